@@ -1,0 +1,220 @@
+"""GGUF files to ordinary folders: transformers dequantises them; what it gets wrong or leaves out is mended here."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from fuselm import fingerprints, manifest
+from fuselm.errors import first_line
+
+if TYPE_CHECKING:
+    import gguf
+    import torch
+    import transformers
+
+CONVERSION = 1  # raise it when a GGUF file would be converted into something else
+_log = logging.getLogger("fuselm")
+
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
+# What tokenizer.ggml.pre stands for in llama.cpp:
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+NFC = ("qwen2",)
+
+
+def converted(path: Path) -> Path:
+    """The folder that a GGUF file was converted to, now or earlier. Processes wait for each other."""
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ValueError(f"{path}: not a GGUF file (begins with {magic!r}); needs a model folder or a .gguf file")
+    folder = fingerprints.cache() / "gguf" / f"{fingerprints.sha256(path)[:16]}-{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    reader = _read_gguf(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _log.info("%s: converting to an ordinary folder (once; about a minute)", path)
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            _convert(path, reader, partial)
+            _sync(partial)
+            partial.rename(folder)
+            _sync(folder.parent)
+    return folder
+
+
+def _sync(folder: Path) -> None:
+    """Have what a folder lists, and the list, on the disk."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def _read_gguf(path: Path) -> "gguf.GGUFReader":
+    """The file's metadata and tensors. Raises if it is cut off, or would not come out as the model it is."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # the reader trusts the file: anything can come of a damaged one
+        raise ValueError(f"{path}: GGUF file cut off or damaged ({first_line(error)}); download it again") from error
+    if (_field(reader, "split.count") or 1) > 1:
+        raise ValueError(f"{path}: one part of a split GGUF file; join the parts first (llama-gguf-split --merge)")
+    scaling = _field(reader, f"{_field(reader, 'general.architecture')}.rope.scaling.type")
+    if scaling not in (None, "none") or any(tensor.name.startswith("rope_f") for tensor in reader.tensors):
+        raise ValueError(
+            f"{path}: scaled rotary positions, which transformers loses in GGUF files; use the original model"
+        )
+    if not isinstance(_field(reader, "tokenizer.ggml.tokens"), list):
+        raise ValueError(f"{path}: no tokenizer in this GGUF file (tokenizer.ggml.tokens); use the original model")
+    return reader
+
+
+def _field(reader: "gguf.GGUFReader", key: str) -> Any:
+    return reader.fields[key].contents() if key in reader.fields else None
+
+
+def _convert(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
+    """Write model and tokenizer to `folder`."""
+    try:
+        # alone in a folder, for transformers also reads what lies beside the file
+        with tempfile.TemporaryDirectory() as alone:
+            (Path(alone) / "model.gguf").symlink_to(path.resolve())
+            _convert_model(alone, reader).save_pretrained(folder)
+            _convert_tokenizer(alone, reader, folder)
+    except Exception as error:  # a full disk; an architecture or tokenizer that transformers doesn't know, in many ways
+        raise ValueError(
+            f"{path}: cannot be converted ({first_line(error)}); use the original model's folder"
+        ) from error
+
+
+def _convert_model(alone: str, reader: "gguf.GGUFReader") -> "transformers.PreTrainedModel":
+    import transformers
+
+    dense = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        alone, gguf_file="model.gguf", dtype=_precision(reader), output_loading_info=True, **dense
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{len(info['missing_keys'])} weights are not in the file, the first {min(info['missing_keys'])}"
+        )
+    if not model.config.tie_word_embeddings:
+        _tie_copies(model, {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors})
+    model.config.__dict__.pop("quantization_config", None)  # else it cannot be saved as an ordinary checkpoint
+    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+    model.config._name_or_path = ""
+    return model
+
+
+def _precision(reader: "gguf.GGUFReader") -> "torch.dtype":
+    """bfloat16 holds what a quantised file knows; float16 and float32 files need float32."""
+    import torch
+
+    unquantised = sum(tensor.n_elements for tensor in reader.tensors if tensor.tensor_type.name in ("F16", "F32"))
+    return torch.float32 if unquantised > sum(tensor.n_elements for tensor in reader.tensors) / 2 else torch.bfloat16
+
+
+def _tie_copies(model: "transformers.PreTrainedModel", sizes: dict[str, int]) -> None:
+    """Tie input and output matrix if they are two roundings of one; keep the one that was stored in more bytes."""
+    import torch
+
+    embedding, output = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
+    if embedding.shape != output.shape:
+        return
+    if torch.nn.functional.cosine_similarity(embedding.float(), output.float(), dim=1).mean() < 0.99:
+        return
+    if sizes["output.weight"] > sizes["token_embd.weight"]:
+        embedding.copy_(output)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+
+
+def _convert_tokenizer(alone: str, reader: "gguf.GGUFReader", folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
+    _mend_tokens(pipeline, tokens, _field(reader, "tokenizer.ggml.token_type") or [1] * len(tokens))
+    _mend_splitting(pipeline, _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
+    mended = Tokenizer.from_str(json.dumps(pipeline))
+    if mended.get_vocab_size() > len(tokens):
+        raise ValueError(f"{mended.get_vocab_size()} tokens came of the {len(tokens)} in the file")
+    mended.save(str(folder / "tokenizer.json"), pretty=False)
+    manifest.write_text(
+        folder / "tokenizer_config.json",
+        json.dumps(_tokenizer_settings(reader, tokens), ensure_ascii=False, indent=1),
+    )
+
+
+def _tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> dict[str, Any]:
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    if ids["bos_token"] == ids["pad_token"] and not _field(reader, "tokenizer.ggml.add_bos_token"):
+        ids["bos_token"] = None  # a BOS that only pads is none: Qwen says so, and predicts a fifth worse after it
+    settings = {name: None if i is None else tokens[i] for name, i in ids.items()} | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    template = _field(reader, "tokenizer.chat_template")
+    return settings | ({"chat_template": template} if template else {})
+
+
+def _mend_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -> None:
+    """Filler rows are not tokens; control and user-defined tokens are matched whole in a text; no others are added."""
+    filler = {token for i, token in enumerate(tokens) if types[i] == UNUSED and token == f"[PAD{i}]"}
+    vocabulary = {token: i for token, i in pipeline["model"]["vocab"].items() if token not in filler}
+    named = _named_tokens(vocabulary, tokens, types, {"".join(pair) for pair in pipeline["model"]["merges"]})
+    for i, spelled in named.items():
+        vocabulary[tokens[i]] = vocabulary.pop(spelled)
+    pipeline["model"]["vocab"] = vocabulary
+    added = {token["content"]: token for token in pipeline["added_tokens"]}
+    added = {content: token for content, token in added.items() if vocabulary.get(content) == token["id"]}
+    for i in named:
+        token = added.setdefault(
+            tokens[i], {"content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False}
+        )
+        token |= {"id": i, "normalized": False, "special": types[i] == CONTROL}
+    pipeline["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+
+
+def _named_tokens(vocabulary: dict[str, int], tokens: list[str], types: list[int], merged: set[str]) -> dict[int, str]:
+    """Each id that the file names as a control or user-defined token, and how the vocabulary spells it.
+
+    A byte-level vocabulary spells it as bytes, which a text is never searched for. Left alone are runs of spaces
+    (merges make them; as added tokens they would get ids beyond the last row) and what else merges need.
+    """
+    spelled = {i: token for token, i in vocabulary.items()}
+    return {
+        i: spelled[i]
+        for i, token in enumerate(tokens)
+        if types[i] in (CONTROL, USER_DEFINED) and i in spelled and token.strip(" \u2581")
+        if spelled[i] == token or (len(spelled[i]) > 1 and spelled[i] not in merged)
+    }
+
+
+def _mend_splitting(pipeline: dict[str, Any], model: str | None, splitter: str | None) -> None:
+    """How text is cut before the merges, where transformers forgets what the file says."""
+    if model != "gpt2":
+        return
+    if splitter in SINGLE_DIGITS:
+        bytes_last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        digits = {"type": "Digits", "individual_digits": True}
+        pipeline["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, bytes_last]}
+    elif splitter in NFC:
+        pipeline["normalizer"] = {"type": "NFC"}
+    elif splitter not in (None, "gpt-2", "default", "mpt", "olmo", "jais"):
+        _log.warning("tokenizer.ggml.pre is %r, taken from transformers unchecked: compare its tokens", splitter)

@@ -1,0 +1,131 @@
+"""The stage contract: a stage is a recipe and a function that fills a folder.
+
+`build_once` runs the function in `<folder>.partial` and, once it is done, writes `manifest.json` there and renames the
+folder to its final name. So a folder with its final name is complete, a `.partial` one can be gone on with, and a
+folder that has the recipe's key in its name never has to be overwritten: another recipe is another folder.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # of every folder that fuselm writes; docs/store.md
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a stage's outcome depends on, and nothing else."""
+
+    stage: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> fingerprint
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that differ wherever the outcome may differ."""
+        recipe = {"format": FORMAT, "stage": self.stage, "parameters": self.parameters, "inputs": self.inputs}
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished stage. Raises `ValueError` if there is none, or it is damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: not a finished stage (no manifest.json); run `fuselm run` again") from None
+    except ValueError:
+        raise ValueError(f"{folder}/manifest.json: damaged; delete {folder} and run again") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: written in format {manifest.get('format')}, this fuselm reads {FORMAT}; run the stage again"
+        )
+    return manifest
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
+def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
+    """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Returns whether anything was done.
+
+    `build` is called with whatever an interrupted call left in the partial folder, and goes on from it.
+    Raises `ValueError` when another process is at it.
+    """
+    if is_finished(folder):
+        return False
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        if is_finished(folder):  # another process did it while this one waited to begin
+            return False
+        started = time.perf_counter()
+        counts = build(partial)
+        manifest = {
+            "format": FORMAT,
+            "stage": recipe.stage,
+            "key": recipe.key,
+            "parameters": recipe.parameters,
+            "inputs": recipe.inputs,
+            "counts": counts,
+            "seconds": round(time.perf_counter() - started, 3),
+            "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
+        }
+        write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
+        os.rename(partial, folder)
+        _fsync_folder(folder.parent)
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path`; then fsync it and rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync_folder(path.parent)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _product_files(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "manifest.json"
+    )
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    with open(partial / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{partial}: another fuselm process is working on it; wait for it to end") from None
+        yield
