@@ -1,0 +1,363 @@
+"""Build the quickstart corpus: 72 short documents in each of five domains, from Debian packages.
+
+    python examples/corpus/build.py [quickstart.jsonl]
+
+Downloads the packages of `SOURCES` with `apt-get download` into a temporary folder and reads the files out of them;
+nothing is installed, and nothing is needed beyond Python and Debian's `apt-get` and `dpkg-deb` (run `apt-get update`
+first if the packages are not found). Writes one JSON object a line with `text`, `domain`, `source` (package, version,
+file) and `license`. The same package versions give the same bytes.
+
+A document is 500 to 1400 bytes of neighbouring paragraphs of one page, or one function or class. Word 8-grams that
+occur twice mark copied text: a document is refused when it shares more than `SHARED` of its own with those already
+taken. French and German take different pages, so that no document is the translation of another.
+"""
+
+import ast
+import fnmatch
+import html.parser
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SEED = 20240601
+SMALLEST, LARGEST = 500, 1400  # bytes of a document
+SHARED = 0.02  # share of a document's word 8-grams that may occur in earlier documents
+MISSING = "\ufffd"  # stands for a power, a footnote or words shown by script only; its paragraph is refused
+
+
+class Source(NamedTuple):
+    """Files of one Debian package that give `count` documents of one domain."""
+
+    domain: str
+    package: str
+    count: int
+    license: str
+    files: str  # patterns of paths below usr, separated by spaces
+    skip: str = ""  # likewise; these files are left out
+    pages: slice = slice(None)  # of the sorted paths
+
+
+LIBREOFFICE_SKIP = "*/sbasic/* *main0*.html *menu*.html *license* *00000*"
+HANDBOOK_SKIP = "*/index.html */preface.html */foreword.html *acknowledgments* *derivative*"
+PYTHON_SKIP = "*/test/* */tests/* */idlelib/* */lib2to3/* */encodings/* */pydoc_data/* */distutils/* */turtledemo/*"
+RUST_BOOKS = "book reference nomicon embedded-book edition-guide rustc rustdoc"
+
+SOURCES = (
+    Source("english", "r-cran-janeaustenr", 72, "LicenseRef-public-domain", "lib/R/*/data/Rdata.rdb"),
+    Source("french", "debian-handbook", 40, "CC-BY-SA-3.0", "*/html/fr-FR/*.html", HANDBOOK_SKIP, slice(0, None, 2)),
+    Source("french", "libreoffice-help-fr", 32, "MPL-2.0", "*/text/*.html", LIBREOFFICE_SKIP, slice(0, None, 2)),
+    Source("german", "debian-handbook", 40, "CC-BY-SA-3.0", "*/html/de-DE/*.html", HANDBOOK_SKIP, slice(1, None, 2)),
+    Source("german", "libreoffice-help-de", 32, "MPL-2.0", "*/text/*.html", LIBREOFFICE_SKIP, slice(1, None, 2)),
+    Source("python", "libpython3.11-minimal", 16, "PSF-2.0", "lib/python3.11/*.py", PYTHON_SKIP),
+    Source("python", "libpython3.11-stdlib", 56, "PSF-2.0", "lib/python3.11/*.py", PYTHON_SKIP),
+    Source("technical_english", "postgresql-doc-15", 24, "PostgreSQL", "*/html/*.html", "*release* *biblio* *legal*"),
+    Source(
+        "technical_english",
+        "rust-doc",
+        24,
+        "MIT OR Apache-2.0",
+        " ".join(f"*/html/{book}/*.html" for book in RUST_BOOKS.split()),
+        "*print.html *contributing* *influences*",
+    ),
+    Source(
+        "technical_english",
+        "sqlite3-doc",
+        24,
+        "LicenseRef-public-domain",
+        "*/sqlite3/*.html",
+        "*/releaselog/* *copyright* *changes*",
+    ),
+)
+
+# Frequent words that tell the languages apart: the help pages hold untranslated paragraphs.
+WORDS = {
+    "english": "the of and to is that for with are this be by from it as you can not was her",
+    "french": "le la les un une des du de et est dans pour que qui sur par avec ce au aux en pas ou ne se vous à",
+    "german": "der die das und ist ein eine nicht mit den von für auf werden wird im zu sich oder dem des sie als",
+}
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """The standard output of a command; its last line of complaint becomes a one-line error."""
+    try:
+        return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        raise SystemExit(
+            f"build.py: {command[0]}: not found, needed to read Debian packages; run this on Debian or Ubuntu, "
+            "or use the quickstart.jsonl beside this script"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        complaint = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SystemExit(
+            f"build.py: {command[-1]}: {command[0]} failed ({complaint}); run `apt-get update` and try again"
+        ) from None
+
+
+def read_package(package_file: Path, sources: list[Source]) -> dict[str, bytes]:
+    """The files any of the sources asks for, by their path below usr."""
+    contents = {}
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package_file], stdout=subprocess.PIPE) as unpack,
+        tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            path = member.name.removeprefix("./usr/")
+            if member.isfile() and any(wanted(path, source) for source in sources):
+                contents[path] = archive.extractfile(member).read()
+    return contents
+
+
+def wanted(path: str, source: Source) -> bool:
+    def matches(patterns: str) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns.split())
+
+    return matches(source.files) and not matches(source.skip)
+
+
+# From files to sections: lists of neighbouring paragraphs.
+
+
+HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+NOT_PROSE = {"ul", "ol", "dl", "table", "pre", "blockquote", "nav", "header", "footer", "aside", "img", "object"}
+BLOCKS = HEADINGS | NOT_PROSE | {"p", "div", "section", "li", "td"}
+EMPTY = {"br", "hr", "img", "input", "link", "meta", "wbr", "base", "col", "area"}  # tags that are never closed
+DROPPED = {"script", "style", "sup", "sub", "button", "head"}
+DROPPED_CLASSES = {"url", "sidebar", "navheader", "navfooter", "figure", "note", "tip", "warning", "related", "caption"}
+DROPPED_CLASSES |= {"toc", "embedded", "howtoget", "relatedtopics"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the running paragraphs of an HTML page in `sections`, one for each heading.
+
+    A section ends at the first list, table or listing: what follows it often can't be understood alone.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: list[list[str]] = []
+        self.open: list[tuple[str, str]] = []  # tag and role: "dropped", "paragraph", "ignored" or ""
+        self.words: list[str] | None = None  # of the open paragraph
+        self.ended = False  # the section met something that is not prose
+        self.feed(text)
+        self.close()
+        self.finish()
+
+    def finish(self) -> None:
+        if self.words is not None and self.sections and not self.ended:
+            self.sections[-1].append(" ".join("".join(self.words).split()))
+        self.words = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        classes = set((attributes.get("class") or "").split())
+        dropped = tag in DROPPED or "hidden" in attributes or bool(classes & DROPPED_CLASSES)
+        inside = {role for _, role in self.open}
+        role = "dropped" if dropped else "ignored" if tag in NOT_PROSE else ""
+        if not dropped and "dropped" not in inside:
+            if tag in BLOCKS:
+                self.finish()
+            if tag in HEADINGS and "ignored" not in inside:
+                self.sections.append([])
+                self.ended = False
+            if tag in NOT_PROSE:
+                self.ended = True
+            if (tag == "p" or "para" in classes) and "ignored" not in inside:
+                role, self.words = "paragraph", []
+        if tag == "br":
+            self.handle_data(" ")
+        if tag in ("sup", "sub") or "hidden" in attributes:
+            self.handle_data(MISSING)
+        if tag not in EMPTY:
+            self.open.append((tag, role))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in (name for name, _ in self.open):
+            return
+        while True:
+            name, role = self.open.pop()
+            if role == "paragraph":
+                self.finish()
+            if name == tag:
+                return
+
+    def handle_data(self, data: str) -> None:
+        if self.words is not None and not any(role == "dropped" for _, role in self.open):
+            self.words.append(data)
+
+
+def novel_chapters(database: bytes) -> Iterator[tuple[str, list[str]]]:
+    """Name and paragraphs of each chapter of the novels in an R database of character vectors.
+
+    The database is a row of zlib streams, each behind its length in four bytes. Inside each, R's serialisation writes
+    a character vector as type 16 and a length, then each string as flags, a length and the bytes (all big-endian).
+    """
+    while database:
+        inflate = zlib.decompressobj()
+        data = inflate.decompress(database[4:])
+        database = inflate.unused_data
+        at = data.index(b"\0\0\0\x10") + 8
+        lines = []
+        while at < len(data):
+            length = int.from_bytes(data[at + 4 : at + 8], "big")
+            lines.append(data[at + 8 : at + 8 + length].decode())
+            at += 8 + length
+        paragraphs = [" ".join(paragraph.split()) for paragraph in "\n".join(lines).split("\n\n")]
+        chapters: list[list[str]] = []
+        for paragraph in filter(None, paragraphs):
+            if re.match("(chapter|volume) ", paragraph, re.IGNORECASE):
+                chapters.append([])
+            elif chapters:
+                chapters[-1].append(re.sub(r"\b_|_\b|_(?=\W|$)", "", paragraph))
+        for number, chapter in enumerate(filter(None, chapters), start=1):
+            yield f"{lines[0].strip().title()}, chapter {number}", chapter
+
+
+def python_sections(code: str) -> list[list[str]]:
+    """Functions, classes and methods with their decorators, one a section; none of a file with terms of its own."""
+    if "copyright" in code.lower():
+        return []
+    lines = code.splitlines()
+    top = [node for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    methods = [
+        method for node in top if isinstance(node, ast.ClassDef) for method in node.body
+        if isinstance(method, ast.FunctionDef)
+    ]  # fmt: skip
+    sections = []
+    for node in [*top, *methods]:
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        text = textwrap.dedent("\n".join(line.rstrip() for line in lines[first - 1 : node.end_lineno]))
+        if not text.startswith(" "):  # a string's line at the left margin keeps a method from moving there
+            sections.append([text])
+    return sections
+
+
+# From sections to documents.
+
+
+def is_prose(paragraph: str, language: str) -> bool:
+    """Whether a paragraph is made of whole sentences of the language and free of markup and link debris."""
+    words = re.findall(r"\w+", paragraph.lower())
+    share = {
+        name: sum(word in frequent.split() for word in words) / max(len(words), 1) for name, frequent in WORDS.items()
+    }
+    debris = r"</?\w|&#?\w+;|https?:|\(\s*\)|\[\s*\]|\s[.,](\s|$)|\.\.\.|[\uFFFD|{}→_]|FIXME|TODO"
+    return (
+        len(words) >= 8
+        and share[language] >= 0.15
+        and share[language] >= 2.5 * max(value for name, value in share.items() if name != language)
+        and re.match(r"[\"'“«„‘]?\s?[A-ZÀ-ÖØ-Þ]", paragraph) is not None
+        and re.search(r"[.!?…][\"'”»“’)]*$", paragraph) is not None
+        and not re.search(debris, paragraph)
+        and not any(unicodedata.category(character) in ("Cc", "Cf", "Co", "Cn") for character in paragraph)
+    )
+
+
+def cut(section: list[str], language: str | None, chance: random.Random) -> Iterator[str]:
+    """Documents of the wanted size, from neighbouring paragraphs of a section; `language` None is for code."""
+    taken: list[str] = []
+    least = chance.randint(SMALLEST, 1100)
+    for paragraph in section:
+        if language and not is_prose(paragraph, language):
+            taken = []
+            continue
+        taken.append(unicodedata.normalize("NFC", paragraph))
+        text = "\n\n".join(taken)
+        size = len(text.encode())
+        if size > LARGEST:
+            taken = []
+        elif size >= least:
+            yield text
+            taken, least = [], chance.randint(SMALLEST, 1100)
+    text = "\n\n".join(taken)
+    if SMALLEST <= len(text.encode()) <= LARGEST:
+        yield text
+
+
+def eight_grams(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return [tuple(words[i : i + 8]) for i in range(len(words) - 7)]
+
+
+def file_documents(path: str, content: bytes, source: Source) -> dict[str, list[str]]:
+    """The documents of a file by the name of their place: the path below usr, or a novel's chapter."""
+    chance = random.Random(f"{SEED} {source.domain} {path}")
+    language = {"technical_english": "english", "python": None}.get(source.domain, source.domain)
+    if path.endswith(".rdb"):
+        places = {chapter: [paragraphs] for chapter, paragraphs in novel_chapters(content)}
+    elif path.endswith(".py"):
+        places = {path: python_sections(content.decode())}
+    else:
+        places = {path: Page(content.decode()).sections}
+    return {
+        place: [text for section in sections for text in cut(section, language, chance)]
+        for place, sections in places.items()
+    }
+
+
+def choose(
+    places: dict[str, list[str]], count: int, seen: set[tuple[str, ...]], chance: random.Random
+) -> Iterator[tuple[str, str]]:
+    """`count` documents with their places, in turn from every place; adds their 8-grams to `seen`."""
+    waiting = {place: chance.sample(texts, len(texts)) for place, texts in sorted(places.items()) if texts}
+    while count and waiting:
+        for place in chance.sample(sorted(waiting), len(waiting)):
+            text = waiting[place].pop()
+            if not waiting[place]:
+                del waiting[place]
+            grams = eight_grams(text)
+            repeated = sum(gram in seen for gram in grams) + len(grams) - len(set(grams))
+            if repeated <= SHARED * len(grams):
+                seen.update(grams)
+                yield place, text
+                count -= 1
+            if not count:
+                return
+    if count:
+        raise SystemExit(f"build.py: {count} documents are missing; the packages have changed, lower a `count`")
+
+
+def build(sources: Iterable[Source]) -> list[dict[str, str]]:
+    """The corpus's rows, sorted by domain and source."""
+    packages: dict[str, list[Source]] = {}
+    for source in sources:
+        packages.setdefault(source.package, []).append(source)
+    rows, seen = [], set()
+    for package, of_package in packages.items():
+        with tempfile.TemporaryDirectory() as folder:
+            run("apt-get", "download", package, cwd=Path(folder))
+            package_file = next(Path(folder).glob("*.deb"))
+            version = run("dpkg-deb", "-f", package_file, "Version").strip()
+            contents = read_package(package_file, of_package)
+        for source in of_package:
+            places: dict[str, list[str]] = {}
+            for path in sorted(path for path in contents if wanted(path, source))[source.pages]:
+                places |= file_documents(path, contents[path], source)
+            for place, text in choose(places, source.count, seen, random.Random(f"{SEED} {source.domain}")):
+                origin = f"{package} {version}: {place}"
+                rows.append({"text": text, "domain": source.domain, "source": origin, "license": source.license})
+    return sorted(rows, key=lambda row: (row["domain"], row["source"], row["text"]))
+
+
+def main(output: Path) -> None:
+    rows = build(SOURCES)
+    temporary = output.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, output)
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        sizes = [len(row["text"].encode()) for row in rows if row["domain"] == domain]
+        print(f"{domain}: {len(sizes)} documents, {sum(sizes):,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("quickstart.jsonl"))
