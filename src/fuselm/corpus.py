@@ -1,0 +1,187 @@
+"""Text into documents: read, split per domain into train, dev and held-out, cut to what every model can read.
+
+A document is drawn whole into one split. One too long for a model is then cut into pieces, the same for all models, at
+the last paragraph, line, sentence, word or else character that fits; joined again, the pieces are the document.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fuselm import manifest
+from fuselm.vocabulary import Vocabulary
+
+SPLITS = ("train", "dev", "heldout")
+FILE = "documents.jsonl"
+RESERVED = ("average", "step")  # columns of results
+_BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A piece of text that every model reads whole. Pieces of one document have one `origin`."""
+
+    id: str
+    origin: str
+    domain: str
+    split: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A model, as far as it limits the length of documents."""
+
+    name: str
+    vocabulary: Vocabulary
+    max_tokens: int
+
+
+def prepare(
+    files: Sequence[Path],
+    out: Path,
+    *,
+    readers: Sequence[Reader],
+    max_bytes: int,
+    dev: float,
+    heldout: float,
+    seed: int,
+) -> dict:
+    """Write `documents.jsonl` to `out`; return what was counted.
+
+    `dev` and `heldout` are shares of each domain's documents. Raises `ValueError` on files that can't be read, or a
+    domain too small to hold out from.
+    """
+    rows = [row for file in files for row in read_texts(file)]
+    kept = [(domain, text) for domain, text in rows if text.strip()]
+    if any(domain in RESERVED for domain, _ in kept):
+        raise ValueError(f"corpus: a domain is named one of {', '.join(RESERVED)}, which results use; rename it")
+    if not kept:
+        raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
+    documents = list(cut_to_fit(_split(kept, dev=dev, heldout=heldout, seed=seed), readers, max_bytes))
+    lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
+    manifest.write_text(out / FILE, "".join(lines))
+    return {
+        "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
+        "empty": len(rows) - len(kept),
+        "cut": len(documents) - len(kept),
+        "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},
+        "tokens": {
+            r.name: {s: sum(r.vocabulary.count_tokens([d.text for d in documents if d.split == s])) for s in SPLITS}
+            for r in readers
+        },
+    }
+
+
+def read_documents(folder: Path, split: str | None = None) -> list[Document]:
+    """The documents that `prepare` wrote, of one split or all."""
+    with open(folder / FILE, encoding="utf-8") as file:
+        documents = [Document(**json.loads(line)) for line in file]
+    return [d for d in documents if split in (None, d.split)]
+
+
+def read_texts(file: Path) -> Iterator[tuple[str, str]]:
+    """Domain and text of each document: JSON lines with `text` and maybe `domain`, or one plain-text document.
+
+    Without a `domain`, the file's name is the domain. Raises `ValueError`, with the line, on what is neither.
+    """
+    try:
+        content = file.read_bytes().decode()  # line ends as they are
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{file}: is a folder; name its files") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: not UTF-8 (byte {error.start} is {error.object[error.start]:#x}); convert it"
+        ) from None
+    if file.suffix not in (".jsonl", ".json", ".ndjson"):
+        yield file.stem, content
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: not JSON ({error}); one object a line is needed") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise ValueError(f"{file}:{number}: no 'text' string; each line needs one, and may have a 'domain'")
+        if any("\ud800" <= c <= "\udfff" for c in row["text"]):
+            raise ValueError(f"{file}:{number}: 'text' has half of a surrogate pair, which is no text; mend or drop it")
+        yield str(row.get("domain", file.stem)), row["text"]
+
+
+def _split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
+    """Draw each domain's dev and held-out documents, at least one of each; keep the order of the files."""
+    members: dict[str, list[int]] = {}
+    for i, (domain, _) in enumerate(texts):
+        members.setdefault(domain, []).append(i)
+    split = ["train"] * len(texts)
+    for domain, indices in members.items():
+        dev_count, heldout_count = (max(1, round(share * len(indices))) for share in (dev, heldout))
+        if len(indices) < dev_count + heldout_count + 1:
+            raise ValueError(
+                f"corpus: domain '{domain}' has {len(indices)} documents, too few to hold some out; "
+                "it needs 3 or more, and dev and heldout shares that leave some to train on"
+            )
+        drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
+        for i in drawn[:dev_count]:
+            split[i] = "dev"
+        for i in drawn[dev_count:]:
+            split[i] = "heldout"
+    for i, (domain, text) in enumerate(texts):
+        yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=domain, split=split[i], text=text)
+
+
+def cut_to_fit(
+    documents: Iterable[Document], readers: Sequence[Reader], max_bytes: int | None = None
+) -> Iterator[Document]:
+    """The documents, those in pieces that are longer than `max_bytes` or than a reader can take."""
+    limits = [_fits(reader) for reader in readers]
+    if max_bytes is not None:
+        limits.insert(0, lambda text: len(text.encode()) <= max_bytes)
+    for document in documents:
+        pieces = list(_cut(document.text, lambda text: all(fits(text) for fits in limits)))
+        if len(pieces) == 1:
+            yield document
+            continue
+        for n, piece in enumerate(pieces):
+            yield Document(
+                id=f"{document.id}.{n}",
+                origin=document.origin,
+                domain=document.domain,
+                split=document.split,
+                text=piece,
+            )
+
+
+def _fits(reader: Reader) -> Callable[[str], bool]:
+    return lambda text: reader.vocabulary.count_tokens([text])[0] + 1 <= reader.max_tokens  # one for the context token
+
+
+def _cut(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
+    """Pieces of `text` that fit: each as long as it may be, cut at the coarsest border in its second half."""
+    while not fits(text):
+        low, high = 1, len(text)  # the longest prefix that fits is in [low, high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(text[:middle]) else (low, middle)
+        end = _last_border(text, low)
+        if end == 1 and not fits(text[:1]):
+            raise ValueError(f"corpus: max_bytes or a model's context is too small for the one character {text[:1]!r}")
+        yield text[:end]
+        text = text[end:]
+    yield text
+
+
+def _last_border(text: str, limit: int) -> int:
+    for border in _BORDERS:
+        ends = [m.end() for m in border.finditer(text, limit // 2, limit)]
+        if ends:
+            return ends[-1]
+    return limit
