@@ -1,0 +1,154 @@
+"""Traces on disk: what capture, align and fuse write, and all later stages read. docs/store.md has every field.
+
+A store is a folder of Parquet files, a row (and a row group) a document, and the manifest of the stage that wrote it.
+A part file is written whole or not at all, so an interrupted stage goes on after its last part.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm import manifest
+from fuselm.distributions import Distributions
+from fuselm.errors import first_line
+
+SCHEMA = pa.schema(
+    [
+        ("document", pa.string()),
+        ("bytes", pa.int32()),
+        ("nats", pa.float64()),
+        ("tokens", pa.list_(pa.int32())),
+        ("starts", pa.list_(pa.int32())),
+        ("gold", pa.list_(pa.float32())),
+        ("tail", pa.list_(pa.float32())),
+        ("counts", pa.list_(pa.int32())),
+        ("ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("weights", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One document's tokens, with a distribution for each.
+
+    `nats` is the cross-entropy of the whole document under the source, in its own vocabulary: alignment keeps it.
+    `weights` is how much each source gave to each token's distribution; no columns before fusion.
+    """
+
+    document: str
+    size: int  # bytes of text
+    nats: float
+    tokens: Int[ndarray, "tokens"]
+    starts: Int[ndarray, "tokens"]  # bytes; -1 for a space that the tokenizer put before the text
+    distributions: Distributions
+    weights: Float[ndarray, "tokens sources"]
+
+
+def write_part(folder: Path, number: int, traces: Iterable[Trace]) -> None:
+    """Write `part-<number>.parquet`, whole or not at all."""
+    columns = [_to_row(trace) for trace in traces]
+    table = pa.Table.from_pylist(columns, schema=SCHEMA)
+    manifest.write_bytes(
+        part_path(folder, number),
+        lambda path: pq.write_table(table, path, compression="zstd", row_group_size=1, write_page_checksum=True),
+    )
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
+
+
+class Store:
+    """A finished store, read a document at a time.
+
+    Raises `ValueError` if the folder is no store or the store is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = manifest.read(folder)
+        self._files: list[tuple[Path, pq.ParquetFile]] = []
+        self._place: dict[str, tuple[int, int]] = {}
+        for path in sorted(folder.glob("part-*.parquet")):
+            try:
+                file = pq.ParquetFile(path, page_checksum_verification=True)
+                documents = file.read(columns=["document"]).column(0).to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ValueError(
+                    f"{path}: not a readable Parquet file ({first_line(error)}); delete {folder} and run again"
+                ) from None
+            self._place.update({document: (len(self._files), row) for row, document in enumerate(documents)})
+            self._files.append((path, file))
+
+    @property
+    def documents(self) -> list[str]:
+        return sorted(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __iter__(self) -> Iterator[Trace]:
+        return map(self.read, self.documents)
+
+    def __contains__(self, document: str) -> bool:
+        return document in self._place
+
+    def read(self, document: str) -> Trace:
+        """Raises `KeyError` for a document that isn't there, `ValueError` for one that is damaged."""
+        number, row = self._place[document]
+        path, file = self._files[number]
+        try:
+            return _from_row(file.read_row_group(row))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{path}: document {document} is damaged ({first_line(error)}); delete {self.folder} and run again"
+            ) from None
+
+
+def _to_row(trace: Trace) -> dict:
+    d = trace.distributions
+    return {
+        "document": trace.document,
+        "bytes": trace.size,
+        "nats": trace.nats,
+        "tokens": trace.tokens,
+        "starts": trace.starts,
+        "gold": d.gold,
+        "tail": d.tail,
+        "counts": d.counts.astype(np.int32),
+        "ids": d.ids,
+        "logprobs": d.logprobs,
+        "weights": trace.weights.ravel(),
+    }
+
+
+def _from_row(table: pa.Table) -> Trace:
+    def array(name: str) -> ndarray:
+        return table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
+
+    tokens = array("tokens")
+    distributions = Distributions(
+        offsets=np.append(0, np.cumsum(array("counts"))).astype(np.int64),
+        ids=array("ids"),
+        logprobs=array("logprobs"),
+        gold=array("gold"),
+        tail=array("tail"),
+    )
+    weights = array("weights")
+    return Trace(
+        document=table.column("document")[0].as_py(),
+        size=table.column("bytes")[0].as_py(),
+        nats=table.column("nats")[0].as_py(),
+        tokens=tokens,
+        starts=array("starts"),
+        distributions=distributions,
+        weights=weights.reshape(len(tokens), -1) if len(tokens) else np.zeros((0, 0), np.float32),
+    )
