@@ -1,0 +1,106 @@
+"""A causal language model over whole documents: batches in, hidden states out, and the layer that makes logits of them.
+
+Row i of a document is predicted from the context token and tokens 0 to i-1, so no token goes unpredicted (DESIGN.md
+section 3). Logits are made of a chunk of rows at a time, never of a whole batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputLayer:
+    """logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap), without the parts that are None.
+
+    `weight` is None where a model's logits are no such function of its last hidden states: then `hidden` is logits.
+    """
+
+    weight: Float[Tensor, "vocab hidden"] | None
+    bias: Float[Tensor, "vocab"] | None
+    scale: float
+    soft_cap: float | None
+
+    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+        """In float32, by a matrix product in the weights' precision."""
+        if self.weight is None:
+            return hidden.float()
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.soft_cap is not None:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+        return logits
+
+
+def output_layer(model: PreTrainedModel) -> OutputLayer:
+    """How `model` makes logits of the hidden states that `hidden_states` gives; checked on two tokens."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
+    if not isinstance(head, torch.nn.Linear):
+        return through_logits
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    layer = OutputLayer(
+        weight=head.weight,
+        bias=head.bias,
+        scale=(getattr(config, "logit_scale", None) or 1.0) / divisor,
+        soft_cap=getattr(config, "final_logit_softcapping", None),
+    )
+    with torch.inference_mode():
+        probe = torch.arange(2, device=model.device)[None]
+        expected = model(input_ids=probe, use_cache=False).logits[0].float()
+        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
+        if hidden.shape[-1] != head.in_features:
+            return through_logits
+        same = torch.allclose(layer.logits(hidden), expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+    return layer if same else through_logits
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    layer: OutputLayer,
+    inputs: Int[Tensor, "batch length"],
+    mask: Int[Tensor, "batch length"],
+) -> Float[Tensor, "batch length hidden"]:
+    """The last hidden states; or the logits, where `layer` says so."""
+    if layer.weight is None:
+        return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+    return model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def chunks(rows: int, vocab: int) -> Iterator[slice]:
+    """Slices of `rows` whose logits stay within `LOGITS_PER_CHUNK`."""
+    size = max(LOGITS_PER_CHUNK // vocab, 1)
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
+
+
+def pad(
+    token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]], context_token: int, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+    """Model inputs (context token first, last token left out), padded on the right, and their mask."""
+    length = max(map(len, token_ids), default=0)
+    inputs = torch.full((len(token_ids), length), context_token, dtype=torch.long)
+    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
+    for row, ids in enumerate(token_ids):
+        inputs[row, 1 : len(ids)] = torch.as_tensor(ids[:-1], dtype=torch.long)
+        mask[row, : len(ids)] = 1
+    return inputs.to(device), mask.to(device)
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of like length, longest first, each at most `batch_tokens` with its padding (or one item)."""
+    result: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if result and (len(result[-1]) + 1) * lengths[result[-1][0]] <= batch_tokens:
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
