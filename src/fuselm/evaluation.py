@@ -1,0 +1,137 @@
+"""Bits per byte of held-out text, with bootstrap intervals over documents. DESIGN.md sections 3 and 7.
+
+A model's score of a domain is its bits over the bytes of all its documents; the average is the plain mean of domains.
+Intervals resample documents within each domain; a difference of two models resamples the same documents for both.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from fuselm.corpus import Document
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A model's bits on one document."""
+
+    document: str
+    domain: str
+    bits: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A value and its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def score(
+    model,
+    layer,
+    vocabulary,
+    context_token: int,
+    documents: Sequence[Document],
+    *,
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[Score]:
+    """The bits a model gives to each document, its pieces added up. `advance` hears of tokens done.
+
+    Needs a `transformers` causal LM and its `forward.OutputLayer`. Raises `ValueError` where the model gives NaN.
+    """
+    import torch
+
+    from fuselm import forward
+    from fuselm.objective import fusion_loss
+
+    segmentations = [vocabulary.segment(d.text) for d in documents]
+    bits: dict[str, float] = {}
+    with torch.inference_mode():
+        for batch in forward.batches([len(s.ids) for s in segmentations], batch_tokens):
+            inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, model.device)
+            hidden = forward.hidden_states(model, layer, inputs, mask)
+            for row, i in enumerate(batch):
+                ids = torch.as_tensor(segmentations[i].ids, dtype=torch.long, device=hidden.device)
+                nats = float(fusion_loss(hidden[row, : len(ids)], layer, ids, None, 1.0).clm)
+                if math.isnan(nats):
+                    raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
+                bits[documents[i].origin] = bits.get(documents[i].origin, 0.0) + nats / math.log(2)
+            advance(sum(len(segmentations[i].ids) for i in batch))
+    sizes: dict[str, int] = {}
+    domains: dict[str, str] = {}
+    for d in documents:
+        sizes[d.origin] = sizes.get(d.origin, 0) + len(d.text.encode())
+        domains[d.origin] = d.domain
+    return [Score(document=o, domain=domains[o], bits=bits[o], bytes=n) for o, n in sizes.items()]
+
+
+def bits_per_byte(scores: Sequence[Score]) -> dict[str, float]:
+    """Of each domain, and their mean under `average`."""
+    domains = {d: [s for s in scores if s.domain == d] for d in sorted({s.domain for s in scores})}
+    values = {d: sum(s.bits for s in ss) / sum(s.bytes for s in ss) for d, ss in domains.items()}
+    return values | {"average": sum(values.values()) / len(values)}
+
+
+class Bootstrap:
+    """Resamples of the documents, the same for every model and difference that is asked for."""
+
+    def __init__(self, documents: Sequence[Score], *, resamples: int = RESAMPLES, seed: int = 0):
+        self.order = sorted({(s.domain, s.document) for s in documents})
+        self.domains = sorted({domain for domain, _ in self.order})
+        self._resamples = resamples
+        self._seed = seed
+
+    def intervals(self, *scores: Sequence[Score]) -> dict[str, Interval]:
+        """Of one model's bits per byte by domain and `average`; given two models, of the first minus the second."""
+        value, samples = self._all(scores[0])
+        for other in scores[1:]:
+            other_value, other_samples = self._all(other)
+            value, samples = value - other_value, samples - other_samples
+        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        names = [*self.domains, "average"]
+        return {
+            n: Interval(value=v, low=lo, high=hi)
+            for n, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
+        }
+
+    def _all(self, scores: Sequence[Score]) -> tuple[Float[ndarray, "columns"], Float[ndarray, "resamples columns"]]:
+        """Bits per byte of each domain and the average: of the documents, and of each resample of them."""
+        of = {(s.domain, s.document): s for s in scores}
+        values, samples = [], []
+        for n, domain in enumerate(self.domains):
+            members = [of[key] for key in self.order if key[0] == domain]
+            bits = np.array([s.bits for s in members])
+            sizes = np.array([s.bytes for s in members], np.float64)
+            values.append(bits.sum() / sizes.sum())
+            drawn = np.random.default_rng([self._seed, n]).multinomial(
+                len(members), np.full(len(members), 1 / len(members)), size=self._resamples
+            )
+            samples.append(drawn @ bits / (drawn @ sizes))
+        columns, table = np.array(values), np.stack(samples, axis=1)
+        return np.append(columns, columns.mean()), np.column_stack([table, table.mean(axis=1)])
+
+
+def summarize(scores: Mapping[str, Sequence[Score]], pairs: Sequence[tuple[str, str]]) -> dict:
+    """The machine-readable result: every model's intervals, and those of the differences named in `pairs`."""
+    bootstrap = Bootstrap(next(iter(scores.values())))
+
+    def row(intervals: Mapping[str, Interval], key: str) -> dict:
+        cells = {n: {key: i.value, "low": i.low, "high": i.high} for n, i in intervals.items()}
+        return {"domains": {n: c for n, c in cells.items() if n != "average"}, "average": cells["average"]}
+
+    return {
+        "models": {name: row(bootstrap.intervals(s), "bits_per_byte") for name, s in scores.items()},
+        "differences": {f"{a}-{b}": row(bootstrap.intervals(scores[a], scores[b]), "value") for a, b in pairs},
+    }
