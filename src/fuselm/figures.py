@@ -1,0 +1,232 @@
+"""Figures of the report: pure functions of data to SVG text.
+
+Colours are not here: a mark has a style, a class of the page's style sheet that sets `--c` for light and dark. All text
+that comes from outside is escaped.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH = 1040
+POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training
+Point = tuple[float, float]
+Scale = Callable[[float], float]  # from data to pixels
+
+_TEXT = 7.8  # pixels that a character takes at most, for margins
+_LABEL = 30  # characters of a label; the rest is in its tooltip
+_DOTS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A value with its interval."""
+
+    label: str
+    style: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Points in order of x, each with a dot if they are few and `dots`; `ring` is the one to mark."""
+
+    label: str
+    style: str
+    points: Sequence[Point]
+    ring: Point | None = None
+    dots: bool = False
+
+
+def intervals(
+    groups: Mapping[str, Sequence[Mark]],
+    *,
+    axis: str,
+    number: Callable[[float], str],
+    zero: bool = False,
+    width: int = WIDTH,
+) -> str:
+    """Dots with whiskers, a row each, under the name of their group; with a line at zero where that means something."""
+    marks = [m for group in groups.values() for m in group]
+    single = all(len(group) == 1 for group in groups.values())
+    row, gap = (30.0, 0.0) if single else (17.0, 14.0)
+    name_width = _width_of(groups) + 14
+    left = name_width + (0 if single else _width_of(m.label for m in marks) + 14)
+    right = width - _width_of(number(m.value) for m in marks) - 22
+    extent = [x for m in marks for x in (m.low, m.high, m.value)] + [0.0] * zero
+    scale, ticks = _scale(min(extent), max(extent), left, right, count=max(2, int((right - left) / 70)))
+    height = sum(len(group) * row + gap for group in groups.values()) + 8
+    out = [_grid(ticks, scale, height)]
+    if zero:
+        out.append(f'<line class="zero" x1="{scale(0.0):.1f}" x2="{scale(0.0):.1f}" y1="0" y2="{height:.0f}"/>')
+    y = 4.0
+    for name, group in groups.items():
+        if y > 4 and not single:
+            out.append(f'<line class="rule" x1="0" x2="{width}" y1="{y - 1:.1f}" y2="{y - 1:.1f}"/>')
+        y += gap / 2
+        out.append(_label(name, 0.0, y + row / 2 + 4, "group"))
+        for mark in group:
+            middle = y + row / 2
+            out.append(f'<g class="{mark.style}">')
+            out.append(f"<title>{escape(f'{name}, {mark.label}: {number(mark.value)}')}, ")
+            out.append(f"95% interval {number(mark.low)} to {number(mark.high)}</title>")
+            if not single:
+                out.append(_label(mark.label, left - 14, middle + 4, "end"))
+            out.append(f'<path class="whisker" d="M{scale(mark.low):.1f} {middle:.1f}H{scale(mark.high):.1f}"/>')
+            out.append(f'<circle class="dot" cx="{scale(mark.value):.1f}" cy="{middle:.1f}" r="4.5"/>')
+            out.append(f'<text class="number" x="{width}" y="{middle + 4:.1f}">{number(mark.value)}</text></g>')
+            y += row
+        y += gap / 2
+    out.append(_tick_labels(ticks, scale, height + 16))
+    out.append(f'<text class="axis" x="{(left + right) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
+    return _svg("".join(out), float(width), height + 42)
+
+
+def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:
+    """Lines over a common x, a panel a title; empty where there are no points."""
+    xs = [x for lines in panels.values() for line in lines for x, _ in line.points]
+    if not xs:
+        return ""
+    columns = min(columns, len(panels))
+    gap, top, height = 30.0, 30.0, 150.0 if columns > 2 else 180.0
+    width = (WIDTH - gap * (columns - 1)) / columns
+    tall = top + height + 46
+    out = []
+    for n, (title, lines) in enumerate(panels.items()):
+        ys = [y for line in lines for _, y in line.points]
+        if not ys:
+            continue
+        out.append(f'<g transform="translate({n % columns * (width + gap):.1f} {n // columns * tall:.0f})">')
+        out.append(_label(title, 0.0, 14.0, "group", int(width / _TEXT)))
+        down, ticks = _scale(min(ys), max(ys), top + height, top, count=4)
+        left = _width_of(_tick(t, ticks) for t in ticks) + 10
+        across, steps = _scale(min(xs), max(xs), left, width - 8, count=5, pad=0.0)
+        for t in ticks:
+            out.append(f'<path class="grid" d="M{left:.1f} {down(t):.1f}H{width:.1f}"/>')
+            out.append(f'<text class="tick end" x="{left - 8:.1f}" y="{down(t) + 4:.1f}">{_tick(t, ticks)}</text>')
+        out.append(_tick_labels(steps, across, top + height + 16))
+        out.append(f'<text class="axis" x="{(left + width) / 2:.1f}" y="{top + height + 33:.0f}">{escape(axis)}</text>')
+        for line in lines:
+            out.append(f'<g class="{line.style}"><title>{escape(line.label)}</title>')
+            points = thin(line.points)
+            out.append(_path(points, across, down))
+            if line.dots and len(points) <= _DOTS:
+                out.extend(_dot(line.label, axis, p, across, down, "dot", 2.5) for p in points)
+            if line.ring:
+                out.append(_dot(line.label, axis, line.ring, across, down, "ring", 5.0))
+            out.append("</g>")
+        out.append("</g>")
+    return _svg("".join(out), float(WIDTH), tall * math.ceil(len(panels) / columns))
+
+
+def shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -> str:
+    """A bar of length 1 a row, stacked from the parts in the order of `styles`; what is missing to 1 stays pale."""
+    row, left = 34.0, _width_of(rows) + 14
+    span = WIDTH - left
+    out = []
+    for n, (name, parts) in enumerate(rows.items()):
+        y, x = n * row + 4, left
+        out.append(_label(name, 0.0, y + 17, "group"))
+        out.append(f'<rect class="rest" x="{left:.1f}" y="{y}" width="{span:.1f}" height="24" rx="3"/>')
+        for label, style in styles.items():
+            share = parts.get(label, 0.0)
+            if share <= 0:
+                continue
+            out.append(f'<g class="{style}"><title>{escape(f"{name}, {label}: {share:.1%} of tokens")}</title>')
+            length = max(share * span - 1.5, 0.5)  # a gap between parts
+            out.append(f'<rect class="bar" x="{x:.1f}" y="{y}" width="{length:.1f}" height="24" rx="3"/>')
+            if share > 0.045:
+                out.append(f'<text class="inside" x="{x + share * span / 2:.1f}" y="{y + 16.5}">{share:.0%}</text>')
+            out.append("</g>")
+            x += share * span
+    return _svg("".join(out), float(WIDTH), len(rows) * row + 4)
+
+
+def bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
+    """A bar a row, from 0, its number behind it."""
+    row, left = 24.0, _width_of(rows) + 14
+    span = WIDTH - left - _width_of(number(v) for v in rows.values()) - 12
+    longest = max(rows.values(), default=0.0) or 1.0
+    out = []
+    for n, (name, value) in enumerate(rows.items()):
+        y, end = n * row, left + max(value / longest * span, 1.5)
+        out.append(_label(name, 0.0, y + 16, ""))
+        out.append(f'<rect class="time" x="{left:.1f}" y="{y + 5}" width="{end - left:.1f}" height="14" rx="3"/>')
+        out.append(f'<text class="tick" x="{end + 8:.1f}" y="{y + 16}">{escape(number(value))}</text>')
+    return _svg("".join(out), float(WIDTH), len(rows) * row + 2)
+
+
+def thin(points: Sequence[Point], most: int = POINTS) -> list[Point]:
+    """At most `most` points: means of runs of equal length."""
+    run = max(1, math.ceil(len(points) / most))
+    runs = [points[i : i + run] for i in range(0, len(points), run)]
+    return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
+
+
+def smooth(points: Sequence[Point], share: float = 0.12) -> list[Point]:
+    """Centred moving means over `share` of the points, less at both ends."""
+    reach = int(len(points) * share / 2)
+    out = []
+    for i, (x, _) in enumerate(points):
+        side = min(reach, i, len(points) - 1 - i)
+        near = [y for _, y in points[i - side : i + side + 1]]
+        out.append((x, sum(near) / len(near)))
+    return out
+
+
+def _scale(
+    low: float, high: float, begin: float, end: float, *, count: int, pad: float = 0.04
+) -> tuple[Scale, list[float]]:
+    """From data to pixels, and round ticks within the data's extent."""
+    if high <= low:
+        low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
+    margin = (high - low) * pad
+    low, high = low - margin, high + margin
+    wanted = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = min((power * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / wanted)))
+    ticks = [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return lambda x: begin + (x - low) / (high - low) * (end - begin), ticks
+
+
+def _grid(ticks: Sequence[float], scale: Scale, height: float) -> str:
+    return "".join(f'<path class="grid" d="M{scale(t):.1f} 0V{height:.0f}"/>' for t in ticks)
+
+
+def _tick_labels(ticks: Sequence[float], scale: Scale, y: float) -> str:
+    return "".join(f'<text class="tick middle" x="{scale(t):.1f}" y="{y:.0f}">{_tick(t, ticks)}</text>' for t in ticks)
+
+
+def _tick(value: float, ticks: Sequence[float]) -> str:
+    """With as many decimals as the ticks need to differ."""
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
+
+
+def _path(points: Sequence[Point], across: Scale, down: Scale) -> str:
+    return f'<path class="line" d="M{"L".join(f"{across(x):.1f} {down(y):.1f}" for x, y in points)}"/>'
+
+
+def _dot(label: str, axis: str, point: Point, across: Scale, down: Scale, style: str, radius: float) -> str:
+    x, y = point
+    tooltip = f"<title>{escape(f'{label}, {axis} {x:g}: {y:.4f}')}</title>"
+    return f'<circle class="{style}" cx="{across(x):.1f}" cy="{down(y):.1f}" r="{radius}">{tooltip}</circle>'
+
+
+def _label(text: str, x: float, y: float, style: str, most: int = _LABEL) -> str:
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    tooltip = f"<title>{escape(text)}</title>" if shown != text else ""
+    return f'<text class="label {style}" x="{x:.1f}" y="{y:.1f}">{escape(shown)}{tooltip}</text>'
+
+
+def _width_of(labels: Iterable[str]) -> float:
+    return max((min(len(label), _LABEL) for label in labels), default=0) * _TEXT
+
+
+def _svg(content: str, width: float, height: float) -> str:
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img">{content}</svg>'

@@ -1,0 +1,330 @@
+"""A run's results: `summary.json`, one self-contained HTML page, the model card, and the table on the terminal.
+
+Everything shown is in `summary.json`, but for the training curves. Only its `stages`, the seconds, differ between two
+runs of the same thing.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import metadata, resources
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from fuselm import config, figures, manifest
+from fuselm.evaluation import Score, summarize
+
+VERSION = 1
+TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them
+SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin again
+
+
+def write(out: Path, run: config.Run, folders: dict) -> dict:
+    """Write `summary.json`, `report.html` and the model card `README.md` from the folders of all stages."""
+    summary = summarize_run(run, folders)
+    histories = {m: json.loads((path / "history.json").read_text()) for m, path in folders["train"].items()}
+    manifest.write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    manifest.write_text(out / "report.html", page(summary, histories))
+    manifest.write_text(out / "README.md", card(summary))
+    return {"models": len(summary["models"]), "heldout": sum(d["documents"] for d in summary["heldout"].values())}
+
+
+def summarize_run(run: config.Run, folders: dict) -> dict:
+    """Every number of a run. What isn't finite (a fidelity, where a method gave the text no chance) is None."""
+    scores = {
+        name: [Score(**row) for row in json.loads((path / "scores.json").read_text())]
+        for name, path in folders["evaluate"].items()
+    }
+    scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
+    pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
+    fused = manifest.read(folders["fuse"])["counts"]
+    summary = summarize(scores, pairs) | {
+        "heldout": _sizes(scores["base"]),
+        "corpus": manifest.read(folders["corpus"])["counts"],
+        "training": {method: _training(path) for method, path in folders["train"].items()},
+        "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
+        "fusion": {
+            "shares": {d: dict(zip(fused["sources"], values, strict=True)) for d, values in fused["shares"].items()},
+            "bits_per_byte": fused["bits_per_byte"],
+        },
+        "stages": _seconds(folders),
+        "config": run.model_dump(mode="json", exclude={"output"}),
+        "version": metadata.version("fuselm"),
+    }
+    return _finite(summary)
+
+
+def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
+    domains = sorted({s.domain for s in scores})
+    members = {d: [s for s in scores if s.domain == d] for d in domains}
+    return {d: {"documents": len(ss), "bytes": sum(s.bytes for s in ss)} for d, ss in members.items()}
+
+
+def _training(folder: Path) -> dict:
+    record = manifest.read(folder)
+    settings = {n: record["parameters"][n] for n in ("learning_rate", "passes", "lambda_clm", "lambda_final")}
+    return settings | {n: record["counts"][n] for n in ("steps", "best_step", "dev_bits_per_byte", "tokens")}
+
+
+def _seconds(folders: dict) -> dict[str, float]:
+    """Of each folder once: two models that are the same share their scores."""
+    seconds: dict[Path, tuple[str, float]] = {}
+    for stage, paths in folders.items():
+        for name, path in paths.items() if isinstance(paths, dict) else [("", paths)]:
+            seconds.setdefault(path, (f"{stage} {name}".strip(), float(manifest.read(path)["seconds"])))
+    return dict(seconds.values())
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def judge(difference: Mapping[str, float]) -> str:
+    """Of fewer bits per byte: `better` where the interval is below zero, `worse` above, else `level`."""
+    if difference["high"] < 0:
+        return "better"
+    return "worse" if difference["low"] > 0 else "level"
+
+
+def verdict(summary: Mapping) -> str:
+    """What came out, in one sentence."""
+    over_base = [judge(d) for d in summary["differences"]["fused-base"]["domains"].values()]
+    others = [f"{word} on {over_base.count(word)}" for word in ("level", "worse") if word in over_base]
+    average = summary["differences"]["fused-clm"]["average"]
+    return (
+        f"fused is better than base on {over_base.count('better')} of {len(over_base)} domains"
+        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {_signed(average['value'])} "
+        f"[{_signed(average['low'])}, {_signed(average['high'])}] bits per byte on average: {judge(average)}"
+    )
+
+
+def best_source(summary: Mapping) -> str:
+    """The source with the fewest bits per byte on average."""
+    models = summary["models"]
+    return min((n for n in models if n not in TARGETS), key=lambda n: models[n]["average"]["bits_per_byte"])
+
+
+def table(summary: Mapping) -> Table:
+    """Bits per byte of every model and the differences, each above its 95% interval; the verdict below."""
+    models, differences = summary["models"], summary["differences"]
+    domains = list(summary["heldout"])
+    shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left", caption_justify="left")
+    shown.title = Text("bits per byte of held-out text, with 95% intervals; lower is better", style="bold")
+    shown.caption = Text(f"* the best of {', '.join(TARGETS)}\n\n{verdict(summary)}", style="bold")
+    shown.title_style = shown.caption_style = ""
+    shown.add_column("", overflow="fold")
+    for domain in [*domains, "average"]:
+        shown.add_column(Text(domain.replace("_", " ")), justify="right", overflow="fold")
+    for name, row in models.items():
+        cells = []
+        for domain in [*domains, "average"]:
+            cell = _cell(row, domain)
+            best = name in TARGETS and cell["bits_per_byte"] == min(
+                _cell(models[t], domain)["bits_per_byte"] for t in TARGETS
+            )
+            value = Text(f"{'*' * best}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
+            cells.append(Group(value, Text(f"{cell['low']:.3f}, {cell['high']:.3f}", style="dim")))
+        last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
+        shown.add_row(Text(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
+    colours = {"better": "green", "level": "yellow", "worse": "red"}
+    for name in ("fused-clm", "fused-base", f"fused-{best_source(summary)}"):
+        cells = []
+        for domain in [*domains, "average"]:
+            cell = _cell(differences[name], domain)
+            value = Text(_signed(cell["value"]), style=colours[judge(cell)])
+            cells.append(Group(value, Text(f"{_signed(cell['low'])}, {_signed(cell['high'])}", style="dim")))
+        shown.add_row(Text(name), *cells)
+    return shown
+
+
+def _cell(row: Mapping, domain: str) -> Mapping[str, float]:
+    return row["average"] if domain == "average" else row["domains"][domain]
+
+
+def page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
+    """The report as one HTML page that needs nothing else. `histories` are those of `training`, by method."""
+    sources = [n for n in summary["models"] if n not in TARGETS]
+    styles = {n: f"source-{k % SOURCE_STYLES}" for k, n in enumerate(sources)} | {t: t for t in TARGETS}
+    best = best_source(summary)
+    return _render(
+        "report.html.jinja",
+        summary,
+        autoescape=True,
+        headline=_typeset(verdict(summary)),
+        judge=judge,
+        bits=_bits,
+        minus=_minus,
+        sources=sources,
+        styles=styles,
+        tiles={
+            "fused − clm": ("same tokens, same order, text alone", summary["differences"]["fused-clm"]["average"]),
+            "fused − base": ("the target before training", summary["differences"]["fused-base"]["average"]),
+            f"fused − {best}": ("the best single source", summary["differences"][f"fused-{best}"]["average"]),
+        },
+        figures=_figures(summary, histories, styles),
+        resolved=yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
+    )
+
+
+def _figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping[str, str]) -> dict[str, str]:
+    domains = [*summary["heldout"], "average"]
+
+    def model_marks(domain: str) -> list[figures.Mark]:
+        cells = {name: _cell(row, domain) for name, row in summary["models"].items()}
+        return [
+            figures.Mark(label=n, style=styles[n], value=c["bits_per_byte"], low=c["low"], high=c["high"])
+            for n, c in cells.items()
+        ]
+
+    def difference_mark(pair: str, domain: str) -> figures.Mark:
+        cell = _cell(summary["differences"][pair], domain)
+        return figures.Mark(label=pair, style=judge(cell), **cell)
+
+    drawn = {"models": figures.intervals({d: model_marks(d) for d in domains}, axis="bits per byte", number=_bits)}
+    for pair in ("fused-clm", "fused-base"):
+        drawn[pair] = figures.intervals(
+            {d: [difference_mark(pair, d)] for d in domains},
+            axis="← fused better · bits per byte · fused worse →",
+            number=_minus,
+            zero=True,
+            width=figures.WIDTH // 2 - 20,
+        )
+    drawn["dev"] = figures.curves(
+        {
+            d: [_dev(m, h["dev"], d, summary["training"][m]["best_step"]) for m, h in histories.items()]
+            for d in ["average", *domains[:-1]]
+        }
+    )
+    terms = {
+        "cross-entropy of the text, nats a token": "clm_loss",
+        "divergence from the fused rows, nats a token": "fusion_loss",
+    }
+    drawn["losses"] = figures.curves(
+        {title: _terms(histories, term) for title, term in terms.items() if _terms(histories, term)}, columns=2
+    )
+    sources = {n: s for n, s in styles.items() if n not in TARGETS}
+    drawn["shares"] = figures.shares(summary["fusion"]["shares"], sources)
+    drawn["stages"] = figures.bars(summary["stages"], number=_duration)
+    return drawn
+
+
+def _dev(method: str, rows: Sequence[Mapping], domain: str, best_step: int) -> figures.Line:
+    points = [(float(row["step"]), float(row[domain])) for row in rows]
+    best = next((p for p in points if p[0] == best_step), None)
+    return figures.Line(label=method, style=method, points=points, ring=best, dots=True)
+
+
+def _terms(histories: Mapping[str, Mapping], term: str) -> list[figures.Line]:
+    """Each method's term by step, faint, under its moving mean."""
+    lines = []
+    for method, history in histories.items():
+        points = figures.thin([(float(row["step"]), float(row[term])) for row in history["log"] if term in row])
+        if any(y for _, y in points):
+            lines.append(figures.Line(label=f"{method}, by step", style=f"{method} faint", points=points))
+            lines.append(figures.Line(label=f"{method}, moving mean", style=method, points=figures.smooth(points)))
+    return lines
+
+
+def card(summary: Mapping) -> str:
+    """The model card of the fused model, Markdown with YAML front matter."""
+    resolved = summary["config"]
+    models = {"target": _public(resolved["target"])} | {n: _public(s) for n, s in resolved["sources"].items()}
+    front = {
+        "library_name": "transformers",
+        "base_model": models["target"],
+        "pipeline_tag": "text-generation",
+        "tags": ["fuselm", "knowledge-fusion"],
+    }
+    front_matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    files = [Path(file).name for file in resolved["corpus"]["files"]]
+    return _render("card.md.jinja", summary, autoescape=False, front_matter=front_matter, models=models, files=files)
+
+
+def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> str:
+    environment = Environment(
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "bits": _bits,
+        "signed": _signed,
+        "minus": _minus,
+        "ratio": _ratio,
+        "percent": _percent,
+        "duration": _duration,
+        "name": _name,
+        "cell": _markdown_cell,
+    }
+    text = resources.files("fuselm").joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        summary=summary,
+        config=summary["config"],
+        domains=list(summary["heldout"]),
+        targets=TARGETS,
+        verdict=verdict(summary),
+        **context,
+    )
+
+
+def _bits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
+def _typeset(text: str) -> str:
+    """With real minus signs, and no line broken within an interval."""
+    return re.sub(r"(\[\S+) ", "\\1\N{NO-BREAK SPACE}", re.sub(r"-(?=[ \d])", "−", text))
+
+
+def _minus(value: float) -> str:
+    return _signed(value).replace("-", "−")
+
+
+def _ratio(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def _name(model: str) -> str:
+    """The last part of a hub id or path, without its ending."""
+    return Path(model).name.removesuffix(".gguf")
+
+
+def _public(source: Mapping) -> str:
+    """A hub id as it is; of a path its last part, for a card says nothing of the machine it was written on."""
+    model = source["model"]
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
+    return model if is_hub_id else _name(model)
+
+
+def _markdown_cell(text: str) -> str:
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -1,0 +1,355 @@
+"""The report of a run whose stages' folders are real and whose numbers are drawn."""
+
+import io
+import json
+import random
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fuselm import config, figures, report
+from fuselm.evaluation import Bootstrap, Score
+from fuselm.manifest import Recipe, build_once
+
+HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 5}  # documents of each domain
+STEPS = 13
+LEVELS = {"gemma": 1.05, "qwen": 0.9, "base": 1.2, "clm": 1.1, "fused": 1.0}  # bits per byte, about
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes the folders of all stages; `levels` are bits per byte by model, `noise` is what pairs differ by."""
+    made = 0
+
+    def folders(levels: dict[str, float] = LEVELS, noise: float = 0.01, lambda_clm: float = 0.5) -> dict:
+        nonlocal made
+        made += 1
+        return make_folders(tmp_path / str(made), levels, HELDOUT, noise=noise, lambda_clm=lambda_clm)
+
+    return folders
+
+
+def make_folders(
+    root: Path,
+    levels: dict[str, float],
+    heldout: dict[str, int],
+    *,
+    noise: float = 0.01,
+    lambda_clm: float = 0.5,
+    steps: int = STEPS,
+) -> dict:
+    sources = [name for name in levels if name not in report.TARGETS]
+    rng = random.Random(0)
+
+    def folder(stage: str, name: str, counts: dict, parameters: dict | None = None, **files) -> Path:
+        def build(out: Path) -> dict:
+            for file, content in files.items():
+                (out / f"{file}.json").write_text(json.dumps(content))
+            return counts
+
+        path = root / stage / (name or "only")
+        build_once(path, Recipe(stage=stage, parameters=parameters or {}), build)
+        return path
+
+    def training(method: str) -> Path:
+        losses = {"loss": 2.0, "clm_loss": 3.0} | ({"fusion_loss": 1.0} if method == "fused" else {})
+        log = [{"step": k, **{n: v + rng.random() - k / steps for n, v in losses.items()}} for k in range(1, steps + 1)]
+        dev = [
+            {"step": k, **{d: levels[method] + abs(k - 8) / 50 for d in [*heldout, "average"]}}
+            for k in range(2, steps + 1, 3)
+        ]
+        counts = {"steps": steps, "tokens": 34_000, "best_step": 8, "dev_bits_per_byte": levels[method]}
+        parameters = {"learning_rate": 1e-4, "passes": 2, "lambda_clm": lambda_clm if method == "fused" else 1.0}
+        return folder("train", method, counts, parameters | {"lambda_final": None}, history={"dev": dev, "log": log})
+
+    documents = [
+        (d, f"{d}{k}", rng.gauss(0, 0.1), rng.randint(500, 3000)) for d, n in heldout.items() for k in range(n)
+    ]
+    scores = {
+        name: [
+            Score(document=i, domain=d, bits=(level + hard + rng.gauss(0, noise)) * size, bytes=size)
+            for d, i, hard, size in documents
+        ]
+        for name, level in levels.items()
+    }
+    fidelity = {
+        "own_bits_per_byte": 1.0,
+        "aligned_bits_per_byte": 1.004,
+        "fidelity": 1.004,
+        "coverage": 1.0,
+        "mass_lost": 0.013,
+    }
+    splits = ("train", "dev", "heldout")
+    return {
+        "corpus": folder(
+            "corpus",
+            "",
+            {
+                "documents": {f"{d}/{s}": n for d, n in heldout.items() for s in splits},
+                "empty": 2,
+                "cut": 3,
+                "bytes": dict.fromkeys(splits, 17_000),
+                "tokens": {"models/target.gguf": dict.fromkeys(splits, 4_300)},
+            },
+        ),
+        "capture": {name: folder("capture", name, {"documents": 41}) for name in sources},
+        "align": {
+            name: folder("align", name, {"fidelity": {d: fidelity for d in sorted(heldout)}}) for name in sources
+        },
+        "fuse": folder(
+            "fuse",
+            "",
+            {
+                "sources": sorted(sources),
+                "shares": {d: [0.9 / len(sources)] * len(sources) for d in heldout},
+                "bits_per_byte": dict.fromkeys(heldout, 0.8),
+            },
+        ),
+        "train": {method: training(method) for method in ("clm", "fused")},
+        "evaluate": {
+            name: folder("evaluate", name, {}, scores=[asdict(s) for s in rows]) for name, rows in scores.items()
+        },
+    }
+
+
+@pytest.fixture
+def run() -> config.Run:
+    return config.Run.model_validate(
+        {
+            "output": "runs/a",
+            "target": "owner/Target-135M",
+            "sources": {"gemma": "owner/Gemma", "qwen": "owner/Qwen"},
+            "corpus": {"files": ["texts/mixed.jsonl"]},
+        }
+    )
+
+
+def read_scores(folders: dict, name: str) -> list[Score]:
+    return [Score(**row) for row in json.loads((folders["evaluate"][name] / "scores.json").read_text())]
+
+
+def test_summary_has_every_number_of_the_run(make, run, tmp_path):
+    assert report.write(tmp_path, run, make()) == {"models": 5, "heldout": sum(HELDOUT.values())}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["models"]) == ["gemma", "qwen", "base", "clm", "fused"]
+    assert set(summary["differences"]) == {"fused-clm", "fused-base", "clm-base", "fused-gemma", "fused-qwen"}
+    for rows, key in ((summary["models"], "bits_per_byte"), (summary["differences"], "value")):
+        for row in rows.values():
+            assert set(row["domains"]) == set(HELDOUT)
+            for cell in [*row["domains"].values(), row["average"]]:
+                assert set(cell) == {key, "low", "high"}
+                assert cell["low"] <= cell[key] <= cell["high"]
+    assert {d: v["documents"] for d, v in summary["heldout"].items()} == HELDOUT
+    assert summary["training"]["fused"] == {
+        "learning_rate": 1e-4,
+        "passes": 2,
+        "lambda_clm": 0.5,
+        "lambda_final": None,
+        "steps": STEPS,
+        "best_step": 8,
+        "dev_bits_per_byte": 1.0,
+        "tokens": 34_000,
+    }
+    assert summary["fusion"]["shares"]["french"] == {"gemma": 0.45, "qwen": 0.45}
+    assert set(summary["alignment"]["qwen"]) == set(HELDOUT)
+    assert summary["corpus"]["documents"]["french/heldout"] == 11
+    assert summary["stages"].keys() >= {"corpus", "capture gemma", "train fused", "evaluate base"}
+    assert "output" not in summary["config"] and summary["config"]["align"]["method"] == "span"
+
+
+def test_differences_are_those_of_the_bootstrap(make, run):
+    folders = make()
+    summary = report.summarize_run(run, folders)
+    bootstrap = Bootstrap(read_scores(folders, "base"))
+    for pair, row in summary["differences"].items():
+        expected = bootstrap.intervals(*(read_scores(folders, name) for name in pair.split("-")))
+        assert row["average"] == asdict(expected.pop("average"))
+        assert row["domains"] == {d: asdict(i) for d, i in expected.items()}
+
+
+def test_two_writes_are_the_same_bytes(make, run, tmp_path):
+    folders = make()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        report.write(tmp_path / name, run, folders)
+    for file in ("summary.json", "report.html", "README.md"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_output_folder_is_not_in_the_results(make, run):
+    folders = make()
+    moved = run.model_copy(update={"output": "elsewhere/b"})
+    assert report.summarize_run(run, folders) == report.summarize_run(moved, folders)
+
+
+def test_what_is_not_finite_is_null(make, run, tmp_path):
+    folders = make()
+    path = folders["align"]["qwen"] / "manifest.json"
+    record = json.loads(path.read_text())
+    record["counts"]["fidelity"]["french"] |= {"aligned_bits_per_byte": float("inf"), "fidelity": float("inf")}
+    path.write_text(json.dumps(record))
+    report.write(tmp_path, run, folders)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["alignment"]["qwen"]["french"]["fidelity"] is None
+    assert "∞" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_that_is_target_and_source_is_timed_once(make, run):
+    folders = make()
+    folders["evaluate"]["gemma"] = folders["evaluate"]["base"]
+    summary = report.summarize_run(run, folders)
+    assert len({"evaluate gemma", "evaluate base"} & set(summary["stages"])) == 1
+    assert summary["differences"]["fused-gemma"] == summary["differences"]["fused-base"]
+
+
+@pytest.mark.parametrize(
+    ("fused", "noise", "word"), [(1.0, 0.001, "better"), (1.1, 0.05, "level"), (1.2, 0.001, "worse")]
+)
+def test_verdict_says_better_level_or_worse(make, run, fused, noise, word):
+    summary = report.summarize_run(run, make(LEVELS | {"base": 1.3, "fused": fused}, noise))
+    difference = summary["differences"]["fused-clm"]["average"]
+    assert report.judge(difference) == word
+    value, low, high = (f"{difference[n]:+.4f}" for n in ("value", "low", "high"))
+    assert report.verdict(summary) == (
+        "fused is better than base on 3 of 3 domains; "
+        f"fused - clm = {value} [{low}, {high}] bits per byte on average: {word}"
+    )
+
+
+def test_verdict_says_where_fused_is_not_better_than_base(make, run):
+    summary = report.summarize_run(run, make(LEVELS | {"base": 0.9}, 0.001))
+    assert report.verdict(summary).startswith("fused is better than base on 0 of 3 domains (worse on 3);")
+
+
+def test_the_same_model_twice_is_level(make, run):
+    folders = make(lambda_clm=1.0)
+    folders["evaluate"]["fused"] = folders["evaluate"]["clm"]
+    summary = report.summarize_run(run, folders)
+    assert summary["differences"]["fused-clm"]["average"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert "fused - clm = +0.0000 [+0.0000, +0.0000] bits per byte on average: level" in report.verdict(summary)
+    report.page(summary, {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()})
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_table_shows_every_number_whole(make, run, width):
+    summary = report.summarize_run(run, make())
+    text = printed(report.table(summary), width)
+    assert max(map(len, text.splitlines())) <= width
+    for rows, form in ((summary["models"], "{:.3f}"), (summary["differences"], "{:+.4f}")):
+        for name in set(rows) - {"fused-gemma", "clm-base"}:  # of sources, only the best has its difference here
+            for cell in [*rows[name]["domains"].values(), rows[name]["average"]]:
+                assert all(form.format(number) in text for number in cell.values())
+    assert " ".join(report.verdict(summary).split()) in " ".join(text.split())
+    assert "1.0" in text and "…" not in text
+
+
+def test_table_marks_the_best_of_one_size(make, run):
+    text = printed(report.table(report.summarize_run(run, make())), 120)
+    marked = [line for line in text.splitlines() if "*" in line and not line.startswith("*")]
+    assert len(marked) == 1 and marked[0].startswith("fused")
+
+
+def printed(table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+class Page(HTMLParser):
+    """Checks that tags nest; collects text, tags and what they refer to."""
+
+    VOID = ("meta", "br", "link", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.texts, self.references = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.references += [v for n, v in attributes if n in ("src", "href", "xlink:href", "action", "style")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):
+    report.write(tmp_path, run, make())
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    assert "script" not in page.seen and "link" not in page.seen and page.seen.count("b") == html.count("<b>")
+    assert "<b>&" not in html  # the domain's name
+    assert page.texts.count("<b>&\"'") >= 5
+    assert not [r for r in page.references if "/" in r] and "url(" not in html and "@import" not in html
+    assert "://" not in html
+    assert len(html.encode()) < 300_000
+    assert page.seen.count("svg") == 7
+
+
+def test_page_stays_small_in_a_long_training(run, tmp_path):
+    domains = {f"domain {n}": 3 for n in range(11)}
+    folders = make_folders(tmp_path / "long", LEVELS, domains, steps=20_011)
+    report.write(tmp_path, run, folders)
+    assert (tmp_path / "report.html").stat().st_size < 300_000
+
+
+def test_card_says_what_the_model_is(make, run, tmp_path):
+    local = tmp_path / "somewhere" / "local-model.gguf"
+    local.parent.mkdir()
+    local.touch()
+    run = run.model_copy(update={"sources": run.sources | {"gemma": config.Source(model=str(local))}})
+    summary = report.summarize_run(run, make())
+    _, front, body = report.card(summary).split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "base_model": "owner/Target-135M",
+        "pipeline_tag": "text-generation",
+        "tags": ["fuselm", "knowledge-fusion"],
+    }
+    assert "`gemma`: local-model\n" in body and str(tmp_path) not in body
+    assert "`qwen`: owner/Qwen\n" in body and "mixed.jsonl" in body and "texts/" not in body
+    assert "arXiv" in body and "2401.10491" in body
+    assert "The licences of the target and of the sources apply" in body and "license:" not in front
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5 + 2
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(HELDOUT) + 3}
+    first = next(iter(summary["models"]["fused"]["domains"].values()))["bits_per_byte"]
+    assert f"| **fused** | {first:.3f} (" in body
+    assert "&lt;b&gt;" in body and "<b>" not in body
+
+
+def test_thinned_points_keep_their_mean():
+    points = [(float(x), float(x * x)) for x in range(30)]
+    thinned = figures.thin(points, 10)
+    assert len(thinned) == 10
+    assert sum(y for _, y in thinned) / 10 == pytest.approx(sum(y for _, y in points) / 30)
+    assert figures.thin(points, 31) == points and figures.thin([], 3) == []
+
+
+def test_smoothing_leaves_a_straight_line():
+    points = [(float(x), 3.0 * x) for x in range(53)]
+    assert figures.smooth(points) == [pytest.approx(p) for p in points]
+
+
+def test_figures_draw_one_point_and_equal_values():
+    line = figures.Line(label="a", style="clm", points=[(5.0, 1.0)], ring=(5.0, 1.0), dots=True)
+    assert figures.curves({"one": [line]}).count("<circle") == 2
+    mark = figures.Mark(label="a", style="clm", value=0.0, low=0.0, high=0.0)
+    assert figures.intervals({"d": [mark]}, axis="x", number=str, zero=True).count("<circle") == 1
+    assert figures.curves({}) == "" and figures.shares({"d": {}}, {"a": "source-0"}).count("<rect") == 1
+    assert "nan" not in figures.bars({"a": 0.0, "b": 0.0}, number=str)
