@@ -1,0 +1,198 @@
+"""The command line. The one place where errors become one line on stderr and exit code 2."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RunFile = Annotated[Path, typer.Argument(help="YAML file with the options of the run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
+]
+
+
+def main() -> None:
+    """Entry point: `ValueError` is the user's to mend, Ctrl-C is not an error, anything else is ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app(standalone_mode=True)
+    except ValueError as error:
+        print(f"fuselm: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nfuselm: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"fuselm: {where}{error.strerror}; mend that and the same command goes on from here", file=sys.stderr)
+        sys.exit(2)
+
+
+def _pipeline(run_file: Path, overrides: list[str] | None):
+    from rich.console import Console
+
+    from fuselm import config, plan
+    from fuselm.pipeline import Pipeline
+
+    pipeline = Pipeline(config.load(run_file, overrides or []), Console(stderr=True))
+    pipeline.start()
+    plan.check_disk(pipeline)
+    return pipeline
+
+
+def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
+    pipeline = _pipeline(run_file, overrides)
+    getattr(pipeline, name)()
+    if not pipeline.worked:
+        pipeline.console.print(
+            f"{name}: nothing to do, all of it is in {pipeline.folder}", highlight=False, soft_wrap=True
+        )
+
+
+@app.command()
+def run(run_file: RunFile, overrides: Overrides = None) -> None:
+    """All stages: from several models and a corpus to the fused model and its report."""
+    from rich.console import Console
+
+    pipeline = _pipeline(run_file, overrides)
+    pipeline.report()
+    if not pipeline.worked:
+        pipeline.console.print("Nothing to do: every stage of this run is done.", highlight=False)
+    from fuselm import report
+
+    summary = json.loads((pipeline.folder / "summary.json").read_text())
+    console = Console()
+    console.print(report.table(summary))
+    console.print(report.verdict(summary), highlight=False)
+    for name in ("model", "report.html", "summary.json"):
+        console.print(f"{name:13s} {pipeline.folder / name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def capture(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Every source's next-token distributions over the training documents."""
+    _stage("capture", run_file, overrides)
+
+
+@app.command()
+def align(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Those distributions in the target's vocabulary."""
+    _stage("align", run_file, overrides)
+
+
+@app.command()
+def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
+    """One distribution per token of all sources'."""
+    _stage("fuse", run_file, overrides)
+
+
+@app.command()
+def train(run_file: RunFile, overrides: Overrides = None) -> None:
+    """The target, trained on the fused distributions; and the causal-LM baseline."""
+    _stage("train", run_file, overrides)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run file; or, with --texts, a model.", show_default=False)],
+    overrides: Overrides = None,
+    texts: Annotated[Path | None, typer.Option(help="JSON lines with `text` and maybe `domain`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Bits per byte: of a run's models on its held-out documents, or of any model on any texts."""
+    if texts is None:
+        if not model.endswith((".yaml", ".yml")):
+            raise ValueError(f"{model}: not a run file (.yaml); to evaluate a model, add --texts FILE.jsonl")
+        return _stage("evaluate", Path(model), overrides)
+    from fuselm import measure
+
+    return _show(measure.bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
+
+
+@app.command()
+def report(run_file: RunFile, overrides: Overrides = None) -> None:
+    """The table, the HTML page and the fused model's folder."""
+    _stage("report", run_file, overrides)
+
+
+@app.command()
+def plan(run_file: RunFile, overrides: Overrides = None) -> None:
+    """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
+    from rich.console import Console
+
+    from fuselm import plan
+
+    pipeline, console = _pipeline(run_file, overrides), Console()
+    console.print(plan.tokens_table(pipeline))
+    console.print(plan.table(pipeline))
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
+    top: Annotated[int, typer.Option(help="Expected tokens to show for each distribution.")] = 3,
+) -> None:
+    """One document, token by token: what each source and the fusion expect, and which source won."""
+    from rich.console import Console
+
+    from fuselm import inspection
+
+    console = Console()
+    for line in inspection.document(folder, doc, top=top):
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+@app.command()
+def fidelity(
+    source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
+    target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
+    texts: Annotated[Path, typer.Option(help="JSON lines with `text` and maybe `domain`.")],
+    method: Annotated[str, typer.Option(help="span, mined or exact.")] = "span",
+    top_k: Annotated[int, typer.Option(help="Entries kept a token.")] = 64,
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How much of a source survives alignment to a target, on any texts."""
+    from fuselm import measure
+
+    result = measure.fidelity(source, target, texts, method=method, top_k=top_k, dtype=dtype, console=_stderr())
+    _show(result, as_json)
+
+
+def _stderr():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _show(result: dict, as_json: bool) -> None:
+    """Domains and average: as JSON, else as a table."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("domain", *result["average"])
+    for name, values in [*result["domains"].items(), ("average", result["average"])]:
+        table.add_row(name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" for v in values.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

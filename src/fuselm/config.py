@@ -1,0 +1,218 @@
+"""Every option of a run. A run file is YAML with these names; `a.b=value` on the command line overrides one.
+
+Paths of models and texts are looked up from the current directory, then from the run file's folder.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+
+RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Options):
+    """A model to learn from; a plain string in the run file is its `model`."""
+
+    model: str  # hub id, folder or GGUF file
+    revision: str | None = None  # of a hub id
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the checkpoint's
+
+
+def _named(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+ModelOption = Annotated[Source, BeforeValidator(_named)]
+
+
+class Corpus(_Options):
+    files: list[str] = Field(
+        min_length=1
+    )  # JSON lines with `text` and maybe `domain`; or plain text, one document each
+    max_bytes: int = Field(4096, ge=16)  # longer documents are cut; so are those too long for a model's context
+    dev: float = Field(0.125, gt=0, lt=1)  # share of each domain's documents to choose checkpoints on
+    heldout: float = Field(0.25, gt=0, lt=1)  # share of each domain's documents that only the result sees
+
+
+class Capture(_Options):
+    top_k: int = Field(64, ge=1)  # entries kept a token; the rest is its tail mass
+    batch_tokens: int = Field(4096, ge=1)
+
+
+class Align(_Options):
+    method: Literal["span", "mined", "exact"] = "span"
+    top_k: int = Field(64, ge=1)  # entries of an aligned row
+
+
+class Fuse(_Options):
+    function: Literal["min_ce", "avg_ce"] = "min_ce"
+    level: Literal["document", "token"] = "token"  # whose cross-entropy decides
+
+
+Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
+
+
+class Train(_Options):
+    lambda_clm: float = Field(0.5, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
+    lambda_final: float | None = Field(None, ge=0, le=1)  # decay linearly to this
+    learning_rate: PositiveFloat | Rates = 1e-4  # of several, the best on the development split is kept
+    clm_learning_rate: PositiveFloat | Rates | None = None  # of the causal-LM baseline; None: the same
+    passes: int = Field(2, ge=1)  # over the training documents
+    batch_documents: int = Field(4, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["bf16", "float32"] = "bf16"  # bf16: autocast, with weights in float32
+
+
+class Evaluate(_Options):
+    batch_tokens: int = Field(4096, ge=1)
+
+
+class Run(_Options):
+    output: str  # folder of the run
+    target: ModelOption
+    sources: dict[str, ModelOption] = Field(min_length=1)
+    corpus: Corpus
+    capture: Capture = Capture()
+    align: Align = Align()
+    fuse: Fuse = Fuse()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Run":
+        models: dict[str, str] = {}
+        for name, source in self.sources.items():
+            if name in RESERVED or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(
+                    f"sources.{name}: not a usable name; take letters, digits, '-', '_' and '.', and none of "
+                    f"{', '.join(sorted(RESERVED))}"
+                )
+            where = f"{os.path.normpath(source.model)}@{source.revision}"
+            if where in models:
+                raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
+            models[where] = name
+        if self.corpus.dev + self.corpus.heldout >= 1:
+            raise ValueError(
+                f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "
+                "their sum must be below 1"
+            )
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a run file. Raises `ValueError`, one line, on whatever is wrong with it."""
+    try:
+        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise ValueError(f"{path}: not a run file; `fuselm run` takes a YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or 'cannot be parsed'})") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: not a run file; it needs options such as target, sources and corpus")
+    for override in overrides:
+        _override(options, override)
+    try:
+        run = Run.model_validate(options)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_problem(error, options)}") from None
+    return _with_paths(run, path.parent)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no option is given twice; PyYAML would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in names:
+                raise yaml.MarkedYAMLError(
+                    problem=f"'{key.value}' is given twice; drop one", problem_mark=key.start_mark
+                )
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _override(options: dict, override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{override}: not an override; write option.name=value")
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(options.get(parent), dict):
+            options[parent] = {"model": options[parent]} if isinstance(options.get(parent), str) else {}
+        options = options[parent]
+    try:
+        options[last] = _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ValueError(f"{override}: the value is not YAML") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string."""
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _first_problem(error: ValidationError, options: dict) -> str:
+    problems = error.errors()
+    of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), of_value)
+    location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], _known_options(location[:-1]), n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(_known_options(location[:-1]))}"
+        return f"{name}: unknown option; {hint}"
+    if problem["type"] == "missing":
+        return f"{name}: missing; every run needs it"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
+
+
+def _known_options(location: list[str]) -> list[str]:
+    if location[:1] == ["sources"] or location[:1] == ["target"]:
+        return list(Source.model_fields)
+    options: type[BaseModel] = Run
+    for part in location:
+        options = options.model_fields[part].annotation  # type: ignore[assignment]
+    return list(options.model_fields)
+
+
+def _with_paths(run: Run, folder: Path) -> Run:
+    def found(spec: str) -> str:
+        beside = folder / spec
+        return str(beside) if not Path(spec).exists() and beside.exists() else spec
+
+    def model(source: Source) -> Source:
+        return source.model_copy(update={"model": found(source.model)})
+
+    return run.model_copy(
+        update={
+            "target": model(run.target),
+            "sources": {name: model(source) for name, source in run.sources.items()},
+            "corpus": run.corpus.model_copy(update={"files": [found(f) for f in run.corpus.files]}),
+        }
+    )

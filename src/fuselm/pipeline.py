@@ -1,0 +1,397 @@
+"""The stages of a run, in order: corpus, capture, align, fuse, train, evaluate, report.
+
+A stage's folder has its recipe's key in its name, so whatever is there need not be made again, whatever changed is made
+beside it, and nothing is overwritten. `run.json` in the run's folder says which folders belong to its last run file.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from fuselm import config, corpus, manifest, progress
+from fuselm.manifest import Recipe
+from fuselm.models import Model, load_tokenizer, locate
+from fuselm.progress import Progress
+from fuselm.vocabulary import Vocabulary
+
+STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
+METHODS = ("clm", "fused")
+BLOCK_DOCUMENTS = 256  # a part of an aligned or fused store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One folder that a run makes."""
+
+    stage: str
+    name: str  # of the source, method or model, if the stage has one folder for each
+    title: str
+    folder: Path
+    done: bool
+
+
+class Pipeline:
+    """One run. A stage is a method that makes the stages before it, then its own folders, and returns their paths."""
+
+    def __init__(self, run: config.Run, console: Console):
+        self.run = run
+        self.folder = Path(run.output)
+        self.console = console
+        self.worked = False
+        self._dry = False
+        self._steps: list[Step] = []
+        self._keys: dict[Path, str] = {}
+        for file in run.corpus.files:
+            for _ in corpus.read_texts(Path(file)):
+                pass
+        self.target = locate(run.target.model, revision=run.target.revision)
+        self.sources = {name: locate(s.model, revision=s.revision) for name, s in run.sources.items()}
+
+    @cached_property
+    def documents(self) -> list[corpus.Document]:
+        return corpus.read_documents(self.corpus())
+
+    @cached_property
+    def target_vocabulary(self) -> Vocabulary:
+        return Vocabulary(load_tokenizer(self.target), self.target.output_size)
+
+    def source_vocabulary(self, name: str) -> Vocabulary:
+        return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
+
+    def steps(self) -> list[Step]:
+        """Every step of the run, and whether it is done; makes nothing but the corpus."""
+        self.corpus()
+        self._dry, self._steps = True, []
+        self.evaluate()
+        self._dry = False
+        return self._steps
+
+    def corpus(self) -> Path:
+        options = self.run.corpus
+        readers: dict[str, Model] = {}  # by tokenizer; of several models, the one with the shortest context
+        for model in [self.target, *self.sources.values()]:
+            known = readers.setdefault(model.tokenizer_fingerprint, model)
+            if model.context_length < known.context_length:
+                readers[model.tokenizer_fingerprint] = model
+        recipe = Recipe(
+            stage="corpus",
+            parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
+            inputs={f"file {n}": manifest.sha256(Path(f)) for n, f in enumerate(options.files)}
+            | {f"tokenizer {t}": str(m.context_length) for t, m in readers.items()},
+        )
+
+        def build(out: Path, _: Progress) -> dict:
+            return corpus.prepare(
+                [Path(f) for f in options.files],
+                out,
+                readers=[
+                    corpus.Reader(
+                        name=fingerprint,
+                        vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
+                        max_tokens=model.context_length,
+                    )
+                    for fingerprint, model in readers.items()
+                ],
+                max_bytes=options.max_bytes,
+                dev=options.dev,
+                heldout=options.heldout,
+                seed=self.run.seed,
+            )
+
+        return self._build("corpus", "", recipe, build)
+
+    def capture(self) -> dict[str, Path]:
+        return {name: self._capture(name) for name in self.sources}
+
+    def _capture(self, name: str) -> Path:
+        model, options = self.sources[name], self.run.sources[name]
+        recipe = Recipe(
+            stage="capture",
+            parameters={**self.run.capture.model_dump(), "dtype": options.dtype, "split": "train"},
+            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import capture, forward
+            from fuselm.models import load_model
+
+            loaded = load_model(model, dtype=options.dtype)
+            source = capture.Source(
+                model=loaded,
+                layer=forward.output_layer(loaded),
+                vocabulary=self.source_vocabulary(name),
+                context_token=model.context_token,
+            )
+            documents = [d for d in self.documents if d.split == "train"]
+            return capture.capture(source, documents, out, **self.run.capture.model_dump(), progress=shown)
+
+        return self._build("capture", name, recipe, build)
+
+    def align(self) -> dict[str, Path]:
+        captured = self.capture()
+        return {name: self._align(name, captured[name]) for name in self.sources}
+
+    def _align(self, name: str, captured: Path) -> Path:
+        recipe = Recipe(
+            stage="align",
+            parameters=self.run.align.model_dump(),
+            inputs={"captured": self._keys[captured], "tokenizer": self.target.tokenizer_fingerprint},
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import fidelity, store
+            from fuselm.alignment import Aligner
+
+            aligner = Aligner(self.source_vocabulary(name), self.target_vocabulary, **self.run.align.model_dump())
+            source = store.Store(captured)
+            documents = [d for d in self.documents if d.id in source]
+            shown.start(len(documents), unit="documents")
+            pairs = []
+            for part, block in enumerate(_blocks(documents)):
+                traces = []
+                for document in block:
+                    trace = source.read(document.id)
+                    traces.append(aligner.align(trace, document.text))
+                    pairs.append((document.domain, trace, traces[-1]))
+                    shown.advance(1)
+                store.write_part(out, part, traces)
+            return {"documents": len(documents), "fidelity": fidelity.by_domain(pairs)}
+
+        return self._build("align", name, recipe, build)
+
+    def fuse(self) -> Path:
+        aligned = self.align()
+        recipe = Recipe(
+            stage="fuse",
+            parameters=self.run.fuse.model_dump(),
+            inputs={f"source {name}": self._keys[path] for name, path in aligned.items()},
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import fusion, store
+
+            stores = [store.Store(aligned[name]) for name in sorted(aligned)]
+            documents = [d for d in self.documents if d.id in stores[0]]
+            shown.start(len(documents), unit="documents")
+            shares = {d.domain: [0.0] * len(stores) for d in documents}
+            tokens = dict.fromkeys(shares, 0)
+            nats, size = dict.fromkeys(shares, 0.0), dict.fromkeys(shares, 0)
+            for part, block in enumerate(_blocks(documents)):
+                traces = []
+                for document in block:
+                    fused = fusion.fuse([s.read(document.id) for s in stores], **self.run.fuse.model_dump())
+                    traces.append(fused)
+                    given = fused.weights.sum(axis=0, dtype=float).tolist()
+                    shares[document.domain] = [a + b for a, b in zip(shares[document.domain], given, strict=True)]
+                    tokens[document.domain] += len(fused.tokens)
+                    nats[document.domain] -= float(fused.distributions.gold.sum(dtype=float))
+                    size[document.domain] += fused.size
+                    shown.advance(1)
+                store.write_part(out, part, traces)
+            return {
+                "documents": len(documents),
+                "sources": sorted(aligned),
+                "shares": {d: [x / max(tokens[d], 1) for x in v] for d, v in shares.items()},
+                "bits_per_byte": {d: nats[d] / max(size[d], 1) / math.log(2) for d in nats},
+            }
+
+        return self._build("fuse", "", recipe, build)
+
+    def train(self) -> dict[str, Path]:
+        """The best of each method's learning rates, by the development split."""
+        fused = self.fuse()
+        best = {}
+        for method in METHODS:
+            trained = [self._train(method, fused, rate) for rate in self._learning_rates(method)]
+            if self._dry:
+                best[method] = trained[0]
+                continue
+            best[method] = min(trained, key=lambda path: manifest.read(path)["counts"]["dev_bits_per_byte"])
+        return best
+
+    def _learning_rates(self, method: str) -> list[float]:
+        options = self.run.train
+        chosen = options.learning_rate
+        if method == "clm" and options.clm_learning_rate is not None:
+            chosen = options.clm_learning_rate
+        return chosen if isinstance(chosen, list) else [chosen]
+
+    def _train(self, method: str, fused: Path, rate: float) -> Path:
+        options = self.run.train.model_dump(exclude={"learning_rate", "clm_learning_rate"})
+        options |= {"learning_rate": rate, "seed": self.run.seed}
+        if method == "clm":
+            options |= {"lambda_clm": 1.0, "lambda_final": None}
+        recipe = Recipe(
+            stage="train",
+            parameters={"method": method, **options},
+            inputs={
+                "model": self.target.fingerprint,
+                "tokenizer": self.target.tokenizer_fingerprint,
+                "corpus": self._text(),
+            }
+            | ({"fused": self._keys[fused]} if method == "fused" else {}),
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import store, training
+
+            documents = self.documents
+            return training.train(
+                self.target,
+                self.target_vocabulary,
+                [d for d in documents if d.split == "train"],
+                [d for d in documents if d.split == "dev"],
+                out,
+                fused=store.Store(fused) if method == "fused" else None,
+                settings=training.Settings(**options),
+                progress=shown,
+            )
+
+        return self._build("train", method, recipe, build, f"{method}, learning rate {rate:g}")
+
+    def evaluate(self) -> dict[str, Path]:
+        """The scores of every model on the held-out documents."""
+        trained = self.train()
+        models: dict[str, tuple[Callable[[], Model], str, str]] = {
+            "base": (lambda: self.target, self.target.fingerprint, self.run.target.dtype)
+        }
+        for name, model in self.sources.items():
+            models[name] = (lambda m=model: m, model.fingerprint, self.run.sources[name].dtype)
+        for method, path in trained.items():
+            models[method] = (lambda p=path: locate(str(p / "model")), self._keys[path], self.run.target.dtype)
+        scored: dict[tuple[str, str], Path] = {}
+        result = {}
+        for name, (model, fingerprint, dtype) in models.items():
+            if (fingerprint, dtype) not in scored:  # the target may be a source as well
+                scored[fingerprint, dtype] = self._evaluate(name, model, fingerprint, dtype)
+            result[name] = scored[fingerprint, dtype]
+        return result
+
+    def _evaluate(self, name: str, model: Callable[[], Model], fingerprint: str, dtype: str) -> Path:
+        recipe = Recipe(
+            stage="evaluate",
+            parameters={**self.run.evaluate.model_dump(), "dtype": dtype, "split": "heldout"},
+            inputs={"model": fingerprint, "corpus": self._text()},
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import evaluation, forward
+            from fuselm.models import load_model
+
+            documents = [d for d in self.documents if d.split == "heldout"]
+            located = model()
+            loaded = load_model(located, dtype=dtype)
+            vocabulary = Vocabulary(load_tokenizer(located), located.output_size)
+            shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
+            scores = evaluation.score(
+                loaded,
+                forward.output_layer(loaded),
+                vocabulary,
+                located.context_token,
+                documents,
+                batch_tokens=self.run.evaluate.batch_tokens,
+                advance=shown.advance,
+            )
+            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
+            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
+
+        return self._build("evaluate", name, recipe, build)
+
+    def report(self) -> Path:
+        """The run's results in its folder: `summary.json`, `report.html` and `model`."""
+        from fuselm import report
+
+        fused, aligned, trained, scored = self.fuse(), self.align(), self.train(), self.evaluate()
+        folders = {
+            "corpus": self.corpus(),
+            "capture": self.capture(),
+            "align": aligned,
+            "fuse": fused,
+            "train": trained,
+            "evaluate": scored,
+        }
+        recipe = Recipe(
+            stage="report",
+            parameters={"version": report.VERSION, "run": self.run.model_dump(mode="json", exclude={"output"})},
+            inputs={f"{stage} {name}": self._keys[path] for stage, name, path in _flat(folders)},
+        )
+
+        def build(out: Path, _: Progress) -> dict:
+            return report.write(out, self.run, folders)
+
+        path = self._build("report", "", recipe, build)
+        self._publish(path, trained["fused"], folders)
+        return path
+
+    def _publish(self, reported: Path, fused: Path, folders: dict) -> None:
+        """Bring the results to where people look for them, each whole or not at all."""
+        record = self.folder / "run.json"
+        if record.is_file() and json.loads(record.read_text()).get("report") == self._keys[reported]:
+            return
+        for name in ("summary.json", "report.html"):
+            manifest.write_bytes(self.folder / name, lambda path, name=name: shutil.copyfile(reported / name, path))
+        fresh, old = self.folder / "model.partial", self.folder / "model.old"
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.copytree(fused / "model", fresh)
+        shutil.copyfile(reported / "README.md", fresh / "README.md")
+        if (self.folder / "model").exists():
+            (self.folder / "model").rename(old)
+        fresh.rename(self.folder / "model")
+        shutil.rmtree(old, ignore_errors=True)
+        names = [(stage, name, str(path.relative_to(self.folder))) for stage, name, path in _flat(folders)]
+        stages = {f"{stage} {name}".strip(): path for stage, name, path in names}
+        manifest.write_text(record, json.dumps({"report": self._keys[reported], "folders": stages}, indent=1))
+
+    def start(self) -> None:
+        """Write down what is run. Raises `ValueError` if the run's folder can't be written to."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            manifest.write_text(
+                self.folder / "config.yaml", yaml.safe_dump(self.run.model_dump(mode="json"), sort_keys=False)
+            )
+        except OSError as error:
+            raise ValueError(f"{self.folder}: cannot write there ({error.strerror}); set another `output`") from None
+
+    def _text(self) -> str:
+        return manifest.read(self.corpus())["files"][corpus.FILE]
+
+    def _build(
+        self, stage: str, name: str, recipe: Recipe, build: Callable[[Path, Progress], dict], title: str = ""
+    ) -> Path:
+        folder = self.folder / stage / f"{name}-{recipe.key}".lstrip("-")
+        self._keys[folder] = recipe.key
+        title = f"{stage} {title or name}".strip()
+        done = manifest.is_finished(folder)
+        self._steps.append(Step(stage=stage, name=name, title=title, folder=folder, done=done))
+        if done or self._dry:
+            return folder
+        self.console.print(f"[bold]{title}[/bold]", highlight=False)
+        began = time.monotonic()
+        with progress.show(self.console, title) as shown:
+            manifest.build_once(folder, recipe, lambda out: build(out, shown))
+        self.console.print(
+            f"  done in {time.monotonic() - began:,.1f} s  [dim]{folder}[/dim]", highlight=False, soft_wrap=True
+        )
+        self.worked = True
+        return folder
+
+
+def _blocks(documents: list[corpus.Document]) -> list[list[corpus.Document]]:
+    return [documents[i : i + BLOCK_DOCUMENTS] for i in range(0, len(documents), BLOCK_DOCUMENTS)]
+
+
+def _flat(folders: dict) -> list[tuple[str, str, Path]]:
+    return [
+        (stage, name, path)
+        for stage, paths in folders.items()
+        for name, path in (paths.items() if isinstance(paths, dict) else [("", paths)])
+    ]

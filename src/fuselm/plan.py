@@ -1,0 +1,194 @@
+"""What a run will take, before it takes it: tokens, disk, memory and time of each stage that is not done yet.
+
+Tokens and disk follow from the corpus alone; a run checks its disk before it loads any model. Time and memory come from
+a short calibration: every model reads one batch, and the target is trained for a step.
+"""
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from fuselm import manifest
+
+if TYPE_CHECKING:
+    from fuselm.corpus import Document
+    from fuselm.pipeline import Pipeline, Step
+
+ENTRY_BYTES = 8  # an id and a log-probability
+ROW_BYTES = 24  # token, start, gold, tail, count, weight
+STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
+CHECKPOINTS = 3  # the best, the last, and the one being written
+ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
+CALIBRATION_TOKENS = 1024
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What one stage takes. `disk` is an upper bound; time and memory are unknown (None) without calibration."""
+
+    title: str
+    tokens: int
+    disk: int  # bytes
+    seconds: float | None = None
+    memory: int | None = None  # bytes
+
+
+def estimates(pipeline: "Pipeline") -> list[Estimate]:
+    """Of the stages that are not done. Makes the corpus, which loads no model."""
+    counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    return [_estimate(pipeline, step, counted) for step in pipeline.steps() if not step.done]
+
+
+def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, int]]) -> Estimate:
+    run, target = pipeline.run, pipeline.target
+    of_target = counted[target.tokenizer_fingerprint]
+    aligned_row = ROW_BYTES + ENTRY_BYTES * run.align.top_k
+    if step.stage == "capture":
+        model = pipeline.sources[step.name]
+        tokens = counted[model.tokenizer_fingerprint]["train"]
+        disk = tokens * (ROW_BYTES + ENTRY_BYTES * min(run.capture.top_k, model.output_size))
+    elif step.stage == "align":
+        tokens, disk = of_target["train"], of_target["train"] * aligned_row
+    elif step.stage == "fuse":
+        tokens, disk = of_target["train"], of_target["train"] * aligned_row * len(pipeline.sources)
+    elif step.stage == "train":
+        tokens = of_target["train"] * run.train.passes
+        parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
+        disk = CHECKPOINTS * STATE_BYTES * parameters + target.parameters_bytes
+    elif step.stage == "evaluate":
+        model = pipeline.sources.get(step.name, target)
+        tokens, disk = counted[model.tokenizer_fingerprint]["heldout"], 0
+    else:
+        tokens, disk = 0, 2 * target.parameters_bytes
+    return Estimate(title=step.title, tokens=tokens, disk=disk)
+
+
+def check_disk(pipeline: "Pipeline") -> None:
+    """Raises `ValueError` where the disk has less room than the stages yet to come may need."""
+    needed = sum(e.disk for e in estimates(pipeline))
+    free = shutil.disk_usage(pipeline.folder).free
+    if needed > free:
+        raise ValueError(
+            f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:.2f}; make room, set "
+            "another `output`, or keep fewer entries (capture.top_k, align.top_k)"
+        )
+
+
+def table(pipeline: "Pipeline") -> Table:
+    """The estimates, calibrated, as a table for the terminal."""
+    rows = _calibrated(pipeline, estimates(pipeline))
+    result = Table("stage", *(_right(h) for h in ("tokens", "disk", "memory", "time")), show_footer=False)
+    for e in rows:
+        memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
+        seconds = "" if e.seconds is None else _duration(e.seconds)
+        result.add_row(e.title, f"{e.tokens:,}" if e.tokens else "", _size(e.disk), memory, seconds)
+    if not rows:
+        result.add_row("nothing to do", "", "", "", "")
+    result.add_section()
+    peak = max((e.memory or 0 for e in rows), default=0)
+    result.add_row(
+        "in all",
+        "",
+        _size(sum(e.disk for e in rows)),
+        f"{peak / GIB:.1f} GiB",
+        _duration(sum(e.seconds or 0 for e in rows)),
+    )
+    return result
+
+
+def tokens_table(pipeline: "Pipeline") -> Table:
+    """Tokens of each split under each tokenizer."""
+    counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    result = Table("tokens of", *(_right(split) for split in ("train", "dev", "heldout")))
+    for name, model in [("target", pipeline.target), *pipeline.sources.items()]:
+        result.add_row(name, *(f"{n:,}" for n in counted[model.tokenizer_fingerprint].values()))
+    return result
+
+
+def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
+    documents = [d for d in pipeline.documents if d.split == "train"]
+    speeds: dict[str, tuple[float, int]] = {}
+    result = []
+    for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
+        if step.stage in ("align", "fuse"):
+            result.append(replace(row, seconds=row.tokens * ALIGN_SECONDS, memory=_peak_memory()))
+            continue
+        if step.stage in ("corpus", "report"):
+            result.append(replace(row, seconds=1.0))
+            continue
+        task = "train" if step.stage == "train" else "read"
+        name = step.name if step.name in pipeline.sources and task == "read" else ""
+        if f"{task} {name}" not in speeds:
+            pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
+            speeds[f"{task} {name}"] = (_measure(pipeline, name, documents, task), _peak_memory())
+        speed, memory = speeds[f"{task} {name}"]
+        result.append(replace(row, seconds=row.tokens / speed, memory=memory))
+    return result
+
+
+def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], task: str) -> float:
+    """Tokens a second of one batch of the corpus."""
+    import torch
+
+    from fuselm import capture, forward
+    from fuselm.models import load_model
+    from fuselm.objective import fusion_loss
+
+    model = pipeline.sources[name] if name else pipeline.target
+    vocabulary = pipeline.source_vocabulary(name) if name else pipeline.target_vocabulary
+    options = pipeline.run.sources[name] if name else pipeline.run.target
+    segmentations = [vocabulary.segment(d.text) for d in documents]
+    budget = CALIBRATION_TOKENS
+    if task == "train":
+        count = pipeline.run.train.batch_documents
+    else:
+        count = max(1, budget // max(1, max(len(s.ids) for s in segmentations)))
+    chosen = segmentations[:count]
+    loaded = load_model(model, dtype="float32" if task == "train" else options.dtype)
+    layer = forward.output_layer(loaded)
+    source = capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0) if task == "train" else None
+    seconds = []
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        if optimizer is None:
+            for _trace in capture.trace_batch(source, documents[:count], chosen, top_k=pipeline.run.capture.top_k):
+                pass
+        else:
+            inputs, mask = forward.pad([s.ids for s in chosen], model.context_token, loaded.device)
+            with torch.autocast(loaded.device.type, torch.bfloat16, enabled=pipeline.run.train.precision == "bf16"):
+                hidden = forward.hidden_states(loaded, layer, inputs, mask)[mask.bool()]
+                gold = torch.cat([torch.as_tensor(s.ids, dtype=torch.long, device=loaded.device) for s in chosen])
+                fusion_loss(hidden, layer, gold, None, 1.0).total.backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    return sum(len(s.ids) for s in chosen) / seconds[-1]
+
+
+def _peak_memory() -> int:
+    """The most that this process has held so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _right(heading: str):
+    from rich.table import Column
+
+    return Column(heading, justify="right")
+
+
+def _size(count: int) -> str:
+    if not count:
+        return ""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
