@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,10 +58,7 @@ def prepare(
     """
     rows = [row for file in files for row in read_texts(file)]
     kept = [(domain, text) for domain, text in rows if text.strip()]
-    if any(domain in RESERVED for domain, _ in kept):
-        raise ValueError(f"corpus: a domain is named one of {', '.join(RESERVED)}, which results use; rename it")
-    if not kept:
-        raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
+    check_domains(Counter(domain for domain, _ in kept), files, dev=dev, heldout=heldout)
     documents = list(cut_to_fit(_split(kept, dev=dev, heldout=heldout, seed=seed), readers, max_bytes))
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
     manifest.write_text(out / FILE, "".join(lines))
@@ -84,17 +81,44 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
     return [d for d in documents if split in (None, d.split)]
 
 
+def check_file(file: Path) -> None:
+    """Raises `ValueError` if there is no such file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: {'is a folder; name its files' if file.is_dir() else 'no such file'}")
+
+
+def count_domains(file: Path) -> dict[str, int]:
+    """How many documents that are not empty each domain has."""
+    return dict(Counter(domain for domain, text in read_texts(file) if text.strip()))
+
+
+def check_domains(counts: Mapping[str, int], files: Sequence[Path], *, dev: float, heldout: float) -> None:
+    """Raises `ValueError` where there is nothing to split, or a domain is too small for it."""
+    if not counts:
+        raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
+    for domain, count in counts.items():
+        if domain in RESERVED:
+            raise ValueError(f"corpus: a domain is named '{domain}', which results use for themselves; rename it")
+        if count < sum(_held_out_counts(count, dev, heldout)) + 1:
+            raise ValueError(
+                f"corpus: domain '{domain}' has {count} documents, too few to hold some out; "
+                "it needs 3 or more, and dev and heldout shares that leave some to train on"
+            )
+
+
+def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
+    """Documents of one domain to draw for dev and held-out: at least one of each."""
+    return max(1, round(dev * count)), max(1, round(heldout * count))
+
+
 def read_texts(file: Path) -> Iterator[tuple[str, str]]:
     """Domain and text of each document: JSON lines with `text` and maybe `domain`, or one plain-text document.
 
     Without a `domain`, the file's name is the domain. Raises `ValueError`, with the line, on what is neither.
     """
+    check_file(file)
     try:
-        content = file.read_bytes().decode()  # line ends as they are
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{file}: is a folder; name its files") from None
+        content = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file}: not UTF-8 (byte {error.start} is {error.object[error.start]:#x}); convert it"
@@ -123,12 +147,7 @@ def _split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: in
         members.setdefault(domain, []).append(i)
     split = ["train"] * len(texts)
     for domain, indices in members.items():
-        dev_count, heldout_count = (max(1, round(share * len(indices))) for share in (dev, heldout))
-        if len(indices) < dev_count + heldout_count + 1:
-            raise ValueError(
-                f"corpus: domain '{domain}' has {len(indices)} documents, too few to hold some out; "
-                "it needs 3 or more, and dev and heldout shares that leave some to train on"
-            )
+        dev_count, heldout_count = _held_out_counts(len(indices), dev, heldout)
         drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
         for i in drawn[:dev_count]:
             split[i] = "dev"

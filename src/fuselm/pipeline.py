@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, manifest, progress
+from fuselm import config, corpus, fingerprints, manifest, progress
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
@@ -49,11 +50,22 @@ class Pipeline:
         self._dry = False
         self._steps: list[Step] = []
         self._keys: dict[Path, str] = {}
-        for file in run.corpus.files:
-            for _ in corpus.read_texts(Path(file)):
-                pass
+        self._files = [Path(file) for file in run.corpus.files]
+        self._check_texts()
         self.target = locate(run.target.model, revision=run.target.revision)
         self.sources = {name: locate(s.model, revision=s.revision) for name, s in run.sources.items()}
+
+    def _check_texts(self) -> None:
+        """Before any model is looked at. What a file holds is remembered by its hash."""
+        counts: Counter[str] = Counter()
+        for file in self._files:
+            corpus.check_file(file)
+            counts.update(
+                fingerprints.remembered(
+                    f"domains {file.name} {fingerprints.sha256(file)}", lambda file=file: corpus.count_domains(file)
+                )
+            )
+        corpus.check_domains(counts, self._files, dev=self.run.corpus.dev, heldout=self.run.corpus.heldout)
 
     @cached_property
     def documents(self) -> list[corpus.Document]:
@@ -84,13 +96,13 @@ class Pipeline:
         recipe = Recipe(
             stage="corpus",
             parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
-            inputs={f"file {n}": manifest.sha256(Path(f)) for n, f in enumerate(options.files)}
+            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(self._files)}
             | {f"tokenizer {t}": str(m.context_length) for t, m in readers.items()},
         )
 
         def build(out: Path, _: Progress) -> dict:
             return corpus.prepare(
-                [Path(f) for f in options.files],
+                self._files,
                 out,
                 readers=[
                     corpus.Reader(

@@ -98,7 +98,7 @@ def table(pipeline: "Pipeline") -> Table:
         "",
         _size(sum(e.disk for e in rows)),
         f"{peak / GIB:.1f} GiB",
-        _duration(sum(e.seconds or 0 for e in rows)),
+        _duration(sum((e.seconds or 0.0 for e in rows), start=0.0)),
     )
     return result
 
