@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fuselm import memory
 
 app = typer.Typer(
     help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
@@ -22,15 +25,25 @@ Overrides = Annotated[
 ]
 
 
+class _Stopped(BaseException):
+    """Ctrl-C; of its own type, because the command parser has an answer of its own to KeyboardInterrupt."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
 def main() -> None:
     """Entry point: `ValueError` is the user's to mend, Ctrl-C is not an error, anything else is ours."""
+    signal.signal(signal.SIGINT, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    memory.keep_freed()
     try:
         app(standalone_mode=True)
     except ValueError as error:
         print(f"fuselm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Stopped:
         print("\nfuselm: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
@@ -76,7 +89,6 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     summary = json.loads((pipeline.folder / "summary.json").read_text())
     console = Console()
     console.print(report.table(summary))
-    console.print(report.verdict(summary), highlight=False)
     for name in ("model", "report.html", "summary.json"):
         console.print(f"{name:13s} {pipeline.folder / name}", highlight=False, soft_wrap=True)
 

@@ -88,10 +88,13 @@ class Distributions:
 def check(distributions: Distributions, vocabulary_size: int) -> None:
     """Raises `ValueError` on what no distribution can be: NaN, mass above 1, ids outside the vocabulary."""
     d = distributions
-    if np.isnan(d.logprobs).any() or np.isnan(d.gold).any() or np.isnan(d.tail).any():
-        raise ValueError(f"row {int(np.argmax(np.isnan(d.gold)))}: the distribution holds NaN")
-    if len(d.ids) and not (d.ids.min() >= 0 and d.ids.max() < vocabulary_size):
-        raise ValueError(f"id {int(d.ids.max())} is outside the vocabulary of {vocabulary_size}")
+    nan = np.isnan(d.gold) | np.isnan(d.tail)
+    nan[d.rows[np.isnan(d.logprobs)]] = True
+    if nan.any():
+        raise ValueError(f"row {int(nan.argmax())}: the distribution holds NaN")
+    outside = d.ids[(d.ids < 0) | (d.ids >= vocabulary_size)]
+    if len(outside):
+        raise ValueError(f"id {int(outside[0])} is outside the vocabulary of {vocabulary_size}")
     sums = np.bincount(d.rows, weights=np.exp(d.logprobs.astype(np.float64)), minlength=len(d)) + d.tail
     if len(d) and np.abs(sums - 1).max() > 1e-3:
         row = int(np.abs(sums - 1).argmax())

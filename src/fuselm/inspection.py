@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, corpus, manifest
+from fuselm import corpus, manifest
 from fuselm.models import load_tokenizer, locate
 from fuselm.store import Store, Trace
 from fuselm.vocabulary import Vocabulary
@@ -24,8 +24,7 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: no finished run there; start it with `fuselm run`, or name another folder")
     stages = {stage: folder / path for stage, path in json.loads((folder / "run.json").read_text())["folders"].items()}
-    run = config.load(folder / "config.yaml")
-    target = locate(run.target.model, revision=run.target.revision)
+    target = locate(str(folder / "model"))  # it has the target's tokenizer
     vocabulary = Vocabulary(load_tokenizer(target), target.output_size)
     documents = corpus.read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):

@@ -38,6 +38,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of a finished stage. Raises `ValueError` if there is none, or it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
     except FileNotFoundError:
         raise ValueError(f"{folder}: not a finished stage (no manifest.json); run `fuselm run` again") from None
     except ValueError:
@@ -67,6 +69,8 @@ def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, A
         if is_finished(folder):  # another process did it while this one waited to begin
             return False
         started = time.perf_counter()
+        for leftover in partial.rglob(".*.tmp"):
+            leftover.unlink()
         counts = build(partial)
         manifest = {
             "format": FORMAT,
@@ -79,6 +83,8 @@ def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, A
             "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
         }
         write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
+        for scaffold in partial.glob(".*"):
+            scaffold.unlink()
         os.rename(partial, folder)
         _fsync_folder(folder.parent)
     return True

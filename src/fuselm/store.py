@@ -35,6 +35,9 @@ SCHEMA = pa.schema(
 )
 
 
+DAMAGED = (pa.ArrowException, OSError, ValueError)  # what reading a damaged file may raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One document's tokens, with a distribution for each.
@@ -80,8 +83,12 @@ class Store:
         for path in sorted(folder.glob("part-*.parquet")):
             try:
                 file = pq.ParquetFile(path, page_checksum_verification=True)
+                if not file.schema_arrow.equals(SCHEMA):
+                    raise ValueError("other columns than a store has")
                 documents = file.read(columns=["document"]).column(0).to_pylist()
-            except (pa.ArrowInvalid, OSError) as error:
+                if {file.metadata.num_rows, file.num_row_groups} != {len(documents)}:
+                    raise ValueError("documents are missing")
+            except DAMAGED as error:
                 raise ValueError(
                     f"{path}: not a readable Parquet file ({first_line(error)}); delete {folder} and run again"
                 ) from None
@@ -107,7 +114,7 @@ class Store:
         path, file = self._files[number]
         try:
             return _from_row(file.read_row_group(row))
-        except (pa.ArrowInvalid, OSError) as error:
+        except DAMAGED as error:
             raise ValueError(
                 f"{path}: document {document} is damaged ({first_line(error)}); delete {self.folder} and run again"
             ) from None
@@ -131,16 +138,21 @@ def _to_row(trace: Trace) -> dict:
 
 
 def _from_row(table: pa.Table) -> Trace:
-    def array(name: str) -> ndarray:
-        return table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
+    def array(name: str, length: int | None = None) -> ndarray:
+        values = table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
+        if length not in (None, len(values)):
+            raise ValueError(f"{len(values)} values in column {name}, not {length}")
+        return values
 
     tokens = array("tokens")
+    counts = array("counts", len(tokens))
+    entries = int(counts.sum())
     distributions = Distributions(
-        offsets=np.append(0, np.cumsum(array("counts"))).astype(np.int64),
-        ids=array("ids"),
-        logprobs=array("logprobs"),
-        gold=array("gold"),
-        tail=array("tail"),
+        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
+        ids=array("ids", entries),
+        logprobs=array("logprobs", entries),
+        gold=array("gold", len(tokens)),
+        tail=array("tail", len(tokens)),
     )
     weights = array("weights")
     return Trace(
@@ -148,7 +160,7 @@ def _from_row(table: pa.Table) -> Trace:
         size=table.column("bytes")[0].as_py(),
         nats=table.column("nats")[0].as_py(),
         tokens=tokens,
-        starts=array("starts"),
+        starts=array("starts", len(tokens)),
         distributions=distributions,
         weights=weights.reshape(len(tokens), -1) if len(tokens) else np.zeros((0, 0), np.float32),
     )
