@@ -106,10 +106,11 @@ def span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> M
             break
         informed[i] = True
         mass, row, prefix = 1.0, j, stream[b + 1 : starts[j] + 1]
-        if starts[j] < b:
+        faithful = source.token_bytes[tokens[j]] == stream[starts[j] + 1 : ends[j] + 1]
+        after_dummy = i > 0 and target_starts[0] < starts[0] == b  # the target has spelled a space of its own, no text
+        if starts[j] < b or (after_dummy and faithful):
             while begun + 1 < i and target_starts[begun + 1] <= starts[j]:
                 begun += 1
-            faithful = source.token_bytes[tokens[j]] == stream[starts[j] + 1 : ends[j] + 1]
             before = stream[target_starts[begun] + 1 : starts[j] + 1]
             typed = stream[starts[j] + 1 : b + 1]
             hidden = stream[starts[j] + 1 : target_starts[begun] + 1]  # a space put before the text by the source alone

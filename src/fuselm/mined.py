@@ -4,6 +4,8 @@ Wan et al. 2024, section 3.2. Both work on token strings. Ties are broken as the
 then source, then target on the path; the lowest id in the vocabulary. docs/paper.md
 """
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +27,7 @@ def pair_positions(source_tokens: list[str], target_tokens: list[str]) -> Int[nd
 
 
 @numba.njit(cache=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _cheapest_path(cost: ndarray) -> ndarray:
     m, n = cost.shape
     total = np.empty((m, n), np.int64)
