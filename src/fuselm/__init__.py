@@ -1,0 +1,29 @@
+"""fuselm: fuse the knowledge of several language models, of any architecture and tokenizer, into one."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Aligner": "alignment",
+    "Distributions": "distributions",
+    "FusedRows": "objective",
+    "Model": "models",
+    "Pipeline": "pipeline",
+    "Store": "store",
+    "Trace": "store",
+    "Vocabulary": "vocabulary",
+    "fuse": "fusion",
+    "fusion_loss": "objective",
+    "load_model": "models",
+    "load_tokenizer": "models",
+    "locate": "models",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module; torch is imported only with the names that need it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fuselm' has no attribute '{name}'")
+    return getattr(import_module(f"fuselm.{_HOME[name]}"), name)
