@@ -1,0 +1,444 @@
+"""The method's maths from its definitions: dense, looped, float64, slow and obvious; the fast code is tested on it.
+
+Sections follow the pipeline: token alignment by edit distance (the paper's MinED), alignment by bytes (`span`,
+`exact`, `mined`), fusion (MinCE, AvgCE), the training objective, evaluation. Independent of the library: imports
+nothing of it. Conventions, everywhere:
+
+- A row is `dict[id, probability]`, row i the distribution of token i given the tokens before it; what a row lacks
+  to 1 is its tail. A row `{}` means "the source says nothing here" (its tail is then 1).
+- Spans are half-open `(begin, end)` byte positions in one stream, the document's text as bytes.
+- Logarithms are natural and cross-entropies in nats, unless the name says bits.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Row = dict[int, float]
+Span = tuple[int, int]
+UNMAPPED = -1
+WORD_MARKS = ("Ġ", "▁")  # byte-level BPE's and SentencePiece's space, as it stands in token strings
+
+
+# Token strings: edit distance and dynamic time warping
+
+
+def levenshtein(left: str, right: str) -> int:
+    """Least number of inserted, deleted and substituted characters (code points) that turns left into right."""
+    above = list(range(len(right) + 1))
+    for i, left_character in enumerate(left, start=1):
+        row = [i]
+        for j, right_character in enumerate(right, start=1):
+            substitute = above[j - 1] + (left_character != right_character)
+            row.append(min(substitute, above[j] + 1, row[j - 1] + 1))
+        above = row
+    return above[-1]
+
+
+def without_marks(token: str) -> str:
+    """The token string without any word-boundary mark: both marks, and wherever they stand, not only in front.
+
+    A token of marks only ("Ġ", "▁▁") becomes the empty string.
+    """
+    for mark in WORD_MARKS:
+        token = token.replace(mark, "")
+    return token
+
+
+def dtw_table(source_tokens: list[str], target_tokens: list[str]) -> list[list[float]]:
+    """`table[i][j]`: least total cost of a monotone pairing of the first i source and first j target tokens.
+
+    A pair costs the Levenshtein distance of the two strings without marks. Row 0 and column 0 are borders:
+    infinite but for `table[0][0] = 0`, so a pairing begins with the two first tokens and ends with the two last.
+    """
+    source_tokens = [without_marks(token) for token in source_tokens]
+    target_tokens = [without_marks(token) for token in target_tokens]
+    table = [[math.inf] * (len(target_tokens) + 1) for _ in range(len(source_tokens) + 1)]
+    table[0][0] = 0.0
+    for i, source_token in enumerate(source_tokens, start=1):
+        for j, target_token in enumerate(target_tokens, start=1):
+            before = min(table[i - 1][j - 1], table[i - 1][j], table[i][j - 1])
+            table[i][j] = levenshtein(source_token, target_token) + before
+    return table
+
+
+def dtw_cost(source_tokens: list[str], target_tokens: list[str]) -> float:
+    """Cost of the cheapest pairing; infinite if just one side is empty."""
+    return dtw_table(source_tokens, target_tokens)[-1][-1]
+
+
+def dtw_pairs(source_tokens: list[str], target_tokens: list[str]) -> list[list[int]]:
+    """For every target position the source positions it is paired with, increasing (`target_to_source`).
+
+    The cheapest path is walked backwards from the two last tokens to the two first. Among predecessors of equal
+    cost: diagonal (i-1, j-1) first, then up, the source before (i-1, j), then left, the target before (i, j-1).
+    """
+    table = dtw_table(source_tokens, target_tokens)
+    pairs: list[list[int]] = [[] for _ in target_tokens]
+    if not source_tokens or not target_tokens:
+        return pairs
+    i, j = len(source_tokens), len(target_tokens)
+    while (i, j) != (0, 0):
+        pairs[j - 1].insert(0, i - 1)
+        diagonal_up_left = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
+        i, j = min(diagonal_up_left, key=lambda cell: table[cell[0]][cell[1]])  # the first of equals
+    return pairs
+
+
+def min_edit_ids(
+    source_token: str, target_vocabulary: dict[str, int], source_mark: str, target_mark: str
+) -> tuple[int, list[int]]:
+    """(distance, ids): the least Levenshtein distance to any target token, and all ids at it, increasing.
+
+    Every source mark in the source token is first replaced by the target mark; nothing is removed. The vocabulary is
+    the whole of it, special and added tokens included. A method that needs one id takes the lowest, `ids[0]`.
+    """
+    token = source_token.replace(source_mark, target_mark)
+    distances = {target_id: levenshtein(token, target_token) for target_token, target_id in target_vocabulary.items()}
+    least = min(distances.values())
+    return least, sorted(target_id for target_id, distance in distances.items() if distance == least)
+
+
+# Alignment by bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTrace:
+    """One document in a source's vocabulary; all lists are by source token. `spans` tile the stream in order."""
+
+    spans: list[Span]
+    ids: list[int]  # the gold tokens
+    gold_probabilities: list[float]
+    rows: list[Row]  # kept entries, with or without the gold one
+    tails: list[float]  # 1 - sum of the kept entries
+
+
+def row_with_gold(source: SourceTrace, position: int) -> tuple[Row, float]:
+    """(row, tail) of a source token; a gold entry that was not kept is added, and taken out of the tail."""
+    row, tail = dict(source.rows[position]), source.tails[position]
+    gold = source.ids[position]
+    if gold not in row:
+        row[gold] = source.gold_probabilities[position]
+        tail = max(tail - row[gold], 0.0)
+    return row, tail
+
+
+def tail_of(row: Row) -> float:
+    return max(1.0 - sum(row.values()), 0.0)
+
+
+def condition(
+    source: SourceTrace,
+    position: int,
+    typed: bytes,
+    first_begin: int,
+    past: list[int],
+    stream: bytes,
+    source_bytes: list[bytes | None],
+    encode: Callable[[bytes], Sequence[int]],
+) -> tuple[dict[int, int], Row]:
+    """(next, row): a source token's entries that agree with its first bytes, `typed`, having come as target tokens.
+
+    `past` are those target tokens, from the one that the source token begins in, at byte `first_begin`. An entry agrees
+    if it makes the target begin with just these: put in place of the source token, after the text since `first_begin`,
+    it is a string that the target's tokenizer begins with `past`. `next` has the target token after those, if there is
+    one. The gold entry agrees by definition, and is never in `next`.
+
+    The row is rescaled to what agrees. Of the tail, which may agree as well, this share is thought to: that of the ids
+    that go on after `typed` among the ids with text that were not kept, times the share of the kept ones that go on
+    after `typed` which agree and have a next token (the gold one goes on and agrees).
+    """
+    row, tail = row_with_gold(source, position)
+    gold, (begin, _) = source.ids[position], source.spans[position]
+    next_tokens: dict[int, int] = {}
+    agreeing: Row = {}
+    for token, probability in row.items():
+        text = source_bytes[token]
+        if token == gold:
+            agreeing[token] = probability
+        elif text is not None:
+            if begin < first_begin:  # a dummy prefix, which only the source has, is no text to the target
+                if not text.startswith(stream[begin:first_begin]):
+                    continue
+                text = text[first_begin - begin :]
+            encoded = list(encode(stream[first_begin:begin] + text))
+            if encoded[: len(past)] == past:
+                agreeing[token] = probability
+                if len(encoded) > len(past) and encoded[len(past)] != UNMAPPED:
+                    next_tokens[token] = encoded[len(past)]
+
+    goes_on = [token for token, text in enumerate(source_bytes) if text and text.startswith(typed) and text != typed]
+    not_kept = [token for token, text in enumerate(source_bytes) if text and token not in row]
+    if not_kept:
+        share = len([token for token in goes_on if token in not_kept]) / len(not_kept)
+        share *= (len(next_tokens) + 1) / len([token for token in goes_on if token in row])
+        tail *= share
+    else:
+        tail = 0.0
+    total = sum(agreeing.values()) + tail
+    return next_tokens, {token: p / total for token, p in agreeing.items()}
+
+
+def span_row(
+    stream: bytes,
+    target_spans: list[Span],
+    target_ids: list[int],
+    i: int,
+    source: SourceTrace,
+    source_bytes: list[bytes | None],
+    encode: Callable[[bytes], Sequence[int]],
+) -> tuple[Row, float]:
+    """(row, tail) of target token i, in the target's vocabulary (DESIGN section 4, refined: docs/paper.md).
+
+    From the source token that covers the target token's first byte (or is empty and stands at it), walk along the gold
+    path. At each source token every other entry leaves the path: its mass goes to the target token that the target's
+    tokenizer would make of what the entry would have made of the text; what arrives at the target token's end is the
+    gold token's. If the first source token begins before target token i does, its row is conditioned on that (but an
+    unfaithful token, whose bytes are not those of its span, is certain); likewise if it is the first one and the target
+    has begun with a space of its own. Masses that meet are added; what has no target token (special or empty entries,
+    the tails, what ends where target token i begins) is the tail.
+
+    `encode(bytes)` are the tokens of the target's tokenizer for a string that goes on in a text, `UNMAPPED` from where
+    it can't spell it. `source_bytes[id]` is None for a special id.
+
+    `({}, 1.0)`, no information, for an empty target token, and where no source token lies at or after its beginning.
+    """
+    begin, end = target_spans[i]
+    candidates = [j for j, (a, e) in enumerate(source.spans) if e > begin or a == e == begin]
+    if begin == end or not candidates:
+        return {}, 1.0
+    position = candidates[0]
+    source_begin, source_end = source.spans[position]
+
+    result: Row = {}
+    path_mass = 1.0
+    gold = source.ids[position]
+    faithful = source_bytes[gold] == stream[source_begin:source_end]
+    after_dummy_prefix = position == 0 and i > 0 and target_spans[0][0] < source_begin
+    if source_begin >= begin and not (after_dummy_prefix and faithful):
+        prefix = stream[begin:source_begin]  # a dummy prefix that only the target has, at the document's start
+    else:
+        if faithful:
+            first = max([k for k in range(i) if target_spans[k][0] <= source_begin], default=0)
+            next_tokens, row = condition(
+                source,
+                position,
+                stream[source_begin:begin],
+                target_spans[first][0],
+                list(target_ids[first:i]),
+                stream,
+                source_bytes,
+                encode,
+            )
+            for token, mapped in next_tokens.items():
+                result[mapped] = result.get(mapped, 0.0) + row[token]
+            path_mass = row[gold]
+        if source_end >= end or position == len(source.spans) - 1:
+            result[target_ids[i]] = result.get(target_ids[i], 0.0) + path_mass
+            return result, tail_of(result)
+        prefix = stream[begin:source_end]
+        position += 1
+
+    while True:
+        row, _ = row_with_gold(source, position)
+        gold, source_end = source.ids[position], source.spans[position][1]
+        for token, probability in row.items():
+            text = source_bytes[token]
+            if text and token != gold:
+                mapped = encode(prefix + text)[0]
+                if mapped != UNMAPPED:
+                    result[mapped] = result.get(mapped, 0.0) + path_mass * probability
+        path_mass *= row[gold]
+        if source_end >= end or position == len(source.spans) - 1:
+            result[target_ids[i]] = result.get(target_ids[i], 0.0) + path_mass
+            return result, tail_of(result)
+        prefix = stream[begin:source_end]
+        position += 1
+
+
+def mapped_row(row: Row, id_map: dict[int, int]) -> tuple[Row, float]:
+    """(row, tail) with every entry moved to its mapped id; masses that meet are added, entries without one dropped."""
+    result: Row = {}
+    for token, probability in row.items():
+        if token in id_map:
+            result[id_map[token]] = result.get(id_map[token], 0.0) + probability
+    return result, tail_of(result)
+
+
+def exact_rows(
+    target_spans: list[Span],
+    target_ids: list[int],
+    source: SourceTrace,
+    source_bytes: list[bytes | None],
+    target_bytes: list[bytes | None],
+    byte_fallback: set[int],
+) -> tuple[list[Row], list[float]]:
+    """`exact`: a target token is used if a source token of the same bytes begins where it does; else its row is {}.
+
+    The gold entry goes to the gold token, another one to the lowest target id of equal bytes, one that is no
+    `byte_fallback` token if there is any (a tokenizer with byte fallback uses "A", never "<0x41>").
+    """
+    id_map: dict[int, int] = {}
+    for token, text in enumerate(source_bytes):
+        equal = [target for target, target_text in enumerate(target_bytes) if text and target_text == text]
+        proper = [target for target in equal if target not in byte_fallback]
+        if equal:
+            id_map[token] = min(proper or equal)
+    aligned: list[tuple[Row, float]] = []
+    for (begin, _), target_id in zip(target_spans, target_ids, strict=True):
+        text = target_bytes[target_id]
+        partners = [
+            j
+            for j, token in enumerate(source.ids)
+            if text and source.spans[j][0] == begin and source_bytes[token] == text
+        ]
+        if partners:
+            row, _ = row_with_gold(source, partners[-1])
+            aligned.append(mapped_row(row, id_map | {source.ids[partners[-1]]: target_id}))
+        else:
+            aligned.append(({}, 1.0))
+    return [row for row, _ in aligned], [tail for _, tail in aligned]
+
+
+def mined_rows(
+    source_tokens: list[str],
+    target_tokens: list[str],
+    target_ids: list[int],
+    source: SourceTrace,
+    min_edit_map: dict[int, int],
+) -> tuple[list[Row], list[float]]:
+    """`mined`, the paper's MinED with collisions added: a one-to-one pair whose gold tokens map to each other, or {}.
+
+    `min_edit_map[source id]` is the lowest id of `min_edit_ids`. Fusion makes the {} one-hot on the gold token.
+    """
+    pairs = dtw_pairs(source_tokens, target_tokens)
+    partners = [position for positions in pairs for position in positions]
+    aligned: list[tuple[Row, float]] = []
+    for target_id, positions in zip(target_ids, pairs, strict=True):
+        one_to_one = len(positions) == 1 and partners.count(positions[0]) == 1
+        if one_to_one and min_edit_map.get(source.ids[positions[0]]) == target_id:
+            row, _ = row_with_gold(source, positions[0])
+            aligned.append(mapped_row(row, min_edit_map))
+        else:
+            aligned.append(({}, 1.0))
+    return [row for row, _ in aligned], [tail for _, tail in aligned]
+
+
+# Fusion
+
+
+def weighted_mean(rows: list[Row], weights: list[float], gold: int) -> tuple[Row, float, list[float]]:
+    """(row, tail, weights) of the weighted arithmetic mean, one-hot on the gold token if all weights are 0."""
+    if not any(weights):
+        return {gold: 1.0}, 0.0, weights
+    fused: Row = {}
+    for row, weight in zip(rows, weights, strict=True):
+        for token, probability in row.items():
+            if weight > 0.0:
+                fused[token] = fused.get(token, 0.0) + weight * probability
+    return fused, tail_of(fused), weights
+
+
+def fuse_min_ce(rows: list[Row], nats: list[float], gold: int) -> tuple[Row, float, list[float]]:
+    """The paper's MinCE at one token: of the sources that say something, the one of least cross-entropy (per byte).
+
+    Exactly equal cross-entropies share the weight equally. Sources whose row is {} have weight 0, and if all have,
+    the fused row is one-hot on the gold token, owed to no source.
+    """
+    least = min((ce for row, ce in zip(rows, nats, strict=True) if row), default=None)
+    best = [bool(row) and ce == least for row, ce in zip(rows, nats, strict=True)]
+    return weighted_mean(rows, [chosen / sum(best) if chosen else 0.0 for chosen in best], gold)
+
+
+def fuse_avg_ce(rows: list[Row], nats: list[float], gold: int) -> tuple[Row, float, list[float]]:
+    """The paper's AvgCE at one token: mean with weights softmax(-cross-entropy) over the sources that say something."""
+    least = min((ce for row, ce in zip(rows, nats, strict=True) if row), default=0.0)
+    scores = [math.exp(least - ce) if row else 0.0 for row, ce in zip(rows, nats, strict=True)]
+    return weighted_mean(rows, [score / sum(scores) if score else 0.0 for score in scores], gold)
+
+
+# Objective
+
+
+def dense_objective(
+    logits: torch.Tensor, gold: list[int], rows: list[Row], tails: list[float], lam: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(lam * CE + (1 - lam) * KL, CE, KL), each the mean over tokens; logits [N, V] float64, differentiable.
+
+    CE is -log p_gold. KL is forward, KL(q || p), over the row's ids and one tail bucket, with 0 log 0 = 0:
+    sum_k q_k (log q_k - log p_k) + q_tail (log q_tail - log p_tail), where p_tail = 1 - sum_k p_k is summed from the
+    ids outside the row, so that it has no rounding of its own. A row that has all V ids needs a tail of exactly 0.
+    A row {} with tail 1 adds nothing. The mean over no tokens is 0.
+    """
+    assert logits.dtype == torch.float64
+    logprobs = torch.log_softmax(logits, dim=-1)
+    cross_entropy = divergence = logits.sum() * 0.0
+    for i, (row, tail) in enumerate(zip(rows, tails, strict=True)):
+        cross_entropy = cross_entropy - logprobs[i, int(gold[i])]
+        for token, q in row.items():
+            if q > 0.0:
+                divergence = divergence + q * (math.log(q) - logprobs[i, token])
+        if tail > 0.0:
+            outside = [token for token in range(logits.shape[1]) if token not in row]
+            divergence = divergence + tail * (math.log(tail) - torch.logsumexp(logprobs[i, outside], dim=0))
+    count = max(len(rows), 1)
+    cross_entropy, divergence = cross_entropy / count, divergence / count
+    return lam * cross_entropy + (1.0 - lam) * divergence, cross_entropy, divergence
+
+
+# Evaluation
+
+
+def causal_bits(logits: torch.Tensor, ids: list[int]) -> list[float]:
+    """Bits of every token, -log2 p(ids[i]): row i of the logits [N, V] is the distribution of token i, not i + 1."""
+    logprobs = torch.log_softmax(logits.to(torch.float64), dim=-1)
+    return [-logprobs[i, int(token)].item() / math.log(2.0) for i, token in enumerate(ids)]
+
+
+def bits_per_byte(bits: list[float], num_bytes: list[int]) -> float:
+    """Total bits over total bytes of some documents (not the mean of their ratios)."""
+    return sum(bits) / sum(num_bytes)
+
+
+def per_domain(bits: list[float], num_bytes: list[int], documents: dict[str, list[int]]) -> dict[str, float]:
+    """Bits per byte of each domain's documents, and under "average" the unweighted mean of the domains."""
+    values = {
+        domain: bits_per_byte([bits[d] for d in numbers], [num_bytes[d] for d in numbers])
+        for domain, numbers in documents.items()
+    }
+    return values | {"average": sum(values.values()) / len(values)}
+
+
+def bootstrap(
+    bits: list[float],
+    num_bytes: list[int],
+    domains: list[str],
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    draws: list[dict[str, list[int]]] | None = None,
+) -> dict[str, tuple[float, float, float]]:
+    """(value, low, high) in bits per byte of each domain and of the "average"; one list entry per document.
+
+    A resample draws, within each domain, as many of its documents as it has, with replacement. The interval is the
+    percentile one (linear interpolation). `draws`, if given, are the resamples: per domain, document numbers into the
+    lists. Otherwise one generator makes them: resamples outside, domains in alphabetical order inside. With `bits`
+    the differences of two models' bits on the same documents, the interval is that of the paired difference.
+    """
+    documents = {domain: [d for d, of in enumerate(domains) if of == domain] for domain in sorted(set(domains))}
+    if draws is None:
+        generator = np.random.default_rng(seed)
+        draws = [
+            {name: generator.choice(numbers, size=len(numbers)).tolist() for name, numbers in documents.items()}
+            for _ in range(resamples)
+        ]
+    resampled = [per_domain(bits, num_bytes, drawn) for drawn in draws]
+    outside = (1.0 - confidence) / 2.0
+    intervals = {}
+    for name, value in per_domain(bits, num_bytes, documents).items():
+        low, high = np.quantile([values[name] for values in resampled], [outside, 1.0 - outside])
+        intervals[name] = (value, float(low), float(high))
+    return intervals

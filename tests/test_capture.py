@@ -1,0 +1,161 @@
+"""capture.py against the model's dense softmax in float64; and interrupted, then run again."""
+
+import io
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from fuselm import capture, forward, manifest, store
+from fuselm.corpus import Document
+from fuselm.manifest import Recipe
+from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.progress import Progress
+from fuselm.store import Trace
+from fuselm.vocabulary import Vocabulary
+
+TOP_K = 7
+KINDS = ["byte_level", "sentence_piece", "word_piece"]
+
+
+@pytest.fixture
+def documents(texts) -> list[Document]:
+    rows = [*((row["domain"], row["text"]) for row in texts[::3]), ("odd", "a"), ("odd", "Ünïcödé – 漢字 🙂\n\n\ttabs")]
+    return [
+        Document(id=f"{n:06d}", origin=f"{n:06d}", domain=domain, split="train", text=text)
+        for n, (domain, text) in enumerate(rows)
+    ]
+
+
+def source_of(folder) -> capture.Source:
+    model = locate(str(folder))
+    loaded = load_model(model, dtype="float32")
+    return capture.Source(
+        model=loaded,
+        layer=forward.output_layer(loaded),
+        vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
+        context_token=model.context_token,
+    )
+
+
+@pytest.fixture(params=KINDS)
+def source(request) -> capture.Source:
+    return source_of(request.getfixturevalue(request.param))
+
+
+def traces(source: capture.Source, documents: list[Document], *, top_k: int = TOP_K) -> list[Trace]:
+    segmentations = [source.vocabulary.segment(d.text) for d in documents]
+    return list(capture.trace_batch(source, documents, segmentations, top_k=top_k))
+
+
+def dense(source: capture.Source, tokens: np.ndarray) -> np.ndarray:
+    """Log-probabilities of every token's full distribution, by the model in float64."""
+    double = AutoModelForCausalLM.from_config(source.model.config, dtype=torch.float64).eval()
+    double.load_state_dict({name: w.double() for name, w in source.model.state_dict().items()})
+    inputs = torch.tensor([[source.context_token, *tokens.tolist()[:-1]]])
+    with torch.inference_mode():
+        return torch.log_softmax(double(inputs).logits[0], dim=-1).numpy()
+
+
+@pytest.mark.parametrize("top_k", [1, TOP_K, 10_007])
+def test_rows_are_those_of_the_dense_softmax(source, documents, top_k):
+    for document, trace in zip(documents, traces(source, documents, top_k=top_k), strict=True):
+        expected, d = dense(source, trace.tokens), trace.distributions
+        count = min(top_k, source.vocabulary.size)
+        assert trace.tokens.tolist() == source.vocabulary.segment(document.text).ids.tolist()
+        assert d.counts.tolist() == [count] * len(trace.tokens)
+        for i, row in enumerate(expected):
+            ids, logprobs = d.row(i)
+            assert len(set(ids.tolist())) == count
+            np.testing.assert_allclose(logprobs, row[ids], atol=2e-4)
+            np.testing.assert_allclose(logprobs, np.sort(row)[::-1][:count], atol=2e-4)
+            assert d.tail[i] == pytest.approx(1 - math.fsum(np.exp(row[ids])), abs=2e-5)
+            assert d.gold[i] == pytest.approx(row[trace.tokens[i]], abs=2e-4)
+        assert trace.nats == pytest.approx(-math.fsum(d.gold.tolist()), rel=1e-6)
+        assert trace.size == len(document.text.encode())
+
+
+def test_the_first_token_is_predicted_from_the_context_token(source, documents):
+    (trace,) = traces(source, documents[:1])
+    with torch.inference_mode():
+        logits = source.model(torch.tensor([[source.context_token]])).logits[0, 0]
+    ids, logprobs = trace.distributions.row(0)
+    expected = torch.log_softmax(logits.double(), dim=-1).numpy()
+    np.testing.assert_allclose(logprobs, expected[ids], atol=2e-4)
+
+
+def test_a_document_does_not_depend_on_those_read_with_it(source, documents):
+    for document, together in zip(documents, traces(source, documents), strict=True):
+        (alone,) = traces(source, [document])
+        np.testing.assert_allclose(together.distributions.gold, alone.distributions.gold, atol=2e-4)
+
+
+def test_rows_do_not_depend_on_the_size_of_a_chunk(source, documents, monkeypatch):
+    whole = traces(source, documents)
+    monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", 13 * source.vocabulary.size)
+    for a, b in zip(whole, traces(source, documents), strict=True):
+        np.testing.assert_allclose(a.distributions.gold, b.distributions.gold, atol=1e-5)
+
+
+def test_nan_is_reported_with_its_document(byte_level, documents):
+    source = source_of(byte_level)
+    with torch.no_grad():
+        source.model.model.layers[0].mlp.up_proj.weight[:] = math.nan
+    with pytest.raises(ValueError, match=r"^document 000001 \(.*\): row 0: the distribution holds NaN; leave it or "):
+        traces(source, documents[1:2])
+
+
+class Interrupted(Exception):
+    pass
+
+
+def captured(folder, source: capture.Source, documents: list[Document], *, stop_after: int | None = None) -> dict:
+    """A finished store's manifest; or what is left if the capture is stopped after some batches."""
+    shown = Progress(Console(file=io.StringIO()), "capture")
+    if stop_after is not None:
+        left = [stop_after]
+
+        def advance(amount: float, note: str = "") -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Interrupted
+
+        shown.advance = advance
+    manifest.build_once(
+        folder,
+        Recipe(stage="capture"),
+        lambda out: capture.capture(source, documents, out, top_k=TOP_K, batch_tokens=509, progress=shown),
+    )
+    return manifest.read(folder)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_capture_goes_on_and_ends_the_same(tmp_path, byte_level, documents, monkeypatch, stop_after):
+    monkeypatch.setattr(capture, "SECONDS_PER_PART", 0)
+    source = source_of(byte_level)
+    captured(tmp_path / "whole", source, documents)
+    with pytest.raises(Interrupted):
+        captured(tmp_path / "cut", source, documents, stop_after=stop_after)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "cut.partial").glob("part-*")}
+    assert len(before) == stop_after
+    counts = captured(tmp_path / "cut", source, documents)["counts"]
+    done = sum(pq.read_metadata(io.BytesIO(part)).num_rows for part in before.values())
+    assert counts["resumed_documents"] == done and counts["documents"] == len(documents)
+    assert {name: (tmp_path / "cut" / name).read_bytes() for name in before} == before
+    ids = [d for p in (tmp_path / "cut").glob("part-*") for d in pq.read_table(p, columns=["document"])[0].to_pylist()]
+    assert sorted(ids) == [d.id for d in documents]
+    whole, cut = store.Store(tmp_path / "whole"), store.Store(tmp_path / "cut")
+    for document in documents:
+        a, b = whole.read(document.id), cut.read(document.id)
+        assert a.nats == b.nats and np.array_equal(a.tokens, b.tokens)
+        for name in ("ids", "logprobs", "gold", "tail", "offsets"):
+            assert np.array_equal(getattr(a.distributions, name), getattr(b.distributions, name))
+
+
+def test_no_documents_make_an_empty_store(tmp_path, byte_level):
+    counts = captured(tmp_path / "none", source_of(byte_level), [])["counts"]
+    assert (counts["documents"], counts["tokens"]) == (0, 0) and len(store.Store(tmp_path / "none")) == 0

@@ -1,0 +1,213 @@
+"""config.py: what a run file may say, and one line for whatever it may not."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fuselm import config
+
+GOOD = {
+    "output": "out",
+    "target": "models/a",
+    "sources": {"a": "models/a", "b": {"model": "models/b", "dtype": "float32"}},
+    "corpus": {"files": ["text.jsonl"]},
+}
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    def write(text: str | None = None, **changes) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text if text is not None else yaml.safe_dump(GOOD | changes), encoding="utf-8")
+        return path
+
+    return write
+
+
+def problem(path: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        config.load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(path), "run.yaml")
+
+
+def test_defaults_fill_a_small_run_file(run_file):
+    run = config.load(run_file())
+    assert run.train == config.Train() and run.capture == config.Capture() and run.seed == 0
+
+
+def test_a_source_is_a_path_or_has_options(run_file):
+    sources = config.load(run_file()).sources
+    assert sources["a"] == config.Source(model="models/a")
+    assert sources["b"] == config.Source(model="models/b", dtype="float32")
+
+
+def test_the_examples_are_valid():
+    for path in (Path(__file__).parents[1] / "examples").glob("*.yaml"):
+        config.load(path)
+
+
+def test_a_resolved_run_loads_as_itself(run_file):
+    run = config.load(run_file(), ["train.lambda_clm=0.25"])
+    assert config.load(run_file(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))) == run
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "0.0001"])
+def test_numbers_may_be_written_as_in_python(run_file, number):
+    text = yaml.safe_dump(GOOD) + f"train:\n  learning_rate: {number}\n"
+    assert config.load(run_file(text)).train.learning_rate == 1e-4
+    assert config.load(run_file(), [f"train.learning_rate={number}"]).train.learning_rate == 1e-4
+
+
+def test_several_learning_rates_may_be_given(run_file):
+    train = config.load(run_file(), ["train.learning_rate=[1e-4, 3e-4]", "train.clm_learning_rate=[5e-5]"]).train
+    assert train.learning_rate == [1e-4, 3e-4] and train.clm_learning_rate == [5e-5]
+
+
+def test_overrides_reach_nested_and_new_options(run_file):
+    run = config.load(run_file(), ["train.passes=3", "seed=7", "fuse.level=document", "output=elsewhere"])
+    assert (run.train.passes, run.seed, run.fuse.level, run.output) == (3, 7, "document", "elsewhere")
+
+
+def test_overrides_reach_sources(run_file):
+    run = config.load(run_file(), ["sources.a.dtype=bfloat16", "sources.c=models/c", "target.dtype=float32"])
+    assert run.sources["a"] == config.Source(model="models/a", dtype="bfloat16")
+    assert run.sources["c"] == config.Source(model="models/c")
+    assert run.target == config.Source(model="models/a", dtype="float32")
+
+
+def test_the_last_override_wins(run_file):
+    assert config.load(run_file(), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_override_may_hold_an_equals_sign(run_file):
+    assert config.load(run_file(), ["output=a=b"]).output == "a=b"
+
+
+def test_paths_are_found_beside_the_run_file(run_file, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "text.jsonl").touch()
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = config.load(run_file())
+    assert run.corpus.files == [str(tmp_path / "text.jsonl")]
+    assert run.target.model == run.sources["a"].model == str(tmp_path / "models" / "a")
+    assert run.sources["b"].model == "models/b"  # not there either: may be a hub id
+
+
+def test_the_current_directory_comes_before_the_run_files(run_file, tmp_path, monkeypatch):
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        (folder / "text.jsonl").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert config.load(run_file()).corpus.files == ["text.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lamda=0.5", "run.yaml: train.lamda: unknown option; did you mean 'lambda_clm'?"),
+        ("train.learing_rate=1", "run.yaml: train.learing_rate: unknown option; did you mean 'learning_rate'?"),
+        ("corpsu.files=[a]", "run.yaml: corpsu: unknown option; did you mean 'corpus'?"),
+        ("fuse.xyz=1", "run.yaml: fuse.xyz: unknown option; known: function, level"),
+        ("sources.a.dtyp=x", "run.yaml: sources.a.dtyp: unknown option; did you mean 'dtype'?"),
+        ("target.zzz=x", "run.yaml: target.zzz: unknown option; known: model, revision, dtype"),
+    ],
+)
+def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, message):
+    assert problem(run_file(), override) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lambda_clm=2", "run.yaml: train.lambda_clm: input should be less than or equal to 1 (got 2)"),
+        ("train.lambda_clm=-.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
+        ("train.lambda_final=1.5", "run.yaml: train.lambda_final: input should be less than or equal to 1 (got 1.5)"),
+        ("train.passes=0", "run.yaml: train.passes: input should be greater than or equal to 1 (got 0)"),
+        ("align.method=spam", "run.yaml: align.method: input should be 'span', 'mined' or 'exact' (got 'spam')"),
+        ("capture.top_k=many", "run.yaml: capture.top_k: input should be a valid integer"),
+        ("train.learning_rate=0", "run.yaml: train.learning_rate: input should be greater than 0 (got 0)"),
+        ("train.learning_rate=[1e-4, -1]", "run.yaml: train.learning_rate.1: input should be greater than 0 (got -1)"),
+        ("train.learning_rate=[]", "run.yaml: train.learning_rate: list should have at least 1 item"),
+        ("sources={}", "run.yaml: sources: "),
+        ("corpus.files=[]", "run.yaml: corpus.files: "),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_the_range(run_file, override, message):
+    assert problem(run_file(), override).startswith(message)
+
+
+@pytest.mark.parametrize("value", [".nan", "nan", ".inf"])
+def test_lambda_is_a_number(run_file, value):
+    assert problem(run_file(), f"train.lambda_clm={value}").startswith("run.yaml: train.lambda_clm: ")
+
+
+def test_splits_leave_something_to_train_on(run_file):
+    assert problem(run_file(), "corpus.dev=0.5", "corpus.heldout=0.5") == (
+        "run.yaml: corpus: dev 0.5 and heldout 0.5 leave nothing to train on; their sum must be below 1"
+    )
+
+
+@pytest.mark.parametrize("name", ["base", "clm", "fused", "average", "a/b", "..", "a b"])
+def test_a_source_has_a_usable_name(run_file, name):
+    message = problem(run_file(sources={name: "models/a"}))
+    assert message == (
+        f"run.yaml: sources.{name}: not a usable name; take letters, digits, '-', '_' and '.', and none of "
+        "average, base, clm, fused"
+    )
+
+
+@pytest.mark.parametrize("path", ["models/a", "./models/a", "models/a/", "models/../models/a"])
+def test_a_source_is_not_listed_twice(run_file, path):
+    message = problem(run_file(sources={"a": "models/a", "again": path}))
+    assert message == f"run.yaml: sources.again: {path} is listed twice, as 'a' too; drop one"
+
+
+def test_an_option_is_not_given_twice(run_file):
+    text = "output: out\ntarget: a\nsources:\n  a: models/a\n  b: models/b\n  a: models/c\ncorpus: {files: [t]}\n"
+    assert problem(run_file(text)) == "run.yaml:6: not YAML ('a' is given twice; drop one)"
+
+
+@pytest.mark.parametrize("name", ["output", "target", "sources", "corpus"])
+def test_what_every_run_needs_is_asked_for(run_file, name):
+    text = yaml.safe_dump({key: value for key, value in GOOD.items() if key != name})
+    assert problem(run_file(text)) == f"run.yaml: {name}: missing; every run needs it"
+
+
+def test_a_missing_run_file_is_named(tmp_path):
+    assert problem(tmp_path / "run.yaml") == "run.yaml: no such file"
+
+
+def test_a_folder_is_no_run_file(tmp_path):
+    assert problem(tmp_path).endswith(": not a run file; `fuselm run` takes a YAML file")
+
+
+def test_a_binary_file_is_no_run_file(run_file, tmp_path):
+    path = run_file("")
+    path.write_bytes(b"\x80\xff")
+    assert problem(path) == "run.yaml: not a run file; `fuselm run` takes a YAML file"
+
+
+def test_a_line_that_is_not_yaml_is_named(run_file):
+    message = problem(run_file("output: out\ntarget: [a\nsources: b\n"))
+    assert message.startswith("run.yaml:3: not YAML (")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "plain\n"])
+def test_yaml_without_options_is_no_run_file(run_file, text):
+    assert problem(run_file(text)) == "run.yaml: not a run file; it needs options such as target, sources and corpus"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.passes", "train.passes: not an override; write option.name=value"),
+        ("=3", "=3: not an override; write option.name=value"),
+        ("seed=[1", "seed=[1: the value is not YAML"),
+    ],
+)
+def test_an_override_that_is_none_is_named(run_file, override, message):
+    assert problem(run_file(), override) == message

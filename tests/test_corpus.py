@@ -1,0 +1,242 @@
+"""corpus.py: reading, the split by domain, and cutting into pieces that fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuselm import corpus, models
+from fuselm.corpus import FILE, RESERVED, SPLITS, Document, Reader, cut_to_fit, prepare, read_documents, read_texts
+from fuselm.vocabulary import Vocabulary
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows_of(**counts: int) -> list[dict]:
+    return [{"domain": d, "text": f"{d} document {i}"} for d, count in counts.items() for i in range(count)]
+
+
+def prepared(file: Path, out: Path, *, readers=(), max_bytes=10_000, dev=0.2, heldout=0.3, seed=0) -> dict:
+    out.mkdir(exist_ok=True)
+    return prepare([file], out, readers=readers, max_bytes=max_bytes, dev=dev, heldout=heldout, seed=seed)
+
+
+def message(call, *arguments, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def readers(byte_level, sentence_piece, word_piece) -> list[Reader]:
+    result = []
+    for folder in (byte_level, sentence_piece, word_piece):
+        model = models.locate(str(folder))
+        vocabulary = Vocabulary(models.load_tokenizer(model), model.output_size)
+        result.append(Reader(name=folder.name, vocabulary=vocabulary, max_tokens=model.context_length))
+    return result
+
+
+# ---- the split
+
+
+def test_each_domain_is_split_by_the_shares(tmp_path):
+    file = write(tmp_path / "a.jsonl", rows_of(en=20, de=10, fr=3))
+    counts = prepared(file, tmp_path / "out")
+    assert counts["documents"] == {
+        "de/dev": 2, "de/heldout": 3, "de/train": 5,
+        "en/dev": 4, "en/heldout": 6, "en/train": 10,
+        "fr/dev": 1, "fr/heldout": 1, "fr/train": 1,
+    }  # fmt: skip
+    assert counts["empty"] == counts["cut"] == 0
+
+
+def test_the_splits_are_disjoint_and_together_everything(tmp_path):
+    rows = rows_of(en=17, de=5)
+    prepared(write(tmp_path / "a.jsonl", rows), tmp_path / "out")
+    splits = [{d.id for d in read_documents(tmp_path / "out", split)} for split in SPLITS]
+    everything = read_documents(tmp_path / "out")
+    assert sum(map(len, splits)) == len(set.union(*splits)) == len(everything) == 22
+    assert [(d.domain, d.text) for d in everything] == [(r["domain"], r["text"]) for r in rows]
+    assert all(d.id == d.origin for d in everything)
+    assert {(d.domain, d.split) for d in everything} == {(d, s) for d in ("en", "de") for s in SPLITS}
+
+
+def test_the_split_is_the_seeds(tmp_path):
+    file = write(tmp_path / "a.jsonl", rows_of(en=40))
+    for out, seed in (("one", 0), ("same", 0), ("other", 1)):
+        prepared(file, tmp_path / out, seed=seed)
+    one, same, other = ((tmp_path / out / FILE).read_bytes() for out in ("one", "same", "other"))
+    assert one == same != other
+
+
+def test_a_domains_split_does_not_depend_on_other_domains(tmp_path):
+    prepared(write(tmp_path / "a.jsonl", rows_of(en=20)), tmp_path / "alone")
+    prepared(write(tmp_path / "b.jsonl", rows_of(en=20, de=5)), tmp_path / "both")
+    both = [d for d in read_documents(tmp_path / "both") if d.domain == "en"]
+    assert read_documents(tmp_path / "alone") == both
+
+
+def test_bytes_and_tokens_are_counted_by_split(tmp_path, readers):
+    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=7)), tmp_path / "out", readers=readers)
+    for split in SPLITS:
+        texts = [d.text for d in read_documents(tmp_path / "out", split)]
+        assert counts["bytes"][split] == sum(len(text.encode()) for text in texts)
+        for reader in readers:
+            assert counts["tokens"][reader.name][split] == sum(reader.vocabulary.count_tokens(texts))
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path):
+    empty = [{"domain": "en", "text": text} for text in ("", " \n\t", "\u2003")]
+    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=3) + empty), tmp_path / "out")
+    assert counts["empty"] == 3
+    assert len(read_documents(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(("count", "dev", "heldout"), [(1, 0.2, 0.2), (2, 0.0, 0.0), (10, 0.5, 0.5)])
+def test_a_domain_too_small_to_hold_out_from_is_named(tmp_path, count, dev, heldout):
+    file = write(tmp_path / "a.jsonl", rows_of(en=20, de=count) if dev < 0.5 else rows_of(de=count))
+    assert message(prepared, file, tmp_path / "out", dev=dev, heldout=heldout) == (
+        f"corpus: domain 'de' has {count} documents, too few to hold some out; "
+        "it needs 3 or more, and dev and heldout shares that leave some to train on"
+    )
+    assert not (tmp_path / "out" / FILE).exists()
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_domain_with_a_reserved_name_is_refused(tmp_path, name):
+    file = write(tmp_path / "a.jsonl", rows_of(en=3, **{name: 3}))
+    expected = f"corpus: a domain is named '{name}', which results use for themselves; rename it"
+    assert message(prepared, file, tmp_path / "out") == expected
+
+
+def test_a_corpus_without_text_is_refused(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"text": " "}])
+    expected = f"corpus: no text in {file}; each line needs a 'text' that is not empty"
+    assert message(prepared, file, tmp_path / "out") == expected
+
+
+# ---- reading
+
+
+def test_rows_without_a_domain_have_the_files_name(tmp_path):
+    file = write(
+        tmp_path / "notes.jsonl", [{"text": "one"}, {"text": "two", "domain": "en"}, {"text": "3", "domain": 3}]
+    )
+    assert list(read_texts(file)) == [("notes", "one"), ("en", "two"), ("3", "3")]
+
+
+def test_a_plain_file_is_one_document_byte_for_byte(tmp_path):
+    file = tmp_path / "prose.txt"
+    file.write_bytes("é\r\n\r\nb\n".encode())
+    assert list(read_texts(file)) == [("prose", "é\r\n\r\nb\n")]
+
+
+def test_blank_lines_and_line_separators_within_text_are_no_matter(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes('\n{"text": "a\u2028b"}\r\n\n{"text": "c\x85"}'.encode())
+    assert list(read_texts(file)) == [("a", "a\u2028b"), ("a", "c\x85")]
+
+
+def test_what_can_not_be_read_is_told_with_its_place(tmp_path):
+    file = tmp_path / "a.jsonl"
+    assert message(list, read_texts(file)) == f"{file}: no such file"
+    assert message(list, read_texts(tmp_path)) == f"{tmp_path}: is a folder; name its files"
+    file.write_bytes('{"text": "Größe"}'.encode("latin-1"))
+    assert message(list, read_texts(file)) == f"{file}: not UTF-8 (byte 12 is 0xf6); convert it"
+    file.write_text('{"text": "fine"}\n{"text": \n')
+    found = message(list, read_texts(file))
+    assert found.startswith(f"{file}:2: not JSON (") and found.endswith("); one object a line is needed")
+
+
+@pytest.mark.parametrize("row", [{}, {"text": None}, {"text": 3}, {"txt": "a"}, [], "a", None])
+def test_a_line_without_text_is_told_with_its_number(tmp_path, row):
+    file = write(tmp_path / "a.jsonl", [{"text": "fine"}, row])
+    expected = f"{file}:2: no 'text' string; each line needs one, and may have a 'domain'"
+    assert message(list, read_texts(file)) == expected
+
+
+def test_half_a_surrogate_pair_is_told_with_its_line(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
+    expected = f"{file}:2: 'text' has half of a surrogate pair, which is no text; mend or drop it"
+    assert message(list, read_texts(file)) == expected
+
+
+def test_documents_of_each_domain_are_counted_without_the_empty(tmp_path):
+    file = write(tmp_path / "a.jsonl", [*rows_of(en=3, de=2), {"domain": "en", "text": ""}])
+    assert corpus.count_domains(file) == {"en": 3, "de": 2}
+
+
+# ---- cutting
+
+
+def document(text: str) -> Document:
+    return Document(id="000007", origin="000007", domain="en", split="dev", text=text)
+
+
+def pieces(text: str, max_bytes: int, readers=()) -> list[str]:
+    return [piece.text for piece in cut_to_fit([document(text)], readers, max_bytes)]
+
+
+@given(st.text("ab é.\n日", max_size=43), st.integers(3, 17))
+def test_pieces_fit_and_joined_are_the_document(text, max_bytes):
+    found = pieces(text, max_bytes)
+    assert "".join(found) == text
+    assert all(0 < len(piece.encode()) <= max_bytes for piece in found) or text == ""
+
+
+@pytest.mark.parametrize("max_tokens", [7, 11, 101])
+def test_pieces_fit_every_reader(max_tokens, readers, texts):
+    short = [Reader(name=r.name, vocabulary=r.vocabulary, max_tokens=max_tokens + n) for n, r in enumerate(readers)]
+    for row in texts[::4]:
+        found = pieces(row["text"], 211, short)
+        assert "".join(found) == row["text"]
+        for reader in short:
+            assert max(reader.vocabulary.count_tokens(found)) < reader.max_tokens  # one for the context token
+
+
+def test_a_document_that_fits_is_left_alone():
+    assert list(cut_to_fit([document("a b"), document("")], [], 3)) == [document("a b"), document("")]
+
+
+def test_pieces_carry_their_documents_name():
+    found = list(cut_to_fit([document("aa bb cc")], [], 3))
+    assert [(d.id, d.text) for d in found] == [("000007.0", "aa "), ("000007.1", "bb "), ("000007.2", "cc")]
+    assert {(d.origin, d.domain, d.split) for d in found} == {("000007", "en", "dev")}
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("one two three\n\na. b\nfive six seven", "one two three\n\n"),
+        ("one two three\na. b five six seven", "one two three\n"),
+        ("one two three. four five six seven", "one two three. "),
+        ("one two “three.” four five six seven", "one two “three.” "),
+        ("one two three four five six seven", "one two three four "),
+        ("onetwothreefourfivesixseven", "onetwothreefourfives"),
+        ("a\n\nonetwothreefourfivesixseven", "a\n\nonetwothreefourfi"),  # the border is in the first half
+    ],
+)
+def test_a_cut_is_at_a_paragraph_before_a_line_before_a_sentence_before_a_word(text, first):
+    limit = 20 + len(first.encode()) - len(first)
+    assert pieces(text, limit)[0] == first
+
+
+def test_a_character_that_does_not_fit_is_told():
+    expected = "corpus: max_bytes or a model's context is too small for the one character '日'"
+    assert message(pieces, "a日b", 2) == expected
+
+
+def test_cut_documents_stay_in_one_split(tmp_path):
+    rows = [{"domain": "en", "text": "word " * 20} for _ in range(5)]
+    counts = prepared(write(tmp_path / "a.jsonl", rows), tmp_path / "out", max_bytes=40)
+    found = read_documents(tmp_path / "out")
+    assert counts["cut"] == len(found) - 5 > 0
+    assert all(len({d.split for d in found if d.origin == origin}) == 1 for origin in {d.origin for d in found})

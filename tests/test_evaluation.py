@@ -1,0 +1,189 @@
+"""evaluation.py: bits per byte and bootstrap intervals, against the loops in reference.py."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from transformers import AutoModelForCausalLM
+
+from fuselm import evaluation, forward
+from fuselm.corpus import Document
+from fuselm.evaluation import Bootstrap, Score, bits_per_byte, summarize
+from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.vocabulary import Vocabulary
+
+RESAMPLES = 211
+
+
+def scores(seed: int = 0, documents: int = 17) -> list[Score]:
+    rng = np.random.default_rng(seed)
+    return [
+        Score(
+            document=f"{n:03d}",
+            domain=("prose", "code", "maths")[n % 3],
+            bits=float(rng.uniform(100, 900)),
+            bytes=53 + 13 * n,
+        )
+        for n in range(documents)
+    ]
+
+
+def columns(of: list[Score]) -> tuple[list[float], list[int], list[str]]:
+    return [s.bits for s in of], [s.bytes for s in of], [s.domain for s in of]
+
+
+def draws_of(bootstrap_seed: int, of: list[Score]) -> list[dict[str, list[int]]]:
+    """The resamples that `Bootstrap` counts, as lists of document numbers."""
+    result: list[dict[str, list[int]]] = [{} for _ in range(RESAMPLES)]
+    for n, domain in enumerate(sorted({s.domain for s in of})):
+        members = [i for i, s in enumerate(of) if s.domain == domain]
+        counts = np.random.default_rng([bootstrap_seed, n]).multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=RESAMPLES
+        )
+        for resample, row in zip(result, counts, strict=True):
+            resample[domain] = np.repeat(members, row).tolist()
+    return result
+
+
+def triples(intervals) -> dict[str, tuple[float, float, float]]:
+    return {name: (i.value, i.low, i.high) for name, i in intervals.items()}
+
+
+def assert_same(ours, theirs, rel: float = 1e-10) -> None:
+    assert set(ours) == set(theirs)
+    for name, values in theirs.items():
+        assert ours[name] == pytest.approx(values, rel=rel, abs=1e-12)
+
+
+@pytest.mark.parametrize("documents", [3, 4, 17])
+def test_intervals_are_those_of_the_looped_bootstrap_on_the_same_draws(documents):
+    of = scores(documents=documents)
+    ours = Bootstrap(of, resamples=RESAMPLES, seed=5).intervals(of)
+    assert_same(triples(ours), reference.bootstrap(*columns(of), draws=draws_of(5, of)))
+
+
+def test_paired_intervals_are_those_of_the_looped_bootstrap_of_the_differences():
+    one, other = scores(0), scores(1)
+    difference = [a.bits - b.bits for a, b in zip(one, other, strict=True)]
+    ours = Bootstrap(one, resamples=RESAMPLES, seed=5).intervals(one, other)
+    assert_same(triples(ours), reference.bootstrap(difference, *columns(one)[1:], draws=draws_of(5, one)))
+
+
+def test_other_draws_give_nearly_the_same_intervals():
+    of = scores(documents=101)
+    ours = triples(Bootstrap(of).intervals(of))
+    theirs = reference.bootstrap(*columns(of), resamples=2000, seed=3)
+    for name, (value, low, high) in theirs.items():
+        assert ours[name] == pytest.approx((value, low, high), abs=0.1 * (high - low))
+
+
+def test_a_model_does_not_differ_from_itself():
+    of = scores()
+    for interval in Bootstrap(of).intervals(of, of).values():
+        assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_a_constant_difference_per_byte_is_certain():
+    one = scores()
+    other = [Score(document=s.document, domain=s.domain, bits=s.bits + 0.25 * s.bytes, bytes=s.bytes) for s in one]
+    for interval in Bootstrap(one).intervals(other, one).values():
+        assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_one_document_has_an_interval_of_a_point():
+    of = scores(documents=1)
+    interval = Bootstrap(of).intervals(of)["average"]
+    assert interval.value == interval.low == interval.high == pytest.approx(of[0].bits / of[0].bytes)
+
+
+def test_the_order_of_documents_does_not_matter():
+    of = scores()
+    assert Bootstrap(of).intervals(of) == Bootstrap(of[::-1]).intervals(of[::-1])
+
+
+def test_a_domain_is_total_bits_over_total_bytes_and_the_average_the_mean_of_domains():
+    of = scores()
+    bits, sizes, domains = columns(of)
+    members = {d: [i for i, other in enumerate(domains) if other == d] for d in set(domains)}
+    values = bits_per_byte(of)
+    assert values == pytest.approx(reference.per_domain(bits, sizes, members))
+    assert values["average"] == pytest.approx(math.fsum(values[d] for d in members) / len(members))
+
+
+def test_summary_has_every_model_and_difference():
+    of = {"base": scores(0), "clm": scores(1), "fused": scores(2)}
+    summary = summarize(of, [("fused", "clm")])
+    assert set(summary["models"]) == set(of) and set(summary["differences"]) == {"fused-clm"}
+    for row, key in ((summary["models"]["base"], "bits_per_byte"), (summary["differences"]["fused-clm"], "value")):
+        assert set(row["domains"]) == {"prose", "code", "maths"}
+        for cell in [row["average"], *row["domains"].values()]:
+            assert set(cell) == {key, "low", "high"} and cell["low"] <= cell[key] <= cell["high"]
+    for domain in ("prose", "code", "maths"):
+        fused, clm = (summary["models"][m]["domains"][domain]["bits_per_byte"] for m in ("fused", "clm"))
+        assert summary["differences"]["fused-clm"]["domains"][domain]["value"] == pytest.approx(fused - clm)
+
+
+@pytest.fixture(scope="module", params=["byte_level", "sentence_piece", "word_piece"])
+def tiny(request):
+    model = locate(str(request.getfixturevalue(request.param)))
+    loaded = load_model(model, dtype="float32")
+    return model, loaded, forward.output_layer(loaded), Vocabulary(load_tokenizer(model), model.output_size)
+
+
+def documents_of(texts: list[str]) -> list[Document]:
+    return [Document(id=f"{n}", origin=f"{n}", domain="d", split="heldout", text=t) for n, t in enumerate(texts)]
+
+
+def test_bits_are_those_of_the_models_dense_softmax(tiny, texts):
+    model, loaded, layer, vocabulary = tiny
+    documents = documents_of([*(row["text"] for row in texts[::6]), "a"])
+    double = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float64).eval()
+    ours = evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211)
+    for document, score in zip(documents, ours, strict=True):
+        ids = vocabulary.segment(document.text).ids.tolist()
+        with torch.inference_mode():
+            logits = double(torch.tensor([[model.context_token, *ids[:-1]]])).logits[0]
+        assert score.bits == pytest.approx(sum(reference.causal_bits(logits, ids)), rel=1e-5)
+        assert (score.document, score.bytes) == (document.id, len(document.text.encode()))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 211, 100_000])
+def test_bits_do_not_depend_on_the_batch(tiny, texts, batch_tokens):
+    model, loaded, layer, vocabulary = tiny
+    documents = documents_of([row["text"] for row in texts[::6]])
+    bits = [
+        [s.bits for s in evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=n)]
+        for n in (batch_tokens, 977)
+    ]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+def test_pieces_of_a_document_are_added_up(tiny, texts):
+    model, loaded, layer, vocabulary = tiny
+    pieces = [
+        Document(id=f"0.{n}", origin="0", domain="d", split="heldout", text=row["text"])
+        for n, row in enumerate(texts[:3])
+    ]
+    (score,) = evaluation.score(loaded, layer, vocabulary, model.context_token, pieces)
+    apart = evaluation.score(loaded, layer, vocabulary, model.context_token, documents_of([p.text for p in pieces]))
+    assert score.document == "0" and score.bytes == sum(s.bytes for s in apart)
+    assert score.bits == pytest.approx(sum(s.bits for s in apart), rel=1e-9)
+
+
+def test_progress_hears_of_every_token(tiny, texts):
+    model, loaded, layer, vocabulary = tiny
+    documents, heard = documents_of([row["text"] for row in texts[::6]]), []
+    evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211, advance=heard.append)
+    assert sum(heard) == sum(vocabulary.count_tokens([d.text for d in documents]))
+
+
+def test_nan_is_reported_with_its_document(tiny, texts):
+    model, _, _, vocabulary = tiny
+    broken = load_model(model, dtype="float32")
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[:] = math.nan
+    nan_layer = forward.OutputLayer(weight=broken.get_output_embeddings().weight, bias=None, scale=1.0, soft_cap=None)
+    with pytest.raises(ValueError, match=r"^document 0 \(d\): the model gives NaN"):
+        evaluation.score(broken, nan_layer, vocabulary, model.context_token, documents_of([texts[0]["text"]]))

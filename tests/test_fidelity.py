@@ -1,0 +1,78 @@
+"""fidelity.py: the numbers of traces made by hand."""
+
+import math
+
+import drawn
+import numpy as np
+import pytest
+
+from fuselm.distributions import Distributions
+from fuselm.fidelity import Fidelity, by_domain
+from fuselm.store import Trace
+
+KEYS = {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
+
+
+def trace_of(gold: list[float], tail: list[float], *, size: int, nats: float) -> Trace:
+    """Rows with one entry of what the tail leaves; a tail of 1 is a row without information."""
+    rows = [{3: 1 - t} if t < 1 else {} for t in tail]
+    return Trace(
+        document="d",
+        size=size,
+        nats=nats,
+        tokens=np.full(len(gold), 3, np.int32),
+        starts=np.arange(len(gold), dtype=np.int32),
+        distributions=drawn.distributions_of(rows, tail, gold),
+        weights=np.zeros((len(gold), 0), np.float32),
+    )
+
+
+LN2 = math.log(2)
+SOURCE = trace_of([-3 * LN2, -2 * LN2], [0.5, 0.5], size=7, nats=5 * LN2)
+
+
+def test_bits_per_byte_coverage_and_lost_mass():
+    aligned = trace_of([-4 * LN2, 0.0, -2 * LN2], [0.25, 1.0, 0.5], size=7, nats=5 * LN2)
+    sums = Fidelity()
+    sums.add(SOURCE, aligned)
+    assert sums.summary() == pytest.approx(
+        {
+            "own_bits_per_byte": 5 / 7,
+            "aligned_bits_per_byte": 6 / 7,
+            "fidelity": 6 / 5,
+            "coverage": 2 / 3,
+            "mass_lost": (0.25 + 0.5) / 2,
+        }
+    )
+
+
+def test_documents_of_a_domain_are_summed_before_dividing():
+    aligned = trace_of([-1 * LN2], [0.5], size=3, nats=2 * LN2)
+    long, short = (SOURCE, SOURCE), (trace_of([-2 * LN2], [0.5], size=3, nats=2 * LN2), aligned)
+    of = by_domain([("de", *long), ("en", *long), ("de", *short)])
+    assert list(of) == ["de", "en"]
+    assert of["de"]["fidelity"] == pytest.approx((5 + 1) / (5 + 2))
+    assert of["de"]["own_bits_per_byte"] == pytest.approx(7 / 10)
+    assert of["en"]["fidelity"] == pytest.approx(1)
+
+
+def test_no_documents_and_no_text_are_finite():
+    assert by_domain([]) == {}
+    nothing = Trace(
+        document="d",
+        size=0,
+        nats=0.0,
+        tokens=np.zeros(0, np.int32),
+        starts=np.zeros(0, np.int32),
+        distributions=Distributions(
+            offsets=np.zeros(1, np.int64),
+            ids=np.zeros(0, np.int32),
+            logprobs=np.zeros(0, np.float32),
+            gold=np.zeros(0, np.float32),
+            tail=np.zeros(0, np.float32),
+        ),
+        weights=np.zeros((0, 0), np.float32),
+    )
+    for summary in (Fidelity().summary(), by_domain([("en", nothing, nothing)])["en"]):
+        assert summary.keys() == KEYS
+        assert summary["fidelity"] == 1 and all(map(math.isfinite, summary.values()))

@@ -1,0 +1,137 @@
+"""forward.py: hidden states and output layer make the model's own logits, whatever the architecture."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from fuselm import forward
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 29,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 67,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES = {
+    "llama": transformers.LlamaConfig(**SIZES),
+    "llama tied": transformers.LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**SIZES),
+    "gemma2 soft cap": transformers.Gemma2Config(**SIZES, head_dim=12, final_logit_softcapping=1.5),
+    "gemma3": transformers.Gemma3TextConfig(**SIZES, head_dim=12),
+    "granite logits scaling": transformers.GraniteConfig(**SIZES, logits_scaling=3.0),
+    "cohere logit scale": transformers.CohereConfig(**SIZES, logit_scale=0.125),
+    "phi bias": transformers.PhiConfig(**SIZES),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=61, n_embd=24, n_layer=2, n_head=2, n_positions=67, initializer_range=0.3
+    ),
+    "opt projection": transformers.OPTConfig(
+        vocab_size=61,
+        hidden_size=24,
+        word_embed_proj_dim=18,
+        ffn_dim=29,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=67,
+        init_std=0.3,
+    ),
+    "mamba": transformers.MambaConfig(vocab_size=61, hidden_size=24, num_hidden_layers=2, state_size=5),
+}
+DOCUMENTS = [[5, 3, 7, 11, 2, 13, 17], [19], [23, 29, 31, 37, 41, 43, 47, 53, 59, 3, 5, 7, 11]]
+CONTEXT = 1
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def model(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(ARCHITECTURES[request.param]).eval()
+        for parameter in made.parameters():  # biases begin as zeros
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def rows(model, documents: list[list[int]]) -> list[torch.Tensor]:
+    """Logits of every token of each document, read in one batch."""
+    layer = forward.output_layer(model)
+    inputs, mask = forward.pad(documents, CONTEXT)
+    with torch.inference_mode():
+        hidden = forward.hidden_states(model, layer, inputs, mask)
+        return [layer.logits(h[: len(ids)]) for h, ids in zip(hidden, documents, strict=True)]
+
+
+def test_hidden_states_and_output_layer_give_the_models_logits(model):
+    for document, logits in zip(DOCUMENTS, rows(model, DOCUMENTS), strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([[CONTEXT, *document[:-1]]])).logits[0]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_change_a_documents_rows(model):
+    for document, together in zip(DOCUMENTS, rows(model, DOCUMENTS), strict=True):
+        (alone,) = rows(model, [document])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_does_not_see_its_own_token_or_later_ones(model):
+    (logits,) = rows(model, [DOCUMENTS[0]])
+    (changed,) = rows(model, [[*DOCUMENTS[0][:3], 59, 53, 47, 43]])
+    torch.testing.assert_close(logits[:4], changed[:4], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits[4:], changed[4:])
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma2 soft cap", "granite logits scaling", "cohere logit scale", "phi bias", "gpt2"]
+)
+def test_logits_need_not_be_built_whole(name):
+    """Known ends of models are understood, rather than left to the model."""
+    assert forward.output_layer(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()).weight is not None
+
+
+def test_logits_of_an_end_that_is_not_understood_are_the_models():
+    made = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]).eval()
+    made.model.norm.register_forward_hook(lambda module, inputs, output: output)
+    made.lm_head.register_forward_hook(lambda module, inputs, output: output + output.roll(1, -1))
+    assert forward.output_layer(made).weight is None
+    with torch.inference_mode():
+        expected = made(torch.tensor([[CONTEXT, *DOCUMENTS[0][:-1]]])).logits[0]
+    torch.testing.assert_close(rows(made, [DOCUMENTS[0]])[0], expected)
+
+
+def test_narrow_weights_give_float32_logits():
+    made = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"], dtype=torch.bfloat16).eval()
+    assert rows(made, DOCUMENTS)[0].dtype == torch.float32
+
+
+@given(st.integers(0, 211), st.sampled_from([1, 61, 1 << 25, 1 << 27]))
+def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):
+    slices = list(forward.chunks(count, vocab))
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(count))
+    assert all((s.stop - s.start) * vocab <= max(forward.LOGITS_PER_CHUNK, vocab) for s in slices)
+
+
+@given(st.lists(st.integers(0, 97), max_size=13), st.sampled_from([1, 89, 10_007]))
+def test_batches_hold_every_document_once_and_stay_within_bounds(lengths, batch_tokens):
+    batches = forward.batches(lengths, batch_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert batch and (len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens)
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.lists(st.integers(2, 97), max_size=13), max_size=5))
+def test_pad_puts_the_context_token_first_and_leaves_the_last_token_out(documents):
+    inputs, mask = forward.pad(documents, CONTEXT)
+    assert inputs.shape == mask.shape == (len(documents), max(map(len, documents), default=0))
+    for document, ids, real in zip(documents, inputs.tolist(), mask.tolist(), strict=True):
+        assert real == [1] * len(document) + [0] * (len(ids) - len(document))
+        assert ids[: len(document)] == [CONTEXT, *document[:-1]][: len(document)]

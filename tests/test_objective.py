@@ -1,0 +1,241 @@
+"""objective.py against the dense, looped objective and its automatic gradient, in float64."""
+
+import math
+from dataclasses import dataclass
+from unittest import mock
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fuselm import forward
+from fuselm.forward import OutputLayer
+from fuselm.objective import FusedRows, Loss, fusion_loss
+
+TOKENS, VOCAB, HIDDEN = 7, 11, 5
+KINDS = ("empty", "full", "no tail", "tail")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Fused rows of some tokens, as the reference and as the library have them, and a model's end."""
+
+    hidden: Tensor
+    layer: OutputLayer
+    gold: list[int]
+    rows: list[reference.Row]
+    tails: list[float]
+
+    @property
+    def fused(self) -> FusedRows:
+        width = max(map(len, self.rows), default=0) + 1  # at least one column of padding
+        ids = torch.zeros(len(self.rows), width, dtype=torch.long)
+        logprobs = torch.full((len(self.rows), width), -math.inf, dtype=torch.float64)
+        for i, row in enumerate(self.rows):
+            ids[i, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+            logprobs[i, : len(row)] = torch.tensor(list(row.values()), dtype=torch.float64).log()
+        return FusedRows(ids=ids, logprobs=logprobs, tail=torch.tensor(self.tails, dtype=torch.float64))
+
+    def inputs(self) -> list[Tensor]:
+        return [x for x in (self.hidden, self.layer.weight, self.layer.bias) if x is not None]
+
+    def ours(self, lambda_clm: float, *, fused: bool = True, dtype: torch.dtype = torch.float64) -> Loss:
+        rows = self.fused
+        rows = FusedRows(ids=rows.ids, logprobs=rows.logprobs.to(dtype), tail=rows.tail.to(dtype))
+        gold = torch.tensor(self.gold, dtype=torch.long)
+        return fusion_loss(self.hidden, self.layer, gold, rows if fused else None, lambda_clm)
+
+    def dense(self, lambda_clm: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, causal-LM and fusion loss by the reference, summed over tokens as ours are."""
+        logits = self.hidden
+        if self.layer.weight is not None:
+            logits = self.hidden @ self.layer.weight.T
+        if self.layer.bias is not None:
+            logits = logits + self.layer.bias
+        logits = logits * self.layer.scale
+        if self.layer.soft_cap is not None:
+            logits = self.layer.soft_cap * torch.tanh(logits / self.layer.soft_cap)
+        terms = reference.dense_objective(logits, self.gold, self.rows, self.tails, lambda_clm)
+        return tuple(term * len(self.gold) for term in terms)
+
+
+def case(
+    *,
+    seed: int = 0,
+    tokens: int = TOKENS,
+    vocab: int = VOCAB,
+    kinds: tuple[str, ...] = KINDS,
+    bias: bool = False,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    through_logits: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    rng = np.random.default_rng(seed)
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.tensor(rng.normal(size=shape) * 2, dtype=dtype, requires_grad=True)
+
+    rows, tails, gold = [], [], []
+    for i in range(tokens):
+        kind = kinds[i % len(kinds)]
+        width = {"empty": 0, "full": vocab}.get(kind, int(rng.integers(0, vocab)))
+        masses = rng.dirichlet(np.ones(width + 1))
+        if kind != "tail" and width:
+            masses = np.append(masses[:-1] / masses[:-1].sum(), 0.0)
+        ids = rng.permutation(vocab)[:width].tolist()
+        rows.append(dict(zip(ids, masses[:-1].tolist(), strict=True)))
+        tails.append(float(masses[-1]))
+        others = [token for token in range(vocab) if token not in ids]
+        kept_gold = (rng.random() < 0.5 and width > 0) or not others
+        gold.append(int(rng.choice(ids if kept_gold else others)))
+    layer = OutputLayer(
+        weight=None if through_logits else tensor(vocab, HIDDEN),
+        bias=tensor(vocab) if bias else None,
+        scale=scale,
+        soft_cap=soft_cap,
+    )
+    return Case(
+        hidden=tensor(tokens, vocab if through_logits else HIDDEN), layer=layer, gold=gold, rows=rows, tails=tails
+    )
+
+
+def assert_equals_dense(c: Case, lambda_clm: float, *, atol: float = 1e-10) -> None:
+    ours, dense = c.ours(lambda_clm), c.dense(lambda_clm)
+    for mine, theirs in zip((ours.total, ours.clm, ours.fusion), dense, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=atol)
+    mine, theirs = torch.autograd.grad(ours.total, c.inputs()), torch.autograd.grad(dense[0], c.inputs())
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=atol)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tokens=st.sampled_from([0, 1, 2, 7, 13]),
+    vocab=st.sampled_from([1, 2, 11]),
+    lambda_clm=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    soft_cap=st.sampled_from([None, 3.0]),
+    rows_per_chunk=st.sampled_from([1, 3, 64]),
+)
+def test_loss_and_gradient_are_those_of_the_dense_objective(
+    seed, tokens, vocab, lambda_clm, bias, scale, soft_cap, rows_per_chunk
+):
+    c = case(seed=seed, tokens=tokens, vocab=vocab, bias=bias, scale=scale, soft_cap=soft_cap)
+    with mock.patch.object(forward, "LOGITS_PER_CHUNK", rows_per_chunk * vocab):
+        assert_equals_dense(c, lambda_clm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vocab", [1, 2, VOCAB])
+def test_every_kind_of_row_is_that_of_the_dense_objective(kind, vocab):
+    assert_equals_dense(case(kinds=(kind,), vocab=vocab), 0.3)
+
+
+def test_a_model_that_gives_logits_needs_no_output_layer():
+    assert_equals_dense(case(through_logits=True), 0.3)
+
+
+def test_a_row_without_information_adds_nothing_to_the_fusion_loss():
+    loss = case(kinds=("empty",)).ours(0.0)
+    assert abs(float(loss.total.detach())) < 1e-12 and abs(float(loss.fusion)) < 1e-12
+
+
+def test_the_fusion_loss_of_the_models_own_distribution_is_zero_and_flat():
+    c = case()
+    logits = (c.hidden @ c.layer.weight.T).detach()
+    rows = [dict(list(enumerate(p.tolist()))[:k]) for k, p in enumerate(torch.softmax(logits, dim=-1), start=1)]
+    own = Case(hidden=c.hidden, layer=c.layer, gold=c.gold, rows=rows, tails=[1 - sum(r.values()) for r in rows])
+    loss = own.ours(0.0)
+    assert abs(float(loss.total.detach())) < 1e-12
+    assert all(float(g.abs().max()) < 1e-12 for g in torch.autograd.grad(loss.total, own.inputs()))
+
+
+def test_a_one_hot_row_on_the_gold_token_is_the_causal_lm_loss():
+    c = case()
+    one_hot = Case(
+        hidden=c.hidden, layer=c.layer, gold=c.gold, rows=[{g: 1.0} for g in c.gold], tails=[0.0] * len(c.gold)
+    )
+    loss = one_hot.ours(0.5)
+    torch.testing.assert_close(loss.fusion, loss.clm, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("through_logits", [False, True])
+def test_gradient_is_that_of_finite_differences(through_logits):
+    c = case(tokens=5, bias=not through_logits, soft_cap=None if through_logits else 3.0, through_logits=through_logits)
+    fused, gold = c.fused, torch.tensor(c.gold)
+
+    def total(hidden: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        layer = OutputLayer(weight=weight, bias=bias, scale=c.layer.scale, soft_cap=c.layer.soft_cap)
+        return fusion_loss(hidden, layer, gold, fused, 0.3).total
+
+    assert torch.autograd.gradcheck(total, c.inputs())
+
+
+def test_gradient_follows_whatever_the_loss_is_multiplied_by():
+    c = case(bias=True)
+    once = torch.autograd.grad(c.ours(0.3).total, c.inputs())
+    thrice = torch.autograd.grad(3 * c.ours(0.3).total, c.inputs())
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3 * a, b)
+
+
+def test_only_the_total_has_a_gradient():
+    loss = case().ours(0.3)
+    assert loss.total.requires_grad and not loss.clm.requires_grad and not loss.fusion.requires_grad
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_narrower_types_are_close(dtype, tolerance):
+    exact = case(seed=1, bias=True)
+    narrow = case(seed=1, bias=True, dtype=dtype)
+    ours, theirs = narrow.ours(0.3, dtype=torch.float32), exact.ours(0.3)
+    assert ours.total.dtype == torch.float32
+    torch.testing.assert_close(ours.total.double(), theirs.total, rtol=tolerance, atol=tolerance)
+    mine = torch.autograd.grad(ours.total, narrow.inputs())
+    for a, b in zip(mine, torch.autograd.grad(theirs.total, exact.inputs()), strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=3 * tolerance)
+
+
+def test_autocast_multiplies_in_its_own_type_and_sums_in_float32():
+    exact = case(seed=1)
+    single = case(seed=1, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = single.ours(0.3, dtype=torch.float32)
+    assert loss.total.dtype == torch.float32
+    torch.testing.assert_close(loss.total.double(), exact.ours(0.3).total, rtol=3e-2, atol=3e-2)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss.total, single.inputs()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rows_per_chunk", [2, 64])
+def test_lambda_1_is_bit_for_bit_the_causal_lm_loss(dtype, rows_per_chunk):
+    c = case(tokens=13, bias=True, dtype=dtype)
+    with mock.patch.object(forward, "LOGITS_PER_CHUNK", rows_per_chunk * VOCAB):
+        fused, plain = c.ours(1.0), c.ours(1.0, fused=False)
+    assert torch.equal(fused.total, plain.total) and torch.equal(fused.clm, plain.clm)
+    for a, b in zip(
+        torch.autograd.grad(fused.total, c.inputs()), torch.autograd.grad(plain.total, c.inputs()), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_lambda_0_is_the_fusion_loss_alone():
+    loss = case().ours(0.0)
+    assert torch.equal(loss.total, loss.fusion)
+
+
+def test_far_apart_logits_give_no_nan():
+    hidden = torch.tensor([[300.0, 0.0, -300.0]], requires_grad=True)
+    layer = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
+    fused = FusedRows(ids=torch.tensor([[0]]), logprobs=torch.tensor([[math.log(0.5)]]), tail=torch.tensor([0.5]))
+    loss = fusion_loss(hidden, layer, torch.tensor([2]), fused, 0.5)
+    (gradient,) = torch.autograd.grad(loss.total, [hidden])
+    assert bool(loss.total.isfinite()) and bool(gradient.isfinite().all())

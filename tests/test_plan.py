@@ -1,0 +1,102 @@
+"""plan.py: what a run will take is counted before, and is enough."""
+
+import io
+from pathlib import Path
+
+import pytest
+import tiny_run
+from rich.console import Console
+from tiny_run import fuselm
+
+from fuselm import config, manifest, plan
+from fuselm.pipeline import Pipeline
+
+
+@pytest.fixture
+def run_file(tmp_path, byte_level, sentence_piece, texts) -> Path:
+    return tiny_run.write(
+        tmp_path, target=byte_level, sources={"own": byte_level, "other": sentence_piece}, rows=tiny_run.short(texts)
+    )
+
+
+def pipeline_of(run_file: Path) -> Pipeline:
+    pipeline = Pipeline(config.load(run_file), Console(file=io.StringIO()))
+    pipeline.start()
+    return pipeline
+
+
+TITLES = [
+    "capture own",
+    "capture other",
+    "align own",
+    "align other",
+    "fuse",
+    "train clm, learning rate 0.003",
+    "train fused, learning rate 0.003",
+    "evaluate base",
+    "evaluate other",
+    "evaluate clm",
+    "evaluate fused",
+]
+
+
+def test_plan_prints_a_table_of_what_is_to_come(run_file):
+    outcome = fuselm("plan", run_file)
+    assert outcome.code == 0, outcome.err
+    for heading in ("tokens of", "train", "dev", "heldout", "stage", "tokens", "disk", "memory", "time", "in all"):
+        assert heading in outcome.out
+    for title in TITLES:
+        assert title in outcome.out
+    assert "calibrating" in outcome.err and "calibrating" not in outcome.out
+    assert not (run_file.parent / "out" / "capture").exists()
+
+
+def test_plan_of_a_finished_run_has_nothing_to_do(run_file):
+    assert fuselm("run", run_file).code == 0
+    outcome = fuselm("plan", run_file)
+    assert outcome.code == 0 and "nothing to do" in outcome.out and "calibrating" not in outcome.err
+
+
+def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
+    pipeline = pipeline_of(run_file)
+    estimates = {e.title: e for e in plan.estimates(pipeline)}
+    assert list(estimates) == TITLES
+    counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    own, other = (counted[pipeline.sources[name].tokenizer_fingerprint] for name in ("own", "other"))
+    assert estimates["capture own"].tokens == own["train"] and estimates["capture other"].tokens == other["train"]
+    assert estimates["align other"].tokens == estimates["fuse"].tokens == own["train"]
+    assert estimates["train clm, learning rate 0.003"].tokens == own["train"] * tiny_run.TRAIN["passes"]
+    assert (
+        estimates["evaluate other"].tokens == other["heldout"] and estimates["evaluate fused"].tokens == own["heldout"]
+    )
+
+
+def test_disk_is_an_upper_bound(run_file):
+    pipeline = pipeline_of(run_file)
+    estimates = {e.title.split(",")[0]: e.disk for e in plan.estimates(pipeline)}
+    assert fuselm("run", run_file).code == 0
+    out = run_file.parent / "out"
+    overhead = 30_000  # of a Parquet file, a log, a history: next to nothing beside real stores and models
+    for title, disk in estimates.items():
+        stage, _, name = title.partition(" ")
+        for folder in (out / stage).glob(f"{name}-*" if name else "*"):
+            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            assert size <= disk + overhead, title
+
+
+def test_the_disk_is_checked_against_what_is_still_to_come(run_file, monkeypatch):
+    pipeline = pipeline_of(run_file)
+    needed = sum(e.disk for e in plan.estimates(pipeline))
+
+    def free(count: int) -> None:
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": count})())
+
+    free(needed)
+    plan.check_disk(pipeline)
+    free(needed - 1)
+    with pytest.raises(ValueError, match=r"GiB free, but the run may need .*; make room, "):
+        plan.check_disk(pipeline)
+    monkeypatch.undo()
+    pipeline.capture()
+    free(needed - 1)
+    plan.check_disk(pipeline)

@@ -1,0 +1,344 @@
+"""training.py on a tiny model: what is trained on, lambda, checkpoints, the product; killed, and run again."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fuselm import capture, evaluation, forward, fusion, manifest, store, training
+from fuselm.corpus import Document
+from fuselm.manifest import Recipe
+from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.progress import Progress
+from fuselm.training import Settings, dev_steps, last_checkpoint, reading_order
+from fuselm.vocabulary import Vocabulary
+
+SETTINGS = Settings(
+    learning_rate=3e-3,
+    lambda_clm=0.5,
+    lambda_final=None,
+    passes=2,
+    batch_documents=3,
+    gradient_accumulation=1,
+    evaluations_per_pass=2,
+    warmup=0.1,
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+    precision="float32",
+    seed=0,
+)
+
+
+@given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 3), st.sampled_from([1, 2, 5]), st.integers(0, 9))
+def test_every_pass_reads_every_document_once(lengths, passes, batch, seed):
+    order = reading_order(lengths, passes=passes, batch=batch, seed=seed)
+    assert sorted(order) == sorted(list(range(len(lengths))) * passes)
+    assert order == reading_order(lengths, passes=passes, batch=batch, seed=seed)
+
+
+@given(st.lists(st.integers(1, 97), min_size=1, max_size=16), st.integers(0, 9))
+def test_a_pass_that_fits_a_window_is_a_permutation(lengths, seed):
+    order = reading_order(lengths, passes=1, batch=2, seed=seed)
+    assert sorted(order) == list(range(len(lengths)))
+
+
+def test_a_batch_has_documents_of_like_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 997, size=64).tolist()
+    order = reading_order(lengths, passes=1, batch=4, seed=0)
+
+    def padding(indices: list[int]) -> int:
+        batches = [[lengths[i] for i in indices[k : k + 4]] for k in range(0, 64, 4)]
+        return sum(max(b) * len(b) - sum(b) for b in batches)
+
+    assert padding(order) < padding(list(range(64))) / 3
+
+
+def test_another_seed_reads_in_another_order():
+    orders = [reading_order([5] * 31, passes=1, batch=2, seed=seed) for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@given(st.integers(0, 101), st.integers(1, 13))
+def test_dev_steps_are_spread_evenly_and_end_with_the_last_step(steps, evaluations):
+    chosen = dev_steps(steps, evaluations)
+    assert len(chosen) == min(steps, evaluations) or steps < evaluations
+    assert all(0 < step <= steps for step in chosen)
+    if steps:
+        assert max(chosen) == steps
+        gaps = np.diff([0, *sorted(chosen)])
+        assert gaps.max() - gaps.min() <= 1 or steps < evaluations
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_the_last(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    whole = json.dumps({"global_step": 3})
+    for step, state in ((3, whole), (11, whole), (13, whole[:-5]), (17, ""), (19, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-11"
+
+
+@pytest.fixture(scope="module")
+def documents(texts) -> list[Document]:
+    return [
+        Document(
+            id=f"{n:06d}",
+            origin=f"{n:06d}",
+            domain=row["domain"],
+            split="dev" if n % 5 == 4 else "train",
+            text=row["text"][: 61 + 13 * (n % 7)],
+        )
+        for n, row in enumerate(texts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def target(byte_level, tmp_path_factory) -> Model:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return locate(str(byte_level))
+
+
+def vocabulary_of(model: Model) -> Vocabulary:
+    return Vocabulary(load_tokenizer(model), model.output_size)
+
+
+@pytest.fixture(scope="module")
+def fused(target, documents, tmp_path_factory) -> Path:
+    """The target's own distributions of the training documents, and those of another model like it, fused."""
+    folder = tmp_path_factory.mktemp("fused") / "store"
+    model = load_model(target, dtype="float32")
+    vocabulary = vocabulary_of(target)
+    chosen = [d for d in documents if d.split == "train"]
+    segmentations = [vocabulary.segment(d.text) for d in chosen]
+
+    def traces() -> list[store.Trace]:
+        source = capture.Source(
+            model=model, layer=forward.output_layer(model), vocabulary=vocabulary, context_token=target.context_token
+        )
+        return list(capture.trace_batch(source, chosen, segmentations, top_k=7))
+
+    own = traces()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.25)
+    mixed = [fusion.fuse(pair, level="token") for pair in zip(own, traces(), strict=True)]
+    manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_part(out, 0, mixed) or {})
+    return folder
+
+
+def train(out: Path, target: Model, documents: list[Document], fused: Path | None, **settings) -> dict:
+    out.mkdir(parents=True, exist_ok=True)
+    return training.train(
+        target,
+        vocabulary_of(target),
+        [d for d in documents if d.split == "train"],
+        [d for d in documents if d.split == "dev"],
+        out,
+        fused=store.Store(fused) if fused else None,
+        settings=dataclasses.replace(SETTINGS, **settings),
+        progress=Progress(Console(file=io.StringIO()), "train"),
+    )
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def trained(target, documents, fused, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "fused"
+    train(out, target, documents, fused)
+    return out
+
+
+def test_lambda_1_trains_bit_for_bit_like_clm(tmp_path, target, documents, fused):
+    train(tmp_path / "fused", target, documents, fused, lambda_clm=1.0)
+    train(tmp_path / "clm", target, documents, None, lambda_clm=1.0)
+    assert_same_weights(tmp_path / "fused", tmp_path / "clm")
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("fused", "clm")]
+    assert histories[0]["dev"] == histories[1]["dev"]
+
+
+def test_training_twice_gives_the_same_bytes(tmp_path, trained, target, documents, fused):
+    train(tmp_path / "again", target, documents, fused)
+    for name in ("model/model.safetensors", "history.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_fused_rows_change_what_is_learnt(tmp_path, trained, target, documents):
+    train(tmp_path / "clm", target, documents, None, lambda_clm=1.0)
+    a, b = weights(trained), weights(tmp_path / "clm")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_first_loss_is_the_mean_over_the_tokens_of_the_first_documents(tmp_path, target, documents, accumulation):
+    train(tmp_path, target, documents, None, lambda_clm=1.0, gradient_accumulation=accumulation)
+    vocabulary, chosen = vocabulary_of(target), [d for d in documents if d.split == "train"]
+    lengths = vocabulary.count_tokens([d.text for d in chosen])
+    order = reading_order(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
+    model = load_model(target, dtype="float32")
+    scores = evaluation.score(
+        model, forward.output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
+    )
+    nats = sum(s.bits for s in scores) * math.log(2) / sum(lengths[i] for i in order)
+    first = json.loads((tmp_path / "history.json").read_text())["log"][0]
+    assert first["loss"] == pytest.approx(nats, rel=1e-5) and first["clm_loss"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(trained):
+    log = json.loads((trained / "history.json").read_text())["log"]
+    assert [row["step"] for row in log] == list(range(1, len(log) + 1))
+    for row in log:
+        assert row["loss"] == pytest.approx(0.5 * row["clm_loss"] + 0.5 * row["fusion_loss"], rel=1e-5)
+        assert row["lambda"] == 0.5 and row["fusion_loss"] > 0
+
+
+def test_lambda_decays_linearly_from_the_first_step_to_the_last(tmp_path, target, documents, fused):
+    train(tmp_path, target, documents, fused, lambda_clm=0.9, lambda_final=0.1)
+    log = json.loads((tmp_path / "history.json").read_text())["log"]
+    assert [row["lambda"] for row in log] == pytest.approx(np.linspace(0.9, 0.1, len(log)).tolist())
+    for row in log:
+        expected = row["lambda"] * row["clm_loss"] + (1 - row["lambda"]) * row["fusion_loss"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_trains_float32_weights(tmp_path, target, documents, fused):
+    counts = train(tmp_path, target, documents, fused, precision="bf16")
+    log = json.loads((tmp_path / "history.json").read_text())["log"]
+    assert all(math.isfinite(row["loss"]) for row in log) and counts["steps"] == len(log)
+    assert {w.dtype for w in weights(tmp_path).values()} == {torch.float32}  # the target's
+
+
+def test_the_best_checkpoint_on_the_development_split_is_kept(tmp_path, target, documents):
+    counts = train(tmp_path, target, documents, None, lambda_clm=1.0, passes=9, learning_rate=3e-2)
+    dev = json.loads((tmp_path / "history.json").read_text())["dev"]
+    best = min(dev[1:], key=lambda row: row["average"])
+    assert counts["best_step"] == best["step"] < counts["steps"]  # so that the last one is not the best
+    assert counts["dev_bits_per_byte"] == best["average"]
+    model = locate(str(tmp_path / "model"))
+    loaded = load_model(model, dtype="float32")
+    chosen = [d for d in documents if d.split == "dev"]
+    scores = evaluation.score(loaded, forward.output_layer(loaded), vocabulary_of(model), model.context_token, chosen)
+    assert evaluation.bits_per_byte(scores)["average"] == pytest.approx(best["average"], rel=1e-6)
+
+
+def test_the_history_begins_with_the_untrained_target(trained, target, documents):
+    dev = json.loads((trained / "history.json").read_text())["dev"]
+    model = load_model(target, dtype="float32")
+    chosen = [d for d in documents if d.split == "dev"]
+    scores = evaluation.score(model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen)
+    assert dev[0].pop("step") == 0 and dev[0] == pytest.approx(evaluation.bits_per_byte(scores), rel=1e-6)
+    assert len(dev) == 1 + SETTINGS.passes * SETTINGS.evaluations_per_pass
+
+
+def test_the_product_is_an_ordinary_folder_with_the_targets_tokenizer(trained, target, byte_level):
+    loaded = AutoModelForCausalLM.from_pretrained(trained / "model")
+    assert loaded.dtype == AutoModelForCausalLM.from_pretrained(byte_level).dtype
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    ids = tokenizer("one model", return_tensors="pt")
+    generated = loaded.generate(**ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert generated.shape[1] == ids["input_ids"].shape[1] + 3
+    for path in byte_level.iterdir():
+        if path.name.startswith("tokenizer") or path.name == "special_tokens_map.json":
+            assert (trained / "model" / path.name).read_bytes() == path.read_bytes()
+    assert locate(str(trained / "model")).tokenizer_fingerprint == target.tokenizer_fingerprint
+    assert not (trained / "checkpoints").exists()
+
+
+def test_tensorboard_has_each_term_of_the_loss(trained):
+    events = EventAccumulator(str(trained / "logs"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "train/clm_loss", "train/fusion_loss", "train/lambda", "eval/bits_per_byte"} <= set(tags)
+    log = json.loads((trained / "history.json").read_text())["log"]
+    for name in ("clm_loss", "fusion_loss"):
+        shown = [(e.step, e.value) for e in events.Scalars(f"train/{name}")]
+        assert shown == [(row["step"], pytest.approx(row[name], rel=1e-5)) for row in log]
+
+
+def test_fused_rows_of_other_tokens_are_refused(tmp_path, target, documents, fused):
+    others = [dataclasses.replace(d, text=d.text.upper()) for d in documents]
+    with pytest.raises(ValueError, match=r"document \d+: other tokens than the target's; fuse again"):
+        train(tmp_path, target, others, fused)
+
+
+def test_several_processes_are_refused(tmp_path, target, documents, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^train: started in several processes, which .*; start it in one$"):
+        train(tmp_path, target, documents, None)
+
+
+SCRIPT = """
+import pickle, sys, torch
+from pathlib import Path
+torch.set_num_threads(int(sys.argv[1]))
+import test_training
+test_training.train(*pickle.loads(Path(sys.argv[2]).read_bytes()))
+"""
+
+
+@pytest.fixture
+def start_training(tmp_path, target, documents, fused):
+    """Starts the same training as `trained` in a process that may be killed."""
+    pickled = tmp_path / "arguments"
+    pickled.write_bytes(pickle.dumps((tmp_path / "cut", target, documents, fused)))
+
+    def start() -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(torch.get_num_threads()), str(pickled)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    return start
+
+
+def test_killed_training_goes_on_from_the_last_whole_checkpoint_and_ends_the_same(
+    tmp_path, trained, target, documents, fused, start_training
+):
+    process, out = start_training(), tmp_path / "cut"
+    while process.poll() is None and last_checkpoint(out / "checkpoints") is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    checkpoint = last_checkpoint(out / "checkpoints")
+    assert checkpoint is not None and not (out / "model").exists()
+    step = int(checkpoint.name.split("-")[1])
+    dev = json.loads((trained / "history.json").read_text())["dev"]
+    following = next(row["step"] for row in dev if row["step"] > step)
+    cut_off = checkpoint.with_name(f"checkpoint-{following}")
+    shutil.copytree(checkpoint, cut_off, dirs_exist_ok=True)
+    (cut_off / "trainer_state.json").write_bytes((checkpoint / "trainer_state.json").read_bytes()[:-11])
+    counts = train(out, target, documents, fused)
+    assert counts["resumed_at_step"] == step > 0
+    for name in ("model/model.safetensors", "history.json"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes()

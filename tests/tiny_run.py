@@ -1,0 +1,152 @@
+"""Runs of fuselm on tiny models: in this process, in one that may be killed, or as a user starts them."""
+
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from fuselm import capture, cli
+
+TRAIN = {
+    "learning_rate": 3e-3,
+    "passes": 3,
+    "batch_documents": 2,
+    "evaluations_per_pass": 1,
+    "precision": "float32",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+    loaded: tuple[str, ...] = ()  # modules
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages that did something, in order."""
+        lines = self.err.splitlines()
+        return [line for line, after in itertools.pairwise(lines) if line[:1] not in ("", " ") if after[:1] == " "]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write(
+    folder: Path, *, target: Path, sources: Mapping[str, Path], rows: Sequence[Mapping[str, str]], **options
+) -> Path:
+    """A run file in `folder`, with its corpus; the run's output is `folder/out`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = write_rows(folder / "corpus.jsonl", rows)
+    run = {
+        "output": str(folder / "out"),
+        "target": str(target),
+        "sources": {name: str(path) for name, path in sources.items()},
+        "corpus": {"files": [str(corpus)]},
+        "capture": {"top_k": 13, "batch_tokens": 131},
+        "train": TRAIN,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run | options, sort_keys=False), encoding="utf-8")
+    return folder / "run.yaml"
+
+
+def short(texts: Sequence[Mapping[str, str]], *, domains: int = 2, length: int = 149) -> list[dict[str, str]]:
+    """The beginnings of texts of the first domains."""
+    chosen = sorted({row["domain"] for row in texts})[:domains]
+    return [{"domain": row["domain"], "text": row["text"][:length]} for row in texts if row["domain"] in chosen]
+
+
+def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
+    """A command in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("TOKENIZERS_PARALLELISM", "true")
+        patch.setenv("COLUMNS", "211")
+        if cache is not None:
+            patch.setenv("FUSELM_CACHE", str(cache))
+        patch.setattr(sys, "argv", ["fuselm", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+WATCHED = ("numpy", "torch", "transformers")
+COMMAND = f"""
+import atexit, os, sys
+from fuselm import cli
+atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))
+cli.main()
+"""
+
+
+def fuselm_apart(*arguments: object, folder: Path) -> Outcome:
+    """A command in a process of its own, as a user starts it; `loaded` are those of `WATCHED` that it imported."""
+    environment = os.environ | {"LOADED": str(folder / "loaded"), "COLUMNS": "211"}
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    loaded = tuple((folder / "loaded").read_text().split())
+    return Outcome(code=ended.returncode, out=ended.stdout, err=ended.stderr, loaded=loaded)
+
+
+def start(*arguments: object) -> BaseProcess:
+    """A command in a process that begins quickly and may be killed. It writes a part of a store for each batch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fuselm.training", "fuselm.report", "fuselm.alignment", "tiny_run"])
+    process = context.Process(target=_child, args=(list(map(str, arguments)), dict(os.environ)), daemon=True)
+    process.start()
+    return process
+
+
+def _child(arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    capture.SECONDS_PER_PART = 0
+    outcome = fuselm(*arguments)
+    sys.exit(outcome.code)
+
+
+def summary(out: Path) -> dict:
+    """A run's numbers, but for the seconds it took."""
+    numbers = json.loads((out / "summary.json").read_text())
+    del numbers["stages"]
+    return numbers
+
+
+def captured(out: Path) -> dict[str, list[str]]:
+    """The documents in each source's finished store, as often as they are there."""
+    return {
+        folder.name.rpartition("-")[0]: [
+            document
+            for part in sorted(folder.glob("part-*.parquet"))
+            for document in pq.read_table(part, columns=["document"])[0].to_pylist()
+        ]
+        for folder in sorted((out / "capture").iterdir())
+    }
+
+
+def files(out: Path, stage: str) -> dict[str, int]:
+    """Time of every file of a stage."""
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in (out / stage).rglob("*") if p.is_file()}
