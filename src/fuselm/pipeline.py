@@ -54,6 +54,13 @@ class Pipeline:
         self._check_texts()
         self.target = locate(run.target.model, revision=run.target.revision)
         self.sources = {name: locate(s.model, revision=s.revision) for name, s in run.sources.items()}
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        first: dict[str, str] = {}
+        for name, model in self.sources.items():
+            if (other := first.setdefault(model.fingerprint, name)) != name:
+                raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
 
     def _check_texts(self) -> None:
         """Before any model is looked at. What a file holds is remembered by its hash."""
