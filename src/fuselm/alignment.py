@@ -83,8 +83,8 @@ def span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> M
     it is consistent with the text so far if they begin with the target tokens before i, and then the next one of them
     gets its mass (none: x ends at b, and what the source would say next is unknown: tail). The gold entry, if it ends
     before target token i does, hands its mass on to row j+1; else its mass is token i's. So a row sums to 1
-    with its tail, and by the chain rule the gold masses of a text multiply to the source's own probability of it, but for what
-    other paths to the same tokens add, and the tail's share in rows that are conditioned.
+    with its tail, and by the chain rule the gold masses of a text multiply to the source's own probability of it, but
+    for what other paths to the same tokens add, and the tail's share in rows that are conditioned.
     """
     source, d = aligner.source, trace.distributions
     gold_p = np.exp(d.gold.astype(np.float64)).tolist()
@@ -155,9 +155,9 @@ class _Walk:
     def conditioned(self, i: int, row: int, before: bytes, typed: bytes, hidden: bytes, past: list[int]) -> float:
         """The entries of a row that agree with what has come of its token; returns the gold one's probability.
 
-        `before` is the text between the beginning of `past` and that of the source token; the target tokens `past` cover
-        it and `typed`, of which `hidden` lies before them all. The part of the tail that agrees is estimated as if it
-        were spread evenly over ids that are not kept.
+        `before` is the text between the beginning of `past` and that of the source token; the target tokens `past`
+        cover it and `typed`, of which `hidden` lies before them all. The part of the tail that agrees is estimated as
+        if it were spread evenly over ids that are not kept.
         """
         entries = self._entries(row)
         encoded = self.target.encode_bytes([before + s.removeprefix(hidden) for _, s, _ in entries])

@@ -83,9 +83,11 @@ def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, A
             "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
         }
         write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
-        for scaffold in partial.glob(".*"):
-            scaffold.unlink()
+        if folder.exists():
+            raise ValueError(f"{folder}: in the way, and not fuselm's (no manifest.json); move it elsewhere")
         os.rename(partial, folder)
+        for scaffold in folder.glob(".*"):
+            scaffold.unlink()
         _fsync_folder(folder.parent)
     return True
 

@@ -1,7 +1,7 @@
 """Freed memory, kept by the process: PyTorch on CPU asks for the same large blocks over and over.
 
-glibc hands every large block back to the system at once, and each new one is zeroed page by page: a quarter of the time of
-a forward pass over a vocabulary of 262,144 tokens.
+glibc hands every large block back to the system at once, and each new one is zeroed page by page: a quarter of the
+time of a forward pass over a vocabulary of 262,144 tokens.
 """
 
 import ctypes
