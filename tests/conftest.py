@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches here are tiny
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
@@ -20,6 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+# The same examples every time, however slow the machine.
+hypothesis.settings.register_profile(
+    "fuselm", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("fuselm")
 
 ROOT = Path(__file__).parents[1]
 REAL = {

@@ -24,7 +24,7 @@ PAIRS = list(itertools.product(TINY, repeat=2))
 EVERYTHING = 10_000  # as top_k: keep all
 UNSEEN = Path(__file__).parent / "data" / "unseen.jsonl"
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:

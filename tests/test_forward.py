@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -112,6 +112,7 @@ def test_narrow_weights_give_float32_logits():
     assert rows(made, DOCUMENTS)[0].dtype == torch.float32
 
 
+@settings(deadline=None)
 @given(st.integers(0, 211), st.sampled_from([1, 61, 1 << 25, 1 << 27]))
 def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):
     slices = list(forward.chunks(count, vocab))
@@ -119,6 +120,7 @@ def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):
     assert all((s.stop - s.start) * vocab <= max(forward.LOGITS_PER_CHUNK, vocab) for s in slices)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 97), max_size=13), st.sampled_from([1, 89, 10_007]))
 def test_batches_hold_every_document_once_and_stay_within_bounds(lengths, batch_tokens):
     batches = forward.batches(lengths, batch_tokens)
@@ -128,6 +130,7 @@ def test_batches_hold_every_document_once_and_stay_within_bounds(lengths, batch_
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(2, 97), max_size=13), max_size=5))
 def test_pad_puts_the_context_token_first_and_leaves_the_last_token_out(documents):
     inputs, mask = forward.pad(documents, CONTEXT)

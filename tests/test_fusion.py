@@ -18,7 +18,7 @@ VOCAB, SIZE = 13, 17
 REFERENCE = {"min_ce": reference.fuse_min_ce, "avg_ce": reference.fuse_avg_ce}
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_level = pytest.mark.parametrize("level", LEVELS)
-some = settings(max_examples=60, deadline=None)
+some = settings(max_examples=60)
 
 
 @st.composite

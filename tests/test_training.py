@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
@@ -47,6 +47,7 @@ SETTINGS = Settings(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 3), st.sampled_from([1, 2, 5]), st.integers(0, 9))
 def test_every_pass_reads_every_document_once(lengths, passes, batch, seed):
     order = reading_order(lengths, passes=passes, batch=batch, seed=seed)
@@ -54,6 +55,7 @@ def test_every_pass_reads_every_document_once(lengths, passes, batch, seed):
     assert order == reading_order(lengths, passes=passes, batch=batch, seed=seed)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 97), min_size=1, max_size=16), st.integers(0, 9))
 def test_a_pass_that_fits_a_window_is_a_permutation(lengths, seed):
     order = reading_order(lengths, passes=1, batch=2, seed=seed)
@@ -77,6 +79,7 @@ def test_another_seed_reads_in_another_order():
     assert orders[0] != orders[1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 101), st.integers(1, 13))
 def test_dev_steps_are_spread_evenly_and_end_with_the_last_step(steps, evaluations):
     chosen = dev_steps(steps, evaluations)

@@ -38,7 +38,7 @@ ODD = [
     "\ufeffa",
 ]
 every_kind = pytest.mark.parametrize("kind", KINDS)
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +267,7 @@ def test_capitals_are_not_spelled_by_a_vocabulary_without_them(vocabularies):
         ("gemma3", lambda text: text.replace("▁", " ")),
         ("qwen2.5", lambda text: unicodedata.normalize("NFC", text)),
     ],
+    ids=["smollm2", "gemma3", "qwen2.5"],
 )
 def test_real_tokenizers_spell_unseen_text(name, read, real_models):
     vocabulary = vocabulary_of(real_models[name])
