@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from fuselm import memory
-
 app = typer.Typer(
     help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
     no_args_is_help=True,
@@ -37,7 +35,6 @@ def main() -> None:
     """Entry point: `ValueError` is the user's to mend, Ctrl-C is not an error, anything else is ours."""
     signal.signal(signal.SIGINT, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    memory.keep_freed()
     try:
         app(standalone_mode=True)
     except ValueError as error:
