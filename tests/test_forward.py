@@ -112,6 +112,39 @@ def test_narrow_weights_give_float32_logits():
     assert rows(made, DOCUMENTS)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("rows_per_chunk", [1, 5, 100])
+def test_logits_by_chunk_are_the_logits(model, rows_per_chunk, monkeypatch):
+    layer = forward.output_layer(model)
+    with torch.inference_mode():
+        inputs, mask = forward.pad(DOCUMENTS, CONTEXT)
+        hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
+        expected = layer.logits(hidden)
+        monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", rows_per_chunk * 61)
+        chunks = [(rows, logits.clone()) for rows, logits in layer.logits_by_chunk(hidden)]
+        gold = torch.tensor([i for d in DOCUMENTS for i in d])
+        ours = forward.gold_logprobs(hidden, layer, gold)
+    assert [i for rows, _ in chunks for i in range(rows.start, rows.stop)] == list(range(len(hidden)))
+    torch.testing.assert_close(torch.cat([logits for _, logits in chunks]), expected)
+    torch.testing.assert_close(ours, expected.log_softmax(-1).gather(1, gold[:, None])[:, 0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 5), st.sampled_from([1, 61, 8191, 8192, 16411]), st.integers(0, 99))
+def test_logsumexp_is_torchs(rows, vocab, seed):
+    logits = 30 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    logits[:, ::3] = -torch.inf
+    torch.testing.assert_close(forward.logsumexp(logits), torch.logsumexp(logits, dim=-1))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 5), st.sampled_from([7, 2047, 2048, 2111, 8192]), st.integers(1, 7), st.integers(0, 99))
+def test_top_k_is_torchs(rows, vocab, k, seed):
+    logits = torch.rand(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    values, ids = forward.top_k(logits, k)
+    expected = torch.topk(logits, k)
+    assert torch.equal(values, expected.values) and torch.equal(logits.gather(1, ids), values)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 211), st.sampled_from([1, 61, 1 << 25, 1 << 27]))
 def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):

@@ -232,8 +232,16 @@ def test_lambda_decays_linearly_from_the_first_step_to_the_last(tmp_path, target
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_bf16_trains_float32_weights(tmp_path, target, documents, fused):
+def test_bf16_trains_float32_weights_with_bfloat16_products(tmp_path, target, documents, fused, monkeypatch):
+    products, linear = [], torch.nn.functional.linear
+
+    def watched(*args):
+        products.append((result := linear(*args)).dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
     counts = train(tmp_path, target, documents, fused, precision="bf16")
+    assert products.count(torch.bfloat16) > 100 > products.count(torch.float32)  # only the output layer's check
     log = json.loads((tmp_path / "history.json").read_text())["log"]
     assert all(math.isfinite(row["loss"]) for row in log) and counts["steps"] == len(log)
     assert {w.dtype for w in weights(tmp_path).values()} == {torch.float32}  # the target's

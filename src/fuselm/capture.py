@@ -73,10 +73,9 @@ def trace_batch(
         )
         k = min(top_k, source.vocabulary.size)
         ids, logprobs, gold, tail = [], [], [], []
-        for rows in forward.chunks(len(hidden), source.vocabulary.size):
-            logits = layer.logits(hidden[rows])
-            logsumexp = torch.logsumexp(logits, dim=-1, keepdim=True)
-            values, indices = logits.topk(k, dim=-1)
+        for rows, logits in layer.logits_by_chunk(hidden):
+            logsumexp = forward.logsumexp(logits)[:, None]
+            values, indices = forward.top_k(logits, k)
             ids.append(indices.int().cpu().numpy())
             logprobs.append((values - logsumexp).cpu().numpy())
             gold.append((logits.gather(1, gold_ids[rows, None]) - logsumexp)[:, 0].cpu().numpy())

@@ -54,17 +54,17 @@ def score(
     import torch
 
     from fuselm import forward
-    from fuselm.objective import fusion_loss
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}
     with torch.inference_mode():
         for batch in forward.batches([len(s.ids) for s in segmentations], batch_tokens):
             inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, model.device)
-            hidden = forward.hidden_states(model, layer, inputs, mask)
-            for row, i in enumerate(batch):
-                ids = torch.as_tensor(segmentations[i].ids, dtype=torch.long, device=hidden.device)
-                nats = float(fusion_loss(hidden[row, : len(ids)], layer, ids, None, 1.0).clm)
+            hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
+            gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=hidden.device).long()
+            logprobs = forward.gold_logprobs(hidden, layer, gold).double()
+            for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
+                nats = -float(own.sum())
                 if math.isnan(nats):
                     raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
                 bits[documents[i].origin] = bits.get(documents[i].origin, 0.0) + nats / math.log(2)

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
+TILE = 8192  # columns whose temporary copies stay in the cache
+BLOCK = 64  # columns that `top_k` first knows only the largest of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +34,43 @@ class OutputLayer:
         """In float32, by a matrix product in the weights' precision."""
         if self.weight is None:
             return hidden.float()
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        return self._finish(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float())
+
+    def logits_by_chunk(
+        self, hidden: Float[Tensor, "rows hidden"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "chunk vocab"]]]:
+        """`logits`, some rows at a time, each chunk in the memory of the one before: fresh memory of this size costs
+        as much as the product. Not for autograd.
+        """
+        if self.weight is None:
+            yield from ((rows, hidden[rows].float()) for rows in chunks(len(hidden), hidden.shape[-1]))
+            return
+        weight = self.weight.to(product_dtype(self.weight))
+        hidden = hidden.to(weight.dtype)
+        product = memory = None
+        for rows in chunks(len(hidden), len(self.weight)):
+            count = rows.stop - rows.start
+            if product is None:
+                product = hidden.new_empty(count, len(self.weight))
+                memory = product.float()  # the same memory, if that is what the product is in
+            torch.mm(hidden[rows], weight.T, out=product[:count])
+            if self.bias is not None:
+                product[:count] += self.bias
+            logits = memory[:count] if memory is product else memory[:count].copy_(product[:count])
+            yield rows, self._finish(logits)
+
+    def _finish(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         if self.scale != 1.0:
             logits *= self.scale
         if self.soft_cap is not None:
-            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+            logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits
+
+
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """What a matrix product with `factor` is made in: its own type, or that of autocast."""
+    device = factor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factor.dtype
 
 
 def output_layer(model: PreTrainedModel) -> OutputLayer:
@@ -80,6 +113,41 @@ def chunks(rows: int, vocab: int) -> Iterator[slice]:
     size = max(LOGITS_PER_CHUNK // vocab, 1)
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
+
+
+def gold_logprobs(
+    hidden: Float[Tensor, "rows hidden"], layer: OutputLayer, gold: Int[Tensor, "rows"]
+) -> Float[Tensor, "rows"]:
+    """The log-probability of each row's gold id."""
+    result = hidden.new_empty(len(hidden), dtype=torch.float32)
+    for rows, logits in layer.logits_by_chunk(hidden):
+        result[rows] = logits.gather(1, gold[rows, None])[:, 0] - logsumexp(logits)
+    return result
+
+
+def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
+    """`torch.logsumexp` of each row, without another tensor of this size."""
+    largest = logits.amax(dim=-1, keepdim=True)
+    shift = torch.where(largest.isfinite(), largest, 0)
+    total = sum((tile - shift).exp_().sum(dim=-1) for tile in logits.split(TILE, dim=-1))
+    return total.log() + shift[:, 0]
+
+
+def top_k(logits: Float[Tensor, "rows vocab"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """`torch.topk` of each row, several times as fast where the vocabulary is large: only the k blocks of columns with
+    the largest maxima, and the columns that fill no block, can hold any of the k largest values.
+    """
+    rows, vocab = logits.shape
+    if vocab < 8 * k * BLOCK:
+        return torch.topk(logits, k, dim=-1)
+    whole = vocab - vocab % BLOCK
+    blocks = logits[:, :whole].unflatten(1, (-1, BLOCK))
+    chosen = blocks.amax(dim=-1).topk(k, dim=-1).indices
+    columns = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
+    rest = torch.arange(whole, vocab, device=logits.device).expand(rows, -1)
+    columns = torch.cat([columns, rest], dim=1)
+    values, at = logits.gather(1, columns).topk(k, dim=-1)
+    return values, columns.gather(1, at)
 
 
 def pad(

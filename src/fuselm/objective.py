@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fuselm.forward import OutputLayer, chunks
+from fuselm.forward import OutputLayer, chunks, logsumexp, product_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,10 @@ def fusion_loss(
     lambda_clm: float,
 ) -> Loss:
     """The objective, summed over tokens. Without `fused` it is the causal-LM loss: bit for bit that of lambda 1."""
-    total, clm, fusion = _FusionLoss.apply(hidden, layer.weight, layer.bias, layer, gold, fused, lambda_clm)
+    needs_gradient = torch.is_grad_enabled()  # always off inside an autograd.Function
+    total, clm, fusion = _FusionLoss.apply(
+        hidden, layer.weight, layer.bias, layer, gold, fused, lambda_clm, needs_gradient
+    )
     return Loss(total=total, clm=clm, fusion=fusion)
 
 
@@ -52,21 +55,20 @@ class _FusionLoss(torch.autograd.Function):
     """The gradient is known once the loss is: forward makes both, backward hands it out."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm):
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        with torch.autocast(device, enabled=False):
-            return _forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm, dtype)
+    def forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm, needs_gradient):
+        dtype = product_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm, needs_gradient, dtype)
 
     @staticmethod
     def backward(ctx, grad_total, _grad_clm, _grad_fusion):
         hidden, weight, bias = (None if g is None else g * grad_total.to(g.dtype) for g in ctx.saved_tensors)
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None
 
 
-def _forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm, dtype):
+def _forward(ctx, hidden, weight, bias, layer, gold, fused, lambda_clm, needs_gradient, dtype):
     clm, fusion = hidden.new_zeros((), dtype=_sum_type(hidden)), hidden.new_zeros((), dtype=_sum_type(hidden))
-    needs = any(ctx.needs_input_grad[:3])
+    needs = needs_gradient and any(ctx.needs_input_grad[:3])
     grad_hidden = torch.zeros_like(hidden) if needs else None
     grad_weight = torch.zeros_like(weight) if needs and weight is not None else None
     grad_bias = torch.zeros_like(bias) if needs and bias is not None else None
@@ -127,11 +129,11 @@ def _rows_loss(
     logits: Float[Tensor, "rows vocab"], gold: Int[Tensor, "rows"], fused: FusedRows | None, lambda_clm: float
 ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"], Float[Tensor, "rows vocab"]]:
     """Both terms of each row, and the gradient of their weighted sum in the logits (in the logits' own memory)."""
-    logsumexp = torch.logsumexp(logits, dim=-1)
+    log_z = logsumexp(logits)
     gold = gold[:, None]
-    clm = logsumexp - logits.gather(1, gold)[:, 0]
+    clm = log_z - logits.gather(1, gold)[:, 0]
     if fused is None:
-        g = logits.sub_(logsumexp[:, None]).exp_()
+        g = logits.sub_(log_z[:, None]).exp_()
         g.scatter_add_(1, gold, torch.full_like(clm, -1.0)[:, None])
         return clm, torch.zeros_like(clm), g
 
@@ -139,11 +141,11 @@ def _rows_loss(
     real = q > 0
     some = real.any(dim=1, keepdim=True)
     ids = torch.where(real, fused.ids, fused.ids.gather(1, real.int().argmax(dim=1, keepdim=True)))  # padding repeats
-    log_p = logits.gather(1, ids) - logsumexp[:, None]
+    log_p = logits.gather(1, ids) - log_z[:, None]
     entropy = torch.where(real, q * fused.logprobs.to(logits.dtype), 0).sum(1) + torch.xlogy(tail, tail)
     cross = torch.where(real, q * log_p, 0).sum(1)
 
-    p = logits.sub_(logsumexp[:, None]).exp_()
+    p = logits.sub_(log_z[:, None]).exp_()
     p_kept = p.gather(1, ids)
     p.scatter_(1, ids, torch.where(some, 0, p_kept))
     p_tail = p.sum(1).clamp_min(torch.finfo(p.dtype).tiny)

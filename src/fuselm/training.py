@@ -264,12 +264,13 @@ class _FusionTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mask = inputs["attention_mask"].bool()
-        hidden = forward.hidden_states(model, self._layer, inputs["input_ids"], inputs["attention_mask"])[mask]
         fused = None
         if "fused_ids" in inputs:
             fused = FusedRows(ids=inputs["fused_ids"], logprobs=inputs["fused_logprobs"], tail=inputs["fused_tail"])
         self._lambda = self.lambda_now()
-        loss = fusion_loss(hidden, self._layer, inputs["labels"][mask], fused, self._lambda)
+        with self.accelerator.autocast():  # the Trainer leaves it to model.forward, which isn't what is called
+            hidden = forward.hidden_states(model, self._layer, inputs["input_ids"], inputs["attention_mask"])[mask]
+            loss = fusion_loss(hidden, self._layer, inputs["labels"][mask], fused, self._lambda)
         self._terms["clm_loss"] += float(loss.clm / num_items_in_batch)
         self._terms["fusion_loss"] += float(loss.fusion / num_items_in_batch)
         return loss.total / num_items_in_batch
@@ -282,7 +283,7 @@ class _FusionTrainer(Trainer):
 
     def dev_bits_per_byte(self) -> dict[str, float]:
         self.model.eval()
-        with self.autocast_smart_context_manager():
+        with self.accelerator.autocast():
             return evaluation.bits_per_byte(self._score_dev(self.model))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
