@@ -130,133 +130,96 @@ def tail_of(row: Row) -> float:
     return max(1.0 - sum(row.values()), 0.0)
 
 
-def condition(
-    source: SourceTrace,
-    position: int,
-    typed: bytes,
-    first_begin: int,
-    past: list[int],
-    stream: bytes,
-    source_bytes: list[bytes | None],
-    encode: Callable[[bytes], Sequence[int]],
-) -> tuple[dict[int, int], Row]:
-    """(next, row): a source token's entries that agree with its first bytes, `typed`, having come as target tokens.
+@dataclass(slots=True, kw_only=True)
+class Hypothesis:
+    """One entry that has left the gold path: its target tokens that are still to come."""
 
-    `past` are those target tokens, from the one that the source token begins in, at byte `first_begin`. An entry agrees
-    if it makes the target begin with just these: put in place of the source token, after the text since `first_begin`,
-    it is a string that the target's tokenizer begins with `past`. `next` has the target token after those, if there is
-    one. The gold entry agrees by definition, and is never in `next`.
-
-    The row is rescaled to what agrees. Of the tail, which may agree as well, this share is thought to: that of the ids
-    that go on after `typed` among the ids with text that were not kept, times the share of the kept ones that go on
-    after `typed` which agree and have a next token (the gold one goes on and agrees).
-    """
-    row, tail = row_with_gold(source, position)
-    gold, (begin, _) = source.ids[position], source.spans[position]
-    next_tokens: dict[int, int] = {}
-    agreeing: Row = {}
-    for token, probability in row.items():
-        text = source_bytes[token]
-        if token == gold:
-            agreeing[token] = probability
-        elif text is not None:
-            if begin < first_begin:  # a dummy prefix, which only the source has, is no text to the target
-                if not text.startswith(stream[begin:first_begin]):
-                    continue
-                text = text[first_begin - begin :]
-            encoded = list(encode(stream[first_begin:begin] + text))
-            if encoded[: len(past)] == past:
-                agreeing[token] = probability
-                if len(encoded) > len(past) and encoded[len(past)] != UNMAPPED:
-                    next_tokens[token] = encoded[len(past)]
-
-    goes_on = [token for token, text in enumerate(source_bytes) if text and text.startswith(typed) and text != typed]
-    not_kept = [token for token, text in enumerate(source_bytes) if text and token not in row]
-    if not_kept:
-        share = len([token for token in goes_on if token in not_kept]) / len(not_kept)
-        share *= (len(next_tokens) + 1) / len([token for token in goes_on if token in row])
-        tail *= share
-    else:
-        tail = 0.0
-    total = sum(agreeing.values()) + tail
-    return next_tokens, {token: p / total for token, p in agreeing.items()}
+    ids: list[int]
+    mass: float
+    kept: bool  # as an entry; else it stands for the tail's share of its id
 
 
-def span_row(
+def span_rows(
     stream: bytes,
     target_spans: list[Span],
     target_ids: list[int],
-    i: int,
     source: SourceTrace,
     source_bytes: list[bytes | None],
-    encode: Callable[[bytes], Sequence[int]],
-) -> tuple[Row, float]:
-    """(row, tail) of target token i, in the target's vocabulary (DESIGN section 4, refined: docs/paper.md).
+    spell: Callable[[bytes], Sequence[int]],
+    go_on: Callable[[bytes], Sequence[int]],
+) -> tuple[list[Row], list[float]]:
+    """(rows, tails) in the target's vocabulary, by explicit hypotheses of what the source is in the midst of.
 
-    From the source token that covers the target token's first byte (or is empty and stands at it), walk along the gold
-    path. At each source token every other entry leaves the path: its mass goes to the target token that the target's
-    tokenizer would make of what the entry would have made of the text; what arrives at the target token's end is the
-    gold token's. If the first source token begins before target token i does, its row is conditioned on that (but an
-    unfaithful token, whose bytes are not those of its span, is certain); likewise if it is the first one and the target
-    has begun with a space of its own. Masses that meet are added; what has no target token (special or empty entries,
-    the tails, what ends where target token i begins) is the tail.
+    Where a source token begins, each entry of its row leaves the gold path as the target's tokens for it: `spell` gives
+    those of an entry alone, `go_on` those of an entry after what the target token that is being spelled has before it.
+    A row that begins with a target token gives its tail, in equal parts, to all ids with text that were not kept; else
+    the tail is lost. Mass is Bayes's: what agrees with the target token that came is divided by the mass of that token.
+    A kept entry that ends where a source token begins joins the gold path. A row has the gold id and the ids that kept
+    entries vote for; the votes of the tail for others stay tail.
 
-    `encode(bytes)` are the tokens of the target's tokenizer for a string that goes on in a text, `UNMAPPED` from where
-    it can't spell it. `source_bytes[id]` is None for a special id.
-
-    `({}, 1.0)`, no information, for an empty target token, and where no source token lies at or after its beginning.
+    `({}, 1.0)`, no information, for an empty target token, and without source tokens.
     """
-    begin, end = target_spans[i]
-    candidates = [j for j, (a, e) in enumerate(source.spans) if e > begin or a == e == begin]
-    if begin == end or not candidates:
-        return {}, 1.0
-    position = candidates[0]
-    source_begin, source_end = source.spans[position]
+    path, row, hypotheses = 1.0, 0, []
+    rows, tails = [], []
+    for (begin, end), token in zip(target_spans, target_ids, strict=True):
+        if begin == end or not source.spans:
+            rows.append({})
+            tails.append(1.0)
+            continue
+        while row < len(source.spans) and (source.spans[row][0] < end or row == 0):
+            path, left = _leave(source, row, path, stream, begin, source_bytes, spell, go_on)
+            hypotheses += left
+            row += 1
+        votes: Row = {token: path}
+        for h in sorted(hypotheses, key=lambda h: not h.kept):
+            if h.ids[0] != UNMAPPED and (h.kept or h.ids[0] in votes):
+                votes[h.ids[0]] = votes.get(h.ids[0], 0.0) + h.mass
+        here = votes[token]
+        votes = {t: p for t, p in votes.items() if p > 0.0}
+        rows.append(votes)
+        tails.append(tail_of(votes))
+        if here == 0.0:
+            path, hypotheses = 1.0, []
+            continue
+        agreeing = [Hypothesis(ids=h.ids[1:], mass=h.mass / here, kept=h.kept) for h in hypotheses if h.ids[0] == token]
+        meets = row < len(source.spans) and source.spans[row][0] == end
+        path = path / here + sum(h.mass for h in agreeing if not h.ids and h.kept and meets)
+        hypotheses = [h for h in agreeing if h.ids]
+    return rows, tails
 
-    result: Row = {}
-    path_mass = 1.0
-    gold = source.ids[position]
-    faithful = source_bytes[gold] == stream[source_begin:source_end]
-    after_dummy_prefix = position == 0 and i > 0 and target_spans[0][0] < source_begin
-    if source_begin >= begin and not (after_dummy_prefix and faithful):
-        prefix = stream[begin:source_begin]  # a dummy prefix that only the target has, at the document's start
-    else:
-        if faithful:
-            first = max([k for k in range(i) if target_spans[k][0] <= source_begin], default=0)
-            next_tokens, row = condition(
-                source,
-                position,
-                stream[source_begin:begin],
-                target_spans[first][0],
-                list(target_ids[first:i]),
-                stream,
-                source_bytes,
-                encode,
-            )
-            for token, mapped in next_tokens.items():
-                result[mapped] = result.get(mapped, 0.0) + row[token]
-            path_mass = row[gold]
-        if source_end >= end or position == len(source.spans) - 1:
-            result[target_ids[i]] = result.get(target_ids[i], 0.0) + path_mass
-            return result, tail_of(result)
-        prefix = stream[begin:source_end]
-        position += 1
 
-    while True:
-        row, _ = row_with_gold(source, position)
-        gold, source_end = source.ids[position], source.spans[position][1]
-        for token, probability in row.items():
-            text = source_bytes[token]
-            if text and token != gold:
-                mapped = encode(prefix + text)[0]
-                if mapped != UNMAPPED:
-                    result[mapped] = result.get(mapped, 0.0) + path_mass * probability
-        path_mass *= row[gold]
-        if source_end >= end or position == len(source.spans) - 1:
-            result[target_ids[i]] = result.get(target_ids[i], 0.0) + path_mass
-            return result, tail_of(result)
-        prefix = stream[begin:source_end]
-        position += 1
+def _leave(
+    source: SourceTrace,
+    position: int,
+    path: float,
+    stream: bytes,
+    target_begin: int,
+    source_bytes: list[bytes | None],
+    spell: Callable[[bytes], Sequence[int]],
+    go_on: Callable[[bytes], Sequence[int]],
+) -> tuple[float, list[Hypothesis]]:
+    """The mass that stays on the gold path, and the hypotheses that leave it at one source token."""
+    row, tail = row_with_gold(source, position)
+    begin, gold = source.spans[position][0], source.ids[position]
+    before, hidden = stream[target_begin:begin], stream[begin:target_begin] if position == 0 else b""
+    on_path, left = row[gold], []
+    for token, probability in row.items():
+        text = source_bytes[token]
+        if token == gold or not text or not text.startswith(hidden):
+            continue
+        ids = list(go_on(before + text[len(hidden) :]) if before or hidden else spell(text))
+        if ids:
+            left.append(Hypothesis(ids=ids, mass=probability, kept=True))
+    with_text = [t for t, text in enumerate(source_bytes) if text]
+    if hidden:  # a space that the target does not see: only what begins with it can be
+        agreeing = [t for t in with_text if source_bytes[t].startswith(hidden) and source_bytes[t] != hidden]
+        total = on_path + sum(h.mass for h in left) + tail * len(agreeing) / len(with_text)
+        on_path /= total
+        left = [Hypothesis(ids=h.ids, mass=h.mass / total, kept=True) for h in left]
+    elif not before:
+        not_kept = [t for t in with_text if t not in row]
+        left += [Hypothesis(ids=list(spell(source_bytes[t])), mass=tail / len(not_kept), kept=False) for t in not_kept]
+    return path * on_path, [Hypothesis(ids=h.ids, mass=path * h.mass, kept=h.kept) for h in left]
 
 
 def mapped_row(row: Row, id_map: dict[int, int]) -> tuple[Row, float]:

@@ -11,9 +11,11 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 from tokenizers import Tokenizer
+
+from fuselm import bpe
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"  # SentencePiece's
@@ -79,6 +81,34 @@ class Vocabulary:
             if spelled := self.token_bytes[i]:
                 ids.setdefault(spelled, i)
         return ids
+
+    @functools.cached_property
+    def merges(self) -> bpe.Merges | None:
+        """The tokenizer as compiled BPE, without its pre-tokenizer; None if it is of another kind or changes text."""
+        pipeline = json.loads(self._tokenizer.to_str())
+        model = pipeline["model"]
+        changes = set(_types(pipeline["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"}
+        decorated = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout")
+        if model["type"] != "BPE" or changes or decorated:
+            return None
+        ids = model["vocab"]
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        byte_level = "ByteLevel" in _spelling_types(pipeline)
+        singles = {s: i for s, i in ids.items() if len(s) == 1}
+        return bpe.compile_merges(
+            [(ids[a], ids[b], ids[a + b]) for a, b in pairs if a in ids and b in ids and a + b in ids],
+            {} if byte_level else {c.replace(_SPACE_MARK, " ").encode(): i for c, i in singles.items()},
+            {_byte_alphabet()[c]: i for c, i in singles.items()}
+            if byte_level
+            else {int(m[1], 16): i for s, i in ids.items() if (m := _BYTE_TOKEN.fullmatch(s))},
+        )
+
+    @functools.cached_property
+    def packed_bytes(self) -> tuple[Int[ndarray, "offsets"], UInt8[ndarray, "bytes"]]:
+        """Where each id's bytes begin and end in one array of all of them; none for ids without text."""
+        spelled = [b or b"" for b in self.token_bytes]
+        offsets = np.append(0, np.cumsum([len(b) for b in spelled])).astype(np.int64)
+        return offsets, np.frombuffer(b"".join(spelled), np.uint8)
 
     @functools.cached_property
     def _sorted_bytes(self) -> list[bytes]:

@@ -1,0 +1,153 @@
+"""A BPE tokenizer's merges, compiled: the tokens of short byte strings, in under a microsecond each.
+
+Sennrich et al. 2016, arXiv 1508.07909: the pair of neighbours that was learnt first is merged first. For strings that a
+pre-tokenizer would not cut, such as the rest of a token and what may follow it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+NOTHING = -1  # no token spells it
+NEVER = np.iinfo(np.int64).max  # rank of a pair that is not merged
+
+
+class Merges(NamedTuple):
+    """A tokenizer as open-addressed tables. What it begins with is characters, or the bytes of those it has no token
+    for: a byte-level tokenizer has none for any.
+    """
+
+    characters: Int[ndarray, "character_slots"]  # UTF-8 bytes, as one number
+    character_ids: Int[ndarray, "character_slots"]
+    byte_ids: Int[ndarray, "256"]
+    pairs: Int[ndarray, "pair_slots 2"]  # left id << 32 | right id; then rank << 32 | merged id, in one cache line
+
+
+def compile_merges(
+    merges: Sequence[tuple[int, int, int]], characters: Mapping[bytes, int], byte_ids: Mapping[int, int]
+) -> Merges:
+    """From (left id, right id, merged id) by rank, and the ids of characters (in UTF-8) and of single bytes."""
+    by_byte = np.full(256, NOTHING, np.int32)
+    by_byte[list(byte_ids)] = list(byte_ids.values())
+    numbers = np.array([int.from_bytes(c) for c in characters], np.int64)
+    table, character_ids = new_table(len(numbers)), np.array(list(characters.values()), np.int32)
+    by_slot = np.full(len(table), NOTHING, np.int32)
+    by_slot[_fill(table, numbers)] = character_ids
+    left, right, merged = np.array(merges, np.int64).reshape(-1, 3).T
+    pairs = np.full((len(new_table(len(left))), 2), NOTHING, np.int64)
+    _fill_pairs(pairs, left << 32 | right, np.arange(len(left)) << 32 | merged)
+    return Merges(characters=table, character_ids=by_slot, byte_ids=by_byte, pairs=pairs)
+
+
+def new_table(keys: int) -> Int[ndarray, "slots"]:
+    """An empty open-addressed table that stays less than half full."""
+    return np.full(1 << max(2 * keys, 4).bit_length(), NOTHING, np.int64)
+
+
+@numba.njit(cache=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _fill(table: ndarray, keys: ndarray) -> ndarray:
+    at = np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        at[i] = slot_of(table, keys[i])
+        table[at[i]] = keys[i]
+    return at
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
+    for i in range(len(keys)):
+        slot = _pair_slot(pairs, keys[i])
+        if pairs[slot, 0] == NOTHING:  # of equal ones the first counts
+            pairs[slot, 0], pairs[slot, 1] = keys[i], values[i]
+
+
+@numba.njit(cache=True)
+@no_type_check
+def slot_of(table: ndarray, key: int) -> int:
+    """Where `key` is, or the free slot where it would be."""
+    slot = _mixed(key) & (len(table) - 1)
+    while table[slot] != NOTHING and table[slot] != key:
+        slot = (slot + 1) & (len(table) - 1)
+    return slot
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _pair_slot(pairs: ndarray, key: int) -> int:
+    slot = _mixed(key) & (len(pairs) - 1)
+    while pairs[slot, 0] != NOTHING and pairs[slot, 0] != key:
+        slot = (slot + 1) & (len(pairs) - 1)
+    return slot
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _mixed(key: int) -> int:
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    return np.int64(mixed >> np.uint64(32))
+
+
+@numba.njit(cache=True)
+@no_type_check
+def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> int:
+    """Put the tokens of `string` (bytes) into `ids`, and return how many they are; both arrays are as long at least."""
+    count = _characters(merges, string, ids)
+    for i in range(count - 1):
+        ranked[i] = _merge(merges, ids[i], ids[i + 1])
+    while count > 1:
+        best = 0
+        for i in range(1, count - 1):
+            if ranked[i] < ranked[best]:
+                best = i
+        if ranked[best] == NEVER:
+            break
+        ids[best] = ranked[best] & 0xFFFFFFFF
+        count -= 1
+        for i in range(best + 1, count):
+            ids[i] = ids[i + 1]
+            ranked[i - 1] = ranked[i]
+        for i in range(max(best - 1, 0), min(best + 1, count - 1)):
+            ranked[i] = _merge(merges, ids[i], ids[i + 1])
+    return count
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
+    count = i = 0
+    while i < len(string):
+        first = string[i]
+        length = 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+        number = np.int64(first)
+        for k in range(i + 1, i + length):
+            if k == len(string) or string[k] & 0xC0 != 0x80:
+                number, length = np.int64(first), 1  # no character: a byte
+                break
+            number = number << 8 | string[k]
+        slot = slot_of(merges.characters, number)
+        if merges.characters[slot] == number:
+            ids[count] = merges.character_ids[slot]
+            count += 1
+        else:
+            for k in range(i, i + length):
+                ids[count] = merges.byte_ids[string[k]]
+                count += 1
+        i += length
+    return count
+
+
+@numba.njit(cache=True)
+@no_type_check
+def _merge(merges: Merges, left: int, right: int) -> int:
+    """Rank << 32 | merged id of two neighbours."""
+    if left < 0 or right < 0:
+        return NEVER
+    key = np.int64(left) << 32 | np.int64(right)
+    slot = _pair_slot(merges.pairs, key)
+    return merges.pairs[slot, 1] if merges.pairs[slot, 0] == key else NEVER
