@@ -59,7 +59,7 @@ def prepare(
     rows = [row for file in files for row in read_texts(file)]
     kept = [(domain, text) for domain, text in rows if text.strip()]
     check_domains(Counter(domain for domain, _ in kept), files, dev=dev, heldout=heldout)
-    documents = list(cut_to_fit(_split(kept, dev=dev, heldout=heldout, seed=seed), readers, max_bytes))
+    documents = list(cut_to_fit(split(kept, dev=dev, heldout=heldout, seed=seed), readers, max_bytes))
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
     manifest.write_text(out / FILE, "".join(lines))
     return {
@@ -140,21 +140,21 @@ def read_texts(file: Path) -> Iterator[tuple[str, str]]:
         yield str(row.get("domain", file.stem)), row["text"]
 
 
-def _split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
+def split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
     """Draw each domain's dev and held-out documents, at least one of each; keep the order of the files."""
     members: dict[str, list[int]] = {}
     for i, (domain, _) in enumerate(texts):
         members.setdefault(domain, []).append(i)
-    split = ["train"] * len(texts)
+    splits = ["train"] * len(texts)
     for domain, indices in members.items():
         dev_count, heldout_count = _held_out_counts(len(indices), dev, heldout)
         drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
         for i in drawn[:dev_count]:
-            split[i] = "dev"
+            splits[i] = "dev"
         for i in drawn[dev_count:]:
-            split[i] = "heldout"
+            splits[i] = "heldout"
     for i, (domain, text) in enumerate(texts):
-        yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=domain, split=split[i], text=text)
+        yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=domain, split=splits[i], text=text)
 
 
 def cut_to_fit(

@@ -1,0 +1,288 @@
+"""Fidelity and speed of alignment, measured in one run: `python benchmarks/alignment.py [--json]`.
+
+On the demo's models (`make models` fetches them) and its corpus. What is slow to make (captured stores, sampled text)
+is kept under `runs/benchmarks` and found again; times are medians of five, on one core where they say so.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+from rich.console import Console
+
+from fuselm import capture, corpus, forward, manifest, measure, mined, nearest
+from fuselm.alignment import METHODS, Aligner
+from fuselm.distributions import Distributions
+from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.progress import show
+from fuselm.store import Store, Trace
+from fuselm.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "runs" / "benchmarks"
+MODELS = {
+    "smollm2": "models/smollm2-135m-instruct.gguf",
+    "gemma": "models/gemma-3-270m.gguf",
+    "qwen": "models/qwen2.5-coder-0.5b-instruct.gguf",
+}
+PAIRS = [("gemma", "smollm2"), ("qwen", "smollm2"), ("smollm2", "gemma"), ("smollm2", "qwen")]
+RUNS = 5
+KEPT = 16  # entries of a row, in the speed measurements
+SAMPLED_TOKENS, SAMPLE_LENGTH, SAMPLE_BATCH = 20_000, 256, 48
+console = Console(stderr=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--parts", default="speed,dynamic_programme,maps,fidelity", help="which to measure")
+    parser.add_argument("--documents", type=int, default=10, help="held-out documents of each domain, for fidelity")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    parts = {"speed": speed, "dynamic_programme": dynamic_programme, "maps": maps}
+    parts["fidelity"] = lambda: fidelity(options.documents)
+    result = {name: parts[name]() for name in options.parts.split(",")}
+    print(json.dumps(result) if options.json else json.dumps(result, indent=1))
+
+
+def median(run: Callable[[], None]) -> float:
+    """Seconds; one run to warm up."""
+    run()
+    seconds = []
+    for _ in range(RUNS):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+# ---- speed
+
+
+def speed() -> dict:
+    """Microseconds per target token on one core: reading the store, tokenizing, aligning; and how that grows."""
+    texts = {d.id: d.text for d in documents("train", 5)}
+    result = {}
+    for source, target in PAIRS:
+        store = captured(source, KEPT)
+        vocabularies = vocabulary(source), vocabulary(target)
+        aligner = Aligner(*vocabularies, top_k=KEPT)
+        tokens = sum(vocabularies[1].count_tokens(list(texts.values())))
+        traces = list(store)
+
+        def all_in(store: Store = store, aligner: Aligner = aligner) -> None:
+            for trace in store:
+                aligner.align(trace, texts[trace.document])
+
+        def align_only(traces: list[Trace] = traces, aligner: Aligner = aligner) -> None:
+            for trace in traces:
+                aligner.align(trace, texts[trace.document])
+
+        row = {
+            "us_per_token_read_and_aligned": median(all_in) / tokens * 1e6,
+            "us_per_token_aligned": median(align_only) / tokens * 1e6,
+            "us_per_token_read": median(lambda store=store: list(store)) / tokens * 1e6,
+        }
+        if (source, target) == PAIRS[0]:
+            for length in (1_000, 8_000, 64_000):
+                trace, text = repeated(traces, texts, length)
+                count = len(vocabularies[1].segment(text).ids)
+                took = median(lambda trace=trace, text=text, aligner=aligner: aligner.align(trace, text))
+                row[f"us_per_token_of_{length}_tokens"] = took / count * 1e6
+        result[f"{source}-{target}"] = row
+    return result | {"startup_seconds": startup_seconds()}
+
+
+def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[Trace, str]:
+    """Documents one after another, again and again, until there are `length` source tokens."""
+    chosen: list[Trace] = []
+    while sum(len(t.tokens) for t in chosen) < length:
+        chosen.append(traces[len(chosen) % len(traces)])
+    begins = np.cumsum([0, *(t.size for t in chosen)])
+    rows = [t.distributions for t in chosen]
+    trace = Trace(
+        document="long",
+        size=int(begins[-1]),
+        nats=sum(t.nats for t in chosen),
+        tokens=np.concatenate([t.tokens for t in chosen]),
+        starts=np.concatenate([t.starts + b for t, b in zip(chosen, begins, strict=False)]).astype(np.int32),
+        distributions=Distributions(
+            offsets=np.append(0, np.cumsum(np.concatenate([d.counts for d in rows]))),
+            ids=np.concatenate([d.ids for d in rows]),
+            logprobs=np.concatenate([d.logprobs for d in rows]),
+            gold=np.concatenate([d.gold for d in rows]),
+            tail=np.concatenate([d.tail for d in rows]),
+        ),
+        weights=np.zeros((sum(map(len, rows)), 0), np.float32),
+    )
+    return trace, "".join(texts[t.document] for t in chosen)
+
+
+def startup_seconds() -> float:
+    """Of a new process, to load the compiled kernels and align its first document, beside what any process imports."""
+    code = (
+        "import sys, time, numpy as np; sys.path.insert(0, 'tests'); import drawn\n"
+        "from fuselm.alignment import Aligner\n"
+        "source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])\n"
+        "trace = drawn.trace_of(source, 'ab ab', np.random.default_rng(0), top_k=3)\n"
+        "began = time.perf_counter(); Aligner(source, target).align(trace, 'ab ab'); print(time.perf_counter() - began)"
+    )
+
+    def run() -> float:
+        return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    run()
+    return statistics.median(run() for _ in range(RUNS))
+
+
+# ---- the paper's methods
+
+
+def dynamic_programme() -> dict:
+    """Pairs of positions at 2,048 x 2,048 tokens: the compiled version against the direct one in Python."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import reference
+
+    text = "".join(d.text for d in documents("train", 5))
+    source, target = (vocabulary(name) for name in PAIRS[0])
+    strings = [mined.unmarked(v, v.segment(text).ids)[:2048] for v in (source, target)]
+    began = time.perf_counter()
+    direct = reference.dtw_pairs(*strings)
+    direct_seconds = time.perf_counter() - began
+    seconds = median(lambda: mined.pair_positions(*strings))
+    return {
+        "direct_seconds": direct_seconds,
+        "seconds": seconds,
+        "times_faster": direct_seconds / seconds,
+        "same_path": mined.pair_positions(*strings).tolist() == [list(pair) for pair in direct],
+    }
+
+
+def maps() -> dict:
+    """Seconds for a whole vocabulary's map at minimum edit distance, on all cores; the first run compiles."""
+    target = vocabulary("smollm2")
+    result = {}
+    for name in ("qwen", "gemma"):
+        source = vocabulary(name)
+        mark = source.word_mark
+        strings = [(s or "").replace(mark, target.word_mark) for s in source.token_strings]
+        nearest.nearest_tokens(strings[:2048], target.token_strings)
+        run = functools.partial(nearest.nearest_tokens, strings, target.token_strings)
+        result[f"{name}-smollm2"] = median(run)
+    return result
+
+
+# ---- fidelity
+
+
+def fidelity(per_domain: int) -> dict:
+    """Of every method, on held-out text, and on text sampled from the source."""
+    result = {}
+    for source, target in PAIRS:
+        for kind in ("heldout", "sampled"):
+            path = WORK / f"{kind}.jsonl" if kind == "heldout" else WORK / f"sampled-{source}.jsonl"
+            if kind == "heldout":
+                write_rows(path, [{"text": d.text, "domain": d.domain} for d in documents("heldout", per_domain)])
+            elif not path.exists():
+                write_rows(path, [{"text": text, "domain": "sampled"} for text in sampled(source)])
+            measured = measure.fidelity(
+                MODELS[source], MODELS[target], path, methods=list(METHODS), top_k=64, dtype="bfloat16", console=console
+            )
+            result[f"{source}-{target} {kind}"] = {
+                method: {
+                    domain: {key: row[key] for key in ("fidelity", "coverage")} for domain, row in of["domains"].items()
+                }
+                for method, of in measured["methods"].items()
+            }
+    return result
+
+
+def sampled(name: str) -> list[str]:
+    """Texts drawn from a model at temperature 1, without special tokens."""
+    import torch
+
+    model = locate(MODELS[name])
+    loaded, spelled = load_model(model, dtype="bfloat16"), vocabulary(name).token_bytes
+    torch.manual_seed(0)
+    texts, count = [], 0
+    with show(console, f"sample from {name}") as shown:
+        shown.start(SAMPLED_TOKENS, unit="tokens")
+        while count < SAMPLED_TOKENS:
+            context = torch.full((SAMPLE_BATCH, 1), model.context_token)
+            drawn = loaded.generate(
+                context,
+                attention_mask=torch.ones_like(context),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                max_new_tokens=SAMPLE_LENGTH,
+                suppress_tokens=[i for i, string in enumerate(spelled) if string is None],
+                pad_token_id=model.context_token,
+            )[:, 1:].tolist()
+            texts += [b"".join(spelled[i] or b"" for i in ids).decode("utf-8", "replace") for ids in drawn]
+            count += sum(map(len, drawn))
+            shown.advance(sum(map(len, drawn)))
+    return [text for text in texts if "\ufffd" not in text]
+
+
+# ---- models, documents, stores
+
+
+def vocabulary(name: str) -> Vocabulary:
+    if name not in _vocabularies:
+        model = locate(MODELS[name])
+        _vocabularies[name] = Vocabulary(load_tokenizer(model), model.output_size)
+    return _vocabularies[name]
+
+
+_vocabularies: dict[str, Vocabulary] = {}
+
+
+def documents(split: str, per_domain: int) -> list[corpus.Document]:
+    """The first documents of each domain in the quickstart's split."""
+    texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
+    chosen = [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == split]
+    return [
+        d for name in sorted({d.domain for d in chosen}) for d in [d for d in chosen if d.domain == name][:per_domain]
+    ]
+
+
+def captured(name: str, top_k: int) -> Store:
+    """A store of the training documents, made once."""
+    model, texts = locate(MODELS[name]), documents("train", 5)
+    folder = WORK / f"captured-{name}-{top_k}"
+
+    def build(out: Path) -> dict:
+        loaded = load_model(model, dtype="bfloat16")
+        source = capture.Source(
+            model=loaded,
+            layer=forward.output_layer(loaded),
+            vocabulary=vocabulary(name),
+            context_token=model.context_token,
+        )
+        with show(console, f"capture {name}") as shown:
+            return capture.capture(source, texts, out, top_k=top_k, batch_tokens=2048, progress=shown)
+
+    manifest.build_once(folder, manifest.Recipe(stage="capture", parameters={"top_k": top_k}), build)
+    return Store(folder)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
