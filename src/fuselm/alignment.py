@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from fuselm import mined, span
 from fuselm.distributions import Distributions
+from fuselm.nearest import nearest_tokens
 from fuselm.store import Trace
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -99,7 +100,7 @@ def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> 
         strings = [aligner.source.token_strings[t] or "" for t in unknown]
         if source_mark:
             strings = [string.replace(source_mark, target_mark) for string in strings]
-        found = mined.nearest_tokens(strings, aligner.target.token_strings)
+        found = nearest_tokens(strings, aligner.target.token_strings)
         is_text = np.array([b is not None for b in aligner.target.token_bytes])
         nearest[unknown] = np.where(is_text[found], found, UNMAPPED)
     meets = nearest[trace.tokens[sources]] == target.ids[targets]

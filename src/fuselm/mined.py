@@ -1,7 +1,6 @@
-"""The paper's alignment (MinED): pairs of positions by dynamic time warping, pairs of tokens by edit distance.
+"""The paper's pairs of positions (MinED): dynamic time warping under the edit distance of token strings.
 
-Wan et al. 2024, section 3.2. Both work on token strings. Ties are broken as the released code breaks them: diagonal,
-then source, then target on the path; the lowest id in the vocabulary. docs/paper.md
+Wan et al. 2024, section 3.2. Ties are broken as the released code breaks them: diagonal, then source, then target.
 """
 
 from typing import no_type_check
@@ -12,8 +11,6 @@ from jaxtyping import Int
 from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
-
-CHUNK = 512  # source tokens a time: 512 x 262,144 distances of one byte are 128 MiB
 
 
 def pair_positions(source_tokens: list[str], target_tokens: list[str]) -> Int[ndarray, "path 2"]:
@@ -62,20 +59,3 @@ def _cheapest_path(cost: ndarray) -> ndarray:
         at -= 1
         path[at, 0], path[at, 1] = i, j
     return path[at:]
-
-
-def nearest_tokens(tokens: list[str], vocabulary: list[str | None]) -> Int[ndarray, "tokens"]:
-    """For each token the id of the vocabulary's token at least edit distance, the lowest of several.
-
-    None in the vocabulary is no token. Brute force: distances of all pairs, on all cores.
-    """
-    ids = np.array([i for i, string in enumerate(vocabulary) if string is not None])
-    strings = [string for string in vocabulary if string is not None]
-    longest = max(map(len, [*tokens, *strings]), default=0)
-    dtype = np.uint8 if longest < 256 else np.uint16  # a distance is at most the longer length
-    nearest = np.empty(len(tokens), np.int64)
-    for begin in range(0, len(tokens), CHUNK):
-        chunk = tokens[begin : begin + CHUNK]
-        distances = cdist(chunk, strings, scorer=Levenshtein.distance, dtype=dtype, workers=-1)
-        nearest[begin : begin + CHUNK] = ids[distances.argmin(axis=1)]
-    return nearest

@@ -1,0 +1,72 @@
+"""nearest.py against brute force and the golden data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuselm import models
+from fuselm.nearest import CHUNK, nearest_tokens, tied_tokens
+from fuselm.vocabulary import Vocabulary
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+few_letters = st.text("abé日", max_size=5)
+many_letters = st.text(max_size=7)
+repeats = st.builds(str.__mul__, st.sampled_from(["a", "b", "ab", "日"]), st.integers(0, 71))  # over 64 characters
+strings = few_letters | many_letters | repeats
+
+
+def brute_force(string: str, vocabulary: list[str | None]) -> list[int]:
+    distances = {i: reference.levenshtein(string, token) for i, token in enumerate(vocabulary) if token is not None}
+    return [i for i, distance in distances.items() if distance == min(distances.values())]
+
+
+def has_token(vocabulary: list[str | None]) -> bool:
+    return any(token is not None for token in vocabulary)
+
+
+@pytest.mark.parametrize("letters", [few_letters, strings])
+def test_nearest_and_tied_tokens_equal_brute_force(letters):
+    @given(st.lists(letters, max_size=7), st.lists(st.none() | letters, min_size=1, max_size=13).filter(has_token))
+    def equal(wanted, vocabulary):
+        expected = [brute_force(string, vocabulary) for string in wanted]
+        assert [ids.tolist() for ids in tied_tokens(wanted, vocabulary)] == expected
+        assert nearest_tokens(wanted, vocabulary).tolist() == [ids[0] for ids in expected]
+
+    equal()
+
+
+@given(st.text("ab", max_size=150), st.text("ab", max_size=150), st.integers(0, 40))
+def test_the_nearer_of_two_long_tokens_is_found(wanted, other, edits):
+    edited = wanted[:edits] + "c" + wanted[edits:][2:]
+    vocabulary = [other, edited]
+    assert tied_tokens([wanted], vocabulary)[0].tolist() == brute_force(wanted, vocabulary)
+
+
+@pytest.mark.parametrize("shared", ["", "common prefix "])
+def test_nearest_tokens_are_right_across_chunks(shared):
+    vocabulary = [f"{shared}{i:04d}" for i in range(2 * CHUNK + 7)]
+    assert nearest_tokens(vocabulary[::-1], vocabulary).tolist() == list(range(2 * CHUNK + 7))[::-1]
+
+
+def test_the_same_string_under_two_ids_is_a_tie():
+    assert tied_tokens(["ab", ""], ["b", "ab", None, "ab"])[0].tolist() == [1, 3]
+
+
+def test_nothing_is_near_to_no_string():
+    assert nearest_tokens([], ["a"]).tolist() == [] == tied_tokens([], ["a"])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("pair", "mark"), [("qwen2.5->smollm2", "Ġ"), ("gemma3->smollm2", "▁")])
+def test_nearest_and_tied_tokens_are_the_golden_ones(pair, mark, real_models):
+    model = models.locate(str(real_models["smollm2"]))
+    vocabulary = Vocabulary(models.load_tokenizer(model), model.output_size)
+    cases = json.loads((GOLDEN / "min_edit_vocab.json").read_bytes())["pairs"][pair]
+    wanted = [case["source_token"].replace(mark, "Ġ") for case in cases]
+    assert nearest_tokens(wanted, vocabulary.token_strings).tolist() == [case["ties"][0] for case in cases]
+    ties = tied_tokens(wanted, vocabulary.token_strings)
+    assert [(len(ids), ids[:64].tolist()) for ids in ties] == [(case["num_ties"], case["ties"]) for case in cases]
