@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.mined import pair_positions
+from fuselm.mined import BLOCK, pair_positions
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 tokens = st.lists(st.text("abé日", max_size=3), max_size=7)
@@ -28,6 +29,21 @@ def test_pairs_of_positions_are_the_golden_ones():
     assert len(cases) == 57
 
 
-@given(tokens, tokens)
-def test_pairs_of_positions_equal_the_reference(source, target):
-    assert target_to_source(pair_positions(source, target), len(target)) == reference.dtw_pairs(source, target)
+@given(tokens, tokens, st.sampled_from([1, 2, 7, 13, BLOCK]))
+def test_pairs_of_positions_equal_the_reference(source, target, block):
+    """Also where not all of the table is held."""
+    path = pair_positions(source, target, block=block)
+    assert target_to_source(path, len(target)) == reference.dtw_pairs(source, target)
+
+
+@pytest.mark.parametrize("block", [1, 1009, 7919, 101 * 97])
+def test_pairs_of_positions_are_the_same_in_less_memory(block):
+    random = np.random.default_rng(0)
+    source, target = (["abab"[: random.integers(5)] for _ in range(size)] for size in (101, 97))
+    np.testing.assert_array_equal(pair_positions(source, target, block=block), pair_positions(source, target))
+
+
+def test_pairs_of_positions_tell_long_distances_apart():
+    """A byte would hold neither 300 nor 256."""
+    source, target = ["a" * 300, "a"], ["b" * 300, "b" * 256, "a"]
+    assert target_to_source(pair_positions(source, target), 3) == reference.dtw_pairs(source, target)

@@ -12,50 +12,77 @@ from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
+UNREACHED = 1 << 62
+DIAGONAL, SOURCE, TARGET = range(3)  # steps: which of the positions goes on, of equally cheap ones the first
 
-def pair_positions(source_tokens: list[str], target_tokens: list[str]) -> Int[ndarray, "path 2"]:
+
+def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block: int = BLOCK) -> Int[ndarray, "path 2"]:
     """The pairs (source position, target position) of the cheapest monotone path, first to last.
 
     The cost of a pair is the Levenshtein distance of the two token strings, which come without word-boundary marks.
+    Where there are more pairs than `block`, each step is found twice, so that not all of them have to be held.
     """
     if not source_tokens or not target_tokens:
         return np.zeros((0, 2), np.int64)
-    return _cheapest_path(cdist(source_tokens, target_tokens, scorer=Levenshtein.distance, dtype=np.uint16))
+    source_strings, target_strings = list(dict.fromkeys(source_tokens)), list(dict.fromkeys(target_tokens))
+    longest = max(map(len, [*source_strings, *target_strings]))
+    dtype = np.uint8 if longest < 256 else np.uint32  # a distance is at most the longer length
+    costs = cdist(source_strings, target_strings, scorer=Levenshtein.distance, dtype=dtype)
+    rows = max(block // len(target_tokens), 1)
+    return _cheapest_path(costs, _places(source_tokens, source_strings), _places(target_tokens, target_strings), rows)
 
 
-@numba.njit(cache=True)
+def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
+    place = {string: i for i, string in enumerate(strings)}
+    return np.array([place[token] for token in tokens])
+
+
+@numba.njit(cache=True, nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _cheapest_path(cost: ndarray) -> ndarray:
-    m, n = cost.shape
-    total = np.empty((m, n), np.int64)
-    for i in range(m):
-        for j in range(n):
-            if i == 0 and j == 0:
-                best = 0
-            elif i == 0:
-                best = total[0, j - 1]
-            elif j == 0:
-                best = total[i - 1, 0]
-            else:
-                best = min(total[i - 1, j - 1], total[i - 1, j], total[i, j - 1])
-            total[i, j] = best + cost[i, j]
+def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
+    """By blocks of `rows` source positions: forwards for the totals before each block, backwards for the steps."""
+    m, n = len(sources), len(targets)
+    blocks = (m + rows - 1) // rows
+    before = np.empty((blocks, n + 1), np.int64)  # totals of the last row of the block before, after a border
+    totals = np.full(n + 1, UNREACHED)
+    totals[0] = 0
+    steps = np.empty((min(rows, m), n), np.uint8)
+    for i in range((blocks - 1) * rows):
+        if i % rows == 0:
+            before[i // rows] = totals
+        _next_row(totals, costs[sources[i]], targets, steps[0])
+    before[blocks - 1] = totals
     path = np.empty((m + n - 1, 2), np.int64)
-    i, j, at = m - 1, n - 1, m + n - 2
-    path[at, 0], path[at, 1] = i, j
-    while i > 0 or j > 0:
-        if i == 0:
-            j -= 1
-        elif j == 0:
-            i -= 1
-        else:
-            best = min(total[i - 1, j - 1], total[i - 1, j], total[i, j - 1])
-            if total[i - 1, j - 1] == best:
-                i -= 1
-                j -= 1
-            elif total[i - 1, j] == best:
-                i -= 1
-            else:
-                j -= 1
-        at -= 1
-        path[at, 0], path[at, 1] = i, j
+    i, j, at = m - 1, n - 1, m + n - 1
+    for block in range(blocks - 1, -1, -1):
+        first = block * rows
+        totals = before[block]
+        for row in range(first, i + 1):
+            _next_row(totals, costs[sources[row]], targets[: j + 1], steps[row - first])
+        while i >= first and j >= 0:
+            at -= 1
+            path[at, 0], path[at, 1] = i, j
+            step = steps[i - first, j]
+            i -= step != TARGET
+            j -= step != SOURCE
     return path[at:]
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _next_row(totals: ndarray, costs: ndarray, targets: ndarray, steps: ndarray) -> None:
+    """From the totals of one source position to the next one's, in place; `totals` has a border before it."""
+    diagonal = totals[0]
+    totals[0] = left = UNREACHED
+    for j in range(len(targets)):
+        up = totals[j + 1]
+        best, step = diagonal, DIAGONAL
+        if up < best:
+            best, step = up, SOURCE
+        if left < best:
+            best, step = left, TARGET
+        left = best + costs[targets[j]]
+        totals[j + 1] = left
+        steps[j] = step
+        diagonal = up
