@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import mined, span
+from fuselm import maps, mined, span
 from fuselm.distributions import Distributions
-from fuselm.nearest import nearest_tokens
 from fuselm.store import Trace
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -87,24 +86,8 @@ def exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> 
 
 def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """MinED: one-to-one pairs of positions, where the source's gold token maps to the target's."""
-    source_mark, target_mark = aligner.source.word_mark, aligner.target.word_mark
-    path = mined.pair_positions(
-        _unmarked(aligner.source, trace.tokens, source_mark), _unmarked(aligner.target, target.ids, target_mark)
-    )
-    sources, targets = path[:, 0], path[:, 1]
-    once = (np.bincount(sources, minlength=1)[sources] == 1) & (np.bincount(targets, minlength=1)[targets] == 1)
-    nearest = aligner.map_once("mined", lambda: np.full(aligner.source.size, UNMAPPED - 1, np.int64))
-    needed = np.unique(np.append(trace.distributions.ids, trace.tokens))
-    unknown = needed[nearest[needed] == UNMAPPED - 1]
-    if len(unknown):
-        strings = [aligner.source.token_strings[t] or "" for t in unknown]
-        if source_mark:
-            strings = [string.replace(source_mark, target_mark) for string in strings]
-        found = nearest_tokens(strings, aligner.target.token_strings)
-        is_text = np.array([b is not None for b in aligner.target.token_bytes])
-        nearest[unknown] = np.where(is_text[found], found, UNMAPPED)
-    meets = nearest[trace.tokens[sources]] == target.ids[targets]
-    return _mapped(aligner, trace, target, path[once & meets][:, ::-1], nearest)
+    nearest = aligner.map_once("mined", lambda: maps.nearest_map(aligner.source, aligner.target))
+    return _paired(aligner, trace, target, nearest)
 
 
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {
@@ -112,6 +95,17 @@ METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions
     "mined": paper,
     "exact": exact,
 }
+
+
+def _paired(aligner: Aligner, trace: Trace, target: Segmentation, ids: Int[ndarray, "v"]) -> Distributions:
+    """Use one-to-one pairs of positions whose gold tokens map to each other, by a map of ids."""
+    path = mined.pair_positions(
+        mined.unmarked(aligner.source, trace.tokens), mined.unmarked(aligner.target, target.ids)
+    )
+    sources, targets = path[:, 0], path[:, 1]
+    once = (np.bincount(sources, minlength=1)[sources] == 1) & (np.bincount(targets, minlength=1)[targets] == 1)
+    meets = ids[trace.tokens[sources]] == target.ids[targets]
+    return _mapped(aligner, trace, target, path[once & meets][:, ::-1], ids)
 
 
 def _mapped(
@@ -170,8 +164,3 @@ def _equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "sourc
 
 def _spelled(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[bytes | None]:
     return [vocabulary.token_bytes[i] for i in ids]
-
-
-def _unmarked(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"], mark: str) -> list[str]:
-    strings = [vocabulary.token_strings[i] or "" for i in ids]
-    return [s.replace(mark, "") for s in strings] if mark else strings

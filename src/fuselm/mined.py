@@ -12,6 +12,8 @@ from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+from fuselm.vocabulary import Vocabulary
+
 BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
 UNREACHED = 1 << 62
 DIAGONAL, SOURCE, TARGET = range(3)  # steps: which of the positions goes on, of equally cheap ones the first
@@ -31,6 +33,12 @@ def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block:
     costs = cdist(source_strings, target_strings, scorer=Levenshtein.distance, dtype=dtype)
     rows = max(block // len(target_tokens), 1)
     return _cheapest_path(costs, _places(source_tokens, source_strings), _places(target_tokens, target_strings), rows)
+
+
+def unmarked(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[str]:
+    """Token strings without word-boundary marks."""
+    strings = [vocabulary.token_strings[i] or "" for i in ids]
+    return [string.replace(vocabulary.word_mark, "") for string in strings] if vocabulary.word_mark else strings
 
 
 def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:

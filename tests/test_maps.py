@@ -1,0 +1,103 @@
+"""maps.py against the loops in reference.py."""
+
+from pathlib import Path
+
+import drawn
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuselm import maps
+from fuselm.vocabulary import UNMAPPED, Vocabulary
+
+vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())
+few = settings(max_examples=40)
+
+
+def nearest(source: Vocabulary, target: Vocabulary) -> list[int]:
+    """The reference's map."""
+    found = [reference.UNMAPPED if ties is None else ties[0] for ties in all_ties(source, target)]
+    return [i if i >= 0 and target.token_bytes[i] is not None else reference.UNMAPPED for i in found]
+
+
+def all_ties(source: Vocabulary, target: Vocabulary) -> list[list[int] | None]:
+    """For every source token the ids of target tokens at least edit distance, None where there is no token."""
+    strings = {string: i for i, string in enumerate(target.token_strings) if string is not None}
+    marks = source.word_mark or "no mark", target.word_mark
+    return [
+        None if string is None else reference.min_edit_ids(string, strings, *marks)[1]
+        for string in source.token_strings
+    ]
+
+
+@few
+@given(vocabularies, vocabularies)
+def test_nearest_map_equals_the_reference(source, target):
+    source, target = source(), target()
+    expected = nearest(source, target)
+    assert maps.nearest_map(source, target).tolist() == expected  # made
+    assert maps.nearest_map(source, target).tolist() == expected  # kept
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Path:
+    """The folder of kept maps, apart."""
+    monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
+    return tmp_path / "maps"
+
+
+@pytest.fixture
+def pair() -> tuple[Vocabulary, Vocabulary]:
+    return drawn.byte_pairs([(0, 1), (0, 5)]), drawn.byte_pairs([(2, 1)], dummy_prefix=True)
+
+
+def forbid(*_):
+    raise AssertionError("made again")
+
+
+def test_a_map_is_made_once_for_equal_vocabularies(kept, pair, monkeypatch):
+    made = maps.nearest_map(*pair)
+    (file,) = kept.iterdir()
+    monkeypatch.setattr(maps, "nearest_tokens", forbid)
+    again = drawn.byte_pairs([(0, 1), (0, 5)]), drawn.byte_pairs([(2, 1)], dummy_prefix=True)
+    assert maps.nearest_map(*again).tolist() == made.tolist()
+    with pytest.raises(AssertionError, match="made again"):
+        maps.nearest_map(*pair[::-1])
+    with pytest.raises(AssertionError, match="made again"):
+        maps.nearest_map(drawn.byte_pairs([(0, 1), (1, 5)]), pair[1])
+    assert list(kept.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut off", "longer", "empty"])
+def test_a_damaged_map_is_made_again(kept, pair, damage):
+    made = maps.nearest_map(*pair)
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    flipped = bytes([*whole[:-3], whole[-3] ^ 1, *whole[-2:]])
+    file.write_bytes({"a bit": flipped, "cut off": whole[:-4], "longer": whole + b"\0\0\0\0", "empty": b""}[damage])
+    assert maps.nearest_map(*pair).tolist() == made.tolist()
+    assert file.read_bytes() == whole
+
+
+def test_a_map_of_the_wrong_size_is_made_again(kept, pair):
+    source, target = pair
+    made = maps.nearest_map(source, target)
+    (file,) = kept.iterdir()
+    maps._keep(file, np.arange(source.size + 1))
+    assert maps.nearest_map(source, target).tolist() == made.tolist()
+
+
+def test_where_nothing_can_be_kept_maps_are_made_all_the_same(tmp_path, monkeypatch, pair):
+    made = maps.nearest_map(*pair)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "file"))  # no folder can be made in a file
+    assert maps.nearest_map(*pair).tolist() == made.tolist()
+
+
+def test_rows_without_a_token_and_tokens_without_text_are_unmapped(pair):
+    source, target = pair
+    ids = maps.nearest_map(source, target)
+    assert (ids[-drawn.FILLER_ROWS :] == UNMAPPED).all()
+    assert source.token_strings[0] == target.token_strings[0] == "<s>" and ids[0] == UNMAPPED
