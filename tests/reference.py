@@ -13,6 +13,7 @@ nothing of it. Conventions, everywhere:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -100,6 +101,55 @@ def min_edit_ids(
     distances = {target_id: levenshtein(token, target_token) for target_token, target_id in target_vocabulary.items()}
     least = min(distances.values())
     return least, sorted(target_id for target_id, distance in distances.items() if distance == least)
+
+
+def company(
+    spans: list[Span], ids: list[int], target_spans: list[Span], target_ids: list[int], window: int
+) -> dict[int, dict[int, int]]:
+    """For every id of a text, how often each target id is around it: among the `window` target tokens that last end
+    where it begins or before, and the `window` ones that first begin where it ends or after."""
+    counts: dict[int, dict[int, int]] = {}
+    for (begin, end), token in zip(spans, ids, strict=True):
+        targets = list(zip(target_spans, target_ids, strict=True))
+        before = [target for (_, target_end), target in targets if target_end <= begin]
+        after = [target for (target_begin, _), target in targets if target_begin >= end]
+        row = counts.setdefault(token, {})
+        for target in before[-window:] + after[:window]:
+            row[target] = row.get(target, 0) + 1
+    return counts
+
+
+def added(counts: list[dict[int, dict[int, int]]]) -> dict[int, dict[int, int]]:
+    """The company of several texts."""
+    total: dict[int, dict[int, int]] = {}
+    for of_text in counts:
+        for token, row in of_text.items():
+            for target, count in row.items():
+                total.setdefault(token, {})[target] = total.get(token, {}).get(target, 0) + count
+    return total
+
+
+def most_alike(ties: list[int], row: dict[int, int], target_rows: dict[int, dict[int, int]]) -> int:
+    """The tie whose company has the greatest cosine with `row`, the lowest of equals; without company it is 0.
+
+    Compared are squares over the squared length of `row`, as fractions: equal cosines are equal.
+    """
+
+    def likeness(tie: int) -> Fraction:
+        other = target_rows.get(tie, {})
+        dot = sum(row.get(target, 0) * count for target, count in other.items())
+        return Fraction(dot**2, sum(count**2 for count in other.values())) if other else Fraction(0)
+
+    return min(ties, key=lambda tie: (-likeness(tie), tie))
+
+
+def most_paired(pairs: list[tuple[int, int]]) -> dict[int, int]:
+    """For every source id the target id that it is most often paired with, the lowest of several."""
+    counts = {pair: pairs.count(pair) for pair in pairs}
+    ids = {}
+    for source in {source for source, _ in pairs}:
+        ids[source] = min((-count, target) for (token, target), count in counts.items() if token == source)[1]
+    return ids
 
 
 # Alignment by bytes

@@ -10,7 +10,7 @@ import tiny_run
 import yaml
 from tiny_run import fuselm, fuselm_apart
 
-METHODS = ["span", "mined", "exact"]
+METHODS = ["span", "mined", "exact", "cooccurrence", "statistics"]
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_without_json_there_is_a_table(byte_level, text_file):
         (["evaluate", "MODEL", "--texts", "TEXTS", "--dtype", "int8"], "dtype 'int8': unknown; needs one of auto, "),
         (
             ["fidelity", "--source", "MODEL", "--target", "MODEL", "--texts", "TEXTS", "--method", "spam"],
-            "--method spam: unknown; take one of span, mined, exact",
+            "--method spam: unknown; take one of span, mined, exact, cooccurrence, statistics",
         ),
         (["inspect", "FOLDER"], "{folder}: no finished run there; start it with `fuselm run`, or name another folder"),
     ],

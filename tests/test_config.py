@@ -127,7 +127,11 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
         ("train.lambda_clm=-.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
         ("train.lambda_final=1.5", "run.yaml: train.lambda_final: input should be less than or equal to 1 (got 1.5)"),
         ("train.passes=0", "run.yaml: train.passes: input should be greater than or equal to 1 (got 0)"),
-        ("align.method=spam", "run.yaml: align.method: input should be 'span', 'mined' or 'exact' (got 'spam')"),
+        (
+            "align.method=spam",
+            "run.yaml: align.method: input should be 'span', 'mined', 'exact', 'cooccurrence' or 'statistics' "
+            "(got 'spam')",
+        ),
         ("capture.top_k=many", "run.yaml: capture.top_k: input should be a valid integer"),
         ("train.learning_rate=0", "run.yaml: train.learning_rate: input should be greater than 0 (got 0)"),
         ("train.learning_rate=[1e-4, -1]", "run.yaml: train.learning_rate.1: input should be greater than 0 (got -1)"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm import maps
-from fuselm.vocabulary import UNMAPPED, Vocabulary
+from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())
 few = settings(max_examples=40)
@@ -39,6 +39,68 @@ def test_nearest_map_equals_the_reference(source, target):
     expected = nearest(source, target)
     assert maps.nearest_map(source, target).tolist() == expected  # made
     assert maps.nearest_map(source, target).tolist() == expected  # kept
+
+
+corpora = st.lists(drawn.texts, max_size=5)
+
+
+@pytest.mark.parametrize("held", [1, 17, maps.HELD])
+def test_cooccurrence_map_equals_the_reference(held, monkeypatch):
+    monkeypatch.setattr(maps, "HELD", held)
+    monkeypatch.setattr(maps, "CHUNK", 3)
+
+    @few
+    @given(vocabularies, vocabularies, corpora)
+    def equal(source, target, texts):
+        source, target = source(), target()
+        segmented = [(source.segment(text), target.segment(text)) for text in texts]
+        of_source = reference.added([company(s, t) for s, t in segmented])
+        of_target = reference.added([company(t, t) for _, t in segmented])
+        expected = [
+            reference.UNMAPPED if ties is None else reference.most_alike(ties, of_source.get(token, {}), of_target)
+            for token, ties in enumerate(all_ties(source, target))
+        ]
+        expected = [i if i >= 0 and target.token_bytes[i] is not None else reference.UNMAPPED for i in expected]
+        assert maps.cooccurrence_map(source, target, texts).tolist() == expected
+
+    equal()
+
+
+def company(tokens: Segmentation, target: Segmentation) -> dict[int, dict[int, int]]:
+    spans, target_spans = (drawn.spans(s.starts, s.size) for s in (tokens, target))
+    return reference.company(spans, tokens.ids.tolist(), target_spans, target.ids.tolist(), maps.WINDOW)
+
+
+@few
+@given(vocabularies, vocabularies, corpora)
+def test_statistics_map_equals_the_reference(source, target, texts):
+    source, target = source(), target()
+    expected = dict(enumerate(nearest(source, target)))
+    pairs = []
+    for text in texts:
+        s, t = source.segment(text).ids.tolist(), target.segment(text).ids.tolist()
+        paired = reference.dtw_pairs([source.token_strings[i] for i in s], [target.token_strings[i] for i in t])
+        pairs += [(s[position], target_id) for target_id, places in zip(t, paired, strict=True) for position in places]
+    found = reference.most_paired(pairs)
+    expected |= {i: j if target.token_bytes[j] is not None else reference.UNMAPPED for i, j in found.items()}
+    assert maps.statistics_map(source, target, texts).tolist() == list(expected.values())
+
+
+def test_company_decides_between_tokens_at_the_same_distance():
+    """The source's aab is as far from the target's aa and ab; it is where ab is, after é."""
+    source = drawn.byte_pairs([(0, 0), (0, 1), (5, 1)])  # aa, ab, aab
+    target = drawn.byte_pairs([(0, 0), (0, 1)])  # aa, ab
+    aab, aa, ab = source.id_of[b"aab"], target.id_of[b"aa"], target.id_of[b"ab"]
+    assert maps.nearest_map(source, target)[aab] == aa
+    assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é", "é aab é"])[aab] == ab
+    assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen: the lowest
+
+
+def test_the_token_that_is_most_often_paired_is_taken():
+    source, target = drawn.byte_pairs([(0, 1), (5, 0)]), drawn.byte_pairs([(0, 1)])  # ab, aba; ab
+    aba, a, ab = source.id_of[b"aba"], target.id_of[b"a"], target.id_of[b"ab"]
+    assert maps.statistics_map(source, target, ["aba"])[aba] == a  # paired with ab and a, once each
+    assert maps.statistics_map(source, target, [])[aba] == maps.nearest_map(source, target)[aba] == ab
 
 
 @pytest.fixture

@@ -221,7 +221,14 @@ def test_every_kind_of_tokenizer_is_a_target_of_every_other(tmp_path, request, t
 
 
 @pytest.mark.parametrize(
-    "options", [["align.method=exact"], ["align.method=mined", "fuse.function=avg_ce"], ["fuse.level=document"]]
+    "options",
+    [
+        ["align.method=exact"],
+        ["align.method=mined", "fuse.function=avg_ce"],
+        ["align.method=cooccurrence"],
+        ["align.method=statistics"],
+        ["fuse.level=document"],
+    ],
 )
 def test_other_methods_run_to_the_end(finished, again, options):
     outcome = fuselm("run", finished / "run.yaml", f"output={again}", *options)

@@ -1,12 +1,12 @@
 """A source's distributions, brought into the target's vocabulary. DESIGN.md section 4, docs/paper.md.
 
-`span` (ours) goes by the bytes of the text; `mined` (the paper's) and `exact` pair token strings. A method takes one
+`span` (ours) goes by the bytes of the text; the others, the papers', pair tokens by their strings. A method takes one
 trace and the target's segmentation of the same text, and gives the target's rows; one without entries carries no
 information of the source.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,12 +22,22 @@ from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 class Aligner:
     """From one source's vocabulary to one target's; keeps the maps it has built from document to document.
 
-    `top_k` bounds the entries of an aligned row.
+    `top_k` bounds the entries of an aligned row. `cooccurrence` and `statistics` learn from `texts`, such as are to be
+    aligned; without any they are `mined`.
     """
 
-    def __init__(self, source: Vocabulary, target: Vocabulary, *, method: str = "span", top_k: int = 64):
+    def __init__(
+        self,
+        source: Vocabulary,
+        target: Vocabulary,
+        *,
+        method: str = "span",
+        top_k: int = 64,
+        texts: Sequence[str] = (),
+    ):
         self.source = source
         self.target = target
+        self.texts = texts
         self.top_k = top_k
         self._method = METHODS[method]
         self._maps: dict[str, Int[ndarray, "source_vocabulary"]] = {}
@@ -90,10 +100,24 @@ def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> 
     return _paired(aligner, trace, target, nearest)
 
 
+def cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+    """As `paper`, with ties of edit distance broken by the company of tokens in the aligner's texts."""
+    ids = aligner.map_once("cooccurrence", lambda: maps.cooccurrence_map(aligner.source, aligner.target, aligner.texts))
+    return _paired(aligner, trace, target, ids)
+
+
+def statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+    """FuseChat's: as `paper`, with the map that the pairs of positions in the aligner's texts suggest."""
+    ids = aligner.map_once("statistics", lambda: maps.statistics_map(aligner.source, aligner.target, aligner.texts))
+    return _paired(aligner, trace, target, ids)
+
+
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {
     "span": follow,
     "mined": paper,
     "exact": exact,
+    "cooccurrence": cooccurrence,
+    "statistics": statistics,
 }
 
 

@@ -171,7 +171,7 @@ def fidelity(
     source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
     texts: Annotated[Path, typer.Option(help="JSON lines with `text` and maybe `domain`.")],
-    method: Annotated[str, typer.Option(help="span, mined or exact.")] = "span",
+    method: Annotated[str, typer.Option(help="span, mined, exact, cooccurrence or statistics.")] = "span",
     top_k: Annotated[int, typer.Option(help="Entries kept a token.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

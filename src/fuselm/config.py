@@ -49,7 +49,7 @@ class Capture(_Options):
 
 
 class Align(_Options):
-    method: Literal["span", "mined", "exact"] = "span"
+    method: Literal["span", "mined", "exact", "cooccurrence", "statistics"] = "span"
     top_k: int = Field(64, ge=1)  # entries of an aligned row
 
 

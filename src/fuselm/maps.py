@@ -7,17 +7,23 @@ target token that was found stands for no text. docs/paper.md
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import no_type_check
 
+import numba
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import fingerprints, manifest
-from fuselm.nearest import nearest_tokens
-from fuselm.vocabulary import UNMAPPED, Vocabulary
+from fuselm import fingerprints, manifest, mined
+from fuselm.nearest import nearest_tokens, tied_tokens
+from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 FORMAT = 1  # of a kept map; raise it when the same vocabularies would be mapped otherwise
+WINDOW = 5  # tokens on either side that are a token's company
+HELD = 1 << 22  # pairs that are held before they are counted
+CHUNK = 4096  # tokens whose ties are held at a time
 
 
 def nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
@@ -37,6 +43,39 @@ def nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_
     return ids
 
 
+def cooccurrence_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
+    """Of the tokens at least edit distance, the one of most like company in the texts; the lowest of several.
+
+    A token's company is the target's tokens around it, whichever vocabulary it is of itself: those WINDOW that last end
+    where it begins or before, and those WINDOW that first begin where it ends or after. Likeness is the cosine of
+    counts. A token that is not in the texts has no company, and is like none.
+    """
+    ids = nearest_map(source, target)
+    strings = _strings_for(source, target)
+    pairs = [(source.segment(text), target.segment(text)) for text in texts]
+    of_source = _rows(*_count((_company(s, t) for s, t in pairs), target.size), source.size)
+    of_target = _rows(*_count((_company(t, t) for _, t in pairs), target.size), target.size)
+    seen = np.flatnonzero(np.diff(of_source[0]))
+    for begin in range(0, len(seen), CHUNK):
+        tokens = seen[begin : begin + CHUNK]
+        ties = tied_tokens([strings[i] for i in tokens], target.token_strings)
+        ends = np.cumsum([len(tied) for tied in ties])
+        ids[tokens] = _most_alike(tokens, np.concatenate(ties), ends, of_source, of_target)
+    return _of_text(ids, target)
+
+
+def statistics_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
+    """FuseChat (Wan et al. 2024, arXiv 2408.07990): the token that the texts most often pair with it, by position; the
+    lowest of several. A token that is not in the texts goes to the one at least edit distance.
+    """
+    ids = nearest_map(source, target)
+    sources, targets, counts = _count((_paired(source, target, text) for text in texts), target.size)
+    order = np.lexsort((targets, -counts, sources))
+    seen, first = np.unique(sources[order], return_index=True)
+    ids[seen] = targets[order[first]]
+    return _of_text(ids, target)
+
+
 def _strings_for(source: Vocabulary, target: Vocabulary) -> list[str]:
     """The source's token strings as the target would mark them."""
     strings = [string or "" for string in source.token_strings]
@@ -48,6 +87,78 @@ def _strings_for(source: Vocabulary, target: Vocabulary) -> list[str]:
 def _of_text(ids: Int[ndarray, "source_vocabulary"], target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
     is_text = np.array([spelled is not None for spelled in target.token_bytes])
     return np.where((ids != UNMAPPED) & is_text[ids], ids, UNMAPPED)
+
+
+def _company(tokens: Segmentation, target: Segmentation) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
+    """Pairs of a token and a target token around it."""
+    before = np.searchsorted(target.ends, tokens.starts, side="right")[:, None]
+    after = np.searchsorted(target.starts, tokens.ends, side="left")[:, None]
+    steps = np.arange(WINDOW)
+    places = np.concatenate([before - 1 - steps, after + steps], axis=1)
+    there = (places >= 0) & (places < len(target.ids))
+    owners = np.broadcast_to(tokens.ids[:, None], places.shape)
+    return owners[there], target.ids[places[there]]
+
+
+def _paired(source: Vocabulary, target: Vocabulary, text: str) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
+    """Pairs of a source token and a target token, as their positions are paired."""
+    s, t = source.segment(text).ids, target.segment(text).ids
+    path = mined.pair_positions(mined.unmarked(source, s), mined.unmarked(target, t))
+    return s[path[:, 0]], t[path[:, 1]]
+
+
+def _count(
+    pairs: Iterable[tuple[Int[ndarray, "_"], Int[ndarray, "_"]]], width: int
+) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
+    """Different pairs, in order, and how often each comes; the second of a pair is below `width`."""
+    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for batch in _batches((first.astype(np.int64) * width + second for first, second in pairs), HELD):
+        new, times = np.unique(batch, return_counts=True)
+        keys, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
+    return keys // width, keys % width, counts
+
+
+def _batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[ndarray, "_"]]:
+    """Arrays joined until there are as many numbers."""
+    held: list[ndarray] = []
+    for array in arrays:
+        held.append(array)
+        if sum(map(len, held)) >= least:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _rows(rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarray, "e"], size: int) -> tuple:
+    """A sparse matrix: where each of `size` rows begins, columns and counts."""
+    return np.searchsorted(rows, np.arange(size + 1)), columns, counts
+
+
+@numba.njit(cache=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
+    """The first of each token's ties whose row in `of_target` has the greatest cosine with its row in `of_source`."""
+    offsets, columns, counts = of_target
+    row = np.zeros(len(offsets) - 1, np.int64)
+    chosen = np.empty(len(tokens), np.int64)
+    begin = 0
+    for k in range(len(tokens)):
+        low, high = of_source[0][tokens[k]], of_source[0][tokens[k] + 1]
+        row[of_source[1][low:high]] = of_source[2][low:high]
+        best = -1.0
+        for tie in ties[begin : ends[k]]:
+            dot, square = 0.0, 0.0
+            for at in range(offsets[tie], offsets[tie + 1]):
+                dot += row[columns[at]] * counts[at]
+                square += counts[at] ** 2
+            likeness = dot * dot / square if square > 0.0 else 0.0  # the cosine squared, but for the token's own length
+            if likeness > best:
+                best, chosen[k] = likeness, tie
+        row[of_source[1][low:high]] = 0
+        begin = ends[k]
+    return chosen
 
 
 def _fingerprint(vocabulary: Vocabulary) -> str:

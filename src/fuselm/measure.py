@@ -8,7 +8,7 @@ from fuselm import corpus, progress
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
-METHODS = ("span", "mined", "exact")
+METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
 BATCH_TOKENS = 4096
 
 
@@ -72,7 +72,9 @@ def fidelity(
         vocabulary=source_vocabulary,
         context_token=source.context_token,
     )
-    aligner = Aligner(source_vocabulary, target_vocabulary, method=method, top_k=top_k)
+    aligner = Aligner(
+        source_vocabulary, target_vocabulary, method=method, top_k=top_k, texts=[d.text for d in documents]
+    )
     segmentations = [source_vocabulary.segment(d.text) for d in documents]
     of = {d.id: d for d in documents}
     triples = []

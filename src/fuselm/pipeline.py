@@ -169,9 +169,14 @@ class Pipeline:
             from fuselm import fidelity, store
             from fuselm.alignment import Aligner
 
-            aligner = Aligner(self.source_vocabulary(name), self.target_vocabulary, **self.run.align.model_dump())
             source = store.Store(captured)
             documents = [d for d in self.documents if d.id in source]
+            aligner = Aligner(
+                self.source_vocabulary(name),
+                self.target_vocabulary,
+                **self.run.align.model_dump(),
+                texts=[d.text for d in documents],
+            )
             shown.start(len(documents), unit="documents")
             pairs = []
             for part, block in enumerate(_blocks(documents)):
