@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fuselm.distributions import Distributions
-from fuselm.fidelity import Fidelity, by_domain
+from fuselm.fidelity import Fidelity, by_domain, verdict
 from fuselm.store import Trace
 
 KEYS = {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
@@ -76,3 +76,18 @@ def test_no_documents_and_no_text_are_finite():
     for summary in (Fidelity().summary(), by_domain([("en", nothing, nothing)])["en"]):
         assert summary.keys() == KEYS
         assert summary["fidelity"] == 1 and all(map(math.isfinite, summary.values()))
+
+
+@pytest.mark.parametrize(
+    ("own_bits_informed", "fidelity", "word"),
+    [
+        (1.0, 1.0, "usable"),
+        (0.95, 1.05, "usable"),
+        (0.94, 0.7, "partly usable"),  # what is missing is no gain
+        (1.0, 1.1, "partly usable"),
+        (0.4, 1.0, "not usable"),
+        (1.0, math.inf, "not usable"),
+    ],
+)
+def test_verdict_goes_by_what_arrives_and_what_it_costs(own_bits_informed, fidelity, word):
+    assert verdict(own_bits_informed, fidelity) == word

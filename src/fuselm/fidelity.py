@@ -2,7 +2,8 @@
 
 Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
 1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
-paper's fallback there is one-hot on the gold token.
+paper's fallback there is one-hot on the gold token. So `verdict` goes by the share of the source's bits that lie in
+spans with information, and by the fidelity within those (spans.py).
 """
 
 import math
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fuselm.store import Trace
+
+# The least share of the source's bits in informed spans, and the largest fidelity there.
+VERDICTS = {"usable": (0.95, 1.05), "partly usable": (0.5, 1.25), "not usable": (0.0, math.inf)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,3 +56,8 @@ def by_domain(triples: Iterable[tuple[str, Trace, Trace]]) -> dict[str, dict[str
     for domain, source, aligned in triples:
         domains.setdefault(domain, Fidelity()).add(source, aligned)
     return {domain: sums.summary() for domain, sums in sorted(domains.items())}
+
+
+def verdict(own_bits_informed: float, fidelity: float) -> str:
+    """The first of `VERDICTS` whose bounds hold."""
+    return next(word for word, (least, most) in VERDICTS.items() if own_bits_informed >= least and fidelity <= most)

@@ -1,0 +1,286 @@
+"""A text cut into spans, the smallest runs of source and target tokens that begin and end at the same bytes; and what
+alignment made of each.
+
+Every token is in one span, so the bits of spans sum to those of the text, the source's own and the aligned ones.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from fuselm import span
+from fuselm.alignment import Aligner
+from fuselm.store import Trace
+from fuselm.vocabulary import Vocabulary
+
+KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")  # source tokens to target tokens
+CATEGORIES = ("words", "digits", "punctuation", "CJK", "emoji", "other", "white_space", "unknown_tokens")
+WHITE_SPACE, UNKNOWN = CATEGORIES.index("white_space"), CATEGORIES.index("unknown_tokens")
+# Why mass reaches no target id. Those of `span.CAUSES`; of the methods that pair tokens, an entry whose token has no
+# partner, or is beyond the largest `top_k`; and of positions without information, why they have none.
+SPLIT, UNPAIRED = "split_differently", "not_paired"
+CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token", SPLIT, UNPAIRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """One text as both tokenizers read it. Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits.
+
+    A token belongs to the span that it begins in; one without text (several tokens of one character, made by a
+    normaliser) to that of the byte before it; a space that a tokenizer puts before the text, to the first.
+    """
+
+    text: str
+    source_ids: Int[ndarray, "source_tokens"]
+    source_starts: Int[ndarray, "source_tokens"]
+    target_ids: Int[ndarray, "target_tokens"]
+    target_starts: Int[ndarray, "target_tokens"]
+    of_source: Int[ndarray, "source_tokens"]
+    of_target: Int[ndarray, "target_tokens"]
+    categories: Int[ndarray, "spans"]
+    own: Float[ndarray, "spans"]
+    edges: Int[ndarray, "spans+1"]
+
+    @property
+    def sizes(self) -> Int[ndarray, "spans"]:
+        return np.diff(self.edges)
+
+    @property
+    def source_counts(self) -> Int[ndarray, "spans"]:
+        return np.bincount(self.of_source, minlength=len(self.own))
+
+    @property
+    def target_counts(self) -> Int[ndarray, "spans"]:
+        return np.bincount(self.of_target, minlength=len(self.own))
+
+    @property
+    def kinds(self) -> Int[ndarray, "spans"]:
+        """By `KINDS`; where a tokenizer makes no token of a text at all, that counts as one."""
+        return (self.target_counts > 1) + 2 * (self.source_counts > 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one method made of a text's spans. A span is informed if each target token in it that has text is."""
+
+    aligned: Float[ndarray, "spans"]  # bits; positions without information count 0
+    informed: Bool[ndarray, "spans"]
+    informed_tokens: Int[ndarray, "spans"]
+    mass: Float[ndarray, "spans causes"]  # that reached no target id, summed over the span's target tokens
+
+
+def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
+    """The spans of a text, from its trace in the source's tokens and any trace of it in the target's."""
+    size = source.size
+    edges = np.intersect1d(np.append(source.starts.clip(0), size), np.append(target.starts.clip(0), size))
+    edges = np.unique(np.concatenate([edges, [0, size]])) if size else np.zeros(2, np.int64)
+    of_source, of_target = (_span_of(t.starts, size, edges) for t in (source, target))
+    categories = _categories(text, edges)
+    for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True):
+        nameless = np.array([vocabulary.token_bytes[i] is None for i in trace.tokens], bool)
+        categories[of[nameless]] = UNKNOWN
+    return Spans(
+        text=text,
+        source_ids=source.tokens,
+        source_starts=source.starts,
+        target_ids=target.tokens,
+        target_starts=target.starts,
+        of_source=of_source,
+        of_target=of_target,
+        categories=categories,
+        own=_bits(source, of_source, len(edges) - 1),
+        edges=edges,
+    )
+
+
+def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
+    """`mass` is `mass_lost`."""
+    count = len(spans.own)
+    with_text = _ends(aligned) > aligned.starts.clip(0)
+    gaps = with_text & ~aligned.distributions.informed
+    tokens, missing = (np.bincount(spans.of_target[chosen], minlength=count) for chosen in (with_text, gaps))
+    by_span = np.zeros((count, mass.shape[1]))
+    np.add.at(by_span, spans.of_target, mass)
+    return Outcome(
+        aligned=_bits(aligned, spans.of_target, count),
+        informed=(missing == 0) & (tokens > 0),
+        informed_tokens=np.bincount(spans.of_target[aligned.distributions.informed], minlength=count),
+        mass=by_span,
+    )
+
+
+def lost(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
+    """Bits: how many more the aligned distributions need than the source; without information, all of the source's.
+
+    A span may need more because the one before it needed less: what begins like another word is told from it later.
+    """
+    return np.where(outcome.informed, outcome.aligned - spans.own, spans.own)
+
+
+def mass_lost(
+    aligner: Aligner, method: str, spans: Spans, source: Trace, aligned: Trace
+) -> Float[ndarray, "tokens causes"]:
+    """The mass of each target position that reached no id, by `CAUSES`: a row sums to its tail.
+
+    `span` says it itself. A method that pairs tokens loses the tail of the source's row, here that of the token which
+    covers the position's first byte, and the entries that map to nothing.
+    """
+    d = aligned.distributions
+    result = np.zeros((len(d), len(CAUSES)))
+    tails = d.tail.astype(np.float64)
+    if aligned is source:
+        result[:, 0] = tails
+    elif method == "span":
+        segmentation = aligner.target.segment(spans.text)
+        data = spans.text.encode()
+        _, causes = span.follow(
+            aligner.source, aligner.target, aligner.spelling, source, segmentation, data, aligner.top_k
+        )
+        result[:, : len(span.CAUSES)] = causes
+    elif len(source.tokens):
+        rows = np.searchsorted(source.starts, aligned.starts.clip(0), side="right") - 1
+        beyond = source.distributions.tail.astype(np.float64) - _gold_outside(source)
+        result[:, 0] = np.minimum(beyond.clip(0)[rows.clip(0)], tails)
+        result[:, CAUSES.index("maps_to_no_token")] = tails - result[:, 0]
+    result[~d.informed] = 0.0
+    alike = spans.kinds[spans.of_target] == 0
+    result[~d.informed & alike, CAUSES.index(UNPAIRED)] = 1.0
+    result[~d.informed & ~alike, CAUSES.index(SPLIT)] = 1.0
+    return result
+
+
+def by_kind(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]:
+    """Spans of each kind, and their shares of the target's tokens and of the bytes."""
+    kinds, tokens, sizes = (_joined(texts, name) for name in ("kinds", "target_counts", "sizes"))
+    return {
+        name: {
+            "spans": int((kinds == k).sum()),
+            "target_tokens": _share(tokens[kinds == k], tokens),
+            "bytes": _share(sizes[kinds == k], sizes),
+        }
+        for k, name in enumerate(KINDS)
+    }
+
+
+def by_category(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
+    """Of each category that is there. `fidelity` is of the informed spans alone, `own_bits_informed` the share of the
+    source's bits that those hold.
+    """
+    categories, kinds, sizes, own = (_joined(texts, name) for name in ("categories", "kinds", "sizes", "own"))
+    tokens, found = _joined(texts, "target_counts"), _joined(outcomes, "informed_tokens")
+    informed, aligned = _joined(outcomes, "informed"), _joined(outcomes, "aligned")
+    result = {}
+    for c, name in enumerate(CATEGORIES):
+        of = categories == c
+        if of.any():
+            result[name] = {
+                "spans": int(of.sum()),
+                "bytes": _share(sizes[of], sizes),
+                "one_to_one": _share(sizes[of & (kinds == 0)], sizes[of]),
+                "own_bits_per_byte": float(own[of].sum() / max(sizes[of].sum(), 1)),
+                "coverage": _share(found[of], tokens[of]),
+                "own_bits_informed": _share(own[of & informed], own[of]),
+                "fidelity": _ratio(aligned[of & informed], own[of & informed]),
+            }
+    return result
+
+
+def by_cause(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
+    """`mass`: the mean over all target positions of what reached no id. `bits`: the source's bits in spans without
+    information, as shares of all its bits.
+    """
+    kinds, own, informed = _joined(texts, "kinds"), _joined(texts, "own"), _joined(outcomes, "informed")
+    mass = _joined(outcomes, "mass").sum(axis=0) / max(int(_joined(texts, "target_counts").sum()), 1)
+    return {
+        "mass": dict(zip(CAUSES, mass.tolist(), strict=True)),
+        "bits": {
+            SPLIT: _share(own[~informed & (kinds > 0)], own),
+            UNPAIRED: _share(own[~informed & (kinds == 0)], own),
+        },
+    }
+
+
+def informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Informed spans: their shares of the bytes and of the source's bits, and the fidelity within them."""
+    sizes, own = _joined(texts, "sizes"), _joined(texts, "own")
+    chosen, aligned = _joined(outcomes, "informed"), _joined(outcomes, "aligned")
+    return {
+        "bytes": _share(sizes[chosen], sizes),
+        "own_bits": _share(own[chosen], own),
+        "fidelity": _ratio(aligned[chosen], own[chosen]),
+    }
+
+
+def _joined(parts: Sequence[Spans] | Sequence[Outcome], name: str) -> ndarray:
+    return np.concatenate([getattr(part, name) for part in parts])
+
+
+def _share(part: ndarray, whole: ndarray) -> float:
+    """1 where there is nothing to have a share of."""
+    return float(part.sum() / whole.sum()) if whole.sum() else 1.0
+
+
+def _ratio(aligned: ndarray, own: ndarray) -> float:
+    return float(aligned.sum() / own.sum()) if own.sum() else 1.0
+
+
+def _ends(trace: Trace) -> Int[ndarray, "tokens"]:
+    return np.append(trace.starts[1:], trace.size)[: len(trace.starts)].clip(0)
+
+
+def _span_of(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edges"]) -> Int[ndarray, "tokens"]:
+    starts = starts.clip(0).astype(np.int64)
+    empty = np.append(starts[1:], size)[: len(starts)] == starts
+    place = np.where(empty, starts - 1, starts).clip(0)
+    return (np.searchsorted(edges, place, side="right") - 1).clip(0, len(edges) - 2)
+
+
+def _bits(trace: Trace, of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
+    nats = -trace.distributions.gold.astype(np.float64)
+    return np.bincount(of, weights=nats, minlength=count) / np.log(2)
+
+
+def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
+    """The gold token's probability where it is not among the entries: alignment takes it out of the tail."""
+    d = trace.distributions
+    outside = np.ones(len(d), bool)
+    outside[d.rows[d.ids == trace.tokens[d.rows]]] = False
+    return np.where(outside, np.exp(d.gold.astype(np.float64)), 0.0)
+
+
+def _categories(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
+    """What most of each span's bytes are; white space only where there is nothing else."""
+    of_byte = np.repeat(
+        np.fromiter(map(_category, text), np.int64, len(text)),
+        np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),
+    )
+    count = len(edges) - 1
+    span_of_byte = np.repeat(np.arange(count), np.diff(edges))
+    votes = np.bincount(span_of_byte * len(CATEGORIES) + of_byte, minlength=count * len(CATEGORIES))
+    votes = votes.reshape(count, len(CATEGORIES))
+    votes[:, WHITE_SPACE] = votes[:, WHITE_SPACE].clip(max=votes.sum(axis=1) == votes[:, WHITE_SPACE])
+    return votes.argmax(axis=1)
+
+
+_CJK = ((0x1100, 0x11FF), (0x2E80, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xF900, 0xFAFF), (0xFF00, 0xFFEF))
+
+
+@functools.cache
+def _category(character: str) -> int:
+    code, kind = ord(character), unicodedata.category(character)
+    if character.isspace():
+        name = "white_space"
+    elif any(low <= code <= high for low, high in _CJK) or 0x20000 <= code <= 0x3FFFF:
+        name = "CJK"
+    elif (
+        (code >= 0x1F000 and kind[0] == "S") or (0x2600 <= code <= 0x27BF and kind == "So") or code in (0xFE0F, 0x200D)
+    ):
+        name = "emoji"
+    else:
+        name = {"L": "words", "M": "words", "N": "digits", "P": "punctuation", "S": "punctuation"}.get(kind[0], "other")
+    return CATEGORIES.index(name)
