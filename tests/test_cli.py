@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import yaml
+from test_report import Page
 from tiny_run import fuselm, fuselm_apart
 
 METHODS = ["span", "mined", "exact", "cooccurrence", "statistics"]
@@ -213,7 +214,8 @@ def test_fidelity_prints_json_alone(tmp_path, byte_level, sentence_piece, text_f
     outcome = fuselm(*arguments, "--method", method, "--json")
     assert outcome.code == 0, outcome.err
     result = strict(outcome.out)
-    assert set(result) == {"domains", "average"} and set(result["domains"]) == {"english", "french", "odd", "texts"}
+    assert set(result) == {"domains", "average", "verdict", "informed", "spans", "categories", "causes"}
+    assert set(result["domains"]) == {"english", "french", "odd", "texts"}
     for row in [result["average"], *result["domains"].values()]:
         assert set(row) == {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
         assert 0 <= row["coverage"] <= 1 and 0 <= row["mass_lost"] <= 1
@@ -229,6 +231,29 @@ def test_fidelity_keeps_stdout_clean_in_a_process_of_its_own(tmp_path, byte_leve
     assert outcome.code == 0, outcome.err
     for row in strict(outcome.out)["domains"].values():
         assert row["fidelity"] == 1 and row["coverage"] == 1
+
+
+def test_fidelity_of_several_methods_is_one_result_and_a_page(tmp_path, byte_level, sentence_piece):
+    row = {"text": "<i>&</i> 🙂 你好, words 12", "domain": "<b>html</b>"}
+    texts = tiny_run.write_rows(tmp_path / "texts.jsonl", [row])
+    arguments = ["fidelity", "--source", sentence_piece, "--target", byte_level, "--texts", texts, "--json"]
+    chosen = [part for method in METHODS for part in ("--method", method)]
+    outcome = fuselm(*arguments, *chosen, "--report", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    result = strict(outcome.out)
+    methods = result.pop("methods")
+    assert list(methods) == METHODS and result == methods[METHODS[0]]
+    assert methods["exact"] == strict(fuselm(*arguments, "--method", "exact").out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "texts.jsonl"]
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == [] and "script" not in page.seen and "link" not in page.seen
+    assert "://" not in html and "url(" not in html and "@import" not in html and str(tmp_path) not in html
+    assert "<b>html" not in html and "<i>" not in html
+    for text in (*METHODS, "<b>html</b>", "<", "&", "emoji", "CJK", "one to many", "Usable with span"):
+        assert text in page.texts, text
 
 
 def test_fidelity_and_evaluate_agree_on_the_sources_own_bits(byte_level, sentence_piece, text_file):
@@ -259,7 +284,29 @@ def test_without_json_there_is_a_table(byte_level, text_file):
         (["evaluate", "MODEL", "--texts", "TEXTS", "--dtype", "int8"], "dtype 'int8': unknown; needs one of auto, "),
         (
             ["fidelity", "--source", "MODEL", "--target", "MODEL", "--texts", "TEXTS", "--method", "spam"],
-            "--method spam: unknown; take one of span, mined, exact, cooccurrence, statistics",
+            "--method spam: unknown; take one of span, mined, exact, cooccurrence, statistics; did you mean 'span'?",
+        ),
+        (
+            [
+                "fidelity",
+                "--source",
+                "absent",
+                "--target",
+                "absent",
+                "--texts",
+                "TEXTS",
+                "--report",
+                "absent/page.html",
+            ],
+            "--report absent/page.html: no folder absent; make it, or name a file in another",
+        ),
+        (
+            ["fidelity", "--source", "absent", "--target", "absent", "--texts", "TEXTS", "--report", "FOLDER"],
+            "--report {folder}: a folder; name a file, such as {folder}/fidelity.html",
+        ),
+        (
+            ["fidelity", "--source", "absent", "--target", "absent", "--texts", "TEXTS", "--report", "EMPTY"],
+            "--report {empty}: there already, and no HTML page; name another file",
         ),
         (["inspect", "FOLDER"], "{folder}: no finished run there; start it with `fuselm run`, or name another folder"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import alignment, spans
+from fuselm import alignment, fidelity_page, spans
 from fuselm.alignment import Aligner
 
 METHODS = list(alignment.METHODS)
@@ -126,3 +126,17 @@ def test_unknown_tokens_are_a_category_of_their_own():
     *_, cut, _, outcome = measured(source, target, "ab ?", "span")
     rows = spans.by_category([cut], [outcome])
     assert "unknown_tokens" in rows and sum(row["bytes"] for row in rows.values()) == pytest.approx(1)
+
+
+@settings(max_examples=40)
+@given(source=vocabularies, target=vocabularies, text=drawn.texts)
+def test_drawn_tokens_tile_the_grid(source, target, text):
+    pair = source(), target()
+    *_, cut, _, _ = measured(*pair, text, "exact")
+    drawing = fidelity_page.drawing(cut, len(cut.own) // 2, pair)
+    for row in (1, 2):
+        ends = 0
+        for box in (b for b in drawing["boxes"] if b["row"] == row):
+            assert box["end"] > box["begin"] >= ends
+            ends = box["end"]
+        assert ends <= drawing["columns"] + 1

@@ -171,16 +171,26 @@ def fidelity(
     source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
     texts: Annotated[Path, typer.Option(help="JSON lines with `text` and maybe `domain`.")],
-    method: Annotated[str, typer.Option(help="span, mined, exact, cooccurrence or statistics.")] = "span",
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="span, mined, exact, cooccurrence or statistics; several times to compare.", show_default="span"
+        ),
+    ] = ("span",),  # type: ignore[assignment]
     top_k: Annotated[int, typer.Option(help="Entries kept a token.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:
-    """How much of a source survives alignment to a target, on any texts."""
+    """How much of a source survives alignment to a target, on any texts: before any training, is it of use?"""
     from fuselm import measure
 
-    result = measure.fidelity(source, target, texts, method=method, top_k=top_k, dtype=dtype, console=_stderr())
+    result = measure.fidelity(
+        source, target, texts, methods=method, top_k=top_k, dtype=dtype, console=_stderr(), report=report
+    )
     _show(result, as_json)
+    if report is not None and not as_json:
+        print(report)
 
 
 def _stderr():
@@ -197,10 +207,17 @@ def _show(result: dict, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("domain", *result["average"])
-    for name, values in [*result["domains"].items(), ("average", result["average"])]:
-        table.add_row(name, *(f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" for v in values.values()))
-    Console().print(table)
+    for method, of in result.get("methods", {"": result}).items():
+        table = Table("domain", *of["average"], title=method or None)
+        for name, values in [*of["domains"].items(), ("average", of["average"])]:
+            table.add_row(name, *map(_cell, values.values()))
+        Console().print(table)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "∞"
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Measurements of any model on any texts, outside a run: bits per byte, and the fidelity of an alignment."""
 
+import difflib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import corpus, progress
+from fuselm import corpus, manifest, progress
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
@@ -50,44 +53,110 @@ def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> di
 
 
 def fidelity(
-    source_spec: str, target_spec: str, texts: Path, *, method: str, top_k: int, dtype: str, console: Console
+    source_spec: str,
+    target_spec: str,
+    texts: Path,
+    *,
+    methods: Sequence[str],
+    top_k: int,
+    dtype: str,
+    console: Console,
+    report: Path | None = None,
 ) -> dict:
-    """By domain and on average: `fuselm.fidelity.Fidelity.summary` of one source for one target."""
-    if method not in METHODS:
-        raise ValueError(f"--method {method}: unknown; take one of {', '.join(METHODS)}")
+    """How much of one source survives alignment to one target's tokens, by each method; and a page of it.
+
+    `domains` and `average` are `fidelity.Fidelity.summary`; `spans`, `categories`, `causes` and `informed` are of
+    spans.py, and `verdict` judges by the last. All are the first method's; of several, `methods` has each one's.
+    """
+    methods = list(dict.fromkeys(methods))
+    _check_methods(methods)
+    if report is not None:
+        _check_report(report)
     rows = _rows(texts)
     source, target = locate(source_spec), locate(target_spec)
-    source_vocabulary = Vocabulary(load_tokenizer(source), source.output_size)
-    target_vocabulary = Vocabulary(load_tokenizer(target), target.output_size)
-    documents = _documents(rows, [(source, source_vocabulary), (target, target_vocabulary)])
+    vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
+    documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)))
 
-    from fuselm import capture, fidelity, forward
+    from fuselm import capture, forward, spans
     from fuselm.alignment import Aligner
+    from fuselm.fidelity import Fidelity
     from fuselm.models import load_model
+    from fuselm.report import finite
 
     loaded = load_model(source, dtype=dtype)
     reader = capture.Source(
         model=loaded,
         layer=forward.output_layer(loaded),
-        vocabulary=source_vocabulary,
+        vocabulary=vocabularies[0],
         context_token=source.context_token,
     )
-    aligner = Aligner(
-        source_vocabulary, target_vocabulary, method=method, top_k=top_k, texts=[d.text for d in documents]
-    )
-    segmentations = [source_vocabulary.segment(d.text) for d in documents]
+    read = [d.text for d in documents]
+    aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
+    domains = sorted({d.domain for d in documents})
+    averages = {method: Fidelity() for method in methods}
+    sums = {method: {domain: Fidelity() for domain in domains} for method in methods}
+    outcomes: dict[str, list[spans.Outcome]] = {method: [] for method in methods}
+    cuts: list[spans.Spans] = []
+    segmentations = [vocabularies[0].segment(d.text) for d in documents]
     of = {d.id: d for d in documents}
-    triples = []
     with progress.show(console, f"fidelity {source_spec}") as shown:
         shown.start(sum(len(s.ids) for s in segmentations), unit="tokens")
         for batch in forward.batches([len(s.ids) for s in segmentations], BATCH_TOKENS):
             chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
             for trace in capture.trace_batch(reader, *chosen, top_k=top_k):
                 document = of[trace.document]
-                triples.append((document.domain, trace, aligner.align(trace, document.text)))
+                for number, (method, aligner) in enumerate(aligners.items()):
+                    aligned = aligner.align(trace, document.text)
+                    for of_texts in (sums[method][document.domain], averages[method]):
+                        of_texts.add(trace, aligned)
+                    if number == 0:
+                        cuts.append(spans.cut(trace, aligned, document.text, vocabularies))
+                    mass = spans.mass_lost(aligner, method, cuts[-1], trace, aligned)
+                    outcomes[method].append(spans.judge(cuts[-1], aligned, mass))
                 shown.advance(len(trace.tokens))
-    everything = fidelity.by_domain(("average", s, a) for _, s, a in triples)
-    return {"domains": fidelity.by_domain(triples), **everything}
+    results = {m: finite(_fidelity_of(sums[m], averages[m], cuts, outcomes[m])) for m in methods}
+    if report is not None:
+        from fuselm import fidelity_page
+
+        page = fidelity_page.page(
+            results, cuts, outcomes, vocabularies, source=source_spec, target=target_spec, top_k=top_k
+        )
+        manifest.write_text(report, page)
+    return results[methods[0]] | ({"methods": results} if len(methods) > 1 else {})
+
+
+def _fidelity_of(domains: dict, average, cuts: list, outcomes: list) -> dict:
+    from fuselm import fidelity, spans
+
+    informed = spans.informed(cuts, outcomes)
+    return {
+        "domains": {domain: sums.summary() for domain, sums in domains.items()},
+        "average": average.summary(),
+        "verdict": fidelity.verdict(informed["own_bits"], informed["fidelity"]),
+        "informed": informed,
+        "spans": spans.by_kind(cuts),
+        "categories": spans.by_category(cuts, outcomes),
+        "causes": spans.by_cause(cuts, outcomes),
+    }
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    for method in methods:
+        if method not in METHODS:
+            close = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.5)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"--method {method}: unknown; take one of {', '.join(METHODS)}{hint}")
+
+
+def _check_report(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"--report {path}: no folder {path.parent}; make it, or name a file in another")
+    if path.is_dir():
+        raise ValueError(f"--report {path}: a folder; name a file, such as {path / 'fidelity.html'}")
+    if path.exists() and path.suffix not in (".html", ".htm"):
+        raise ValueError(f"--report {path}: there already, and no HTML page; name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--report {path}: cannot write in {path.parent}; name a file elsewhere")
 
 
 def _rows(texts: Path) -> list[tuple[str, str]]:

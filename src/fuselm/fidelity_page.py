@@ -1,0 +1,201 @@
+"""The page of `fuselm fidelity --report`: is this source of use to this target, what is lost, where and why.
+
+It holds its numbers from the command's result; the spans themselves are only for the drawings.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+
+from fuselm import fidelity, inspection, report, spans
+from fuselm.spans import Outcome, Spans
+from fuselm.vocabulary import Vocabulary
+
+WORST = 12  # spans shown of each method
+CONTEXT = 18  # bytes drawn before and after one, at least, where there are as many
+LEAST_BITS = 0.01  # lost by a span that is looked at
+KIND_STYLES = {"one_to_one": "better", "one_to_many": "source-5", "many_to_one": "source-2", "many_to_many": "source-1"}
+ARRIVED = "arrived"
+CAUSE_STYLES = {
+    ARRIVED: "better",
+    "tail_of_the_source": "base",
+    "no_text": "source-2",
+    "unknown_continuation": "source-5",
+    "cut": "source-1",
+    "maps_to_no_token": "source-3",
+    spans.UNPAIRED: "clm",
+    spans.SPLIT: "worse",
+}
+
+
+def page(
+    results: Mapping[str, Mapping],
+    cuts: Sequence[Spans],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    vocabularies: tuple[Vocabulary, Vocabulary],
+    *,
+    source: str,
+    target: str,
+    top_k: int,
+) -> str:
+    """One HTML page that needs nothing else. `results` are those of `measure.fidelity`, by method, the first judged."""
+    first = next(iter(results))
+    masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
+    return report.render(
+        "fidelity.html.jinja",
+        autoescape=True,
+        source=source,
+        target=target,
+        top_k=top_k,
+        results=results,
+        first=first,
+        headline=headline(results[first], first),
+        advice=list(advice(results, first)),
+        verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
+        bounds=fidelity.VERDICTS,
+        documents=len(cuts),
+        bytes=sum(cut.edges[-1] for cut in cuts),
+        tokens=[sum(len(cut.source_ids) for cut in cuts), sum(len(cut.target_ids) for cut in cuts)],
+        kind_styles=KIND_STYLES,
+        kinds={
+            title: {kind: row[unit] for kind, row in results[first]["spans"].items()}
+            for title, unit in (("target tokens", "target_tokens"), ("bytes", "bytes"))
+        },
+        cause_styles={c: style for c, style in CAUSE_STYLES.items() if any(m[c] for m in masses.values())},
+        masses=masses,
+        worst={m: worst(cuts, outcomes, m, vocabularies) for m in results},
+        words=_words,
+        tenths=_tenths,
+        version=metadata.version("fuselm"),
+    )
+
+
+def headline(result: Mapping, method: str) -> tuple[str, str]:
+    """The verdict on one method, and the numbers it goes by, in plain words."""
+    average, informed, mass = result["average"], result["informed"], result["causes"]["mass"]
+    positions = (
+        "every target position is" if average["coverage"] == 1 else f"{average['coverage']:.1%} of positions are"
+    )
+    bits = "all" if informed["own_bits"] == 1 else f"{informed['own_bits']:.1%}"
+    ratio = "∞" if informed["fidelity"] is None else f"{informed['fidelity']:.3f}"
+    where = "" if average["coverage"] == 1 else " in those"
+    return (
+        f"{result['verdict'].capitalize()} with {method}",
+        f"{positions} informed and {bits} of the source's bits arrive, at {ratio} times their own number. "
+        f"{average['mass_lost']:.1%} of the probability{where} reaches no token, most of it by the "
+        f"{_words(max(spans.CAUSES[:-2], key=lambda cause: mass[cause]))}.",
+    )
+
+
+def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
+    """What can be done about the largest losses."""
+    result = results[first]
+    best = max(results, key=lambda m: results[m]["informed"]["own_bits"])
+    if results[best]["informed"]["own_bits"] > result["informed"]["own_bits"] + 0.01:
+        share = results[best]["informed"]["own_bits"]
+        yield f"Align with {best} instead of {first}: {share:.1%} of the source's bits arrive."
+    elif result["informed"]["own_bits"] < fidelity.VERDICTS["usable"][0] and "span" not in results:
+        yield "Try `--method span`, which informs every position, whatever the two tokenizers are."
+    mass = result["causes"]["mass"]
+    if mass["tail_of_the_source"] > 0.05:
+        share = mass["tail_of_the_source"]
+        yield f"Keep more entries (`--top-k` here, `capture.top_k` in a run): {share:.1%} of the mass is beyond them."
+    if mass["cut"] > 0.01:
+        yield f"Keep more aligned entries (`align.top_k` in a run): {mass['cut']:.1%} of the mass is cut there."
+    poor = [name for name, c in result["categories"].items() if c["own_bits_informed"] < 0.9 and c["bytes"] > 0.01]
+    if poor:
+        yield f"Of {', '.join(map(_words, poor))}, more than a tenth of the bits does not arrive: see by category."
+    own = result["average"]["own_bits_per_byte"]
+    yield (
+        f"Is there something to learn? The source needs {own:.3f} bits per byte of these texts; "
+        "`fuselm evaluate TARGET --texts FILE` says what the target needs."
+    )
+
+
+def worst(
+    cuts: Sequence[Spans],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    method: str,
+    vocabularies: tuple[Vocabulary, Vocabulary],
+) -> dict:
+    """Bits that spans lose in all, what share of the source's bits that is, and the spans that lose the most.
+
+    All of the same tokens count together, and are drawn where they lose most.
+    """
+    found: dict[tuple, dict] = {}
+    total = own = 0.0
+    for n, (cut, outcome) in enumerate(zip(cuts, outcomes[method], strict=True)):
+        lost = spans.lost(cut, outcome)
+        total += float(lost.clip(0).sum())
+        own += float(cut.own.sum())
+        for k in (lost > LEAST_BITS).nonzero()[0].tolist():
+            ids = tuple(cut.source_ids[cut.of_source == k].tolist()), tuple(cut.target_ids[cut.of_target == k].tolist())
+            bits = float(lost[k])
+            entry = found.setdefault(ids, {"count": 0, "lost": 0.0, "most": 0.0})
+            entry["count"] += 1
+            entry["lost"] += bits
+            if bits > entry["most"]:
+                entry |= {"most": bits, "place": (n, k)}
+    chosen = sorted(found.values(), key=lambda entry: -entry["lost"])[:WORST]
+    entries = []
+    for entry in chosen:
+        n, k = entry["place"]
+        by_method = {m: outcomes[m][n] for m in outcomes}
+        entries.append({"count": entry["count"], "lost": entry["lost"], **_described(cuts[n], by_method, method, k)})
+        entries[-1] |= drawing(cuts[n], k, vocabularies)
+    return {"bits": total, "share": total / own if own else 0.0, "entries": entries}
+
+
+def _described(cut: Spans, outcomes: Mapping[str, Outcome], method: str, k: int) -> dict:
+    mass = outcomes[method].mass[k]
+    return {
+        "kind": _words(spans.KINDS[cut.kinds[k]]),
+        "category": _words(spans.CATEGORIES[cut.categories[k]]),
+        "informed": bool(outcomes[method].informed[k]),
+        "own": float(cut.own[k]),
+        "aligned": {m: float(o.aligned[k]) if o.informed[k] else None for m, o in outcomes.items()},
+        "cause": _words(spans.CAUSES[mass.argmax()]),
+    }
+
+
+def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> dict:
+    """Span k and those about it as boxes on a grid, a column between neighbouring ends of tokens of either side."""
+    first, last = k, k
+    while first > 0 and cut.edges[k] - cut.edges[first] < CONTEXT:
+        first -= 1
+    while last + 1 < len(cut.own) and cut.edges[last + 1] - cut.edges[k + 1] < CONTEXT:
+        last += 1
+    boxes, corners = [], set()
+    sides = (
+        (cut.source_ids, cut.source_starts, cut.of_source),
+        (cut.target_ids, cut.target_starts, cut.of_target),
+    )
+    for row, (vocabulary, (ids, starts, of)) in enumerate(zip(vocabularies, sides, strict=True), 1):
+        ends = [*starts[1:].tolist(), int(cut.edges[-1])]
+        for i in ((of >= first) & (of <= last)).nonzero()[0].tolist():
+            # a token without text still gets a column: its order within the byte where it is
+            begin, end = (int(starts[i]), 0), (ends[i], 0)
+            if begin == end:
+                begin = end = (begin[0], -1)
+            corners |= {begin, end}
+            text = inspection.shown(vocabulary.token_bytes[ids[i]])
+            name = vocabulary.token_strings[ids[i]] or ""
+            boxes.append(
+                {"row": row, "begin": begin, "end": end, "text": text, "title": f"{ids[i]} {name}", "main": of[i] == k}
+            )
+    columns = {corner: n for n, corner in enumerate(sorted(corners), 1)}
+    for box in boxes:
+        box["begin"], box["end"] = columns[box["begin"]], max(columns[box["end"]], columns[box["begin"]] + 1)
+    return {"boxes": boxes, "columns": max((box["end"] for box in boxes), default=2) - 1}
+
+
+def _arrived(mass: Mapping[str, float]) -> dict[str, float]:
+    return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), **mass}
+
+
+def _tenths(bits: float) -> str:
+    return "∞" if math.isinf(bits) else f"{bits:,.1f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
