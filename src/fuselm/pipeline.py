@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,16 +178,17 @@ class Pipeline:
                 texts=[d.text for d in documents],
             )
             shown.start(len(documents), unit="documents")
-            pairs = []
-            for part, block in enumerate(_blocks(documents)):
-                traces = []
-                for document in block:
-                    trace = source.read(document.id)
-                    traces.append(aligner.align(trace, document.text))
-                    pairs.append((document.domain, trace, traces[-1]))
-                    shown.advance(1)
-                store.write_part(out, part, traces)
-            return {"documents": len(documents), "fidelity": fidelity.by_domain(pairs)}
+
+            def triples() -> Iterator[tuple]:  # (domain, source trace, aligned trace)
+                for part, block in enumerate(_blocks(documents)):
+                    traces = []
+                    for document, trace in zip(block, source.read_all([d.id for d in block]), strict=True):
+                        traces.append(aligner.align(trace, document.text))
+                        yield document.domain, trace, traces[-1]
+                        shown.advance(1)
+                    store.write_part(out, part, traces)
+
+            return {"documents": len(documents), "fidelity": fidelity.by_domain(triples())}
 
         return self._build("align", name, recipe, build)
 
