@@ -39,7 +39,7 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
     table = Table("token", "won", *names, "fused", show_edge=False, pad_edge=False)
     for i, token in enumerate(fused.tokens.tolist()):
         cells = [_expected(trace, i, vocabulary, top) for trace in [*aligned, fused]]
-        table.add_row(_shown(vocabulary.token_bytes[token]), _winner(fused, i, names), *cells)
+        table.add_row(shown(vocabulary.token_bytes[token]), _winner(fused, i, names), *cells)
     yield table
     bits = ", ".join(
         f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}"
@@ -63,11 +63,12 @@ def _expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:
     ids, logprobs = trace.distributions.row(i)
     best = np.argsort(-logprobs, kind="stable")[:top]
     gold = math.exp(trace.distributions.gold[i])
-    likely = " ".join(f"{_shown(vocabulary.token_bytes[ids[k]])} {math.exp(logprobs[k]):.2f}" for k in best)
+    likely = " ".join(f"{shown(vocabulary.token_bytes[ids[k]])} {math.exp(logprobs[k]):.2f}" for k in best)
     return Text.assemble((f"{gold:.3f}", "bold"), "  ", (likely, "dim"))
 
 
-def _shown(token: bytes | None) -> str:
+def shown(token: bytes | None) -> str:
+    """A token's text, its white space visible and bytes that are no text as escapes."""
     if token is None:
         return "(special)"
     text = token.decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -59,7 +59,7 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
         "config": run.model_dump(mode="json", exclude={"output"}),
         "version": metadata.version("fuselm"),
     }
-    return _finite(summary)
+    return finite(summary)
 
 
 def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
@@ -83,11 +83,12 @@ def _seconds(folders: dict) -> dict[str, float]:
     return dict(seconds.values())
 
 
-def _finite(value):
+def finite(value):
+    """The same nested numbers, None for those that JSON does not have."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -253,7 +254,22 @@ def card(summary: Mapping) -> str:
 
 
 def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> str:
+    return render(
+        template,
+        autoescape=autoescape,
+        summary=summary,
+        config=summary["config"],
+        domains=list(summary["heldout"]),
+        targets=TARGETS,
+        verdict=verdict(summary),
+        **context,
+    )
+
+
+def render(template: str, *, autoescape: bool, **context) -> str:
+    """One of the package's templates, with the filters for numbers and names."""
     environment = Environment(
+        loader=FunctionLoader(lambda name: resources.files("fuselm").joinpath(name).read_text(encoding="utf-8")),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -270,15 +286,7 @@ def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> 
         "name": _name,
         "cell": _markdown_cell,
     }
-    text = resources.files("fuselm").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(
-        summary=summary,
-        config=summary["config"],
-        domains=list(summary["heldout"]),
-        targets=TARGETS,
-        verdict=verdict(summary),
-        **context,
-    )
+    return environment.get_template(template).render(**context)
 
 
 def _bits(value: float) -> str:
