@@ -45,7 +45,7 @@ class Corpus(_Options):
 
 class Capture(_Options):
     top_k: int = Field(64, ge=1)  # entries kept a token; the rest is its tail mass
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
 
 
 class Align(_Options):
@@ -77,7 +77,7 @@ class Train(_Options):
 
 
 class Evaluate(_Options):
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
 
 
 class Run(_Options):

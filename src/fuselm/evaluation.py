@@ -44,7 +44,7 @@ def score(
     context_token: int,
     documents: Sequence[Document],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 1024,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[Score]:
     """The bits a model gives to each document, its pieces added up. `advance` hears of tokens done.

@@ -12,7 +12,7 @@ from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
 METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 
 
 def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> dict:
