@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fuselm.distributions import Distributions
-from fuselm.fidelity import Fidelity, by_domain, verdict
+from fuselm.fidelity import Fidelity, verdict
 from fuselm.store import Trace
 
 KEYS = {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
@@ -46,18 +46,17 @@ def test_bits_per_byte_coverage_and_lost_mass():
     )
 
 
-def test_documents_of_a_domain_are_summed_before_dividing():
+def test_documents_are_summed_before_dividing():
     aligned = trace_of([-1 * LN2], [0.5], size=3, nats=2 * LN2)
     long, short = (SOURCE, SOURCE), (trace_of([-2 * LN2], [0.5], size=3, nats=2 * LN2), aligned)
-    of = by_domain([("de", *long), ("en", *long), ("de", *short)])
-    assert list(of) == ["de", "en"]
-    assert of["de"]["fidelity"] == pytest.approx((5 + 1) / (5 + 2))
-    assert of["de"]["own_bits_per_byte"] == pytest.approx(7 / 10)
-    assert of["en"]["fidelity"] == pytest.approx(1)
+    sums = Fidelity()
+    sums.add(*long)
+    sums.add(*short)
+    assert sums.summary()["fidelity"] == pytest.approx((5 + 1) / (5 + 2))
+    assert sums.summary()["own_bits_per_byte"] == pytest.approx(7 / 10)
 
 
 def test_no_documents_and_no_text_are_finite():
-    assert by_domain([]) == {}
     nothing = Trace(
         document="d",
         size=0,
@@ -73,7 +72,9 @@ def test_no_documents_and_no_text_are_finite():
         ),
         weights=np.zeros((0, 0), np.float32),
     )
-    for summary in (Fidelity().summary(), by_domain([("en", nothing, nothing)])["en"]):
+    empty = Fidelity()
+    empty.add(nothing, nothing)
+    for summary in (Fidelity().summary(), empty.summary()):
         assert summary.keys() == KEYS
         assert summary["fidelity"] == 1 and all(map(math.isfinite, summary.values()))
 

@@ -6,16 +6,20 @@ information of the source.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import maps, mined, span
+from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.store import Trace
+from fuselm.fidelity import Fidelity
+from fuselm.progress import Progress
+from fuselm.store import BLOCK, Store, Trace, write_parts
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 
@@ -74,6 +78,27 @@ class Aligner:
         if name not in self._maps:
             self._maps[name] = build()
         return self._maps[name]
+
+
+def align_store(
+    aligner: Aligner, captured: Store, documents: Sequence[Document], out: Path, *, progress: Progress
+) -> dict:
+    """Write the aligned traces of `documents` to parts in `out`; return what was counted."""
+    progress.start(len(documents), unit="documents")
+    measured: dict[str, Fidelity] = {}
+
+    def aligned() -> Iterator[Trace]:
+        for begin in range(0, len(documents), BLOCK):
+            block = documents[begin : begin + BLOCK]
+            for document, trace in zip(block, captured.read_all([d.id for d in block]), strict=True):
+                result = aligner.align(trace, document.text)
+                measured.setdefault(document.domain, Fidelity()).add(trace, result)
+                progress.advance(1)
+                yield result
+
+    write_parts(out, aligned())
+    fidelity = {domain: sums.summary() for domain, sums in sorted(measured.items())}
+    return {"documents": len(documents), "fidelity": fidelity}
 
 
 def follow(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:

@@ -7,7 +7,6 @@ spans with information, and by the fidelity within those (spans.py).
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +47,6 @@ class Fidelity:
             "coverage": self.informed / max(self.tokens, 1),
             "mass_lost": self.tail / max(self.informed, 1),
         }
-
-
-def by_domain(triples: Iterable[tuple[str, Trace, Trace]]) -> dict[str, dict[str, float]]:
-    """Summaries by domain, of (domain, source trace, aligned trace)."""
-    domains: dict[str, Fidelity] = {}
-    for domain, source, aligned in triples:
-        domains.setdefault(domain, Fidelity()).add(source, aligned)
-    return {domain: sums.summary() for domain, sums in sorted(domains.items())}
 
 
 def verdict(own_bits_informed: float, fidelity: float) -> str:

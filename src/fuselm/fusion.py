@@ -6,15 +6,20 @@ aligned distribution. A source that says nothing of a token has no part in it; w
 gets all.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.store import Trace
+from fuselm.progress import Progress
+from fuselm.store import Store, Trace, write_parts
 
 
 def min_ce(nats_per_byte: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens sources"]:
@@ -72,6 +77,43 @@ def fuse(traces: Sequence[Trace], *, function: str = "min_ce", level: str = "doc
         distributions=_mixture(traces, weights, ~some),
         weights=weights.astype(np.float32),
     )
+
+
+def fuse_stores(
+    stores: Mapping[str, Store],
+    documents: Sequence[Document],
+    out: Path,
+    *,
+    function: str,
+    level: str,
+    progress: Progress,
+) -> dict:
+    """Write the fused traces of those `documents` that are in the stores to parts in `out`; return what was counted.
+
+    `shares` says how much each source gave to the tokens of a domain.
+    """
+    documents = [d for d in documents if all(d.id in store for store in stores.values())]
+    progress.start(len(documents), unit="documents")
+    given = {d.domain: np.zeros(len(stores)) for d in documents}
+    tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
+
+    def fused() -> Iterator[Trace]:
+        for document in documents:
+            trace = fuse([store.read(document.id) for store in stores.values()], function=function, level=level)
+            given[document.domain] += trace.weights.sum(axis=0, dtype=float)
+            tokens[document.domain] += len(trace.tokens)
+            size[document.domain] += trace.size
+            nats[document.domain] -= float(trace.distributions.gold.sum(dtype=float))
+            progress.advance(1)
+            yield trace
+
+    write_parts(out, fused())
+    return {
+        "documents": len(documents),
+        "sources": list(stores),
+        "shares": {domain: (sums / max(tokens[domain], 1)).tolist() for domain, sums in given.items()},
+        "bits_per_byte": {domain: nats[domain] / max(size[domain], 1) / math.log(2) for domain in nats},
+    }
 
 
 def _mixture(

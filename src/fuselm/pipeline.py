@@ -5,11 +5,9 @@ beside it, and nothing is overwritten. `run.json` in the run's folder says which
 """
 
 import json
-import math
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, fingerprints, manifest, progress
+from fuselm import config, corpus, fingerprints, manifest, progress, publish
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
@@ -25,7 +23,6 @@ from fuselm.vocabulary import Vocabulary
 
 STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
-BLOCK_DOCUMENTS = 256  # a part of an aligned or fused store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,29 +163,17 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import fidelity, store
-            from fuselm.alignment import Aligner
+            from fuselm import alignment, store
 
             source = store.Store(captured)
             documents = [d for d in self.documents if d.id in source]
-            aligner = Aligner(
+            aligner = alignment.Aligner(
                 self.source_vocabulary(name),
                 self.target_vocabulary,
                 **self.run.align.model_dump(),
                 texts=[d.text for d in documents],
             )
-            shown.start(len(documents), unit="documents")
-
-            def triples() -> Iterator[tuple]:  # (domain, source trace, aligned trace)
-                for part, block in enumerate(_blocks(documents)):
-                    traces = []
-                    for document, trace in zip(block, source.read_all([d.id for d in block]), strict=True):
-                        traces.append(aligner.align(trace, document.text))
-                        yield document.domain, trace, traces[-1]
-                        shown.advance(1)
-                    store.write_part(out, part, traces)
-
-            return {"documents": len(documents), "fidelity": fidelity.by_domain(triples())}
+            return alignment.align_store(aligner, source, documents, out, progress=shown)
 
         return self._build("align", name, recipe, build)
 
@@ -203,30 +188,8 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import fusion, store
 
-            stores = [store.Store(aligned[name]) for name in sorted(aligned)]
-            documents = [d for d in self.documents if d.id in stores[0]]
-            shown.start(len(documents), unit="documents")
-            shares = {d.domain: [0.0] * len(stores) for d in documents}
-            tokens = dict.fromkeys(shares, 0)
-            nats, size = dict.fromkeys(shares, 0.0), dict.fromkeys(shares, 0)
-            for part, block in enumerate(_blocks(documents)):
-                traces = []
-                for document in block:
-                    fused = fusion.fuse([s.read(document.id) for s in stores], **self.run.fuse.model_dump())
-                    traces.append(fused)
-                    given = fused.weights.sum(axis=0, dtype=float).tolist()
-                    shares[document.domain] = [a + b for a, b in zip(shares[document.domain], given, strict=True)]
-                    tokens[document.domain] += len(fused.tokens)
-                    nats[document.domain] -= float(fused.distributions.gold.sum(dtype=float))
-                    size[document.domain] += fused.size
-                    shown.advance(1)
-                store.write_part(out, part, traces)
-            return {
-                "documents": len(documents),
-                "sources": sorted(aligned),
-                "shares": {d: [x / max(tokens[d], 1) for x in v] for d, v in shares.items()},
-                "bits_per_byte": {d: nats[d] / max(size[d], 1) / math.log(2) for d in nats},
-            }
+            stores = {name: store.Store(path) for name, path in sorted(aligned.items())}
+            return fusion.fuse_stores(stores, self.documents, out, **self.run.fuse.model_dump(), progress=shown)
 
         return self._build("fuse", "", recipe, build)
 
@@ -353,28 +316,14 @@ class Pipeline:
             return report.write(out, self.run, folders)
 
         path = self._build("report", "", recipe, build)
-        self._publish(path, trained["fused"], folders)
+        publish.publish(
+            self.folder,
+            path,
+            trained["fused"] / "model",
+            key=self._keys[path],
+            folders={f"{stage} {name}".strip(): made for stage, name, made in _flat(folders)},
+        )
         return path
-
-    def _publish(self, reported: Path, fused: Path, folders: dict) -> None:
-        """Bring the results to where people look for them, each whole or not at all."""
-        record = self.folder / "run.json"
-        if record.is_file() and json.loads(record.read_text()).get("report") == self._keys[reported]:
-            return
-        for name in ("summary.json", "report.html"):
-            manifest.write_bytes(self.folder / name, lambda path, name=name: shutil.copyfile(reported / name, path))
-        fresh, old = self.folder / "model.partial", self.folder / "model.old"
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        shutil.copytree(fused / "model", fresh)
-        shutil.copyfile(reported / "README.md", fresh / "README.md")
-        if (self.folder / "model").exists():
-            (self.folder / "model").rename(old)
-        fresh.rename(self.folder / "model")
-        shutil.rmtree(old, ignore_errors=True)
-        names = [(stage, name, str(path.relative_to(self.folder))) for stage, name, path in _flat(folders)]
-        stages = {f"{stage} {name}".strip(): path for stage, name, path in names}
-        manifest.write_text(record, json.dumps({"report": self._keys[reported], "folders": stages}, indent=1))
 
     def start(self) -> None:
         """Write down what is run. Raises `ValueError` if the run's folder can't be written to."""
@@ -408,10 +357,6 @@ class Pipeline:
         )
         self.worked = True
         return folder
-
-
-def _blocks(documents: list[corpus.Document]) -> list[list[corpus.Document]]:
-    return [documents[i : i + BLOCK_DOCUMENTS] for i in range(0, len(documents), BLOCK_DOCUMENTS)]
 
 
 def _flat(folders: dict) -> list[tuple[str, str, Path]]:

@@ -4,6 +4,7 @@ A store is a folder of Parquet files, a row (and a row group) a document, and th
 A part file is written whole or not at all, so an interrupted stage goes on after its last part.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
 
 
 BLOCK = 64  # documents that are read at a time where all are wanted
+PART = 256  # documents of a part where nothing else decides
 DAMAGED = (pa.ArrowException, OSError, ValueError)  # what reading a damaged file may raise
 
 
@@ -64,6 +66,15 @@ def write_part(folder: Path, number: int, traces: Iterable[Trace]) -> None:
         part_path(folder, number),
         lambda path: pq.write_table(table, path, compression="zstd", row_group_size=1, write_page_checksum=True),
     )
+
+
+def write_parts(folder: Path, traces: Iterable[Trace]) -> None:
+    """Write all of `traces`, `PART` documents to a part, holding no more than those."""
+    traces = iter(traces)
+    for number in itertools.count():
+        if not (part := list(itertools.islice(traces, PART))):
+            break
+        write_part(folder, number, part)
 
 
 def part_path(folder: Path, number: int) -> Path:

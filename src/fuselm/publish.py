@@ -1,0 +1,39 @@
+"""A run's results, where people look for them: `summary.json`, `report.html` and `model` in the run's folder."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fuselm import manifest
+
+RECORD = "run.json"  # what of this is the last run file's
+
+
+def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mapping[str, Path]) -> None:
+    """Copy the report, and the fused model with its card, each whole or not at all; and write down the `folders` they
+    are from. Nothing is done if they are there. What else lies in `model` stays there.
+    """
+    record = run / RECORD
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    if before.get("report") == key:
+        return
+    for name in ("summary.json", "report.html"):
+        manifest.write_bytes(run / name, lambda path, name=name: shutil.copyfile(reported / name, path))
+    place, fresh, old = run / "model", run / "model.partial", run / "model.old"
+    if old.exists() and not place.exists():  # cut off between the two renames
+        old.rename(place)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(model, fresh)
+    shutil.copyfile(reported / "README.md", fresh / "README.md")
+    ours = sorted(path.name for path in fresh.iterdir())
+    if place.exists():
+        for path in place.iterdir():
+            if path.name not in {*ours, *before.get("model", ours)}:
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, fresh / path.name)
+        place.rename(old)
+    fresh.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+    made = {name: str(path.relative_to(run)) for name, path in folders.items()}
+    manifest.write_text(record, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))
