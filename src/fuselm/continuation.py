@@ -1,0 +1,127 @@
+"""Where a source's row begins inside a target token: how the target would spell each entry after what it has before it.
+
+By the merges of a BPE tokenizer, compiled; by the tokenizer itself where it is of another kind. For span.py.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy import ndarray
+
+from fuselm import bpe
+from fuselm.distributions import Distributions
+from fuselm.spelling import flat
+from fuselm.vocabulary import Vocabulary
+
+
+class Places(NamedTuple):
+    """Where the rows of a source begin in a stream of bytes: a text after one space, which a tokenizer may put there.
+
+    `within` is how many bytes of the target token that it begins in lie before each row; `hidden` how many bytes of the
+    first row the target has not: one if the source alone puts a space before the text.
+    """
+
+    stream: UInt8[ndarray, "bytes"]
+    begins: Int[ndarray, "rows"]
+    within: Int[ndarray, "rows"]
+    hidden: int
+
+
+class Continued(NamedTuple):
+    """The target's tokens for entries of rows that begin inside a target token, together with what it has before them.
+
+    Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`, `base` being -1 for all other rows.
+    """
+
+    base: Int[ndarray, "rows"]
+    offsets: Int[ndarray, "_"]
+    tokens: Int[ndarray, "_"]
+
+
+def places(
+    stream: UInt8[ndarray, "bytes"], begins: Int[ndarray, "rows"], target_begins: Int[ndarray, "edges"]
+) -> Places:
+    """`target_begins` ends with the end of the stream."""
+    if not len(begins) or len(target_begins) == 1:
+        return Places(stream, begins, np.zeros(len(begins), np.int64), 0)
+    within = begins - target_begins[:-1][np.searchsorted(target_begins[:-1], begins, side="right").clip(1) - 1]
+    within[0] = max(begins[0] - target_begins[0], 0)
+    return Places(stream, begins, within, int(max(target_begins[0] - begins[0], 0)))
+
+
+def go_on(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
+    """What the target makes of the entries of `rows`, which begin `at` those places."""
+    if target.merges is None:
+        return _by_tokenizer(source, target, rows, at)
+    return Continued(*_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))
+
+
+def _by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
+    base = np.full(len(at.begins), -1, np.int64)
+    strings: list[bytes] = []
+    inside = (at.within > 0) | ((np.arange(len(at.begins)) == 0) & (at.hidden > 0))
+    for row in np.flatnonzero(inside).tolist():
+        base[row] = len(strings)
+        before = at.stream[at.begins[row] - at.within[row] : at.begins[row]].tobytes()
+        unseen = at.stream[: at.hidden if row == 0 else 0].tobytes()
+        for token in rows.row(row)[0]:
+            string = source.token_bytes[token] or b""
+            strings.append(before + string[len(unseen) :] if string and string.startswith(unseen) else b"")
+    return Continued(base, *flat(target.encode_bytes(strings)))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _by_merges(
+    merges: bpe.Merges,
+    stream: ndarray,
+    begins: ndarray,
+    within: ndarray,
+    hidden: int,
+    offsets: ndarray,
+    ids: ndarray,
+    source_offsets: ndarray,
+    source_bytes: ndarray,
+) -> tuple[ndarray, ndarray, ndarray]:
+    base, entries, longest = np.full(len(begins), -1, np.int64), 0, 0
+    for row in range(len(begins)):
+        if within[row] > 0 or (row == 0 and hidden > 0):
+            base[row] = entries
+            entries += offsets[row + 1] - offsets[row]
+            for x in ids[offsets[row] : offsets[row + 1]]:
+                longest = max(longest, within[row] + source_offsets[x + 1] - source_offsets[x])
+    string, ranked, spelled = np.empty(longest, np.uint8), np.empty(longest, np.int64), np.empty(longest, np.int32)
+    result_offsets, tokens, filled = np.zeros(entries + 1, np.int64), np.empty(4 * entries + longest, np.int32), 0
+    for row in range(len(begins)):
+        if base[row] < 0:
+            continue
+        before, unseen = within[row], hidden if row == 0 else 0
+        for k in range(before):
+            string[k] = stream[begins[row] - before + k]
+        for e in range(offsets[row], offsets[row + 1]):
+            own, length = source_offsets[ids[e]], source_offsets[ids[e] + 1] - source_offsets[ids[e]]
+            agrees = length >= max(unseen, 1)
+            for k in range(unseen):
+                agrees = agrees and source_bytes[own + k] == stream[k]
+            if agrees:
+                for k in range(unseen, length):
+                    string[before + k - unseen] = source_bytes[own + k]
+                count = bpe.encode(merges, string[: before + length - unseen], spelled, ranked)
+                if filled + count > len(tokens):
+                    tokens = grown(tokens, 2 * len(tokens) + count)
+                for k in range(count):
+                    tokens[filled + k] = spelled[k]
+                filled += count
+            result_offsets[base[row] + e - offsets[row] + 1] = filled
+    return base, result_offsets, tokens[:filled].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def grown(array: ndarray, length: int) -> ndarray:
+    """A longer array that begins with the same items."""
+    result = np.empty(length, array.dtype)
+    result[: len(array)] = array
+    return result

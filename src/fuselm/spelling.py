@@ -1,0 +1,114 @@
+"""A source's tokens in a target's: how the target's tokenizer spells each of them, and a trie of those spellings.
+
+What `span` follows: which source ids go on like the target's tokens so far, and with which token next.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from fuselm import bpe
+from fuselm.vocabulary import Vocabulary
+
+# Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
+BEGIN = np.dtype([("at", "i4"), ("stop", "i4"), ("token", "i4")])
+STEP = np.dtype([("token", "i4"), ("node", "i4")])
+
+
+class Spelling(NamedTuple):
+    """The target's tokens for every id of a source, and a trie of them.
+
+    Id x is spelled by the steps from `begins[x].at` to `begins[x].stop`; there are none if it stands for no text, and
+    `bpe.NOTHING` ends what has no tokens. A node of the trie is a sequence of target tokens, 0 the empty one:
+    `ids_below[node]` is how many ids begin with it, `ids_beyond[node]` how many of those are longer; its children are
+    those from `first_child[node]` to `first_child[node + 1]`, by token. `ids_begun[token]` is how many ids begin so.
+    """
+
+    begins: ndarray  # of BEGIN, by source id
+    steps: ndarray  # of STEP
+    ids_below: Int[ndarray, "nodes"]
+    ids_beyond: Int[ndarray, "nodes"]
+    first_child: Int[ndarray, "nodes+1"]
+    child_tokens: Int[ndarray, "children"]
+    child_nodes: Int[ndarray, "children"]
+    ids_begun: Int[ndarray, "target_vocabulary"]
+
+
+def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
+    """Every source id in the target's tokens, as its tokenizer would go on with it."""
+    known = [i for i, string in enumerate(source.token_bytes) if string is not None]
+    known_offsets, tokens = flat(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
+    begins, steps = np.zeros(source.size, BEGIN), np.zeros(len(tokens), STEP)
+    begins["at"][known], begins["stop"][known] = known_offsets[:-1], known_offsets[1:]
+    steps["token"] = tokens
+    ids_below, ids_beyond, parents, node_tokens = _plant(begins, steps, bpe.new_table(len(tokens)), target.size)
+    spelled = begins["at"] < begins["stop"]
+    begins["token"][spelled] = first = tokens[begins["at"][spelled]]
+    order = np.lexsort((node_tokens, parents))[1:]  # without the root, whose parent is -1
+    return Spelling(
+        begins=begins,
+        steps=steps,
+        ids_below=ids_below,
+        ids_beyond=ids_beyond,
+        first_child=np.searchsorted(parents[order], np.arange(len(parents) + 1)).astype(np.int32),
+        child_tokens=node_tokens[order],
+        child_nodes=order.astype(np.int32),
+        ids_begun=np.bincount(first[first >= 0], minlength=target.size).astype(np.int32),
+    )
+
+
+def flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
+    """Sequences one after the other: where each begins and the last one ends, and their numbers."""
+    offsets = np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64)
+    return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+    """Give each step its node; return `ids_below`, `ids_beyond`, and each node's parent and token."""
+    most = len(steps) + 1
+    ids_below, ids_ended = np.zeros(most, np.int32), np.zeros(most, np.int32)
+    parents, tokens, by_slot = np.full(most, -1, np.int32), np.full(most, -1, np.int32), np.zeros(len(edges), np.int32)
+    nodes = 1
+    for x in range(len(begins)):
+        if begins[x].at == begins[x].stop:
+            continue
+        node = 0
+        ids_below[0] += 1
+        spelled = True
+        for s in range(begins[x].at, begins[x].stop):
+            token = steps[s].token
+            if token < 0:
+                spelled = False
+                break
+            edge = np.int64(node) * size + token
+            slot = bpe.slot_of(edges, edge)
+            if edges[slot] == bpe.NOTHING:
+                edges[slot], by_slot[slot], parents[nodes], tokens[nodes] = edge, nodes, node, token
+                nodes += 1
+            node = by_slot[slot]
+            steps[s].node = node
+            ids_below[node] += 1
+        ids_ended[node] += spelled
+    below = ids_below[:nodes].copy()
+    return below, below - ids_ended[:nodes], parents[:nodes].copy(), tokens[:nodes].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def child(spelling: Spelling, node: int, token: int) -> int:
+    """The node after one more token; -1 if no id goes on so."""
+    low, end = spelling.first_child[node], spelling.first_child[node + 1]
+    high = end
+    while low < high:
+        middle = (low + high) // 2
+        if spelling.child_tokens[middle] < token:
+            low = middle + 1
+        else:
+            high = middle
+    return spelling.child_nodes[low] if low < end and spelling.child_tokens[low] == token else -1
