@@ -6,6 +6,7 @@ information of the source.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,8 +21,11 @@ from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity
 from fuselm.progress import Progress
-from fuselm.store import BLOCK, Store, Trace, write_parts
+from fuselm.store import Store, Trace, write_parts
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
+
+
+BLOCK = 64  # documents that threads align at a time
 
 
 class Aligner:
@@ -85,25 +89,25 @@ def align_store(
     aligner: Aligner, captured: Store, documents: Sequence[Document], out: Path, *, progress: Progress
 ) -> dict:
     """Write the aligned traces of `documents` to parts in `out`; return what was counted."""
-    progress.start(len(documents), unit="documents")
+    of = {d.id: d for d in documents if d.id in captured}
+    progress.start(len(of), unit="documents")
     measured: dict[str, Fidelity] = {}
 
     def aligned() -> Iterator[Trace]:
+        traces = (trace for trace in captured if trace.document in of)
         with ThreadPoolExecutor() as threads:
-            for begin in range(0, len(documents), BLOCK):
-                block = documents[begin : begin + BLOCK]
-                traces = captured.read_all([d.id for d in block])
-                if begin == 0:  # builds the maps, before several threads ask for them
-                    aligner.align(traces[0], block[0].text)
-                results = threads.map(aligner.align, traces, [d.text for d in block])
-                for document, trace, result in zip(block, traces, results, strict=True):
-                    measured.setdefault(document.domain, Fidelity()).add(trace, result)
+            while block := list(itertools.islice(traces, BLOCK)):
+                if not measured:  # builds the maps, before several threads ask for them
+                    aligner.align(block[0], of[block[0].document].text)
+                results = threads.map(aligner.align, block, [of[trace.document].text for trace in block])
+                for trace, result in zip(block, results, strict=True):
+                    measured.setdefault(of[trace.document].domain, Fidelity()).add(trace, result)
                     progress.advance(1)
                     yield result
 
-    write_parts(out, aligned())
+    counts = write_parts(out, aligned())
     fidelity = {domain: sums.summary() for domain, sums in sorted(measured.items())}
-    return {"documents": len(documents), "fidelity": fidelity}
+    return {**counts, "fidelity": fidelity}
 
 
 def follow(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:

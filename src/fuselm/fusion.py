@@ -88,11 +88,12 @@ def fuse_stores(
     level: str,
     progress: Progress,
 ) -> dict:
-    """Write the fused traces of those `documents` that are in the stores to parts in `out`; return what was counted.
+    """Write the fused traces of those `documents` that are in all stores to parts in `out`; return what was counted.
 
-    `shares` says how much each source gave to the tokens of a domain.
+    `shares` says how much each source gave to the tokens of a domain, `missing` how many documents only some have.
     """
-    documents = [d for d in documents if all(d.id in store for store in stores.values())]
+    having = [sum(d.id in store for store in stores.values()) for d in documents]
+    documents = [d for d, n in zip(documents, having, strict=True) if n == len(stores)]
     progress.start(len(documents), unit="documents")
     given = {d.domain: np.zeros(len(stores)) for d in documents}
     tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
@@ -107,9 +108,10 @@ def fuse_stores(
             progress.advance(1)
             yield trace
 
-    write_parts(out, fused())
+    counts = write_parts(out, fused())
     return {
-        "documents": len(documents),
+        **counts,
+        "missing": sum(0 < n < len(stores) for n in having),
         "sources": list(stores),
         "shares": {domain: (sums / max(tokens[domain], 1)).tolist() for domain, sums in given.items()},
         "bits_per_byte": {domain: nats[domain] / max(size[domain], 1) / math.log(2) for domain in nats},

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # of every folder that fuselm writes; docs/store.md
+FORMAT = 2  # of every folder that fuselm writes; docs/store.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,106 @@
+"""The values of a store, as they are on disk: rounded to few different ones, which Parquet's own encodings make little of.
+
+What is rounded is what matters least: the square root of a probability evenly, for the error of a KL divergence and of
+a gradient goes by that, and small probabilities by ratio. Rows come back with entries and tail that sum to 1, the most
+probable first. docs/store.md states the bounds.
+"""
+
+from typing import no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+ROOTS = 160  # steps of an entry's square root; at 160 a byte tells all values apart, and zstd likes whole bytes
+SMALLEST_ROOT = 8  # below its square, 1/400, quarters of a nat
+QUARTERS = 4
+GOLD_STEPS = 128  # a nat
+TAIL_ROOTS = 256
+WEIGHT_STEPS = 256
+
+GRIDS = {  # for the fields' metadata
+    "logprobs": f"exp(x/2) is a multiple of 1/{ROOTS}; below {SMALLEST_ROOT}/{ROOTS}, steps of 1/{QUARTERS} nat",
+    "gold": f"multiples of 1/{GOLD_STEPS} nat",
+    "tail": f"squares of multiples of 1/{TAIL_ROOTS}",
+    "weights": f"multiples of 1/{WEIGHT_STEPS}",
+}
+_LOG_SMALLEST = 2 * np.log(SMALLEST_ROOT / ROOTS)
+_SORTED_BY_INSERTION = 64  # longer rows take longer so than by merging
+
+
+def round_logprobs(logprobs: Float[ndarray, "entries"]) -> Float[ndarray, "entries"]:
+    """The square root p of a probability moves by at most 1/320; a probability below 1/400, by at most 1/8 nat."""
+    exact = logprobs.astype(np.float64)
+    roots = np.maximum(np.round(np.exp(exact / 2) * ROOTS), SMALLEST_ROOT)
+    by_ratio = _LOG_SMALLEST + np.round((exact - _LOG_SMALLEST) * QUARTERS) / QUARTERS
+    return np.where(exact >= _LOG_SMALLEST, 2 * np.log(roots / ROOTS), by_ratio).astype(np.float32)
+
+
+def round_gold(gold: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+    """By at most 1/256 nat."""
+    return (np.round(gold.astype(np.float64) * GOLD_STEPS) / GOLD_STEPS).astype(np.float32)
+
+
+def round_tail(tail: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+    """Its square root by at most 1/512."""
+    return ((np.round(np.sqrt(tail.astype(np.float64)) * TAIL_ROOTS) / TAIL_ROOTS) ** 2).astype(np.float32)
+
+
+def round_weights(weights: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
+    """By at most 1/512."""
+    return (np.round(weights.astype(np.float64) * WEIGHT_STEPS) / WEIGHT_STEPS).astype(np.float32)
+
+
+def order_by_id(
+    offsets: Int[ndarray, "edges"], ids: Int[ndarray, "entries"], logprobs: Float[ndarray, "entries"]
+) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"]]:
+    """Each row by its ids, which compress better so."""
+    ids, logprobs = ids.astype(np.int32), logprobs.astype(np.float32)
+    _sort_rows(offsets, ids.copy(), ids, logprobs)
+    return ids, logprobs
+
+
+def restore(
+    offsets: Int[ndarray, "edges"],
+    ids: Int[ndarray, "entries"],
+    logprobs: Float[ndarray, "entries"],
+    tail: Float[ndarray, "tokens"],
+) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
+    """Rows as they are on disk -> rows that sum to 1 with their tails, the most probable entries first."""
+    ids, logprobs, tail = ids.copy(), logprobs.copy(), tail.copy()
+    _normalise(offsets, logprobs, tail)
+    _sort_rows(offsets, -logprobs, ids, logprobs)
+    return ids, logprobs, tail
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _normalise(offsets: ndarray, logprobs: ndarray, tail: ndarray) -> None:
+    for row in range(len(offsets) - 1):
+        total = np.float64(tail[row])
+        for e in range(offsets[row], offsets[row + 1]):
+            total += np.exp(logprobs[e])
+        shift = np.float32(np.log(total))
+        for e in range(offsets[row], offsets[row + 1]):
+            logprobs[e] = min(logprobs[e] - shift, np.float32(0.0))
+        tail[row] = tail[row] / total
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _sort_rows(offsets: ndarray, keys: ndarray, ids: ndarray, logprobs: ndarray) -> None:
+    """Stably, by ascending keys."""
+    for row in range(len(offsets) - 1):
+        begin, end = offsets[row], offsets[row + 1]
+        if end - begin > _SORTED_BY_INSERTION:
+            order = np.argsort(keys[begin:end], kind="mergesort")
+            ids[begin:end] = ids[begin:end][order]
+            logprobs[begin:end] = logprobs[begin:end][order]
+            continue
+        for e in range(begin + 1, end):
+            key, token, logprob, at = keys[e], ids[e], logprobs[e], e
+            while at > begin and keys[at - 1] > key:
+                keys[at], ids[at], logprobs[at] = keys[at - 1], ids[at - 1], logprobs[at - 1]
+                at -= 1
+            keys[at], ids[at], logprobs[at] = key, token, logprob
