@@ -28,6 +28,7 @@ from fuselm.alignment import METHODS, Aligner, follow
 from fuselm.distributions import Distributions
 from fuselm.models import load_model, load_tokenizer, locate
 from fuselm.progress import show
+from fuselm.retention import Policy
 from fuselm.store import Store, Trace
 from fuselm.vocabulary import Vocabulary
 
@@ -313,6 +314,8 @@ def captured(name: str, top_k: int) -> Store:
     model, texts = locate(MODELS[name]), documents("train", 5)
     folder = WORK / f"captured-{name}-{top_k}"
 
+    policy = Policy(policy="top_k", top_k=top_k)
+
     def build(out: Path) -> dict:
         loaded = load_model(model, dtype="bfloat16")
         source = capture.Source(
@@ -322,7 +325,7 @@ def captured(name: str, top_k: int) -> Store:
             context_token=model.context_token,
         )
         with show(console, f"capture {name}") as shown:
-            return capture.capture(source, texts, out, top_k=top_k, batch_tokens=2048, progress=shown)
+            return capture.capture(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)
 
     manifest.build_once(folder, manifest.Recipe(stage="capture", parameters={"top_k": top_k}), build)
     return Store(folder)

@@ -15,6 +15,7 @@ from fuselm.corpus import Document
 from fuselm.manifest import Recipe
 from fuselm.models import load_model, load_tokenizer, locate
 from fuselm.progress import Progress
+from fuselm.retention import Policy
 from fuselm.store import Trace
 from fuselm.vocabulary import Vocabulary
 
@@ -49,7 +50,7 @@ def source(request) -> capture.Source:
 
 def traces(source: capture.Source, documents: list[Document], *, top_k: int = TOP_K) -> list[Trace]:
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
-    return list(capture.trace_batch(source, documents, segmentations, top_k=top_k))
+    return list(capture.trace_batch(source, documents, segmentations, policy=Policy(policy="top_k", top_k=top_k)))
 
 
 def dense(source: capture.Source, tokens: np.ndarray) -> np.ndarray:
@@ -105,17 +106,57 @@ def test_nan_is_reported_with_its_document(byte_level, documents):
     source = source_of(byte_level)
     with torch.no_grad():
         source.model.model.layers[0].mlp.up_proj.weight[:] = math.nan
-    with pytest.raises(ValueError, match=r"^document 000001 \(.*\): row 0: the distribution holds NaN; leave it or "):
+    with pytest.raises(
+        ValueError, match=r"^document 000001 \(.*\): the model gives NaN; leave the document or the model"
+    ):
         traces(source, documents[1:2])
+
+
+def poisoned(folder, documents: list[Document]) -> tuple[capture.Source, list[str]]:
+    """A source that gives NaN for every text with its rarest token; and the documents that have it."""
+    source = source_of(folder)
+    ids = [source.vocabulary.segment(d.text).ids[:-1].tolist() for d in documents]
+    (token,) = [t for t in {t for row in ids for t in row} if sum(t in row for row in ids) == 1][:1]
+    with torch.no_grad():
+        source.model.get_input_embeddings().weight[token] = math.nan
+    return source, [d.id for d, row in zip(documents, ids, strict=True) if token in row]
+
+
+@pytest.mark.parametrize("stop_after", [None, 2])
+def test_a_document_with_nan_is_named_skipped_and_counted(tmp_path, byte_level, documents, monkeypatch, stop_after):
+    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.1)
+    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    source, bad = poisoned(byte_level, documents)
+    if stop_after is not None:
+        with pytest.raises(Interrupted):
+            captured(tmp_path / "store", source, documents, stop_after=stop_after)
+    shown = io.StringIO()
+    counts = captured(tmp_path / "store", source, documents, shown=shown)["counts"]
+    assert counts["skipped"] == bad and f"skipped document {bad[0]} (" in shown.getvalue()
+    found = store.Store(tmp_path / "store")
+    assert found.documents == [d.id for d in documents if d.id not in bad]
+    found.expect({}, {d.id: d.text for d in documents}, where="here")
+
+
+def test_too_many_documents_with_nan_stop_the_capture(tmp_path, byte_level, documents):
+    source, bad = poisoned(byte_level, documents)
+    message = (
+        rf"^capture: the model gives NaN for 1 of {len(documents)} documents \(first: document {bad[0]} \(.*\)\), more "
+        "than 1%; try another dtype, or leave the model out$"
+    )
+    with pytest.raises(ValueError, match=message):
+        captured(tmp_path / "store", source, documents)
 
 
 class Interrupted(Exception):
     pass
 
 
-def captured(folder, source: capture.Source, documents: list[Document], *, stop_after: int | None = None) -> dict:
+def captured(
+    folder, source: capture.Source, documents: list[Document], *, stop_after=None, shown=None, **policy
+) -> dict:
     """A finished store's manifest; or what is left if the capture is stopped after some batches."""
-    shown = Progress(Console(file=io.StringIO()), "capture")
+    progress = Progress(Console(file=shown or io.StringIO(), width=997), "capture")
     if stop_after is not None:
         left = [stop_after]
 
@@ -124,36 +165,66 @@ def captured(folder, source: capture.Source, documents: list[Document], *, stop_
             if left[0] < 0:
                 raise Interrupted
 
-        shown.advance = advance
+        progress.advance = advance
+    how = {"policy": Policy(**(policy or {"policy": "top_k", "top_k": TOP_K})), "batch_tokens": 509}
     manifest.build_once(
         folder,
         Recipe(stage="capture"),
-        lambda out: capture.capture(source, documents, out, top_k=TOP_K, batch_tokens=509, progress=shown),
+        lambda out: capture.capture(source, documents, out, **how, progress=progress),
     )
     return manifest.read(folder)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 3])
-def test_an_interrupted_capture_goes_on_and_ends_the_same(tmp_path, byte_level, documents, monkeypatch, stop_after):
-    monkeypatch.setattr(capture, "SECONDS_PER_PART", 0)
+@pytest.mark.parametrize("policy", [{}, {"policy": "sampled", "draws": 11}])
+@pytest.mark.parametrize(("stop_after", "window"), [(0, 1 << 17), (1, 1 << 17), (3, 1 << 17), (3, 211), (4, 211)])
+def test_an_interrupted_capture_goes_on_and_ends_the_same(
+    tmp_path, byte_level, documents, monkeypatch, stop_after, window, policy
+):
+    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(capture, "WINDOW_TOKENS", window)
+    monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
+    source = source_of(byte_level)
+    captured(tmp_path / "whole", source, documents, **policy)
+    with pytest.raises(Interrupted):
+        captured(tmp_path / "cut", source, documents, stop_after=stop_after, **policy)
+    before = list((tmp_path / "cut.partial").glob("part-*")) + list((tmp_path / "cut.partial").glob(".block-*"))
+    there = sum(pq.read_metadata(p).num_rows for p in before)
+    counts = captured(tmp_path / "cut", source, documents, **policy)["counts"]
+    assert counts["resumed_documents"] == there
+    files = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == files
+    for name in set(files) - {"manifest.json"}:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert store.Store(tmp_path / "cut").documents == [d.id for d in documents]
+
+
+def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypatch):
+    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
     source = source_of(byte_level)
     captured(tmp_path / "whole", source, documents)
     with pytest.raises(Interrupted):
-        captured(tmp_path / "cut", source, documents, stop_after=stop_after)
-    before = {p.name: p.read_bytes() for p in (tmp_path / "cut.partial").glob("part-*")}
-    assert len(before) == stop_after
-    counts = captured(tmp_path / "cut", source, documents)["counts"]
-    done = sum(pq.read_metadata(io.BytesIO(part)).num_rows for part in before.values())
-    assert counts["resumed_documents"] == done and counts["documents"] == len(documents)
-    assert {name: (tmp_path / "cut" / name).read_bytes() for name in before} == before
-    ids = [d for p in (tmp_path / "cut").glob("part-*") for d in pq.read_table(p, columns=["document"])[0].to_pylist()]
-    assert sorted(ids) == [d.id for d in documents]
-    whole, cut = store.Store(tmp_path / "whole"), store.Store(tmp_path / "cut")
-    for document in documents:
-        a, b = whole.read(document.id), cut.read(document.id)
-        assert a.nats == b.nats and np.array_equal(a.tokens, b.tokens)
-        for name in ("ids", "logprobs", "gold", "tail", "offsets"):
-            assert np.array_equal(getattr(a.distributions, name), getattr(b.distributions, name))
+        captured(tmp_path / "cut", source, documents, stop_after=2)
+    block = sorted((tmp_path / "cut.partial").glob(".block-*"))[0]
+    block.write_bytes(block.read_bytes()[:-7])
+    captured(tmp_path / "cut", source, documents)
+    part = store.part_path(tmp_path / "whole", 0).name
+    assert (tmp_path / "cut" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+
+
+def test_what_the_writing_thread_raises_stops_the_capture(tmp_path, byte_level, documents, monkeypatch):
+    def fail(path, tables):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_tables", fail)
+    with pytest.raises(OSError, match="No space left"):
+        captured(tmp_path / "store", source_of(byte_level), documents)
+
+
+def test_windows_hold_all_documents_in_order():
+    lengths = [3, 0, 11, 2, 5, 7, 1]
+    windows = list(capture._windows(lengths, 10))
+    assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(lengths)))
+    assert [sum(lengths[w]) for w in windows] == [14, 14, 1] and list(capture._windows([], 10)) == []
 
 
 def test_no_documents_make_an_empty_store(tmp_path, byte_level):

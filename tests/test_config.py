@@ -40,8 +40,8 @@ def test_defaults_fill_a_small_run_file(run_file):
 
 def test_a_source_is_a_path_or_has_options(run_file):
     sources = config.load(run_file()).sources
-    assert sources["a"] == config.Source(model="models/a")
-    assert sources["b"] == config.Source(model="models/b", dtype="float32")
+    assert sources["a"] == config.Captured(model="models/a")
+    assert sources["b"] == config.Captured(model="models/b", dtype="float32")
 
 
 def test_the_examples_are_valid():
@@ -73,8 +73,8 @@ def test_overrides_reach_nested_and_new_options(run_file):
 
 def test_overrides_reach_sources(run_file):
     run = config.load(run_file(), ["sources.a.dtype=bfloat16", "sources.c=models/c", "target.dtype=float32"])
-    assert run.sources["a"] == config.Source(model="models/a", dtype="bfloat16")
-    assert run.sources["c"] == config.Source(model="models/c")
+    assert run.sources["a"] == config.Captured(model="models/a", dtype="bfloat16")
+    assert run.sources["c"] == config.Captured(model="models/c")
     assert run.target == config.Source(model="models/a", dtype="float32")
 
 
@@ -215,3 +215,33 @@ def test_yaml_without_options_is_no_run_file(run_file, text):
 )
 def test_an_override_that_is_none_is_named(run_file, override, message):
     assert problem(run_file(), override) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["capture.draws=7"], "capture.draws: an option of sampled, but capture.policy is threshold; drop one"),
+        (
+            ["capture.policy=top_k", "capture.mass=0.9"],
+            "capture.mass: an option of nucleus, but capture.policy is top_k",
+        ),
+        (
+            ["capture.policy=sampled", "capture.top_k=7"],
+            "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled; drop one",
+        ),
+        (["capture.policy=best"], "capture.policy: input should be 'threshold', 'top_k', 'nucleus' or 'sampled'"),
+    ],
+)
+def test_an_option_of_another_policy_is_refused(run_file, options, message):
+    with pytest.raises(ValueError) as caught:
+        config.load(run_file(), options)
+    assert f"run.yaml: {message}" in str(caught.value)
+
+
+def test_each_policy_knows_its_numbers(run_file):
+    for policy, numbers in config.POLICIES.items():
+        options = config.load(run_file(), [f"capture.policy={policy}"]).capture
+        assert options.retention == {"policy": policy} | numbers
+        again = config.Capture.model_validate(options.model_dump())
+        assert again == options
+    assert config.load(run_file(), ["capture.top_k=9"]).capture.retention["top_k"] == 9

@@ -50,6 +50,7 @@ def test_the_manifest_tells_what_was_made_of_what(tmp_path):
         "key": RECIPE.key,
         "parameters": {"top_k": 7},
         "inputs": {"model": "0f"},
+        "about": {},
         "counts": {"documents": 3},
         "files": {"a": hashlib.sha256(b"seven").hexdigest()},
     }

@@ -238,8 +238,8 @@ def test_other_methods_run_to_the_end(finished, again, options):
 
 MOMENTS = (  # a file or folder that has just appeared when a run is killed
     "corpus/*",
-    "capture/own-*.partial/part-00001.parquet",
-    "capture/other-*.partial/part-00002.parquet",
+    "capture/own-*.partial/.block-00000-00001.parquet",
+    "capture/other-*.partial/.block-00000-00002.parquet",
     "align/other-*",
     "train/clm-*.partial/checkpoints/*/trainer_state.json",
     "train/fused-*.partial/checkpoints/*/optimizer.pt",
@@ -274,7 +274,7 @@ def test_a_run_killed_again_and_again_ends_the_same(finished, tmp_path):
 def test_a_second_process_on_a_run_is_refused_and_the_first_goes_on(finished, tmp_path):
     out = tmp_path / "out"
     process = tiny_run.start("run", finished / "run.yaml", f"output={out}")
-    while process.exitcode is None and not list(out.glob("capture/*.partial/part-00000.parquet")):
+    while process.exitcode is None and not list(out.glob("capture/*.partial/.block-*.parquet")):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGSTOP)
     outcome = fuselm("run", finished / "run.yaml", f"output={out}")

@@ -43,7 +43,19 @@ TITLES = [
 def test_plan_prints_a_table_of_what_is_to_come(run_file):
     outcome = fuselm("plan", run_file)
     assert outcome.code == 0, outcome.err
-    for heading in ("tokens of", "train", "dev", "heldout", "stage", "tokens", "disk", "memory", "time", "in all"):
+    for heading in (
+        "tokens of",
+        "train",
+        "dev",
+        "heldout",
+        "stage",
+        "tokens",
+        "bytes/token",
+        "disk",
+        "memory",
+        "time",
+        "in all",
+    ):
         assert heading in outcome.out
     for title in TITLES:
         assert title in outcome.out

@@ -50,7 +50,7 @@ def test_rows_come_back_whole_and_in_order(counts, seed):
 
     stored_ids, stored = rounding.order_by_id(offsets, ids, logprobs)
     back_ids, back, back_tail = rounding.restore(offsets, stored_ids, rounding.round_logprobs(stored), tail)
-    for row, count in enumerate(counts):
+    for row in range(len(counts)):
         at = slice(offsets[row], offsets[row + 1])
         assert (np.diff(stored_ids[at]) > 0).all()
         assert (np.diff(back[at]) <= 0).all()

@@ -28,6 +28,7 @@ from fuselm.corpus import Document
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_model, load_tokenizer, locate
 from fuselm.progress import Progress
+from fuselm.retention import Policy
 from fuselm.training import Settings, dev_steps, last_checkpoint, reading_order
 from fuselm.vocabulary import Vocabulary
 
@@ -139,14 +140,14 @@ def fused(target, documents, tmp_path_factory) -> Path:
         source = capture.Source(
             model=model, layer=forward.output_layer(model), vocabulary=vocabulary, context_token=target.context_token
         )
-        return list(capture.trace_batch(source, chosen, segmentations, top_k=7))
+        return list(capture.trace_batch(source, chosen, segmentations, policy=Policy(policy="top_k", top_k=7)))
 
     own = traces()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.25)
     mixed = [fusion.fuse(pair, level="token") for pair in zip(own, traces(), strict=True)]
-    manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_part(out, 0, mixed) or {})
+    manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_parts(out, mixed))
     return folder
 
 

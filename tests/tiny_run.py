@@ -113,7 +113,7 @@ def fuselm_apart(*arguments: object, folder: Path) -> Outcome:
 
 
 def start(*arguments: object) -> BaseProcess:
-    """A command in a process that begins quickly and may be killed. It writes a part of a store for each batch."""
+    """A command in a process that begins quickly and may be killed. It writes a block of a store for each batch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fuselm.training", "fuselm.report", "fuselm.alignment", "tiny_run"])
     process = context.Process(target=_child, args=(list(map(str, arguments)), dict(os.environ)), daemon=True)
@@ -123,7 +123,7 @@ def start(*arguments: object) -> BaseProcess:
 
 def _child(arguments: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    capture.SECONDS_PER_PART = 0
+    capture.SECONDS_PER_BLOCK = 0
     outcome = fuselm(*arguments)
     sys.exit(outcome.code)
 

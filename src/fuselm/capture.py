@@ -1,7 +1,10 @@
 """One source over the corpus: the next-token distribution of every token, kept sparsely. DESIGN.md sections 2 and 3.
 
-Wan et al. 2024 keep the top 10 logits; here the top k log-probabilities of the full softmax, the mass of all
-others, and the gold token's own.
+Wan et al. 2024 keep the top 10 logits; here log-probabilities of the full softmax, as many as the policy wants
+(retention.py), the mass of all others, and the gold token's own.
+
+Documents are read a window at a time, in batches of like length, and written in their own order, a part a window. What
+is read of a window goes to blocks beside the parts until all of it is: an interruption costs what no block holds.
 """
 
 import time
@@ -10,18 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, store
+from fuselm import forward, retention, store
+from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.progress import Progress
+from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
 from fuselm.vocabulary import Segmentation, Vocabulary
 
-SECONDS_PER_PART = 15  # what an interruption may cost
+SECONDS_PER_BLOCK = 15  # what an interruption may cost
+WINDOW_TOKENS = 1 << 17  # enough documents to find some of like length, few enough to hold
+WINDOW_BATCHES = 32
+MOST_SKIPPED = 0.01  # share of the documents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,85 +45,213 @@ class Source:
     context_token: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Documents that were read together, and what was kept of them, row after row."""
+
+    documents: Sequence[Document]
+    segmentations: Sequence[Segmentation]
+    kept: Kept
+    gold: Float[ndarray, "rows"]
+    vocabulary_size: int
+
+
 def capture(
-    source: Source, documents: Sequence[Document], out: Path, *, top_k: int, batch_tokens: int, progress: Progress
+    source: Source, documents: Sequence[Document], out: Path, *, policy: Policy, batch_tokens: int, progress: Progress
 ) -> dict:
-    """Write traces of `documents` to parts in `out`, going on after the parts that are there; return what was counted.
+    """Write traces of `documents` to `out`, a finished store but for its manifest; return what was counted.
 
-    Batches don't depend on where an earlier run was cut off, so neither does any number.
+    Goes on after the parts and blocks that are there. Batches don't depend on where an earlier run was cut off, so
+    neither does any byte. A document that the model gives NaN for is left out, and named in the counts' `skipped`.
+    Raises `ValueError` where those are more than `MOST_SKIPPED`.
     """
-    done = _documents_in_parts(out)
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
-    plan = forward.batches([len(s.ids) for s in segmentations], batch_tokens)
-    todo = [batch for batch in plan if not done.issuperset(documents[i].id for i in batch)]
-    tokens = sum(len(s.ids) for s in segmentations)
-    progress.start(tokens, unit="tokens", done=tokens - sum(len(segmentations[i].ids) for b in todo for i in b))
-
-    part, pending, written = len(list(out.glob("part-*.parquet"))), [], time.monotonic()
-    for batch in todo:
-        pending.extend(
-            trace_batch(source, [documents[i] for i in batch], [segmentations[i] for i in batch], top_k=top_k)
-        )
-        progress.advance(sum(len(segmentations[i].ids) for i in batch))
-        if batch is todo[-1] or time.monotonic() - written > SECONDS_PER_PART:
-            store.write_part(out, part, pending)
-            part, pending, written = part + 1, [], time.monotonic()
-    return {"documents": len(documents), "tokens": tokens, "resumed_documents": len(done)}
+    lengths = [len(s.ids) for s in segmentations]
+    writer = _Writer(out, documents, progress)
+    windows = list(_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
+    resumed = {w: writer.resume(w, documents[window]) for w, window in enumerate(windows)}
+    done = set().union(*resumed.values())
+    tokens_done = sum(n for n, d in zip(lengths, documents, strict=True) if d.id in done)
+    progress.start(sum(lengths), unit="tokens", done=tokens_done)
+    with Background(writer.write) as background:
+        for w, window in enumerate(windows):
+            if store.part_path(out, w).exists():
+                continue
+            for batch in forward.batches(lengths[window], batch_tokens):
+                batch = [window.start + i for i in batch]
+                if new := [i for i in batch if documents[i].id not in done]:
+                    chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
+                    background.put((w, read(source, *chosen, policy=policy)))
+                    progress.advance(sum(lengths[i] for i in new))
+            background.put((w, None))
+    counts = store.finish(out)
+    writer.check_skipped()
+    return {**counts, "skipped": writer.skipped, "resumed_documents": len(done)}
 
 
 def trace_batch(
-    source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, top_k: int
+    source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
 ) -> Iterator[Trace]:
     """Traces of one batch of documents. Raises `ValueError`, with the document, where the model gives NaN."""
-    layer = source.layer
+    batch = read(source, documents, segmentations, policy=policy)
+    for document, trace in zip(documents, traces(batch), strict=True):
+        if trace is None:
+            raise ValueError(f"{_named(document)}: the model gives NaN; leave the document or the model out")
+        yield trace
+
+
+def read(
+    source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
+) -> Batch:
+    """One forward pass; of the logits, never more than a chunk."""
     with torch.inference_mode():
         inputs, mask = forward.pad([s.ids for s in segmentations], source.context_token, source.model.device)
-        hidden = forward.hidden_states(source.model, layer, inputs, mask)[mask.bool()]
-        gold_ids = torch.as_tensor(
-            np.concatenate([s.ids for s in segmentations]), dtype=torch.long, device=hidden.device
-        )
-        k = min(top_k, source.vocabulary.size)
-        ids, logprobs, gold, tail = [], [], [], []
-        for rows, logits in layer.logits_by_chunk(hidden):
-            logsumexp = forward.logsumexp(logits)[:, None]
-            values, indices = forward.top_k(logits, k)
-            ids.append(indices.int().cpu().numpy())
-            logprobs.append((values - logsumexp).cpu().numpy())
-            gold.append((logits.gather(1, gold_ids[rows, None]) - logsumexp)[:, 0].cpu().numpy())
-            kept = torch.logsumexp(values.double() - logsumexp.double(), dim=-1)
-            tail.append((-torch.expm1(kept)).clamp(0, 1).float().cpu().numpy())
+        hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[mask.bool()]
+        ids = np.concatenate([s.ids for s in segmentations])
+        gold_ids = torch.as_tensor(ids, dtype=torch.long, device=hidden.device)
+        uniform = np.zeros(len(ids))
+        if policy.policy == "sampled":
+            drawn = zip(documents, segmentations, strict=True)
+            uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
+        kept, gold = [], []
+        for rows, logits in source.layer.logits_by_chunk(hidden):
+            log_z = forward.logsumexp(logits)
+            kept.append(retention.keep(policy, logits, log_z, uniform[rows]))
+            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0] - log_z).clamp(max=0).cpu().numpy())
+    return Batch(
+        documents=documents,
+        segmentations=segmentations,
+        kept=Kept(
+            **{name: np.concatenate([getattr(k, name) for k in kept]) for name in ("counts", "ids", "logprobs", "tail")}
+        ),
+        gold=np.concatenate(gold),
+        vocabulary_size=source.vocabulary.size,
+    )
+
+
+def traces(batch: Batch) -> Iterator[Trace | None]:
+    """A trace for each document of the batch; None where the model gave NaN."""
+    offsets = np.append(0, np.cumsum(batch.kept.counts)).astype(np.int64)
     begin = 0
-    ids, logprobs, gold, tail = map(np.concatenate, (ids, logprobs, gold, tail))
-    for document, segmentation in zip(documents, segmentations, strict=True):
-        end = begin + len(segmentation.ids)
+    for document, segmentation in zip(batch.documents, batch.segmentations, strict=True):
+        rows = slice(begin, begin + len(segmentation.ids))
+        entries = slice(offsets[rows.start], offsets[rows.stop])
+        gold, logprobs = batch.gold[rows], batch.kept.logprobs[entries]
+        begin = rows.stop
+        if np.isnan(gold).any() or np.isnan(logprobs).any():
+            yield None
+            continue
         distributions = Distributions(
-            offsets=np.arange(end - begin + 1) * k,
-            ids=ids[begin:end].ravel(),
-            logprobs=np.minimum(logprobs[begin:end].ravel(), 0.0),
-            gold=np.minimum(gold[begin:end], 0.0),
-            tail=tail[begin:end],
+            offsets=offsets[rows.start : rows.stop + 1] - offsets[rows.start],
+            ids=batch.kept.ids[entries],
+            logprobs=logprobs,
+            gold=gold,
+            tail=batch.kept.tail[rows],
         )
-        try:
-            check(distributions, source.vocabulary.size)
-        except ValueError as error:
-            raise ValueError(
-                f"document {document.id} ({document.domain}): {error}; leave it or this model out"
-            ) from None
+        check(distributions, batch.vocabulary_size)
         yield Trace(
             document=document.id,
+            text=store.text_fingerprint(document.text),
             size=segmentation.size,
-            nats=float(-gold[begin:end].astype(np.float64).sum()),
+            nats=float(-gold.astype(np.float64).sum()),
             tokens=segmentation.ids,
             starts=segmentation.starts,
             distributions=distributions,
-            weights=np.zeros((end - begin, 0), np.float32),
+            weights=np.zeros((len(gold), 0), np.float32),
         )
-        begin = end
 
 
-def _documents_in_parts(folder: Path) -> set[str]:
-    return {
-        document
-        for path in folder.glob("part-*.parquet")
-        for document in pq.read_table(path, columns=["document"]).column(0).to_pylist()
-    }
+class _Writer:
+    """Rows of the window that is being read, on their way to the disk."""
+
+    def __init__(self, out: Path, documents: Sequence[Document], progress: Progress):
+        self.skipped: list[str] = []
+        self._out = out
+        self._documents = documents
+        self._place = {d.id: n for n, d in enumerate(documents)}
+        self._progress = progress
+        self._tables: dict[int, list[pa.Table]] = {}  # of windows
+        self._there: set[str] = set()
+        self._unwritten: list[pa.Table] = []
+        self._written = time.monotonic()
+
+    def resume(self, window: int, documents: Sequence[Document]) -> set[str]:
+        """The documents of a window that are there."""
+        blocks = sorted(self._out.glob(f".block-{window:05d}-*.parquet"))
+        part = store.part_path(self._out, window)
+        if part.exists():
+            for block in blocks:
+                block.unlink()
+            there = set(pq.read_table(part, columns=["document"])["document"].to_pylist())
+            self.skipped += [d.id for d in documents if d.id not in there]
+            return {d.id for d in documents}
+        tables = []
+        for block in blocks:
+            try:
+                tables.append(pq.read_table(block, page_checksum_verification=True).cast(store.SCHEMA))
+            except store.DAMAGED:  # its documents are read again
+                block.unlink()
+        self._tables[window] = tables
+        there = {document for table in tables for document in table["document"].to_pylist()}
+        self._there |= there
+        return there
+
+    def write(self, item: tuple[int, Batch | None]) -> None:
+        """What was read of a window; None once it is all there is."""
+        window, batch = item
+        if batch is not None:
+            self._add(window, batch)
+            if time.monotonic() - self._written < SECONDS_PER_BLOCK:
+                return
+            self._write_block(window)
+            return
+        store.write_tables(store.part_path(self._out, window), [self._in_order(self._tables.pop(window))])
+        for block in self._out.glob(f".block-{window:05d}-*.parquet"):
+            block.unlink()
+        self._unwritten, self._written = [], time.monotonic()
+
+    def check_skipped(self) -> None:
+        if len(self.skipped) > MOST_SKIPPED * len(self._documents):
+            first = _named(self._documents[self._place[self.skipped[0]]])
+            raise ValueError(
+                f"capture: the model gives NaN for {len(self.skipped)} of {len(self._documents)} documents (first: "
+                f"{first}), more than {MOST_SKIPPED:.0%}; try another dtype, or leave the model out"
+            )
+
+    def _add(self, window: int, batch: Batch) -> None:
+        good = []
+        for document, trace in zip(batch.documents, traces(batch), strict=True):
+            if trace is None:
+                self.skipped.append(document.id)
+                self._progress.note(f"skipped {_named(document)}: the model gives NaN")
+                self.check_skipped()
+            elif document.id not in self._there:
+                good.append(trace)
+        self._tables[window].append(store.to_table(good))
+        self._unwritten.append(self._tables[window][-1])
+
+    def _write_block(self, window: int) -> None:
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self._out.glob(f".block-{window:05d}-*.parquet")]
+        number = max(numbers, default=-1) + 1
+        path = self._out / f".block-{window:05d}-{number:05d}.parquet"
+        store.write_tables(path, [pa.concat_tables(self._unwritten)])
+        self._unwritten, self._written = [], time.monotonic()
+
+    def _in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
+        table = pa.concat_tables([store.SCHEMA.empty_table(), *tables])
+        places = np.array([self._place[document] for document in table["document"].to_pylist()], np.int64)
+        return table.take(pa.array(np.argsort(places)))
+
+
+def _windows(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Documents one after another, until there are so many tokens."""
+    begin = tokens = 0
+    for n, length in enumerate(lengths):
+        tokens += length
+        if tokens >= most or n == len(lengths) - 1:
+            yield slice(begin, n + 1)
+            begin, tokens = n + 1, 0
+
+
+def _named(document: Document) -> str:
+    return f"document {document.id} ({document.domain})"

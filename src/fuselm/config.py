@@ -27,11 +27,18 @@ class Source(_Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the checkpoint's
 
 
+class Captured(Source):
+    """A source, whose distributions may be there already."""
+
+    store: str | None = None  # a capture of this run's documents by this model; then the model is not run for one
+
+
 def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
 ModelOption = Annotated[Source, BeforeValidator(_named)]
+SourceOption = Annotated[Captured, BeforeValidator(_named)]
 
 
 class Corpus(_Options):
@@ -43,9 +50,39 @@ class Corpus(_Options):
     heldout: float = Field(0.25, gt=0, lt=1)  # share of each domain's documents that only the result sees
 
 
+# What each retention policy is told, and takes where nothing is said; docs/store.md shows how these were chosen.
+POLICIES: dict[str, dict[str, float]] = {
+    "threshold": {"threshold": 0.006, "top_k": 64},
+    "top_k": {"top_k": 64},
+    "nucleus": {"mass": 0.9, "top_k": 64},
+    "sampled": {"draws": 50, "temperature": 1.0},
+}
+
+
 class Capture(_Options):
-    top_k: int = Field(64, ge=1)  # entries kept a token; the rest is its tail mass
+    policy: Literal["threshold", "top_k", "nucleus", "sampled"] = "threshold"  # which entries are kept of a token
+    top_k: int | None = Field(None, ge=1)  # entries at most; the rest is the token's tail mass. Not of sampled
+    threshold: float | None = Field(None, gt=0, lt=1)  # threshold: entries of at least this probability
+    mass: float | None = Field(None, gt=0, le=1)  # nucleus: the most probable entries that reach it
+    draws: int | None = Field(None, ge=1)  # sampled: how many
+    temperature: float | None = Field(None, gt=0)  # sampled: of the draws; their weights make up for it
     batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_policy(cls, options: Any) -> Any:
+        if not isinstance(options, dict) or (policy := options.get("policy", "threshold")) not in POLICIES:
+            return options
+        for name in sorted(set().union(*POLICIES.values()) - set(POLICIES[policy])):
+            if options.get(name) is not None:
+                of = " and ".join(p for p, taken in POLICIES.items() if name in taken)
+                raise ValueError(f"capture.{name}: an option of {of}, but capture.policy is {policy}; drop one")
+        return POLICIES[policy] | options
+
+    @property
+    def retention(self) -> dict[str, Any]:
+        """The policy and what it is told."""
+        return {"policy": self.policy} | {name: getattr(self, name) for name in POLICIES[self.policy]}
 
 
 class Align(_Options):
@@ -83,7 +120,7 @@ class Evaluate(_Options):
 class Run(_Options):
     output: str  # folder of the run
     target: ModelOption
-    sources: dict[str, ModelOption] = Field(min_length=1)
+    sources: dict[str, SourceOption] = Field(min_length=1)
     corpus: Corpus
     capture: Capture = Capture()
     align: Align = Align()
@@ -194,7 +231,7 @@ def _first_problem(error: ValidationError, options: dict) -> str:
 
 def _known_options(location: list[str]) -> list[str]:
     if location[:1] == ["sources"] or location[:1] == ["target"]:
-        return list(Source.model_fields)
+        return list((Captured if location[0] == "sources" else Source).model_fields)
     options: type[BaseModel] = Run
     for part in location:
         options = options.model_fields[part].annotation  # type: ignore[assignment]
@@ -207,7 +244,8 @@ def _with_paths(run: Run, folder: Path) -> Run:
         return str(beside) if not Path(spec).exists() and beside.exists() else spec
 
     def model(source: Source) -> Source:
-        return source.model_copy(update={"model": found(source.model)})
+        paths = {"model": source.model, "store": getattr(source, "store", None)}
+        return source.model_copy(update={name: found(path) for name, path in paths.items() if path is not None})
 
     return run.model_copy(
         update={

@@ -108,9 +108,9 @@ def hidden_states(
     return model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def chunks(rows: int, vocab: int) -> Iterator[slice]:
-    """Slices of `rows` whose logits stay within `LOGITS_PER_CHUNK`."""
-    size = max(LOGITS_PER_CHUNK // vocab, 1)
+def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:
+    """Slices of `rows` with at most `most` logits, or `LOGITS_PER_CHUNK`."""
+    size = max((most or LOGITS_PER_CHUNK) // vocab, 1)
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
 

@@ -26,6 +26,7 @@ class Recipe:
     stage: str
     parameters: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)  # name -> fingerprint
+    about: dict[str, Any] = field(default_factory=dict)  # to be read by people; not part of the key
 
     @property
     def key(self) -> str:
@@ -78,6 +79,7 @@ def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, A
             "key": recipe.key,
             "parameters": recipe.parameters,
             "inputs": recipe.inputs,
+            "about": recipe.about,
             "counts": counts,
             "seconds": round(time.perf_counter() - started, 3),
             "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},

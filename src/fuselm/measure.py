@@ -77,7 +77,7 @@ def fidelity(
     vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)))
 
-    from fuselm import capture, forward, spans
+    from fuselm import capture, forward, retention, spans
     from fuselm.alignment import Aligner
     from fuselm.fidelity import Fidelity
     from fuselm.models import load_model
@@ -90,6 +90,7 @@ def fidelity(
         vocabulary=vocabularies[0],
         context_token=source.context_token,
     )
+    policy = retention.Policy(policy="top_k", top_k=top_k)
     read = [d.text for d in documents]
     aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
     domains = sorted({d.domain for d in documents})
@@ -103,7 +104,7 @@ def fidelity(
         shown.start(sum(len(s.ids) for s in segmentations), unit="tokens")
         for batch in forward.batches([len(s.ids) for s in segmentations], BATCH_TOKENS):
             chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
-            for trace in capture.trace_batch(reader, *chosen, top_k=top_k):
+            for trace in capture.trace_batch(reader, *chosen, policy=policy):
                 document = of[trace.document]
                 for number, (method, aligner) in enumerate(aligners.items()):
                     aligned = aligner.align(trace, document.text)

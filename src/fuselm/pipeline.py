@@ -129,14 +129,17 @@ class Pipeline:
 
     def _capture(self, name: str) -> Path:
         model, options = self.sources[name], self.run.sources[name]
+        if options.store is not None:
+            return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture.model_dump(), "dtype": options.dtype, "split": "train"},
+            parameters={**self.run.capture.model_dump(exclude_none=True), "dtype": options.dtype, "split": "train"},
+            about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import capture, forward
+            from fuselm import capture, forward, retention
             from fuselm.models import load_model
 
             loaded = load_model(model, dtype=options.dtype)
@@ -147,9 +150,24 @@ class Pipeline:
                 context_token=model.context_token,
             )
             documents = [d for d in self.documents if d.split == "train"]
-            return capture.capture(source, documents, out, **self.run.capture.model_dump(), progress=shown)
+            policy = retention.Policy(**self.run.capture.retention)
+            batch_tokens = self.run.capture.batch_tokens
+            return capture.capture(source, documents, out, policy=policy, batch_tokens=batch_tokens, progress=shown)
 
         return self._build("capture", name, recipe, build)
+
+    def _existing(self, name: str, folder: Path) -> Path:
+        """A store that the user has. Raises `ValueError` if it is not of this source and these texts."""
+        if folder not in self._keys:
+            from fuselm import store
+
+            model = self.sources[name]
+            wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
+            texts = {d.id: d.text for d in self.documents if d.split == "train"}
+            store.Store(folder).expect(wanted, texts, where=f"sources.{name}.store")
+            self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
+        self._steps.append(Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True))
+        return folder
 
     def align(self) -> dict[str, Path]:
         captured = self.capture()

@@ -17,11 +17,13 @@ from rich.table import Table
 from fuselm import manifest
 
 if TYPE_CHECKING:
+    from fuselm import config
     from fuselm.corpus import Document
     from fuselm.pipeline import Pipeline, Step
 
-ENTRY_BYTES = 8  # an id and a log-probability
-ROW_BYTES = 24  # token, start, gold, tail, count, weight
+ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
+ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7
+USUAL_ENTRY_BYTES, USUAL_ROW_BYTES = 2.1, 7.0
 STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
 CHECKPOINTS = 3  # the best, the last, and the one being written
 ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
@@ -36,6 +38,7 @@ class Estimate:
     title: str
     tokens: int
     disk: int  # bytes
+    bytes_per_token: float | None = None  # of a capture, as one batch has it
     seconds: float | None = None
     memory: int | None = None  # bytes
 
@@ -53,11 +56,11 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     if step.stage == "capture":
         model = pipeline.sources[step.name]
         tokens = counted[model.tokenizer_fingerprint]["train"]
-        disk = tokens * (ROW_BYTES + ENTRY_BYTES * min(run.capture.top_k, model.output_size))
+        disk = int(tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture), model.output_size)))
     elif step.stage == "align":
-        tokens, disk = of_target["train"], of_target["train"] * aligned_row
+        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row)
     elif step.stage == "fuse":
-        tokens, disk = of_target["train"], of_target["train"] * aligned_row * len(pipeline.sources)
+        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.sources)
     elif step.stage == "train":
         tokens = of_target["train"] * run.train.passes
         parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
@@ -70,6 +73,12 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     return Estimate(title=step.title, tokens=tokens, disk=disk)
 
 
+def _most_entries(options: "config.Capture") -> int:
+    """Of a row, whatever the model says."""
+    told = options.retention
+    return min(told.get("top_k", told.get("draws", 1)), int(1 / told.get("threshold", 1e-9)))
+
+
 def check_disk(pipeline: "Pipeline") -> None:
     """Raises `ValueError` where the disk has less room than the stages yet to come may need."""
     needed = sum(e.disk for e in estimates(pipeline))
@@ -77,24 +86,28 @@ def check_disk(pipeline: "Pipeline") -> None:
     if needed > free:
         raise ValueError(
             f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:.2f}; make room, set "
-            "another `output`, or keep fewer entries (capture.top_k, align.top_k)"
+            "another `output`, or keep fewer entries (capture.threshold, align.top_k)"
         )
 
 
 def table(pipeline: "Pipeline") -> Table:
     """The estimates, calibrated, as a table for the terminal."""
     rows = _calibrated(pipeline, estimates(pipeline))
-    result = Table("stage", *(_right(h) for h in ("tokens", "disk", "memory", "time")), show_footer=False)
+    result = Table(
+        "stage", *(_right(h) for h in ("tokens", "bytes/token", "disk", "memory", "time")), show_footer=False
+    )
     for e in rows:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else _duration(e.seconds)
-        result.add_row(e.title, f"{e.tokens:,}" if e.tokens else "", _size(e.disk), memory, seconds)
+        each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
+        result.add_row(e.title, f"{e.tokens:,}" if e.tokens else "", each, _size(e.disk), memory, seconds)
     if not rows:
-        result.add_row("nothing to do", "", "", "", "")
+        result.add_row("nothing to do", "", "", "", "", "")
     result.add_section()
     peak = max((e.memory or 0 for e in rows), default=0)
     result.add_row(
         "in all",
+        "",
         "",
         _size(sum(e.disk for e in rows)),
         f"{peak / GIB:.1f} GiB",
@@ -114,7 +127,7 @@ def tokens_table(pipeline: "Pipeline") -> Table:
 
 def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
     documents = [d for d in pipeline.documents if d.split == "train"]
-    speeds: dict[str, tuple[float, int]] = {}
+    speeds: dict[str, tuple[float, float | None, int]] = {}
     result = []
     for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
         if step.stage in ("align", "fuse"):
@@ -127,17 +140,18 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
         name = step.name if step.name in pipeline.sources and task == "read" else ""
         if f"{task} {name}" not in speeds:
             pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
-            speeds[f"{task} {name}"] = (_measure(pipeline, name, documents, task), _peak_memory())
-        speed, memory = speeds[f"{task} {name}"]
-        result.append(replace(row, seconds=row.tokens / speed, memory=memory))
+            speeds[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
+        speed, entries, memory = speeds[f"{task} {name}"]
+        each = USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * entries if step.stage == "capture" and entries else None
+        result.append(replace(row, bytes_per_token=each, seconds=row.tokens / speed, memory=memory))
     return result
 
 
-def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], task: str) -> float:
-    """Tokens a second of one batch of the corpus."""
+def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], task: str) -> tuple[float, float | None]:
+    """Tokens a second of one batch of the corpus; and the entries that the capture keeps of a token of it."""
     import torch
 
-    from fuselm import capture, forward
+    from fuselm import capture, forward, retention
     from fuselm.models import load_model
     from fuselm.objective import fusion_loss
 
@@ -154,13 +168,14 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     loaded = load_model(model, dtype="float32" if task == "train" else options.dtype)
     layer = forward.output_layer(loaded)
     source = capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
+    policy = retention.Policy(**pipeline.run.capture.retention)
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0) if task == "train" else None
-    seconds = []
+    seconds, entries = [], None
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         if optimizer is None:
-            for _trace in capture.trace_batch(source, documents[:count], chosen, top_k=pipeline.run.capture.top_k):
-                pass
+            kept = capture.read(source, documents[:count], chosen, policy=policy).kept
+            entries = float(kept.counts.mean())
         else:
             inputs, mask = forward.pad([s.ids for s in chosen], model.context_token, loaded.device)
             with torch.autocast(loaded.device.type, torch.bfloat16, enabled=pipeline.run.train.precision == "bf16"):
@@ -169,7 +184,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
                 fusion_loss(hidden, layer, gold, None, 1.0).total.backward()
             optimizer.step()
         seconds.append(time.perf_counter() - began)
-    return sum(len(s.ids) for s in chosen) / seconds[-1]
+    return sum(len(s.ids) for s in chosen) / seconds[-1], entries
 
 
 def _peak_memory() -> int:

@@ -1,4 +1,4 @@
-"""The values of a store, as they are on disk: rounded to few different ones, which Parquet's own encodings make little of.
+"""The values of a store, as they are on disk: rounded to few different ones, of which Parquet's encodings make little.
 
 What is rounded is what matters least: the square root of a probability evenly, for the error of a KL divergence and of
 a gradient goes by that, and small probabilities by ratio. Rows come back with entries and tail that sum to 1, the most

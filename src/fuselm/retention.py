@@ -1,0 +1,175 @@
+"""Which entries of a distribution are kept. The rest is the row's tail, known and never dropped; docs/store.md.
+
+A policy sees the logits of some rows, a chunk at a time, or rows of a store that were kept by a wider one. For a given
+number of entries in all, `threshold` loses the least in square: it keeps what is large wherever that is, few entries of
+a row that is sure and many of one that is not.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from fuselm import forward
+from fuselm.distributions import Distributions
+
+SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What to keep. Each policy uses the numbers that `config.POLICIES` names for it."""
+
+    policy: str
+    top_k: int = 64  # entries of a row, at most
+    mass: float = 1.0  # nucleus
+    threshold: float = 0.0  # probability
+    draws: int = 1
+    temperature: float = 1.0  # of the draws
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Rows of entries, one row after the other, and the mass of all others."""
+
+    counts: Int[ndarray, "rows"]
+    ids: Int[ndarray, "entries"]
+    logprobs: Float[ndarray, "entries"]
+    tail: Float[ndarray, "rows"]
+
+
+def keep(
+    policy: Policy,
+    logits: Float[Tensor, "rows vocab"],
+    log_z: Float[Tensor, "rows"],
+    uniform: Float[ndarray, "rows"],
+) -> Kept:
+    """The entries that `policy` keeps of these rows, whose log-sum-exp is `log_z`.
+
+    `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
+    """
+    return KEEP[policy.policy](policy, logits, log_z, uniform)
+
+
+def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
+    """In [0, 1), one a token, the same for a document on every machine."""
+    seed = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).random(count)
+
+
+def reduce(policy: Policy, distributions: Distributions) -> Distributions:
+    """What `policy` keeps of rows that are kept already, the most probable first.
+
+    Raises `ValueError` where that isn't what it would have kept of the full distribution, or can't be told.
+    """
+    if policy.policy == "sampled":
+        raise ValueError("sampled: cannot be drawn from kept entries, it needs full distributions; capture again")
+    d = distributions
+    rank = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
+    probs = np.exp(d.logprobs.astype(np.float64))
+    before = np.cumsum(probs) - probs
+    before -= np.repeat(before[d.offsets[:-1][d.informed]], d.counts[d.informed])
+    kept = (rank < policy.top_k) & WANTED[policy.policy](policy, probs, before)
+    kept |= rank == 0
+    cut = np.bincount(d.rows[kept], minlength=len(d))
+    # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
+    last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
+    largest = np.minimum(d.tail.astype(np.float64), last)
+    sums = np.bincount(d.rows, weights=probs, minlength=len(d)).astype(np.float64)
+    more = (cut == d.counts) & (cut < policy.top_k) & d.informed & (largest > 1e-6)
+    more &= WANTED[policy.policy](policy, largest, sums)
+    if more.any():
+        row = int(more.argmax())
+        raise ValueError(
+            f"{policy.policy}: row {row} has {cut[row]} entries and a tail of {d.tail[row]:.4f}, fewer than the policy "
+            "would keep; choose a narrower one, or capture again"
+        )
+    dropped = np.bincount(d.rows[~kept], weights=probs[~kept], minlength=len(d))
+    return Distributions(
+        offsets=np.append(0, np.cumsum(cut)).astype(np.int64),
+        ids=d.ids[kept],
+        logprobs=d.logprobs[kept],
+        gold=d.gold,
+        tail=np.clip(d.tail + dropped, 0.0, 1.0).astype(np.float32),
+    )
+
+
+def _largest(
+    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
+) -> Kept:
+    """The most probable entries, as long as they are wanted; at least one."""
+    values, ids = forward.top_k(logits, min(policy.top_k, logits.shape[1]))
+    logprobs = (values - log_z[:, None]).clamp(max=0).double().cpu().numpy()
+    probs = np.exp(logprobs)
+    kept = WANTED[policy.policy](policy, probs, np.cumsum(probs, axis=1) - probs)
+    kept[:, 0] = True
+    return Kept(
+        counts=kept.sum(axis=1),
+        ids=ids.int().cpu().numpy()[kept],
+        logprobs=logprobs[kept].astype(np.float32),
+        tail=np.clip(1.0 - (probs * kept).sum(axis=1), 0.0, 1.0).astype(np.float32),
+    )
+
+
+def _sampled(
+    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
+) -> Kept:
+    """Random Sampling Knowledge Distillation (Anshumann et al. 2025, arXiv 2503.16870), by systematic draws.
+
+    The distribution at `temperature` is cut into as many equal parts as there are draws, and each gives the token at
+    the same place in it: counts have the same expectation as of independent draws, and less variance. A token's weight
+    is its count, times its probability over that at the temperature. Weights sum to 1: the row has no tail.
+    """
+    parts = [
+        _drawn(policy, logits[rows], log_z[rows], uniform[rows])
+        for rows in forward.chunks(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
+    ]
+    counts, ids, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=np.zeros(len(logits), np.float32))
+
+
+def _drawn(
+    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
+) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
+    heated = logits / policy.temperature
+    log_heated = forward.logsumexp(heated)
+    sums = (heated - log_heated[:, None]).double().exp_().cumsum(dim=1)
+    places = torch.as_tensor(uniform, device=logits.device)[:, None] + torch.arange(policy.draws, device=logits.device)
+    drawn = torch.searchsorted(sums, places / policy.draws * sums[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
+    vocab = logits.shape[1]
+    keys = drawn + torch.arange(len(logits), device=logits.device)[:, None] * vocab
+    keys, times = torch.unique_consecutive(keys.flatten(), return_counts=True)
+    rows, ids = keys // vocab, keys % vocab
+    weights = times.double().log()
+    if policy.temperature != 1.0:
+        weights += (logits[rows, ids] - log_z[rows]) - (heated[rows, ids] - log_heated[rows])
+    rows, weights = rows.cpu().numpy(), np.exp(weights.cpu().numpy())
+    weights /= np.bincount(rows, weights=weights)[rows]
+    counts = np.bincount(rows, minlength=len(logits))
+    return counts, ids.int().cpu().numpy(), np.log(weights).astype(np.float32)
+
+
+def _all(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+    return np.ones(probs.shape, bool)
+
+
+def _nucleus(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+    return before < policy.mass
+
+
+def _threshold(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+    return probs >= policy.threshold
+
+
+# Whether an entry is wanted, by its probability and that of all more probable ones.
+WANTED: dict[str, Callable[..., Bool[ndarray, "..."]]] = {
+    "top_k": _all,
+    "nucleus": _nucleus,
+    "threshold": _threshold,
+}
+KEEP: dict[str, Callable[..., Kept]] = {**dict.fromkeys(WANTED, _largest), "sampled": _sampled}
