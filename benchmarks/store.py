@@ -1,0 +1,348 @@
+"""The store's size, fidelity and speed, measured in one run: `python benchmarks/store.py [--json]`.
+
+On the demo's models (`make models` fetches them) and the training documents of its corpus. What is slow to make is kept
+under `runs/benchmarks` and found again; times are medians of five, on one core.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from fuselm import config, corpus, manifest, store
+from fuselm.models import Model, load_tokenizer, locate
+from fuselm.store import Store, Trace
+from fuselm.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "runs" / "benchmarks"
+MODELS = {"gemma": "models/gemma-3-270m.gguf", "qwen": "models/qwen2.5-coder-0.5b-instruct.gguf"}
+DEFAULT = {"policy": "threshold"} | config.POLICIES["threshold"]
+WIDE = {"policy": "top_k", "top_k": 128}  # what narrower policies are taken of, for their bytes
+RUNS = 5
+BATCH_TOKENS = 1024
+MANY = 1_000_000
+console = Console(stderr=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--parts", default="bytes,gradient,capture,reading,many", help="which to measure")
+    parser.add_argument("--models", default=",".join(MODELS), help="on which models")
+    parser.add_argument("--documents", type=int, default=8, help="of the gradients, and of a timed capture")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    if options.worker:
+        print(json.dumps(WORKERS[options.worker](options.models, options.documents)))
+        return
+    models = options.models.split(",")
+    parts = {
+        "bytes": lambda: {name: sizes(name) for name in models},
+        "gradient": lambda: {name: gradient(name, options.documents) for name in models},
+        "capture": lambda: {name: throughput(name, options.documents) for name in models},
+        "reading": reading,
+        "many": many,
+    }
+    result = {name: parts[name]() for name in options.parts.split(",")}
+    print(json.dumps(result) if options.json else json.dumps(result, indent=1))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def median(run: Callable[[], object]) -> float:
+    """Seconds; one run to warm up."""
+    run()
+    return statistics.median(seconds(run) for _ in range(RUNS))
+
+
+# ---- size
+
+
+def sizes(name: str) -> dict:
+    """Bytes per token, all in; by column; and of other policies."""
+    from store_gradient import POLICIES, label
+
+    folder = captured(name, DEFAULT)
+    result = {"default": folder_size(folder) | {"columns": columns(folder)}, "policies": {}}
+    for options in POLICIES:
+        made = captured(name, options) if options["policy"] == "sampled" else reduced(name, options)
+        result["policies"][label(options)] = folder_size(made)
+    return result
+
+
+def folder_size(folder: Path) -> dict:
+    counts = manifest.read(folder)["counts"]
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return {
+        "bytes_per_token": size / counts["tokens"],
+        "entries_per_token": counts["entries"] / counts["tokens"],
+        "tokens": counts["tokens"],
+    }
+
+
+def columns(folder: Path) -> dict[str, float]:
+    """Compressed bytes per token."""
+    sums: dict[str, int] = {}
+    for path in folder.glob("part-*.parquet"):
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            for n in range(metadata.num_columns):
+                column = metadata.row_group(group).column(n)
+                name = column.path_in_schema.split(".")[0]
+                sums[name] = sums.get(name, 0) + column.total_compressed_size
+    return {name: size / manifest.read(folder)["counts"]["tokens"] for name, size in sums.items()}
+
+
+def reduced(name: str, options: dict) -> Path:
+    """A store of what a policy keeps of the wide one's rows."""
+    from dataclasses import replace
+
+    from fuselm.retention import Policy, reduce
+
+    wide, policy = Store(captured(name, WIDE)), Policy(**options)
+
+    def build(out: Path) -> dict:
+        return store.write_parts(out, (replace(t, distributions=reduce(policy, t.distributions)) for t in wide))
+
+    return kept(f"reduced-{name}", options, build)
+
+
+# ---- fidelity
+
+
+def gradient(name: str, per_run: int) -> dict:
+    from store_gradient import measure
+
+    model, vocabulary = model_of(name)
+    long = [d for d in documents() if len(vocabulary.segment(d.text).ids) >= 128]
+    return measure(model, vocabulary, long[:: max(len(long) // per_run, 1)][:per_run])
+
+
+# ---- capture
+
+
+def throughput(name: str, count: int) -> dict:
+    """Capture beside the bare forward pass with the same batches, each in a process of its own."""
+    found = {}
+    for worker in ("bare", "capture"):
+        arguments = ["--worker", worker, "--models", name, "--documents", str(count)]
+        ended = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+        found[worker] = json.loads(ended.stdout)
+    return found | {
+        "speed": found["capture"]["tokens_per_second"] / found["bare"]["tokens_per_second"],
+        "memory": found["capture"]["peak_bytes"] / found["bare"]["peak_bytes"],
+        "padding": padding(name),
+    }
+
+
+def padding(name: str) -> float:
+    """Share of what is read of the whole corpus that is padding."""
+    from fuselm import forward
+
+    _, vocabulary = model_of(name)
+    lengths = vocabulary.count_tokens([d.text for d in documents()])
+    read = sum(len(batch) * max(lengths[i] for i in batch) for batch in forward.batches(lengths, BATCH_TOKENS))
+    return 1 - sum(lengths) / read
+
+
+def worker(task: str) -> Callable[[str, int], dict]:
+    def run(name: str, count: int) -> dict:
+        import torch
+
+        from fuselm import capture, forward
+        from fuselm.retention import Policy
+
+        source, chosen = source_of(name), documents()[:: max(len(documents()) // count, 1)]
+        segmentations = [source.vocabulary.segment(d.text) for d in chosen]
+        lengths = [len(s.ids) for s in segmentations]
+
+        def bare() -> None:
+            with torch.inference_mode():
+                for batch in forward.batches(lengths, BATCH_TOKENS):
+                    inputs, mask = forward.pad([segmentations[i].ids for i in batch], source.context_token)
+                    hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[mask.bool()]
+                    for _ in source.layer.logits_by_chunk(hidden):
+                        pass
+
+        def all_of_it() -> None:
+            out = WORK / "timed"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            policy = Policy(**DEFAULT)
+            capture.capture(source, chosen, out, policy=policy, batch_tokens=BATCH_TOKENS, progress=quiet())
+
+        took = median(bare if task == "bare" else all_of_it)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"tokens_per_second": sum(lengths) / took, "peak_bytes": peak}
+
+    return run
+
+
+# ---- reading
+
+
+def reading() -> dict:
+    """Tokens a second into training batches from beginning to end, and milliseconds for one document at random."""
+    from fuselm.training import _Collator
+
+    folder = captured("gemma", DEFAULT)
+    tokens, collate = manifest.read(folder)["counts"]["tokens"], _Collator(0)
+
+    def batches() -> None:
+        items: list[dict] = []
+        for trace in Store(folder):
+            items.append({"tokens": trace.tokens, "distributions": trace.distributions})
+            if len(items) == 4:
+                collate(items)
+                items = []
+
+    found, random = Store(folder), np.random.default_rng(0)
+    names = random.choice(found.documents, 101)
+    found.read(str(names[0]))
+    one = [seconds(lambda name=name: found.read(str(name))) for name in names]
+    return {
+        "tokens_per_second": tokens / median(lambda: list(Store(folder))),
+        "tokens_per_second_into_batches": tokens / median(batches),
+        "random_document_milliseconds": {"median": statistics.median(one) * 1e3, "worst": max(one) * 1e3},
+    }
+
+
+def many() -> dict:
+    """Opening a store of a million documents, in a process of its own."""
+    many_documents()
+    found = subprocess.run([sys.executable, __file__, "--worker", "open"], check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def many_documents() -> Path:
+    first = next(Store(captured("gemma", DEFAULT)).tables()).slice(0, 8)
+    few = [trim(trace) for trace in store.from_table(first)]
+
+    def tables() -> Iterator[pa.Table]:
+        table = store.to_table(few * 128)
+        for begin in range(0, MANY, len(table)):
+            table = table.slice(0, min(len(table), MANY - begin))
+            names = pa.array([f"{n:07d}" for n in range(begin, begin + len(table))])
+            yield table.set_column(0, table.schema.field(0), names)
+
+    def build(out: Path) -> dict:
+        store.write_tables(store.part_path(out, 0), tables())
+        return store.finish(out)
+
+    return kept("many", {"documents": MANY}, build)
+
+
+def trim(trace: Trace) -> Trace:
+    """Its first three tokens."""
+    from dataclasses import replace
+
+    d = trace.distributions
+    end = int(d.offsets[3])
+    first = replace(
+        d, offsets=d.offsets[:4], ids=d.ids[:end], logprobs=d.logprobs[:end], gold=d.gold[:3], tail=d.tail[:3]
+    )
+    return replace(
+        trace, tokens=trace.tokens[:3], starts=trace.starts[:3], distributions=first, weights=trace.weights[:3]
+    )
+
+
+def open_many(_name: str, _count: int) -> dict:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    folder, before, began = many_documents(), resident(), time.perf_counter()
+    found = Store(folder)
+    opened = time.perf_counter() - began
+    names = [f"{n:07d}" for n in np.random.default_rng(0).choice(MANY, 101)]
+    found.read(names[0])
+    return {
+        "documents": len(found),
+        "seconds_to_open": opened,
+        "bytes_to_open": resident() - before,
+        "random_document_milliseconds": statistics.median(seconds(lambda n=n: found.read(n)) for n in names) * 1e3,
+    }
+
+
+WORKERS: dict[str, Callable[[str, int], dict]] = {
+    "bare": worker("bare"),
+    "capture": worker("capture"),
+    "open": open_many,
+}
+
+
+# ---- models, documents, stores
+
+
+def model_of(name: str) -> tuple[Model, Vocabulary]:
+    model = locate(MODELS[name])
+    return model, Vocabulary(load_tokenizer(model), model.output_size)
+
+
+def documents() -> list[corpus.Document]:
+    """The quickstart's training documents."""
+    texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
+    return [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == "train"]
+
+
+def source_of(name: str):
+    from fuselm import capture, forward
+    from fuselm.models import load_model
+
+    model, vocabulary = model_of(name)
+    loaded = load_model(model, dtype="bfloat16")
+    layer = forward.output_layer(loaded)
+    return capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
+
+
+def captured(name: str, options: dict) -> Path:
+    """A capture of the training documents, made once."""
+
+    def build(out: Path) -> dict:
+        from fuselm import capture
+        from fuselm.progress import show
+        from fuselm.retention import Policy
+
+        with show(console, f"capture {name} {options}") as shown:
+            return capture.capture(
+                source_of(name), documents(), out, policy=Policy(**options), batch_tokens=BATCH_TOKENS, progress=shown
+            )
+
+    return kept(f"captured-{name}", options, build)
+
+
+def kept(name: str, options: dict, build: Callable[[Path], dict]) -> Path:
+    recipe = manifest.Recipe(stage="capture", parameters={"name": name, **options})
+    folder = WORK / f"{name}-{recipe.key}"
+    manifest.build_once(folder, recipe, build)
+    return folder
+
+
+def quiet():
+    from fuselm.progress import Progress
+
+    return Progress(Console(file=open(os.devnull, "w"), force_terminal=False), "")
+
+
+if __name__ == "__main__":
+    main()
