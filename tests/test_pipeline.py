@@ -329,3 +329,31 @@ def test_three_real_models_become_one(tmp_path, real_models, quickstart):
     ids = tokenizer("The capital of France is", return_tensors="pt")
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=5, do_sample=False)[0])
     assert text.startswith("The capital of France is ") and len(text) > len("The capital of France is ")
+
+
+def test_a_store_that_is_there_is_a_source(finished, tmp_path, byte_level):
+    (own,) = (finished / "out" / "capture").glob("own-*")
+    outcome = fuselm("run", finished / "run.yaml", f"output={tmp_path / 'out'}", f"sources.own.store={own}")
+    assert outcome.code == 0, outcome.err
+    assert "capture own" not in outcome.stages and "align own" in outcome.stages
+    assert not list((tmp_path / "out" / "capture").glob("own-*"))
+    expected, found = summary(finished / "out"), summary(tmp_path / "out")
+    assert found["models"] == expected["models"] and found["alignment"] == expected["alignment"]
+
+
+def test_a_store_of_something_else_is_refused(finished, tmp_path):
+    (own,), (other,) = ((finished / "out" / "capture").glob(f"{name}-*") for name in ("own", "other"))
+    again = ["run", finished / "run.yaml", f"output={tmp_path / 'out'}"]
+
+    def message(*options: str) -> str:
+        outcome = fuselm(*again, *options)
+        assert outcome.code == 2
+        (line,) = [line for line in outcome.err.splitlines() if line.startswith("fuselm: ")]
+        return line
+
+    assert f"sources.own.store: {other} was captured with model " in message(f"sources.own.store={other}")
+    assert message(f"sources.own.store={tmp_path}").endswith(
+        "not a finished stage (no manifest.json); run `fuselm run` again"
+    )
+    line = message(f"sources.own.store={own}", "seed=7")
+    assert f"sources.own.store: {own} has no document " in line and line.endswith("capture this run's corpus again")

@@ -32,7 +32,7 @@ class Fidelity:
         d = aligned.distributions
         self.bytes += source.size
         self.tokens += len(d)
-        self.own_nats += source.nats
+        self.own_nats -= float(source.distributions.gold.astype(np.float64).sum())  # `nats` but for rounding
         self.aligned_nats -= float(d.gold.astype(np.float64).sum())
         self.informed += int(d.informed.sum())
         self.tail += float(d.tail[d.informed].astype(np.float64).sum())
