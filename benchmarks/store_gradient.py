@@ -29,7 +29,7 @@ HIDDEN, LENGTH = 64, 64
 DISTILLKIT = {50: (1, [0, 1, 0.5]), 128: (16, [0, 1, 2, 3, 4, 0.5])}  # k: exact_k, powers of the rank
 # Beside the default: (name, options).
 POLICIES = [
-    *({"policy": "threshold", "threshold": t} for t in (0.003, 0.006, 0.01)),
+    *({"policy": "threshold", "threshold": t} for t in (0.003, 0.0065, 0.01)),
     *({"policy": "top_k", "top_k": k} for k in (8, 16, 32, 64)),
     *({"policy": "nucleus", "mass": 0.9, "top_k": k} for k in (16, 64)),
     *({"policy": "sampled", "draws": n} for n in (25, 50)),

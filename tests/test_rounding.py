@@ -23,7 +23,7 @@ def test_entries_are_as_near_as_stated():
     ("function", "values", "scale", "bound"),
     [
         (rounding.round_gold, LOGPROBS, lambda x: x, 1 / 256),
-        (rounding.round_tail, np.linspace(0, 1, 10_007, dtype=np.float32), np.sqrt, 1 / 512),
+        (rounding.round_tail, np.append(0, np.linspace(1e-5, 1, 10_007)).astype(np.float32), np.sqrt, 1 / 512),
         (rounding.round_weights, np.linspace(0, 1, 10_007, dtype=np.float32), lambda x: x, 1 / 512),
     ],
 )
@@ -35,7 +35,7 @@ def test_columns_are_as_near_as_stated(function, values, scale, bound):
 
 def test_certainty_and_impossibility_stay():
     assert rounding.round_gold(np.array([0, -np.inf], np.float32)).tolist() == [0, -np.inf]
-    assert rounding.round_tail(np.array([0, 1], np.float32)).tolist() == [0, 1]
+    assert rounding.round_tail(np.array([0, 1e-9, 1], np.float32)).tolist() == [0, 1 / 256**2, 1]
     assert rounding.round_logprobs(np.zeros(1, np.float32)).tolist() == [0]
 
 

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "data" / "store"
 
 
 def golden_traces() -> list[Trace]:
-    """Rows of 0, 1, 2, 5 and 70 entries; impossible gold, no tail, no information, no tokens, weights of two sources."""
+    """Rows of 0, 1, 2, 5 and 70 entries; impossible gold, no tail, no information, no tokens, two sources."""
     rows = [{}, {3: 1.0}, {11: 0.25, 2: 0.625}, {n: 2.0 ** -(n + 1) for n in range(5)}, {n: 0.01 for n in range(70)}]
     gold = [0.0, 0.0, math.log(0.625), -math.inf, -7.3]
 

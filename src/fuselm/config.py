@@ -52,7 +52,7 @@ class Corpus(_Options):
 
 # What each retention policy is told, and takes where nothing is said; docs/store.md shows how these were chosen.
 POLICIES: dict[str, dict[str, float]] = {
-    "threshold": {"threshold": 0.006, "top_k": 64},
+    "threshold": {"threshold": 0.0065, "top_k": 64},
     "top_k": {"top_k": 64},
     "nucleus": {"mass": 0.9, "top_k": 64},
     "sampled": {"draws": 50, "temperature": 1.0},

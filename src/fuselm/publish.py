@@ -35,5 +35,8 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-    made = {name: str(path.relative_to(run)) for name, path in folders.items()}
+    made = {
+        name: str(path.relative_to(run) if path.is_relative_to(run) else path.resolve())
+        for name, path in folders.items()
+    }
     manifest.write_text(record, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))

@@ -43,8 +43,9 @@ def round_gold(gold: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
 
 
 def round_tail(tail: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Its square root by at most 1/512."""
-    return ((np.round(np.sqrt(tail.astype(np.float64)) * TAIL_ROOTS) / TAIL_ROOTS) ** 2).astype(np.float32)
+    """Its square root by at most 1/512; what is not 0 stays so, and is at least the first step's."""
+    roots = np.round(np.sqrt(tail.astype(np.float64)) * TAIL_ROOTS)
+    return ((np.where(tail > 0, np.maximum(roots, 1), 0) / TAIL_ROOTS) ** 2).astype(np.float32)
 
 
 def round_weights(weights: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
