@@ -58,8 +58,7 @@ def order_by_id(
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """Each row by its ids, which compress better so."""
     ids, logprobs = ids.astype(np.int32), logprobs.astype(np.float32)
-    _sort_rows(offsets, ids.copy(), ids, logprobs)
-    return ids, logprobs
+    return _sorted_rows(offsets, ids.astype(np.int64), ids, logprobs)
 
 
 def restore(
@@ -69,10 +68,10 @@ def restore(
     tail: Float[ndarray, "tokens"],
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
     """Rows as they are on disk -> rows that sum to 1 with their tails, the most probable entries first."""
-    ids, logprobs, tail = ids.copy(), logprobs.copy(), tail.copy()
+    logprobs, tail = logprobs.copy(), tail.copy()
     _normalise(offsets, logprobs, tail)
-    _sort_rows(offsets, -logprobs, ids, logprobs)
-    return ids, logprobs, tail
+    keys = np.abs(logprobs).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
+    return *_sorted_rows(offsets, keys, ids, logprobs), tail
 
 
 @numba.njit(cache=True, nogil=True)
@@ -90,18 +89,23 @@ def _normalise(offsets: ndarray, logprobs: ndarray, tail: ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _sort_rows(offsets: ndarray, keys: ndarray, ids: ndarray, logprobs: ndarray) -> None:
-    """Stably, by ascending keys."""
+def _sorted_rows(offsets: ndarray, keys: ndarray, ids: ndarray, logprobs: ndarray) -> tuple[ndarray, ndarray]:
+    """Stably, by ascending keys below 2 ** 31."""
+    new_ids, new_logprobs = np.empty_like(ids), np.empty_like(logprobs)
     for row in range(len(offsets) - 1):
         begin, end = offsets[row], offsets[row + 1]
+        for e in range(begin, end):
+            keys[e] = keys[e] << 32 | (e - begin)  # so that only one number moves
         if end - begin > _SORTED_BY_INSERTION:
-            order = np.argsort(keys[begin:end], kind="mergesort")
-            ids[begin:end] = ids[begin:end][order]
-            logprobs[begin:end] = logprobs[begin:end][order]
-            continue
-        for e in range(begin + 1, end):
-            key, token, logprob, at = keys[e], ids[e], logprobs[e], e
-            while at > begin and keys[at - 1] > key:
-                keys[at], ids[at], logprobs[at] = keys[at - 1], ids[at - 1], logprobs[at - 1]
-                at -= 1
-            keys[at], ids[at], logprobs[at] = key, token, logprob
+            keys[begin:end].sort()
+        else:
+            for e in range(begin + 1, end):
+                key, at = keys[e], e
+                while at > begin and keys[at - 1] > key:
+                    keys[at] = keys[at - 1]
+                    at -= 1
+                keys[at] = key
+        for e in range(begin, end):
+            come_from = begin + (keys[e] & 0xFFFFFFFF)
+            new_ids[e], new_logprobs[e] = ids[come_from], logprobs[come_from]
+    return new_ids, new_logprobs

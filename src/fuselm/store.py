@@ -24,7 +24,7 @@ from fuselm import manifest, rounding
 from fuselm.distributions import Distributions
 from fuselm.errors import first_line
 
-GROUP_TOKENS = 6144  # of a row group, which is read as a whole: few enough for one document, enough to compress
+GROUP_TOKENS = 4096  # of a row group, which is read as a whole: few enough for one document, enough to compress
 PART_TOKENS = 1 << 19  # of a part where nothing else decides
 OPEN_FILES = 64
 INDEX = "index.parquet"
