@@ -24,7 +24,6 @@ from fuselm.progress import Progress
 from fuselm.store import Store, Trace, write_parts
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
-
 BLOCK = 64  # documents that threads align at a time
 
 
