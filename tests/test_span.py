@@ -14,7 +14,6 @@ from tokenizers import models as kinds
 from fuselm import span
 from fuselm.alignment import Aligner
 from fuselm.distributions import Distributions, check
-from fuselm.spelling import spell
 from fuselm.vocabulary import Vocabulary
 
 HARD = {
@@ -165,7 +164,7 @@ def test_a_tail_is_shared_by_the_ids_that_were_not_kept():
 
 def test_mass_that_reaches_no_id_has_a_cause(vocabularies):
     source, target = vocabularies["byte-level, digits in threes"], vocabularies["unigram"]
-    spelling = spell(source, target)
+    spelling = span.spell(source, target)
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=5)
         d, lost = span.follow(source, target, spelling, trace, target.segment(text), text.encode(), 3)

@@ -7,7 +7,6 @@ information of the source.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import maps, mined, span, spelling
+from fuselm import maps, mined, span
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity
@@ -71,8 +70,8 @@ class Aligner:
         )
 
     @functools.cached_property
-    def spelling(self) -> spelling.Spelling:
-        return spelling.spell(self.source, self.target)
+    def spelling(self) -> span.Spelling:
+        return span.spell(self.source, self.target)
 
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
         """A map of source ids to target ids, built at its first use."""
@@ -89,17 +88,13 @@ def align_store(
     measured: dict[str, Fidelity] = {}
 
     def aligned() -> Iterator[Trace]:
-        with ThreadPoolExecutor() as threads:
-            for begin in range(0, len(documents), BLOCK):
-                block = documents[begin : begin + BLOCK]
-                traces = captured.read_all([d.id for d in block])
-                if begin == 0:  # builds the maps, before several threads ask for them
-                    aligner.align(traces[0], block[0].text)
-                results = threads.map(aligner.align, traces, [d.text for d in block])
-                for document, trace, result in zip(block, traces, results, strict=True):
-                    measured.setdefault(document.domain, Fidelity()).add(trace, result)
-                    progress.advance(1)
-                    yield result
+        for begin in range(0, len(documents), BLOCK):
+            block = documents[begin : begin + BLOCK]
+            for document, trace in zip(block, captured.read_all([d.id for d in block]), strict=True):
+                result = aligner.align(trace, document.text)
+                measured.setdefault(document.domain, Fidelity()).add(trace, result)
+                progress.advance(1)
+                yield result
 
     write_parts(out, aligned())
     fidelity = {domain: sums.summary() for domain, sums in sorted(measured.items())}

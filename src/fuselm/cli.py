@@ -212,13 +212,6 @@ def _show(result: dict, as_json: bool) -> None:
         for name, values in [*of["domains"].items(), ("average", of["average"])]:
             table.add_row(name, *map(_cell, values.values()))
         Console().print(table)
-        if "verdict" in of:
-            arrives, fidelity = of["informed"]["own_bits"], of["informed"]["fidelity"]
-            Console().print(
-                f"[bold]{of['verdict']}[/bold]: {arrives:.1%} of the source's bits lie in spans with information; "
-                f"fidelity there {_cell(fidelity)}",
-                highlight=False,
-            )
 
 
 def _cell(value: float | int | None) -> str:

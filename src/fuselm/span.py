@@ -6,6 +6,7 @@ the one that comes decides which of them go on. So by the chain rule the probabi
 to the source's own of the text, whatever the two segmentations are.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numba
@@ -13,45 +14,59 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import continuation
-from fuselm.continuation import Continued, grown
+from fuselm import bpe
 from fuselm.distributions import Distributions
-from fuselm.spelling import Spelling, child
 from fuselm.store import Trace
 from fuselm.vocabulary import Segmentation, Vocabulary
 
 CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
-# An entry that has left the gold path. Its target tokens still to come are steps of the spelling, or, of a row that
-# begins inside a target token, tokens of the continuation; `token` is the next, `candidate` its place on the ballot.
-ENTRY = np.dtype(
-    [("mass", "f8"), ("at", "i4"), ("stop", "i4"), ("token", "i4"), ("candidate", "i4"), ("continued", "i4")]
-)
-# The tail of a row: how many ids go on like the target's tokens so far is told by the trie, which of them were kept by
-# the entries `first` to `stop`, the row's.
-TAIL = np.dtype([("mass", "f8"), ("node", "i4"), ("first", "i4"), ("stop", "i4")])
-OPEN_TAILS = 64  # more than these are let go
+# An entry that has left the gold path: its target tokens that are still to come, and the row it is of.
+ENTRY = np.dtype([("at", "i8"), ("stop", "i8"), ("mass", "f8"), ("row", "i8"), ("continued", "i8")])
+# The tail of a row: how many of its ids go on like the target's tokens so far is told by the trie.
+TAIL = np.dtype([("mass", "f8"), ("node", "i8"), ("row", "i8")])
 
 
-class _Rows(NamedTuple):
-    """A trace, its arrays by row, entries by `offsets`; log-probabilities as masses."""
+class Spelling(NamedTuple):
+    """The target's tokens for every id of a source, and a trie of them.
 
-    tokens: Int[ndarray, "rows"]
-    begins: Int[ndarray, "rows"]
-    offsets: Int[ndarray, "rows+1"]
-    ids: Int[ndarray, "entries"]
-    masses: Float[ndarray, "entries"]
-    gold: Float[ndarray, "rows"]
-    tail: Float[ndarray, "rows"]
+    Id x is spelled `tokens[offsets[x]:offsets[x+1]]`, nothing if it stands for no text. A node of the trie is a
+    sequence of target tokens, 0 the empty one; `ids_below[node]` is how many ids begin with it, `ids_beyond[node]` how
+    many of those are longer, `ids_begun[token]` how many begin with a token.
+    """
+
+    offsets: Int[ndarray, "source_vocabulary+1"]
+    tokens: Int[ndarray, "_"]
+    ids_below: Int[ndarray, "nodes"]
+    ids_beyond: Int[ndarray, "nodes"]
+    ids_begun: Int[ndarray, "target_vocabulary"]
+    edges: Int[ndarray, "slots"]  # node * target size + token
+    children: Int[ndarray, "slots"]
 
 
-class _Ballot(NamedTuple):
-    """The target ids that may come next, with their masses; the first is the one that comes."""
+class Continued(NamedTuple):
+    """The target's tokens for entries of rows that begin inside a target token, together with what it has before them.
 
-    ids: Int[ndarray, "candidates"]
-    masses: Float[ndarray, "candidates"]
-    kept: Int[ndarray, "candidates"]  # how many kept entries of one row vote for it
-    order: Int[ndarray, "candidates"]  # the largest mass first
-    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 is free
+    Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`, `base` being -1 for all other rows.
+    """
+
+    base: Int[ndarray, "rows"]
+    offsets: Int[ndarray, "_"]
+    tokens: Int[ndarray, "_"]
+
+
+def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
+    """Every source id in the target's tokens, as its tokenizer would go on with it."""
+    known = [i for i, string in enumerate(source.token_bytes) if string is not None]
+    known_offsets, tokens = _flat(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
+    counts = np.zeros(source.size, np.int64)
+    counts[known] = np.diff(known_offsets)
+    offsets = np.append(0, np.cumsum(counts))
+    edges = bpe.new_table(len(tokens))
+    children = np.zeros(len(edges), np.int32)
+    ids_below, ids_beyond = _plant(offsets, tokens, edges, children, target.size)
+    first = tokens[offsets[:-1][counts > 0]]
+    ids_begun = np.bincount(first[first >= 0], minlength=target.size).astype(np.int32)
+    return Spelling(offsets, tokens, ids_below, ids_beyond, ids_begun, edges, children)
 
 
 def follow(
@@ -69,36 +84,172 @@ def follow(
     the same share.
     """
     d = trace.distributions
-    stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]: a space may be put at -1
+    stream = b" " + data  # byte p of the text is stream[p + 1]: a tokenizer may put a space at -1
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
-    at = continuation.places(stream, begins, target_begins)
+    within, hidden = _beginnings(begins, target_begins)
+    continue_rows = _continue_by_tokenizer if target.merges is None else _continue_by_merges
+    continued = continue_rows(source, target, trace, stream, begins, within, hidden)
     agreeing = 1.0  # share of the first row's ids that agree with the space that is hidden from the target
-    if at.hidden:
-        agreeing = source.count_continuing(stream[: at.hidden].tobytes()) / max(source.count_with_bytes(), 1)
-    offsets, ids, masses, gold, tail, lost = _follow(
-        _Rows(trace.tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
+    if hidden:
+        agreeing = source.count_continuing(stream[:hidden]) / max(source.count_with_bytes(), 1)
+    offsets, ids, logprobs, gold, tail, lost = _follow(
+        _Rows(trace.tokens, begins, d.offsets, d.ids, d.logprobs, d.gold, d.tail),
         segmentation.ids,
         target_begins,
         spelling,
-        continuation.go_on(source, target, d, at),
+        continued,
         agreeing,
+        target.size,
         top_k,
     )
-    return Distributions(offsets=offsets, ids=ids, logprobs=_log(masses), gold=_log(gold), tail=tail), lost
+    return Distributions(offsets=offsets, ids=ids, logprobs=logprobs, gold=gold, tail=tail), lost
 
 
-def _exp(logprobs: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
-    return np.exp(logprobs, dtype=np.float64)
+def _beginnings(begins: Int[ndarray, "rows"], target_begins: Int[ndarray, "edges"]) -> tuple[Int[ndarray, "rows"], int]:
+    """How many bytes of the target token that it begins in lie before each source row; and how many bytes of the first
+    row are hidden from the target: one if the source alone puts a space before the text.
+    """
+    if not len(begins) or len(target_begins) == 1:
+        return np.zeros(len(begins), np.int64), 0
+    within = begins - target_begins[:-1][np.searchsorted(target_begins[:-1], begins, side="right").clip(1) - 1]
+    within[0] = max(begins[0] - target_begins[0], 0)
+    return within, int(max(target_begins[0] - begins[0], 0))
 
 
-def _log(masses: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
-    with np.errstate(divide="ignore"):
-        return np.minimum(np.log(masses), 0.0).astype(np.float32)
+def _continue_by_tokenizer(
+    source: Vocabulary,
+    target: Vocabulary,
+    trace: Trace,
+    stream: bytes,
+    begins: Int[ndarray, "rows"],
+    within: Int[ndarray, "rows"],
+    hidden: int,
+) -> Continued:
+    base = np.full(len(begins), -1, np.int64)
+    strings: list[bytes] = []
+    for row in np.flatnonzero((within > 0) | ((np.arange(len(begins)) == 0) & (hidden > 0))).tolist():
+        base[row] = len(strings)
+        before, unseen = stream[begins[row] - within[row] : begins[row]], stream[: hidden if row == 0 else 0]
+        for token in trace.distributions.row(row)[0]:
+            string = source.token_bytes[token] or b""
+            strings.append(before + string[len(unseen) :] if string and string.startswith(unseen) else b"")
+    return Continued(base, *_flat(target.encode_bytes(strings)))
+
+
+def _continue_by_merges(
+    source: Vocabulary,
+    target: Vocabulary,
+    trace: Trace,
+    stream: bytes,
+    begins: Int[ndarray, "rows"],
+    within: Int[ndarray, "rows"],
+    hidden: int,
+) -> Continued:
+    d = trace.distributions
+    text = np.frombuffer(stream, np.uint8)
+    return Continued(*_continue(target.merges, text, begins, within, hidden, d.offsets, d.ids, *source.packed_bytes))
+
+
+def _flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
+    offsets = np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64)
+    return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+def _plant(offsets: ndarray, tokens: ndarray, edges: ndarray, children: ndarray, size: int):
+    """Fill the trie's table; return `ids_below` and `ids_beyond`."""
+    ids_below, ids_ended = np.zeros(len(tokens) + 1, np.int32), np.zeros(len(tokens) + 1, np.int32)
+    nodes = 1
+    for x in range(len(offsets) - 1):
+        if offsets[x] == offsets[x + 1]:
+            continue
+        node = 0
+        ids_below[0] += 1
+        spelled = True
+        for token in tokens[offsets[x] : offsets[x + 1]]:
+            if token < 0:
+                spelled = False
+                break
+            slot = bpe.slot_of(edges, node * size + token)
+            if edges[slot] == bpe.NOTHING:
+                edges[slot], children[slot] = node * size + token, nodes
+                nodes += 1
+            node = children[slot]
+            ids_below[node] += 1
+        ids_ended[node] += spelled
+    return ids_below[:nodes].copy(), ids_below[:nodes] - ids_ended[:nodes]
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _child(spelling: Spelling, node: int, token: int, size: int) -> int:
+    """The node after one more token; -1 if no id goes on so."""
+    slot = bpe.slot_of(spelling.edges, node * size + token)
+    return spelling.children[slot] if spelling.edges[slot] != bpe.NOTHING else -1
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _continue(
+    merges: bpe.Merges,
+    stream: ndarray,
+    begins: ndarray,
+    within: ndarray,
+    hidden: int,
+    offsets: ndarray,
+    ids: ndarray,
+    source_offsets: ndarray,
+    source_bytes: ndarray,
+) -> tuple[ndarray, ndarray, ndarray]:
+    base, entries, longest = np.full(len(begins), -1, np.int64), 0, 0
+    for row in range(len(begins)):
+        if within[row] > 0 or (row == 0 and hidden > 0):
+            base[row] = entries
+            entries += offsets[row + 1] - offsets[row]
+            for x in ids[offsets[row] : offsets[row + 1]]:
+                longest = max(longest, within[row] + source_offsets[x + 1] - source_offsets[x])
+    string, ranked, spelled = np.empty(longest, np.uint8), np.empty(longest, np.int64), np.empty(longest, np.int32)
+    result_offsets, tokens, filled = np.zeros(entries + 1, np.int64), np.empty(4 * entries + longest, np.int32), 0
+    for row in range(len(begins)):
+        if base[row] < 0:
+            continue
+        before, unseen = within[row], hidden if row == 0 else 0
+        for k in range(before):
+            string[k] = stream[begins[row] - before + k]
+        for e in range(offsets[row], offsets[row + 1]):
+            own, length = source_offsets[ids[e]], source_offsets[ids[e] + 1] - source_offsets[ids[e]]
+            agrees = length >= max(unseen, 1)
+            for k in range(unseen):
+                agrees = agrees and source_bytes[own + k] == stream[k]
+            if agrees:
+                for k in range(unseen, length):
+                    string[before + k - unseen] = source_bytes[own + k]
+                count = bpe.encode(merges, string[: before + length - unseen], spelled, ranked)
+                if filled + count > len(tokens):
+                    tokens = _grown(tokens, 2 * len(tokens) + count)
+                for k in range(count):
+                    tokens[filled + k] = spelled[k]
+                filled += count
+            result_offsets[base[row] + e - offsets[row] + 1] = filled
+    return base, result_offsets, tokens[:filled].copy()
+
+
+class _Rows(NamedTuple):
+    """A trace, its arrays by row, entries by `offsets`."""
+
+    tokens: Int[ndarray, "rows"]
+    begins: Int[ndarray, "rows"]
+    offsets: Int[ndarray, "rows+1"]
+    ids: Int[ndarray, "entries"]
+    logprobs: Float[ndarray, "entries"]
+    gold: Float[ndarray, "rows"]
+    tail: Float[ndarray, "rows"]
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
 def _follow(
     rows: _Rows,
     target_ids: ndarray,
@@ -106,16 +257,17 @@ def _follow(
     spelling: Spelling,
     continued: Continued,
     agreeing: float,
+    size: int,
     top_k: int,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, ndarray]:
     count = len(target_ids)
     offsets, lost = np.zeros(count + 1, np.int64), np.zeros((count, len(CAUSES)), np.float32)
-    ids, masses, filled = np.empty(16 * count, np.int32), np.empty(16 * count), 0
-    gold, tail = np.ones(count), np.ones(count, np.float32)
+    ids, logprobs = np.empty(16 * count, np.int32), np.empty(16 * count, np.float32)
+    gold, tail = np.zeros(count, np.float32), np.ones(count, np.float32)
 
-    path, row = 1.0, 0  # `path`: mass of the gold path; with all that left it and goes on, it sums to 1
-    live, moved, entries = np.empty(256, ENTRY), np.empty(257, np.int32), 0
-    tails, open_tails = np.empty(OPEN_TAILS, TAIL), 0
+    path, row, filled = 1.0, 0, 0  # `path`: mass of the gold path; with all that left it and goes on, it sums to 1
+    live, entries = np.empty(256, ENTRY), 0
+    tails, open_tails = np.empty(64, TAIL), 0
     ballot = _new_ballot(256)
     for i in range(count):
         token, end = target_ids[i], target_begins[i + 1]
@@ -130,36 +282,50 @@ def _follow(
             known += tails[t].mass
         while row < len(rows.tokens) and (rows.begins[row] < end or row == 0):
             most = entries + rows.offsets[row + 1] - rows.offsets[row] + 1
-            if most > len(live):
-                live, moved, ballot = grown(live, 2 * most), np.empty(2 * most + 1, np.int32), _new_ballot(2 * most)
-            first = entries
-            path, entries, rest, wordless = _leave(rows, row, path, live, entries, spelling, continued, agreeing)
+            if most >= len(live):
+                live = _grown(live, 2 * most)
+                ballot = _new_ballot(2 * most)
+            left, entries, rest, wordless = _leave(rows, row, path, live, entries, spelling, continued, agreeing)
             unspelled += wordless
-            if continued.base[row] < 0 and open_tails < OPEN_TAILS:
-                newest = tails[open_tails]
-                newest.mass, newest.node, newest.first, newest.stop = rest, 0, first, entries
+            if continued.base[row] < 0 and open_tails < len(tails):
+                tails[open_tails].mass, tails[open_tails].node, tails[open_tails].row = rest, 0, row
                 open_tails += 1
             else:
                 beyond += rest
+            path = left
             row += 1
 
-        candidates, voteless = _vote(ballot, token, path, live[:entries])
-        unspelled += voteless
+        # every one votes for its next token
+        ballot.ids[0], ballot.masses[0] = token, path
+        ballot.slots[_slot(ballot, token)] = 0
+        candidates = 1
+        for h in range(entries):
+            if live[h].mass == 0.0:
+                continue
+            next_token = _next(live[h], spelling, continued)
+            if next_token < 0:
+                unspelled += live[h].mass
+                continue
+            slot = _slot(ballot, next_token)
+            candidate = ballot.slots[slot]
+            if candidate < 0:
+                candidate = candidates
+                ballot.ids[candidate], ballot.masses[candidate], ballot.slots[slot] = next_token, 0.0, candidate
+                candidates += 1
+            ballot.masses[candidate] += live[h].mass
         still_open = 0
         for t in range(open_tails):
-            kept, kept_beyond = _count_kept(ballot, candidates, token, live[tails[t].first : tails[t].stop])
-            node, mass = tails[t].node, tails[t].mass
-            unkept = spelling.ids_beyond[node] - kept
+            live_kept, kept_beyond = _count_kept(tails[t], live[:entries], token, ballot, candidates, spelling)
+            unkept = spelling.ids_beyond[tails[t].node] - live_kept
             if unkept <= 0:
-                beyond += mass
+                beyond += tails[t].mass
                 continue
-            per_id = mass / unkept
-            beyond += mass - _share(ballot, candidates, node, per_id, spelling)
-            node = child(spelling, node, token)
+            per_id = tails[t].mass / unkept
+            beyond += tails[t].mass - _share(tails[t].node, per_id, ballot, candidates, spelling, size)
+            node = _child(spelling, tails[t].node, token, size)
             mass = per_id * (spelling.ids_beyond[node] - kept_beyond) if node >= 0 else 0.0
             if mass > 0.0:
-                tails[still_open] = tails[t]
-                tails[still_open].mass, tails[still_open].node = mass, node
+                tails[still_open].mass, tails[still_open].node, tails[still_open].row = mass, node, tails[t].row
                 still_open += 1
         open_tails = still_open
 
@@ -167,18 +333,19 @@ def _follow(
         here = ballot.masses[0]
         _sort(ballot, candidates)
         if filled + candidates > len(ids):
-            ids, masses = grown(ids, 2 * (filled + candidates)), grown(masses, 2 * (filled + candidates))
+            ids, logprobs = _grown(ids, 2 * (filled + candidates)), _grown(logprobs, 2 * (filled + candidates))
         total = whole = 0.0
         for rank in range(candidates):
             mass = ballot.masses[ballot.order[rank]]
             whole += mass
             if rank < top_k and mass > 0.0:
-                ids[filled], masses[filled] = ballot.ids[ballot.order[rank]], mass
+                ids[filled], logprobs[filled] = ballot.ids[ballot.order[rank]], min(np.log(mass), 0.0)
                 total += mass
                 filled += 1
-        ballot.slots[:] = -1
         offsets[i + 1] = filled
-        gold[i] = here
+        for slot in range(len(ballot.slots)):
+            ballot.slots[slot] = -1
+        gold[i] = min(np.log(here), 0.0) if here > 0.0 else -np.inf
         tail[i] = min(max(1.0 - total, 0.0), 1.0)
         lost[i, 0], lost[i, 1], lost[i, 3] = beyond, unspelled, whole - total
         lost[i, 2] = max(1.0 - known, 0.0)
@@ -190,23 +357,19 @@ def _follow(
         path /= here
         going = 0
         for h in range(entries):
-            moved[h] = going
-            if live[h].token != token:
+            if _next(live[h], spelling, continued) != token:
                 continue
             live[going] = live[h]
-            entry = live[going]
-            entry.at += 1
-            entry.mass /= here
-            if entry.at < entry.stop:
-                entry.token = continued.tokens[entry.at] if entry.continued else spelling.steps[entry.at].token
+            live[going].at += 1
+            live[going].mass /= here
+            if live[going].at < live[going].stop:
                 going += 1
             elif row < len(rows.tokens) and rows.begins[row] == end:  # another way to where the gold path is
-                path += entry.mass
-        moved[entries] = entries = going
+                path += live[going].mass
+        entries = going
         for t in range(open_tails):
             tails[t].mass /= here
-            tails[t].first, tails[t].stop = moved[tails[t].first], moved[tails[t].stop]
-    return offsets, ids[:filled].copy(), masses[:filled].copy(), gold, tail, lost
+    return offsets, ids[:filled].copy(), logprobs[:filled].copy(), gold, tail, lost
 
 
 @numba.njit(cache=True, nogil=True)
@@ -227,32 +390,29 @@ def _leave(
     entries without text. The gold entry joins with mass 0: it is known to the path by what became of it.
     """
     base, token = continued.base[row], rows.tokens[row]
-    on_path, rest, wordless, first = rows.gold[row], np.float64(rows.tail[row]), 0.0, entries
+    on_path, rest, wordless, first = np.exp(np.float64(rows.gold[row])), np.float64(rows.tail[row]), 0.0, entries
     gold_is_kept = False
     for e in range(rows.offsets[row], rows.offsets[row + 1]):
-        mass = path * rows.masses[e]
-        if rows.ids[e] == token:
+        x = rows.ids[e]
+        mass = np.exp(np.float64(rows.logprobs[e]))
+        if x == token:
             gold_is_kept, mass = True, 0.0
-        entry = live[entries]
         if base < 0:
-            begin = spelling.begins[rows.ids[e]]
-            entry.at, entry.stop, entry.token = begin.at, begin.stop, begin.token
+            at, stop = spelling.offsets[x], spelling.offsets[x + 1]
         else:
             m = base + e - rows.offsets[row]
-            entry.at, entry.stop = continued.offsets[m], continued.offsets[m + 1]
-            entry.token = continued.tokens[entry.at] if entry.at < entry.stop else -1
-        if entry.at == entry.stop:
-            wordless += mass
+            at, stop = continued.offsets[m], continued.offsets[m + 1]
+        if at == stop:
+            wordless += path * mass
             continue
-        entry.mass, entry.continued = mass, base >= 0
+        live[entries].at, live[entries].stop, live[entries].mass = at, stop, path * mass
+        live[entries].row, live[entries].continued = row, base >= 0
         entries += 1
     if not gold_is_kept:
         rest = max(rest - on_path, 0.0)
-        begin = spelling.begins[token]
-        if base < 0 and begin.at < begin.stop:
-            entry = live[entries]
-            entry.at, entry.stop, entry.token = begin.at, begin.stop, begin.token
-            entry.mass, entry.continued = 0.0, False
+        if base < 0 and spelling.offsets[token] < spelling.offsets[token + 1]:
+            live[entries].at, live[entries].stop = spelling.offsets[token], spelling.offsets[token + 1]
+            live[entries].mass, live[entries].row, live[entries].continued = 0.0, row, False
             entries += 1
     if row == 0 and agreeing < 1.0:  # what does not begin with the hidden space can't be
         rest *= agreeing
@@ -269,73 +429,19 @@ def _leave(
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int, float]:
-    """Every entry votes for its next token, the gold path for `token`; returns how many got votes, and the mass of the
-    entries whose next is unknown.
-    """
-    ballot.ids[0], ballot.masses[0] = token, path
-    ballot.slots[_slot(ballot, token)] = 0
-    candidates, voteless = 1, 0.0
-    for entry in live:
-        entry.candidate = -1
-        if entry.mass == 0.0:
-            continue
-        if entry.token < 0:
-            voteless += entry.mass
-            continue
-        slot = _slot(ballot, entry.token)
-        if ballot.slots[slot] < 0:
-            ballot.ids[candidates], ballot.masses[candidates], ballot.slots[slot] = entry.token, 0.0, candidates
-            candidates += 1
-        entry.candidate = ballot.slots[slot]
-        ballot.masses[entry.candidate] += entry.mass
-    return candidates, voteless
+def _next(entry: ndarray, spelling: Spelling, continued: Continued) -> int:
+    """The target token that an entry has next."""
+    return continued.tokens[entry.at] if entry.continued else spelling.tokens[entry.at]
 
 
-@numba.njit(cache=True, nogil=True)
-@no_type_check
-def _count_kept(ballot: _Ballot, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
-    """How many of the entries of a tail's row are still live, and how many of them go on beyond `token`; and into
-    `ballot.kept`, how many vote for each id.
-    """
-    ballot.kept[:candidates] = 0
-    beyond = 0
-    for entry in live:
-        candidate = entry.candidate
-        if candidate < 0 and entry.token >= 0:
-            candidate = ballot.slots[_slot(ballot, entry.token)]
-        if candidate >= 0:
-            ballot.kept[candidate] += 1
-        beyond += entry.token == token and entry.at + 1 < entry.stop
-    return len(live), beyond
+class _Ballot(NamedTuple):
+    """The target ids that may come next, with their masses; the first is the one that comes."""
 
-
-@numba.njit(cache=True, nogil=True)
-@no_type_check
-def _share(ballot: _Ballot, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
-    """Add a tail's share to the masses of the candidates: `per_id` for each id of the source that goes on with it after
-    `node` and was not kept. Returns how much that was.
-    """
-    shared = 0.0
-    first, stop = spelling.first_child[node], spelling.first_child[node + 1]
-    if node > 0 and stop - first < candidates:
-        for c in range(first, stop):
-            candidate = ballot.slots[_slot(ballot, spelling.child_tokens[c])]
-            if candidate >= 0:
-                mass = per_id * max(spelling.ids_below[spelling.child_nodes[c]] - ballot.kept[candidate], 0)
-                ballot.masses[candidate] += mass
-                shared += mass
-        return shared
-    for candidate in range(candidates):
-        if node == 0:
-            ids = spelling.ids_begun[ballot.ids[candidate]]
-        else:
-            below = child(spelling, node, ballot.ids[candidate])
-            ids = spelling.ids_below[below] if below >= 0 else 0
-        mass = per_id * max(ids - ballot.kept[candidate], 0)
-        ballot.masses[candidate] += mass
-        shared += mass
-    return shared
+    ids: Int[ndarray, "candidates"]
+    masses: Float[ndarray, "candidates"]
+    kept: Int[ndarray, "candidates"]  # how many kept entries of one row vote for it
+    order: Int[ndarray, "candidates"]  # the largest mass first
+    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 is free
 
 
 @numba.njit(cache=True, nogil=True)
@@ -344,8 +450,8 @@ def _new_ballot(most: int) -> _Ballot:
     slots = 64
     while slots < 2 * most:
         slots *= 2
-    ids, kept, order = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
-    return _Ballot(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
+    ids, kept, order = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
+    return _Ballot(ids, np.empty(most), kept, order, np.full(slots, -1, np.int32))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -367,3 +473,50 @@ def _sort(ballot: _Ballot, candidates: int) -> None:
             ballot.order[i] = ballot.order[i - 1]
             i -= 1
         ballot.order[i] = c
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _count_kept(tail: ndarray, live: ndarray, token: int, ballot: _Ballot, candidates: int, spelling: Spelling):
+    """How many of the kept entries of a tail's row are still live, and how many of them go on beyond `token`; and into
+    `ballot.kept`, how many vote for each id.
+    """
+    ballot.kept[:candidates] = 0
+    count = beyond = 0
+    for h in range(len(live)):
+        if live[h].row == tail.row and not live[h].continued:
+            count += 1
+            next_token = spelling.tokens[live[h].at]
+            candidate = ballot.slots[_slot(ballot, next_token)]
+            if candidate >= 0:
+                ballot.kept[candidate] += 1
+            if next_token == token and live[h].at + 1 < live[h].stop:
+                beyond += 1
+    return count, beyond
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _share(node: int, per_id: float, ballot: _Ballot, candidates: int, spelling: Spelling, size: int) -> float:
+    """Add a tail's share to the masses of the candidates: `per_id` for each id of the source that goes on with it after
+    `node` and was not kept. Returns how much that was.
+    """
+    shared = 0.0
+    for c in range(candidates):
+        if node == 0:
+            ids = spelling.ids_begun[ballot.ids[c]]
+        else:
+            child = _child(spelling, node, ballot.ids[c], size)
+            ids = spelling.ids_below[child] if child >= 0 else 0
+        mass = per_id * max(ids - ballot.kept[c], 0)
+        ballot.masses[c] += mass
+        shared += mass
+    return shared
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _grown(array: ndarray, length: int) -> ndarray:
+    result = np.empty(length, array.dtype)
+    result[: len(array)] = array
+    return result
