@@ -194,7 +194,9 @@ def test_the_order_of_sources_does_not_matter_to_a_bit(function, level, traces, 
         assert np.array_equal(getattr(one.distributions, name), getattr(other.distributions, name)), name
 
 
-@pytest.mark.parametrize("function", sorted(set(FUNCTIONS) - {"log_linear"}))  # which may be surer than each of its sources
+@pytest.mark.parametrize(
+    "function", sorted(set(FUNCTIONS) - {"log_linear"})
+)  # which may be surer than each of its sources
 @some
 @given(traces=sources(least=2))
 def test_no_weights_give_a_text_more_than_the_oracle(function, traces):
