@@ -218,7 +218,7 @@ def run_file(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
         folder,
         target=byte_level,
         sources={"same": byte_level, "other": sentence_piece},
-        rows=tiny_run.short(texts, domains=2),
+        rows=tiny_run.short(texts, domains=1, length=97),
         train=tiny_run.TRAIN | {"passes": 1},
     )
 
