@@ -343,34 +343,153 @@ def mined_rows(
 # Fusion
 
 
-def weighted_mean(rows: list[Row], weights: list[float], gold: int) -> tuple[Row, float, list[float]]:
-    """(row, tail, weights) of the weighted arithmetic mean, one-hot on the gold token if all weights are 0."""
+def tail_law(row: Row, tail: float, vocabulary: int) -> tuple[float, float]:
+    """(p, a) of the power law p (r / k)^-a from rank k, how many the row keeps, to the vocabulary's size, that the ids
+    of the tail are taken to have: p the least kept probability, a what makes the law's integral the tail.
+
+    A tail that is more than p everywhere is flat, and p is what makes its sum the tail.
+    """
+    kept, p = len(row), min(row.values())
+    if tail >= p * (vocabulary - kept):
+        return tail / (vocabulary - kept), 0.0
+
+    def integral(a: float) -> float:
+        b = 1 - a
+        ratio = math.log(vocabulary / kept) if abs(b) < 1e-12 else math.expm1(b * math.log(vocabulary / kept)) / b
+        return p * kept * ratio
+
+    low, high = 0.0, 1e9
+    while high - low > 1e-13 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if integral(middle) > tail else (low, middle)
+        if middle in (low, high) and high - low <= math.ulp(high):
+            break
+    return p, (low + high) / 2
+
+
+def typical_tail_logprob(row: Row, tail: float, vocabulary: int) -> float:
+    """Mean log-probability of an id drawn from the tail: of log p - a u, u = log(r / k) with density e^((1 - a) u)."""
+    p, a = tail_law(row, tail, vocabulary)
+    b, c = 1 - a, math.log(vocabulary / len(row))
+    mean = c / 2 if abs(b * c) < 1e-5 else c / -math.expm1(-b * c) - 1 / b
+    return math.log(p) - a * mean
+
+
+def known_tail(row: Row, tail: float, vocabulary: int) -> float:
+    """A tail is known as far as float32 sums go; none is there if all ids are kept."""
+    return max(tail, 2.0**-24) if len(row) < vocabulary else 0.0
+
+
+def entropy(row: Row, tail: float, vocabulary: int) -> float:
+    """In nats. Of a row that says nothing that of all ids alike."""
+    if not row:
+        return math.log(vocabulary)
+    tail = known_tail(row, tail, vocabulary)
+    beyond = tail * typical_tail_logprob(row, tail, vocabulary) if tail else 0.0
+    return -sum(p * math.log(p) for p in row.values()) - beyond
+
+
+def tempered(row: Row, tail: float, temperature: float, vocabulary: int) -> tuple[Row, float, float]:
+    """(row, tail, log of the normaliser) of p^(1/T): the tail's by the integral of its law to that power."""
+    tail = known_tail(row, tail, vocabulary)
+    mass = 0.0
+    if tail:
+        p, a = tail_law(row, tail, vocabulary)
+        b, c = 1 - a / temperature, math.log(vocabulary / len(row))
+        mass = p ** (1 / temperature) * len(row) * (c if abs(b) < 1e-12 else math.expm1(b * c) / b)
+    powers = {token: probability ** (1 / temperature) for token, probability in row.items()}
+    total = sum(powers.values()) + mass
+    return {token: power / total for token, power in powers.items()}, mass / total, math.log(total)
+
+
+def arithmetic_mean(rows: list[Row], weights: list[float], gold: int) -> tuple[Row, float]:
+    """(row, tail) of the weighted mean, one-hot on the gold token if all weights are 0."""
     if not any(weights):
-        return {gold: 1.0}, 0.0, weights
+        return {gold: 1.0}, 0.0
     fused: Row = {}
     for row, weight in zip(rows, weights, strict=True):
         for token, probability in row.items():
             if weight > 0.0:
                 fused[token] = fused.get(token, 0.0) + weight * probability
-    return fused, tail_of(fused), weights
+    return fused, tail_of(fused)
 
 
-def fuse_min_ce(rows: list[Row], nats: list[float], gold: int) -> tuple[Row, float, list[float]]:
-    """The paper's MinCE at one token: of the sources that say something, the one of least cross-entropy (per byte).
+def geometric_mean(
+    rows: list[Row], tails: list[float], weights: list[float], gold: int, vocabulary: int
+) -> tuple[Row, float, float]:
+    """(row, tail, log of the normaliser) of the product of p^weight, one-hot on the gold token if all weights are 0.
 
-    Exactly equal cross-entropies share the weight equally. Sources whose row is {} have weight 0, and if all have,
-    the fused row is one-hot on the gold token, owed to no source.
+    An id that a source has not kept has what is typical of its tail, at most an equal share with the others that it has
+    not kept and the rest; the rest of the fused tail is the product of what is left of the tails.
     """
-    least = min((ce for row, ce in zip(rows, nats, strict=True) if row), default=None)
-    best = [bool(row) and ce == least for row, ce in zip(rows, nats, strict=True)]
-    return weighted_mean(rows, [chosen / sum(best) if chosen else 0.0 for chosen in best], gold)
+    used = [(row, tail, w) for row, tail, w in zip(rows, tails, weights, strict=True) if w > 0]
+    if not used:
+        return {gold: 1.0}, 0.0, 0.0
+    union = sorted({token for row, _, _ in used for token in row})
+    rest = len(union) < vocabulary
+    products, beyond = dict.fromkeys(union, 1.0), 1.0 if rest else 0.0
+    for row, tail, weight in used:
+        missing = [token for token in union if token not in row]
+        tail = known_tail(row, tail, vocabulary)
+        guess = 0.0
+        if missing:
+            guess = min(math.exp(typical_tail_logprob(row, tail, vocabulary)), tail / (len(missing) + rest))
+        for token in union:
+            products[token] *= row.get(token, guess) ** weight
+        if rest:
+            beyond *= (tail - len(missing) * guess) ** weight
+    total = sum(products.values()) + beyond
+    return {token: product / total for token, product in products.items()}, beyond / total, math.log(total)
 
 
-def fuse_avg_ce(rows: list[Row], nats: list[float], gold: int) -> tuple[Row, float, list[float]]:
-    """The paper's AvgCE at one token: mean with weights softmax(-cross-entropy) over the sources that say something."""
-    least = min((ce for row, ce in zip(rows, nats, strict=True) if row), default=0.0)
-    scores = [math.exp(least - ce) if row else 0.0 for row, ce in zip(rows, nats, strict=True)]
-    return weighted_mean(rows, [score / sum(scores) if score else 0.0 for score in scores], gold)
+def least_weights(costs: list[float | None]) -> list[float]:
+    """All weight to the least cost; exactly equal ones share. None: has no part."""
+    least = min((cost for cost in costs if cost is not None), default=None)
+    best = [cost is not None and cost == least for cost in costs]
+    return [chosen / sum(best) if chosen else 0.0 for chosen in best]
+
+
+def softmax_weights(costs: list[float | None], prior: list[float], sharpness: float) -> list[float]:
+    """prior * exp(-sharpness * cost), to sum 1. None: has no part."""
+    least = min((cost for cost in costs if cost is not None), default=0.0)
+    scores = [
+        0.0 if cost is None else p * math.exp(-sharpness * (cost - least)) for cost, p in zip(costs, prior, strict=True)
+    ]
+    return [score / sum(scores) if sum(scores) else 0.0 for score in scores]
+
+
+def fixed_share_weights(
+    gold: list[list[float]], allowed: list[list[bool]], prior: list[float], switch: float
+) -> list[list[float]]:
+    """For each token, weights from the tokens before it: posterior, then a share `switch` goes back to the prior.
+
+    `gold[i][s]` is the probability that source s gave token i. Sources that say nothing of a token are as good there as
+    the mixture of the others.
+    """
+    total = sum(prior) or 1.0
+    now = [p / total for p in prior]
+    weights = []
+    for golds, may in zip(gold, allowed, strict=True):
+        awake = sum(w for w, m in zip(now, may, strict=True) if m)
+        if awake == 0:
+            start = [p if m else 0.0 for p, m in zip(prior, may, strict=True)]
+            weights.append([p / sum(start) if any(start) else 0.0 for p in start])
+            continue
+        weights.append([w / awake if m else 0.0 for w, m in zip(now, may, strict=True)])
+        mixture = sum(w * g for w, g in zip(weights[-1], golds, strict=True))
+        if mixture > 0:
+            now = [w * g / mixture if m else w for w, g, m in zip(now, golds, may, strict=True)]
+        now = [(1 - switch) * w + switch * p / total for w, p in zip(now, prior, strict=True)]
+    return weights
+
+
+def mean_over(values: list[float | None], units: list[int], groups: list[int]) -> list[float | None]:
+    """Sum of values over sum of units, of all in the same group that have a value."""
+    means: list[float | None] = []
+    for value, group in zip(values, groups, strict=True):
+        members = [(v, u) for v, u, g in zip(values, units, groups, strict=True) if g == group and v is not None]
+        means.append(None if value is None else sum(v for v, _ in members) / max(sum(u for _, u in members), 1))
+    return means
 
 
 # Objective

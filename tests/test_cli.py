@@ -302,7 +302,7 @@ def test_without_json_there_is_a_table(byte_level, text_file):
         ),
         (
             ["fidelity", "--source", "absent", "--target", "absent", "--texts", "TEXTS", "--report", "FOLDER"],
-            "--report {folder}: a folder; name a file, such as {folder}/fidelity.html",
+            "--report {folder}: a folder; name a file, such as {folder}/page.html",
         ),
         (
             ["fidelity", "--source", "absent", "--target", "absent", "--texts", "TEXTS", "--report", "EMPTY"],

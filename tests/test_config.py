@@ -111,7 +111,7 @@ def test_the_current_directory_comes_before_the_run_files(run_file, tmp_path, mo
         ("train.lamda=0.5", "run.yaml: train.lamda: unknown option; did you mean 'lambda_clm'?"),
         ("train.learing_rate=1", "run.yaml: train.learing_rate: unknown option; did you mean 'learning_rate'?"),
         ("corpsu.files=[a]", "run.yaml: corpsu: unknown option; did you mean 'corpus'?"),
-        ("fuse.xyz=1", "run.yaml: fuse.xyz: unknown option; known: function, level"),
+        ("fuse.leve=token", "run.yaml: fuse.leve: unknown option; did you mean 'level'?"),
         ("sources.a.dtyp=x", "run.yaml: sources.a.dtyp: unknown option; did you mean 'dtype'?"),
         ("target.zzz=x", "run.yaml: target.zzz: unknown option; known: model, revision, dtype"),
     ],
@@ -245,3 +245,31 @@ def test_each_policy_knows_its_numbers(run_file):
         again = config.Capture.model_validate(options.model_dump())
         assert again == options
     assert config.load(run_file(), ["capture.top_k=9"]).capture.retention["top_k"] == 9
+
+
+@pytest.mark.parametrize("weights", ["learned", "{a: 2}", "{a: {python: 0, english: 0.5}, b: 1}"])
+def test_weights_are_numbers_or_by_domain_or_learned(run_file, weights):
+    assert config.load(run_file(), [f"fuse.weights={weights}"]).fuse.weights == yaml.safe_load(weights)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fuse.weights.c=2"], "fuse.weights.c: no such source; there are a, b"),
+        (["fuse.temperatures={c: 2}"], "fuse.temperatures.c: no such source; there are a, b"),
+        (["fuse.weights.a=-2"], "fuse.weights.a: a weight is 0 or more (got -2)"),
+        (["fuse.weights.a={python: .nan}"], "fuse.weights.a: a weight is 0 or more (got nan)"),
+        (["fuse.temperatures.a=0"], "fuse.temperatures.a: input should be greater than 0 (got 0)"),
+        (
+            ["fuse.function=bayes", "fuse.level=document"],
+            "fuse.level: bayes has no level (got 'document'); leave it at 'token'",
+        ),
+        (
+            ["fuse.function=oracle"],
+            "fuse.function: oracle is what `fuselm diagnose` compares with; its rows are those of min_ce with "
+            "level: token",
+        ),
+    ],
+)
+def test_what_fusing_cannot_mean_is_refused(run_file, overrides, message):
+    assert problem(run_file(), *overrides) == f"run.yaml: {message}"

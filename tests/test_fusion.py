@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import drawn
 import numpy as np
@@ -9,16 +11,21 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from fuselm import manifest, tails
+from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
-from fuselm.fusion import FUNCTIONS, LEVELS, fuse
-from fuselm.store import Trace
+from fuselm.fusion import fuse, fuse_stores
+from fuselm.progress import Progress
+from fuselm.store import Store, Trace, write_part
+from fuselm.weights import FUNCTIONS, LEVELS, learn
 
-VOCAB, SIZE = 13, 17
-REFERENCE = {"min_ce": reference.fuse_min_ce, "avg_ce": reference.fuse_avg_ce}
+VOCAB, SIZE, WINDOW = 13, 17, 5
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_level = pytest.mark.parametrize("level", LEVELS)
-some = settings(max_examples=60)
+some = settings(max_examples=20)
+fused_by = partial(fuse, vocabulary_size=VOCAB, window=WINDOW)
 
 
 @st.composite
@@ -52,27 +59,75 @@ def _one(random: np.random.Generator, gold: np.ndarray, starts: np.ndarray, sile
     )
 
 
-def nats_per_byte(trace: Trace, level: str) -> list[float]:
-    if level == "document":
-        return [trace.nats / SIZE] * len(trace.tokens)
-    spans = drawn.spans(trace.starts, trace.size)
-    gold = trace.distributions.gold.astype(np.float64).tolist()
-    return [-g / max(end - begin, 1) for (begin, end), g in zip(spans, gold, strict=True)]
+def costs(traces: list[Trace], function: str, level: str) -> list[list[float | None]]:
+    """By source and token: what `function` judges sources by; None where one says nothing."""
+    level = "token" if function == "oracle" else level
+    spans = drawn.spans(traces[0].starts, SIZE)
+    units = [1] * len(spans) if function == "entropy" else [end - begin for begin, end in spans]
+    groups = {
+        "document": [0] * len(spans),
+        "window": [int(begin) // WINDOW for begin in traces[0].starts],
+        "token": list(range(len(spans))),
+    }
+    out = []
+    for trace in traces:
+        d = trace.distributions
+        known = d.informed.tolist()
+        if function == "fixed" or (level == "document" and function != "entropy"):
+            of_source = [trace.nats / SIZE if function != "fixed" else 0.0] * len(spans)
+            out.append([cost if k else None for cost, k in zip(of_source, known, strict=True)])
+            continue
+        nats = (-d.gold.astype(np.float64)).tolist()
+        if function == "entropy":
+            rows = zip(drawn.rows_of(d), d.tail.tolist(), strict=True)
+            nats = [reference.entropy(row, tail, VOCAB) for row, tail in rows]
+        values = [n if k else None for n, k in zip(nats, known, strict=True)]
+        out.append(reference.mean_over(values, units, groups[level]))
+    return out
+
+
+def expected_weights(
+    traces: list[Trace], function: str, level: str, prior: list[float], sharpness: float = 1.0, switch: float = 0.05
+) -> list[list[float]]:
+    known = np.stack([t.distributions.informed for t in traces], axis=1) & (np.array(prior) > 0)
+    if function == "bayes":
+        gold = np.stack([np.exp(t.distributions.gold.astype(np.float64)) for t in traces], axis=1)
+        return reference.fixed_share_weights(gold.tolist(), known.tolist(), prior, switch)
+    by_token = [
+        [cost if may else None for cost, may in zip(of_token, allowed, strict=True)]
+        for of_token, allowed in zip(zip(*costs(traces, function, level), strict=True), known.tolist(), strict=True)
+    ]
+    if function in ("min_ce", "oracle"):
+        return [reference.least_weights(of_token) for of_token in by_token]
+    return [reference.softmax_weights(of_token, prior, sharpness) for of_token in by_token]
 
 
 @every_function
 @every_level
 @some
-@given(traces=sources())
-def test_fusion_equals_the_reference(function, level, traces):
-    fused = fuse(traces, function=function, level=level)
-    rows, costs = [drawn.rows_of(t.distributions) for t in traces], [nats_per_byte(t, level) for t in traces]
-    expected = [
-        REFERENCE[function]([r[i] for r in rows], [c[i] for c in costs], gold) for i, gold in enumerate(fused.tokens)
-    ]
-    drawn.assert_same(fused.distributions, [row for row, _, _ in expected], [tail for _, tail, _ in expected])
-    weights = np.array([w for _, _, w in expected]).reshape(len(fused.tokens), len(traces))
-    np.testing.assert_allclose(fused.weights, weights, rtol=1e-6)
+@given(
+    traces=sources(),
+    prior=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=5, max_size=5),
+    sharpness=st.sampled_from([0.0, 1.0, 7.0]),
+    switch=st.sampled_from([0.0, 0.05, 1.0]),
+)
+def test_fusion_equals_the_reference(function, level, traces, prior, sharpness, switch):
+    prior = prior[: len(traces)]
+    fused = fused_by(traces, function=function, level=level, prior=prior, sharpness=sharpness, switch=switch)
+    weights = expected_weights(traces, function, level, prior, sharpness, switch)
+    np.testing.assert_allclose(fused.weights, np.reshape(weights, fused.weights.shape), rtol=1e-4, atol=1e-6)
+    rows, tails = [drawn.rows_of(t.distributions) for t in traces], [t.distributions.tail.tolist() for t in traces]
+    for i, (gold, exact) in enumerate(
+        zip(fused.tokens.tolist(), fused.weights.astype(np.float64).tolist(), strict=True)
+    ):
+        of_token = [row[i] for row in rows]
+        if function == "log_linear":
+            row, tail, _ = reference.geometric_mean(of_token, [t[i] for t in tails], exact, gold, VOCAB)
+        else:
+            row, tail = reference.arithmetic_mean(of_token, exact, gold)
+        made = drawn.row_of(*fused.distributions.row(i))
+        assert made == pytest.approx(row, rel=1e-3, abs=1e-7)
+        assert fused.distributions.tail[i] == pytest.approx(tail, abs=1e-5)
     check(fused.distributions, VOCAB)
 
 
@@ -81,11 +136,19 @@ def test_fusion_equals_the_reference(function, level, traces):
 @some
 @given(traces=sources())
 def test_gold_is_the_weighted_mean_whether_or_not_kept(function, level, traces):
-    fused = fuse(traces, function=function, level=level)
-    gold = np.stack([np.exp(t.distributions.gold.astype(np.float64)) for t in traces], axis=1)
+    fused = fused_by(traces, function=function, level=level)
+    gold = np.stack([t.distributions.gold.astype(np.float64) for t in traces], axis=1)
     nobody = fused.weights.sum(axis=1) == 0
-    expected = np.where(nobody, 1.0, (fused.weights * gold).sum(axis=1))
-    np.testing.assert_allclose(np.exp(fused.distributions.gold), expected, rtol=1e-5)
+    expected = np.where(nobody, 1.0, (fused.weights * np.exp(gold)).sum(axis=1))
+    if function == "log_linear":
+        rows, tails = [drawn.rows_of(t.distributions) for t in traces], [t.distributions.tail.tolist() for t in traces]
+        weights = fused.weights.astype(np.float64).tolist()
+        totals = [
+            reference.geometric_mean([r[i] for r in rows], [t[i] for t in tails], weights[i], 0, VOCAB)[2]
+            for i in range(len(weights))
+        ]
+        expected = np.where(nobody, 1.0, np.exp((fused.weights * gold).sum(axis=1) - totals))
+    np.testing.assert_allclose(np.exp(fused.distributions.gold), np.minimum(expected, 1), rtol=1e-4)
     assert (fused.distributions.gold <= 1e-7).all()
 
 
@@ -94,7 +157,7 @@ def test_gold_is_the_weighted_mean_whether_or_not_kept(function, level, traces):
 @some
 @given(traces=sources())
 def test_weights_of_a_token_sum_to_one_or_nobody_knows(function, level, traces):
-    fused = fuse(traces, function=function, level=level)
+    fused = fused_by(traces, function=function, level=level)
     known = np.stack([t.distributions.informed for t in traces], axis=1)
     assert fused.weights.shape == known.shape
     np.testing.assert_allclose(fused.weights.sum(axis=1), known.any(axis=1), rtol=1e-6)
@@ -106,7 +169,7 @@ def test_weights_of_a_token_sum_to_one_or_nobody_knows(function, level, traces):
 @some
 @given(traces=sources(most=1))
 def test_one_source_fuses_to_itself(function, level, traces):
-    assert_like(fuse(traces, function=function, level=level), traces[0])
+    assert_like(fused_by(traces, function=function, level=level), traces[0])
 
 
 @every_function
@@ -114,20 +177,47 @@ def test_one_source_fuses_to_itself(function, level, traces):
 @some
 @given(traces=sources(most=1), copies=st.integers(2, 5))
 def test_copies_of_a_source_fuse_to_it(function, level, traces, copies):
-    assert_like(fuse(traces * copies, function=function, level=level), traces[0])
+    assert_like(fused_by(traces * copies, function=function, level=level), traces[0])
 
 
 @every_function
 @every_level
 @some
 @given(traces=sources(least=2), random=st.randoms(use_true_random=False))
-def test_the_order_of_sources_does_not_matter(function, level, traces, random):
+def test_the_order_of_sources_does_not_matter_to_a_bit(function, level, traces, random):
     order = random.sample(range(len(traces)), len(traces))
-    one = fuse(traces, function=function, level=level)
-    other = fuse([traces[s] for s in order], function=function, level=level)
-    np.testing.assert_allclose(one.weights[:, order], other.weights, rtol=1e-6)
+    one = fused_by(traces, function=function, level=level)
+    other = fused_by([traces[s] for s in order], function=function, level=level)
+    assert np.array_equal(one.weights[:, order], other.weights)
     assert one.nats == other.nats
-    drawn.assert_same(one.distributions, drawn.rows_of(other.distributions), other.distributions.tail.tolist())
+    for name in ("ids", "logprobs", "gold", "tail", "offsets"):
+        assert np.array_equal(getattr(one.distributions, name), getattr(other.distributions, name)), name
+
+
+@pytest.mark.parametrize(
+    "function", sorted(set(FUNCTIONS) - {"log_linear"})
+)  # which may be surer than each of its sources
+@some
+@given(traces=sources(least=2))
+def test_no_weights_give_a_text_more_than_the_oracle(function, traces):
+    best = fused_by(traces, function="oracle").distributions.gold
+    assert (fused_by(traces, function=function, level="token").distributions.gold <= best + 1e-6).all()
+
+
+@pytest.mark.parametrize("function", ["entropy", "bayes", "fixed"])
+@some
+@given(traces=sources(least=2), changed=st.integers(1, 6))
+def test_some_weights_do_not_know_the_token_that_comes(function, traces, changed):
+    """Neither that token's probability nor those after it."""
+    if len(traces[0].tokens) <= changed:
+        return
+    others = []
+    for n, trace in enumerate(traces):
+        gold = trace.distributions.gold.copy()
+        gold[changed:] = np.where(trace.distributions.informed[changed:], -1.0 - n, 0.0)
+        others.append(replace(trace, distributions=replace(trace.distributions, gold=gold)))
+    one, other = (fused_by(t, function=function, level="token").weights for t in (traces, others))
+    assert np.array_equal(one[: changed + 1], other[: changed + 1])
 
 
 def assert_like(fused: Trace, source: Trace) -> None:
@@ -157,7 +247,7 @@ def single(row: reference.Row, gold: float, *, nats: float = 1.0, token: int = 3
 @every_function
 @every_level
 def test_where_nobody_knows_anything_the_gold_token_gets_all(function, level):
-    fused = fuse([single({}, 0.0)] * 2, function=function, level=level)
+    fused = fused_by([single({}, 0.0)] * 2, function=function, level=level)
     assert drawn.rows_of(fused.distributions) == [{3: 1.0}]
     assert (fused.distributions.gold[0], fused.distributions.tail[0]) == (0.0, 0.0)
     assert fused.weights.tolist() == [[0.0, 0.0]]
@@ -166,7 +256,7 @@ def test_where_nobody_knows_anything_the_gold_token_gets_all(function, level):
 @every_function
 def test_a_source_that_says_nothing_has_no_part_even_beside_one_that_rules_the_gold_token_out(function):
     impossible = single({5: 0.75}, -math.inf)
-    fused = fuse([single({}, 0.0), impossible], function=function, level="token")
+    fused = fused_by([single({}, 0.0), impossible], function=function, level="token")
     assert fused.weights.tolist() == [[0.0, 1.0]]
     assert drawn.rows_of(fused.distributions) == [pytest.approx({5: 0.75})]
     assert fused.distributions.gold[0] == -math.inf
@@ -174,10 +264,10 @@ def test_a_source_that_says_nothing_has_no_part_even_beside_one_that_rules_the_g
 
 def test_min_ce_takes_the_best_source_of_the_document_and_avg_ce_both():
     good, bad = single({3: 0.25}, math.log(0.25), nats=17.0), single({4: 0.5}, math.log(0.5), nats=34.0)
-    assert fuse([bad, good], function="min_ce", level="document").weights.tolist() == [[0.0, 1.0]]
-    assert fuse([bad, good], function="min_ce", level="token").weights.tolist() == [[1.0, 0.0]]
+    assert fused_by([bad, good], function="min_ce", level="document").weights.tolist() == [[0.0, 1.0]]
+    assert fused_by([bad, good], function="min_ce", level="token").weights.tolist() == [[1.0, 0.0]]
     share = 1 / (1 + math.exp(-1))  # cross-entropies 2 and 1 nats a byte
-    assert fuse([bad, good], function="avg_ce", level="document").weights[0].tolist() == pytest.approx(
+    assert fused_by([bad, good], function="avg_ce", level="document").weights[0].tolist() == pytest.approx(
         [1 - share, share]
     )
 
@@ -186,10 +276,12 @@ def test_sources_aligned_to_different_tokens_are_refused():
     message = r"^document d: the sources are aligned to different tokens; align again$"
     for other in (single({3: 1.0}, 0.0, token=4), replace(single({3: 1.0}, 0.0), document="e")):
         with pytest.raises(ValueError, match=message):
-            fuse([single({3: 1.0}, 0.0), other])
+            fused_by([single({3: 1.0}, 0.0), other])
 
 
-def test_a_document_without_tokens_fuses_to_none():
+@every_function
+@every_level
+def test_a_document_without_tokens_fuses_to_none(function, level):
     empty = Distributions(
         offsets=np.zeros(1, np.int64),
         ids=np.zeros(0, np.int32),
@@ -205,4 +297,144 @@ def test_a_document_without_tokens_fuses_to_none():
         distributions=empty,
         weights=np.zeros((0, 0), np.float32),
     )
-    assert len(fuse([trace, trace]).distributions) == 0
+    assert len(fused_by([trace, trace], function=function, level=level).distributions) == 0
+
+
+def test_sources_that_keep_other_ids_meet_by_what_is_typical_of_their_tails():
+    """Not by nothing, which would leave the product of disjoint rows without mass."""
+    fused = fused_by([single({3: 0.75}, math.log(0.75)), single({4: 0.75}, -2.0)], function="log_linear")
+    row = drawn.rows_of(fused.distributions)[0]
+    assert row.keys() == {3, 4} and row[3] == pytest.approx(row[4])
+    assert sum(row.values()) + fused.distributions.tail[0] == pytest.approx(1)
+    assert fused.distributions.tail[0] < 0.5
+
+
+def test_bayes_begins_with_the_prior_and_follows_who_predicts():
+    good, bad = (tokens_with_gold([math.log(p)] * 7) for p in (0.5, 0.125))
+    weights = fused_by([good, bad], function="bayes", prior=[1.0, 3.0], switch=0.0).weights
+    assert weights[0].tolist() == [0.25, 0.75]
+    odds = [4**n / 3 for n in range(7)]
+    np.testing.assert_allclose(weights[:, 0], [o / (1 + o) for o in odds], rtol=1e-6)
+    steady = fused_by([good, bad], function="bayes", prior=[1.0, 3.0], switch=1.0).weights
+    np.testing.assert_allclose(steady, [[0.25, 0.75]] * 7)
+
+
+def tokens_with_gold(gold: list[float]) -> Trace:
+    rows = [{3: math.exp(g)} for g in gold]
+    return replace(
+        single({3: 0.5}, 0.0),
+        tokens=np.full(len(gold), 3, np.int32),
+        starts=np.arange(len(gold), dtype=np.int32),
+        distributions=drawn.distributions_of(rows, [1 - math.exp(g) for g in gold], gold),
+        weights=np.zeros((len(gold), 0), np.float32),
+    )
+
+
+def test_learned_weights_are_those_that_give_the_text_the_most():
+    random = np.random.default_rng(0)
+    gold = np.log(random.uniform(0.01, 0.9, (211, 3)))
+    learned = learn(gold, np.ones(gold.shape, bool), np.ones(3))
+    best = np.log(np.exp(gold) @ learned).sum()
+    for other in random.dirichlet(np.ones(3), 97):
+        assert np.log(np.exp(gold) @ other).sum() <= best + 1e-4
+    assert learned.sum() == pytest.approx(1)
+
+
+def test_a_source_without_prior_or_a_word_learns_nothing():
+    gold, everything = np.log(np.full((7, 2), 0.5)), np.ones((7, 2), bool)
+    assert learn(gold, everything, np.array([0.0, 2.0])).tolist() == [0.0, 1.0]
+    assert learn(gold, ~everything, np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
+    assert learn(gold[:0], everything[:0], np.ones(2)).tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(learn(gold, np.array([[True, False]] * 7), np.ones(2)), [0.5, 0.5])
+
+
+@some
+@given(traces=sources(), temperature=st.sampled_from([0.5, 2.0]))
+def test_a_temperature_is_taken_before_all_else(traces, temperature):
+    changed = [
+        replace(t, distributions=tails.tempered(t.distributions, temperature, VOCAB), nats=math.nan) for t in traces
+    ]
+    one = fused_by(traces, function="avg_ce", level="token", temperatures=[temperature] * len(traces))
+    other = fused_by(changed, function="avg_ce", level="token")
+    assert np.array_equal(one.weights, other.weights)
+    drawn.assert_same(one.distributions, drawn.rows_of(other.distributions), other.distributions.tail.tolist())
+    before = sum(t.distributions.gold[np.isfinite(t.distributions.gold)].astype(float).sum() for t in traces)
+    after = sum(t.distributions.gold[np.isfinite(t.distributions.gold)].astype(float).sum() for t in changed)
+    each = [fused_by([t], function="min_ce", temperatures=[temperature]).nats - t.nats for t in traces]
+    assert sum(each) == pytest.approx(before - after, abs=1e-3)
+
+
+# Stores
+
+
+OPTIONS = {
+    "vocabulary_size": VOCAB,
+    "function": "fixed",
+    "level": "token",
+    "window": 256,
+    "sharpness": 1.0,
+    "switch": 0.05,
+    "weights": {},
+    "temperatures": {},
+}
+
+
+def stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
+    """Of each source, of some documents; source a is the better one of English, b of French."""
+    opened = {}
+    for source, names in documents.items():
+        good = {"a": "en", "b": "fr"}[source]
+        golds = {name: [math.log(0.75 if name.startswith(good) else 0.25)] * 3 for name in names}
+        traces = [replace(tokens_with_gold(gold), document=name) for name, gold in golds.items()]
+        manifest.build_once(
+            folder / f"{source}-done", manifest.Recipe(stage="align"), lambda out, t=traces: _written(out, t)
+        )
+        opened[source] = Store(folder / f"{source}-done")
+    return opened
+
+
+def _written(out: Path, traces: list[Trace]) -> dict:
+    write_part(out, 0, traces)
+    return {}
+
+
+def documents(*names: str) -> list[Document]:
+    return [Document(id=n, origin=n, text="", domain=n[:2], split="train") for n in names]
+
+
+def fused_stores(folder: Path, of: dict[str, Store], *names: str, **options) -> dict:
+    quiet = Progress(Console(quiet=True), "fuse")
+    return fuse_stores(of, documents(*names), folder, **(OPTIONS | options), progress=quiet)
+
+
+def test_a_document_that_a_source_lacks_is_left_out_and_counted(tmp_path):
+    of = stores(tmp_path, a=["en1", "en2", "fr1"], b=["en2", "fr1"])
+    counts = fused_stores(tmp_path, of, "en1", "en2", "fr1", "fr9")
+    assert (counts["documents"], counts["lacking"]) == (2, {"a": 0, "b": 1})
+
+
+def test_weights_may_differ_by_source_and_domain(tmp_path):
+    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+    counts = fused_stores(tmp_path, of, "en1", "fr1", weights={"a": {"fr": 0.0}, "b": 3.0})
+    assert counts["shares"] == {"en": pytest.approx([0.25, 0.75]), "fr": [0.0, 1.0]}
+    assert counts["weights"] == {"en": [1.0, 3.0], "fr": [0.0, 3.0]}
+
+
+def test_learned_weights_find_who_is_best_in_each_domain(tmp_path):
+    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+    counts = fused_stores(tmp_path, of, "en1", "fr1", weights="learned")
+    np.testing.assert_allclose([counts["shares"]["en"], counts["shares"]["fr"]], [[1, 0], [0, 1]], atol=1e-3)
+    assert counts["bits_per_byte"]["en"] == pytest.approx(-3 * math.log2(0.75) / SIZE, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": {"de": 2.0}}, "fuse.weights.a: no training document is of domain 'de'; there are en, fr"),
+        ({"a": 0.0, "b": {"fr": 0.0}}, "fuse.weights: no source has a part in domain 'fr'; give one a weight above 0"),
+    ],
+)
+def test_weights_that_cannot_be_meant_are_refused(tmp_path, weights, message):
+    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        fused_stores(tmp_path, of, "en1", "fr1", weights=weights)

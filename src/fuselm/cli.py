@@ -167,6 +167,35 @@ def inspect(
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a finished run.", show_default=False)],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
+) -> None:
+    """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
+    from rich.console import Console
+
+    from fuselm import diagnosis, manifest, measure, progress
+
+    if report is not None:
+        measure.check_report(report)
+    inputs = diagnosis.of_run(run) if run.is_dir() else diagnosis.of_pipeline(_pipeline(run, overrides))
+    with progress.show(_stderr(), "diagnose") as shown:
+        result = diagnosis.diagnose(**inputs, progress=shown)
+    if report is not None:
+        from fuselm import diagnosis_page
+
+        manifest.write_text(report, diagnosis_page.page(result))
+    if as_json:
+        print(json.dumps(result))
+        return
+    Console().print(diagnosis.table(result))
+    if report is not None:
+        print(report)
+
+
+@app.command()
 def fidelity(
     source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],

@@ -4,13 +4,23 @@ Paths of models and texts are looked up from the current directory, then from th
 """
 
 import difflib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
@@ -91,8 +101,37 @@ class Align(_Options):
 
 
 class Fuse(_Options):
-    function: Literal["min_ce", "avg_ce"] = "min_ce"
-    level: Literal["document", "token"] = "token"  # whose cross-entropy decides
+    # min_ce: the best source; avg_ce: a mean, the better ones weighing more; log_linear: so, but a geometric mean;
+    # entropy: the surer ones weigh more; bayes: those that have predicted the document so far; fixed: as in `weights`.
+    function: Literal["min_ce", "avg_ce", "log_linear", "entropy", "bayes", "fixed"] = "min_ce"
+    level: Literal["document", "window", "token"] = "token"  # whose cross-entropy (or entropy) decides
+    window: int = Field(256, ge=1)  # bytes of a window
+    sharpness: float = Field(1.0, ge=0)  # of avg_ce, log_linear and entropy: 1 is the paper's, 0 leaves `weights`
+    switch: float = Field(0.05, ge=0, le=1)  # of bayes: chance that another source is the best from a token to the next
+    # What sources begin with, {qwen: 2} or {qwen: {python: 4, english: 0}}, else 1; min_ce asks only if it is 0.
+    # learned: for each domain what gives its training text the greatest probability.
+    weights: Literal["learned"] | dict[str, float | dict[str, float]] = {}
+    temperatures: dict[str, PositiveFloat] = {}  # of sources: above 1 flattens their rows, below sharpens; else 1
+
+    @field_validator("function", mode="before")
+    @classmethod
+    def _no_oracle(cls, function: Any) -> Any:
+        if function == "oracle":
+            raise ValueError(
+                "fuse.function: oracle is what `fuselm diagnose` compares with; its rows are those of min_ce with "
+                "level: token"
+            )
+        return function
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fuse":
+        if self.function in ("bayes", "fixed") and self.level != "token":
+            raise ValueError(f"fuse.level: {self.function} has no level (got '{self.level}'); leave it at 'token'")
+        for name, of in self.weights.items() if isinstance(self.weights, dict) else ():
+            for weight in of.values() if isinstance(of, dict) else (of,):
+                if not 0 <= weight < math.inf:
+                    raise ValueError(f"fuse.weights.{name}: a weight is 0 or more (got {weight:g})")
+        return self
 
 
 Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -142,6 +181,12 @@ class Run(_Options):
             if where in models:
                 raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
             models[where] = name
+        of_sources = {"temperatures": self.fuse.temperatures}
+        if isinstance(self.fuse.weights, dict):
+            of_sources["weights"] = self.fuse.weights
+        for option, given in of_sources.items():
+            for name in set(given) - set(self.sources):
+                raise ValueError(f"fuse.{option}.{name}: no such source; there are {', '.join(self.sources)}")
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(
                 f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "

@@ -42,6 +42,16 @@ class Line:
     dots: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """A value without an interval; a ring instead of a dot for what is no equal of the others."""
+
+    label: str
+    style: str
+    value: float
+    ring: bool = False
+
+
 def intervals(
     groups: Mapping[str, Sequence[Mark]],
     *,
@@ -84,6 +94,30 @@ def intervals(
     out.append(_tick_labels(ticks, scale, height + 16))
     out.append(f'<text class="axis" x="{(left + right) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
     return _svg("".join(out), float(width), height + 42)
+
+
+def dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[float], str]) -> str:
+    """A row of dots each, all on one scale; their numbers are in tooltips."""
+    values = [dot.value for row in rows.values() for dot in row]
+    if not values:
+        return ""
+    tall, left = 30.0, _width_of(rows) + 24
+    scale, ticks = _scale(min(values), max(values), left, WIDTH - 14.0, count=9)
+    height = len(rows) * tall
+    out = [_grid(ticks, scale, height)]
+    for n, (name, row) in enumerate(rows.items()):
+        y, ends = (n + 0.5) * tall, [scale(dot.value) for dot in row]
+        out.append(_label(name, 0.0, y + 4, "group"))
+        if ends:
+            out.append(f'<path class="zero" d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}"/>')
+        for dot, x in zip(row, ends, strict=True):
+            tooltip = f"<title>{escape(f'{name}, {dot.label}: {number(dot.value)}')}</title>"
+            kind = "ring" if dot.ring else "dot"
+            circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5">{tooltip}</circle>'
+            out.append(f'<g class="{dot.style}">{circle}</g>')
+    out.append(_tick_labels(ticks, scale, height + 16))
+    out.append(f'<text class="axis" x="{(left + WIDTH) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
+    return _svg("".join(out), float(WIDTH), height + 42)
 
 
 def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:

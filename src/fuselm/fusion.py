@@ -1,81 +1,101 @@
 """Several sources' distributions of the same tokens become one. DESIGN.md section 5; Wan et al. 2024, section 3.3.
 
-A source's weight comes from how well it predicts the text: its cross-entropy, in nats per byte, on the document (the
-paper) or on the token. At document level that is the source's own, in its own vocabulary; at token level that of its
-aligned distribution. A source that says nothing of a token has no part in it; where none says anything, the gold token
-gets all.
+weights.py says how much each source has to say, pooling.py makes one row of several. A source that says nothing of a
+token has no part in it; where none says anything, the gold token gets all.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
-from numpy import ndarray
 
+from fuselm import pooling, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.progress import Progress
 from fuselm.store import Store, Trace, write_parts
+from fuselm.weights import FUNCTIONS, Evidence
+from fuselm.weights import learn as weights_of
+
+LEARNED = "learned"
+LEARNED_ON = 1_000_000  # tokens of a domain, at most, that learned weights come from
 
 
-def min_ce(nats_per_byte: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens sources"]:
-    """The paper's MinCE: the source with the least cross-entropy. Equal ones share, so order does not matter."""
-    best = (nats_per_byte == nats_per_byte.min(axis=1, keepdims=True)).astype(np.float64)
-    return best / best.sum(axis=1, keepdims=True)
-
-
-def avg_ce(nats_per_byte: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens sources"]:
-    """The paper's AvgCE: weights by the softmax of the negative cross-entropy."""
-    weights = np.exp(nats_per_byte.min(axis=1, keepdims=True) - nats_per_byte)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-FUNCTIONS: dict[str, Callable[[Float[ndarray, "tokens sources"]], Float[ndarray, "tokens sources"]]] = {
-    "min_ce": min_ce,
-    "avg_ce": avg_ce,
-}
-
-
-def _document_level(traces: Sequence[Trace]) -> Float[ndarray, "tokens sources"]:
-    nats = np.array([t.nats / max(t.size, 1) for t in traces])
-    return np.broadcast_to(nats, (len(traces[0].tokens), len(traces)))
-
-
-def _token_level(traces: Sequence[Trace]) -> Float[ndarray, "tokens sources"]:
-    sizes = np.append(traces[0].starts[1:], traces[0].size)[: len(traces[0].starts)] - traces[0].starts
-    gold = np.stack([t.distributions.gold for t in traces], axis=1).astype(np.float64)
-    return -gold / np.maximum(sizes, 1)[:, None]
-
-
-LEVELS: dict[str, Callable[[Sequence[Trace]], Float[ndarray, "tokens sources"]]] = {
-    "document": _document_level,
-    "token": _token_level,
-}
-
-
-def fuse(traces: Sequence[Trace], *, function: str = "min_ce", level: str = "document") -> Trace:
+def fuse(
+    traces: Sequence[Trace],
+    *,
+    vocabulary_size: int,
+    function: str = "min_ce",
+    level: str = "document",
+    window: int = 256,
+    sharpness: float = 1.0,
+    switch: float = 0.05,
+    prior: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+) -> Trace:
     """One trace of several, which are aligned to the same tokens of the same document.
 
-    Its `weights` say what each source gave to each token; they are all 0 where none says anything.
+    Its `weights` say what each source gave to each token; they are all 0 where none says anything. `prior` is what the
+    sources' weights are to begin with (equal), `temperatures` what their rows are taken to before anything else (1).
     """
     first = traces[0]
     for other in traces[1:]:
         if other.document != first.document or not np.array_equal(other.tokens, first.tokens):
             raise ValueError(f"document {first.document}: the sources are aligned to different tokens; align again")
-    informed = np.stack([t.distributions.informed for t in traces], axis=1)
-    nats = np.where(informed, np.minimum(LEVELS[level](traces), np.finfo(np.float64).max), np.inf)
-    some = informed.any(axis=1)
-    weights = np.zeros(informed.shape)
-    weights[some] = FUNCTIONS[function](nats[some])
+    traces = [
+        _tempered(trace, temperature, vocabulary_size)
+        for trace, temperature in zip(traces, temperatures or [1.0] * len(traces), strict=True)
+    ]
+    start = np.ones(len(traces)) if prior is None else np.array(prior, np.float64)
+    rows = [trace.distributions for trace in traces]
+    given = FUNCTIONS[function](
+        Evidence(
+            traces=traces,
+            allowed=np.stack([d.informed for d in rows], axis=1) & (start > 0),
+            prior=start,
+            level=level,
+            window=window,
+            sharpness=sharpness,
+            switch=switch,
+            vocabulary_size=vocabulary_size,
+        )
+    )
+    if function == "log_linear":
+        pooled = pooling.geometric(rows, given, vocabulary_size)
+    else:
+        pooled = pooling.arithmetic(rows, given)
     return replace(
         first,
         nats=float(min(t.nats for t in traces)),
-        distributions=_mixture(traces, weights, ~some),
-        weights=weights.astype(np.float32),
+        distributions=_certain(pooled, first),
+        weights=given.astype(np.float32),
+    )
+
+
+def _tempered(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
+    """`nats` changes by what the aligned distributions' do."""
+    rows = tails.tempered(trace.distributions, temperature, vocabulary_size)
+    possible = np.isfinite(rows.gold)
+    more = trace.distributions.gold[possible].astype(np.float64) - rows.gold[possible]
+    return replace(trace, distributions=rows, nats=trace.nats + float(more.sum()))
+
+
+def _certain(rows: Distributions, trace: Trace) -> Distributions:
+    """One-hot on the gold token where nothing is known: the paper's fallback."""
+    unknown = np.flatnonzero(~rows.informed)
+    if not len(unknown):
+        return rows
+    at, tail = rows.offsets[unknown], rows.tail.copy()
+    tail[unknown] = 0.0
+    return replace(
+        rows,
+        ids=np.insert(rows.ids, at, trace.tokens[unknown]),
+        logprobs=np.insert(rows.logprobs, at, np.float32(0.0)),
+        offsets=rows.offsets + np.append(0, np.cumsum(~rows.informed)),
+        tail=tail,
     )
 
 
@@ -84,23 +104,51 @@ def fuse_stores(
     documents: Sequence[Document],
     out: Path,
     *,
+    vocabulary_size: int,
     function: str,
     level: str,
+    window: int,
+    sharpness: float,
+    switch: float,
+    weights: str | Mapping[str, float | Mapping[str, float]],
+    temperatures: Mapping[str, float],
     progress: Progress,
 ) -> dict:
     """Write the fused traces of those `documents` that are in all stores to parts in `out`; return what was counted.
 
-    `shares` says how much each source gave to the tokens of a domain, `missing` how many documents only some have.
+    `weights` are what sources begin with, in all domains or by domain, 1 where none is given; or they are `learned`.
+    `temperatures` are by source, 1 where none is given. `shares` says how much each source gave to the tokens of a
+    domain, `lacking` how many documents were left out because a source has not got them.
     """
-    having = [sum(d.id in store for store in stores.values()) for d in documents]
-    documents = [d for d, n in zip(documents, having, strict=True) if n == len(stores)]
+    lacking = {
+        name: sum(any(d.id in s for s in stores.values()) and d.id not in store for d in documents)
+        for name, store in stores.items()
+    }
+    documents = [d for d in documents if all(d.id in store for store in stores.values())]
+    for name, count in lacking.items():
+        if count:
+            progress.note(f"{count} documents are not in {stores[name].folder}; they are left out")
+    tempered = [temperatures.get(name, 1.0) for name in stores]
+    priors = _priors(list(stores), sorted({d.domain for d in documents}), {} if weights == LEARNED else weights)
+    if weights == LEARNED:
+        priors = learn(stores, documents, priors, tempered, vocabulary_size)
     progress.start(len(documents), unit="documents")
     given = {d.domain: np.zeros(len(stores)) for d in documents}
     tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
 
     def fused() -> Iterator[Trace]:
         for document in documents:
-            trace = fuse([store.read(document.id) for store in stores.values()], function=function, level=level)
+            trace = fuse(
+                [store.read(document.id) for store in stores.values()],
+                vocabulary_size=vocabulary_size,
+                function=function,
+                level=level,
+                window=window,
+                sharpness=sharpness,
+                switch=switch,
+                prior=priors[document.domain],
+                temperatures=tempered,
+            )
             given[document.domain] += trace.weights.sum(axis=0, dtype=float)
             tokens[document.domain] += len(trace.tokens)
             size[document.domain] += trace.size
@@ -111,34 +159,53 @@ def fuse_stores(
     counts = write_parts(out, fused())
     return {
         **counts,
-        "missing": sum(0 < n < len(stores) for n in having),
+        "lacking": lacking,
         "sources": list(stores),
+        "weights": priors,
         "shares": {domain: (sums / max(tokens[domain], 1)).tolist() for domain, sums in given.items()},
         "bits_per_byte": {domain: nats[domain] / max(size[domain], 1) / math.log(2) for domain in nats},
     }
 
 
-def _mixture(
-    traces: Sequence[Trace], weights: Float[ndarray, "tokens sources"], unknown: Bool[ndarray, "tokens"]
-) -> Distributions:
-    """The weighted mean of the rows; one-hot on the gold token where nothing is known (the paper's fallback)."""
-    tokens = traces[0].tokens
-    rows, ids, masses = [np.flatnonzero(unknown)], [tokens[unknown]], [np.ones(unknown.sum())]
-    gold = unknown.astype(np.float64)
-    for s, trace in enumerate(traces):
-        d = trace.distributions
-        used = weights[d.rows, s] > 0
-        rows.append(d.rows[used])
-        ids.append(d.ids[used])
-        masses.append(weights[d.rows[used], s] * np.exp(d.logprobs[used].astype(np.float64)))
-        gold += weights[:, s] * np.exp(d.gold.astype(np.float64))
-    mixed = Distributions.from_masses(
-        np.concatenate(rows),
-        np.concatenate(ids),
-        np.concatenate(masses),
-        tokens,
-        np.ones(len(tokens), bool),
-        top_k=sum(int(t.distributions.counts.max(initial=1)) for t in traces),
-    )
-    with np.errstate(divide="ignore"):
-        return replace(mixed, gold=np.log(gold).astype(np.float32))
+def learn(
+    stores: Mapping[str, Store],
+    documents: Sequence[Document],
+    priors: Mapping[str, Sequence[float]],
+    temperatures: Sequence[float],
+    vocabulary_size: int,
+) -> dict[str, list[float]]:
+    """For each domain the weights under which the mixture gives its text the greatest probability."""
+    learned = {}
+    for domain, prior in priors.items():
+        gold, allowed, tokens = [], [], 0
+        for document in (d for d in documents if d.domain == domain):
+            if tokens >= LEARNED_ON:
+                break
+            rows = [
+                tails.tempered(store.read(document.id).distributions, temperature, vocabulary_size)
+                for store, temperature in zip(stores.values(), temperatures, strict=True)
+            ]
+            gold.append(np.stack([d.gold for d in rows], axis=1).astype(np.float64))
+            allowed.append(np.stack([d.informed for d in rows], axis=1))
+            tokens += len(gold[-1])
+        best = weights_of(np.concatenate(gold), np.concatenate(allowed), np.array(prior, np.float64))
+        learned[domain] = best.tolist()
+    return learned
+
+
+def _priors(
+    names: Sequence[str], domains: Sequence[str], given: Mapping[str, float | Mapping[str, float]]
+) -> dict[str, list[float]]:
+    for name, of in given.items():
+        unknown = [domain for domain in of if domain not in domains] if isinstance(of, Mapping) else []
+        if unknown:
+            raise ValueError(
+                f"fuse.weights.{name}: no training document is of domain '{unknown[0]}'; there are {', '.join(domains)}"
+            )
+    priors = {}
+    for domain in domains:
+        of_all = [given.get(name, 1.0) for name in names]
+        priors[domain] = [float(w.get(domain, 1.0) if isinstance(w, Mapping) else w) for w in of_all]
+        if not any(priors[domain]):
+            raise ValueError(f"fuse.weights: no source has a part in domain '{domain}'; give one a weight above 0")
+    return priors

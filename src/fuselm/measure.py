@@ -71,7 +71,7 @@ def fidelity(
     methods = list(dict.fromkeys(methods))
     _check_methods(methods)
     if report is not None:
-        _check_report(report)
+        check_report(report)
     rows = _rows(texts)
     source, target = locate(source_spec), locate(target_spec)
     vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
@@ -149,11 +149,12 @@ def _check_methods(methods: Sequence[str]) -> None:
             raise ValueError(f"--method {method}: unknown; take one of {', '.join(METHODS)}{hint}")
 
 
-def _check_report(path: Path) -> None:
+def check_report(path: Path) -> None:
+    """Raises `ValueError` if no page can or should be written there."""
     if not path.parent.is_dir():
         raise ValueError(f"--report {path}: no folder {path.parent}; make it, or name a file in another")
     if path.is_dir():
-        raise ValueError(f"--report {path}: a folder; name a file, such as {path / 'fidelity.html'}")
+        raise ValueError(f"--report {path}: a folder; name a file, such as {path / 'page.html'}")
     if path.exists() and path.suffix not in (".html", ".htm"):
         raise ValueError(f"--report {path}: there already, and no HTML page; name another file")
     if not os.access(path.parent, os.W_OK):

@@ -199,7 +199,7 @@ class Pipeline:
         aligned = self.align()
         recipe = Recipe(
             stage="fuse",
-            parameters=self.run.fuse.model_dump(),
+            parameters=self.run.fuse.model_dump() | {"vocabulary_size": self.target.output_size},
             inputs={f"source {name}": self._keys[path] for name, path in aligned.items()},
         )
 
@@ -207,7 +207,7 @@ class Pipeline:
             from fuselm import fusion, store
 
             stores = {name: store.Store(path) for name, path in sorted(aligned.items())}
-            return fusion.fuse_stores(stores, self.documents, out, **self.run.fuse.model_dump(), progress=shown)
+            return fusion.fuse_stores(stores, self.documents, out, **recipe.parameters, progress=shown)
 
         return self._build("fuse", "", recipe, build)
 

@@ -1,0 +1,188 @@
+"""Several rows of one token become one row: their weighted arithmetic or geometric mean. DESIGN.md section 5.
+
+Sums are taken in an order that does not depend on that of the sources, so neither does a bit of the result.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm import tails
+from fuselm.distributions import Distributions
+
+
+class _Rows(NamedTuple):
+    """All sources' entries after each other; those of source s at token i are `edges[s, i]` to `edges[s, i + 1]`."""
+
+    ids: Int[ndarray, "entries"]
+    logprobs: Float[ndarray, "entries"]
+    edges: Int[ndarray, "sources tokens+1"]
+
+
+def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
+    """The mixture: sum of w p. Where all weights are 0 a row has no information."""
+    tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
+    gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
+    best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
+    with np.errstate(divide="ignore"):
+        gold = best + np.log(_sorted_sum(weights * np.exp(gold - best[:, None])))
+    return _cut(weights, gold, tail, *_mix(*_stack(rows), weights))
+
+
+def geometric(
+    rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"], vocabulary_size: int
+) -> Distributions:
+    """The log-linear pool: product of p^w, renormalised. Where all weights are 0 a row has no information.
+
+    An id that only others have kept has the probability that is typical of a source's tail (tails.py), and no more than
+    an equal share of it. The ids that none has kept are taken to be ranked alike by all: then they get the product of
+    what is left of the tails, each to the power of its weight; ranked otherwise they would get less (Hoelder).
+    """
+    of = [tails.of(d, vocabulary_size) for d in rows]
+    mass, typical = np.stack([t.mass for t in of], axis=1), np.stack([t.logprobs for t in of], axis=1)
+    counts, ids, logprobs, tail, log_total = _pool(*_stack(rows), weights, mass, typical, vocabulary_size)
+    gold = np.stack([d.gold for d in rows], axis=1).astype(np.float64)
+    pooled = _sorted_sum(weights * np.where(weights > 0, gold, 0.0)) - log_total
+    return _cut(weights, pooled, tail, counts, ids, logprobs)
+
+
+def _stack(rows: Sequence[Distributions]) -> _Rows:
+    begins = np.cumsum([0, *(len(d.ids) for d in rows)])
+    return _Rows(
+        ids=np.concatenate([d.ids for d in rows]),
+        logprobs=np.concatenate([d.logprobs for d in rows]).astype(np.float64),
+        edges=np.stack([d.offsets + begin for d, begin in zip(rows, begins[:-1], strict=True)]),
+    )
+
+
+def _sorted_sum(values: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens"]:
+    return np.sort(values, axis=1).sum(axis=1)
+
+
+def _cut(
+    weights: Float[ndarray, "tokens sources"],
+    gold: Float[ndarray, "tokens"],
+    tail: Float[ndarray, "tokens"],
+    counts: Int[ndarray, "tokens"],
+    ids: Int[ndarray, "slots"],
+    logprobs: Float[ndarray, "slots"],
+) -> Distributions:
+    """Of what a kernel has written: `counts[i]` entries for each row."""
+    some = weights.any(axis=1)
+    return Distributions(
+        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
+        ids=ids[: counts.sum()].astype(np.int32),
+        logprobs=np.minimum(logprobs[: counts.sum()], 0.0).astype(np.float32),
+        gold=np.where(some, np.minimum(gold, 0.0), 0.0).astype(np.float32),
+        tail=np.where(some, np.clip(tail, 0.0, 1.0), 1.0).astype(np.float32),
+    )
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _mix(ids, logprobs, edges, weights):
+    out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
+    counts, written = np.zeros(len(weights), np.int64), 0
+    for i in range(len(weights)):
+        keys, values, who = _gather(i, ids, logprobs, edges, weights)
+        kept, begin = 0, 0
+        while begin < len(keys):
+            end = _end(keys, begin)
+            for n in range(begin, end):
+                values[n] += np.log(weights[i, who[n]])
+            total = values[begin]
+            if end - begin > 1:
+                part = np.sort(values[begin:end])
+                total = part[-1] + np.log(np.exp(part - part[-1]).sum())
+            keys[kept], values[kept] = keys[begin], total
+            kept, begin = kept + 1, end
+        counts[i] = kept
+        written = _write(keys[:kept], values[:kept], out_ids, out_logprobs, written)
+    return counts, out_ids, out_logprobs
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
+    tokens, sources = weights.shape
+    out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
+    counts, written = np.zeros(tokens, np.int64), 0
+    tails, log_totals = np.zeros(tokens), np.zeros(tokens)
+    unkept, left, without = np.zeros(sources), np.zeros(sources), np.empty(sources, np.int64)
+    for i in range(tokens):
+        keys, values, who = _gather(i, ids, logprobs, edges, weights)
+        if len(keys) == 0:
+            continue
+        union, begin = 0, 0
+        while begin < len(keys):
+            begin = _end(keys, begin)
+            union += 1
+        rest = 1 if vocabulary_size > union else 0
+        for s in range(sources):
+            unkept[s], left[s] = 0.0, 0.0
+            if weights[i, s] > 0:
+                without[s] = union - (edges[s, i + 1] - edges[s, i])  # ids that only others have kept
+                if without[s] > 0:
+                    unkept[s] = min(typical[i, s], np.log(tail[i, s] / (without[s] + rest)))
+                if rest == 1:
+                    left[s] = weights[i, s] * np.log(tail[i, s] - without[s] * np.exp(unkept[s]))
+        base = 0.0
+        for value in np.sort(weights[i] * unkept):
+            base += value
+        kept, begin = 0, 0
+        while begin < len(keys):
+            end = _end(keys, begin)
+            for n in range(begin, end):
+                values[n] = weights[i, who[n]] * (values[n] - (unkept[who[n]] if without[who[n]] > 0 else 0.0))
+            keys[kept], values[kept] = keys[begin], base + np.sort(values[begin:end]).sum()
+            kept, begin = kept + 1, end
+        beyond = np.sort(left).sum() if rest == 1 else -np.inf
+        best = max(values[:kept].max(), beyond)
+        log_total = best + np.log(np.exp(values[:kept] - best).sum() + np.exp(beyond - best))
+        values[:kept] -= log_total
+        counts[i], tails[i], log_totals[i] = kept, np.exp(beyond - log_total), log_total
+        written = _write(keys[:kept], values[:kept], out_ids, out_logprobs, written)
+    return counts, out_ids, out_logprobs, tails, log_totals
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _gather(i, ids, logprobs, edges, weights):
+    """Ids, log-probabilities and source of the entries that count at token i, by id."""
+    sources = weights.shape[1]
+    total = 0
+    for s in range(sources):
+        if weights[i, s] > 0:
+            total += edges[s, i + 1] - edges[s, i]
+    keys, values, who = np.empty(total, np.int64), np.empty(total, np.float64), np.empty(total, np.int64)
+    n = 0
+    for s in range(sources):
+        if weights[i, s] > 0:
+            for entry in range(edges[s, i], edges[s, i + 1]):
+                keys[n], values[n], who[n] = ids[entry], logprobs[entry], s
+                n += 1
+    order = np.argsort(keys, kind="mergesort")
+    return keys[order], values[order], who[order]
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _end(keys, begin):
+    end = begin + 1
+    while end < len(keys) and keys[end] == keys[begin]:
+        end += 1
+    return end
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _write(keys, values, out_ids, out_logprobs, written):
+    """The most probable first, of equal ones the lowest id."""
+    for n in np.argsort(-values, kind="mergesort"):
+        out_ids[written], out_logprobs[written] = keys[n], values[n]
+        written += 1
+    return written

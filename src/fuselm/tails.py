@@ -1,0 +1,110 @@
+"""What the tail of a row is like: a power law that goes on where the kept entries end. docs/paper.md, "Fusion".
+
+A row keeps its most probable ids and the mass t of all others. Where more must be known of those (their entropy, their
+mass at another temperature, the probability of one that another source has kept), they are taken to fall off by rank r
+as p_r = p_k (r / k)^-a, from rank k, that of the least kept entry, to V, the size of the vocabulary; a is what makes
+them sum to t. In the logarithm of the rank, from 0 to c = log(V / k), that is an exponential, so all is closed form but
+for a: with x = (1 - a) c, the mass is t = p_k k c (e^x - 1) / x.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm.distributions import Distributions
+
+LEAST = 2.0**-24  # a tail is known to that: it is 1 minus a sum of float32
+STEEPEST = -1e9  # x of a tail without mass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tails:
+    """The tail of each row: its mass, the least kept log-probability, c and x as above, the ids in it."""
+
+    mass: Float[ndarray, "tokens"]
+    last: Float[ndarray, "tokens"]
+    reach: Float[ndarray, "tokens"]  # c
+    slope: Float[ndarray, "tokens"]  # x
+    ids: Int[ndarray, "tokens"]
+
+    @property
+    def logprobs(self) -> Float[ndarray, "tokens"]:
+        """The mean log-probability of an id that is drawn from the tail; at most the least kept one."""
+        x = self.slope
+        return self.last - (self.reach - x) * np.where(np.abs(x) < 1e-4, 0.5 + x / 12, _mean(x))
+
+
+def of(distributions: Distributions, vocabulary_size: int) -> Tails:
+    """The tails of all rows. A row without entries has all mass there, spread evenly."""
+    d = distributions
+    counts = d.counts
+    last = np.full(len(d), -np.log(vocabulary_size))
+    if d.informed.any():
+        last[d.informed] = np.minimum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
+    ids = np.maximum(vocabulary_size - counts, 0)
+    mass = np.where(ids > 0, np.maximum(d.tail.astype(np.float64), LEAST), 0.0)
+    reach = np.log(vocabulary_size / np.clip(counts, 1, vocabulary_size))
+    flat = mass >= np.exp(last) * ids  # as much as the least kept entry everywhere, or more: no decay
+    last = np.where(flat & (ids > 0), np.log(np.maximum(mass, LEAST) / np.maximum(ids, 1)), last)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = mass / (np.exp(last) * np.clip(counts, 1, None) * reach)
+    slope = np.where(flat, reach, _solve(np.where(ids > 0, ratio, 0.0), reach))
+    return Tails(mass=mass, last=last, reach=reach, slope=slope, ids=ids)
+
+
+def entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
+    """Of each row, in nats, with its tail; that of rows without information is log of the vocabulary's size."""
+    d, tails = distributions, of(distributions, vocabulary_size)
+    logprobs = d.logprobs.astype(np.float64)
+    kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
+    return np.where(d.informed, kept - tails.mass * tails.logprobs, np.log(vocabulary_size))
+
+
+def tempered(distributions: Distributions, temperature: float, vocabulary_size: int) -> Distributions:
+    """p^(1/T), renormalised: entries, tail and gold. T above 1 flattens, and moves mass to the tail.
+
+    A power law to a power is one, of exponent a / T: so its tail's mass is known, and what it does to the entries.
+    """
+    if temperature == 1.0:
+        return distributions
+    d, tails = distributions, of(distributions, vocabulary_size)
+    logprobs = d.logprobs.astype(np.float64) / temperature
+    slope = tails.reach - (tails.reach - tails.slope) / temperature  # 1 - a/T times c
+    counts = np.clip(d.counts, 1, None)
+    tail = np.where(tails.ids > 0, np.exp(tails.last / temperature) * counts * tails.reach * _growth(slope), 0.0)
+    total = np.bincount(d.rows, weights=np.exp(logprobs), minlength=len(d)) + tail
+    log_total = np.log(np.where(d.informed, total, 1.0))
+    return replace(
+        d,
+        logprobs=(logprobs - log_total[d.rows]).astype(np.float32),
+        gold=np.minimum(np.where(d.informed, d.gold.astype(np.float64) / temperature - log_total, d.gold), 0.0).astype(
+            np.float32
+        ),
+        tail=np.where(d.informed, tail / np.where(d.informed, total, 1.0), d.tail).astype(np.float32),
+    )
+
+
+def _growth(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+    """(e^x - 1) / x"""
+    return np.where(np.abs(x) < 1e-8, 1.0 + x / 2, np.expm1(x) / np.where(x == 0, 1.0, x))
+
+
+def _mean(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+    """Of u / c under a density e^(x u / c): 1 / (1 - e^-x) - 1 / x"""
+    safe = np.where(np.abs(x) < 1e-4, 1.0, x)
+    with np.errstate(over="ignore"):
+        return -1.0 / np.expm1(-safe) - 1.0 / safe
+
+
+def _solve(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+    """The x, at most `most`, with (e^x - 1) / x = ratio, by bisection; it grows with x, and x > -1 / ratio."""
+    with np.errstate(divide="ignore"):
+        low = np.maximum(-1.0 / ratio, STEEPEST)
+    high = most.copy()
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = _growth(middle) > ratio
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return (low + high) / 2

@@ -1,0 +1,192 @@
+"""How much each source has to say at each token. DESIGN.md section 5; Wan et al. 2024, section 3.3.
+
+`min_ce`, `avg_ce` and `log_linear` go by how well a source predicts the text: its cross-entropy in nats per byte, on
+the document (the paper), on the window or on the token. At document level that is the source's own, in its own
+vocabulary; below it that of its aligned distributions. So these weights know the token that comes. `entropy` and
+`bayes` don't: the one goes by how sure each source is, the other by how well it has predicted the document so far.
+
+A source that says nothing of a token has no part in it, nor has one whose prior weight is 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from fuselm import tails
+from fuselm.store import Trace
+
+Matrix = Float[ndarray, "tokens sources"]
+LEVELS = ("document", "window", "token")
+GAIN = 1e-9  # nats a token; `learn` stops where a step gains less
+STEPS = 1000
+WORST = 1e300  # nats: the cost of the impossible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What weights come from. `allowed` says which sources may have a part in a token, `prior` what they have to begin
+    with. `window` is in bytes; `sharpness` and `switch` are those of `avg_ce` and `bayes`."""
+
+    traces: Sequence[Trace]
+    allowed: Bool[ndarray, "tokens sources"]
+    prior: Float[ndarray, "sources"]
+    level: str
+    window: int
+    sharpness: float
+    switch: float
+    vocabulary_size: int
+
+
+def min_ce(evidence: Evidence) -> Matrix:
+    """The paper's MinCE: the source with the least cross-entropy. Equal ones share, so order does not matter."""
+    return _least(_cross_entropies(evidence, evidence.level), evidence.allowed)
+
+
+def avg_ce(evidence: Evidence) -> Matrix:
+    """The paper's AvgCE: prior times exp(-sharpness * cross-entropy). The paper has sharpness 1; 0 leaves the prior."""
+    return _softmax(_cross_entropies(evidence, evidence.level), evidence)
+
+
+def entropy(evidence: Evidence) -> Matrix:
+    """As `avg_ce`, of each source's own uncertainty, in nats a token: the text has no say."""
+    nats = np.stack([tails.entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
+    return _softmax(_mean(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
+
+
+def bayes(evidence: Evidence) -> Matrix:
+    """The posterior of each source given the document before the token, one source handing over to the next with
+    probability `switch` (Herbster and Warmuth 1998, fixed share). One that says nothing of a token keeps its weight
+    (Freund et al. 1997, specialists)."""
+    gold = np.stack([t.distributions.gold.astype(np.float64) for t in evidence.traces], axis=1)
+    return _track(gold, evidence.allowed, _share(evidence.prior[None])[0], evidence.switch)
+
+
+def fixed(evidence: Evidence) -> Matrix:
+    """The prior, wherever it may be."""
+    return _softmax(np.zeros(evidence.allowed.shape), evidence)
+
+
+def oracle(evidence: Evidence) -> Matrix:
+    """The best source of each token: no weights, however chosen, give the text a greater probability. For diagnosis."""
+    return _least(_cross_entropies(evidence, "token"), evidence.allowed)
+
+
+FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
+    "min_ce": min_ce,
+    "avg_ce": avg_ce,
+    "log_linear": avg_ce,  # what differs is the mean that they are the weights of
+    "entropy": entropy,
+    "bayes": bayes,
+    "fixed": fixed,
+    "oracle": oracle,
+}
+
+
+def learn(
+    gold: Matrix, allowed: Bool[ndarray, "tokens sources"], prior: Float[ndarray, "sources"]
+) -> Float[ndarray, "sources"]:
+    """The fixed weights whose mixture gives a text the greatest probability, by expectation maximisation from `prior`.
+
+    The text's log-probability is concave in them, so these are the best. A source that says nothing of a token is
+    taken to agree there with the others.
+    """
+    weights = _share(prior[None])[0]
+    likely = np.where(allowed, np.exp(gold), 0.0)
+    heard = (likely * (weights > 0)).any(axis=1)
+    likely, allowed = likely[heard], allowed[heard]
+    before = -np.inf
+    for _ in range(STEPS):
+        awake = (allowed * weights).sum(axis=1)
+        mixed = likely @ weights
+        now = float(np.mean(np.log(mixed / awake))) if len(mixed) else before
+        if now - before < GAIN or not len(mixed):
+            break
+        before = now
+        weights = weights * np.where(allowed, likely * (awake / mixed)[:, None], 1.0).mean(axis=0)
+        weights /= weights.sum()
+    return weights
+
+
+def sizes(trace: Trace) -> Int[ndarray, "tokens"]:
+    """Bytes of each token."""
+    return np.append(trace.starts[1:], trace.size)[: len(trace.starts)] - trace.starts
+
+
+def _cross_entropies(evidence: Evidence, level: str) -> Matrix:
+    traces = evidence.traces
+    if level == "document":
+        nats = np.array([t.nats / max(t.size, 1) for t in traces])
+        return np.broadcast_to(nats, evidence.allowed.shape)
+    gold = np.stack([t.distributions.gold for t in traces], axis=1).astype(np.float64)
+    return _mean(np.minimum(-gold, WORST), sizes(traces[0]), evidence, level)
+
+
+def _mean(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
+    """Nats per unit, of all a source's tokens in the same document, window or token."""
+    if level == "token":
+        return nats / np.maximum(units, 1)[:, None]
+    starts = np.maximum(evidence.traces[0].starts, 0)
+    windows = starts // evidence.window if level == "window" else np.zeros_like(starts)
+    out = np.empty(nats.shape)
+    for s, allowed in enumerate(evidence.allowed.T):
+        total = np.bincount(windows, weights=np.where(allowed, nats[:, s], 0.0))
+        count = np.bincount(windows, weights=np.where(allowed, units, 0))
+        out[:, s] = (total / np.maximum(count, 1))[windows]
+    return out
+
+
+def _least(costs: Matrix, allowed: Bool[ndarray, "tokens sources"]) -> Matrix:
+    costs = np.where(allowed, np.minimum(costs, WORST), np.inf)
+    return _share((allowed & (costs == costs.min(axis=1, keepdims=True))).astype(np.float64))
+
+
+def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
+    allowed = evidence.allowed
+    costs = np.where(allowed, np.minimum(costs, WORST), np.inf)
+    least = np.where(allowed.any(axis=1), costs.min(axis=1), 0.0)[:, None]
+    with np.errstate(over="ignore"):
+        beyond = -evidence.sharpness * np.where(allowed, costs - least, 0.0)
+    return _share(np.where(allowed, evidence.prior * np.exp(beyond), 0.0))
+
+
+def _share(weights: Matrix) -> Matrix:
+    """Divided by their sum, which is taken in an order that does not depend on that of the sources."""
+    total = np.sort(weights, axis=1).sum(axis=1, keepdims=True)
+    return weights / np.where(total > 0, total, 1.0)
+
+
+@no_type_check
+@numba.njit(cache=True, nogil=True)
+def _track(gold, allowed, prior, switch):
+    tokens, sources = gold.shape
+    weights = np.zeros((tokens, sources))
+    now, part = prior.copy(), np.empty(sources)
+    for i in range(tokens):
+        best = -np.inf
+        for s in range(sources):
+            part[s] = now[s] if allowed[i, s] else 0.0
+            if allowed[i, s] and now[s] > 0:
+                best = max(best, gold[i, s])
+        awake = np.sort(part).sum()
+        if awake == 0.0:  # none is left but those that have been ruled out: begin again with them
+            for s in range(sources):
+                part[s] = prior[s] if allowed[i, s] else 0.0
+            total = np.sort(part).sum()
+            if total > 0.0:
+                weights[i] = part / total
+            continue
+        weights[i] = part / awake
+        if best > -np.inf:
+            for s in range(sources):
+                part[s] = weights[i, s] * np.exp(gold[i, s] - best) if allowed[i, s] else 0.0
+            scale = awake / np.sort(part).sum()
+            for s in range(sources):
+                if allowed[i, s]:
+                    now[s] = part[s] * scale
+        now = (1.0 - switch) * now + switch * prior
+    return weights

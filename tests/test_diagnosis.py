@@ -1,0 +1,255 @@
+"""diagnosis.py: its numbers from their definitions, its words, its page; and the command on a run."""
+
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import drawn
+import numpy as np
+import pytest
+import tiny_run
+from rich.console import Console
+from tiny_run import fuselm
+
+from fuselm import diagnosis, diagnosis_page, figures, manifest
+from fuselm.corpus import Document
+from fuselm.distributions import Distributions
+from fuselm.progress import Progress
+from fuselm.store import Store, Trace, write_part
+
+VOCAB, TOKENS, SIZE = 19, 7, 23
+DOMAINS = ["<b>&", "tech"]
+
+
+def trace(name: str, quality: float, seed: int, tokens: np.ndarray) -> Trace:
+    """Random rows, all of which expect the token that comes with `quality`."""
+    random = np.random.default_rng(seed)
+    rows, gold = [], []
+    for token in tokens.tolist():
+        p = random.dirichlet(np.ones(VOCAB)) * (1 - quality)
+        p[token] += quality
+        rows.append(dict(enumerate(p.tolist())))
+        gold.append(math.log(p[token]))
+    return Trace(
+        document=name,
+        size=SIZE,
+        nats=-sum(gold),
+        tokens=tokens.astype(np.int32),
+        starts=np.arange(len(tokens), dtype=np.int32) * 3,
+        distributions=drawn.distributions_of(rows, [0.0] * len(rows), gold),
+        weights=np.zeros((len(tokens), 0), np.float32),
+    )
+
+
+def make(folder: Path, **qualities: tuple[float, float]) -> tuple[dict[str, Store], list[Document]]:
+    """A store of each source, of three documents a domain, in which its quality is this."""
+    names = [(f"{domain}{n}", domain) for domain in DOMAINS for n in range(3)]
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (len(names), TOKENS))
+    stores = {}
+    for s, (source, of_domain) in enumerate(qualities.items()):
+        traces = [
+            trace(name, of_domain[DOMAINS.index(domain)], 97 * s + n, tokens[n])
+            for n, (name, domain) in enumerate(names)
+        ]
+
+        def build(out: Path, _: object = None, traces: list[Trace] = traces) -> dict:
+            write_part(out, 0, traces)
+            return {}
+
+        manifest.build_once(folder / source, manifest.Recipe(stage="align"), build)
+        stores[source] = Store(folder / source)
+    return stores, [Document(id=n, origin=n, domain=d, split="train", text="") for n, d in names]
+
+
+def diagnosed(stores: dict[str, Store], documents: list[Document], own: str | None = None) -> dict:
+    quiet = Progress(Console(quiet=True), "diagnose")
+    return diagnosis.diagnose(stores, documents, own=own, vocabulary_size=VOCAB, progress=quiet)
+
+
+@pytest.fixture
+def usual(tmp_path):
+    """Two sources that know a domain each, and the target, which knows little."""
+    return make(tmp_path, alpha=(0.8, 0.3), beta=(0.3, 0.8), own=(0.1, 0.1))
+
+
+def test_bits_are_those_of_the_gold_tokens_and_the_oracle_takes_the_best_of_each(usual):
+    stores, documents = usual
+    result = diagnosed(*usual, own="own")
+    for domain in DOMAINS:
+        golds = [
+            np.concatenate([store.read(d.id).distributions.gold for d in documents if d.domain == domain])
+            for store in stores.values()
+        ]
+        for name, gold in zip(stores, golds, strict=True):
+            expected = -gold.sum() / math.log(2) / (3 * SIZE)
+            assert result["sources"][name]["bits_per_byte"][domain] == pytest.approx(expected, rel=1e-5)
+        best = -np.max(golds, axis=0).sum() / math.log(2) / (3 * SIZE)
+        assert result["oracle"]["bits_per_byte"][domain] == pytest.approx(best, rel=1e-5)
+        shares = np.bincount(np.argmax(golds, axis=0), minlength=3) / (3 * TOKENS)
+        assert list(result["wins"][domain]["tokens"].values()) == pytest.approx(shares.tolist())
+    means = [np.mean([row["bits_per_byte"][d] for d in DOMAINS]) for row in result["ways"].values()]
+    assert [row["bits_per_byte"]["average"] for row in result["ways"].values()] == pytest.approx(means)
+    assert result["wins"][DOMAINS[0]]["documents"] == {"alpha": 1.0, "beta": 0.0, "own": 0.0}
+    assert (result["documents"], result["tokens"], result["bytes"]) == (6, 6 * TOKENS, 6 * SIZE)
+
+
+def test_learned_weights_are_never_worse_than_any_source(usual):
+    result = diagnosed(*usual)
+    learned = result["ways"][diagnosis.LEARNED]["bits_per_byte"]
+    for domain in DOMAINS:
+        assert learned[domain] <= min(row["bits_per_byte"][domain] for row in result["sources"].values()) + 1e-6
+
+
+def test_agreement_is_of_first_tokens_and_of_probability(usual):
+    stores, documents = usual
+    pair = diagnosed(*usual)["agreement"][0]
+    assert pair["sources"] == ["alpha", "beta"]
+    rows = [
+        [row for d in documents for row in drawn.rows_of(stores[name].read(d.id).distributions)]
+        for name in pair["sources"]
+    ]
+    same = np.mean([max(a, key=a.get) == max(b, key=b.get) for a, b in zip(*rows, strict=True)])
+    overlap = np.mean([sum(min(a[i], b[i]) for i in a) for a, b in zip(*rows, strict=True)])
+    assert (pair["same_first"], pair["overlap"]) == pytest.approx((same, overlap), rel=1e-5)
+
+
+def test_rows_without_information_and_ids_that_one_keeps_agree_on_nothing():
+    def of(*rows: dict[int, float]) -> Distributions:
+        return drawn.distributions_of(list(rows), [1 - sum(r.values()) for r in rows], [0.0] * len(rows))
+
+    left, right = of({1: 0.5, 2: 0.25}, {}, {7: 0.5}), of({2: 0.5, 3: 0.25}, {4: 0.5}, {7: 0.75})
+    assert diagnosis._agreement(left, right, VOCAB).tolist() == pytest.approx([2, 1, 0.75])
+
+
+def test_a_target_that_knows_less_can_learn_and_from_whom(usual):
+    result = diagnosed(*usual, own="own")
+    first, second, third = result["verdict"]
+    gain = result["gains"]["average"]["over_target"]
+    assert first.startswith("Fusing can help: ") and f"{gain:.3f} bits per byte" in first
+    assert "(alpha knows most)" in second and "(beta knows most)" in second
+    assert "it takes more than one source" in third
+    assert set(result["judged"].values()) == {"helps"}
+
+
+def test_a_target_that_knows_best_cannot_learn(tmp_path):
+    result = diagnosed(*make(tmp_path, own=(0.97, 0.97), other=(0.01, 0.01)), own="own")
+    assert result["verdict"][0].startswith("Fusing cannot help: ")
+    assert "<b>& nothing to speak of" in result["verdict"][1]
+
+
+def test_one_source_that_knows_all_is_enough(tmp_path):
+    result = diagnosed(*make(tmp_path, one=(0.97, 0.97), two=(0.01, 0.01), own=(0.01, 0.01)), own="own")
+    assert "one alone would do as well" in result["verdict"][-1]
+
+
+def test_without_the_target_what_it_could_learn_is_said_not_to_be_known(usual):
+    result = diagnosed(*usual)
+    assert result["target"] is None and "judged" not in result
+    assert result["verdict"][0].startswith("What the target could learn is not known")
+
+
+def test_one_source_alone_is_diagnosed_too(tmp_path):
+    result = diagnosed(*make(tmp_path, only=(0.5, 0.5)), own="only")
+    assert result["agreement"] == [] and len(result["verdict"]) == 2
+    assert result["gains"]["average"]["over_target"] == pytest.approx(0, abs=1e-5)
+    assert "only" in diagnosis_page.page(result)
+
+
+def test_documents_that_a_source_lacks_are_left_out(usual):
+    stores, documents = usual
+    more = Document(id="new", origin="new", domain="tech", split="train", text="")
+    assert diagnosed(stores, [*documents, more])["left_out"] == 1
+    with pytest.raises(
+        ValueError, match=r"^no training document is in the aligned stores of all sources; align again$"
+    ):
+        diagnosed(stores, [more])
+
+
+@pytest.mark.parametrize("own", [None, "own"])
+def test_the_page_and_the_table_show_every_number(usual, own):
+    result = diagnosed(*usual, own=own)
+    page = diagnosis_page.page(result)
+    console = Console(width=211, record=True, file=io.StringIO())
+    console.print(diagnosis.table(result))
+    shown = console.export_text()
+    for row in [*result["sources"].values(), *result["ways"].values(), result["oracle"]]:
+        for domain in [*DOMAINS, "average"]:
+            assert f"{row['bits_per_byte'][domain]:.3f}" in page
+            assert f"{row['bits_per_byte'][domain]:.3f}" in shown
+    assert "<b>&amp;" not in page and "&lt;b&gt;&amp;" in page
+    for style in set(re.findall(r'class="((?:source|base)[-\w]*)"', page)):
+        assert f".{style} {{" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
+    stores, documents = make(tmp_path, alpha=(0.5, 0.5), own=(0.5, 0.5))
+    impossible = stores["alpha"].read(documents[0].id)
+    gold = impossible.distributions.gold.copy()
+    gold[0] = -np.inf
+    broken = trace(documents[0].id, 0.5, 0, impossible.tokens)
+    rows = drawn.distributions_of(drawn.rows_of(broken.distributions), [0.0] * TOKENS, gold.tolist())
+    folder = tmp_path / "again"
+    traces = [replace(broken, distributions=rows), *(stores["alpha"].read(d.id) for d in documents[1:])]
+    manifest.build_once(folder, manifest.Recipe(stage="align"), lambda out: write_part(out, 0, traces) or {})
+    result = diagnosed({"alpha": Store(folder), "own": stores["own"]}, documents, own="own")
+    assert result["sources"]["alpha"]["bits_per_byte"][DOMAINS[0]] is None
+    json.dumps(result, allow_nan=False)
+    assert "∞" in diagnosis_page.page(result)
+
+
+def test_dots_are_on_one_scale_and_none_is_nothing():
+    dots = [figures.Dot(label="<i>", style="base", value=v, ring=v == 2.0) for v in (1.0, 2.0)]
+    drawn_twice = figures.dots({"d": dots, "e": []}, axis="x", number=str)
+    assert drawn_twice.count("<circle") == 2 and "&lt;i&gt;" in drawn_twice and drawn_twice.count('"ring"') == 1
+    assert figures.dots({}, axis="x", number=str) == ""
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
+    folder = tmp_path_factory.mktemp("diagnosed")
+    return tiny_run.write(
+        folder,
+        target=byte_level,
+        sources={"same": byte_level, "other": sentence_piece},
+        rows=tiny_run.short(texts, domains=1, length=97),
+        train=tiny_run.TRAIN | {"passes": 1},
+    )
+
+
+def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_file, tmp_path, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    before = fuselm("diagnose", run_file, "--json", cache=cache)
+    assert before.code == 0, before.err
+    assert before.stages == ["corpus", "capture same", "capture other", "align same", "align other"]
+    assert not (run_file.parent / "out" / "train").exists()
+    result = json.loads(before.out)
+    assert result["target"] == "same" and list(result["sources"]) == ["other", "same"]
+
+    assert fuselm("run", run_file, cache=cache).code == 0
+    page = tmp_path / "page.html"
+    after = fuselm("diagnose", run_file.parent / "out", "--json", "--report", page, cache=cache)
+    assert after.code == 0, after.err
+    assert json.loads(after.out) == result
+    assert page.read_text(encoding="utf-8") == diagnosis_page.page(result)
+    shown = fuselm("diagnose", run_file, cache=cache)
+    assert shown.code == 0 and result["verdict"][0][:40] in shown.out
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    outcome = fuselm("diagnose", tmp_path)
+    assert outcome.code == 2
+    assert outcome.err == (
+        f"fuselm: {tmp_path}: no finished run there; name its run file, and what is missing will be made\n"
+    )
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_else(tmp_path):
+    outcome = fuselm("diagnose", tmp_path, "--report", tmp_path / "no" / "page.html")
+    assert outcome.code == 2 and "no folder" in outcome.err

@@ -1,0 +1,100 @@
+"""tails.py against the loops in reference.py, quadrature, and rows of which everything is known."""
+
+import math
+
+import drawn
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
+
+from fuselm import tails
+from fuselm.distributions import Distributions, check
+
+VOCAB = 997
+some = settings(max_examples=60)
+
+
+@st.composite
+def rows(draw) -> list[tuple[reference.Row, float]]:
+    """(row, tail): the most probable ids of distributions that are more or less even; some rows say nothing."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    out = []
+    for _ in range(draw(st.integers(0, 5))):
+        kept = draw(st.sampled_from([0, 1, 2, 13, VOCAB - 1, VOCAB]))
+        p = np.sort(random.dirichlet(np.full(VOCAB, draw(st.sampled_from([0.05, 0.5, 5.0])))) + 1e-9)[::-1]
+        p /= p.sum()
+        out.append((dict(enumerate(p[:kept].tolist())), float(p[kept:].sum())))
+    return out
+
+
+def of(rows: list[tuple[reference.Row, float]]) -> Distributions:
+    gold = [math.log(row[0]) if row else 0.0 for row, _ in rows]
+    return drawn.distributions_of([row for row, _ in rows], [tail for _, tail in rows], gold)
+
+
+@some
+@given(rows=rows())
+def test_entropy_equals_the_reference(rows):
+    expected = [reference.entropy(row, tail, VOCAB) for row, tail in rows]
+    np.testing.assert_allclose(tails.entropy(of(rows), VOCAB), expected, rtol=1e-4, atol=1e-4)
+
+
+@some
+@given(rows=rows(), temperature=st.sampled_from([0.3, 0.9, 1.1, 4.0]))
+def test_tempering_equals_the_reference(rows, temperature):
+    made = tails.tempered(of(rows), temperature, VOCAB)
+    check(made, VOCAB)
+    for i, (row, tail) in enumerate(rows):
+        expected, beyond, log_total = reference.tempered(row, tail, temperature, VOCAB) if row else ({}, 1.0, 0.0)
+        assert drawn.row_of(*made.row(i)) == pytest.approx(expected, rel=1e-3)
+        assert made.tail[i] == pytest.approx(beyond, rel=1e-3, abs=1e-6)
+        gold = min(math.log(row[0]) / temperature - log_total, 0.0) if row else 0.0
+        assert made.gold[i] == pytest.approx(gold, abs=1e-4)
+
+
+@some
+@given(rows=rows())
+def test_temperature_one_leaves_rows_alone_and_near_it_they_are_near(rows):
+    before = of(rows)
+    assert tails.tempered(before, 1.0, VOCAB) is before
+    near = tails.tempered(before, 1 + 1e-6, VOCAB)
+    np.testing.assert_allclose(near.logprobs, before.logprobs, atol=1e-3)
+    np.testing.assert_allclose(near.tail, before.tail, atol=1e-3)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 0.99, 1.0, 1.3, 3.0, 40.0])
+def test_the_law_of_a_tail_is_found_by_its_mass(exponent):
+    kept, last = 13, 1e-4
+    grid = np.linspace(0, math.log(VOCAB / kept), 200_001)  # logarithm of rank over kept
+    density = last * np.exp(-exponent * grid) * kept * np.exp(grid)
+    mass = np.trapezoid(density, grid)
+    mean = np.trapezoid(density * (math.log(last) - exponent * grid), grid) / mass
+    first = 1 - 12 * last - mass
+    found = tails.of(of([({0: first, **dict.fromkeys(range(1, kept), last)}, float(mass))]), VOCAB)
+    assert found.logprobs[0] == pytest.approx(mean, abs=1e-3)
+    assert found.ids.tolist() == [VOCAB - kept]
+
+
+def zipf(exponent: float, size: int = 49_152) -> ndarray:
+    p = np.arange(2, size + 2, dtype=np.float64) ** -exponent
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("exponent", [0.9, 1.2, 1.6])
+@pytest.mark.parametrize("temperature", [0.7, 1.2, 1.5])
+def test_of_a_power_law_tail_is_known_what_its_row_holds(exponent, temperature):
+    p = zipf(exponent)
+    cut = of([(dict(enumerate(p[:61].tolist())), float(p[61:].sum()))])
+    assert tails.entropy(cut, len(p))[0] == pytest.approx(-(p * np.log(p)).sum(), rel=0.01)
+    powers = p ** (1 / temperature)
+    powers /= powers.sum()
+    assert tails.tempered(cut, temperature, len(p)).tail[0] == pytest.approx(powers[61:].sum(), rel=0.05)
+
+
+def test_an_id_of_the_tail_is_never_more_probable_than_one_that_is_kept():
+    rows = [({0: 0.5, 1: 0.1}, 0.4), ({0: 0.9}, 0.1), ({0: 1 - 1e-7}, 1e-7)]
+    found = tails.of(of(rows), VOCAB)
+    assert (found.logprobs <= np.log([0.1, 0.9, 1.0]) + 1e-6).all()
