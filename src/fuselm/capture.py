@@ -5,7 +5,7 @@ others, and the gold token's own.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +41,47 @@ def capture(
 
     Batches don't depend on where an earlier run was cut off, so neither does any number.
     """
-    done = _documents_in_parts(out)
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
     plan = forward.batches([len(s.ids) for s in segmentations], batch_tokens)
+
+    def read(batches: list[list[int]]) -> Iterator[list[Trace]]:
+        for batch in batches:
+            chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
+            yield list(trace_batch(source, *chosen, top_k=top_k))
+
+    return write_batches(read, plan, documents, segmentations, out, progress=progress)
+
+
+def write_batches(
+    read: Callable[[list[list[int]]], Iterator[list[Trace]]],
+    plan: Sequence[list[int]],
+    documents: Sequence[Document],
+    segmentations: Sequence[Segmentation],
+    out: Path,
+    *,
+    progress: Progress,
+) -> dict:
+    """Write what `read` makes of those batches of `plan` that no part in `out` has; return what was counted.
+
+    A part is written every few seconds, and before a `ValueError` of `read` goes on to the user.
+    """
+    done = _documents_in_parts(out)
     todo = [batch for batch in plan if not done.issuperset(documents[i].id for i in batch)]
     tokens = sum(len(s.ids) for s in segmentations)
     progress.start(tokens, unit="tokens", done=tokens - sum(len(segmentations[i].ids) for b in todo for i in b))
 
     part, pending, written = len(list(out.glob("part-*.parquet"))), [], time.monotonic()
-    for batch in todo:
-        pending.extend(
-            trace_batch(source, [documents[i] for i in batch], [segmentations[i] for i in batch], top_k=top_k)
-        )
-        progress.advance(sum(len(segmentations[i].ids) for i in batch))
-        if batch is todo[-1] or time.monotonic() - written > SECONDS_PER_PART:
+    try:
+        for batch, traces in zip(todo, read(todo), strict=True):
+            pending.extend(traces)
+            progress.advance(sum(len(segmentations[i].ids) for i in batch))
+            if batch is todo[-1] or time.monotonic() - written > SECONDS_PER_PART:
+                store.write_part(out, part, pending)
+                part, pending, written = part + 1, [], time.monotonic()
+    except ValueError:
+        if pending:
             store.write_part(out, part, pending)
-            part, pending, written = part + 1, [], time.monotonic()
+        raise
     return {"documents": len(documents), "tokens": tokens, "resumed_documents": len(done)}
 
 

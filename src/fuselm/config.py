@@ -8,9 +8,21 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
@@ -27,11 +39,39 @@ class Source(_Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the checkpoint's
 
 
+class Server(_Options):
+    """A source that a server has: vLLM, SGLang, or llama.cpp by llama-cpp-python[server]."""
+
+    server: str  # http://host:port/v1; its key, if it needs one, is in the environment
+    model: str  # the name it is served by
+    tokenizer: str  # hub id, folder or GGUF file
+    revision: str | None = None  # of the served weights, if you know it: another one is captured again
+    context_length: int | None = Field(None, ge=16)  # tokens; None: as the server says (llama.cpp does not: its n_ctx)
+    key_env: str | None = None  # environment variable with the key; None: FUSELM_API_KEY, if there is one
+    requests: int = Field(8, ge=1)  # at a time
+    timeout: PositiveFloat = 600.0  # seconds an answer may take, waiting behind others included
+
+    @field_validator("server")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(f"not the address of a server (got '{value}'); write it as http://host:port/v1")
+        if parts.username is not None:
+            raise ValueError("has a name or key in it; put the key into the environment variable FUSELM_API_KEY")
+        return value.rstrip("/")
+
+
 def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+def _kind(value: Any) -> str:
+    return "server" if isinstance(value, Server) or (isinstance(value, dict) and "server" in value) else "model"
+
+
 ModelOption = Annotated[Source, BeforeValidator(_named)]
+SourceOption = Annotated[Annotated[ModelOption, Tag("model")] | Annotated[Server, Tag("server")], Discriminator(_kind)]
 
 
 class Corpus(_Options):
@@ -83,7 +123,7 @@ class Evaluate(_Options):
 class Run(_Options):
     output: str  # folder of the run
     target: ModelOption
-    sources: dict[str, ModelOption] = Field(min_length=1)
+    sources: dict[str, SourceOption] = Field(min_length=1)
     corpus: Corpus
     capture: Capture = Capture()
     align: Align = Align()
@@ -102,6 +142,8 @@ class Run(_Options):
                     f"{', '.join(sorted(RESERVED))}"
                 )
             where = f"{os.path.normpath(source.model)}@{source.revision}"
+            if isinstance(source, Server):
+                where += f" at {source.server}"
             if where in models:
                 raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
             models[where] = name
@@ -180,21 +222,23 @@ def _first_problem(error: ValidationError, options: dict) -> str:
     of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), of_value)
     location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
+    kind = location.pop(2) if location[:1] == ["sources"] and len(location) > 2 else "model"
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _known_options(location[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(_known_options(location[:-1]))}"
+        known = _known_options(location[:-1], kind)
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
         return f"{name}: unknown option; {hint}"
     if problem["type"] == "missing":
         return f"{name}: missing; every run needs it"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+        return ": ".join([*([name] if name.endswith(".server") else []), str(problem["ctx"]["error"])])
     return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
 
 
-def _known_options(location: list[str]) -> list[str]:
+def _known_options(location: list[str], kind: str) -> list[str]:
     if location[:1] == ["sources"] or location[:1] == ["target"]:
-        return list(Source.model_fields)
+        return list((Server if kind == "server" else Source).model_fields)
     options: type[BaseModel] = Run
     for part in location:
         options = options.model_fields[part].annotation  # type: ignore[assignment]
@@ -206,8 +250,9 @@ def _with_paths(run: Run, folder: Path) -> Run:
         beside = folder / spec
         return str(beside) if not Path(spec).exists() and beside.exists() else spec
 
-    def model(source: Source) -> Source:
-        return source.model_copy(update={"model": found(source.model)})
+    def model(source: Source | Server) -> Source | Server:
+        name = "tokenizer" if isinstance(source, Server) else "model"
+        return source.model_copy(update={name: found(getattr(source, name))})
 
     return run.model_copy(
         update={
