@@ -32,22 +32,20 @@ def capture(
     """
     from fuselm.capture import write_batches
 
-    connection = connect(server, vocabulary, top_k=top_k)
     segmentations = [vocabulary.segment(d.text) for d in documents]
     lost, tokens = 0.0, 0
 
-    def read(batches: list[list[int]]) -> Iterator[list[Trace]]:
-        nonlocal lost, tokens
-        todo = [i for batch in batches for i in batch]
-        for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
-            lost, tokens = lost + unclear, tokens + len(trace.tokens)
-            yield [trace]
+    with connect(server, vocabulary, top_k=top_k) as connection:
 
-    try:
+        def read(batches: list[list[int]]) -> Iterator[list[Trace]]:
+            nonlocal lost, tokens
+            todo = [i for batch in batches for i in batch]
+            for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
+                lost, tokens = lost + unclear, tokens + len(trace.tokens)
+                yield [trace]
+
         plan = [[i] for i in range(len(documents))]
         counts = write_batches(read, plan, documents, segmentations, out, progress=progress)
-    finally:
-        connection.client.close()
     return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
 
 
@@ -55,14 +53,11 @@ def nats(
     server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
 ) -> list[float]:
     """The cross-entropy of each document. `advance` hears of tokens done."""
-    connection = connect(server, vocabulary, top_k=1)
     result = []
-    try:
+    with connect(server, vocabulary, top_k=1) as connection:
         for trace, _ in traces(connection, documents, [vocabulary.segment(d.text) for d in documents]):
             result.append(trace.nats)
             advance(len(trace.tokens))
-    finally:
-        connection.client.close()
     return result
 
 

@@ -6,8 +6,9 @@ whether its rows are where they should be: llama-cpp-python's echo is one token 
 its BOS.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,9 +117,17 @@ def _entry(url: str, served: str, key_env: str | None) -> dict[str, Any]:
     return entry
 
 
-def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Connection:
+@contextlib.contextmanager
+def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Iterator[Connection]:
     """Try the server. Raises `ValueError` if it can't give `top_k` entries of each token's distribution, saying why."""
     asked = client.connect(server.url, key_env=server.key_env, timeout=server.timeout, requests=server.requests)
+    try:
+        yield _tried(server, asked, vocabulary, top_k)
+    finally:
+        asked.close()
+
+
+def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) -> Connection:
     ids = vocabulary.segment(PROBE).ids.tolist()
     prompt = Prompt(text=PROBE, ids=ids, context=server.model.context_token)
     top_k = min(top_k, vocabulary.size)
@@ -150,7 +159,8 @@ def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Connection
 
 def check_server(server: Server, vocabulary: Vocabulary, *, top_k: int) -> None:
     """As `connect`, only to know."""
-    connect(server, vocabulary, top_k=top_k).client.close()
+    with connect(server, vocabulary, top_k=top_k):
+        pass
 
 
 def put(
@@ -216,12 +226,12 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
     assert dialect is not None
     bos = connection.server.model.context_token
     rows = endpoints.read_openai(put(connection, prompt, attempts=PATIENCE), prompt, dialect)
-    begun = dialect.opening + dialect.strings[prompt.ids[0]]
-    body = endpoints.next_token(served, begun, connection.top_k)
+    text, tokens = _beginning(connection.vocabulary, prompt)
+    body = endpoints.next_token(served, dialect.opening + text, connection.top_k)
     expected, _ = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
     expected.sort(key=lambda entry: -entry[1])
-    second = dict(rows.entries[1] or ())
-    apart = [abs(second.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
+    echoed = dict(rows.entries[tokens] or ())
+    apart = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
     if max(apart, default=0.0) > SAME:
         raise ValueError(
             f"{url}: its echo gives each token the next one's row, for the prompt does not begin with what it takes "
@@ -237,6 +247,15 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
     body = endpoints.next_token(served, dialect.opening, connection.top_k)
     entries, lost = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
     return replace(connection, opening=Opening(entries=entries, lost=lost, gold={}))
+
+
+def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
+    """Some of the prompt's text, and how many of its tokens that is: the first words that are tokenized as within it."""
+    for end in (n for n, c in enumerate(prompt.text) if c == " "):
+        ids = vocabulary.segment(prompt.text[:end]).ids.tolist()
+        if ids == prompt.ids[: len(ids)]:
+            return prompt.text[:end], len(ids)
+    raise ValueError("the tokenizer makes other tokens of a beginning than of the whole text")
 
 
 def _first_row(answer: dict[str, Any]) -> dict[str, float]:
