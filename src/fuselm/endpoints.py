@@ -7,6 +7,7 @@ left to the tail. DESIGN.md section 3: row i is the distribution of token i, pos
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class Dialect:
 
     ids: dict[str, int]  # of strings; `SEVERAL` where a string is no one token's
     strings: list[str]  # of ids
+    twins: frozenset[str]  # strings of tokens with the same bytes, such as "\n" and its byte fallback
     opening: str  # what is sent before the text, to be the context token; "" if the server puts that itself
     skip: int  # tokens in an answer before the text's own
 
@@ -162,18 +164,24 @@ def named(
 ) -> tuple[Entries, float]:
     """The entries of one row by id, and the mass of strings that may be several tokens.
 
-    `known` gives tokens that must be behind a string if it has just that log-probability.
+    `known` gives tokens that must be behind a string if it has just that log-probability. llama-cpp-python puts a
+    string where its most probable token belongs, but gives it the value of its least probable one: a twin with less than a
+    string after it may be either.
     """
     row, unclear = [], 0.0
-    for string, logprob in strings.items():
+    most_after = -math.inf
+    for string, logprob in reversed(strings.items()):
         token = dialect.ids.get(string, SEVERAL)
+        if string in dialect.twins and most_after > logprob:
+            token = SEVERAL
+        most_after = max(most_after, logprob)
         if known and string in known and known[string][1] == logprob:
             token = known[string][0]
         if token == SEVERAL:
             unclear += math.exp(logprob)
         else:
             row.append((token, logprob))
-    return row, unclear
+    return row[::-1], unclear
 
 
 def dialect(vocabulary: Vocabulary, lossy: str, *, opening: str, skip: int) -> Dialect:
@@ -186,7 +194,9 @@ def dialect(vocabulary: Vocabulary, lossy: str, *, opening: str, skip: int) -> D
     for spelled, token in vocabulary.id_of.items():
         string = spelled.decode("utf-8", lossy)
         ids[string] = SEVERAL if string in ids else token
-    return Dialect(ids=ids, strings=strings, opening=opening, skip=skip)
+    bytes_of = Counter(filter(None, vocabulary.token_bytes))
+    twins = frozenset(b.decode("utf-8", lossy) for b, count in bytes_of.items() if count > 1)
+    return Dialect(ids=ids, strings=strings, twins=twins, opening=opening, skip=skip)
 
 
 APIS = {

@@ -250,7 +250,7 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
 
 
 def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
-    """Some of the prompt's text, and how many of its tokens that is: the first words that are tokenized as within it."""
+    """The prompt's first words, as many as are tokenized as they are within it, and how many tokens that is."""
     for end in (n for n, c in enumerate(prompt.text) if c == " "):
         ids = vocabulary.segment(prompt.text[:end]).ids.tolist()
         if ids == prompt.ids[: len(ids)]:
