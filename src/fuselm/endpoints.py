@@ -165,8 +165,8 @@ def named(
     """The entries of one row by id, and the mass of strings that may be several tokens.
 
     `known` gives tokens that must be behind a string if it has just that log-probability. llama-cpp-python puts a
-    string where its most probable token belongs, but gives it the value of its least probable one: a twin with less than a
-    string after it may be either.
+    string where its most probable token belongs, but gives it the value of its least probable one: a twin with less
+    than a string after it may be either.
     """
     row, unclear = [], 0.0
     most_after = -math.inf

@@ -100,9 +100,12 @@ class Pipeline:
 
     def check_servers(self, last: str) -> None:
         """Try those servers that the stages up to `last` need. Raises `ValueError` if one can't do what they ask."""
+        if not self.servers:
+            return
         from fuselm import servers
 
-        needed = {s.name for s in self.steps() if not s.done and STAGES.index(s.stage) <= STAGES.index(last)}
+        asking = {"capture", "evaluate"} & set(STAGES[: STAGES.index(last) + 1])
+        needed = {s.name for s in self.steps() if not s.done and s.stage in asking}
         for name in sorted(needed & self.servers.keys()):
             servers.check_server(self.servers[name], self.source_vocabulary(name), top_k=self.run.capture.top_k)
 
