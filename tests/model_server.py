@@ -34,6 +34,7 @@ class ModelServer:
         self.context = options.get("context", 512)
         self.key = options.get("key")
         self.faults: Iterator = iter(options.get("faults", ()))
+        self.slowness = options.get("slowness", 1.0)  # seconds
         self.calm = options.get("calm", 0)
         self.questions = 0
         self.at_once = self.most_at_once = 0
@@ -172,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             else:
                 if fault == "slow":
-                    time.sleep(1.0)
+                    time.sleep(self.owner.slowness)
                 self._send(*self.owner.answer(self.path, body))
         except OSError:
             self.close_connection = True  # the client went away

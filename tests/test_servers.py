@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +299,22 @@ def test_documents_fit_the_servers_context(tmp_path, plain, rows):
         assert fuselm("capture", path).code == 0
     (captured,) = (tmp_path / "out" / "capture").glob("far-*")
     assert max(len(trace.tokens) for trace in store.Store(captured)) <= 21
+
+
+def test_a_run_killed_with_kill_9_asks_only_for_the_rest(tmp_path, plain, rows):
+    folder, source = plain
+    with ModelServer("vllm", source, folder, faults=["slow"] * 1000, slowness=0.1) as server:
+        path = run_file(tmp_path, plain, rows, server.url, requests=1)
+        process = tiny_run.start("capture", path, "sources.far.requests=1")
+        while process.is_alive() and not list((tmp_path / "out" / "capture").glob("far-*.partial/part-*")):
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+    parts = list((tmp_path / "out" / "capture").glob("far-*.partial/part-*"))
+    assert parts
+    with ModelServer("vllm", source, folder, port=server.port) as server:
+        assert fuselm("capture", path).code == 0
+    (whole,) = (tmp_path / "out" / "capture").glob("far-*")
+    counts = manifest.read(whole)["counts"]
+    assert 0 < counts["resumed_documents"] < counts["documents"] == len(store.Store(whole))
+    assert sum(pq.read_metadata(p).num_rows for p in whole.glob("part-*")) == counts["documents"]

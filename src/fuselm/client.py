@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+from pydantic_core import from_json
 
 from fuselm.errors import first_line
 
@@ -100,7 +101,7 @@ def ask(client: Client, path: str, body: dict[str, Any] | None = None, *, attemp
 
 def _read(client: Client, response: httpx2.Response) -> Any:
     try:
-        return response.json()
+        return from_json(response.content)  # three times as fast as json.loads, and answers are large
     except ValueError:
         raise Refused(f"{client.url}: answers with what is no JSON; is this a completions server?", 200) from None
 

@@ -218,25 +218,24 @@ def distributions(rows: Rows, top_k: int) -> Distributions:
 
     Raises `ValueError` on what log-probabilities under one softmax can't be.
     """
-    ids, logprobs, counts, tails = [], [], [], []
-    for n, row in enumerate(rows.entries):
-        kept = sorted(row or (), key=lambda entry: (-entry[1], entry[0]))[:top_k]
-        mass = math.fsum(math.exp(min(logprob, 1.0)) for _, logprob in kept)
-        if mass > 1.001:  # NaN is for `distributions.check` to find
-            raise ValueError(
-                f"token {n}: the entries' probabilities add up to {mass:.4f}, more than 1; the server must give "
-                "log-probabilities at temperature 1 (vLLM: --logprobs-mode raw_logprobs)"
-            )
-        ids.extend(i for i, _ in kept)
-        logprobs.extend(logprob for _, logprob in kept)
-        counts.append(len(kept))
-        tails.append(1.0 - mass)
+    counts = np.array([len(row or ()) for row in rows.entries], np.int64)
+    flat = np.array([entry for row in rows.entries for entry in row or ()], np.float64).reshape(-1, 2)
+    of, ids, logprobs = np.repeat(np.arange(len(counts)), counts), flat[:, 0].astype(np.int32), flat[:, 1]
+    order = np.lexsort((ids, -logprobs, of))
+    order = order[np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) < top_k]
+    masses = np.bincount(of[order], np.exp(np.minimum(logprobs[order], 1.0)), minlength=len(counts))
+    if (masses > 1.001).any():  # NaN is for `distributions.check` to find
+        n = int((masses > 1.001).argmax())
+        raise ValueError(
+            f"token {n}: the entries' probabilities add up to {masses[n]:.4f}, more than 1; the server must give "
+            "log-probabilities at temperature 1 (vLLM: --logprobs-mode raw_logprobs)"
+        )
     return Distributions(
-        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
-        ids=np.array(ids, np.int32),
-        logprobs=np.minimum(np.array(logprobs, np.float32), 0.0),
+        offsets=np.append(0, np.cumsum(np.minimum(counts, top_k))).astype(np.int64),
+        ids=ids[order],
+        logprobs=np.minimum(logprobs[order], 0.0).astype(np.float32),
         gold=np.minimum(np.array(rows.gold, np.float32), 0.0),
-        tail=np.clip(np.array(tails, np.float32), 0.0, 1.0),
+        tail=np.clip(1.0 - masses, 0.0, 1.0).astype(np.float32),
     )
 
 
