@@ -78,7 +78,8 @@ class ModelServer:
             return self._llama(body)
         if self.kind == "vllm":
             return self._vllm(body)
-        return 200, {"choices": [{"index": 0, "text": "x", "logprobs": None}]}
+        odd = [3] * len(body["prompt"]) if self.kind == "odd" else None
+        return 200, {"choices": [{"index": 0, "text": "x", "logprobs": None, "prompt_logprobs": odd}]}
 
     def _vllm(self, body: dict) -> tuple[int, dict]:
         wanted = body.get("prompt_logprobs", 0)

@@ -16,9 +16,9 @@ from fuselm import client, endpoints
 from fuselm.client import Client, Unreachable
 from fuselm.corpus import Document
 from fuselm.distributions import check
-from fuselm.endpoints import APIS, Dialect, Prompt, Rows
+from fuselm.endpoints import Dialect, Prompt, Rows
 from fuselm.progress import Progress
-from fuselm.servers import Connection, Server, connect, put
+from fuselm.servers import Connection, Server, connect, put, read
 from fuselm.store import Trace
 from fuselm.vocabulary import Segmentation, Vocabulary
 
@@ -37,7 +37,7 @@ def capture(
 
     with connect(server, vocabulary, top_k=top_k) as connection:
 
-        def read(batches: list[list[int]]) -> Iterator[list[Trace]]:
+        def read_batches(batches: list[list[int]]) -> Iterator[list[Trace]]:
             nonlocal lost, tokens
             todo = [i for batch in batches for i in batch]
             for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
@@ -45,7 +45,7 @@ def capture(
                 yield [trace]
 
         plan = [[i] for i in range(len(documents))]
-        counts = write_batches(read, plan, documents, segmentations, out, progress=progress)
+        counts = write_batches(read_batches, plan, documents, segmentations, out, progress=progress)
     return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
 
 
@@ -86,7 +86,7 @@ def traces(
 
 def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace, float]:
     prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
-    rows = APIS[connection.api].read(put(connection, prompt), prompt, connection.dialect)
+    rows = read(connection, prompt, put(connection, prompt))
     if rows.entries and rows.entries[0] is None:
         if connection.opening is None:
             raise ValueError("token 0 has no log-probabilities in the answer")

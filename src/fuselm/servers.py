@@ -14,7 +14,8 @@ from typing import Any
 
 from fuselm import client, endpoints, fingerprints
 from fuselm.client import Client, Refused, Unreachable
-from fuselm.endpoints import APIS, Dialect, Entries, Prompt
+from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
+from fuselm.errors import first_line
 from fuselm.models import Model, locate_tokenizer
 from fuselm.vocabulary import Vocabulary
 
@@ -139,7 +140,7 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
             if api == "openai":
                 tried = replace(tried, dialect=_dialect(tried, prompt))
             answer = put(tried, prompt, top_k=1, attempts=PATIENCE)
-            APIS[api].read(answer, prompt, tried.dialect)
+            read(tried, prompt, answer)
         except Unreachable:
             raise
         except ValueError as problem:
@@ -171,6 +172,14 @@ def put(
     wanted = connection.top_k if top_k is None else top_k
     body = api.ask(connection.server.served, prompt, wanted, connection.dialect)
     return client.ask(connection.client, api.path, body, attempts=attempts)
+
+
+def read(connection: Connection, prompt: Prompt, answer: Any) -> Rows:
+    """What an answer holds. Raises `ValueError` on whatever it should not be."""
+    try:
+        return APIS[connection.api].read(answer, prompt, connection.dialect)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"an answer that cannot be read ({first_line(error)})") from None
 
 
 def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
@@ -211,7 +220,7 @@ def _check_count(connection: Connection, prompt: Prompt) -> None:
     url, wanted, api = connection.server.url, connection.top_k, APIS[connection.api]
     more = f"{api.more.format(top_k=wanted)}, or set `capture.top_k` lower"
     try:
-        rows = api.read(put(connection, prompt, attempts=PATIENCE), prompt, connection.dialect)
+        rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
     except Refused as refused:
         raise ValueError(f"{url}: refuses to give {wanted} entries a token ({refused}); {more}") from None
     given = max((len(row) for row in rows.entries if row), default=0)
@@ -225,7 +234,7 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
     url, served, dialect = connection.server.url, connection.server.served, connection.dialect
     assert dialect is not None
     bos = connection.server.model.context_token
-    rows = endpoints.read_openai(put(connection, prompt, attempts=PATIENCE), prompt, dialect)
+    rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
     text, tokens = _beginning(connection.vocabulary, prompt)
     body = endpoints.next_token(served, dialect.opening + text, connection.top_k)
     expected, _ = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
