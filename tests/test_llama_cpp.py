@@ -120,7 +120,7 @@ def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, docume
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     monkeypatch.setattr(capture, "SECONDS_PER_PART", 0)
     file, port = real_models["smollm2"], free_port()
-    vocabulary = source_of(file).vocabulary
+    vocabulary, documents = source_of(file).vocabulary, documents[:3]
     partial = tmp_path / "far.partial"
     with llama(file, port) as process:
         server = found(file, port)
