@@ -44,6 +44,39 @@ def test_a_source_is_a_path_or_has_options(run_file):
     assert sources["b"] == config.Captured(model="models/b", dtype="float32")
 
 
+SERVER = {"server": "http://host:8000/v1/", "model": "served", "tokenizer": "models/a"}
+
+
+def test_a_source_may_be_a_server(run_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    found = config.load(run_file(sources={"far": SERVER}), ["sources.far.requests=3"]).sources["far"]
+    assert (found.server, found.model, found.requests) == ("http://host:8000/v1", "served", 3)
+    assert found.tokenizer == str(tmp_path / "models" / "a")
+    assert config.load(run_file(sources={"far": SERVER, "b": SERVER | {"server": "http://other/v1"}}))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (SERVER | {"dtype": "auto"}, "sources.far.dtype: unknown option; known: server, model, tokenizer, revision, "),
+        (SERVER | {"key": "secret"}, "sources.far.key: unknown option; did you mean 'key_env'?"),
+        ({"model": "m", "tokenizer": "m"}, "sources.far.tokenizer: unknown option; known: model, revision, dtype"),
+        ({"server": "http://host/v1", "model": "m"}, "sources.far.tokenizer: missing; every run needs it"),
+        (SERVER | {"server": "host:8000"}, "sources.far.server: not the address of a server (got 'host:8000'); write "),
+        (SERVER | {"server": "http://me:secret@host/v1"}, "sources.far.server: has a name or key in it; put the key "),
+        (SERVER | {"requests": 0}, "sources.far.requests: input should be greater than or equal to 1 (got 0)"),
+    ],
+)
+def test_what_does_not_belong_to_a_server_is_named(run_file, source, message):
+    said = problem(run_file(sources={"far": source}))
+    assert said.startswith(f"run.yaml: {message}") and "secret" not in said
+
+
+def test_the_target_is_no_server(run_file):
+    assert problem(run_file(target=SERVER)).startswith("run.yaml: target.server: unknown option; known: model")
+
+
 def test_the_examples_are_valid():
     for path in (Path(__file__).parents[1] / "examples").glob("*.yaml"):
         config.load(path)

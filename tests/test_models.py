@@ -827,3 +827,17 @@ def test_qwen_knows_the_capital_of_france():
     prompt = [model.context_token, *tokenizer.encode("The capital of France is").ids]
     output = loaded.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0, len(prompt) :].tolist())
+
+
+def test_a_tokenizer_needs_no_weights(byte_level, tmp_path):
+    whole = models.locate(str(byte_level))
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(byte_level / name, tmp_path / name)
+    alone = models.locate_tokenizer(str(tmp_path))
+    same = ("tokenizer_fingerprint", "output_size", "context_token")
+    assert all(getattr(alone, name) == getattr(whole, name) for name in same)
+    assert (alone.fingerprint, alone.folder) == ("", tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert models.locate_tokenizer(str(tmp_path)).output_size == whole.output_size - 41
+    with pytest.raises(ValueError, match="no such folder or GGUF file"):
+        models.locate_tokenizer(str(tmp_path / "nowhere"))

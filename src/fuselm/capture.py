@@ -8,7 +8,7 @@ is read of a window goes to blocks beside the parts until all of it is: an inter
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,24 +66,44 @@ def capture(
     Raises `ValueError` where those are more than `MOST_SKIPPED`.
     """
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
+
+    def read_all(batches: list[list[int]]) -> Iterator[Iterable[Trace | None]]:
+        for batch in batches:
+            chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
+            yield traces(read(source, *chosen, policy=policy))
+
     lengths = [len(s.ids) for s in segmentations]
+    return write_all(read_all, documents, lengths, out, batch_tokens=batch_tokens, progress=progress)
+
+
+def write_all(
+    read_all: Callable[[list[list[int]]], Iterator[Iterable[Trace | None]]],
+    documents: Sequence[Document],
+    lengths: Sequence[int],
+    out: Path,
+    *,
+    batch_tokens: int,
+    progress: Progress,
+) -> dict:
+    """Write what `read_all` makes of batches of documents, by their numbers: of each batch its traces, None where a
+    document can have none. They are asked for in a thread of their own.
+    """
     writer = _Writer(out, documents, progress)
     windows = list(_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
     resumed = {w: writer.resume(w, documents[window]) for w, window in enumerate(windows)}
     done = set().union(*resumed.values())
     tokens_done = sum(n for n, d in zip(lengths, documents, strict=True) if d.id in done)
     progress.start(sum(lengths), unit="tokens", done=tokens_done)
-    with Background(writer.write) as background:
+    with writer, Background(writer.write) as background:
         for w, window in enumerate(windows):
             if store.part_path(out, w).exists():
                 continue
-            for batch in forward.batches(lengths[window], batch_tokens):
-                batch = [window.start + i for i in batch]
-                if new := [i for i in batch if documents[i].id not in done]:
-                    chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
-                    background.put((w, read(source, *chosen, policy=policy)))
-                    progress.advance(sum(lengths[i] for i in new))
-            background.put((w, None))
+            batches = [[window.start + i for i in batch] for batch in forward.batches(lengths[window], batch_tokens)]
+            todo = [batch for batch in batches if not done.issuperset(documents[i].id for i in batch)]
+            for batch, made in zip(todo, read_all(todo), strict=True):
+                background.put((w, [documents[i] for i in batch], made))
+                progress.advance(sum(lengths[i] for i in batch if documents[i].id not in done))
+            background.put((w, [], None))
     counts = store.finish(out)
     writer.check_skipped()
     return {**counts, "skipped": writer.skipped, "resumed_documents": len(done)}
@@ -172,7 +192,8 @@ class _Writer:
         self._progress = progress
         self._tables: dict[int, list[pa.Table]] = {}  # of windows
         self._there: set[str] = set()
-        self._unwritten: list[pa.Table] = []
+        self._unwritten: list[pa.Table] = []  # of `_window`
+        self._window = 0
         self._written = time.monotonic()
 
     def resume(self, window: int, documents: Sequence[Document]) -> set[str]:
@@ -196,14 +217,22 @@ class _Writer:
         self._there |= there
         return there
 
-    def write(self, item: tuple[int, Batch | None]) -> None:
-        """What was read of a window; None once it is all there is."""
-        window, batch = item
-        if batch is not None:
-            self._add(window, batch)
-            if time.monotonic() - self._written < SECONDS_PER_BLOCK:
-                return
-            self._write_block(window)
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was read before something went wrong is not lost."""
+        if self._unwritten:
+            self._write_block(self._window)
+
+    def write(self, item: tuple[int, Sequence[Document], Iterable[Trace | None] | None]) -> None:
+        """Traces of documents of a window; None once that is all there is."""
+        self._window, documents, traces = item
+        window = self._window
+        if traces is not None:
+            self._add(window, documents, traces)
+            if time.monotonic() - self._written >= SECONDS_PER_BLOCK:
+                self._write_block(window)
             return
         store.write_tables(store.part_path(self._out, window), [self._in_order(self._tables.pop(window))])
         for block in self._out.glob(f".block-{window:05d}-*.parquet"):
@@ -218,9 +247,9 @@ class _Writer:
                 f"{first}), more than {MOST_SKIPPED:.0%}; try another dtype, or leave the model out"
             )
 
-    def _add(self, window: int, batch: Batch) -> None:
+    def _add(self, window: int, documents: Sequence[Document], traces: Iterable[Trace | None]) -> None:
         good = []
-        for document, trace in zip(batch.documents, traces(batch), strict=True):
+        for document, trace in zip(documents, traces, strict=True):
             if trace is None:
                 self.skipped.append(document.id)
                 self._progress.note(f"skipped {_named(document)}: the model gives NaN")

@@ -51,7 +51,8 @@ def main() -> None:
         sys.exit(2)
 
 
-def _pipeline(run_file: Path, overrides: list[str] | None):
+def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
+    """The run, checked as far as it can be before the stages up to `last` are made."""
     from rich.console import Console
 
     from fuselm import config, plan
@@ -60,11 +61,12 @@ def _pipeline(run_file: Path, overrides: list[str] | None):
     pipeline = Pipeline(config.load(run_file, overrides or []), Console(stderr=True))
     pipeline.start()
     plan.check_disk(pipeline)
+    pipeline.check_servers(last)
     return pipeline
 
 
 def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
-    pipeline = _pipeline(run_file, overrides)
+    pipeline = _pipeline(run_file, overrides, name)
     getattr(pipeline, name)()
     if not pipeline.worked:
         pipeline.console.print(
@@ -77,7 +79,7 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """All stages: from several models and a corpus to the fused model and its report."""
     from rich.console import Console
 
-    pipeline = _pipeline(run_file, overrides)
+    pipeline = _pipeline(run_file, overrides, "report")
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.", highlight=False)
@@ -145,7 +147,7 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
 
     from fuselm import plan
 
-    pipeline, console = _pipeline(run_file, overrides), Console()
+    pipeline, console = _pipeline(run_file, overrides, "capture"), Console()
     console.print(plan.tokens_table(pipeline))
     console.print(plan.table(pipeline))
 
@@ -180,7 +182,7 @@ def diagnose(
 
     if report is not None:
         measure.check_report(report)
-    inputs = diagnosis.of_run(run) if run.is_dir() else diagnosis.of_pipeline(_pipeline(run, overrides))
+    inputs = diagnosis.of_run(run) if run.is_dir() else diagnosis.of_pipeline(_pipeline(run, overrides, "align"))
     with progress.show(_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
     if report is not None:

@@ -9,14 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -43,12 +46,41 @@ class Captured(Source):
     store: str | None = None  # a capture of this run's documents by this model; then the model is not run for one
 
 
+class Server(_Options):
+    """A source that a server has: vLLM, SGLang, or llama.cpp by llama-cpp-python[server]."""
+
+    server: str  # http://host:port/v1; its key, if it needs one, is in the environment
+    model: str  # the name it is served by
+    tokenizer: str  # hub id, folder or GGUF file
+    revision: str | None = None  # of the served weights, if you know it: another one is captured again
+    context_length: int | None = Field(None, ge=16)  # tokens; None: as the server says (llama.cpp does not: its n_ctx)
+    key_env: str | None = None  # environment variable with the key; None: FUSELM_API_KEY, if there is one
+    requests: int = Field(8, ge=1)  # at a time
+    timeout: PositiveFloat = 600.0  # seconds an answer may take, waiting behind others included
+
+    @field_validator("server")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(f"not the address of a server (got '{value}'); write it as http://host:port/v1")
+        if parts.username is not None:
+            raise ValueError("has a name or key in it; put the key into the environment variable FUSELM_API_KEY")
+        return value.rstrip("/")
+
+
 def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+def _kind(value: Any) -> str:
+    return "server" if isinstance(value, Server) or (isinstance(value, dict) and "server" in value) else "model"
+
+
 ModelOption = Annotated[Source, BeforeValidator(_named)]
-SourceOption = Annotated[Captured, BeforeValidator(_named)]
+SourceOption = Annotated[
+    Annotated[Captured, BeforeValidator(_named), Tag("model")] | Annotated[Server, Tag("server")], Discriminator(_kind)
+]
 
 
 class Corpus(_Options):
@@ -178,6 +210,8 @@ class Run(_Options):
                     f"{', '.join(sorted(RESERVED))}"
                 )
             where = f"{os.path.normpath(source.model)}@{source.revision}"
+            if isinstance(source, Server):
+                where += f" at {source.server}"
             if where in models:
                 raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
             models[where] = name
@@ -187,6 +221,12 @@ class Run(_Options):
         for option, given in of_sources.items():
             for name in set(given) - set(self.sources):
                 raise ValueError(f"fuse.{option}.{name}: no such source; there are {', '.join(self.sources)}")
+        served = next((name for name, source in self.sources.items() if isinstance(source, Server)), None)
+        if served and self.capture.policy == "sampled":
+            raise ValueError(
+                f"capture.policy: sampled draws from whole distributions, which no server gives (sources.{served}); "
+                "take threshold, nucleus or top_k"
+            )
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(
                 f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "
@@ -262,21 +302,23 @@ def _first_problem(error: ValidationError, options: dict) -> str:
     of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), of_value)
     location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
+    kind = location.pop(2) if location[:1] == ["sources"] and len(location) > 2 else "model"
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _known_options(location[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(_known_options(location[:-1]))}"
+        known = _known_options(location[:-1], kind)
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
         return f"{name}: unknown option; {hint}"
     if problem["type"] == "missing":
         return f"{name}: missing; every run needs it"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+        return ": ".join([*([name] if name.endswith(".server") else []), str(problem["ctx"]["error"])])
     return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
 
 
-def _known_options(location: list[str]) -> list[str]:
+def _known_options(location: list[str], kind: str) -> list[str]:
     if location[:1] == ["sources"] or location[:1] == ["target"]:
-        return list((Captured if location[0] == "sources" else Source).model_fields)
+        return list((Server if kind == "server" else Captured if location[0] == "sources" else Source).model_fields)
     options: type[BaseModel] = Run
     for part in location:
         options = options.model_fields[part].annotation  # type: ignore[assignment]
@@ -288,8 +330,9 @@ def _with_paths(run: Run, folder: Path) -> Run:
         beside = folder / spec
         return str(beside) if not Path(spec).exists() and beside.exists() else spec
 
-    def model(source: Source) -> Source:
-        paths = {"model": source.model, "store": getattr(source, "store", None)}
+    def model(source: Source | Server) -> Source | Server:
+        names = ("tokenizer",) if isinstance(source, Server) else ("model", "store")
+        paths = {name: getattr(source, name, None) for name in names}
         return source.model_copy(update={name: found(path) for name, path in paths.items() if path is not None})
 
     return run.model_copy(

@@ -56,7 +56,7 @@ def score(
     from fuselm import forward
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    bits: dict[str, float] = {}
+    nats = [0.0] * len(documents)
     with torch.inference_mode():
         for batch in forward.batches([len(s.ids) for s in segmentations], batch_tokens):
             inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, model.device)
@@ -64,14 +64,20 @@ def score(
             gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=hidden.device).long()
             logprobs = forward.gold_logprobs(hidden, layer, gold).double()
             for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
-                nats = -float(own.sum())
-                if math.isnan(nats):
+                nats[i] = -float(own.sum())
+                if math.isnan(nats[i]):
                     raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
-                bits[documents[i].origin] = bits.get(documents[i].origin, 0.0) + nats / math.log(2)
             advance(sum(len(segmentations[i].ids) for i in batch))
+    return by_origin(documents, nats)
+
+
+def by_origin(documents: Sequence[Document], nats: Sequence[float]) -> list[Score]:
+    """Scores of whole documents, given the nats of their pieces."""
+    bits: dict[str, float] = {}
     sizes: dict[str, int] = {}
     domains: dict[str, str] = {}
-    for d in documents:
+    for d, of_piece in zip(documents, nats, strict=True):
+        bits[d.origin] = bits.get(d.origin, 0.0) + of_piece / math.log(2)
         sizes[d.origin] = sizes.get(d.origin, 0) + len(d.text.encode())
         domains[d.origin] = d.domain
     return [Score(document=o, domain=domains[o], bits=bits[o], bytes=n) for o, n in sizes.items()]

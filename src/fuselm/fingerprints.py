@@ -29,19 +29,32 @@ def sha256(path: Path) -> str:
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:
     """`compute()`, or what it gave the last time. A missing, damaged or read-only store only costs time."""
-    store = cache() / "fingerprints.json"
-    if (value := _known(store).get(key)) is not None:
+    if (value := recall(key)) is not None:
         return value
     value = compute()
-    with contextlib.suppress(OSError):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(store, json.dumps({**_known(store), key: value}, indent=0))
+    remember(key, value)
     return value
 
 
-def _known(store: Path) -> dict[str, Any]:
+def recall(key: str) -> Any:
+    """What was remembered under `key`, or None."""
+    return _known().get(key)
+
+
+def remember(key: str, value: Any) -> None:
+    store = _store()
+    with contextlib.suppress(OSError):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(store, json.dumps({**_known(), key: value}, indent=0))
+
+
+def _store() -> Path:
+    return cache() / "fingerprints.json"
+
+
+def _known() -> dict[str, Any]:
     try:
-        known = json.loads(store.read_bytes())
+        known = json.loads(_store().read_bytes())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

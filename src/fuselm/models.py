@@ -61,6 +61,30 @@ def locate(spec: str, *, revision: str | None = None) -> Model:
     return _describe(spec, _downloaded(spec, revision))
 
 
+def locate_tokenizer(spec: str) -> Model:
+    """A model of which only the tokenizer is here, for its weights are in a server: a folder, a GGUF file or a hub id.
+
+    Its fingerprint is empty. The output layer is as large as config.json says, or as the tokenizer, without one.
+    Raises `ValueError` if there is no such tokenizer.
+    """
+    path = Path(os.path.expanduser(spec))
+    folder = gguf_files.converted(path) if path.is_file() else path if path.is_dir() else _downloaded(spec, None, False)
+    has_config = (folder / "config.json").is_file()
+    choice = _special_choice(folder, _read_json(folder / "config.json") if has_config else {})
+    fingerprint = _tokenizer_fingerprint(folder, choice)
+    size = _sizes(folder, _read_json(folder / "config.json"))[0] if has_config else None
+    return Model(
+        name=spec,
+        folder=folder,
+        fingerprint="",
+        tokenizer_fingerprint=fingerprint,
+        output_size=size or 1 + max(load_tokenizer(folder).get_vocab().values()),
+        context_length=UNLIMITED,
+        context_token=fingerprints.remembered(f"context {fingerprint}", lambda: _context_token(folder, choice)),
+        parameters_bytes=0,
+    )
+
+
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
     """The model's fast tokenizer, which neither truncates nor pads."""
     folder = model.folder if isinstance(model, Model) else Path(model)
@@ -267,7 +291,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _downloaded(spec: str, revision: str | None) -> Path:
+def _downloaded(spec: str, revision: str | None, weights: bool = True) -> Path:
     """The snapshot of a hub repository: its configuration, tokenizer and weights, safetensors if it has them."""
     if spec.startswith((".", "/", "~")) or spec.endswith(".gguf"):
         raise ValueError(f"{spec}: no such folder or GGUF file; check the path")
@@ -281,13 +305,9 @@ def _downloaded(spec: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        small = ["*.json", "*.jinja", "*.txt", "*.model"]
-        folder = Path(
-            snapshot_download(
-                spec, revision=revision, allow_patterns=[*small, "model*.safetensors"], ignore_patterns=["*/*"]
-            )
-        )
-        if not any(folder.glob("model*.safetensors")):
+        wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
+        folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        if weights and not any(folder.glob("model*.safetensors")):
             snapshot_download(spec, revision=revision, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
         return folder
     except errors.GatedRepoError:

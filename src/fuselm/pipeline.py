@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -20,6 +21,9 @@ from fuselm.manifest import Recipe
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from fuselm import servers
 
 STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
@@ -50,7 +54,11 @@ class Pipeline:
         self._files = [Path(file) for file in run.corpus.files]
         self._check_texts()
         self.target = locate(run.target.model, revision=run.target.revision)
-        self.sources = {name: locate(s.model, revision=s.revision) for name, s in run.sources.items()}
+        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
+        self.sources = {
+            name: self.servers[name].model if isinstance(s, config.Server) else locate(s.model, revision=s.revision)
+            for name, s in run.sources.items()
+        }
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -89,6 +97,17 @@ class Pipeline:
         self.evaluate()
         self._dry = False
         return self._steps
+
+    def check_servers(self, last: str) -> None:
+        """Try those servers that the stages up to `last` need. Raises `ValueError` if one can't do what they ask."""
+        if not self.servers:
+            return
+        from fuselm import servers
+
+        asking = {"capture", "evaluate"} & set(STAGES[: STAGES.index(last) + 1])
+        needed = {s.name for s in self.steps() if not s.done and s.stage in asking}
+        for name in sorted(needed & self.servers.keys()):
+            servers.check_server(self.servers[name], self.source_vocabulary(name), top_k=self.run.capture.top_k)
 
     def corpus(self) -> Path:
         options = self.run.corpus
@@ -129,28 +148,34 @@ class Pipeline:
 
     def _capture(self, name: str) -> Path:
         model, options = self.sources[name], self.run.sources[name]
-        if options.store is not None:
+        if isinstance(options, config.Captured) and options.store is not None:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture.model_dump(exclude_none=True), "dtype": options.dtype, "split": "train"},
+            parameters={**self.run.capture.model_dump(exclude_none=True), "dtype": self._dtype(name), "split": "train"},
             about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
 
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import capture, forward, retention
+
+            documents = [d for d in self.documents if d.split == "train"]
+            policy = retention.Policy(**self.run.capture.retention)
+            if name in self.servers:
+                from fuselm import remote
+
+                vocabulary = self.source_vocabulary(name)
+                return remote.capture(self.servers[name], vocabulary, documents, out, policy=policy, progress=shown)
             from fuselm.models import load_model
 
-            loaded = load_model(model, dtype=options.dtype)
+            loaded = load_model(model, dtype=self._dtype(name))
             source = capture.Source(
                 model=loaded,
                 layer=forward.output_layer(loaded),
                 vocabulary=self.source_vocabulary(name),
                 context_token=model.context_token,
             )
-            documents = [d for d in self.documents if d.split == "train"]
-            policy = retention.Policy(**self.run.capture.retention)
             batch_tokens = self.run.capture.batch_tokens
             return capture.capture(source, documents, out, policy=policy, batch_tokens=batch_tokens, progress=shown)
 
@@ -168,6 +193,10 @@ class Pipeline:
             self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
         self._steps.append(Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True))
         return folder
+
+    def _dtype(self, name: str) -> str:
+        options = self.run.sources[name]
+        return "the server's" if isinstance(options, config.Server) else options.dtype
 
     def align(self) -> dict[str, Path]:
         captured = self.capture()
@@ -270,7 +299,7 @@ class Pipeline:
             "base": (lambda: self.target, self.target.fingerprint, self.run.target.dtype)
         }
         for name, model in self.sources.items():
-            models[name] = (lambda m=model: m, model.fingerprint, self.run.sources[name].dtype)
+            models[name] = (lambda m=model: m, model.fingerprint, self._dtype(name))
         for method, path in trained.items():
             models[method] = (lambda p=path: locate(str(p / "model")), self._keys[path], self.run.target.dtype)
         scored: dict[tuple[str, str], Path] = {}
@@ -289,15 +318,29 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import evaluation, forward
-            from fuselm.models import load_model
+            from fuselm import evaluation
 
             documents = [d for d in self.documents if d.split == "heldout"]
             located = model()
-            loaded = load_model(located, dtype=dtype)
             vocabulary = Vocabulary(load_tokenizer(located), located.output_size)
             shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
-            scores = evaluation.score(
+            scores = score(located, vocabulary, documents, shown)
+            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
+            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
+
+        def score(located: Model, vocabulary: Vocabulary, documents: list[corpus.Document], shown: Progress) -> list:
+            from fuselm import evaluation
+
+            if name in self.servers:
+                from fuselm import remote
+
+                nats = remote.nats(self.servers[name], vocabulary, documents, advance=shown.advance)
+                return evaluation.by_origin(documents, nats)
+            from fuselm import forward
+            from fuselm.models import load_model
+
+            loaded = load_model(located, dtype=dtype)
+            return evaluation.score(
                 loaded,
                 forward.output_layer(loaded),
                 vocabulary,
@@ -306,8 +349,6 @@ class Pipeline:
                 batch_tokens=self.run.evaluate.batch_tokens,
                 advance=shown.advance,
             )
-            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
-            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
 
         return self._build("evaluate", name, recipe, build)
 
@@ -383,3 +424,10 @@ def _flat(folders: dict) -> list[tuple[str, str, Path]]:
         for stage, paths in folders.items()
         for name, path in (paths.items() if isinstance(paths, dict) else [("", paths)])
     ]
+
+
+def _server(options: config.Server) -> "servers.Server":
+    from fuselm import servers
+
+    rest = options.model_dump(exclude={"server", "model", "tokenizer"})
+    return servers.find(options.server, options.model, options.tokenizer, **rest)

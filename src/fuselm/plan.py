@@ -157,8 +157,10 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
 
     model = pipeline.sources[name] if name else pipeline.target
     vocabulary = pipeline.source_vocabulary(name) if name else pipeline.target_vocabulary
-    options = pipeline.run.sources[name] if name else pipeline.run.target
     segmentations = [vocabulary.segment(d.text) for d in documents]
+    if name in pipeline.servers:
+        return _measure_server(pipeline, name, documents, segmentations)
+    options = pipeline.run.sources[name] if name else pipeline.run.target
     budget = CALIBRATION_TOKENS
     if task == "train":
         count = pipeline.run.train.batch_documents
@@ -185,6 +187,22 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
             optimizer.step()
         seconds.append(time.perf_counter() - began)
     return sum(len(s.ids) for s in chosen) / seconds[-1], entries
+
+
+def _measure_server(
+    pipeline: "Pipeline", name: str, documents: Sequence["Document"], segmentations: Sequence
+) -> tuple[float, float]:
+    """Of as many documents as the server is asked for at a time."""
+    from fuselm import remote, retention, servers
+
+    server, top_k = pipeline.servers[name], pipeline.run.capture.top_k
+    count = server.requests
+    with servers.connect(server, pipeline.source_vocabulary(name), top_k=top_k) as connection:
+        began = time.perf_counter()
+        rows = [trace.distributions for trace, _ in remote.traces(connection, documents[:count], segmentations[:count])]
+    tokens, policy = sum(map(len, rows)), retention.Policy(**pipeline.run.capture.retention)
+    entries = sum(len(retention.shorten(policy, d).ids) for d in rows) / max(tokens, 1)
+    return tokens / (time.perf_counter() - began), entries
 
 
 def _peak_memory() -> int:

@@ -69,6 +69,25 @@ def reduce(policy: Policy, distributions: Distributions) -> Distributions:
     """
     if policy.policy == "sampled":
         raise ValueError("sampled: cannot be drawn from kept entries, it needs full distributions; capture again")
+    d, cut = distributions, shorten(policy, distributions)
+    # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
+    probs = np.exp(d.logprobs.astype(np.float64))
+    last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
+    largest = np.minimum(d.tail.astype(np.float64), last)
+    sums = np.bincount(d.rows, weights=probs, minlength=len(d)).astype(np.float64)
+    more = (cut.counts == d.counts) & (d.counts < policy.top_k) & d.informed & (largest > 1e-6)
+    more &= WANTED[policy.policy](policy, largest, sums)
+    if more.any():
+        row = int(more.argmax())
+        raise ValueError(
+            f"{policy.policy}: row {row} has {d.counts[row]} entries and a tail of {d.tail[row]:.4f}, fewer than the "
+            "policy would keep; choose a narrower one, or capture again"
+        )
+    return cut
+
+
+def shorten(policy: Policy, distributions: Distributions) -> Distributions:
+    """The entries that `policy` wants of those that are there, the most probable first; at least one of a row."""
     d = distributions
     rank = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
     probs = np.exp(d.logprobs.astype(np.float64))
@@ -76,22 +95,10 @@ def reduce(policy: Policy, distributions: Distributions) -> Distributions:
     before -= np.repeat(before[d.offsets[:-1][d.informed]], d.counts[d.informed])
     kept = (rank < policy.top_k) & WANTED[policy.policy](policy, probs, before)
     kept |= rank == 0
-    cut = np.bincount(d.rows[kept], minlength=len(d))
-    # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
-    last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
-    largest = np.minimum(d.tail.astype(np.float64), last)
-    sums = np.bincount(d.rows, weights=probs, minlength=len(d)).astype(np.float64)
-    more = (cut == d.counts) & (cut < policy.top_k) & d.informed & (largest > 1e-6)
-    more &= WANTED[policy.policy](policy, largest, sums)
-    if more.any():
-        row = int(more.argmax())
-        raise ValueError(
-            f"{policy.policy}: row {row} has {cut[row]} entries and a tail of {d.tail[row]:.4f}, fewer than the policy "
-            "would keep; choose a narrower one, or capture again"
-        )
+    counts = np.bincount(d.rows[kept], minlength=len(d))
     dropped = np.bincount(d.rows[~kept], weights=probs[~kept], minlength=len(d))
     return Distributions(
-        offsets=np.append(0, np.cumsum(cut)).astype(np.int64),
+        offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
         ids=d.ids[kept],
         logprobs=d.logprobs[kept],
         gold=d.gold,

@@ -1,0 +1,174 @@
+"""One server over the corpus: its prompt log-probabilities as traces, several documents asked for at a time."""
+
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuselm import client, endpoints
+from fuselm.client import Client, Unreachable
+from fuselm.corpus import Document
+from fuselm.distributions import check
+from fuselm.endpoints import Dialect, Prompt, Rows
+from fuselm.progress import Progress
+from fuselm.retention import Policy
+from fuselm.servers import Connection, Server, connect, put, read
+from fuselm.store import Trace, text_fingerprint
+from fuselm.vocabulary import Segmentation, Vocabulary
+
+ONE = 1  # document a batch: the server makes its own
+
+
+def capture(
+    server: Server,
+    vocabulary: Vocabulary,
+    documents: Sequence[Document],
+    out: Path,
+    *,
+    policy: Policy,
+    progress: Progress,
+) -> dict:
+    """As `capture.capture`, from a server; of the `policy.top_k` entries that it gives, those that the policy wants.
+
+    `unclear` of what was counted is the mean mass of a token's strings that may be several tokens.
+    """
+    from fuselm import retention
+    from fuselm.capture import write_all
+
+    segmentations = [vocabulary.segment(d.text) for d in documents]
+    lost, tokens = 0.0, 0
+
+    with connect(server, vocabulary, top_k=policy.top_k) as connection:
+
+        def read_all(batches: list[list[int]]) -> Iterator[list[Trace]]:
+            nonlocal lost, tokens
+            todo = [i for batch in batches for i in batch]
+            for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
+                lost, tokens = lost + unclear, tokens + len(trace.tokens)
+                yield [replace(trace, distributions=retention.shorten(policy, trace.distributions))]
+
+        lengths = [len(s.ids) for s in segmentations]
+        counts = write_all(read_all, documents, lengths, out, batch_tokens=ONE, progress=progress)
+    return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
+
+
+def nats(
+    server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
+) -> list[float]:
+    """The cross-entropy of each document. `advance` hears of tokens done."""
+    result = []
+    with connect(server, vocabulary, top_k=1) as connection:
+        for trace, _ in traces(connection, documents, [vocabulary.segment(d.text) for d in documents]):
+            result.append(trace.nats)
+            advance(len(trace.tokens))
+    return result
+
+
+def traces(
+    connection: Connection, documents: Sequence[Document], segmentations: Sequence[Segmentation]
+) -> Iterator[tuple[Trace, float]]:
+    """Each document's trace, in order, and the mass that its rows lost to strings that may be several tokens.
+
+    Several documents are asked for at a time. Raises `ValueError`, with the document, where the server gives something
+    else than distributions, and `Unreachable` where it gives nothing.
+    """
+
+    def trace(n: int) -> tuple[Trace, float]:
+        try:
+            return _trace(connection, documents[n], segmentations[n])
+        except Unreachable:
+            raise
+        except ValueError as problem:
+            text = str(problem).removeprefix(f"{connection.server.url}: ")
+            raise ValueError(
+                f"{connection.server.url}: document {documents[n].id} ({documents[n].domain}): {text}"
+            ) from None
+
+    return _ahead(trace, len(documents), connection.server.requests, connection.client)
+
+
+def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace, float]:
+    prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
+    rows = read(connection, prompt, put(connection, prompt))
+    if rows.entries and rows.entries[0] is None:
+        if connection.opening is None:
+            raise ValueError("token 0 has no log-probabilities in the answer")
+        rows = _opened(connection, rows, prompt.ids[0])
+    distributions = endpoints.distributions(rows, connection.top_k)
+    check(distributions, connection.vocabulary.size)
+    trace = Trace(
+        document=document.id,
+        text=text_fingerprint(document.text),
+        size=segmentation.size,
+        nats=-math.fsum(distributions.gold.tolist()),
+        tokens=segmentation.ids,
+        starts=segmentation.starts,
+        distributions=distributions,
+        weights=np.zeros((len(segmentation.ids), 0), np.float32),
+    )
+    return trace, rows.lost
+
+
+def _opened(connection: Connection, rows: Rows, token: int) -> Rows:
+    """Rows with the first one, which the echo leaves out."""
+    opening, dialect = connection.opening, connection.dialect
+    assert opening is not None and dialect is not None
+    if token not in opening.gold:
+        among = dict(opening.entries)
+        opening.gold[token] = among[token] if token in among else _forced(connection, dialect, token)
+    return replace(
+        rows,
+        entries=[opening.entries, *rows.entries[1:]],
+        gold=[opening.gold[token], *rows.gold[1:]],
+        lost=rows.lost + opening.lost,
+    )
+
+
+def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
+    """The log-probability of a first token: a bias makes the server choose it, and it says what it was without."""
+    body = endpoints.next_token(connection.server.served, dialect.opening, 1)
+    answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
+    logprobs = answer["choices"][0]["logprobs"]
+    if logprobs["tokens"][0] != dialect.strings[token]:
+        raise ValueError(f"the first token's log-probability can't be had (asked for {dialect.strings[token]!r})")
+    return logprobs["token_logprobs"][0]
+
+
+def _ahead(do: Callable[[int], Any], count: int, workers: int, asked: Client) -> Iterator[Any]:
+    """`do(0)`, `do(1)` and so on, in order, several at a time. The threads don't keep a process from ending."""
+    tasks: queue.SimpleQueue[tuple[int, Future] | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            n, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(do(n))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    for _ in range(min(workers, count)):
+        threading.Thread(target=work, daemon=True).start()
+    waiting: deque[Future] = deque()
+    begun = 0
+    try:
+        while begun < count or waiting:
+            while begun < count and len(waiting) < 2 * workers:
+                waiting.append(Future())
+                tasks.put((begun, waiting[-1]))
+                begun += 1
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        for _ in range(workers):
+            tasks.put(None)
+        if waiting:
+            asked.stop.set()

@@ -1,0 +1,274 @@
+"""Sources that are servers: which model one has, and whether it gives the prompt log-probabilities that a run needs.
+
+Nothing is taken on trust. Before the first document, `connect` finds out which of endpoints.py's dialects the server
+speaks, whether it gives as many entries as are wanted, whether its tokens are those of the local tokenizer, and
+whether its rows are where they should be: llama-cpp-python's echo is one token late if the prompt doesn't begin with
+its BOS.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fuselm import client, endpoints, fingerprints
+from fuselm.client import Client, Refused, Unreachable
+from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
+from fuselm.errors import first_line
+from fuselm.models import Model, locate_tokenizer
+from fuselm.vocabulary import Vocabulary
+
+# Words of several tokens, digits, and a character that hardly any vocabulary has whole
+PROBE = "The quick brown fox jumps over 12 lazy dogs 𓂀 and naps."
+PATIENCE = 3  # attempts before any work is begun
+SAME = 0.2  # nats between two answers about one token: batches differ in rounding, positions in much more
+IDENTITY = ("id", "root", "parent")  # of what a server says about a model, what is the same after it is started again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A model behind an address. `model` has what the run needs to know of it; its folder has the tokenizer only."""
+
+    url: str
+    served: str  # name that the server knows the model by
+    model: Model
+    key_env: str | None
+    requests: int  # at a time
+    timeout: float  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The row of position 0 where an echo leaves it out: the same for every document."""
+
+    entries: Entries
+    lost: float
+    gold: dict[int, float]  # of first tokens that are not among the entries; filled as they come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A server that has been tried, with what was found out."""
+
+    server: Server
+    client: Client
+    vocabulary: Vocabulary
+    api: str
+    top_k: int
+    dialect: Dialect | None = None
+    opening: Opening | None = None
+
+
+def find(
+    url: str,
+    served: str,
+    tokenizer: str,
+    *,
+    revision: str | None = None,
+    context_length: int | None = None,
+    key_env: str | None = None,
+    requests: int = 8,
+    timeout: float = 600.0,
+) -> Server:
+    """The model that the server at `url` serves under the name `served`, by what it says in its list of models.
+
+    What it said is remembered: a run whose captures are done needs no server. Raises `ValueError` if it can't be
+    reached and never was, has no such model, or nobody says how long its context is.
+    """
+    reader = locate_tokenizer(tokenizer)
+    entry = _entry(url, served, key_env)
+    said = entry.get("max_model_len")
+    if context_length is None and said is None:
+        raise ValueError(f"{url}: does not say how long its context is; set `context_length` (llama.cpp: its n_ctx)")
+    if context_length and said and context_length > said:
+        raise ValueError(f"{url}: context_length {context_length} is more than the server's, {said}; set it lower")
+    identity = [f"served {served}", f"revision {revision}", *(f"{k} {entry[k]}" for k in IDENTITY if entry.get(k))]
+    model = replace(
+        reader,
+        name=f"{served} at {url}",
+        fingerprint=fingerprints.digest([*identity, f"tokenizer {reader.tokenizer_fingerprint}"]),
+        context_length=(context_length or said) - 2,  # the context token and one generated token need room
+    )
+    return Server(url=url, served=served, model=model, key_env=key_env, requests=requests, timeout=timeout)
+
+
+def _entry(url: str, served: str, key_env: str | None) -> dict[str, Any]:
+    """What the server says of the model, or said the last time."""
+    key = f"server {url} {served}"
+    known = fingerprints.recall(key)
+    asked = client.connect(url, key_env=key_env, timeout=client.CONNECT, requests=1)
+    try:
+        answer = client.ask(asked, "models", attempts=1 if known else PATIENCE)
+    except Unreachable:
+        if known:
+            return known
+        raise
+    finally:
+        asked.close()
+    entries = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(f"{url}: its list of models can't be read; is this a completions server?")
+    names = [entry.get("id") for entry in entries]
+    if served not in names:
+        raise ValueError(f"{url}: serves no model '{served}', but {', '.join(map(repr, names))}; name one of them")
+    entry = entries[names.index(served)]
+    entry = {name: entry[name] for name in (*IDENTITY, "max_model_len") if entry.get(name)}
+    fingerprints.remember(key, entry)
+    return entry
+
+
+@contextlib.contextmanager
+def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Iterator[Connection]:
+    """Try the server. Raises `ValueError` if it can't give `top_k` entries of each token's distribution, saying why."""
+    asked = client.connect(server.url, key_env=server.key_env, timeout=server.timeout, requests=server.requests)
+    try:
+        yield _tried(server, asked, vocabulary, top_k)
+    finally:
+        asked.close()
+
+
+def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) -> Connection:
+    ids = vocabulary.segment(PROBE).ids.tolist()
+    prompt = Prompt(text=PROBE, ids=ids, context=server.model.context_token)
+    top_k = min(top_k, vocabulary.size)
+    plain = Connection(server=server, client=asked, vocabulary=vocabulary, api="openai", top_k=top_k)
+    problems = []
+    for api in APIS:
+        try:
+            tried = replace(plain, api=api)
+            if api == "openai":
+                tried = replace(tried, dialect=_dialect(tried, prompt))
+            answer = put(tried, prompt, top_k=1, attempts=PATIENCE)
+            read(tried, prompt, answer)
+        except Unreachable:
+            raise
+        except ValueError as problem:
+            if isinstance(problem, Refused) and problem.status in (401, 403):
+                raise
+            said = str(problem).removeprefix(f"{server.url}: ")
+            if hint := next((hint for part, hint in endpoints.HINTS.items() if part in said), None):
+                raise ValueError(f"{server.url}: {said}; {hint}") from None
+            problems.append(f"{api}: {said}")
+            continue
+        if api != "openai":
+            _check_spelling(tried, endpoints.spelled_by(api, answer, prompt))
+        _check_count(tried, prompt)
+        return _with_opening(tried, prompt) if api == "openai" else tried
+    raise ValueError(f"{server.url}: gives no prompt log-probabilities in any way known here ({'; '.join(problems)})")
+
+
+def check_server(server: Server, vocabulary: Vocabulary, *, top_k: int) -> None:
+    """As `connect`, only to know."""
+    with connect(server, vocabulary, top_k=top_k):
+        pass
+
+
+def put(
+    connection: Connection, prompt: Prompt, *, top_k: int | None = None, attempts: int | None = None
+) -> dict[str, Any]:
+    """The server's answer about a prompt."""
+    api = APIS[connection.api]
+    wanted = connection.top_k if top_k is None else top_k
+    body = api.ask(connection.server.served, prompt, wanted, connection.dialect)
+    return client.ask(connection.client, api.path, body, attempts=attempts)
+
+
+def read(connection: Connection, prompt: Prompt, answer: Any) -> Rows:
+    """What an answer holds. Raises `ValueError` on whatever it should not be."""
+    try:
+        return APIS[connection.api].read(answer, prompt, connection.dialect)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"an answer that cannot be read ({first_line(error)})") from None
+
+
+def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
+    """How the server spells the prompt's tokens. Raises `ValueError` with the first difference if they differ."""
+    problem = None
+    for opening in (connection.vocabulary.token_strings[prompt.context] or "", ""):  # or does the server put it first?
+        ways = [
+            endpoints.dialect(connection.vocabulary, lossy, opening=opening, skip=skip)
+            for skip in (0, 1)
+            for lossy in endpoints.LOSSY
+        ]
+        answer = put(replace(connection, dialect=ways[0]), prompt, top_k=1, attempts=PATIENCE)
+        for way in ways:
+            try:
+                endpoints.echoed(answer, prompt, way)
+            except ValueError as error:
+                problem = problem or error
+            else:
+                return way
+    assert problem is not None
+    raise problem
+
+
+def _check_spelling(connection: Connection, spelled: Sequence[tuple[int, str]]) -> None:
+    """Raises `ValueError` if most tokens are other strings to the server than to us."""
+    ours = [(connection.vocabulary.token_bytes[token] or b"").decode("utf-8", "replace") for token, _ in spelled]
+    differ = [n for n, (_, theirs) in enumerate(spelled) if theirs.strip(" ▁Ġ") != ours[n].strip()]
+    if 2 * len(differ) > len(spelled):
+        token, theirs = spelled[differ[0]]
+        raise ValueError(
+            f"{connection.server.url}: token {token} is {theirs!r} to the server and {ours[differ[0]]!r} to the local "
+            "tokenizer; set `tokenizer` to the one that belongs to the served model"
+        )
+
+
+def _check_count(connection: Connection, prompt: Prompt) -> None:
+    """Raises `ValueError` if there are fewer entries than asked for."""
+    url, wanted, api = connection.server.url, connection.top_k, APIS[connection.api]
+    more = f"{api.more.format(top_k=wanted)}, or set `capture.top_k` lower"
+    try:
+        rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
+    except Refused as refused:
+        raise ValueError(f"{url}: refuses to give {wanted} entries a token ({refused}); {more}") from None
+    given = max((len(row) for row in rows.entries if row), default=0)
+    needed = wanted if connection.dialect is None else 0.9 * wanted  # strings of several tokens come once
+    if given < needed:
+        raise ValueError(f"{url}: gives {given} entries a token, {wanted} were asked for; {more}")
+
+
+def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
+    """Check that the echo's rows are in their places; ask for the first one if the echo leaves it out."""
+    url, served, dialect = connection.server.url, connection.server.served, connection.dialect
+    assert dialect is not None
+    bos = connection.server.model.context_token
+    rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
+    text, tokens = _beginning(connection.vocabulary, prompt)
+    body = endpoints.next_token(served, dialect.opening + text, connection.top_k)
+    expected, _ = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
+    expected.sort(key=lambda entry: -entry[1])
+    echoed = dict(rows.entries[tokens] or ())
+    apart = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
+    if max(apart, default=0.0) > SAME:
+        raise ValueError(
+            f"{url}: its echo gives each token the next one's row, for the prompt does not begin with what it takes "
+            f"for BOS; start llama-cpp-python with --kv_overrides tokenizer.ggml.bos_token_id=int:{bos}"
+        )
+    if rows.entries[0] is not None:
+        return connection
+    if not dialect.opening:
+        raise ValueError(
+            f"{url}: puts a BOS before the text itself and then leaves out the first token's row; start "
+            "llama-cpp-python with --kv_overrides tokenizer.ggml.add_bos_token=bool:false"
+        )
+    body = endpoints.next_token(served, dialect.opening, connection.top_k)
+    entries, lost = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
+    return replace(connection, opening=Opening(entries=entries, lost=lost, gold={}))
+
+
+def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
+    """The prompt's first words, as many as are tokenized as they are within it, and how many tokens that is."""
+    for end in (n for n, c in enumerate(prompt.text) if c == " "):
+        ids = vocabulary.segment(prompt.text[:end]).ids.tolist()
+        if ids == prompt.ids[: len(ids)]:
+            return prompt.text[:end], len(ids)
+    raise ValueError("the tokenizer makes other tokens of a beginning than of the whole text")
+
+
+def _first_row(answer: dict[str, Any]) -> dict[str, float]:
+    try:
+        return answer["choices"][0]["logprobs"]["top_logprobs"][0]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError("no log-probabilities of the next token in the answer") from None
