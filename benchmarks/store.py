@@ -147,7 +147,7 @@ def throughput(name: str, count: int) -> dict:
     found = {}
     for worker in ("bare", "capture"):
         arguments = ["--worker", worker, "--models", name, "--documents", str(count)]
-        ended = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
         found[worker] = json.loads(ended.stdout)
     return found | {
         "speed": found["capture"]["tokens_per_second"] / found["bare"]["tokens_per_second"],
@@ -231,7 +231,9 @@ def reading() -> dict:
 def many() -> dict:
     """Opening a store of a million documents, in a process of its own."""
     many_documents()
-    found = subprocess.run([sys.executable, __file__, "--worker", "open"], check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, __file__, "--worker", "open"], check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(found.stdout)
 
 
