@@ -147,7 +147,7 @@ def throughput(name: str, count: int) -> dict:
     found = {}
     for worker in ("bare", "capture"):
         arguments = ["--worker", worker, "--models", name, "--documents", str(count)]
-        ended = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
         found[worker] = json.loads(ended.stdout)
     return found | {
         "speed": found["capture"]["tokens_per_second"] / found["bare"]["tokens_per_second"],
@@ -231,15 +231,16 @@ def reading() -> dict:
 def many() -> dict:
     """Opening a store of a million documents, in a process of its own."""
     many_documents()
-    found = subprocess.run([sys.executable, __file__, "--worker", "open"], check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, __file__, "--worker", "open"], check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(found.stdout)
 
 
 def many_documents() -> Path:
-    first = next(Store(captured("gemma", DEFAULT)).tables()).slice(0, 8)
-    few = [trim(trace) for trace in store.from_table(first)]
-
     def tables() -> Iterator[pa.Table]:
+        first = next(Store(captured("gemma", DEFAULT)).tables()).slice(0, 8)
+        few = [trim(trace) for trace in store.from_table(first)]
         table = store.to_table(few * 128)
         for begin in range(0, MANY, len(table)):
             table = table.slice(0, min(len(table), MANY - begin))
@@ -273,13 +274,13 @@ def open_many(_name: str, _count: int) -> dict:
 
     folder, before, began = many_documents(), resident(), time.perf_counter()
     found = Store(folder)
-    opened = time.perf_counter() - began
+    opened, held = time.perf_counter() - began, resident() - before
     names = [f"{n:07d}" for n in np.random.default_rng(0).choice(MANY, 101)]
     found.read(names[0])
     return {
         "documents": len(found),
         "seconds_to_open": opened,
-        "bytes_to_open": resident() - before,
+        "bytes_to_open": held,
         "random_document_milliseconds": statistics.median(seconds(lambda n=n: found.read(n)) for n in names) * 1e3,
     }
 

@@ -198,15 +198,17 @@ class Store:
         self.folder = folder
         self.manifest = manifest.read(folder)
         try:
-            self.index = pq.read_table(folder / INDEX, page_checksum_verification=True).combine_chunks()
-            if not self.index.schema.equals(INDEX_SCHEMA):
+            index = pq.read_table(folder / INDEX, page_checksum_verification=True, use_threads=False)
+            if not index.schema.equals(INDEX_SCHEMA):
                 raise ValueError("other columns than an index has")
         except DAMAGED as error:
             raise ValueError(self._damaged(folder / INDEX, "not a readable Parquet file", error)) from None
-        self._names = _column(self.index, "document")
-        part, group, self._rows = (self.index[name].to_numpy() for name in ("part", "group", "row"))
-        self._groups = part.astype(np.int64) << 32 | group
-        self._order = np.lexsort((self._rows, self._groups))  # as they are on disk
+        self.index = index.select(["document", "text", "bytes", "tokens"])
+        self._names = _column(index, "document")
+        self._rows = index["row"].to_numpy()
+        self._groups = index["part"].to_numpy().astype(np.int64) << 32 | index["group"].to_numpy()
+        self._order = np.lexsort((self._rows, self._groups)).astype(np.int32)  # as they are on disk
+        self._groups_in_order = self._groups[self._order]
         self._file = functools.lru_cache(OPEN_FILES)(self._open)
         self._last: tuple[tuple[int, int], pa.Table] | None = None
 
@@ -279,7 +281,7 @@ class Store:
         file = self._file(part)
         try:
             table = file.read_row_group(number, use_threads=False)
-            at = self._order[slice(*np.searchsorted(self._groups[self._order], (group, group + 1)))]
+            at = self._order[slice(*np.searchsorted(self._groups_in_order, (group, group + 1)))]
             if not _column(table, "document").equals(self._names.take(pa.array(at))):
                 raise ValueError("other documents than the index says")
         except DAMAGED as error:
@@ -389,6 +391,5 @@ def from_table(table: pa.Table) -> list[Trace]:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
-    return (
-        pa.concat_arrays(table[name].chunks) if table[name].num_chunks else pa.array([], table.schema.field(name).type)
-    )
+    chunks = table[name].chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], table.schema.field(name).type)])
