@@ -120,7 +120,7 @@ def test_a_store_from_the_server_is_that_of_the_model_in_memory(tmp_path, real_m
 
 def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, documents, monkeypatch):
     monkeypatch.setattr(client, "ATTEMPTS", 2)
-    monkeypatch.setattr(capture, "SECONDS_PER_PART", 0)
+    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
     file, port = real_models["smollm2"], free_port()
     vocabulary, documents = source_of(file).vocabulary, documents[:3]
     partial = tmp_path / "far.partial"
@@ -128,7 +128,7 @@ def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, docume
         server = found(file, port)
 
         def kill() -> None:
-            while not list(partial.glob("part-*")):
+            while not list(partial.glob(".block-*")):
                 time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
 
