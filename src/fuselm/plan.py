@@ -151,7 +151,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     """Tokens a second of one batch of the corpus; and the entries that the capture keeps of a token of it."""
     import torch
 
-    from fuselm import capture, forward, retention
+    from fuselm import batches, capture, forward, retention
     from fuselm.models import load_model
     from fuselm.objective import fusion_loss
 
@@ -161,7 +161,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     segmentations = [vocabulary.segment(d.text) for d in documents]
     budget = CALIBRATION_TOKENS
     if task == "train":
-        count = pipeline.run.train.batch_documents
+        count = pipeline.run.train.batch_documents or batches.BATCH_DOCUMENTS
     else:
         count = max(1, budget // max(1, max(len(s.ids) for s in segmentations)))
     chosen = segmentations[:count]

@@ -1,0 +1,84 @@
+"""processes.py and training.py in two real processes, which train as one does; and a whole run in two."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from test_training import documents, fused, python_path, target, train, weights  # noqa: F401
+
+from fuselm import processes
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SCRIPT = """
+import pickle, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_training
+for arguments, settings in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    test_training.train(*arguments, **settings)
+"""
+
+
+def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "COLUMNS": "211"}
+    environment["FUSELM_CACHE"] = str(folder / "cache")
+    ended = subprocess.run([*LAUNCH, *command], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended
+
+
+def test_the_only_process_is_the_first_of_one():
+    assert (processes.rank(), processes.count()) == (0, 1)
+
+
+def test_two_processes_have_the_losses_of_one_over_20_steps(tmp_path, target, documents, fused):  # noqa: F811
+    common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1}
+    ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
+    jobs = []
+    for name, settings in ways.items():
+        one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
+        train(one, target, documents, fused, gradient_accumulation=2, **common, **settings)
+        two.mkdir()
+        jobs.append(((two, target, documents, fused), common | settings))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+    in_two_processes([str(tmp_path / "script.py"), str(tmp_path / "jobs")], tmp_path)
+    for name in ways:
+        one, two = (tmp_path / f"{name}-{processes}" for processes in ("one", "two"))
+        mine, theirs = (json.loads((out / "history.json").read_text()) for out in (one, two))
+        assert len(mine["log"]) >= 20
+        for a, b in zip(mine["log"] + mine["dev"], theirs["log"] + theirs["dev"], strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+        for key, weight in weights(one).items():
+            torch.testing.assert_close(weights(two)[key], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_in_two_processes_is_that_of_one(tmp_path, byte_level, sentence_piece, texts):
+    rows = tiny_run.short(texts)
+    summaries = []
+    for name, options in (("one", {"gradient_accumulation": 2}), ("two", {})):
+        run_file = tiny_run.write(
+            tmp_path / name,
+            target=byte_level,
+            sources={"other": sentence_piece},
+            rows=rows,
+            train=tiny_run.TRAIN | options,
+        )
+        if name == "one":
+            assert tiny_run.fuselm("run", run_file, cache=tmp_path / "cache").code == 0
+        else:
+            ended = in_two_processes(["-m", "fuselm.cli", "run", str(run_file)], tmp_path)
+            assert ended.stdout.count("\nreport.html") == 1  # one of them speaks
+        summaries.append(tiny_run.summary(tmp_path / name / "out"))
+    one, two = summaries
+    for model, row in one["models"].items():
+        assert row["average"]["bits_per_byte"] == pytest.approx(
+            two["models"][model]["average"]["bits_per_byte"], rel=1e-4
+        )
