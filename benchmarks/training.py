@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fuselm import forward
 from fuselm.models import load_model, locate
-from fuselm.objective import Divergence
-from fuselm.trainable import give_loss
+from fuselm.objective import FusedRows, fusion_loss
+from fuselm.trainable import go_on
 
 MODELS = {"smollm2": "smollm2-135m-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
 WAYS = ("plain", "fused", "dense")
@@ -43,7 +43,7 @@ class Trial:
         torch.manual_seed(0)
         self.model = load_model(locate(str(path)), dtype="float32")
         self.logits = self.model.forward
-        give_loss(self.model, forward.output_layer(self.model), Divergence())
+        go_on(self.model, forward.output_layer(self.model))
         self.model.train()
         vocab = self.model.config.get_text_config().vocab_size
         device = self.model.device
@@ -68,8 +68,13 @@ class Trial:
         return self.logits(input_ids=self.ids, labels=self.labels, shift_labels=self.labels, use_cache=False).loss
 
     def fused(self) -> Tensor:
-        rows = {"fused_ids": self.top, "fused_logprobs": self.logprobs, "fused_tail": self.tail}
-        return self.model(self.ids, self.labels, lambda_clm=LAMBDA, count=self.ids.numel(), **rows)["loss"]
+        rows = FusedRows(ids=self.top, logprobs=self.logprobs, tail=self.tail)
+
+        def then(hidden: Tensor, layer: forward.OutputLayer) -> dict[str, Tensor]:
+            loss = fusion_loss(hidden, layer, self.labels.flatten(), rows, LAMBDA, count=float(len(hidden)))
+            return {"loss": loss.total}
+
+        return self.model(input_ids=self.ids, known=torch.ones_like(self.ids, dtype=torch.bool), then=then)["loss"]
 
     def dense(self) -> Tensor:
         logits = self.logits(input_ids=self.ids, use_cache=False).logits.float()

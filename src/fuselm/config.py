@@ -174,7 +174,7 @@ class Train(_Options):
             "lora_alpha": self.lora_rank is None and "lora_rank is not set",
             "lora_dropout": self.lora_rank is None and "lora_rank is not set",
             "lora_modules": self.lora_rank is None and "lora_rank is not set",
-            "quantize": self.lora_rank is None and "lora_rank is not set, and weights in 4 bits cannot be trained",
+            "quantize": self.lora_rank is None and "lora_rank is not set",
         }
         for name, why in unused.items():
             if why and getattr(self, name) is not None:
