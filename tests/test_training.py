@@ -304,6 +304,9 @@ def test_patience_ends_training_that_gets_no_better(tmp_path, target, documents)
     dev = [row["average"] for row in json.loads((tmp_path / "history.json").read_text())["dev"]][1:]
     assert len(dev) == dev.index(min(dev)) + 3 < 9 * SETTINGS.evaluations_per_pass
     assert counts["dev_bits_per_byte"] == min(dev)
+    lengths = vocabulary_of(target).count_tokens([d.text for d in documents if d.split == "train"])
+    order = reading_order(lengths, passes=9, batch=3, seed=0)
+    assert counts["tokens"] == sum(lengths[i] for i in order[: 3 * counts["steps"]]) < 9 * sum(lengths)
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("linear", 0.0), ("constant", 1.0), ("cosine", 0.0)])

@@ -69,7 +69,6 @@ class Batches(torch.utils.data.Dataset):
         self._ids = [vocabulary.segment(d.text).ids for d in documents]
         self._fused = fused
         lengths = list(map(len, self._ids))
-        self.tokens = passes * sum(lengths)
         self.packed = pack_tokens is not None
         if pack_tokens is not None:
             self._batches = packs(lengths, shuffled_passes(len(lengths), passes=passes, seed=seed), pack_tokens)
@@ -81,6 +80,10 @@ class Batches(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def tokens(self, batches: int) -> int:
+        """Of the first so many."""
+        return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
 
     def __getitem__(self, index: int) -> list[dict]:
         return [self._item(i) for i in self._batches[index]]

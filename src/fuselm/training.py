@@ -109,7 +109,8 @@ def train(
         seed=settings.seed,
         processes=processes.count(),
     )
-    steps = -(-len(dataset) // (processes.count() * settings.gradient_accumulation))
+    batches_of_step = processes.count() * settings.gradient_accumulation
+    steps = -(-len(dataset) // batches_of_step)
     arguments = _arguments(out, settings, steps)
     arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
     model = _model(target, settings, progress)
@@ -150,7 +151,7 @@ def train(
         shutil.rmtree(out / "checkpoints")
     return {
         "steps": state.global_step,
-        "tokens": dataset.tokens if state.global_step == steps else None,
+        "tokens": dataset.tokens(state.global_step * batches_of_step),
         "best_step": state.best_global_step,
         "dev_bits_per_byte": state.best_metric,
         "resumed_at_step": step,
