@@ -162,7 +162,9 @@ def fused(target, documents, tmp_path_factory) -> Path:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.25)
-    mixed = [fusion.fuse(pair, level="token") for pair in zip(own, traces(), strict=True)]
+    mixed = [
+        fusion.fuse(pair, vocabulary_size=target.output_size, level="token") for pair in zip(own, traces(), strict=True)
+    ]
     manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_parts(out, mixed))
     return folder
 
