@@ -495,30 +495,67 @@ def mean_over(values: list[float | None], units: list[int], groups: list[int]) -
 # Objective
 
 
-def dense_objective(
-    logits: torch.Tensor, gold: list[int], rows: list[Row], tails: list[float], lam: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(lam * CE + (1 - lam) * KL, CE, KL), each the mean over tokens; logits [N, V] float64, differentiable.
+def divergence_outcomes(q: dict[str, float], p: dict[str, torch.Tensor], name: str, beta: float | None) -> torch.Tensor:
+    """D(q || p) over the outcomes of one token, 0 log 0 = 0. Reverse KL takes log q as log 1e-6 at least."""
+    total = torch.zeros((), dtype=torch.float64)
+    for outcome, mass in q.items():
+        own = p[outcome]
+        if name == "forward_kl" and mass > 0.0:
+            total = total + mass * (math.log(mass) - own.log())
+        if name == "reverse_kl" and float(own.detach()) > 0.0:
+            total = total + own * (own.log() - math.log(max(mass, 1e-6)))
+        if name == "jsd":
+            assert beta is not None
+            mixture = beta * mass + (1.0 - beta) * own
+            if mass > 0.0:
+                total = total + beta * mass * (math.log(mass) - mixture.log())
+            if float(own.detach()) > 0.0:
+                total = total + (1.0 - beta) * own * (own.log() - mixture.log())
+    return total
 
-    CE is -log p_gold. KL is forward, KL(q || p), over the row's ids and one tail bucket, with 0 log 0 = 0:
-    sum_k q_k (log q_k - log p_k) + q_tail (log q_tail - log p_tail), where p_tail = 1 - sum_k p_k is summed from the
-    ids outside the row, so that it has no rounding of its own. A row that has all V ids needs a tail of exactly 0.
-    A row {} with tail 1 adds nothing. The mean over no tokens is 0.
+
+def dense_objective(
+    logits: torch.Tensor,
+    gold: list[int],
+    rows: list[Row],
+    tails: list[float],
+    lam: float | list[float],
+    *,
+    name: str = "forward_kl",
+    beta: float | None = None,
+    temperature: float = 1.0,
+    tail_as: str = "bucket",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(lam * CE + (1 - lam) * D, CE, D), each the mean over tokens; logits [N, V] float64, differentiable.
+
+    CE is -log p_gold. D compares a row's ids and one bucket for all others, whose p is summed from the ids outside the
+    row, so that it has no rounding of its own. A row that has all V ids needs a tail of exactly 0. `renormalise` makes
+    the row's ids sum to 1 and its tail 0, if it has ids. At a temperature T, every outcome's q and p is raised to 1/T
+    and made to sum to 1, and D is times T^2. A row {} with tail 1 adds nothing. The mean over no tokens is 0.
     """
     assert logits.dtype == torch.float64
+    lams = lam if isinstance(lam, list) else [lam] * len(rows)
+    probabilities = torch.softmax(logits, dim=-1)
     logprobs = torch.log_softmax(logits, dim=-1)
-    cross_entropy = divergence = logits.sum() * 0.0
+    total = cross_entropy = divergence = logits.sum() * 0.0
     for i, (row, tail) in enumerate(zip(rows, tails, strict=True)):
-        cross_entropy = cross_entropy - logprobs[i, int(gold[i])]
-        for token, q in row.items():
-            if q > 0.0:
-                divergence = divergence + q * (math.log(q) - logprobs[i, token])
-        if tail > 0.0:
-            outside = [token for token in range(logits.shape[1]) if token not in row]
-            divergence = divergence + tail * (math.log(tail) - torch.logsumexp(logprobs[i, outside], dim=0))
+        outside = [token for token in range(logits.shape[1]) if token not in row]
+        q: dict[str, float] = {str(token): mass for token, mass in row.items()} | {"others": tail}
+        p = {str(token): probabilities[i, token] for token in row} | {"others": probabilities[i, outside].sum()}
+        if tail_as == "renormalise" and row:
+            q = {outcome: mass / sum(row.values()) for outcome, mass in q.items()} | {"others": 0.0}
+        if temperature != 1.0:
+            q = {outcome: mass ** (1.0 / temperature) for outcome, mass in q.items()}
+            p = {o: mass ** (1.0 / temperature) if float(mass.detach()) > 0.0 else mass for o, mass in p.items()}
+            q = {outcome: mass / sum(q.values()) for outcome, mass in q.items()}
+            p_sum = sum(p.values())
+            p = {outcome: mass / p_sum for outcome, mass in p.items()}
+        ce = -logprobs[i, int(gold[i])]
+        d = temperature**2 * divergence_outcomes(q, p, name, beta)
+        total = total + lams[i] * ce + (1.0 - lams[i]) * d
+        cross_entropy, divergence = cross_entropy + ce, divergence + d
     count = max(len(rows), 1)
-    cross_entropy, divergence = cross_entropy / count, divergence / count
-    return lam * cross_entropy + (1.0 - lam) * divergence, cross_entropy, divergence
+    return total / count, cross_entropy / count, divergence / count
 
 
 # Evaluation

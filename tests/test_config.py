@@ -156,6 +156,26 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "train.jsd_beta=0.3",
+            "run.yaml: train.jsd_beta: does nothing here, for divergence is not jsd; drop one or set the other",
+        ),
+        (
+            "train.lora_alpha=8",
+            "run.yaml: train.lora_alpha: does nothing here, for lora_rank is not set; drop one or set the other",
+        ),
+        (
+            "train.lora_dropout=0.1",
+            "run.yaml: train.lora_dropout: does nothing here, for lora_rank is not set; drop one or set the other",
+        ),
+        (
+            "train.lora_modules=[q_proj]",
+            "run.yaml: train.lora_modules: does nothing here, for lora_rank is not set; drop one or set the other",
+        ),
+        (
+            "train.quantize=nf4",
+            "run.yaml: train.quantize: does nothing here, for lora_rank is not set; drop one or set the other",
+        ),
         ("train.lambda_clm=2", "run.yaml: train.lambda_clm: input should be less than or equal to 1 (got 2)"),
         ("train.lambda_clm=-.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
         ("train.lambda_final=1.5", "run.yaml: train.lambda_final: input should be less than or equal to 1 (got 1.5)"),
@@ -306,3 +326,22 @@ def test_weights_are_numbers_or_by_domain_or_learned(run_file, weights):
 )
 def test_what_fusing_cannot_mean_is_refused(run_file, overrides, message):
     assert problem(run_file(), *overrides) == f"run.yaml: {message}"
+
+
+def test_a_batch_is_of_documents_or_of_tokens(run_file):
+    assert config.load(run_file(), ["train.pack_tokens=512"]).train.batch_documents is None
+    with pytest.raises(
+        ValueError, match=r"train.batch_documents: does nothing here, for pack_tokens says what a batch is"
+    ):
+        config.load(run_file(), ["train.pack_tokens=512", "train.batch_documents=4"])
+
+
+def test_reverse_kl_needs_the_tail(run_file):
+    with pytest.raises(ValueError, match=r"train.tail: renormalise .* so reverse_kl is infinite; take bucket"):
+        config.load(run_file(), ["train.divergence=reverse_kl", "train.tail=renormalise"])
+
+
+def test_a_resolved_run_file_is_a_run_file(run_file, tmp_path):
+    run = config.load(run_file(), ["train.lora_rank=8", "train.divergence=jsd", "train.pack_tokens=512"])
+    (tmp_path / "resolved.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")))
+    assert config.load(tmp_path / "resolved.yaml") == run

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -21,15 +22,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from fuselm import capture, evaluation, forward, fusion, manifest, store, training
+from fuselm.batches import Collator, packs, reading_order, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.objective import fusion_loss
 from fuselm.progress import Progress
 from fuselm.retention import Policy
-from fuselm.training import Settings, dev_steps, last_checkpoint, reading_order
+from fuselm.trainable import go_on
+from fuselm.training import Settings, dev_steps, last_checkpoint
 from fuselm.vocabulary import Vocabulary
 
 SETTINGS = Settings(
@@ -78,6 +82,18 @@ def test_a_batch_has_documents_of_like_length():
 def test_another_seed_reads_in_another_order():
     orders = [reading_order([5] * 31, passes=1, batch=2, seed=seed) for seed in (0, 1)]
     assert orders[0] != orders[1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 211), st.integers(0, 9))
+def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths, tokens, seed):
+    stream = shuffled_passes(len(lengths), passes=2, seed=seed)
+    result = packs(lengths, stream, tokens)
+    assert [i for pack in result for i in pack] == stream
+    totals = [sum(lengths[i] for i in pack) for pack in result]
+    assert all(total <= tokens or len(pack) == 1 for total, pack in zip(totals, result, strict=True))
+    for total, (_, after) in zip(totals, itertools.pairwise(result), strict=False):
+        assert total + lengths[after[0]] > tokens  # as many as fit
 
 
 @settings(deadline=None)
@@ -146,7 +162,9 @@ def fused(target, documents, tmp_path_factory) -> Path:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.25)
-    mixed = [fusion.fuse(pair, level="token") for pair in zip(own, traces(), strict=True)]
+    mixed = [
+        fusion.fuse(pair, vocabulary_size=target.output_size, level="token") for pair in zip(own, traces(), strict=True)
+    ]
     manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_parts(out, mixed))
     return folder
 
@@ -233,6 +251,135 @@ def test_lambda_decays_linearly_from_the_first_step_to_the_last(tmp_path, target
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def logged(out: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in json.loads((out / "history.json").read_text())["log"]]
+
+
+@pytest.mark.parametrize("model", ["byte_level", "sentence_piece", "word_piece"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_batch_has_the_loss_and_the_gradient_of_its_documents_apart(request, model, attention):
+    folder = request.getfixturevalue(model)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).train()
+    go_on(loaded, forward.output_layer(loaded.eval()))
+    items = [{"tokens": np.arange(n, 2 * n) % 200} for n in (5, 3, 11)]
+
+    def loss_and_gradient(packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        batch = Collator(7, packed=packed)([items])
+        labels = batch.pop("labels")
+        known = labels != -100
+
+        def then(hidden, layer):
+            return {"loss": fusion_loss(hidden, layer, labels[known], None, 1.0, count=19.0).total}
+
+        loss = loaded(**batch, known=known, then=then)["loss"]
+        return loss, list(torch.autograd.grad(loss, list(loaded.parameters())))
+
+    (packed, packed_gradients), (padded, padded_gradients) = loss_and_gradient(True), loss_and_gradient(False)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-6)
+    for a, b in zip(packed_gradients, padded_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_documents_are_packed_up_to_so_many_tokens_a_step(tmp_path, target, documents, fused):
+    counts = train(tmp_path, target, documents, fused, batch_documents=None, pack_tokens=211, passes=1)
+    chosen = [d for d in documents if d.split == "train"]
+    lengths = vocabulary_of(target).count_tokens([d.text for d in chosen])
+    expected = packs(lengths, shuffled_passes(len(chosen), passes=1, seed=0), 211)
+    assert counts["steps"] == len(expected) < len(chosen)
+    assert all(math.isfinite(loss) for loss in logged(tmp_path))
+
+
+def test_a_model_that_mixes_the_documents_of_a_row_is_not_packed(byte_level):
+    assert forward.keeps_documents_apart(AutoModelForCausalLM.from_pretrained(byte_level))
+    config = MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4)
+    assert not forward.keeps_documents_apart(MambaForCausalLM(config).eval())
+
+
+def test_gradient_checkpointing_changes_no_loss(tmp_path, trained, target, documents, fused):
+    train(tmp_path, target, documents, fused, gradient_checkpointing=True)
+    assert logged(tmp_path) == pytest.approx(logged(trained), rel=1e-5)
+
+
+def test_patience_ends_training_that_gets_no_better(tmp_path, target, documents):
+    settings = {"lambda_clm": 1.0, "passes": 9, "learning_rate": 3e-1, "patience": 2}
+    counts = train(tmp_path, target, documents, None, **settings)
+    dev = [row["average"] for row in json.loads((tmp_path / "history.json").read_text())["dev"]][1:]
+    assert len(dev) == dev.index(min(dev)) + 3 < 9 * SETTINGS.evaluations_per_pass
+    assert counts["dev_bits_per_byte"] == min(dev)
+    lengths = vocabulary_of(target).count_tokens([d.text for d in documents if d.split == "train"])
+    order = reading_order(lengths, passes=9, batch=3, seed=0)
+    assert counts["tokens"] == sum(lengths[i] for i in order[: 3 * counts["steps"]]) < 9 * sum(lengths)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 0.0), ("constant", 1.0), ("cosine", 0.0)])
+def test_the_learning_rate_follows_its_schedule_after_the_warm_up(tmp_path, target, documents, schedule, last):
+    train(tmp_path, target, documents, None, lambda_clm=1.0, lr_schedule=schedule, passes=1, warmup=0.4)
+    rates = [rate / SETTINGS.learning_rate for rate in logged(tmp_path, "learning_rate")]
+    assert rates[0] == 0 < rates[1] and max(rates) == pytest.approx(1)
+    assert rates[-1] == pytest.approx(last, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    "divergence", [{"divergence": "jsd"}, {"divergence": "reverse_kl"}, {"temperature": 2.0}, {"tail": "renormalise"}]
+)
+def test_every_divergence_trains(tmp_path, trained, target, documents, fused, divergence):
+    train(tmp_path, target, documents, fused, passes=1, **divergence)
+    assert logged(tmp_path, "clm_loss")[0] == pytest.approx(logged(trained, "clm_loss")[0], rel=1e-5)
+    assert logged(tmp_path, "fusion_loss")[0] != pytest.approx(logged(trained, "fusion_loss")[0], rel=1e-3)
+
+
+OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+
+
+@OLD_NAME
+def test_adapters_alone_are_trained_and_then_merged(tmp_path, target, documents, fused):
+    pytest.importorskip("peft")
+    counts = train(tmp_path, target, documents, fused, lora_rank=3, lora_dropout=0.1, learning_rate=3e-2)
+    before, after = load_file(target.folder / "model.safetensors"), weights(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed
+    assert all(name.split(".")[-2].endswith("_proj") for name in changed)
+    assert all(int(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-4)) <= 3 for n in changed)
+    product = locate(str(tmp_path / "model"))
+    loaded = load_model(product, dtype="float32")
+    chosen = [d for d in documents if d.split == "dev"]
+    scores = evaluation.score(
+        loaded, forward.output_layer(loaded), vocabulary_of(product), product.context_token, chosen
+    )
+    assert evaluation.bits_per_byte(scores)["average"] == pytest.approx(counts["dev_bits_per_byte"], rel=1e-5)
+
+
+@OLD_NAME
+def test_a_target_in_4_bits_learns_adapters_that_are_merged_into_the_whole_one(tmp_path, target, documents, fused):
+    pytest.importorskip("bitsandbytes")
+    shutil.copytree(target.folder, tmp_path / "wide")
+    config = AutoConfig.from_pretrained(target.folder, hidden_size=64, intermediate_size=128, head_dim=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")  # as wide as a block of NF4 on a CPU
+    target = locate(str(tmp_path / "wide"))
+    train(tmp_path, target, documents, fused, passes=1, lora_rank=3, quantize="nf4", precision="bf16")
+    before, after = load_file(target.folder / "model.safetensors"), weights(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed
+    assert all(int(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-4)) <= 3 for n in changed)
+
+
+def test_modules_that_the_target_lacks_are_refused(tmp_path, target, documents):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=r"^train.lora_modules: .*; name linear layers of the target$"):
+        train(tmp_path, target, documents, None, lora_rank=3, lora_modules=["nothing"])
+
+
+def test_weights_and_biases_has_each_term_of_the_loss(tmp_path, target, documents, fused, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train(tmp_path / "out", target, documents, fused, passes=1, trackers=["wandb"])
+    (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert all(name in recorded.read_bytes() for name in (b"train/clm_loss", b"train/fusion_loss", b"train/lambda"))
+    assert not (tmp_path / "out" / "logs").exists()
+
+
 def test_bf16_trains_float32_weights_with_bfloat16_products(tmp_path, target, documents, fused, monkeypatch):
     products, linear = [], torch.nn.functional.linear
 
@@ -301,12 +448,6 @@ def test_fused_rows_of_other_tokens_are_refused(tmp_path, target, documents, fus
         train(tmp_path, target, others, fused)
 
 
-def test_several_processes_are_refused(tmp_path, target, documents, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"^train: started in several processes, which .*; start it in one$"):
-        train(tmp_path, target, documents, None)
-
-
 SCRIPT = """
 import pickle, sys, torch
 from pathlib import Path
@@ -316,6 +457,10 @@ test_training.train(*pickle.loads(Path(sys.argv[2]).read_bytes()))
 """
 
 
+def python_path() -> str:
+    return os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture
 def start_training(tmp_path, target, documents, fused):
     """Starts the same training as `trained` in a process that may be killed."""
@@ -323,7 +468,7 @@ def start_training(tmp_path, target, documents, fused):
     pickled.write_bytes(pickle.dumps((tmp_path / "cut", target, documents, fused)))
 
     def start() -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        environment = os.environ | {"PYTHONPATH": python_path()}
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(torch.get_num_threads()), str(pickled)],
             env=environment,

@@ -55,10 +55,11 @@ def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
     """The run, checked as far as it can be before the stages up to `last` are made."""
     from rich.console import Console
 
-    from fuselm import config, plan
+    from fuselm import config, plan, processes
     from fuselm.pipeline import Pipeline
 
-    pipeline = Pipeline(config.load(run_file, overrides or []), Console(stderr=True))
+    console = Console(stderr=True, quiet=processes.rank() > 0)
+    pipeline = Pipeline(config.load(run_file, overrides or []), console)
     pipeline.start()
     plan.check_disk(pipeline)
     pipeline.check_servers(last)
@@ -83,8 +84,10 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.", highlight=False)
-    from fuselm import report
+    from fuselm import processes, report
 
+    if processes.rank() > 0:
+        return
     summary = json.loads((pipeline.folder / "summary.json").read_text())
     console = Console()
     console.print(report.table(summary))

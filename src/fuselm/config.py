@@ -172,16 +172,50 @@ Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
 class Train(_Options):
     lambda_clm: float = Field(0.5, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
     lambda_final: float | None = Field(None, ge=0, le=1)  # decay linearly to this
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # of the target from the fused rows
+    jsd_beta: float | None = Field(None, gt=0, lt=1)  # share of the fused row in jsd's mixture; None: 0.5
+    temperature: PositiveFloat = 1.0  # flattens what the divergence compares
+    tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
     learning_rate: PositiveFloat | Rates = 1e-4  # of several, the best on the development split is kept
     clm_learning_rate: PositiveFloat | Rates | None = None  # of the causal-LM baseline; None: the same
-    passes: int = Field(2, ge=1)  # over the training documents
-    batch_documents: int = Field(4, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
+    lr_schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"  # after the warm-up
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
+    passes: int = Field(2, ge=1)  # over the training documents
+    batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
+    pack_tokens: int | None = Field(None, ge=1)  # documents go into one row of so many tokens at most, without padding
+    gradient_accumulation: int = Field(1, ge=1)  # batches of one step
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
+    patience: int | None = Field(None, ge=1)  # end after so many evaluations without a better one
     weight_decay: float = Field(0.1, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["bf16", "float32"] = "bf16"  # bf16: autocast, with weights in float32
+    lora_rank: int | None = Field(None, ge=1)  # train adapters of this rank, then merge them; None: all weights
+    lora_alpha: PositiveFloat | None = None  # adapters count alpha / rank times; None: twice the rank
+    lora_dropout: float | None = Field(None, ge=0, lt=1)  # None: 0
+    lora_modules: list[str] | None = Field(None, min_length=1)  # None: all linear layers but the output layer
+    quantize: Literal["nf4"] | None = None  # keep the target's weights in 4 bits beside the adapters (QLoRA)
+    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # who hears of every term of the loss
+
+    @model_validator(mode="after")
+    def _check(self) -> "Train":
+        """No option may do nothing."""
+        unused = {
+            "jsd_beta": self.divergence != "jsd" and "divergence is not jsd",
+            "batch_documents": self.pack_tokens is not None and "pack_tokens says what a batch is",
+            "lora_alpha": self.lora_rank is None and "lora_rank is not set",
+            "lora_dropout": self.lora_rank is None and "lora_rank is not set",
+            "lora_modules": self.lora_rank is None and "lora_rank is not set",
+            "quantize": self.lora_rank is None and "lora_rank is not set",
+        }
+        for name, why in unused.items():
+            if why and getattr(self, name) is not None:
+                raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
+        if self.divergence == "reverse_kl" and self.tail == "renormalise":
+            raise ValueError(
+                "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
+            )
+        return self
 
 
 class Evaluate(_Options):

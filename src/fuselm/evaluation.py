@@ -55,32 +55,69 @@ def score(
 
     from fuselm import forward
 
-    segmentations = [vocabulary.segment(d.text) for d in documents]
-    nats = [0.0] * len(documents)
+    def gold_logprobs(inputs, mask, gold):
+        hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
+        return forward.gold_logprobs(hidden, layer, gold)
+
     with torch.inference_mode():
-        for batch in forward.batches([len(s.ids) for s in segmentations], batch_tokens):
-            inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, model.device)
-            hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
-            gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=hidden.device).long()
-            logprobs = forward.gold_logprobs(hidden, layer, gold).double()
-            for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
-                nats[i] = -float(own.sum())
-                if math.isnan(nats[i]):
-                    raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
-            advance(sum(len(segmentations[i].ids) for i in batch))
-    return by_origin(documents, nats)
+        bits = document_bits(
+            gold_logprobs,
+            model.device,
+            vocabulary,
+            context_token,
+            documents,
+            batch_tokens=batch_tokens,
+            advance=advance,
+        )
+    return totals(bits, documents)
 
 
-def by_origin(documents: Sequence[Document], nats: Sequence[float]) -> list[Score]:
-    """Scores of whole documents, given the nats of their pieces."""
+def document_bits(
+    gold_logprobs: Callable,
+    device,
+    vocabulary,
+    context_token: int,
+    documents: Sequence[Document],
+    *,
+    batch_tokens: int = 1024,
+    advance: Callable[[int], None] = lambda tokens: None,
+    share: tuple[int, int] = (0, 1),
+) -> dict[str, float]:
+    """The bits of each document by its id. `gold_logprobs` gives those of inputs, mask and gold ids, row by row.
+
+    With a share (n, m) only every m-th batch's from the n-th; all m shares call `gold_logprobs` equally often.
+    """
+    import torch
+
+    from fuselm import forward
+
+    segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}
+    batches = forward.batches([len(s.ids) for s in segmentations], batch_tokens)
+    for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
+        batch = batches[min(number, len(batches) - 1)]  # the last again, and its bits too, for those without one
+        inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, device)
+        gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=device).long()
+        logprobs = gold_logprobs(inputs, mask, gold).double()
+        for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
+            nats = -float(own.sum())
+            if math.isnan(nats):
+                raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
+            bits[documents[i].id] = nats / math.log(2)
+        advance(sum(len(segmentations[i].ids) for i in batch))
+    return bits
+
+
+def totals(bits: Mapping[str, float], documents: Sequence[Document]) -> list[Score]:
+    """Documents as they were before they were cut: the bits and bytes of their pieces added up."""
+    whole: dict[str, float] = {}
     sizes: dict[str, int] = {}
     domains: dict[str, str] = {}
-    for d, of_piece in zip(documents, nats, strict=True):
-        bits[d.origin] = bits.get(d.origin, 0.0) + of_piece / math.log(2)
+    for d in documents:
+        whole[d.origin] = whole.get(d.origin, 0.0) + bits[d.id]
         sizes[d.origin] = sizes.get(d.origin, 0) + len(d.text.encode())
         domains[d.origin] = d.domain
-    return [Score(document=o, domain=domains[o], bits=bits[o], bytes=n) for o, n in sizes.items()]
+    return [Score(document=o, domain=domains[o], bits=whole[o], bytes=n) for o, n in sizes.items()]
 
 
 def bits_per_byte(scores: Sequence[Score]) -> dict[str, float]:

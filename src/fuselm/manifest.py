@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fuselm import processes
+
 FORMAT = 2  # of every folder that fuselm writes; docs/store.md
 
 
@@ -56,15 +58,24 @@ def is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def build_once(folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
+def build_once(
+    folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]], *, together: bool = False
+) -> bool:
     """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Returns whether anything was done.
 
     `build` is called with whatever an interrupted call left in the partial folder, and goes on from it.
-    Raises `ValueError` when another process is at it.
+    Of several processes of one run only the first builds, and the others wait; or all call `build`, `together`, and
+    the first does the rest. Raises `ValueError` when another run is at it.
     """
     if is_finished(folder):
         return False
     partial = folder.with_name(folder.name + ".partial")
+    if processes.rank() > 0:
+        if together:
+            processes.wait_until((partial / ".lock").exists)
+            build(partial)
+        processes.wait_until(lambda: is_finished(folder))
+        return True
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         if is_finished(folder):  # another process did it while this one waited to begin

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, fingerprints, manifest, progress, publish
+from fuselm import config, corpus, fingerprints, manifest, processes, progress, publish
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
+OF_FUSED_ROWS = ("lambda_final", "divergence", "jsd_beta", "temperature", "tail")  # nothing to the causal-LM baseline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +264,7 @@ class Pipeline:
         options = self.run.train.model_dump(exclude={"learning_rate", "clm_learning_rate"})
         options |= {"learning_rate": rate, "seed": self.run.seed}
         if method == "clm":
-            options |= {"lambda_clm": 1.0, "lambda_final": None}
+            options |= {name: config.Train.model_fields[name].default for name in OF_FUSED_ROWS} | {"lambda_clm": 1.0}
         recipe = Recipe(
             stage="train",
             parameters={"method": method, **options},
@@ -290,7 +291,7 @@ class Pipeline:
                 progress=shown,
             )
 
-        return self._build("train", method, recipe, build, f"{method}, learning rate {rate:g}")
+        return self._build("train", method, recipe, build, f"{method}, learning rate {rate:g}", together=True)
 
     def evaluate(self) -> dict[str, Path]:
         """The scores of every model on the held-out documents."""
@@ -334,8 +335,8 @@ class Pipeline:
             if name in self.servers:
                 from fuselm import remote
 
-                nats = remote.nats(self.servers[name], vocabulary, documents, advance=shown.advance)
-                return evaluation.by_origin(documents, nats)
+                bits = remote.document_bits(self.servers[name], vocabulary, documents, advance=shown.advance)
+                return evaluation.totals(bits, documents)
             from fuselm import forward
             from fuselm.models import load_model
 
@@ -375,17 +376,20 @@ class Pipeline:
             return report.write(out, self.run, folders)
 
         path = self._build("report", "", recipe, build)
-        publish.publish(
-            self.folder,
-            path,
-            trained["fused"] / "model",
-            key=self._keys[path],
-            folders={f"{stage} {name}".strip(): made for stage, name, made in _flat(folders)},
-        )
+        if processes.rank() == 0:
+            publish.publish(
+                self.folder,
+                path,
+                trained["fused"] / "model",
+                key=self._keys[path],
+                folders={f"{stage} {name}".strip(): made for stage, name, made in _flat(folders)},
+            )
         return path
 
     def start(self) -> None:
         """Write down what is run. Raises `ValueError` if the run's folder can't be written to."""
+        if processes.rank() > 0:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             manifest.write_text(
@@ -398,7 +402,14 @@ class Pipeline:
         return manifest.read(self.corpus())["files"][corpus.FILE]
 
     def _build(
-        self, stage: str, name: str, recipe: Recipe, build: Callable[[Path, Progress], dict], title: str = ""
+        self,
+        stage: str,
+        name: str,
+        recipe: Recipe,
+        build: Callable[[Path, Progress], dict],
+        title: str = "",
+        *,
+        together: bool = False,
     ) -> Path:
         folder = self.folder / stage / f"{name}-{recipe.key}".lstrip("-")
         self._keys[folder] = recipe.key
@@ -410,7 +421,7 @@ class Pipeline:
         self.console.print(f"[bold]{title}[/bold]", highlight=False)
         began = time.monotonic()
         with progress.show(self.console, title) as shown:
-            manifest.build_once(folder, recipe, lambda out: build(out, shown))
+            manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
         self.console.print(
             f"  done in {time.monotonic() - began:,.1f} s  [dim]{folder}[/dim]", highlight=False, soft_wrap=True
         )

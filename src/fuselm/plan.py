@@ -151,7 +151,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     """Tokens a second of one batch of the corpus; and the entries that the capture keeps of a token of it."""
     import torch
 
-    from fuselm import capture, forward, retention
+    from fuselm import batches, capture, forward, retention
     from fuselm.models import load_model
     from fuselm.objective import fusion_loss
 
@@ -163,7 +163,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     options = pipeline.run.sources[name] if name else pipeline.run.target
     budget = CALIBRATION_TOKENS
     if task == "train":
-        count = pipeline.run.train.batch_documents
+        count = pipeline.run.train.batch_documents or batches.BATCH_DOCUMENTS
     else:
         count = max(1, budget // max(1, max(len(s.ids) for s in segmentations)))
     chosen = segmentations[:count]

@@ -59,14 +59,14 @@ def capture(
     return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
 
 
-def nats(
+def document_bits(
     server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
-) -> list[float]:
-    """The cross-entropy of each document. `advance` hears of tokens done."""
-    result = []
+) -> dict[str, float]:
+    """As `evaluation.document_bits`, from a server. `advance` hears of tokens done."""
+    result = {}
     with connect(server, vocabulary, top_k=1) as connection:
         for trace, _ in traces(connection, documents, [vocabulary.segment(d.text) for d in documents]):
-            result.append(trace.nats)
+            result[trace.document] = trace.nats / math.log(2)
             advance(len(trace.tokens))
     return result
 

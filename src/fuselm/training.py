@@ -2,52 +2,80 @@
 
 The causal-LM baseline (`clm`) is the same training without the distributions: same tokens, same order, same steps.
 Either keeps the checkpoint with the fewest bits per byte on the development split. Wan et al. 2024, section 3.4.
+
+Started in several processes (`accelerate launch`, `torchrun`), each reads its share of the batches, and the loss of a
+step is the mean over the tokens of all: what one process makes of as many batches by accumulation.
 """
 
+import importlib.util
 import json
 import logging
-import os
-import random
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
+from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import evaluation, forward, manifest
+from fuselm import adapters, evaluation, forward, manifest, processes
+from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import Model, load_model
-from fuselm.objective import FusedRows, fusion_loss
+from fuselm.objective import Divergence, FusedRows, fusion_loss
 from fuselm.progress import Progress
 from fuselm.store import Store
+from fuselm.trainable import go_on
 from fuselm.vocabulary import Vocabulary
 
-WINDOW = 8  # batches whose documents are grouped by length
+SCHEDULES = {  # by the names that transformers gives them; its own `constant` knows no warm-up
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant_with_warmup",
+    "inverse_sqrt": "inverse_sqrt",
+}
+TERMS = ("clm_loss", "fusion_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to train; `config.Train` has the same options with their meaning."""
+    """How to train; `config.Train` has the same options with their meaning, and their defaults."""
 
-    learning_rate: float
     lambda_clm: float
-    lambda_final: float | None
-    passes: int
-    batch_documents: int
-    gradient_accumulation: int
-    evaluations_per_pass: int
+    lambda_final: float | None = None
+    divergence: str = "forward_kl"
+    jsd_beta: float | None = None
+    temperature: float = 1.0
+    tail: str = "bucket"
+    learning_rate: float
+    lr_schedule: str = "cosine"
     warmup: float
+    passes: int
+    batch_documents: int | None = None
+    pack_tokens: int | None = None
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    evaluations_per_pass: int
+    patience: int | None = None
     weight_decay: float
     max_grad_norm: float
     precision: str
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    lora_modules: Sequence[str] | None = None
+    quantize: str | None = None
+    trackers: Sequence[str] = field(default=("tensorboard",))
     seed: int
+
+    @property
+    def loss(self) -> Divergence:
+        return Divergence(name=self.divergence, beta=self.jsd_beta or 0.5, temperature=self.temperature, tail=self.tail)
 
 
 def train(
@@ -63,23 +91,81 @@ def train(
 ) -> dict:
     """Write the best checkpoint to `out/model`, an ordinary folder, and its history to `out/history.json`.
 
-    Goes on from the last whole checkpoint in `out/checkpoints`. Returns what was counted.
+    Goes on from the last whole checkpoint in `out/checkpoints`. Returns what was counted. Of several processes all call
+    this, and the first writes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("train: started in several processes, which this version does not support; start it in one")
     transformers.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if "wandb" in settings.trackers and importlib.util.find_spec("wandb") is None:
+        raise ValueError("train.trackers: wandb is not installed; pip install 'fuselm[wandb]'")
     checkpoint = last_checkpoint(out / "checkpoints")
-    model = load_model(target, dtype="float32" if settings.precision == "bf16" else settings.precision)
-    dataset = _Passes(train_documents, vocabulary, fused, settings)
-    steps = _steps(len(dataset), settings)
-    arguments = TrainingArguments(
+    dataset = Batches(
+        train_documents,
+        vocabulary,
+        fused,
+        passes=settings.passes,
+        batch_documents=settings.batch_documents,
+        pack_tokens=settings.pack_tokens,
+        seed=settings.seed,
+        processes=processes.count(),
+    )
+    batches_of_step = processes.count() * settings.gradient_accumulation
+    steps = -(-len(dataset) // batches_of_step)
+    arguments = _arguments(out, settings, steps)
+    arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
+    model = _model(target, settings, progress)
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
+    trainer = _FusionTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=dev_documents,
+        data_collator=Collator(target.context_token, packed=dataset.packed),
+        callbacks=_trackers(out, settings, step),
+        settings=settings,
+        reader=(vocabulary, target.context_token),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    progress.start(steps, unit="steps", done=step)
+    start = out / ".start.json"
+    trainer.add_callback(
+        _Report(progress, dev_steps(steps, settings.passes * settings.evaluations_per_pass), trainer, start)
+    )
+    if settings.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if "wandb" in settings.trackers and processes.rank() == 0:
+        import wandb
+
+        wandb.finish()
+
+    state = trainer.state
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their share
+    if processes.rank() == 0:
+        dev = [{"step": 0, **json.loads(start.read_text())}]
+        dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
+        history = {"dev": dev, "log": _loss_rows(state.log_history)}
+        (out / "history.json").write_text(json.dumps(history, sort_keys=True))
+        save_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
+        shutil.rmtree(out / "checkpoints")
+    return {
+        "steps": state.global_step,
+        "tokens": dataset.tokens(state.global_step * batches_of_step),
+        "best_step": state.best_global_step,
+        "dev_bits_per_byte": state.best_metric,
+        "resumed_at_step": step,
+    }
+
+
+def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=1,  # the dataset holds all passes
-        per_device_train_batch_size=settings.batch_documents,
+        per_device_train_batch_size=1,  # ... in batches
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=SCHEDULES[settings.lr_schedule],
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         adam_beta2=0.95,  # as the paper
@@ -93,54 +179,55 @@ def train(
         save_strategy="steps",
         save_steps=steps + 1,
         save_total_limit=1,
+        restore_callback_states_from_checkpoint=settings.patience is not None,
         load_best_model_at_end=True,
         metric_for_best_model="bits_per_byte",
         greater_is_better=False,
         logging_steps=1,
         disable_tqdm=True,
         report_to=[],
+        run_name=out.name.removesuffix(".partial"),
         seed=settings.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
-    trainer = _FusionTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=dev_documents,
-        data_collator=_Collator(target.context_token),
-        callbacks=[TensorBoardCallback(SummaryWriter(str(out / "logs"), purge_step=step or None))],
-        settings=settings,
-        score_dev=lambda m: evaluation.score(
-            m, forward.output_layer(m), vocabulary, target.context_token, dev_documents
-        ),
+
+
+def _model(target: Model, settings: Settings, progress: Progress) -> torch.nn.Module:
+    """The target as it is trained: its forward goes on to the loss, with adapters if there are to be any."""
+    if settings.quantize is not None:
+        model = adapters.load_in_4_bits(target)
+    else:
+        device = "auto" if processes.count() == 1 else "cpu"  # else the Trainer says where
+        model = load_model(target, dtype="float32", device=device)
+    layer = forward.output_layer(model)
+    if layer.weight is None:
+        progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")
+    if settings.pack_tokens is not None and not forward.keeps_documents_apart(model):
+        raise ValueError(f"train.pack_tokens: {target.name} mixes documents of one row; leave pack_tokens out")
+    if settings.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer, older
+        enable({"use_reentrant": False})
+    go_on(model, layer)
+    if settings.lora_rank is None:
+        return model
+    return adapters.add(
+        model,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha or 2.0 * settings.lora_rank,
+        dropout=settings.lora_dropout or 0.0,
+        modules=settings.lora_modules,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    progress.start(steps, unit="steps", done=step)
-    if not checkpoint:
-        manifest.write_text(out / ".start.json", json.dumps(trainer.dev_bits_per_byte()))
-    trainer.add_callback(_Report(progress, dev_steps(steps, settings.passes * settings.evaluations_per_pass)))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    state = trainer.state
-    dev = [{"step": 0, **json.loads((out / ".start.json").read_text())}]
-    dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
-    (out / "history.json").write_text(json.dumps({"dev": dev, "log": _loss_rows(state.log_history)}, sort_keys=True))
-    save_folder(trainer.model, target, out / "model")
-    shutil.rmtree(out / "checkpoints")
-    return {
-        "steps": state.global_step,
-        "tokens": settings.passes * dataset.tokens,
-        "best_step": state.best_global_step,
-        "dev_bits_per_byte": state.best_metric,
-        "resumed_at_step": step,
-    }
 
 
-def _steps(items: int, settings: Settings) -> int:
-    batches = -(-items // settings.batch_documents)
-    return -(-batches // settings.gradient_accumulation)
+def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]:
+    if processes.rank() > 0:
+        return []
+    result: list[TrainerCallback] = []
+    if "tensorboard" in settings.trackers:
+        result.append(TensorBoardCallback(SummaryWriter(str(out / "logs"), purge_step=step or None)))
+    if "wandb" in settings.trackers:
+        result.append(WandbCallback())
+    return result
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -154,29 +241,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def save_folder(model: torch.nn.Module, target: Model, folder: Path) -> None:
+def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
     """An ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
     dtype = getattr(transformers.AutoConfig.from_pretrained(target.folder), "dtype", None) or torch.float32
-    model.to(dtype).save_pretrained(folder)
+    if isinstance(model, PreTrainedModel):
+        product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
+        product.load_state_dict(weights)
+    else:
+        model.save_pretrained(folder / ".adapters", state_dict=weights)
+        product = adapters.merged(target, folder / ".adapters").to(dtype)
+        shutil.rmtree(folder / ".adapters")
+    product.save_pretrained(folder)
     for path in sorted(target.folder.iterdir()):
         is_weights = path.suffix in (".safetensors", ".bin", ".gguf") or path.name.endswith(".index.json")
         if path.is_file() and not is_weights and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
-
-
-def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
-    """Indices of all passes in training order: each pass shuffled, then documents of like length put into one batch."""
-    stream: list[int] = []
-    for n in range(passes):
-        stream.extend(random.Random(f"{seed} {n}").sample(range(len(lengths)), len(lengths)))
-    order: list[int] = []
-    for begin in range(0, len(stream), WINDOW * batch):
-        window = sorted(stream[begin : begin + WINDOW * batch], key=lambda i: lengths[i])
-        batches = [window[k : k + batch] for k in range(0, len(window), batch)]
-        whole, rest = [b for b in batches if len(b) == batch], [b for b in batches if len(b) < batch]
-        random.Random(f"{seed} {begin}").shuffle(whole)
-        order.extend(i for b in whole + rest for i in b)
-    return order
 
 
 def dev_steps(steps: int, evaluations: int) -> set[int]:
@@ -184,75 +263,14 @@ def dev_steps(steps: int, evaluations: int) -> set[int]:
     return {round(steps * (n + 1) / evaluations) for n in range(evaluations)} - {0}
 
 
-class _Passes(torch.utils.data.Dataset):
-    """The training documents of all passes, in order, each with its fused rows if there are any."""
-
-    def __init__(
-        self, documents: Sequence[Document], vocabulary: Vocabulary, fused: Store | None, settings: Settings
-    ) -> None:
-        self._documents = documents
-        self._ids = [vocabulary.segment(d.text).ids for d in documents]
-        self._fused = fused
-        self.tokens = sum(map(len, self._ids))
-        self._order = reading_order(
-            list(map(len, self._ids)), passes=settings.passes, batch=settings.batch_documents, seed=settings.seed
-        )
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> dict:
-        i = self._order[index]
-        if self._fused is None:
-            return {"tokens": self._ids[i]}
-        trace = self._fused.read(self._documents[i].id)
-        if not np.array_equal(trace.tokens, self._ids[i]):
-            raise ValueError(
-                f"{self._fused.folder}: document {trace.document}: other tokens than the target's; fuse again"
-            )
-        return {"tokens": self._ids[i], "distributions": trace.distributions}
-
-
-class _Collator:
-    """Documents to one padded batch; rows of all documents' tokens, flat, for the loss."""
-
-    def __init__(self, context_token: int):
-        self._context_token = context_token
-
-    def __call__(self, items: list[dict]) -> dict:
-        inputs, mask = forward.pad([item["tokens"] for item in items], self._context_token)
-        labels = torch.full_like(inputs, -100)
-        labels[mask.bool()] = torch.as_tensor(np.concatenate([item["tokens"] for item in items]), dtype=torch.long)
-        batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels, "shift_labels": labels}
-        if "distributions" in items[0]:
-            batch |= _pad_rows([item["distributions"] for item in items])
-        return batch
-
-
-def _pad_rows(distributions: Sequence) -> dict[str, torch.Tensor]:
-    counts = np.concatenate([d.counts for d in distributions])
-    real = np.arange(counts.max(initial=1)) < counts[:, None]
-    ids = np.zeros(real.shape, np.int64)
-    logprobs = np.full(real.shape, -np.inf, np.float32)
-    ids[real] = np.concatenate([d.ids for d in distributions])
-    logprobs[real] = np.concatenate([d.logprobs for d in distributions])
-    tail = np.concatenate([d.tail for d in distributions])
-    return {
-        "fused_ids": torch.from_numpy(ids),
-        "fused_logprobs": torch.from_numpy(logprobs),
-        "fused_tail": torch.from_numpy(tail),
-    }
-
-
 class _FusionTrainer(Trainer):
-    def __init__(self, *args, settings: Settings, score_dev: Callable, **kwargs):
+    def __init__(self, *args, settings: Settings, reader: tuple[Vocabulary, int], **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole accumulated batch
         self.model_accepts_loss_kwargs = True  # ... which the Trainer counts only for models that say so
         self._settings = settings
-        self._score_dev = score_dev
-        self._layer = forward.output_layer(self.model)
-        self._terms = {"clm_loss": 0.0, "fusion_loss": 0.0}
+        self._reader = reader
+        self._terms = torch.zeros(len(TERMS))
         self._lambda = settings.lambda_clm
 
     def lambda_now(self) -> float:
@@ -263,28 +281,53 @@ class _FusionTrainer(Trainer):
         return start + (end - start) * self.state.global_step / max(self.state.max_steps - 1, 1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mask = inputs["attention_mask"].bool()
+        self._lambda, divergence = self.lambda_now(), self._settings.loss
+        count = num_items_in_batch / self.accelerator.num_processes  # whose gradients are averaged
+        labels = inputs.pop("labels")
+        del inputs["shift_labels"]
+        known = labels != -100
         fused = None
         if "fused_ids" in inputs:
-            fused = FusedRows(ids=inputs["fused_ids"], logprobs=inputs["fused_logprobs"], tail=inputs["fused_tail"])
-        self._lambda = self.lambda_now()
-        with self.accelerator.autocast():  # the Trainer leaves it to model.forward, which isn't what is called
-            hidden = forward.hidden_states(model, self._layer, inputs["input_ids"], inputs["attention_mask"])[mask]
-            loss = fusion_loss(hidden, self._layer, inputs["labels"][mask], fused, self._lambda)
-        self._terms["clm_loss"] += float(loss.clm / num_items_in_batch)
-        self._terms["fusion_loss"] += float(loss.fusion / num_items_in_batch)
-        return loss.total / num_items_in_batch
+            rows = {name: inputs.pop(f"fused_{name}") for name in ("ids", "logprobs", "tail")}
+            fused = FusedRows(**rows)
+
+        def then(hidden, layer):
+            loss = fusion_loss(hidden, layer, labels[known], fused, self._lambda, divergence, count=count)
+            return {"loss": loss.total, "terms": torch.stack([loss.clm, loss.fusion])}
+
+        result = model(**inputs, known=known, then=then)
+        self._terms = self._terms.to(result["terms"].device) + result["terms"]
+        return result["loss"]
 
     def log(self, logs, start_time=None):
-        if "loss" in logs:
-            logs = {**logs, **self._terms, "lambda": self._lambda}  # of the step that is over
-            self._terms = dict.fromkeys(self._terms, 0.0)
+        if "loss" in logs:  # of the step that is over
+            terms = self.accelerator.reduce(self._terms, "mean").tolist()
+            logs = {**logs, **dict(zip(TERMS, terms, strict=True)), "lambda": self._lambda}
+            self._terms = torch.zeros(len(TERMS))
         super().log(logs, start_time)
 
     def dev_bits_per_byte(self) -> dict[str, float]:
-        self.model.eval()
-        with self.accelerator.autocast():
-            return evaluation.bits_per_byte(self._score_dev(self.model))
+        """Each process scores its share."""
+        model, (vocabulary, context_token), documents = self.model_wrapped, self._reader, self.eval_dataset
+        model.eval()
+
+        def gold_logprobs(inputs, mask, gold):
+            known = mask.bool()
+
+            def then(hidden, layer):
+                return {"gold_logprobs": forward.gold_logprobs(hidden, layer, gold)}
+
+            return model(input_ids=inputs, attention_mask=mask, known=known, then=then)["gold_logprobs"]
+
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        with torch.no_grad(), self.accelerator.autocast():
+            bits = evaluation.document_bits(
+                gold_logprobs, self.args.device, vocabulary, context_token, documents, share=share
+            )
+        everyones: dict[str, float] = {}
+        for some in gather_object([bits]):
+            everyones |= some
+        return evaluation.bits_per_byte(evaluation.totals(everyones, documents))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         domains = self.dev_bits_per_byte()
@@ -298,10 +341,19 @@ class _FusionTrainer(Trainer):
 class _Report(TrainerCallback):
     """Says when to score and save; tells the progress what happens."""
 
-    def __init__(self, progress: Progress, steps: set[int]):
+    def __init__(self, progress: Progress, steps: set[int], trainer: _FusionTrainer, start: Path):
         self._progress = progress
         self._steps = steps
+        self._trainer = trainer
+        self._start = start
         self._dev = ""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Scores the untrained target, unless an earlier run has."""
+        if state.global_step == 0:
+            domains = self._trainer.dev_bits_per_byte()
+            if state.is_world_process_zero:
+                manifest.write_text(self._start, json.dumps(domains))
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = control.should_save = state.global_step in self._steps

@@ -1,0 +1,65 @@
+"""LoRA and QLoRA by peft: only small matrices beside the target's are trained, and merged into it at the end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fuselm.models import Model, load_model
+
+
+def add(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    modules: Sequence[str] | None,
+) -> torch.nn.Module:
+    """The model with adapters beside `modules`, by default all linear layers but the output layer."""
+    try:
+        import peft
+    except ImportError:
+        raise ValueError("train.lora_rank: peft is not installed; pip install 'fuselm[lora]'") from None
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = list(modules) if modules is not None else "all-linear"
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"train.lora_modules: {error}; name linear layers of the target") from error
+
+
+def load_in_4_bits(target: Model) -> PreTrainedModel:
+    """The target with its linear layers in NF4 (Dettmers et al. 2023, QLoRA), for training adapters only."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ValueError("train.quantize: bitsandbytes is not installed; pip install 'fuselm[qlora]'") from None
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        target.folder, quantization_config=config, local_files_only=True, trust_remote_code=False
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else it would change to weights without a gradient
+            module.support_avx512bf16_for_cpu = False  # once it is evaluated
+    return model
+
+
+def merged(target: Model, folder: Path) -> PreTrainedModel:
+    """The target as it is, not quantized, with the adapters in `folder` added to its weights in float32."""
+    import peft
+
+    base = load_model(target, dtype="float32", device="cpu")
+    return peft.PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

@@ -1,0 +1,140 @@
+"""What a training step reads: documents in batches, padded or packed, with their fused rows.
+
+A padded batch has a document a row. A packed one has all its documents in one row, without padding: positions begin
+anew with each, by which transformers keeps attention inside a document (by a block-diagonal mask; with flash attention,
+by the lengths of the sequences).
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fuselm import forward
+from fuselm.corpus import Document
+from fuselm.store import Store
+from fuselm.vocabulary import Vocabulary
+
+BATCH_DOCUMENTS = 4  # where nothing else is said
+WINDOW = 8  # batches whose documents are grouped by length
+
+
+def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
+    """Indices of all passes in training order: each pass shuffled, then documents of like length put into one batch."""
+    stream = shuffled_passes(len(lengths), passes=passes, seed=seed)
+    order: list[int] = []
+    for begin in range(0, len(stream), WINDOW * batch):
+        window = sorted(stream[begin : begin + WINDOW * batch], key=lambda i: lengths[i])
+        batches = [window[k : k + batch] for k in range(0, len(window), batch)]
+        whole, rest = [b for b in batches if len(b) == batch], [b for b in batches if len(b) < batch]
+        random.Random(f"{seed} {begin}").shuffle(whole)
+        order.extend(i for b in whole + rest for i in b)
+    return order
+
+
+def shuffled_passes(count: int, *, passes: int, seed: int) -> list[int]:
+    return [i for n in range(passes) for i in random.Random(f"{seed} {n}").sample(range(count), count)]
+
+
+def packs(lengths: Sequence[int], stream: Sequence[int], tokens: int) -> list[list[int]]:
+    """The stream cut into batches of up to so many tokens, or of one longer document."""
+    result: list[list[int]] = []
+    room = 0
+    for i in stream:
+        if lengths[i] > room:
+            result.append([])
+            room = tokens
+        result[-1].append(i)
+        room -= lengths[i]
+    return result
+
+
+class Batches(torch.utils.data.Dataset):
+    """The batches of all passes, in order; as many as `processes` can share evenly, the last of which may be empty."""
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        vocabulary: Vocabulary,
+        fused: Store | None,
+        *,
+        passes: int,
+        batch_documents: int | None,
+        pack_tokens: int | None,
+        seed: int,
+        processes: int,
+    ) -> None:
+        self._documents = documents
+        self._ids = [vocabulary.segment(d.text).ids for d in documents]
+        self._fused = fused
+        lengths = list(map(len, self._ids))
+        self.packed = pack_tokens is not None
+        if pack_tokens is not None:
+            self._batches = packs(lengths, shuffled_passes(len(lengths), passes=passes, seed=seed), pack_tokens)
+        else:
+            size = batch_documents or BATCH_DOCUMENTS
+            order = reading_order(lengths, passes=passes, batch=size, seed=seed)
+            self._batches = [order[k : k + size] for k in range(0, len(order), size)]
+        self._batches += [[]] * (-len(self._batches) % processes)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def tokens(self, batches: int) -> int:
+        """Of the first so many."""
+        return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
+
+    def __getitem__(self, index: int) -> list[dict]:
+        return [self._item(i) for i in self._batches[index]]
+
+    def _item(self, i: int) -> dict:
+        if self._fused is None:
+            return {"tokens": self._ids[i]}
+        trace = self._fused.read(self._documents[i].id)
+        if not np.array_equal(trace.tokens, self._ids[i]):
+            raise ValueError(
+                f"{self._fused.folder}: document {trace.document}: other tokens than the target's; fuse again"
+            )
+        return {"tokens": self._ids[i], "distributions": trace.distributions}
+
+
+class Collator:
+    """A batch's documents to tensors; rows of all documents' tokens, flat, for the loss."""
+
+    def __init__(self, context_token: int, *, packed: bool):
+        self._context_token = context_token
+        self._packed = packed
+
+    def __call__(self, batches: list[list[dict]]) -> dict[str, torch.Tensor]:
+        (items,) = batches  # the Trainer's batch is one of ours
+        tokens = [item["tokens"] for item in items if len(item["tokens"])]
+        inputs, mask = forward.pad(tokens or [[self._context_token]], self._context_token)
+        known = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
+        labels = torch.full_like(inputs, -100)
+        labels[known] = torch.as_tensor(np.concatenate([[], *tokens]), dtype=torch.long)
+        batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+        if self._packed:
+            positions = torch.arange(inputs.shape[1]).expand_as(inputs)
+            real = mask.bool()
+            batch = {"input_ids": inputs[real], "position_ids": positions[real], "labels": labels[real]}
+            batch = {name: tensor[None] for name, tensor in batch.items()}
+        batch["shift_labels"] = batch["labels"]  # by which the Trainer counts tokens
+        if items and "distributions" in items[0]:
+            batch |= _pad_rows([item["distributions"] for item in items])
+        return batch
+
+
+def _pad_rows(distributions: Sequence) -> dict[str, torch.Tensor]:
+    counts = np.concatenate([d.counts for d in distributions])
+    real = np.arange(counts.max(initial=1)) < counts[:, None]
+    ids = np.zeros(real.shape, np.int64)
+    logprobs = np.full(real.shape, -np.inf, np.float32)
+    ids[real] = np.concatenate([d.ids for d in distributions])
+    logprobs[real] = np.concatenate([d.logprobs for d in distributions])
+    tail = np.concatenate([d.tail for d in distributions])
+    return {
+        "fused_ids": torch.from_numpy(ids),
+        "fused_logprobs": torch.from_numpy(logprobs),
+        "fused_tail": torch.from_numpy(tail),
+    }

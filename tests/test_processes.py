@@ -1,0 +1,118 @@
+"""processes.py and training.py in two real processes, which train as one does; and a whole run in two."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from test_training import documents, fused, python_path, target, train, weights  # noqa: F401
+
+from fuselm import config, processes
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SCRIPT = """
+import pickle, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_training
+import os
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from fuselm import training
+
+load = training._model
+
+
+def sharded(*arguments):
+    # accelerate shards nothing on CPUs unless it is told that they are GPUs
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return load(*arguments)
+
+
+for arguments, settings, environment in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    os.environ.update(environment)
+    training._model = sharded if environment else load
+    test_training.train(*arguments, **settings)
+"""
+
+
+def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "COLUMNS": "211"}
+    environment["FUSELM_CACHE"] = str(folder / "cache")
+    ended = subprocess.run([*LAUNCH, *command], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended
+
+
+def test_the_only_process_is_the_first_of_one():
+    assert (processes.rank(), processes.count()) == (0, 1)
+
+
+def test_two_processes_padded_packed_or_sharded_have_the_losses_of_one_over_20_steps(
+    tmp_path,
+    target,  # noqa: F811
+    documents,  # noqa: F811
+    fused,  # noqa: F811
+):
+    accelerated = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp-8gpu.yaml"))
+    fsdp = {name.upper(): str(value) for name, value in accelerated.fsdp_config.items()} | {
+        "ACCELERATE_USE_FSDP": "true"
+    }
+    common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1}
+    ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
+    ways["sharded"] = ways["padded"] | {"gradient_checkpointing": True}
+    jobs = []
+    for name, settings in ways.items():
+        one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
+        train(one, target, documents, fused, gradient_accumulation=2, **common, **settings)
+        two.mkdir()
+        jobs.append(((two, target, documents, fused), common | settings, fsdp if name == "sharded" else {}))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
+    in_two_processes([str(tmp_path / "script.py"), str(tmp_path / "jobs")], tmp_path)
+    for name in ways:
+        one, two = (tmp_path / f"{name}-{processes}" for processes in ("one", "two"))
+        mine, theirs = (json.loads((out / "history.json").read_text()) for out in (one, two))
+        assert len(mine["log"]) >= 20
+        for a, b in zip(mine["log"] + mine["dev"], theirs["log"] + theirs["dev"], strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+        for key, weight in weights(one).items():
+            torch.testing.assert_close(weights(two)[key], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_the_example_for_8_gpus_is_one_that_accelerate_and_fuselm_take():
+    accelerated = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp-8gpu.yaml"))
+    assert (accelerated.num_processes, str(accelerated.distributed_type)) == (8, "DistributedType.FSDP")
+    assert config.load(ROOT / "examples" / "fsdp-run.yaml").train.pack_tokens == 8192
+
+
+def test_a_run_in_two_processes_is_that_of_one(tmp_path, byte_level, sentence_piece, texts):
+    rows = tiny_run.short(texts)
+    summaries = []
+    for name, options in (("one", {"gradient_accumulation": 2}), ("two", {})):
+        run_file = tiny_run.write(
+            tmp_path / name,
+            target=byte_level,
+            sources={"other": sentence_piece},
+            rows=rows,
+            train=tiny_run.TRAIN | options,
+        )
+        if name == "one":
+            assert tiny_run.fuselm("run", run_file, cache=tmp_path / "cache").code == 0
+        else:
+            ended = in_two_processes(["-m", "fuselm.cli", "run", str(run_file)], tmp_path)
+            assert ended.stdout.count("\nreport.html") == 1  # one of them speaks
+        summaries.append(tiny_run.summary(tmp_path / name / "out"))
+    one, two = summaries
+    for model, row in one["models"].items():
+        assert row["average"]["bits_per_byte"] == pytest.approx(
+            two["models"][model]["average"]["bits_per_byte"], rel=1e-4
+        )
