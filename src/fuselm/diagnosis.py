@@ -65,12 +65,13 @@ def of_run(folder: Path) -> dict:
 def of_pipeline(pipeline) -> dict:
     """The same of a `Pipeline`, which captures and aligns whatever is not there yet."""
     aligned = pipeline.align()
-    own = [name for name, model in pipeline.sources.items() if model.fingerprint == pipeline.target.fingerprint]
+    inputs = pipeline.inputs
+    own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
     return {
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},
         "documents": [d for d in pipeline.documents if d.split == "train"],
         "own": next(iter(own), None),
-        "vocabulary_size": pipeline.target.output_size,
+        "vocabulary_size": inputs.target.output_size,
     }
 
 

@@ -6,24 +6,20 @@ beside it, and nothing is overwritten. `run.json` in the run's folder says which
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
 from fuselm import config, corpus, fingerprints, manifest, processes, progress, publish
+from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from fuselm import servers
 
 STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
@@ -52,44 +48,11 @@ class Pipeline:
         self._dry = False
         self._steps: list[Step] = []
         self._keys: dict[Path, str] = {}
-        self._files = [Path(file) for file in run.corpus.files]
-        self._check_texts()
-        self.target = locate(run.target.model, revision=run.target.revision)
-        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
-        self.sources = {
-            name: self.servers[name].model if isinstance(s, config.Server) else locate(s.model, revision=s.revision)
-            for name, s in run.sources.items()
-        }
-        self._check_sources()
-
-    def _check_sources(self) -> None:
-        first: dict[str, str] = {}
-        for name, model in self.sources.items():
-            if (other := first.setdefault(model.fingerprint, name)) != name:
-                raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
-
-    def _check_texts(self) -> None:
-        """Before any model is looked at. What a file holds is remembered by its hash."""
-        counts: Counter[str] = Counter()
-        for file in self._files:
-            corpus.check_file(file)
-            counts.update(
-                fingerprints.remembered(
-                    f"domains {file.name} {fingerprints.sha256(file)}", lambda file=file: corpus.count_domains(file)
-                )
-            )
-        corpus.check_domains(counts, self._files, dev=self.run.corpus.dev, heldout=self.run.corpus.heldout)
+        self.inputs = Inputs(run)
 
     @cached_property
     def documents(self) -> list[corpus.Document]:
         return corpus.read_documents(self.corpus())
-
-    @cached_property
-    def target_vocabulary(self) -> Vocabulary:
-        return Vocabulary(load_tokenizer(self.target), self.target.output_size)
-
-    def source_vocabulary(self, name: str) -> Vocabulary:
-        return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
 
     def steps(self) -> list[Step]:
         """Every step of the run, and whether it is done; makes nothing but the corpus."""
@@ -101,32 +64,30 @@ class Pipeline:
 
     def check_servers(self, last: str) -> None:
         """Try those servers that the stages up to `last` need. Raises `ValueError` if one can't do what they ask."""
-        if not self.servers:
+        if not self.inputs.servers:
             return
         from fuselm import servers
 
         asking = {"capture", "evaluate"} & set(STAGES[: STAGES.index(last) + 1])
         needed = {s.name for s in self.steps() if not s.done and s.stage in asking}
-        for name in sorted(needed & self.servers.keys()):
-            servers.check_server(self.servers[name], self.source_vocabulary(name), top_k=self.run.capture.top_k)
+        for name in sorted(needed & self.inputs.servers.keys()):
+            servers.check_server(
+                self.inputs.servers[name], self.inputs.source_vocabulary(name), top_k=self.run.capture.top_k
+            )
 
     def corpus(self) -> Path:
         options = self.run.corpus
-        readers: dict[str, Model] = {}  # by tokenizer; of several models, the one with the shortest context
-        for model in [self.target, *self.sources.values()]:
-            known = readers.setdefault(model.tokenizer_fingerprint, model)
-            if model.context_length < known.context_length:
-                readers[model.tokenizer_fingerprint] = model
+        inputs, readers = self.inputs, self.inputs.readers()
         recipe = Recipe(
             stage="corpus",
             parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
-            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(self._files)}
+            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(inputs.files)}
             | {f"tokenizer {t}": str(m.context_length) for t, m in readers.items()},
         )
 
         def build(out: Path, _: Progress) -> dict:
             return corpus.prepare(
-                self._files,
+                inputs.files,
                 out,
                 readers=[
                     corpus.Reader(
@@ -145,10 +106,10 @@ class Pipeline:
         return self._build("corpus", "", recipe, build)
 
     def capture(self) -> dict[str, Path]:
-        return {name: self._capture(name) for name in self.sources}
+        return {name: self._capture(name) for name in self.inputs.sources}
 
     def _capture(self, name: str) -> Path:
-        model, options = self.sources[name], self.run.sources[name]
+        model, options = self.inputs.sources[name], self.run.sources[name]
         if isinstance(options, config.Captured) and options.store is not None:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
@@ -163,18 +124,20 @@ class Pipeline:
 
             documents = [d for d in self.documents if d.split == "train"]
             policy = retention.Policy(**self.run.capture.retention)
-            if name in self.servers:
+            if name in self.inputs.servers:
                 from fuselm import remote
 
-                vocabulary = self.source_vocabulary(name)
-                return remote.capture(self.servers[name], vocabulary, documents, out, policy=policy, progress=shown)
+                vocabulary = self.inputs.source_vocabulary(name)
+                return remote.capture(
+                    self.inputs.servers[name], vocabulary, documents, out, policy=policy, progress=shown
+                )
             from fuselm.models import load_model
 
             loaded = load_model(model, dtype=self._dtype(name))
             source = capture.Source(
                 model=loaded,
                 layer=forward.output_layer(loaded),
-                vocabulary=self.source_vocabulary(name),
+                vocabulary=self.inputs.source_vocabulary(name),
                 context_token=model.context_token,
             )
             batch_tokens = self.run.capture.batch_tokens
@@ -187,7 +150,7 @@ class Pipeline:
         if folder not in self._keys:
             from fuselm import store
 
-            model = self.sources[name]
+            model = self.inputs.sources[name]
             wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
             texts = {d.id: d.text for d in self.documents if d.split == "train"}
             store.Store(folder).expect(wanted, texts, where=f"sources.{name}.store")
@@ -201,13 +164,13 @@ class Pipeline:
 
     def align(self) -> dict[str, Path]:
         captured = self.capture()
-        return {name: self._align(name, captured[name]) for name in self.sources}
+        return {name: self._align(name, captured[name]) for name in self.inputs.sources}
 
     def _align(self, name: str, captured: Path) -> Path:
         recipe = Recipe(
             stage="align",
             parameters=self.run.align.model_dump(),
-            inputs={"captured": self._keys[captured], "tokenizer": self.target.tokenizer_fingerprint},
+            inputs={"captured": self._keys[captured], "tokenizer": self.inputs.target.tokenizer_fingerprint},
         )
 
         def build(out: Path, shown: Progress) -> dict:
@@ -216,8 +179,8 @@ class Pipeline:
             source = store.Store(captured)
             documents = [d for d in self.documents if d.id in source]
             aligner = alignment.Aligner(
-                self.source_vocabulary(name),
-                self.target_vocabulary,
+                self.inputs.source_vocabulary(name),
+                self.inputs.target_vocabulary,
                 **self.run.align.model_dump(),
                 texts=[d.text for d in documents],
             )
@@ -229,7 +192,7 @@ class Pipeline:
         aligned = self.align()
         recipe = Recipe(
             stage="fuse",
-            parameters=self.run.fuse.model_dump() | {"vocabulary_size": self.target.output_size},
+            parameters=self.run.fuse.model_dump() | {"vocabulary_size": self.inputs.target.output_size},
             inputs={f"source {name}": self._keys[path] for name, path in aligned.items()},
         )
 
@@ -269,8 +232,8 @@ class Pipeline:
             stage="train",
             parameters={"method": method, **options},
             inputs={
-                "model": self.target.fingerprint,
-                "tokenizer": self.target.tokenizer_fingerprint,
+                "model": self.inputs.target.fingerprint,
+                "tokenizer": self.inputs.target.tokenizer_fingerprint,
                 "corpus": self._text(),
             }
             | ({"fused": self._keys[fused]} if method == "fused" else {}),
@@ -281,8 +244,8 @@ class Pipeline:
 
             documents = self.documents
             return training.train(
-                self.target,
-                self.target_vocabulary,
+                self.inputs.target,
+                self.inputs.target_vocabulary,
                 [d for d in documents if d.split == "train"],
                 [d for d in documents if d.split == "dev"],
                 out,
@@ -297,9 +260,9 @@ class Pipeline:
         """The scores of every model on the held-out documents."""
         trained = self.train()
         models: dict[str, tuple[Callable[[], Model], str, str]] = {
-            "base": (lambda: self.target, self.target.fingerprint, self.run.target.dtype)
+            "base": (lambda: self.inputs.target, self.inputs.target.fingerprint, self.run.target.dtype)
         }
-        for name, model in self.sources.items():
+        for name, model in self.inputs.sources.items():
             models[name] = (lambda m=model: m, model.fingerprint, self._dtype(name))
         for method, path in trained.items():
             models[method] = (lambda p=path: locate(str(p / "model")), self._keys[path], self.run.target.dtype)
@@ -332,10 +295,10 @@ class Pipeline:
         def score(located: Model, vocabulary: Vocabulary, documents: list[corpus.Document], shown: Progress) -> list:
             from fuselm import evaluation
 
-            if name in self.servers:
+            if name in self.inputs.servers:
                 from fuselm import remote
 
-                bits = remote.document_bits(self.servers[name], vocabulary, documents, advance=shown.advance)
+                bits = remote.document_bits(self.inputs.servers[name], vocabulary, documents, advance=shown.advance)
                 return evaluation.totals(bits, documents)
             from fuselm import forward
             from fuselm.models import load_model
@@ -435,10 +398,3 @@ def _flat(folders: dict) -> list[tuple[str, str, Path]]:
         for stage, paths in folders.items()
         for name, path in (paths.items() if isinstance(paths, dict) else [("", paths)])
     ]
-
-
-def _server(options: config.Server) -> "servers.Server":
-    from fuselm import servers
-
-    rest = options.model_dump(exclude={"server", "model", "tokenizer"})
-    return servers.find(options.server, options.model, options.tokenizer, **rest)

@@ -50,23 +50,23 @@ def estimates(pipeline: "Pipeline") -> list[Estimate]:
 
 
 def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, int]]) -> Estimate:
-    run, target = pipeline.run, pipeline.target
+    run, target = pipeline.run, pipeline.inputs.target
     of_target = counted[target.tokenizer_fingerprint]
     aligned_row = ROW_BYTES + ENTRY_BYTES * run.align.top_k
     if step.stage == "capture":
-        model = pipeline.sources[step.name]
+        model = pipeline.inputs.sources[step.name]
         tokens = counted[model.tokenizer_fingerprint]["train"]
         disk = int(tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture), model.output_size)))
     elif step.stage == "align":
         tokens, disk = of_target["train"], int(of_target["train"] * aligned_row)
     elif step.stage == "fuse":
-        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.sources)
+        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.inputs.sources)
     elif step.stage == "train":
         tokens = of_target["train"] * run.train.passes
         parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
         disk = CHECKPOINTS * STATE_BYTES * parameters + target.parameters_bytes
     elif step.stage == "evaluate":
-        model = pipeline.sources.get(step.name, target)
+        model = pipeline.inputs.sources.get(step.name, target)
         tokens, disk = counted[model.tokenizer_fingerprint]["heldout"], 0
     else:
         tokens, disk = 0, 2 * target.parameters_bytes
@@ -120,7 +120,7 @@ def tokens_table(pipeline: "Pipeline") -> Table:
     """Tokens of each split under each tokenizer."""
     counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
     result = Table("tokens of", *(_right(split) for split in ("train", "dev", "heldout")))
-    for name, model in [("target", pipeline.target), *pipeline.sources.items()]:
+    for name, model in [("target", pipeline.inputs.target), *pipeline.inputs.sources.items()]:
         result.add_row(name, *(f"{n:,}" for n in counted[model.tokenizer_fingerprint].values()))
     return result
 
@@ -137,7 +137,7 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             result.append(replace(row, seconds=1.0))
             continue
         task = "train" if step.stage == "train" else "read"
-        name = step.name if step.name in pipeline.sources and task == "read" else ""
+        name = step.name if step.name in pipeline.inputs.sources and task == "read" else ""
         if f"{task} {name}" not in speeds:
             pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
             speeds[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
@@ -155,10 +155,10 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     from fuselm.models import load_model
     from fuselm.objective import fusion_loss
 
-    model = pipeline.sources[name] if name else pipeline.target
-    vocabulary = pipeline.source_vocabulary(name) if name else pipeline.target_vocabulary
+    model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
+    vocabulary = pipeline.inputs.source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    if name in pipeline.servers:
+    if name in pipeline.inputs.servers:
         return _measure_server(pipeline, name, documents, segmentations)
     options = pipeline.run.sources[name] if name else pipeline.run.target
     budget = CALIBRATION_TOKENS
@@ -195,9 +195,9 @@ def _measure_server(
     """Of as many documents as the server is asked for at a time."""
     from fuselm import remote, retention, servers
 
-    server, top_k = pipeline.servers[name], pipeline.run.capture.top_k
+    server, top_k = pipeline.inputs.servers[name], pipeline.run.capture.top_k
     count = server.requests
-    with servers.connect(server, pipeline.source_vocabulary(name), top_k=top_k) as connection:
+    with servers.connect(server, pipeline.inputs.source_vocabulary(name), top_k=top_k) as connection:
         began = time.perf_counter()
         rows = [trace.distributions for trace, _ in remote.traces(connection, documents[:count], segmentations[:count])]
     tokens, policy = sum(map(len, rows)), retention.Policy(**pipeline.run.capture.retention)

@@ -1,0 +1,69 @@
+"""What a run is made of: its texts, its target and its sources; looked at before anything is made of them."""
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm import config, corpus, fingerprints
+from fuselm.models import Model, load_tokenizer, locate
+from fuselm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from fuselm import servers
+
+
+class Inputs:
+    """Raises `ValueError` for whatever of them can't be used."""
+
+    def __init__(self, run: config.Run):
+        self.files = [Path(file) for file in run.corpus.files]
+        self._check_texts(run.corpus)
+        self.target = locate(run.target.model, revision=run.target.revision)
+        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
+        self.sources = {
+            name: self.servers[name].model if isinstance(s, config.Server) else locate(s.model, revision=s.revision)
+            for name, s in run.sources.items()
+        }
+        self._check_sources()
+
+    @cached_property
+    def target_vocabulary(self) -> Vocabulary:
+        return Vocabulary(load_tokenizer(self.target), self.target.output_size)
+
+    def source_vocabulary(self, name: str) -> Vocabulary:
+        return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
+
+    def readers(self) -> dict[str, Model]:
+        """Of each tokenizer the model with the shortest context: what all texts have to fit."""
+        result: dict[str, Model] = {}
+        for model in [self.target, *self.sources.values()]:
+            known = result.setdefault(model.tokenizer_fingerprint, model)
+            if model.context_length < known.context_length:
+                result[model.tokenizer_fingerprint] = model
+        return result
+
+    def _check_texts(self, options: config.Corpus) -> None:
+        """Before any model is looked at. What a file holds is remembered by its hash."""
+        counts: Counter[str] = Counter()
+        for file in self.files:
+            corpus.check_file(file)
+            counts.update(
+                fingerprints.remembered(
+                    f"domains {file.name} {fingerprints.sha256(file)}", lambda file=file: corpus.count_domains(file)
+                )
+            )
+        corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
+
+    def _check_sources(self) -> None:
+        first: dict[str, str] = {}
+        for name, model in self.sources.items():
+            if (other := first.setdefault(model.fingerprint, name)) != name:
+                raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
+
+
+def _server(options: config.Server) -> "servers.Server":
+    from fuselm import servers
+
+    rest = options.model_dump(exclude={"server", "model", "tokenizer"})
+    return servers.find(options.server, options.model, options.tokenizer, **rest)
