@@ -5,6 +5,7 @@ is kept under `runs/benchmarks` and found again; times are medians of five, on o
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -114,7 +115,7 @@ def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[T
     """Documents one after another, again and again, until there are `length` source tokens."""
     chosen: list[Trace] = []
     while sum(len(t.tokens) for t in chosen) < length:
-        chosen.append(traces[len(chosen) % len(traces)])
+        chosen.append(traces[7 * len(chosen) % len(traces)])  # of all domains by turns
     begins = np.cumsum([0, *(t.size for t in chosen)])
     rows = [t.distributions for t in chosen]
     trace = Trace(
@@ -312,9 +313,11 @@ def documents(split: str, per_domain: int) -> list[corpus.Document]:
 def captured(name: str, top_k: int) -> Store:
     """A store of the training documents, made once."""
     model, texts = locate(MODELS[name]), documents("train", 5)
-    folder = WORK / f"captured-{name}-{top_k}"
-
     policy = Policy(policy="top_k", top_k=top_k)
+    recipe = manifest.Recipe(
+        stage="capture", parameters=dataclasses.asdict(policy), inputs={"model": model.fingerprint}
+    )
+    folder = WORK / f"captured-{name}-{recipe.key}"
 
     def build(out: Path) -> dict:
         loaded = load_model(model, dtype="bfloat16")
@@ -327,7 +330,7 @@ def captured(name: str, top_k: int) -> Store:
         with show(console, f"capture {name}") as shown:
             return capture.capture(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)
 
-    manifest.build_once(folder, manifest.Recipe(stage="capture", parameters={"top_k": top_k}), build)
+    manifest.build_once(folder, recipe, build)
     return Store(folder)
 
 
