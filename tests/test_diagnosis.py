@@ -18,7 +18,7 @@ from fuselm import diagnosis, diagnosis_page, figures, manifest
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.progress import Progress
-from fuselm.store import Store, Trace, write_part
+from fuselm.store import Store, Trace, write_parts
 
 VOCAB, TOKENS, SIZE = 19, 7, 23
 DOMAINS = ["<b>&", "tech"]
@@ -56,7 +56,7 @@ def make(folder: Path, **qualities: tuple[float, float]) -> tuple[dict[str, Stor
         ]
 
         def build(out: Path, _: object = None, traces: list[Trace] = traces) -> dict:
-            write_part(out, 0, traces)
+            write_parts(out, traces)
             return {}
 
         manifest.build_once(folder / source, manifest.Recipe(stage="align"), build)
@@ -194,7 +194,7 @@ def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
     rows = drawn.distributions_of(drawn.rows_of(broken.distributions), [0.0] * TOKENS, gold.tolist())
     folder = tmp_path / "again"
     traces = [replace(broken, distributions=rows), *(stores["alpha"].read(d.id) for d in documents[1:])]
-    manifest.build_once(folder, manifest.Recipe(stage="align"), lambda out: write_part(out, 0, traces) or {})
+    manifest.build_once(folder, manifest.Recipe(stage="align"), lambda out: write_parts(out, traces) or {})
     result = diagnosed({"alpha": Store(folder), "own": stores["own"]}, documents, own="own")
     assert result["sources"]["alpha"]["bits_per_byte"][DOMAINS[0]] is None
     json.dumps(result, allow_nan=False)

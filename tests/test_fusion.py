@@ -18,7 +18,7 @@ from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.fusion import fuse, fuse_stores
 from fuselm.progress import Progress
-from fuselm.store import Store, Trace, write_part
+from fuselm.store import Store, Trace, write_parts
 from fuselm.weights import FUNCTIONS, LEVELS, learn
 
 VOCAB, SIZE, WINDOW = 13, 17, 5
@@ -394,7 +394,7 @@ def stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
 
 
 def _written(out: Path, traces: list[Trace]) -> dict:
-    write_part(out, 0, traces)
+    write_parts(out, traces)
     return {}
 
 

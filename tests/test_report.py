@@ -312,7 +312,7 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
     local = tmp_path / "somewhere" / "local-model.gguf"
     local.parent.mkdir()
     local.touch()
-    run = run.model_copy(update={"sources": run.sources | {"gemma": config.Source(model=str(local))}})
+    run = run.model_copy(update={"sources": run.sources | {"gemma": config.Captured(model=str(local))}})
     summary = report.summarize_run(run, make())
     _, front, body = report.card(summary).split("---\n", 2)
     assert yaml.safe_load(front) == {
