@@ -118,7 +118,7 @@ def test_a_file_that_was_cut_off_is_named(folder, kept):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
     assert message(folder).startswith(f"{path}: not a readable Parquet file (")
-    assert message(folder).endswith(f"); delete {folder} and run again")
+    assert message(folder).endswith(f"); `fuselm store verify {folder}` says what is left")
 
 
 def test_any_flipped_bit_is_found_or_does_no_harm(folder, traces):

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,10 +227,13 @@ class Store:
         for group in np.unique(self._groups).tolist():
             yield from self._traces(group, self._group(group))
 
-    def tables(self) -> Iterator[pa.Table]:
-        """All rows as they are on disk, a row group at a time: to be written elsewhere with nothing rounded twice."""
-        for group in np.unique(self._groups).tolist():
-            yield self._group(group)
+    def tables(self, documents: Collection[str] | None = None) -> Iterator[pa.Table]:
+        """Rows (None: all) as they are on disk, by row group: to be written elsewhere with nothing rounded twice."""
+        chosen = None if documents is None else pa.array(sorted(documents), pa.string())
+        wanted = ... if chosen is None else pc.is_in(self._names, chosen).to_numpy(zero_copy_only=False)
+        for group in np.unique(self._groups[wanted]).tolist():
+            table = self._group(group)
+            yield table if chosen is None else table.filter(pc.is_in(table["document"], chosen))
 
     def read(self, document: str) -> Trace:
         """Raises `KeyError` for a document that isn't there, `ValueError` for one that is damaged."""
@@ -308,7 +311,7 @@ class Store:
         return file
 
     def _damaged(self, path: Path, what: str, error: Exception) -> str:
-        return f"{path}: {what} ({first_line(error)}); delete {self.folder} and run again"
+        return f"{path}: {what} ({first_line(error)}); `fuselm store verify {self.folder}` says what is left"
 
 
 # ---- rows

@@ -1,0 +1,139 @@
+"""What is in a store, for people: counts and bytes of each column, and rows as text."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fuselm import inspection
+from fuselm.models import Model, load_tokenizer, locate_tokenizer
+from fuselm.store import Store, Trace
+from fuselm.vocabulary import Vocabulary
+
+
+def info(folder: Path) -> dict[str, Any]:
+    """What the manifest says, and what the rows are like. Reads two small columns of each part, no entries."""
+    found = Store(folder)
+    made, index = found.manifest, found.index
+    tokens = max(pc.sum(index["tokens"]).as_py() or 0, 1)
+    size = pc.sum(index["bytes"]).as_py() or 0
+    on_disk: dict[str, int] = {}
+    tail = nats = 0.0
+    informed = 0
+    for path in sorted(folder.glob("part-*.parquet")):
+        if path.name not in made["files"]:
+            continue
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                of = file.metadata.row_group(group)
+                for column in (of.column(n) for n in range(of.num_columns)):
+                    name = column.path_in_schema.partition(".")[0]
+                    on_disk[name] = on_disk.get(name, 0) + column.total_compressed_size
+                rows = file.read_row_group(group, columns=["tail", "counts", "nats"])
+                counts = pc.list_flatten(rows["counts"]).to_numpy()
+                tail += float(pc.list_flatten(rows["tail"]).to_numpy()[counts > 0].sum(dtype=float))
+                informed += int((counts > 0).sum())
+                nats += pc.sum(rows["nats"]).as_py() or 0.0
+    files = sum((folder / name).stat().st_size for name in made["files"] if (folder / name).is_file())
+    return {
+        "folder": str(folder),
+        "format": made["format"],
+        "stage": made["stage"],
+        "key": made["key"],
+        "about": made["about"],
+        "inputs": made["inputs"],
+        "parameters": made["parameters"],
+        "documents": len(found),
+        "skipped": made["counts"].get("skipped", []),
+        "tokens": pc.sum(index["tokens"]).as_py() or 0,
+        "text_bytes": size,
+        "disk_bytes": files,
+        "bytes_per_token": {name: count / tokens for name, count in on_disk.items()} | {"all": files / tokens},
+        "entries_per_token": made["counts"]["entries"] / tokens,
+        "mean_tail": tail / max(informed, 1),
+        "tokens_without_entries": tokens - informed if len(found) else 0,
+        "bits_per_byte": nats / size / math.log(2) if size and math.isfinite(nats) else None,
+    }
+
+
+def table(facts: dict[str, Any]) -> Table:
+    """`info` for a terminal."""
+    result = Table.grid(padding=(0, 2))
+    shown = {
+        "model": facts["about"].get("model") or "not said",
+        "stage": f"{facts['stage']} {facts['key']}, format {facts['format']}",
+        "inputs": ", ".join(f"{name} {fingerprint[:16]}" for name, fingerprint in facts["inputs"].items()),
+        "parameters": ", ".join(f"{name} {value}" for name, value in facts["parameters"].items()),
+        "documents": f"{facts['documents']:,}, {len(facts['skipped']):,} skipped",
+        "tokens": f"{facts['tokens']:,}, of which {facts['tokens_without_entries']:,} have no entries",
+        "text": f"{facts['text_bytes']:,} bytes",
+        "on disk": f"{facts['disk_bytes']:,} bytes",
+        "entries": f"{facts['entries_per_token']:.2f} a token",
+        "tail": f"{facts['mean_tail']:.4f} in the mean",
+        "bits per byte": "not known" if facts["bits_per_byte"] is None else f"{facts['bits_per_byte']:.4f}",
+        "bytes a token": ", ".join(f"{name} {value:.2f}" for name, value in facts["bytes_per_token"].items()),
+    }
+    for name, value in shown.items():
+        result.add_row(name, value)
+    return result
+
+
+def tokenizer_of(found: Store, spec: str | None) -> Model | None:
+    """The tokenizer that a store's ids belong to: `spec`, else that of the model it was made of, where it is here.
+
+    Raises `ValueError` if `spec` is another tokenizer.
+    """
+    made = found.manifest
+    name = spec or made["about"].get("model")
+    if name is None or (spec is None and not Path(name).expanduser().exists()):
+        return None
+    model = locate_tokenizer(name)
+    wanted = made["inputs"].get("tokenizer")
+    if wanted in (None, model.tokenizer_fingerprint):
+        return model
+    if spec is None:
+        return None
+    raise ValueError(
+        f"{found.folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
+        "point to the tokenizer it was made with"
+    )
+
+
+def head(
+    folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None
+) -> Iterator[RenderableType]:
+    """The first rows of the first documents: as text if there is a tokenizer, else as ids."""
+    found = Store(folder)
+    model = tokenizer_of(found, tokenizer)
+    vocabulary = None if model is None else Vocabulary(load_tokenizer(model), model.output_size)
+    if vocabulary is None:
+        yield Text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
+    for document in found.documents[:documents]:
+        trace = found.read(document)
+        bits = trace.nats / max(trace.size, 1) / math.log(2)
+        yield Text(f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte")
+        shown = Table("byte", "token", "gold", "tail", "entries", f"the {top} most probable", show_edge=False)
+        for i in range(min(rows, len(trace.tokens))):
+            shown.add_row(*_cells(trace, i, vocabulary, top))
+        yield shown
+
+
+def _cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> list[Text]:
+    def text(token: int) -> str:
+        if vocabulary is None or token >= vocabulary.size:
+            return str(token)
+        return inspection.shown(vocabulary.token_bytes[token])
+
+    d = trace.distributions
+    ids, logprobs = d.row(i)
+    likely = " ".join(f"{text(token)} {p:.3f}" for token, p in zip(ids[:top].tolist(), np.exp(logprobs), strict=False))
+    gold = f"{math.exp(d.gold[i]):.4f}" if len(ids) else "–"
+    cells = [str(trace.starts[i]), text(int(trace.tokens[i])), gold, f"{d.tail[i]:.4f}", str(len(ids)), likely]
+    return [Text(cell) for cell in cells]

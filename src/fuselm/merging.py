@@ -1,0 +1,275 @@
+"""Stores made of stores: shards joined, documents chosen, rows cut to a narrower policy.
+
+Rows are copied as they are on disk, so nothing is rounded twice. The same stores give the same parts, in whatever order
+they are named. docs/store.md says what is refused.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from fuselm import config, fingerprints, manifest, retention, rounding, store
+from fuselm.manifest import Recipe
+from fuselm.progress import Progress
+from fuselm.retention import Policy
+from fuselm.store import Store
+
+FREE = ("batch_tokens",)  # parameters that shards may differ in: they move no row by more than arithmetic does
+
+
+def make(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
+    """Fill the folder `out`, which the user named; returns whether anything was done.
+
+    Raises `ValueError` if something else is there: nothing is overwritten.
+    """
+    if manifest.is_finished(out):
+        if manifest.read(out)["key"] != recipe.key:
+            raise ValueError(f"{out}: there already, and made of other inputs; name another folder")
+        return False
+    if out.exists():
+        raise ValueError(f"{out}: there already, and no store; name another folder")
+    return manifest.build_once(out, recipe, build)
+
+
+def copy(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
+    """Write rows to parts of `out`, in place of those that an interrupted call left, and `store.finish`."""
+    for leftover in out.glob("part-*.parquet"):
+        leftover.unlink()
+    groups = _grouped(tables)
+    for number in itertools.count():
+        if (first := next(groups, None)) is None:
+            return store.finish(out)
+        store.write_tables(store.part_path(out, number), _one_part(itertools.chain([first], groups)))
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of a row group's tokens or more."""
+    held, tokens = [], 0
+    for table in tables:
+        held.append(table)
+        tokens += _tokens(table)
+        if tokens >= store.GROUP_TOKENS:
+            yield pa.concat_tables(held)
+            held, tokens = [], 0
+    if any(len(table) for table in held):
+        yield pa.concat_tables(held)
+
+
+def _one_part(groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    taken = 0
+    while taken < store.PART_TOKENS and (group := next(groups, None)) is not None:
+        taken += _tokens(group)
+        yield group
+
+
+def _tokens(table: pa.Table) -> int:
+    return pc.sum(pc.list_value_length(table["tokens"])).as_py() or 0
+
+
+# ---- merge
+
+
+def merge(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
+    """Captures of different documents by one model, as one; a document that several have is taken once.
+
+    Raises `ValueError` if they are of different models, tokenizers or policies, saying which differ, or if they have
+    different rows for one document.
+    """
+    stores = sorted(map(Store, folders), key=lambda s: (min(s.documents, default=""), _identity(s)))
+    recipe = merged_recipe(stores)
+
+    def build(partial: Path) -> dict[str, Any]:
+        progress.start(sum(map(len, stores)), unit="documents")
+        elsewhere = _repeated(stores)
+        counts = copy(partial, _without(stores, elsewhere, progress))
+        skipped = {document for s in stores for document in s.manifest["counts"].get("skipped", [])}
+        skipped = {document for document in skipped if not any(document in s for s in stores)}
+        return {**counts, "stores": len(stores), "repeated": sum(map(len, elsewhere)), "skipped": sorted(skipped)}
+
+    return make(out, recipe, build)
+
+
+def merged_recipe(stores: Sequence[Store]) -> Recipe:
+    """Raises `ValueError` where the stores are not of one kind."""
+    first = stores[0]
+    wanted = _kind(first)
+    for other in stores:
+        if (stage := other.manifest["stage"]) != "capture":
+            raise ValueError(f"{other.folder}: of stage {stage}; merge captures, and let a run align and fuse them")
+        kind = _kind(other)
+        differ = [
+            f"{name} ({kind.get(name)} and {wanted.get(name)})"
+            for name in sorted({*kind, *wanted})
+            if kind.get(name) != wanted.get(name)
+        ]
+        if differ:
+            raise ValueError(
+                f"{other.folder}: differs from {first.folder} in {', '.join(differ)}; "
+                "merge captures by one model, tokenizer and policy"
+            )
+    inputs = {name: first.manifest["inputs"][name] for name in ("model", "tokenizer") if name in wanted}
+    corpora = {s.manifest["inputs"].get("corpus", "") for s in stores}
+    inputs["corpus"] = corpora.pop() if len(corpora) == 1 else fingerprints.digest(sorted(corpora))
+    return Recipe(
+        stage="capture",
+        parameters={name: v for name, v in first.manifest["parameters"].items() if name not in FREE},
+        inputs={**inputs, "stores": fingerprints.digest(sorted(map(_identity, stores)))},
+        about=first.manifest["about"],
+    )
+
+
+def _kind(of: Store) -> dict[str, Any]:
+    """What stores must have in common. A model without a fingerprint goes by its name."""
+    made = of.manifest
+    inputs = {name: made["inputs"][name] for name in ("model", "tokenizer") if name in made["inputs"]}
+    if "model" not in inputs:
+        inputs["name of the model"] = made["about"].get("model")
+    return inputs | {name: value for name, value in made["parameters"].items() if name not in FREE}
+
+
+def _identity(of: Store) -> str:
+    return fingerprints.digest(f"{name} {sha256}" for name, sha256 in sorted(of.manifest["files"].items()))
+
+
+def _repeated(stores: Sequence[Store]) -> list[set[str]]:
+    """For each store, the documents that one before it has as well. Raises `ValueError` where their rows differ."""
+    counted = pc.value_counts(pa.concat_arrays([pa.array(s.documents, pa.string()) for s in stores]))
+    several = {entry["values"] for entry in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()}
+    known: dict[str, tuple[str, Path]] = {}
+    elsewhere: list[set[str]] = []
+    for s in stores:
+        elsewhere.append(set())
+        for table in s.tables(several):
+            for n, document in enumerate(table["document"].to_pylist()):
+                digest = _digest(table.slice(n, 1))
+                if document not in known:
+                    known[document] = digest, s.folder
+                    continue
+                elsewhere[-1].add(document)
+                if known[document][0] != digest:
+                    raise ValueError(
+                        f"document {document}: {known[document][1]} and {s.folder} have different rows of it; "
+                        "drop it from one (`fuselm store subset`), or capture again with the same batches and dtype"
+                    )
+    return elsewhere
+
+
+def _digest(row: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for field in store.SCHEMA:
+        column = row[field.name].combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False).tobytes() if pa.types.is_list(field.type) else None
+        values = repr(column.to_pylist()).encode() if values is None else values
+        digest.update(b"%s %d " % (field.name.encode(), len(values)) + values)
+    return digest.hexdigest()
+
+
+def _without(stores: Sequence[Store], elsewhere: Sequence[set[str]], progress: Progress) -> Iterator[pa.Table]:
+    for s, dropped in zip(stores, elsewhere, strict=True):
+        known = pa.array(sorted(dropped), pa.string())
+        for table in s.tables():
+            progress.advance(len(table))
+            yield table.filter(pc.invert(pc.is_in(table["document"], known)))
+
+
+# ---- subset
+
+
+def subset(
+    folder: Path,
+    out: Path,
+    *,
+    documents: Collection[str] | None,
+    policy: Mapping[str, Any] | None,
+    progress: Progress,
+) -> bool:
+    """Some documents of a store (None: all), their rows cut to `policy` (None: as they are).
+
+    Raises `ValueError` for a document that isn't there, and for a policy that keeps what the store has not kept.
+    """
+    whole = Store(folder)
+    made = whole.manifest
+    skipped = made["counts"].get("skipped", [])
+    if documents is not None:
+        missing = sorted(d for d in documents if d not in whole and d not in skipped)
+        if missing:
+            raise ValueError(f"{folder}: has no document {missing[0]} ({len(missing)} such); leave those out")
+        skipped = sorted(set(skipped) & set(documents))
+    parameters, inputs = made["parameters"], {**made["inputs"], "store": _identity(whole)}
+    if policy is not None:
+        if parameters.get("policy") == "sampled":
+            raise ValueError(f"{folder}: holds draws, which no policy can be cut from; capture again")
+        numbers = set().union(*config.POLICIES.values())
+        parameters = {name: v for name, v in parameters.items() if name not in numbers} | dict(policy)
+    if documents is not None:
+        inputs["documents"] = fingerprints.digest(sorted(documents))
+    recipe = Recipe(stage=made["stage"], parameters=parameters, inputs=inputs, about=made["about"])
+
+    def rows() -> Iterator[pa.Table]:
+        progress.start(len(whole) if documents is None else len(documents), unit="documents")
+        for table in whole.tables(documents):
+            progress.advance(len(table))
+            yield table if policy is None else cut(table, Policy(**policy), where=str(folder))
+
+    about_rows = {name: made["counts"][name] for name in ("sources",) if name in made["counts"]}  # of the weights
+    return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
+
+
+def policy_of(name: str, numbers: Mapping[str, float | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's options, where nothing is said those of the store's own `parameters`, then the defaults.
+
+    Raises `ValueError` for an unknown policy, or a number that is another policy's.
+    """
+    if name not in config.POLICIES:
+        raise ValueError(f"--policy {name}: unknown; needs one of {', '.join(config.POLICIES)}")
+    given = {option: value for option, value in numbers.items() if value is not None}
+    for option in sorted(set(given) - set(config.POLICIES[name])):
+        of = " and ".join(policy for policy, taken in config.POLICIES.items() if option in taken)
+        raise ValueError(f"--{option.replace('_', '-')}: an option of {of}, but --policy is {name}; drop one")
+    most = {"top_k": parameters["top_k"]} if "top_k" in parameters else {}
+    return {"policy": name, **config.POLICIES[name], **most, **given}
+
+
+def cut(table: pa.Table, policy: Policy, *, where: str) -> pa.Table:
+    """What `policy` keeps of rows as they are on disk: of the entries that stay, not a bit changes."""
+    traces = store.from_table(table)
+    lists = {name: [] for name in ("counts", "ids", "logprobs", "tail")}
+    for n, trace in enumerate(traces):
+        try:
+            reduced = retention.reduce(policy, trace.distributions)
+        except ValueError as error:
+            raise ValueError(f"{where}: document {trace.document}: {error}") from None
+        counts, ids, logprobs, tail = (table[name][n].values.to_numpy(zero_copy_only=False) for name in lists)
+        stays = _stays(counts, ids, reduced.offsets, reduced.ids)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        masses = np.exp(logprobs.astype(np.float64))
+        dropped = np.bincount(rows[~stays], weights=masses[~stays], minlength=len(counts))
+        fuller = rounding.round_tail(np.minimum(tail + dropped, 1.0).astype(np.float32))
+        tail = np.where(dropped > 0, fuller, tail)
+        kept = np.bincount(rows[stays], minlength=len(counts)).astype(np.int32)
+        for name, values in zip(lists, (kept, ids[stays], logprobs[stays], tail.astype(np.float32)), strict=True):
+            lists[name].append(values)
+    for name, parts in lists.items():
+        kind = store.SCHEMA.field(name).type
+        offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+        values = pa.array(np.concatenate(parts), kind.value_type)
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, store.SCHEMA.field(name), pa.ListArray.from_arrays(offsets, values, type=kind))
+    return table
+
+
+def _stays(
+    counts: Int[ndarray, "rows"], ids: Int[ndarray, "entries"], offsets: Int[ndarray, "edges"], kept: Int[ndarray, "k"]
+) -> Bool[ndarray, "entries"]:
+    """Which entries are among those kept of the same row."""
+    before = np.repeat(np.arange(len(counts)), counts).astype(np.int64) << 32 | ids
+    after = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)).astype(np.int64) << 32 | kept
+    return np.isin(before, after)
