@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fuselm import store_cli
+
 app = typer.Typer(
     help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
     no_args_is_help=True,
@@ -16,6 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(store_cli.app, name="store")
 
 RunFile = Annotated[Path, typer.Argument(help="YAML file with the options of the run.", show_default=False)]
 Overrides = Annotated[

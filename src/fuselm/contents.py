@@ -106,9 +106,7 @@ def tokenizer_of(found: Store, spec: str | None) -> Model | None:
     )
 
 
-def head(
-    folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None
-) -> Iterator[RenderableType]:
+def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:
     """The first rows of the first documents: as text if there is a tokenizer, else as ids."""
     found = Store(folder)
     model = tokenizer_of(found, tokenizer)

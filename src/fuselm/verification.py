@@ -68,9 +68,13 @@ def verify(folder: Path, *, progress: Progress) -> Verdict:
     progress.start(sum(path.stat().st_size for path in parts if path.is_file()), unit="bytes")
     good: dict[str, Place] = {}
     for path in parts:
-        if path.name in made["files"] and path.is_file():
+        if path.name not in made["files"]:
+            continue  # nothing reads it
+        if path.is_file():
             problems += _check_part(path, index, good)
             progress.advance(path.stat().st_size)
+        else:
+            problems.append(Problem(path=path, what="is missing", lost=_expected(path, index)))
     for document, place in (index or {}).items():
         if document in good and good[document] != place:
             problems.append(Problem(path=folder / store.INDEX, what=f"says another thing of document {document}"))
@@ -111,7 +115,9 @@ def _read_index(folder: Path) -> tuple[dict[str, Place] | None, list[Problem]]:
         if not table.schema.equals(store.INDEX_SCHEMA):
             raise ValueError("other columns than an index has")
     except store.DAMAGED as error:
-        return None, [Problem(path=path, what=f"not a readable index ({first_line(error)}); the parts tell what it did")]
+        return None, [
+            Problem(path=path, what=f"not a readable index ({first_line(error)}); the parts tell what it did")
+        ]
     rows = [Place(size=row.pop("bytes"), **row) for row in table.to_pylist()]
     problems = []
     if [row.document for row in rows] != sorted({row.document for row in rows}, key=str.encode):
@@ -119,17 +125,22 @@ def _read_index(folder: Path) -> tuple[dict[str, Place] | None, list[Problem]]:
     return {row.document: row for row in rows}, problems
 
 
+def _expected(path: Path, index: dict[str, Place] | None, group: int | None = None) -> tuple[str, ...]:
+    """The documents that the index has in a part, or in one row group of it."""
+    of_part = [place for place in (index or {}).values() if store.part_path(path.parent, place.part) == path]
+    return tuple(place.document for place in of_part if group in (None, place.group))
+
+
 def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Place]) -> Iterator[Problem]:
     """Problems of a part; what is good in it is added to `good`."""
     number = int(path.stem.rpartition("-")[2])
-    expected = [place for place in (index or {}).values() if place.part == number]
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         if not file.schema_arrow.equals(store.SCHEMA):
             raise ValueError("other columns than a store has")
     except store.DAMAGED as error:
         what = f"not a readable Parquet file ({first_line(error)})"
-        yield Problem(path=path, what=what, lost=tuple(place.document for place in expected))
+        yield Problem(path=path, what=what, lost=_expected(path, index))
         return
     for group in range(file.num_row_groups):
         try:
@@ -137,8 +148,8 @@ def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Plac
             table.validate(full=True)
             traces = store.from_table(table)
         except store.DAMAGED as error:
-            of_group = tuple(place.document for place in expected if place.group == group)
-            yield Problem(path=path, what=f"row group {group} is damaged ({first_line(error)})", lost=of_group)
+            lost = _expected(path, index, group)
+            yield Problem(path=path, what=f"row group {group} is damaged ({first_line(error)})", lost=lost)
             continue
         for row, trace in enumerate(traces):
             wrong = wrong_row(table, row, trace)
@@ -195,9 +206,9 @@ RULES: dict[str, Callable[[dict[str, Any], store.Trace], Any]] = {
     "a log-probability is above 0": lambda v, t: not ((v["logprobs"] > 0).any() or (v["gold"] > 0).any()),
     "a tail is no probability": lambda v, t: ((v["tail"] >= 0) & (v["tail"] <= 1)).all(),
     "entries and tail do not sum to 1": lambda v, t: (np.abs(_sums(v) - 1) <= MOST_ROUNDED).all(),
-    "a row without entries has a tail other than 1, or gold": lambda v, t: (
-        ((v["tail"] == 1) & (v["gold"] == 0))[v["counts"] == 0].all()
-    ),
+    "a row without entries has a tail other than 1, or gold": lambda v, t: ((v["tail"] == 1) & (v["gold"] == 0))[
+        v["counts"] == 0
+    ].all(),
     "a token is below 0": lambda v, t: (t.tokens >= 0).all(),
     "tokens begin outside the text, or not in order": lambda v, t: (
         not len(t.starts) or (t.starts[0] >= -1 and t.starts[-1] <= t.size and (np.diff(t.starts) >= 0).all())

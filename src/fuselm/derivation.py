@@ -1,0 +1,178 @@
+"""Traces from rows that others kept: what they do not tell is derived, and counted.
+
+The tail is what a row's entries leave of 1. A token that came and is not among them gets an even share of the tail. A token
+without a row has none in the trace, and counts as a guess among all ids in the document's cross-entropy. What was cut off
+before rows were renormalised can't be derived: the user has to say it.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from fuselm import foreign, store
+from fuselm.distributions import Distributions, check
+from fuselm.foreign import Foreign, Tokens
+from fuselm.store import Trace
+from fuselm.vocabulary import Segmentation
+
+RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
+SMALLEST_TAIL = 2.0**-16  # of a softmax, which leaves something to every id
+MOST = 1.05  # that a row may sum to: approximations are a little more than 1
+
+
+def to_trace(
+    found: Foreign, tokens: Tokens, *, ahead: bool, tail: float | None, counted: Counter[str]
+) -> tuple[Trace, str | None]:
+    """A document's rows in our places, and its text. Special tokens around the text are left out, with their rows."""
+    rows, gold = _placed(found, ahead)
+    begin, end = 0, len(found.tokens)
+    if end and found.tokens[0] == tokens.context:
+        begin = 1
+    spelled = tokens.vocabulary.token_bytes
+    if outside := [t for t in found.tokens if not 0 <= t < len(spelled)]:
+        raise ValueError(f"token {outside[0]} is outside the vocabulary of {len(spelled)}; is it another tokenizer's?")
+    while end > begin and spelled[found.tokens[end - 1]] is None:
+        end -= 1
+    ids, rows, gold = found.tokens[begin:end], rows[begin:end], gold[begin:end]
+    segmentation, text = _segmented(found.text, ids, tokens, counted)
+    distributions = _distributions(rows, gold, ids, tokens.vocabulary.size, tail, counted)
+    check(distributions, tokens.vocabulary.size)
+    known = distributions.gold[distributions.informed].astype(np.float64)
+    guessed = len(ids) - len(known)
+    counted["tokens_without_row"] += guessed
+    trace = Trace(
+        document="",
+        text="" if text is None else store.text_fingerprint(text),
+        size=segmentation.size,
+        nats=float(-known.sum()) + guessed * math.log(tokens.vocabulary.size),
+        tokens=segmentation.ids,
+        starts=segmentation.starts,
+        distributions=distributions,
+        weights=np.zeros((len(ids), 0), np.float32),
+    )
+    return trace, text
+
+
+def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Row | None], list[float]]:
+    """Row i to token i; what there is no row for gets None."""
+    rows, gold, count = list(found.rows), list(found.gold), len(found.tokens)
+    if ahead:
+        rows, gold = [None, *rows], [math.nan, *gold]
+    if len(rows) > count + 1 or len(rows) < count - (0 if ahead else 1):
+        raise ValueError(f"{len(found.rows)} rows, but {count} tokens")
+    missing = max(count - len(rows), 0)
+    return (rows + [None] * missing)[:count], (gold + [math.nan] * missing)[:count]
+
+
+def _segmented(
+    text: str | None, ids: list[int], tokens: Tokens, counted: Counter[str]
+) -> tuple[Segmentation, str | None]:
+    """Where the tokens begin in the text; of tokens alone, the text that they spell."""
+    joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in ids)
+    spelled = joined.decode("utf-8", "replace")
+    candidates = [spelled, *([spelled[1:]] if spelled.startswith(" ") else [])] if text is None else [text]
+    for candidate in candidates:
+        segmentation = tokens.vocabulary.segment(candidate)
+        if segmentation.ids.tolist() == ids:
+            return segmentation, candidate
+    if text is not None:
+        ours = tokens.vocabulary.segment(text).ids.tolist()
+        n = next(
+            (n for n, pair in enumerate(zip(ours, ids, strict=False)) if pair[0] != pair[1]), min(len(ours), len(ids))
+        )
+        raise ValueError(
+            f"token {n} of {len(ids)} is not the tokenizer's ({ids[n : n + 1]} and {ours[n : n + 1]}); "
+            "--tokenizer names the one that made the file"
+        )
+    counted["documents_tokenized_otherwise"] += 1
+    lengths = np.array([len(tokens.vocabulary.token_bytes[i] or b"") for i in ids], np.int64)
+    starts = (np.cumsum(lengths) - lengths).astype(np.int32)
+    whole = spelled if spelled.encode() == joined else None
+    return Segmentation(ids=np.array(ids, np.int32), starts=starts, size=len(joined)), whole
+
+
+def _distributions(
+    rows: list[foreign.Row | None],
+    gold: list[float],
+    tokens: list[int],
+    vocabulary_size: int,
+    tail: float | None,
+    counted: Counter[str],
+) -> Distributions:
+    kept = [sorted((e for e in row or () if e[1] > foreign.NOTHING / 2), key=lambda e: -e[1]) for row in rows]
+    offsets = np.append(0, np.cumsum([len(row) for row in kept])).astype(np.int64)
+    ids = np.array([i for row in kept for i, _ in row], np.int32)
+    logprobs = np.array([p for row in kept for _, p in row], np.float64)
+    of, informed = np.repeat(np.arange(len(kept)), np.diff(offsets)), np.diff(offsets) > 0
+    for row in kept:
+        if len({i for i, _ in row}) < len(row):
+            raise ValueError("an id is twice among the entries of one token")
+    sums = np.bincount(of, np.exp(np.minimum(logprobs, 1.0)), minlength=len(kept))
+    if (sums > MOST).any():
+        n = int((sums > MOST).argmax())
+        raise ValueError(
+            f"token {n}: probabilities add up to {sums[n]:.2f}, more than 1; needs log-probabilities at temperature 1"
+        )
+    if tail is None:
+        logprobs -= np.log(np.maximum(sums, 1.0))[of]
+        rest = np.clip(1.0 - sums, SMALLEST_TAIL, 1.0)
+        rest[np.diff(offsets) >= vocabulary_size] = 0.0
+    else:
+        with np.errstate(divide="ignore"):
+            logprobs += (np.log1p(-tail) - np.log(np.where(informed, sums, 1.0)))[of]
+        rest = np.full(len(kept), tail)
+    # gold: as it is told; else the entry's; else an even share of the tail
+    own = np.array(gold, np.float64)
+    among = np.flatnonzero((ids == np.array(tokens, np.int64)[of]) & np.isnan(own)[of])
+    own[of[among]] = logprobs[among]
+    guessed = np.isnan(own) & informed
+    counted["gold_estimated"] += int(guessed.sum())
+    with np.errstate(divide="ignore"):
+        own[guessed] = np.log((rest / np.maximum(vocabulary_size - np.diff(offsets), 1))[guessed])
+    return Distributions(
+        offsets=offsets,
+        ids=ids,
+        logprobs=np.minimum(logprobs, 0.0).astype(np.float32),
+        gold=np.minimum(np.where(informed, own, 0.0), 0.0).astype(np.float32),
+        tail=np.where(informed, rest, 1.0).astype(np.float32),
+    )
+
+
+def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
+    """Raises `ValueError` where the tokens that came are among the rows one place further, and not where they should be."""
+    hits = {}
+    for way in (False, True):
+        found = [
+            token in dict(row)
+            for one in probed
+            for token, row in zip(one.tokens, _placed(one, way)[0], strict=True)
+            if row and token != tokens.context
+        ]
+        hits[way] = sum(found) / max(len(found), 1)
+    if hits[not ahead] > 0.5 and hits[ahead] < 0.5 * hits[not ahead]:
+        names = {False: "own", True: "next"}
+        raise ValueError(
+            f"{hits[ahead]:.0%} of the tokens are among the entries of their rows, and {hits[not ahead]:.0%} if row i is "
+            f"{'the next' if not ahead else 'its own'} token's; add --rows {names[not ahead]} (or --rows {names[ahead]}, if it is right)"
+        )
+
+
+def check_sums(probed: list[Foreign], tail: float | None, vocabulary_size: int) -> None:
+    """Raises `ValueError` where rows were renormalised and nobody says what was cut off, or the other way round."""
+    sums = np.array(
+        [
+            math.fsum(math.exp(min(p, 1.0)) for _, p in row)
+            for one in probed
+            for row in one.rows
+            if row and len(row) < vocabulary_size and any(p > foreign.NOTHING / 2 for _, p in row)
+        ]
+    )
+    share = float((np.abs(sums - 1) < 1e-3).mean()) if len(sums) else 0.0
+    if tail is None and share >= RENORMALISED:
+        raise ValueError(
+            f"{share:.0%} of the rows sum to 1: what was cut off them is not known, for they were renormalised; "
+            "say what share it was with --tail 0.05 (--tail 0: nothing)"
+        )
+    if tail is not None and len(sums) and share < RENORMALISED:
+        raise ValueError(f"--tail: only {share:.0%} of the rows sum to 1, so what they leave is their tail; drop it")

@@ -1,0 +1,84 @@
+"""DistillKit's compressed log-probabilities: a row's largest exactly, the rest a polynomial of its rank and residuals.
+
+As its `LogprobCompressor` writes them (`compressed_logprobs`, `bytepacked_indices`), by the configuration that was
+saved beside them (`compression_config.yaml`). Numbers are little-endian, bits of ids the highest first.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from numpy import ndarray
+
+_WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_KNOWN = {"d", "k", "exact_k", "exact_dtype", "polynomial_terms", "term_dtype", "residual_bins", "delta_encoding"}
+_KNOWN |= {"error_diffusion", "normalize_t"}
+
+
+def check(compression: Any) -> dict[str, Any]:
+    """The configuration with its defaults. Raises `ValueError` if it is none."""
+    if isinstance(compression, dict) and isinstance(compression.get("logprob_compressor"), dict):
+        compression = compression["logprob_compressor"]
+    if not isinstance(compression, dict) or not {"d", "k", "exact_k"} <= compression.keys():
+        raise ValueError("no DistillKit compression configuration; it needs d, k and exact_k")
+    if unknown := sorted(compression.keys() - _KNOWN):
+        raise ValueError(f"'{unknown[0]}' is no option of DistillKit's compression that is known here")
+    defaults = {"exact_dtype": "float32", "term_dtype": "float32", "polynomial_terms": None, "residual_bins": []}
+    defaults |= {"delta_encoding": True, "normalize_t": False}
+    return defaults | compression
+
+
+def decompress(
+    packed: UInt8[ndarray, "rows bytes"], indices: UInt8[ndarray, "rows index_bytes"], compression: dict[str, Any]
+) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
+    """Ids and log-probabilities of each row. Raises `ValueError` if the bytes are not as many as configured."""
+    c = check(compression)
+    k, exact_k, at, rows = c["k"], c["exact_k"], 0, len(packed)
+
+    def take(count: int) -> UInt8[ndarray, "rows count"]:
+        nonlocal at
+        if rows and at + count > packed.shape[1]:
+            raise ValueError(f"rows of {packed.shape[1]} bytes, the configuration needs more; is it another's?")
+        at += count
+        return packed[:, at - count : at]
+
+    exact = _floats(take(exact_k * _WIDTHS[c["exact_dtype"]]), c["exact_dtype"])
+    rest = np.zeros((rows, k - exact_k), np.float32)
+    if terms := c["polynomial_terms"]:
+        coefficients = _floats(take(len(terms) * _WIDTHS[c["term_dtype"]]), c["term_dtype"])
+        rest += coefficients @ _powers(terms, k - exact_k, c["normalize_t"]).T
+    begin = 0
+    for residual in c["residual_bins"]:
+        count, bits = residual["num_elements"], residual["element_bits"]
+        scale = _floats(take(_WIDTHS[residual["scale_dtype"]]), residual["scale_dtype"])
+        steps = unpack(take((count * bits + 7) // 8), bits, count).astype(np.float32)
+        steps = steps * 2 - 1 if bits == 1 else steps - 2 ** (bits - 1)
+        rest[:, begin : begin + count] += steps * scale
+        begin += count
+    if rows and at != packed.shape[1]:
+        raise ValueError(f"rows of {packed.shape[1]} bytes, the configuration makes {at}; is it another's?")
+    logprobs = np.concatenate([exact, rest], axis=1)
+    if c["delta_encoding"]:
+        logprobs = np.cumsum(logprobs, axis=1, dtype=np.float32)
+    return unpack(indices, int(np.ceil(np.log2(c["d"]))), k), logprobs
+
+
+def unpack(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[ndarray, "rows count"]:
+    """Numbers of so many bits each, the highest first."""
+    if 8 * packed.shape[1] < bits * count and len(packed):
+        raise ValueError(f"{packed.shape[1]} bytes of ids, {count} of {bits} bits are needed; is d or k another?")
+    flat = np.unpackbits(packed, axis=1)[:, : bits * count].reshape(len(packed), count, bits).astype(np.int64)
+    return flat @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
+
+
+def _powers(terms: list[int | str], count: int, normalised: bool) -> Float[ndarray, "count terms"]:
+    rank = np.linspace(0, 1, count, dtype=np.float32) if normalised else np.arange(count, dtype=np.float32)
+    special = {"sqrt": np.sqrt, "exp": np.exp}
+    return np.stack([special[t](rank) if isinstance(t, str) else rank**t for t in terms], axis=1)
+
+
+def _floats(data: UInt8[ndarray, "rows bytes"], dtype: str) -> Float[ndarray, "rows count"]:
+    data = np.ascontiguousarray(data)
+    if dtype == "bfloat16":
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return data.view(f"<f{_WIDTHS[dtype]}").astype(np.float32)

@@ -1,0 +1,97 @@
+"""A store for others to read: a file of records in one of foreign.py's layouts."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fuselm import foreign, manifest, store
+from fuselm.corpus import Document
+from fuselm.foreign import Tokens
+from fuselm.models import Model
+from fuselm.progress import Progress
+from fuselm.store import Store, Trace
+
+GROUP_RECORDS = 256  # of Parquet, written at a time
+
+
+def export_store(
+    folder: Path,
+    out: Path,
+    *,
+    layout: str,
+    ahead: bool | None,
+    renormalise: bool,
+    tokenizer: Model,
+    documents: Iterable[Document] | None,
+    progress: Progress,
+) -> int:
+    """Write a store's documents to the file `out`, JSON lines or Parquet by its name; returns how many."""
+    found, chosen = Store(folder), foreign.LAYOUTS[layout]
+    if out.exists():
+        raise ValueError(f"{out}: there already; name another file")
+    if out.suffix not in (".jsonl", ".parquet") or (layout in ("vllm", "openai") and out.suffix != ".jsonl"):
+        raise ValueError(
+            f"{out}: {layout} is written to {'.jsonl' if chosen.fixed else '.jsonl or .parquet'}; name it so"
+        )
+    if ahead is not None and chosen.fixed:
+        raise ValueError(f"--rows: the rows of {layout} are each token's own; drop it")
+    tokens = foreign.tokens_of(tokenizer)
+    texts = {} if documents is None else {d.id: d.text for d in documents}
+    progress.start(len(found), unit="documents")
+
+    def written() -> Iterator[dict[str, Any]]:
+        for trace in found:
+            text = texts.get(trace.document) if documents is not None else _spelled(trace, tokens)
+            if text is not None and trace.text not in ("", store.text_fingerprint(text)):
+                raise ValueError(f"document {trace.document}: --documents has another text of it; name this store's")
+            if text is None and layout == "openai":
+                raise ValueError(
+                    f"document {trace.document}: its tokens do not spell its text, which {layout} needs; "
+                    "--documents names the run's documents.jsonl"
+                )
+            trace = _renormalised(trace) if renormalise else trace
+            yield chosen.write(trace, text, tokens, chosen.ahead if ahead is None else ahead)
+            progress.advance(1)
+
+    manifest.write_bytes(out, lambda path: _write(path, out.suffix, written()))
+    return len(found)
+
+
+def _spelled(trace: Trace, tokens: Tokens) -> str | None:
+    """The text, if the tokens spell it."""
+    joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in trace.tokens.tolist())
+    for data in (joined, joined[1:]):
+        text = data.decode("utf-8", "replace")
+        if store.text_fingerprint(text) == trace.text:
+            return text
+    return None
+
+
+def _renormalised(trace: Trace) -> Trace:
+    d = trace.distributions
+    sums = np.bincount(d.rows, np.exp(d.logprobs.astype(np.float64)), minlength=len(d))
+    return replace(trace, distributions=replace(d, logprobs=(d.logprobs - np.log(sums[d.rows])).astype(np.float32)))
+
+
+def _write(path: Path, suffix: str, rows: Iterator[dict[str, Any]]) -> None:
+    if suffix == ".jsonl":
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(foreign.dump(row) + "\n" for row in rows)
+        return
+    writer = None
+    try:
+        while batch := list(itertools.islice(rows, GROUP_RECORDS)):
+            table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+    if not writer:
+        pq.write_table(pa.table({"document": pa.array([], pa.string())}), path)

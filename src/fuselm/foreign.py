@@ -1,0 +1,289 @@
+"""Distributions as others write them: one record a document, in each of the layouts; docs/store.md has a table of them.
+
+A layout is two functions: a record to `Foreign`, and a trace to a record. Here nothing is judged: derivation.py makes
+traces of what is read, and says what the layout cannot hold.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm import distillkit, endpoints
+from fuselm.endpoints import Dialect, Prompt
+from fuselm.models import Model, load_tokenizer
+from fuselm.store import Trace
+from fuselm.vocabulary import Vocabulary
+
+NOTHING = -1e9  # log-probability of padding
+LEAST = -9999.0  # what vLLM writes for minus infinity; JSON has none
+
+Row = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """A tokenizer, as far as layouts need it."""
+
+    vocabulary: Vocabulary
+    context: int  # the token that position 0 is predicted from
+    compression: dict[str, Any] | None = None  # DistillKit's logprob_compressor
+
+    @property
+    def opening(self) -> str:
+        return self.vocabulary.token_strings[self.context] or ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """One document's rows in the file's own places, not yet in ours. `text` is None where the record has none.
+
+    `gold` is NaN where the record does not tell it.
+    """
+
+    text: str | None
+    tokens: list[int]
+    rows: list[Row | None]
+    gold: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """`ahead`: row i is the distribution of token i + 1, as a model's logits are, unless the user says otherwise."""
+
+    read: Callable[[dict[str, Any], Tokens], Foreign]
+    write: Callable[[Trace, str | None, Tokens, bool], dict[str, Any]]
+    ahead: bool
+    fixed: bool  # no file of this layout has its rows elsewhere
+    loses: str  # of a store
+
+
+def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) -> Tokens:
+    return Tokens(
+        vocabulary=Vocabulary(load_tokenizer(tokenizer), tokenizer.output_size),
+        context=tokenizer.context_token,
+        compression=None if compression is None else dict(compression),
+    )
+
+
+# ---- prompt log-probabilities of vLLM
+
+
+def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
+    """The record itself, or the server's answer in which it is a choice."""
+    choice = {**record, **(record.get("choices") or [{}])[0]}
+    given, text = choice.get("prompt_logprobs"), _text(record)
+    if not isinstance(given, list):
+        raise ValueError("no list prompt_logprobs")
+    ids = choice.get("prompt_token_ids")
+    if ids is None:
+        if text is None:
+            raise ValueError("neither prompt_token_ids nor a text")
+        ids = tokens.vocabulary.segment(text).ids.tolist()
+        ids = [tokens.context, *ids] if len(given) == len(ids) + 1 else ids
+    if len(ids) != len(given):
+        raise ValueError(f"{len(ids)} prompt_token_ids, but {len(given)} prompt_logprobs")
+    rows: list[Row | None] = []
+    gold = []
+    for token, row in zip(ids, given, strict=True):
+        entries = {int(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()}
+        gold.append(_least(entries[token]["logprob"]) if token in entries else math.nan)
+        kept = [  # the token that came is there whatever its rank; as one of the most probable only up to the last
+            (i, entry["logprob"])
+            for i, entry in entries.items()
+            if i != token or (entry.get("rank") is not None and entry["rank"] <= len(entries))
+        ]
+        rows.append(kept if row else None)
+    return Foreign(text=text, tokens=ids, rows=rows, gold=gold)
+
+
+def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
+    """A token without a row has null, as the first one of a prompt has."""
+    d = trace.distributions
+    rows: list[dict[str, Any] | None] = [None]
+    for i, token in enumerate(trace.tokens.tolist()):
+        if not d.informed[i]:
+            rows.append(None)
+            continue
+        row = {
+            str(entry): {"logprob": _short(value), "rank": rank, "decoded_token": _decoded(entry, tokens)}
+            for rank, (entry, value) in enumerate(zip(*map(np.ndarray.tolist, d.row(i)), strict=True), start=1)
+        }
+        own = row.get(str(token), {"rank": None, "decoded_token": _decoded(token, tokens)})
+        row[str(token)] = own | {"logprob": max(_short(d.gold[i]), LEAST)}
+        rows.append(row)
+    ids = [tokens.context, *trace.tokens.tolist()]
+    return _named(trace, text) | {"prompt_token_ids": ids, "prompt_logprobs": rows}
+
+
+# ---- completions with `echo` and `logprobs`, in OpenAI's dialect
+
+
+def read_openai(record: dict[str, Any], tokens: Tokens) -> Foreign:
+    """Tokens are strings there; which ids they are is told by the text."""
+    choice = (record.get("choices") or [record])[0]
+    text = _text(record) or choice.get("text")
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    text = text.removeprefix(tokens.opening)
+    ids = tokens.vocabulary.segment(text).ids.tolist()
+    prompt, problem = Prompt(text=text, ids=ids, context=tokens.context), None
+    for dialect in _dialects(tokens.vocabulary):
+        try:
+            found = endpoints.read_openai({"choices": [choice]}, prompt, dialect)
+            return Foreign(text=text, tokens=ids, rows=list(found.entries), gold=found.gold)
+        except ValueError as error:
+            problem = problem or error
+    raise problem or ValueError("no logprobs")
+
+
+@functools.lru_cache(1)
+def _dialects(vocabulary: Vocabulary) -> list[Dialect]:
+    """The ways in which servers spell tokens."""
+    ways = [(lossy, skip) for skip in (1, 0) for lossy in endpoints.LOSSY]
+    return [endpoints.dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
+
+
+def write_openai(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
+    """Of entries with the same string, the most probable; the others are lost to the tail."""
+    d = trace.distributions
+    own = [max(_short(x), LEAST) if known else None for x, known in zip(d.gold, d.informed, strict=True)]
+    top: list[dict[str, float] | None] = [None]
+    for i, gold in enumerate(trace.tokens.tolist()):
+        row: dict[str, float] = {}
+        for token, logprob in zip(*map(np.ndarray.tolist, d.row(i)), strict=True):
+            row.setdefault(_decoded(token, tokens), own[i] if token == gold else _short(logprob))
+        top.append(row or None)
+    strings = [_decoded(token, tokens) for token in trace.tokens.tolist()]
+    logprobs = {"tokens": [tokens.opening, *strings], "token_logprobs": [None, *own], "top_logprobs": top}
+    return _named(trace, text) | {"choices": [{"index": 0, "text": text, "logprobs": logprobs}]}
+
+
+# ---- columns of training frameworks
+
+
+def read_axolotl(record: dict[str, Any], _: Tokens) -> Foreign:
+    ids, given, mask = (record.get(name) for name in ("target_token_ids", "target_logprobs", "target_mask"))
+    tokens = _input_ids(record)
+    if given is None or ids is None:
+        raise ValueError("no columns target_token_ids and target_logprobs")
+    masks = mask if mask is not None else [[1] * len(row) for row in ids]
+    rows: list[Row | None] = [
+        [(i, p) for i, p, m in zip(*row, strict=True) if m] or None for row in zip(ids, given, masks, strict=True)
+    ]
+    return Foreign(text=_text(record), tokens=tokens, rows=rows, gold=[math.nan] * len(rows))
+
+
+def write_axolotl(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -> dict[str, Any]:
+    ids, logprobs = _padded(trace, ahead)
+    input_ids = [tokens.context, *trace.tokens.tolist()]
+    return _named(trace, text) | {
+        "input_ids": input_ids,
+        "attention_mask": [1] * len(input_ids),
+        "labels": [-100, *input_ids[1:]],
+        "target_token_ids": ids.tolist(),
+        "target_logprobs": [[_short(x) for x in row] for row in logprobs],
+        "target_mask": (logprobs > NOTHING).astype(int).tolist(),
+    }
+
+
+def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
+    """Plain columns, or compressed ones; the legacy ones hold centred logits, of which no probability can be told."""
+    if "compressed_logprobs" in record:
+        if tokens.compression is None:
+            raise ValueError("compressed columns; --compression names the compression_config.yaml they were made with")
+        packed = (np.array(record[name], np.uint8) for name in ("compressed_logprobs", "bytepacked_indices"))
+        ids, logprobs = (column.tolist() for column in distillkit.decompress(*packed, tokens.compression))
+    elif "token_ids" in record and "top_values" in record:
+        ids, logprobs = record["token_ids"], record["top_values"]
+    elif "packed_indices" in record:
+        raise ValueError("DistillKit's legacy columns, which hold logits and no probabilities; capture again")
+    else:
+        raise ValueError("no columns token_ids and top_values, nor compressed_logprobs and bytepacked_indices")
+    rows: list[Row | None] = [list(zip(*row, strict=True)) or None for row in zip(ids, logprobs, strict=True)]
+    return Foreign(text=_text(record), tokens=_input_ids(record), rows=rows, gold=[math.nan] * len(rows))
+
+
+def write_distillkit(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -> dict[str, Any]:
+    ids, logprobs = _padded(trace, ahead)
+    ids, logprobs = (ids[: len(trace.tokens)], logprobs[: len(trace.tokens)]) if ahead else (ids, logprobs)
+    return _named(trace, text) | {
+        "input_ids": [tokens.context, *trace.tokens.tolist()],
+        "token_ids": ids.tolist(),
+        "top_values": [[_short(x) for x in row] for row in logprobs],
+    }
+
+
+def _padded(trace: Trace, ahead: bool) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
+    """All rows equally long, one for each token and the context token before them."""
+    d = trace.distributions
+    shape = len(d) + 1, max(int(d.counts.max(initial=1)), 1)
+    ids, logprobs = np.zeros(shape, np.int64), np.full(shape, NOTHING)
+    rows = d.rows + (0 if ahead else 1)
+    ranks = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
+    ids[rows, ranks], logprobs[rows, ranks] = d.ids, d.logprobs
+    return ids, logprobs
+
+
+def _input_ids(record: dict[str, Any]) -> list[int]:
+    if not isinstance(ids := record.get("input_ids"), list):
+        raise ValueError("no column input_ids")
+    return ids
+
+
+def _text(record: dict[str, Any]) -> str | None:
+    return next((record[name] for name in ("text", "prompt") if isinstance(record.get(name), str)), None)
+
+
+def _named(trace: Trace, text: str | None) -> dict[str, Any]:
+    return {"document": trace.document} | ({} if text is None else {"text": text})
+
+
+def _decoded(token: int, tokens: Tokens) -> str:
+    return (tokens.vocabulary.token_bytes[token] or b"").decode("utf-8", "replace")
+
+
+def _least(logprob: float) -> float:
+    return -math.inf if logprob <= LEAST else logprob
+
+
+def _short(x: float) -> float:
+    """Digits enough for what is on disk."""
+    return round(float(x), 6) if math.isfinite(x) else float(x)
+
+
+def dump(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+_IN_ORDER = "nothing but rounding"
+LAYOUTS: dict[str, Layout] = {
+    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses=_IN_ORDER),
+    "openai": Layout(
+        read=read_openai,
+        write=write_openai,
+        ahead=False,
+        fixed=True,
+        loses="entries whose string is not one token's alone; they join the tail",
+    ),
+    "axolotl": Layout(
+        read=read_axolotl,
+        write=write_axolotl,
+        ahead=False,
+        fixed=False,
+        loses="the log-probability of a token that is not among its row's entries",
+    ),
+    "distillkit": Layout(
+        read=read_distillkit,
+        write=write_distillkit,
+        ahead=True,
+        fixed=False,
+        loses="the log-probability of a token that is not among its row's entries",
+    ),
+}

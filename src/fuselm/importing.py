@@ -1,0 +1,186 @@
+"""A store of what others wrote: files of records in one of foreign.py's layouts; derivation.py makes traces of them."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from fuselm import derivation, distillkit, fingerprints, foreign, store
+from fuselm.corpus import Document
+from fuselm.errors import first_line
+from fuselm.foreign import Foreign, Tokens
+from fuselm.manifest import Recipe
+from fuselm.merging import make
+from fuselm.models import Model
+from fuselm.progress import Progress
+from fuselm.store import Trace
+
+PROBED_ROWS = 4096  # by which it is found out what a file's rows are
+BATCH_ROWS = 64  # of Parquet, read at a time
+
+DERIVED = {  # what is counted of an import, for people
+    "gold_estimated": "tokens are not among their rows' entries: each is taken to have an even share of the tail",
+    "tokens_without_row": "tokens have no row: the store says nothing of them",
+    "documents_tokenized_otherwise": "documents are not what the tokenizer makes of their text: no run can use them",
+    "other_texts": "records have a text that is not in --documents: left out",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a file is read. `ahead`: row i is of token i + 1. `tail`: what was cut off rows that sum to 1."""
+
+    layout: str
+    ahead: bool | None = None
+    tail: float | None = None
+
+
+def import_files(
+    path: Path,
+    out: Path,
+    *,
+    reading: Reading,
+    tokenizer: Model,
+    model: tuple[str, str | None] | None,
+    compression: Mapping[str, Any] | None,
+    documents: Iterable[Document] | None,
+    progress: Progress,
+) -> bool:
+    """A store at `out` of the records at `path`; returns whether anything was done.
+
+    `model` is the name and, if the model is here, the fingerprint of what made them. With `documents`, a record takes the id of
+    the one with its text, and records of other texts are left out. Raises `ValueError` with the record.
+    """
+    files = _files(path)
+    inputs = {f"file {n}": fingerprints.sha256(file) for n, file in enumerate(files)}
+    inputs["tokenizer"] = tokenizer.tokenizer_fingerprint
+    name, fingerprint = model or (None, None)
+    if fingerprint is not None:
+        inputs["model"] = fingerprint
+    ids = None if documents is None else {d.text: d.id for d in documents}
+    if ids is not None:
+        inputs["documents"] = fingerprints.digest(itertools.chain.from_iterable(sorted(ids.items())))
+    parameters = {"layout": reading.layout, "ahead": reading.ahead, "tail": reading.tail, "compression": compression}
+    recipe = Recipe(
+        stage="capture",
+        parameters={key: value for key, value in parameters.items() if value is not None},
+        inputs=inputs,
+        about={"model": name, "revision": None},
+    )
+    tokens = foreign.tokens_of(tokenizer, compression)
+
+    def build(partial: Path) -> dict[str, Any]:
+        for leftover in partial.glob("part-*.parquet"):
+            leftover.unlink()
+        counted: Counter[str] = Counter()
+        progress.start(sum(file.stat().st_size for file in files), unit="bytes")
+        traces = read_traces(files, reading, tokens, ids=ids, counted=counted, advance=progress.advance)
+        counts = store.write_parts(partial, traces)
+        return {**counts, **counted, "skipped": []}
+
+    return make(out, recipe, build)
+
+
+def read_compression(path: Path | None, source: Path) -> dict[str, Any] | None:
+    """DistillKit's configuration: the file named, else the one beside the data. Raises `ValueError` if it is none."""
+    path = path or source / "compression_config.yaml"
+    if not path.is_file():
+        if path.parent == source:
+            return None
+        raise ValueError(f"{path}: no such file")
+    try:
+        return distillkit.check(yaml.safe_load(path.read_bytes()))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {first_line(error)}") from None
+
+
+def read_traces(
+    files: Iterable[Path],
+    reading: Reading,
+    tokens: Tokens,
+    *,
+    ids: Mapping[str, str] | None = None,
+    counted: Counter[str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[Trace]:
+    """Traces of all records; `counted` says of how many tokens something had to be derived."""
+    layout = foreign.LAYOUTS[reading.layout]
+    if reading.ahead is not None and layout.fixed and reading.ahead != layout.ahead:
+        raise ValueError(f"--rows: the rows of {reading.layout} are each token's own; drop it")
+    ahead = layout.ahead if reading.ahead is None else reading.ahead
+
+    def found() -> Iterator[tuple[str, str | None, Foreign]]:
+        for where, record, size in records(files):
+            advance(size)
+            try:
+                yield where, _id_in(record), layout.read(record, tokens)
+            except (TypeError, AttributeError, KeyError, IndexError) as error:
+                raise ValueError(f"{where}: not a record of {reading.layout} ({first_line(error)})") from None
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+
+    rows, first = found(), []
+    while sum(len(f.rows) for _, _, f in first) < PROBED_ROWS and (next_one := next(rows, None)) is not None:
+        first.append(next_one)
+    probed = [f for _, _, f in first]
+    if reading.ahead is None and not layout.fixed:
+        derivation.check_places(probed, ahead, tokens)
+    derivation.check_sums(probed, reading.tail, tokens.vocabulary.size)
+    for where, document, one in itertools.chain(first, rows):
+        try:
+            trace = derivation.to_trace(one, tokens, ahead=ahead, tail=reading.tail, counted=counted)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        text = trace[1]
+        if ids is not None:
+            if text not in ids:
+                counted["other_texts"] += 1
+                continue
+            document = ids[text]
+        yield replace(trace[0], document=document or where)
+
+
+def _id_in(record: Mapping[str, Any]) -> str | None:
+    return next((str(record[name]) for name in ("document", "id") if isinstance(record.get(name), str | int)), None)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        raise ValueError(f"{path}: no such file, nor a folder with .parquet or .jsonl files")
+    return files
+
+
+def records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Each record with the place it is at and its share of the file's bytes. Raises `ValueError` on what is none."""
+    for file in files:
+        if file.suffix == ".parquet":
+            try:
+                with pq.ParquetFile(file) as table:
+                    share = file.stat().st_size // max(table.metadata.num_rows, 1)
+                    for n, record in enumerate(
+                        row for batch in table.iter_batches(BATCH_ROWS) for row in batch.to_pylist()
+                    ):
+                        yield f"{file.name}:{n}", record, share
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{file}: not a readable Parquet file ({first_line(error)})") from None
+            continue
+        with open(file, "rb") as lines:
+            for n, line in enumerate(lines):
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}:{n + 1}: not JSON ({first_line(error)})") from None
+                if not isinstance(record, dict):
+                    raise ValueError(f"{file}:{n + 1}: a {type(record).__name__}, needs an object")
+                yield f"{file.name}:{n}", record, len(line)

@@ -1,0 +1,283 @@
+"""`fuselm store`: what is in a store, is it whole, and stores from stores and from others' files."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fuselm.corpus import Document
+    from fuselm.progress import Progress
+
+app = typer.Typer(help="Look into, check, join, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)]
+Out = Annotated[Path, typer.Argument(help="What to make; nothing is overwritten.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Documents = Annotated[
+    Path | None, typer.Option(help="A run's documents.jsonl, or the ids of documents, one a line.", show_default=False)
+]
+
+
+@app.command()
+def info(folder: Folder, as_json: AsJson = False) -> None:
+    """Model, tokenizer, policy, counts, bytes per token by column."""
+    from rich.console import Console
+
+    from fuselm import contents
+
+    facts = contents.info(folder)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        Console().print(contents.table(facts))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    as_json: AsJson = False,
+    good: Annotated[
+        Path | None, typer.Option(help="File for the ids of the documents that can be kept, for `subset --documents`.")
+    ] = None,
+) -> None:
+    """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
+    from fuselm import manifest, verification
+
+    with _progress("verify") as progress:
+        verdict = verification.verify(folder, progress=progress)
+    if good is not None:
+        manifest.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
+    if as_json:
+        problems = [{"path": str(p.path), "what": p.what, "lost": list(p.lost)} for p in verdict.problems]
+        print(json.dumps({"problems": problems, "kept": list(verdict.kept), "lost": list(verdict.lost)}))
+    else:
+        for problem in verdict.problems:
+            print(problem)
+        total = f"{len(verdict.kept)} of {len(verdict.kept) + len(verdict.lost)} documents can be kept"
+        print(f"{folder}: {f'whole, {len(verdict.kept)} documents' if not verdict.problems else total}")
+    if verdict.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def head(
+    folder: Folder,
+    documents: Annotated[int, typer.Option(min=1, help="How many documents.")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Entries of each token.")] = 5,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file, to show text by.")] = None,
+) -> None:
+    """The first rows as text."""
+    from rich.console import Console
+
+    from fuselm import contents
+
+    console = Console()
+    for line in contents.head(folder, documents=documents, rows=rows, top=top, tokenizer=tokenizer):
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+@app.command()
+def merge(
+    out: Out, stores: Annotated[list[Path], typer.Argument(help="Stores of different documents.", show_default=False)]
+) -> None:
+    """Join the shards of several machines."""
+    from fuselm import merging
+
+    with _progress("merge") as progress:
+        done = merging.merge(stores, out, progress=progress)
+    _say(out, done)
+
+
+@app.command()
+def subset(
+    out: Out,
+    folder: Folder,
+    documents: Documents = None,
+    domain: Annotated[list[str] | None, typer.Option(help="Of --documents, only these; may be repeated.")] = None,
+    policy: Annotated[str | None, typer.Option(help="threshold, top_k or nucleus: which entries are kept.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Entries of a token, at most.")] = None,
+    mass: Annotated[float | None, typer.Option(min=0, max=1, help="nucleus: what they reach.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="threshold: the least probability.")] = None,
+) -> None:
+    """Cut a store by document, by policy or both."""
+    from fuselm import manifest, merging
+
+    numbers = {"top_k": top_k, "mass": mass, "threshold": threshold}
+    if policy is None and (given := [name for name, value in numbers.items() if value is not None]):
+        raise ValueError(f"--{given[0].replace('_', '-')}: an option of --policy, which is not given; add it")
+    if policy is None and documents is None:
+        raise ValueError("subset: nothing to cut; give --documents, --policy or both")
+    if domain and documents is None:
+        raise ValueError("--domain: a store knows no domains; --documents names the run's documents.jsonl, which does")
+    chosen = None if documents is None else _ids(documents, domain or [], folder)
+    cut = None if policy is None else merging.policy_of(policy, numbers, manifest.read(folder)["parameters"])
+    with _progress("subset") as progress:
+        done = merging.subset(folder, out, documents=chosen, policy=cut, progress=progress)
+    _say(out, done)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Others' file or folder; or, with --to, a store.", show_default=False)],
+    out: Out,
+    layout: Annotated[str | None, typer.Option("--from", help="vllm, openai, axolotl or distillkit.")] = None,
+    to: Annotated[str | None, typer.Option(help="vllm, openai, axolotl or distillkit.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file of the ids' tokenizer.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What made the rows; of a folder or GGUF file, runs check the fingerprint.")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Row i is the distribution of its `own` token i, or the `next`.")
+    ] = None,
+    tail: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of rows that were renormalised: what was cut off them.")
+    ] = None,
+    renormalise: Annotated[bool, typer.Option(help="With --to: let each row's entries sum to 1.")] = False,
+    compression: Annotated[Path | None, typer.Option(help="DistillKit's compression_config.yaml.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="A run's documents.jsonl: ids by text, or with --to, texts by id.")
+    ] = None,
+) -> None:
+    """A store from others' files (--from), or files for others from a store (--to)."""
+    from fuselm import foreign
+
+    if (layout is None) == (to is None):
+        raise ValueError("convert: needs either --from LAYOUT or --to LAYOUT")
+    if (layout or to) not in foreign.LAYOUTS:
+        raise ValueError(
+            f"--{'to' if to else 'from'} {layout or to}: unknown; needs one of {', '.join(foreign.LAYOUTS)}"
+        )
+    if rows not in (None, "own", "next"):
+        raise ValueError(f"--rows {rows}: needs own or next")
+    ahead = None if rows is None else rows == "next"
+    texts = None if documents is None else _documents(documents)
+    if to is not None:
+        for option, value in {"model": model, "tail": tail, "compression": compression}.items():
+            if value is not None:
+                raise ValueError(f"--{option}: an option of --from; drop it")
+        _export(source, out, to, ahead, renormalise, tokenizer, texts)
+        return
+    if renormalise:
+        raise ValueError("--renormalise: an option of --to; drop it")
+    _import(source, out, str(layout), ahead, tail, tokenizer, model, compression, texts)
+
+
+def _export(
+    folder: Path,
+    out: Path,
+    layout: str,
+    ahead: bool | None,
+    renormalise: bool,
+    tokenizer: str | None,
+    texts: "list[Document] | None",
+) -> None:
+    from fuselm import contents, exporting, foreign
+    from fuselm.store import Store
+
+    found = contents.tokenizer_of(Store(folder), tokenizer)
+    if found is None:
+        raise ValueError(f"{folder}: its tokenizer is not here; --tokenizer names it")
+    with _progress(f"convert to {layout}") as progress:
+        count = exporting.export_store(
+            folder,
+            out,
+            layout=layout,
+            ahead=ahead,
+            renormalise=renormalise,
+            tokenizer=found,
+            documents=texts,
+            progress=progress,
+        )
+    print(f"{out}: {count} documents; lost to this layout: {foreign.LAYOUTS[layout].loses}")
+
+
+def _import(
+    source: Path,
+    out: Path,
+    layout: str,
+    ahead: bool | None,
+    tail: float | None,
+    tokenizer: str | None,
+    model: str | None,
+    compression: Path | None,
+    texts: "list[Document] | None",
+) -> None:
+    from fuselm import importing, manifest
+    from fuselm.models import locate, locate_tokenizer
+
+    here = locate(model) if model is not None and Path(model).expanduser().exists() else None
+    if tokenizer is None and here is None:
+        raise ValueError("convert: whose tokens are these? --tokenizer names a folder, hub id or GGUF file")
+    made_by = None if model is None else (model, None if here is None else here.fingerprint)
+    with _progress(f"convert from {layout}") as progress:
+        done = importing.import_files(
+            source,
+            out,
+            reading=importing.Reading(layout=layout, ahead=ahead, tail=tail),
+            tokenizer=here if tokenizer is None and here is not None else locate_tokenizer(str(tokenizer)),
+            model=made_by,
+            compression=importing.read_compression(compression, source),
+            documents=texts,
+            progress=progress,
+        )
+    _say(out, done)
+    counts = manifest.read(out)["counts"]
+    for name, meaning in importing.DERIVED.items():
+        if counts.get(name):
+            print(f"  {counts[name]} {meaning}")
+    if here is None:
+        print(
+            "  which model made it is not known: a run takes your word that `sources.NAME.model` did; "
+            "--model names its folder to have that checked"
+        )
+
+
+def _say(out: Path, done: bool) -> None:
+    from fuselm import manifest
+
+    counts = manifest.read(out)["counts"]
+    print(f"{out}: {counts['documents']} documents, {counts['tokens']} tokens{'' if done else ' (was there already)'}")
+
+
+def _documents(path: Path) -> "list[Document]":
+    """A run's documents.jsonl. Raises `ValueError` if it is none."""
+    from fuselm.corpus import Document, check_file
+
+    check_file(path)
+    try:
+        return [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)") from None
+
+
+def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
+    """Documents that a file names. Of a run's file, those that the store has: it captured one split."""
+    from fuselm.corpus import check_file
+    from fuselm.store import Store
+
+    check_file(path)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not all(line.startswith("{") for line in lines):
+        if domains:
+            raise ValueError(f"--domain: {path} has ids only; --documents names the run's documents.jsonl")
+        return {line.strip() for line in lines}
+    found, documents = Store(folder), _documents(path)
+    if unknown := sorted(set(domains) - {d.domain for d in documents}):
+        known = ", ".join(sorted({d.domain for d in documents}))
+        raise ValueError(f"--domain {unknown[0]}: {path} has none such; it has {known}")
+    return {d.id for d in documents if d.id in found and (not domains or d.domain in domains)}
+
+
+@contextmanager
+def _progress(title: str) -> "Iterator[Progress]":
+    from rich.console import Console
+
+    from fuselm import progress
+
+    with progress.show(Console(stderr=True), title) as shown:
+        yield shown
