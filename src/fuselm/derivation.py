@@ -1,8 +1,8 @@
 """Traces from rows that others kept: what they do not tell is derived, and counted.
 
-The tail is what a row's entries leave of 1. A token that came and is not among them gets an even share of the tail. A token
-without a row has none in the trace, and counts as a guess among all ids in the document's cross-entropy. What was cut off
-before rows were renormalised can't be derived: the user has to say it.
+The tail is what a row's entries leave of 1. A token that came and is not among them gets an even share of the tail. A
+token without a row has none in the trace, and counts as a guess among all ids in the document's cross-entropy. What was
+cut off before rows were renormalised can't be derived: the user has to say it.
 """
 
 import math
@@ -140,7 +140,7 @@ def _distributions(
 
 
 def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
-    """Raises `ValueError` where the tokens that came are among the rows one place further, and not where they should be."""
+    """Raises `ValueError` where tokens are among the entries of a row one place further, but not among their own."""
     hits = {}
     for way in (False, True):
         found = [
@@ -153,8 +153,8 @@ def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
     if hits[not ahead] > 0.5 and hits[ahead] < 0.5 * hits[not ahead]:
         names = {False: "own", True: "next"}
         raise ValueError(
-            f"{hits[ahead]:.0%} of the tokens are among the entries of their rows, and {hits[not ahead]:.0%} if row i is "
-            f"{'the next' if not ahead else 'its own'} token's; add --rows {names[not ahead]} (or --rows {names[ahead]}, if it is right)"
+            f"{hits[ahead]:.0%} of the tokens are among their rows' entries, and {hits[not ahead]:.0%} with "
+            f"--rows {names[not ahead]}; add that, or --rows {names[ahead]} if it is right"
         )
 
 

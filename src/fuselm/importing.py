@@ -55,8 +55,8 @@ def import_files(
 ) -> bool:
     """A store at `out` of the records at `path`; returns whether anything was done.
 
-    `model` is the name and, if the model is here, the fingerprint of what made them. With `documents`, a record takes the id of
-    the one with its text, and records of other texts are left out. Raises `ValueError` with the record.
+    `model` is the name and, if the model is here, the fingerprint of what made them. With `documents`, a record takes
+    the id of the one with its text, and records of other texts are left out. Raises `ValueError` with the record.
     """
     files = _files(path)
     inputs = {f"file {n}": fingerprints.sha256(file) for n, file in enumerate(files)}

@@ -52,13 +52,13 @@ def copy(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables of a row group's tokens or more."""
-    held, tokens = [], 0
+    held, count = [], 0
     for table in tables:
         held.append(table)
-        tokens += _tokens(table)
-        if tokens >= store.GROUP_TOKENS:
+        count += tokens(table)
+        if count >= store.GROUP_TOKENS:
             yield pa.concat_tables(held)
-            held, tokens = [], 0
+            held, count = [], 0
     if any(len(table) for table in held):
         yield pa.concat_tables(held)
 
@@ -66,11 +66,11 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _one_part(groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
     taken = 0
     while taken < store.PART_TOKENS and (group := next(groups, None)) is not None:
-        taken += _tokens(group)
+        taken += tokens(group)
         yield group
 
 
-def _tokens(table: pa.Table) -> int:
+def tokens(table: pa.Table) -> int:
     return pc.sum(pc.list_value_length(table["tokens"])).as_py() or 0
 
 

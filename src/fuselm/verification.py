@@ -1,4 +1,4 @@
-"""Is a store whole? Every file against the manifest, every page, every row, the index; and of a damaged one, what is left.
+"""Is a store whole? Every file by the manifest, every page, every row, the index; and of a damaged one, what is left.
 
 Nothing here trusts what it checks: a part is read row group by row group, so that damage costs the documents of one
 group, and no index is needed to say which documents are good.

@@ -1,0 +1,150 @@
+"""verification.py: each kind of damage, done to real files, is named with its file, and what is left is told."""
+
+import json
+import shutil
+
+import drawn
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from fuselm import manifest, store
+from fuselm.manifest import Recipe, build_once
+from fuselm.progress import Progress
+from fuselm.store import finish, part_path, write_part
+from fuselm.verification import verify
+
+PARTS = {0: ("a", "b", "c"), 1: ("d", "e")}
+QUIET = Progress(Console(quiet=True), "")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    vocabulary, random = drawn.byte_pairs([(0, 1), (2, 0)]), np.random.default_rng(0)
+
+    def build(partial):
+        for number, names in PARTS.items():
+            traces = [drawn.trace_of(vocabulary, "ab é" * 7 + n, random, top_k=3, document=n) for n in names]
+            write_part(partial, number, traces)
+        return finish(partial)
+
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    build_once(folder, Recipe(stage="capture"), build)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "store")
+
+
+def lines(folder) -> list[str]:
+    return [str(problem).replace(f"{folder}/", "") for problem in verify(folder, progress=QUIET).problems]
+
+
+def test_a_whole_store_has_no_problems(whole):
+    verdict = verify(whole, progress=QUIET)
+    assert verdict.problems == () and verdict.lost == () and verdict.kept == ("a", "b", "c", "d", "e")
+
+
+def test_the_golden_store_is_whole():
+    from test_store_format import GOLDEN
+
+    assert verify(GOLDEN, progress=QUIET).problems == ()
+
+
+@pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
+def test_a_truncated_part_costs_its_own_documents(folder, kept):
+    path = part_path(folder, 0)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
+    found = lines(folder)
+    assert found[0] == "part-00000.parquet: checksum differs, it is not the file that was written"
+    assert found[1].startswith("part-00000.parquet: not a readable Parquet file (")
+    assert found[1].endswith("; lost: 3 documents (a, b, c)") and len(found) == 2
+    verdict = verify(folder, progress=QUIET)
+    assert verdict.kept == ("d", "e") and verdict.lost == ("a", "b", "c")
+
+
+def test_any_flipped_bit_is_found_and_what_is_kept_is_as_it_was(folder):
+    path = part_path(folder, 0)
+    data = path.read_bytes()
+    before = {t.document: t for t in store.Store(folder)}
+    for position in np.random.default_rng(0).choice(len(data), 101, replace=False):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        verdict = verify(folder, progress=QUIET)
+        assert verdict.problems and all(p.path == path or p.path.name == store.INDEX for p in verdict.problems)
+        assert set(verdict.kept) | set(verdict.lost) >= set(before) and {"d", "e"} <= set(verdict.kept)
+        if "a" in verdict.kept:
+            (read,) = [t for t in store.Store(folder) if t.document == "a"]
+            assert np.array_equal(read.distributions.logprobs, before["a"].distributions.logprobs)
+
+
+def test_a_missing_part_costs_its_own_documents(folder):
+    part_path(folder, 1).unlink()
+    assert lines(folder) == ["part-00001.parquet: is missing; lost: 2 documents (d, e)"]
+
+
+def test_files_that_are_not_in_the_manifest_are_named(folder):
+    shutil.copy(part_path(folder, 0), part_path(folder, 7))
+    (folder / "notes.txt").write_text("")
+    assert lines(folder) == [
+        f"{name}: is not in the manifest; nothing reads it, move it away" for name in ("notes.txt", "part-00007.parquet")
+    ]
+    assert len(verify(folder, progress=QUIET).kept) == 5
+
+
+def test_without_its_index_every_document_is_left(folder):
+    (folder / store.INDEX).unlink()
+    assert lines(folder) == ["index.parquet: is missing"]
+    assert len(verify(folder, progress=QUIET).kept) == 5
+    (folder / store.INDEX).write_bytes(b"PAR1")
+    assert len(lines(folder)) == 2 and len(verify(folder, progress=QUIET).kept) == 5
+
+
+def test_an_index_that_says_another_thing_is_named(folder):
+    index = pq.read_table(folder / store.INDEX)
+    column = index["bytes"].to_pylist()
+    column[1] += 1
+    place = index.schema.get_field_index("bytes")
+    index = index.set_column(place, store.INDEX_SCHEMA.field("bytes"), pa.array(column, pa.int32()))
+    pq.write_table(index, folder / store.INDEX)
+    assert "index.parquet: says another thing of document b" in lines(folder)
+
+
+def test_a_store_without_a_manifest_cannot_be_verified(folder):
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"not a finished stage \(no manifest.json\)"):
+        verify(folder, progress=QUIET)
+
+
+BROKEN = {
+    "tail": ([2.0], "a tail is no probability"),
+    "logprobs": ([0.0, 0.0, 0.0], "entries and tail do not sum to 1"),
+    "ids": ([5, 4, 6], "ids are not ascending, each once in a row"),
+    "gold": ([0.25], "a log-probability is above 0"),
+    "starts": ([1000], "tokens begin outside the text, or not in order"),
+    "tokens": ([-3], "a token is below 0"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, name):
+    """As a program with a mistake would write it."""
+    values, rule = BROKEN[name]
+    path = part_path(folder, 0)
+    table = pq.read_table(path)
+    rows = table[name].to_pylist()
+    rows[1] = rows[1][: -len(values)] + values
+    kind = store.SCHEMA.field(name)
+    table = table.set_column(table.schema.get_field_index(name), kind, pa.array(rows, kind.type))
+    store.write_tables(path, [table])
+    made = manifest.read(folder)
+    made["files"][path.name] = manifest.sha256(path)
+    manifest.write_text(folder / "manifest.json", json.dumps(made))
+    assert lines(folder) == [f"part-00000.parquet: document b: {rule}; lost: 1 documents (b)"]
+    assert verify(folder, progress=QUIET).kept == ("a", "c", "d", "e")
