@@ -29,7 +29,8 @@ def little(values: list[float], dtype: str) -> list[int]:
 @given(st.integers(1, 17), st.integers(0, 7), st.integers(0, 5), st.integers(0, 99))
 def test_bits_are_unpacked_the_highest_first(bits, count, rows, seed):
     numbers = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count))
-    data = np.array([packed(row, bits) for row in numbers.tolist()], np.uint8).reshape(rows, -1)
+    data = np.array([packed(row, bits) for row in numbers.tolist()], np.uint8)
+    data = data.reshape(rows, math.ceil(count * bits / 8))
     assert distillkit.unpack(data, bits, count).tolist() == numbers.tolist()
 
 
@@ -42,7 +43,13 @@ def test_curves_of_the_configured_form_come_back(exact_dtype, normalised, deltas
         {"scale_dtype": "float16", "element_bits": 3, "num_elements": 5},
         {"scale_dtype": "float32", "element_bits": 1, "num_elements": 2},
     ]
-    compression = {"d": VOCABULARY, "k": K, "exact_k": 2, "exact_dtype": exact_dtype, "polynomial_terms": [0, 1, "sqrt"]}
+    compression = {
+        "d": VOCABULARY,
+        "k": K,
+        "exact_k": 2,
+        "exact_dtype": exact_dtype,
+        "polynomial_terms": [0, 1, "sqrt"],
+    }
     compression |= {"residual_bins": bins, "delta_encoding": deltas, "normalize_t": normalised, "term_dtype": "float32"}
     random = np.random.default_rng(0)
     data, indices, expected, ids = [], [], [], random.integers(0, VOCABULARY, (ROWS, K))

@@ -155,7 +155,9 @@ def test_a_cut_keeps_what_the_policy_would_and_moves_nothing(name, top_k, number
     np.testing.assert_allclose(np.sqrt(back.distributions.tail), np.sqrt(wanted.tail), atol=1 / 256)
     assert after.schema.equals(store.SCHEMA)
     entries = [dict(zip(r["ids"], r["logprobs"], strict=True)) for r in by_row(after)]
-    for row, full in zip(entries, (dict(zip(r["ids"], r["logprobs"], strict=True)) for r in by_row(table)), strict=True):
+    for row, full in zip(
+        entries, (dict(zip(r["ids"], r["logprobs"], strict=True)) for r in by_row(table)), strict=True
+    ):
         assert row.items() <= full.items()
     again = merging.cut(after, policy, where="x") if name == "top_k" else after
     assert again.equals(after)
@@ -175,7 +177,11 @@ def test_a_subset_by_policy_says_so(tmp_path):
     assert manifest.read(tmp_path / "out")["parameters"] == {**policy, "batch_tokens": 7}
     assert verify(tmp_path / "out", progress=QUIET).problems == ()
     entries = [manifest.read(folder)["counts"]["entries"] for folder in (tmp_path / "out", whole)]
-    assert entries[0] < entries[1] == 5 * sum(pc.list_value_length(t["tokens"]).to_numpy().sum() for t in Store(whole).tables())
+    assert (
+        entries[0]
+        < entries[1]
+        == 5 * sum(pc.list_value_length(t["tokens"]).to_numpy().sum() for t in Store(whole).tables())
+    )
 
 
 def test_more_than_there_is_cannot_be_cut(tmp_path):
@@ -194,5 +200,5 @@ def test_more_than_there_is_cannot_be_cut(tmp_path):
 def test_a_number_of_another_policy_is_refused():
     with pytest.raises(ValueError, match=r"^--mass: an option of nucleus, but --policy is top_k; drop one$"):
         merging.policy_of("top_k", {"mass": 0.5}, {})
-    with pytest.raises(ValueError, match="^--policy best: unknown; needs one of threshold, top_k, nucleus, sampled$"):
+    with pytest.raises(ValueError, match=r"^--policy best: unknown; needs one of threshold, top_k, nucleus, sampled$"):
         merging.policy_of("best", {}, {})

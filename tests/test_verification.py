@@ -93,7 +93,8 @@ def test_files_that_are_not_in_the_manifest_are_named(folder):
     shutil.copy(part_path(folder, 0), part_path(folder, 7))
     (folder / "notes.txt").write_text("")
     assert lines(folder) == [
-        f"{name}: is not in the manifest; nothing reads it, move it away" for name in ("notes.txt", "part-00007.parquet")
+        f"{name}: is not in the manifest; nothing reads it, move it away"
+        for name in ("notes.txt", "part-00007.parquet")
     ]
     assert len(verify(folder, progress=QUIET).kept) == 5
 

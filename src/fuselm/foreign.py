@@ -116,7 +116,7 @@ def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[
             for rank, (entry, value) in enumerate(zip(*map(np.ndarray.tolist, d.row(i)), strict=True), start=1)
         }
         own = row.get(str(token), {"rank": None, "decoded_token": _decoded(token, tokens)})
-        row[str(token)] = own | {"logprob": max(_short(d.gold[i]), LEAST)}
+        row[str(token)] = own | {"logprob": max(_short(float(d.gold[i])), LEAST)}
         rows.append(row)
     ids = [tokens.context, *trace.tokens.tolist()]
     return _named(trace, text) | {"prompt_token_ids": ids, "prompt_logprobs": rows}
@@ -151,14 +151,16 @@ def _dialects(vocabulary: Vocabulary) -> list[Dialect]:
 
 
 def write_openai(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
-    """Of entries with the same string, the most probable; the others are lost to the tail."""
-    d = trace.distributions
-    own = [max(_short(x), LEAST) if known else None for x, known in zip(d.gold, d.informed, strict=True)]
+    """Entries whose string is theirs alone; the token that came, if there are none."""
+    d, ids = trace.distributions, _dialects(tokens.vocabulary)[0].ids
+    own = [max(_short(x), LEAST) if known else None for x, known in zip(d.gold.tolist(), d.informed, strict=True)]
     top: list[dict[str, float] | None] = [None]
     for i, gold in enumerate(trace.tokens.tolist()):
-        row: dict[str, float] = {}
-        for token, logprob in zip(*map(np.ndarray.tolist, d.row(i)), strict=True):
-            row.setdefault(_decoded(token, tokens), own[i] if token == gold else _short(logprob))
+        entries = dict(zip(*map(np.ndarray.tolist, d.row(i)), strict=True))
+        kept = [token for token in entries if token == gold or ids.get(_decoded(token, tokens)) == token]
+        row = {_decoded(token, tokens): _short(entries[token]) for token in kept or [gold] if token in entries}
+        if d.informed[i] and (gold in entries or not kept):
+            row[_decoded(gold, tokens)] = own[i]
         top.append(row or None)
     strings = [_decoded(token, tokens) for token in trace.tokens.tolist()]
     logprobs = {"tokens": [tokens.opening, *strings], "token_logprobs": [None, *own], "top_logprobs": top}
@@ -188,7 +190,7 @@ def write_axolotl(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -
         "attention_mask": [1] * len(input_ids),
         "labels": [-100, *input_ids[1:]],
         "target_token_ids": ids.tolist(),
-        "target_logprobs": [[_short(x) for x in row] for row in logprobs],
+        "target_logprobs": [[_short(x) for x in row] for row in logprobs.tolist()],
         "target_mask": (logprobs > NOTHING).astype(int).tolist(),
     }
 
@@ -198,7 +200,8 @@ def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
     if "compressed_logprobs" in record:
         if tokens.compression is None:
             raise ValueError("compressed columns; --compression names the compression_config.yaml they were made with")
-        packed = (np.array(record[name], np.uint8) for name in ("compressed_logprobs", "bytepacked_indices"))
+        columns = (record[name] for name in ("compressed_logprobs", "bytepacked_indices"))
+        packed = (np.array(c, np.uint8).reshape(len(c), len(c[0]) if c else 0) for c in columns)
         ids, logprobs = (column.tolist() for column in distillkit.decompress(*packed, tokens.compression))
     elif "token_ids" in record and "top_values" in record:
         ids, logprobs = record["token_ids"], record["top_values"]
@@ -216,7 +219,7 @@ def write_distillkit(trace: Trace, text: str | None, tokens: Tokens, ahead: bool
     return _named(trace, text) | {
         "input_ids": [tokens.context, *trace.tokens.tolist()],
         "token_ids": ids.tolist(),
-        "top_values": [[_short(x) for x in row] for row in logprobs],
+        "top_values": [[_short(x) for x in row] for row in logprobs.tolist()],
     }
 
 
