@@ -67,7 +67,13 @@ def import_files(
     ids = None if documents is None else {d.text: d.id for d in documents}
     if ids is not None:
         inputs["documents"] = fingerprints.digest(itertools.chain.from_iterable(sorted(ids.items())))
-    parameters = {"layout": reading.layout, "ahead": reading.ahead, "tail": reading.tail, "compression": compression}
+    parameters = {
+        "layout": reading.layout,
+        "ahead": reading.ahead,
+        "tail": reading.tail,
+        "compression": compression,
+        "made_by": name,
+    }
     recipe = Recipe(
         stage="capture",
         parameters={key: value for key, value in parameters.items() if value is not None},

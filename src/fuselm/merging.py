@@ -223,7 +223,7 @@ def subset(
     return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
 
 
-def policy_of(name: str, numbers: Mapping[str, float | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
+def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A policy's options, where nothing is said those of the store's own `parameters`, then the defaults.
 
     Raises `ValueError` for an unknown policy, or a number that is another policy's.
