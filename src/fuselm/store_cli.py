@@ -110,10 +110,10 @@ def subset(
     numbers = {"top_k": top_k, "mass": mass, "threshold": threshold}
     if policy is None and (given := [name for name, value in numbers.items() if value is not None]):
         raise ValueError(f"--{given[0].replace('_', '-')}: an option of --policy, which is not given; add it")
-    if policy is None and documents is None:
-        raise ValueError("subset: nothing to cut; give --documents, --policy or both")
     if domain and documents is None:
         raise ValueError("--domain: a store knows no domains; --documents names the run's documents.jsonl, which does")
+    if policy is None and documents is None:
+        raise ValueError("subset: nothing to cut; give --documents, --policy or both")
     chosen = None if documents is None else _ids(documents, domain or [], folder)
     cut = None if policy is None else merging.policy_of(policy, numbers, manifest.read(folder)["parameters"])
     with _progress("subset") as progress:
