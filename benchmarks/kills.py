@@ -15,8 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny_run
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -25,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fuselm import manifest
 from fuselm.store import Store
+
+CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def run(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "tiny")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder / "tiny")
-    rows = [json.loads(line) for line in (ROOT / "examples/corpus/quickstart.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in CORPUS.read_text("utf-8").splitlines()]
     return tiny_run.write(
         folder,
         target=folder / "tiny",

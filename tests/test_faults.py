@@ -1,4 +1,4 @@
-"""Captures that meet what goes wrong in the world, for real: none loses a document, has one twice, or one that is wrong.
+"""Captures that meet what goes wrong in the world, for real: none loses a document, or has one twice or wrong.
 
 The faults of servers and networks are in test_servers.py, NaN in test_capture.py, a second process in test_pipeline.py
 and test_manifest.py; docs/store.md has them all in one table.
@@ -122,7 +122,10 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_folder_that_turns_read_only_costs_nothing_that_was_written(tmp_path, windows, whole, source, documents):  # noqa: F811
     with pytest.raises(Interrupted):
         captured(tmp_path / "store", source, documents, stop_after=3)
-    with read_only(tmp_path / "store.partial"), pytest.raises(OSError, match="Read-only file system|Permission denied"):
+    with (
+        read_only(tmp_path / "store.partial"),
+        pytest.raises(OSError, match=r"Read-only file system|Permission denied"),
+    ):
         captured(tmp_path / "store", source, documents)
     counts = captured(tmp_path / "store", source, documents)["counts"]
     assert counts["resumed_documents"] > 0

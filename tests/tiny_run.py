@@ -150,7 +150,7 @@ def kill(run_file: Path, out: Path, *, kills: int, files: int) -> int:
     """
     moments, killed = random.Random(0), 0
     while killed < kills:
-        after, then = int(moments.uniform(-0.3, 1.5) * files / kills), moments.uniform(0, 0.03)
+        after, then = int(moments.uniform(-0.3, 1) * files / kills), moments.uniform(0, 0.03)
         if capture_watched(run_file, out, stop_after=after, then=then) is not None:
             break
         killed += 1

@@ -135,9 +135,9 @@ def read(
             uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
         for rows, logits in source.layer.logits_by_chunk(hidden):
-            log_z = forward.logsumexp(logits)
-            kept.append(retention.keep(policy, logits, log_z, uniform[rows]))
-            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0] - log_z).clamp(max=0).cpu().numpy())
+            log_z, maxima = forward.survey(logits)
+            kept.append(retention.keep(policy, logits, log_z, maxima, uniform[rows]))
+            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0].float() - log_z).clamp(max=0).cpu().numpy())
     return Batch(
         documents=documents,
         segmentations=segmentations,
