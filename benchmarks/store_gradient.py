@@ -81,10 +81,10 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
 def _targets(logits: Tensor, full: Tensor) -> dict[str, Target]:
     """All targets, by name; `full` is log-probabilities."""
     result = {}
-    log_z = forward.logsumexp(logits)
+    log_z, maxima = forward.survey(logits)
     for options in POLICIES:
         uniform = retention.uniforms("benchmark", len(logits))
-        result[label(options)] = _stored(retention.keep(Policy(**options), logits, log_z, uniform))
+        result[label(options)] = _stored(retention.keep(Policy(**options), logits, log_z, maxima, uniform))
     values, ids = full.topk(max(*DISTILLKIT, 50), dim=-1)
     for k in (10, 50):
         probs = values[:, :k].exp()

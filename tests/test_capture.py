@@ -187,7 +187,7 @@ def test_an_interrupted_capture_goes_on_and_ends_the_same(
     captured(tmp_path / "whole", source, documents, **policy)
     with pytest.raises(Interrupted):
         captured(tmp_path / "cut", source, documents, stop_after=stop_after, **policy)
-    before = list((tmp_path / "cut.partial").glob("part-*")) + list((tmp_path / "cut.partial").glob(".block-*"))
+    before = list((tmp_path / "cut.partial").glob("part-*")) + list((tmp_path / "cut.partial").glob(".block-*.parquet"))
     there = sum(pq.read_metadata(p).num_rows for p in before)
     counts = captured(tmp_path / "cut", source, documents, **policy)["counts"]
     assert counts["resumed_documents"] == there
@@ -204,7 +204,7 @@ def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypa
     captured(tmp_path / "whole", source, documents)
     with pytest.raises(Interrupted):
         captured(tmp_path / "cut", source, documents, stop_after=2)
-    block = sorted((tmp_path / "cut.partial").glob(".block-*"))[0]
+    block = sorted((tmp_path / "cut.partial").glob(".block-*.parquet"))[0]
     block.write_bytes(block.read_bytes()[:-7])
     captured(tmp_path / "cut", source, documents)
     part = store.part_path(tmp_path / "whole", 0).name

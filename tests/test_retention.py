@@ -25,7 +25,7 @@ def drawn_logits(seed: int = 0, rows: int = ROWS) -> torch.Tensor:
 
 
 def kept_of(policy: Policy, logits: torch.Tensor, document: str = "d") -> Kept:
-    return keep(policy, logits, forward.logsumexp(logits), retention.uniforms(document, len(logits)))
+    return keep(policy, logits, *forward.survey(logits), retention.uniforms(document, len(logits)))
 
 
 def distributions_of(kept: Kept) -> Distributions:

@@ -4,10 +4,13 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -119,6 +122,40 @@ def start(*arguments: object) -> BaseProcess:
     process = context.Process(target=_child, args=(list(map(str, arguments)), dict(os.environ)), daemon=True)
     process.start()
     return process
+
+
+def capture_watched(run_file: Path, out: Path, *, stop_after: float = math.inf, then: float = 0.0) -> int | None:
+    """How many files a capture made until it ended; None if it was killed, some seconds after it had made so many."""
+    names, before = set[str](), set(os.listdir(partial)) if (partial := _partial(out)) else set[str]()
+    process = start("capture", run_file, f"output={out}")
+    while process.exitcode is None and len(names) <= stop_after:
+        with contextlib.suppress(FileNotFoundError):
+            names |= set(os.listdir(partial)) - before if (partial := _partial(out)) else set()
+        time.sleep(0.002)
+    process.join(then if len(names) > stop_after else None)
+    killed = process.exitcode is None
+    process.kill()
+    process.join()
+    assert killed or process.exitcode == 0
+    return None if killed else len(names)
+
+
+def _partial(out: Path) -> Path | None:
+    return next(out.glob("capture/*.partial"), None)
+
+
+def kill(run_file: Path, out: Path, *, kills: int, files: int) -> int:
+    """Kill a capture, which makes so many files, at a random moment, again and again, then let it end. Returns how
+    many were killed.
+    """
+    moments, killed = random.Random(0), 0
+    while killed < kills:
+        after, then = int(moments.uniform(-0.3, 1) * files / kills), moments.uniform(0, 0.03)
+        if capture_watched(run_file, out, stop_after=after, then=then) is not None:
+            break
+        killed += 1
+    capture_watched(run_file, out)
+    return killed
 
 
 def _child(arguments: list[str], environment: dict[str, str]) -> None:

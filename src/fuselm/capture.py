@@ -20,7 +20,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, retention, store
+from fuselm import forward, manifest, retention, store
 from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
@@ -135,9 +135,9 @@ def read(
             uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
         for rows, logits in source.layer.logits_by_chunk(hidden):
-            log_z = forward.logsumexp(logits)
-            kept.append(retention.keep(policy, logits, log_z, uniform[rows]))
-            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0] - log_z).clamp(max=0).cpu().numpy())
+            log_z, maxima = forward.survey(logits)
+            kept.append(retention.keep(policy, logits, log_z, maxima, uniform[rows]))
+            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0].float() - log_z).clamp(max=0).cpu().numpy())
     return Batch(
         documents=documents,
         segmentations=segmentations,
@@ -198,22 +198,20 @@ class _Writer:
 
     def resume(self, window: int, documents: Sequence[Document]) -> set[str]:
         """The documents of a window that are there."""
-        blocks = sorted(self._out.glob(f".block-{window:05d}-*.parquet"))
+        blocks = self._blocks(window)
         part = store.part_path(self._out, window)
+        for path in (part, *blocks):
+            if path.exists() and not manifest.is_whole(path):
+                self._progress.note(f"{path} is damaged; its documents are read again")
+                path.unlink()
         if part.exists():
             for block in blocks:
-                block.unlink()
+                block.unlink(missing_ok=True)
             there = set(pq.read_table(part, columns=["document"])["document"].to_pylist())
             self.skipped += [d.id for d in documents if d.id not in there]
             return {d.id for d in documents}
-        tables = []
-        for block in blocks:
-            try:
-                tables.append(pq.read_table(block, page_checksum_verification=True).cast(store.SCHEMA))
-            except store.DAMAGED:  # its documents are read again
-                block.unlink()
-        self._tables[window] = tables
-        there = {document for table in tables for document in table["document"].to_pylist()}
+        self._tables[window] = [pq.read_table(block).cast(store.SCHEMA) for block in self._blocks(window)]
+        there = {document for table in self._tables[window] for document in table["document"].to_pylist()}
         self._there |= there
         return there
 
@@ -234,8 +232,9 @@ class _Writer:
             if time.monotonic() - self._written >= SECONDS_PER_BLOCK:
                 self._write_block(window)
             return
-        store.write_tables(store.part_path(self._out, window), [self._in_order(self._tables.pop(window))])
-        for block in self._out.glob(f".block-{window:05d}-*.parquet"):
+        table = self._in_order(self._tables.pop(window))
+        store.write_tables(store.part_path(self._out, window), [table], seal=True)
+        for block in self._blocks(window):
             block.unlink()
         self._unwritten, self._written = [], time.monotonic()
 
@@ -260,16 +259,20 @@ class _Writer:
         self._unwritten.append(self._tables[window][-1])
 
     def _write_block(self, window: int) -> None:
-        numbers = [int(path.stem.rpartition("-")[2]) for path in self._out.glob(f".block-{window:05d}-*.parquet")]
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self._blocks(window)]
         number = max(numbers, default=-1) + 1
         path = self._out / f".block-{window:05d}-{number:05d}.parquet"
-        store.write_tables(path, [pa.concat_tables(self._unwritten)])
+        store.write_tables(path, [pa.concat_tables(self._unwritten)], seal=True)
         self._unwritten, self._written = [], time.monotonic()
 
+    def _blocks(self, window: int) -> list[Path]:
+        return sorted(self._out.glob(f".block-{window:05d}-*.parquet"))
+
     def _in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """Of the documents' order; one that is in two blocks, as after a failure to sync the first, once."""
         table = pa.concat_tables([store.SCHEMA.empty_table(), *tables])
         places = np.array([self._place[document] for document in table["document"].to_pylist()], np.int64)
-        return table.take(pa.array(np.argsort(places)))
+        return table.take(pa.array(np.unique(places, return_index=True)[1]))
 
 
 def _windows(lengths: Sequence[int], most: int) -> Iterator[slice]:

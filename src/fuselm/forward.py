@@ -13,9 +13,11 @@ from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fuselm import scan
+from fuselm.scan import BLOCK
+
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
 TILE = 8192  # columns whose temporary copies stay in the cache
-BLOCK = 64  # columns that `top_k` first knows only the largest of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +42,20 @@ class OutputLayer:
         self, hidden: Float[Tensor, "rows hidden"]
     ) -> Iterator[tuple[slice, Float[Tensor, "chunk vocab"]]]:
         """`logits`, some rows at a time, each chunk in the memory of the one before: fresh memory of this size costs
-        as much as the product. Not for autograd.
+        as much as the product. As the product gives them where they can be read so, else in float32. Not for autograd.
         """
         if self.weight is None:
             yield from ((rows, hidden[rows].float()) for rows in chunks(len(hidden), hidden.shape[-1]))
             return
         weight = self.weight.to(product_dtype(self.weight))
         hidden = hidden.to(weight.dtype)
+        as_it_is = self.scale == 1.0 and self.soft_cap is None
         product = memory = None
         for rows in chunks(len(hidden), len(self.weight)):
             count = rows.stop - rows.start
             if product is None:
                 product = hidden.new_empty(count, len(self.weight))
-                memory = product.float()  # the same memory, if that is what the product is in
+                memory = product if as_it_is and scan.readable(product) else product.float()
             torch.mm(hidden[rows], weight.T, out=product[:count])
             if self.bias is not None:
                 product[:count] += self.bias
@@ -136,33 +139,50 @@ def gold_logprobs(
     """The log-probability of each row's gold id."""
     result = hidden.new_empty(len(hidden), dtype=torch.float32)
     for rows, logits in layer.logits_by_chunk(hidden):
-        result[rows] = logits.gather(1, gold[rows, None])[:, 0] - logsumexp(logits)
+        result[rows] = logits.gather(1, gold[rows, None])[:, 0].float() - logsumexp(logits)
     return result
 
 
 def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
     """`torch.logsumexp` of each row, without another tensor of this size."""
+    if scan.readable(logits):
+        return scan.survey(logits)[0]
     largest = logits.amax(dim=-1, keepdim=True)
     shift = torch.where(largest.isfinite(), largest, 0)
     total = sum((tile - shift).exp_().sum(dim=-1) for tile in logits.split(TILE, dim=-1))
     return total.log() + shift[:, 0]
 
 
-def top_k(logits: Float[Tensor, "rows vocab"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+def survey(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows blocks"]]:
+    """`logsumexp`, and the largest of each `BLOCK` of columns: what `top_k` and `scan.above` begin with."""
+    if scan.readable(logits):
+        return scan.survey(logits)
+    maxima = [block.amax(dim=-1) for block in _blocks(logits) if block.numel()]
+    return logsumexp(logits), torch.cat(maxima, dim=1) if maxima else logits[:, :0]
+
+
+def top_k(
+    logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """`torch.topk` of each row, several times as fast where the vocabulary is large: only the k blocks of columns with
-    the largest maxima, and the columns that fill no block, can hold any of the k largest values.
+    the largest `maxima`, and the columns that fill no block, can hold any of the k largest values.
     """
     rows, vocab = logits.shape
     if vocab < 8 * k * BLOCK:
         return torch.topk(logits, k, dim=-1)
-    whole = vocab - vocab % BLOCK
-    blocks = logits[:, :whole].unflatten(1, (-1, BLOCK))
-    chosen = blocks.amax(dim=-1).topk(k, dim=-1).indices
+    whole = vocab // BLOCK
+    chosen = maxima[:, :whole].topk(k, dim=-1).indices
     columns = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
-    rest = torch.arange(whole, vocab, device=logits.device).expand(rows, -1)
+    rest = torch.arange(whole * BLOCK, vocab, device=logits.device).expand(rows, -1)
     columns = torch.cat([columns, rest], dim=1)
     values, at = logits.gather(1, columns).topk(k, dim=-1)
     return values, columns.gather(1, at)
+
+
+def _blocks(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
+    """The columns that fill blocks, and those that don't."""
+    whole = logits.shape[1] - logits.shape[1] % BLOCK
+    return logits[:, :whole].unflatten(1, (-1, BLOCK)), logits[:, None, whole:]
 
 
 def pad(

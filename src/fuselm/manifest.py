@@ -84,6 +84,8 @@ def build_once(
         for leftover in partial.rglob(".*.tmp"):
             leftover.unlink()
         counts = build(partial)
+        for product in _product_files(partial):
+            _fsync(product)
         manifest = {
             "format": FORMAT,
             "stage": recipe.stage,
@@ -101,7 +103,7 @@ def build_once(
         os.rename(partial, folder)
         for scaffold in folder.glob(".*"):
             scaffold.unlink()
-        _fsync_folder(folder.parent)
+        _fsync(folder.parent)
     return True
 
 
@@ -110,17 +112,36 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_bytes(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`; then fsync it and rename it into place."""
+def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False) -> None:
+    """Let `write` fill a file beside `path`; then fsync it and rename it into place.
+
+    Sealed, it has its checksum in a hidden file beside it, until the stage is done: `is_whole` looks there. Raises
+    `OSError`, with `path` in it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _fsync(temporary)
+        if seal:
+            write_text(_seal(path), sha256(temporary))
         os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync_folder(path.parent)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a sealed file is what was written."""
+    seal = _seal(path)
+    return seal.is_file() and seal.read_bytes() == sha256(path).encode()
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}.sha256")
 
 
 def sha256(path: Path) -> str:
@@ -134,8 +155,9 @@ def _product_files(folder: Path) -> list[Path]:
     )
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """A file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,6 +6,7 @@ a row that is sure and many of one that is not.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from fuselm import forward
+from fuselm import forward, scan
 from fuselm.distributions import Distributions
 
+SLACK = 1e-3  # nats below the threshold, within which rounding decides
 SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
 
 
@@ -47,13 +49,18 @@ def keep(
     policy: Policy,
     logits: Float[Tensor, "rows vocab"],
     log_z: Float[Tensor, "rows"],
+    maxima: Float[Tensor, "rows blocks"],
     uniform: Float[ndarray, "rows"],
 ) -> Kept:
-    """The entries that `policy` keeps of these rows, whose log-sum-exp is `log_z`.
+    """The entries that `policy` keeps of these rows; `log_z` and `maxima` as from `forward.survey`.
 
     `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
     """
-    return KEEP[policy.policy](policy, logits, log_z, uniform)
+    if policy.policy == "sampled":
+        return _sampled(policy, logits, log_z, uniform)
+    if policy.policy == "threshold" and scan.readable(logits):
+        return _above(policy, logits, log_z, maxima)
+    return _largest(policy, logits, log_z, maxima)
 
 
 def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
@@ -107,11 +114,11 @@ def shorten(policy: Policy, distributions: Distributions) -> Distributions:
 
 
 def _largest(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
+    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], maxima: Float[Tensor, "rows _"]
 ) -> Kept:
     """The most probable entries, as long as they are wanted; at least one."""
-    values, ids = forward.top_k(logits, min(policy.top_k, logits.shape[1]))
-    logprobs = (values - log_z[:, None]).clamp(max=0).double().cpu().numpy()
+    values, ids = forward.top_k(logits, maxima, min(policy.top_k, logits.shape[1]))
+    logprobs = (values.float() - log_z[:, None]).clamp(max=0).double().cpu().numpy()
     probs = np.exp(logprobs)
     kept = WANTED[policy.policy](policy, probs, np.cumsum(probs, axis=1) - probs)
     kept[:, 0] = True
@@ -120,6 +127,26 @@ def _largest(
         ids=ids.int().cpu().numpy()[kept],
         logprobs=logprobs[kept].astype(np.float32),
         tail=np.clip(1.0 - (probs * kept).sum(axis=1), 0.0, 1.0).astype(np.float32),
+    )
+
+
+def _above(
+    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], maxima: Float[Tensor, "rows _"]
+) -> Kept:
+    """`_largest` for a threshold, without looking for more entries than it wants."""
+    bound = torch.minimum(log_z + math.log(policy.threshold) - SLACK, maxima.amax(dim=1))
+    counts, ids, values = scan.above(logits, maxima, bound)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    logprobs = np.minimum(values - log_z.numpy()[rows], 0).astype(np.float64)
+    order = np.lexsort((-logprobs, rows))
+    ids, logprobs, probs = ids[order], logprobs[order], np.exp(logprobs[order])
+    rank = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = (rank == 0) | (rank < policy.top_k) & _threshold(policy, probs, probs)
+    return Kept(
+        counts=np.bincount(rows[kept], minlength=len(counts)),
+        ids=ids[kept],
+        logprobs=logprobs[kept].astype(np.float32),
+        tail=np.clip(1.0 - np.bincount(rows[kept], probs[kept], len(counts)), 0.0, 1.0).astype(np.float32),
     )
 
 
@@ -133,7 +160,7 @@ def _sampled(
     is its count, times its probability over that at the temperature. Weights sum to 1: the row has no tail.
     """
     parts = [
-        _drawn(policy, logits[rows], log_z[rows], uniform[rows])
+        _drawn(policy, logits[rows].float(), log_z[rows], uniform[rows])
         for rows in forward.chunks(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
     ]
     counts, ids, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -179,4 +206,3 @@ WANTED: dict[str, Callable[..., Bool[ndarray, "..."]]] = {
     "nucleus": _nucleus,
     "threshold": _threshold,
 }
-KEEP: dict[str, Callable[..., Kept]] = {**dict.fromkeys(WANTED, _largest), "sampled": _sampled}

@@ -130,8 +130,8 @@ def _up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
         yield trace
 
 
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write rows as they are on disk, in groups of `GROUP_TOKENS`, whole or not at all."""
+def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) -> None:
+    """Write rows as they are on disk, in groups of `GROUP_TOKENS`, whole or not at all; `seal` as in manifest.py."""
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, SCHEMA, **WRITER) as writer:
@@ -139,7 +139,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
                 for group in _groups(table):
                     writer.write_table(group, row_group_size=max(len(group), 1))
 
-    manifest.write_bytes(path, write)
+    manifest.write_bytes(path, write, seal=seal)
 
 
 def _groups(table: pa.Table) -> Iterator[pa.Table]:

@@ -1,0 +1,184 @@
+"""Logits read once, on a CPU: of each row the log-sum-exp and the largest of each block of columns, then of few blocks
+the entries above a bound. Compiled; float32, or bfloat16 as it comes from the matrix product.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy import ndarray
+from torch import Tensor
+
+BLOCK = 64  # columns
+SUMS = {"reassoc", "contract", "nsz", "arcp"}  # may be reordered, products and sums joined; NaN stays NaN
+# 2**f for f in [0, 1), to 1e-7 of it; the first is of f**5.
+POWER = tuple(
+    np.float32(c) for c in (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
+)
+LOG2_E = np.float32(math.log2(math.e))
+LOWEST = np.int32(-(2**31))
+INT32 = ir.IntType(32)
+LEAST = np.float32(-126)  # powers below are not told apart from 2**-126
+
+
+def readable(logits: Tensor) -> bool:
+    """Whether the functions here can read it: on a CPU, one row after another, of a type they know."""
+    known = logits.dtype in (torch.float32, torch.bfloat16)
+    return logits.device.type == "cpu" and known and logits.is_contiguous() and not logits.requires_grad
+
+
+def survey(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows blocks"]]:
+    """Log-sum-exp of each row, and the largest of each `BLOCK` of its columns, the last of which may be shorter."""
+    rows, vocab = logits.shape
+    maxima = np.empty((rows, -(-vocab // BLOCK)), np.float32)
+    log_z = np.empty(rows, np.float32)
+    _in_threads(_survey, _raw(logits), maxima, log_z)
+    return torch.from_numpy(log_z), torch.from_numpy(maxima)
+
+
+def above(
+    logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], bound: Float[Tensor, "rows"]
+) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
+    """How many entries of each row are at least its bound; their ids, ascending in a row, and values."""
+    raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
+    counts = np.empty(len(raw), np.int64)
+    _in_threads(_count, raw, largest, bounds, counts)
+    begins = np.cumsum(counts) - counts
+    ids, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
+    _fill(raw, largest, bounds, begins, ids, values)
+    return counts, ids, values
+
+
+def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
+    """As an array: of bfloat16, which numpy doesn't know, the bits."""
+    return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
+
+
+def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
+    """On as many rows at a time as torch has threads."""
+    rows, threads = len(arrays[0]), torch.get_num_threads()
+    edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
+    parts = [[array[begin:end] for array in arrays] for begin, end in itertools.pairwise(edges)]
+    if len(parts) < 2:
+        kernel(*arrays)
+        return
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for done in [pool.submit(kernel, *part) for part in parts]:
+            done.result()
+
+
+@intrinsic
+@no_type_check
+def _bits(_context, value):
+    """Of what an array of `_raw` holds: its float32's, in an int32."""
+
+    def code(_context, builder, signature, arguments):
+        if value == types.float32:
+            return builder.bitcast(arguments[0], INT32)
+        return builder.shl(builder.zext(arguments[0], INT32), INT32(16))
+
+    return types.int32(value), code
+
+
+@intrinsic
+@no_type_check
+def _float(_context, bits):
+    """The float32 of such bits."""
+    return types.float32(bits), lambda _, builder, __, arguments: builder.bitcast(arguments[0], ir.FloatType())
+
+
+@intrinsic
+@no_type_check
+def _ordered(_context, bits):
+    """Integers in the order of their floats; twice, it is the bits again. NaN is at either end."""
+
+    def code(_context, builder, signature, arguments):
+        negative = builder.and_(builder.ashr(arguments[0], INT32(31)), INT32(0x7FFFFFFF))
+        return builder.xor(arguments[0], negative)
+
+    return types.int32(bits), code
+
+
+@numba.njit(cache=True, fastmath=SUMS)
+@no_type_check
+def _power(exponent):
+    """2**exponent, of one up to 127."""
+    exponent = LEAST if exponent < LEAST else exponent
+    whole = np.floor(exponent)
+    f = exponent - whole
+    a, b, c, d, e, g = POWER
+    bits = np.int32((np.int32(whole) + 127) << 23)
+    return (((((a * f + b) * f + c) * f + d) * f + e) * f + g) * _float(bits)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=SUMS)
+@no_type_check
+def _survey(raw, maxima, log_z):
+    vocab = raw.shape[1]
+    whole = vocab // BLOCK * BLOCK
+    for i in range(len(raw)):
+        largest = LOWEST
+        for block in range(whole // BLOCK):  # of a constant length, which compiles to better code
+            most = LOWEST
+            for j in range(block * BLOCK, (block + 1) * BLOCK):
+                value = _ordered(_bits(raw[i, j]))
+                most = value if value > most else most
+            maxima[i, block] = _float(_ordered(most))
+            largest = most if most > largest else largest
+        if whole < vocab:
+            most = LOWEST
+            for j in range(whole, vocab):
+                value = _ordered(_bits(raw[i, j]))
+                most = value if value > most else most
+            maxima[i, whole // BLOCK] = _float(_ordered(most))
+            largest = most if most > largest else largest
+        top = _float(_ordered(largest))
+        if not np.isfinite(top):
+            log_z[i] = top
+            for j in range(vocab):
+                if np.isnan(_float(_bits(raw[i, j]))):
+                    log_z[i] = np.nan
+            continue
+        shift, total = top * LOG2_E, 0.0
+        for block in range(whole // BLOCK):
+            part = np.float32(0)
+            for j in range(block * BLOCK, (block + 1) * BLOCK):
+                part += _power(_float(_bits(raw[i, j])) * LOG2_E - shift)
+            total += part
+        for j in range(whole, vocab):
+            total += _power(_float(_bits(raw[i, j])) * LOG2_E - shift)
+        log_z[i] = math.log(total) + top
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _count(raw, maxima, bound, counts):
+    for i in range(len(raw)):
+        counts[i] = 0
+        for block in range(maxima.shape[1]):
+            if maxima[i, block] >= bound[i]:
+                for j in range(block * BLOCK, min((block + 1) * BLOCK, raw.shape[1])):
+                    counts[i] += _float(_bits(raw[i, j])) >= bound[i]
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _fill(raw, maxima, bound, begins, ids, values):
+    for i in range(len(raw)):
+        at = begins[i]
+        for block in range(maxima.shape[1]):
+            if maxima[i, block] >= bound[i]:
+                for j in range(block * BLOCK, min((block + 1) * BLOCK, raw.shape[1])):
+                    value = _float(_bits(raw[i, j]))
+                    if value >= bound[i]:
+                        ids[at], values[at] = j, value
+                        at += 1

@@ -1,0 +1,204 @@
+"""Captures that meet what goes wrong in the world, for real: none loses a document, or has one twice or wrong.
+
+The faults of servers and networks are in test_servers.py, NaN in test_capture.py, a second process in test_pipeline.py
+and test_manifest.py; docs/store.md has them all in one table.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+from test_capture import Interrupted, captured, documents, source_of  # noqa: F401
+from tiny_run import fuselm
+
+from fuselm import capture, manifest, store
+
+
+@pytest.fixture(autouse=True)
+def a_block_each_batch(monkeypatch):
+    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+
+
+@pytest.fixture
+def source(byte_level) -> capture.Source:
+    return source_of(byte_level)
+
+
+@pytest.fixture
+def whole(tmp_path, source, documents) -> Path:  # noqa: F811
+    """A capture that nothing happened to, in windows of a few documents."""
+    captured(tmp_path / "whole", source, documents)
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    monkeypatch.setattr(capture, "WINDOW_TOKENS", 997)
+    monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    """The same rows in the same bytes, and every file as its manifest says."""
+    assert contents(folder) == contents(expected)
+    files = manifest.read(folder)["files"]
+    assert files == {name: manifest.sha256(folder / name) for name in files} and list(files) == list(contents(folder))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.parquet")) if not p.name.startswith(".")}
+
+
+def mount(*arguments: object) -> None:
+    """Or skip, where this can't be done."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk of its own, of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", folder)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_written(disk, windows, whole, source, documents):  # noqa: F811
+    with pytest.raises(OSError, match=r"No space left on device: '.*/store\.partial/\.?(block|part)-.*parquet'$"):
+        captured(disk / "store", source, documents)
+    assert not list(disk.rglob("*.tmp"))
+    mount("-o", "remount,size=2m", disk)
+    counts = captured(disk / "store", source, documents)["counts"]
+    assert counts["resumed_documents"] > 0
+    assert_same(disk / "store", whole)
+
+
+def test_a_disk_with_too_little_room_is_said_in_a_line_before_any_work(disk, tmp_path, byte_level, texts):
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
+    outcome = fuselm("capture", run_file, f"output={disk / 'out'}")
+    assert outcome.code == 2 and outcome.stages == ["corpus"]
+    assert outcome.err.splitlines()[-1].startswith(f"fuselm: {disk}/out: 0.00 GiB free, but the run may need 0.")
+
+
+def test_a_file_larger_than_allowed_costs_nothing_that_was_written(tmp_path, whole, source, documents):  # noqa: F811
+    part = store.part_path(whole, 0).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (part - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*part-00000\.parquet'$"):
+            captured(tmp_path / "store", source, documents)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    counts = captured(tmp_path / "store", source, documents)["counts"]
+    assert counts["resumed_documents"] == len(documents)
+    assert_same(tmp_path / "store", whole)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    if os.geteuid():
+        folder.chmod(0o555)
+    else:  # whom modes don't stop
+        mount("--bind", folder, folder)
+        mount("-o", "remount,bind,ro", folder)
+    try:
+        yield
+    finally:
+        if os.geteuid():
+            folder.chmod(0o755)
+        else:
+            subprocess.run(["umount", folder], check=True)
+
+
+def test_a_folder_that_turns_read_only_costs_nothing_that_was_written(tmp_path, windows, whole, source, documents):  # noqa: F811
+    with pytest.raises(Interrupted):
+        captured(tmp_path / "store", source, documents, stop_after=3)
+    with (
+        read_only(tmp_path / "store.partial"),
+        pytest.raises(OSError, match=r"Read-only file system|Permission denied"),
+    ):
+        captured(tmp_path / "store", source, documents)
+    counts = captured(tmp_path / "store", source, documents)["counts"]
+    assert counts["resumed_documents"] > 0
+    assert_same(tmp_path / "store", whole)
+
+
+def test_a_read_only_folder_is_said_in_a_line_before_any_work(tmp_path, byte_level, texts):
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
+    (tmp_path / "out").mkdir()
+    with read_only(tmp_path / "out"):
+        outcome = fuselm("capture", run_file)
+    assert outcome.code == 2 and outcome.stages == []
+    assert outcome.err.splitlines()[-1].startswith(f"fuselm: {tmp_path}/out: cannot write there (")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[random.Random(path.name).randrange(len(data))] ^= 16
+    path.write_bytes(data)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut_off, flipped, emptied])
+@pytest.mark.parametrize("pattern", ["part-00000.parquet", ".block-*.parquet"])
+def test_what_was_damaged_while_a_capture_was_interrupted_is_read_again(
+    tmp_path,
+    windows,
+    whole,
+    source,
+    documents,  # noqa: F811
+    damage,
+    pattern,
+):
+    with pytest.raises(Interrupted):
+        captured(tmp_path / "store", source, documents, stop_after=3)
+    damaged = sorted((tmp_path / "store.partial").glob(pattern))
+    assert damaged
+    damage(damaged[0])
+    captured(tmp_path / "store", source, documents)
+    assert_same(tmp_path / "store", whole)
+
+
+def test_any_flipped_bit_of_an_index_is_found_or_does_no_harm(whole, documents):  # noqa: F811
+    path = whole / store.INDEX
+    data, names = path.read_bytes(), {d.id for d in documents}
+    expected = {trace.document: trace.distributions.ids.tolist() for trace in store.Store(whole)}
+    found = 0
+    for position in np.random.default_rng(0).choice(len(data), 307, replace=False):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        try:
+            read = {trace.document: trace.distributions.ids.tolist() for trace in store.Store(whole)}
+        except ValueError as error:
+            assert str(whole) in str(error) and "\n" not in str(error)
+            found += 1
+        else:
+            assert read == expected and read.keys() == names, position
+    assert found > 200
+
+
+def test_a_capture_killed_at_random_moments_ends_in_the_same_bytes(tmp_path, byte_level, quickstart):
+    """benchmarks/kills.py does this 200 times."""
+    rows = [{"domain": row["domain"], "text": row["text"][:307]} for row in quickstart[::5]]
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=rows)
+    files = tiny_run.capture_watched(run_file, tmp_path / "whole")
+    assert tiny_run.kill(run_file, tmp_path / "cut", kills=8, files=files) >= 4
+    whole, cut = (next((tmp_path / name / "capture").glob("own-*")) for name in ("whole", "cut"))
+    assert_same(cut, whole)
