@@ -94,14 +94,20 @@ def write_all(
     done = set().union(*resumed.values())
     tokens_done = sum(n for n, d in zip(lengths, documents, strict=True) if d.id in done)
     progress.start(sum(lengths), unit="tokens", done=tokens_done)
+    todo = {
+        w: [
+            batch
+            for batch in ([window.start + i for i in b] for b in forward.batches(lengths[window], batch_tokens))
+            if not done.issuperset(documents[i].id for i in batch)
+        ]
+        for w, window in enumerate(windows)
+        if not store.part_path(out, w).exists()
+    }
     with writer, Background(writer.write) as background:
-        for w, window in enumerate(windows):
-            if store.part_path(out, w).exists():
-                continue
-            batches = [[window.start + i for i in batch] for batch in forward.batches(lengths[window], batch_tokens)]
-            todo = [batch for batch in batches if not done.issuperset(documents[i].id for i in batch)]
-            for batch, made in zip(todo, read_all(todo), strict=True):
-                background.put((w, [documents[i] for i in batch], made))
+        made = iter(read_all([batch for batches in todo.values() for batch in batches]))
+        for w, batches in todo.items():
+            for batch in batches:
+                background.put((w, [documents[i] for i in batch], next(made)))
                 progress.advance(sum(lengths[i] for i in batch if documents[i].id not in done))
             background.put((w, [], None))
     counts = store.finish(out)

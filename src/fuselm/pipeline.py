@@ -152,7 +152,7 @@ class Pipeline:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture.model_dump(exclude_none=True), "dtype": self._dtype(name), "split": "train"},
+            parameters={**self.run.capture.recipe, "dtype": self._dtype(name), "split": "train"},
             about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
@@ -167,6 +167,21 @@ class Pipeline:
 
                 vocabulary = self.source_vocabulary(name)
                 return remote.capture(self.servers[name], vocabulary, documents, out, policy=policy, progress=shown)
+            if self.run.capture.engine == "ray":
+                from fuselm import cluster
+
+                return cluster.capture(
+                    model,
+                    self.source_vocabulary(name),
+                    documents,
+                    out,
+                    workers=self.run.capture.workers or 2,
+                    revision=options.revision,
+                    dtype=self._dtype(name),
+                    policy=policy,
+                    batch_tokens=self.run.capture.batch_tokens,
+                    progress=shown,
+                )
             from fuselm.models import load_model
 
             loaded = load_model(model, dtype=self._dtype(name))
