@@ -43,8 +43,19 @@ def a_block_each_batch(monkeypatch):
     monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
 
 
-def captured(folder: Path, model: Path, documents, *, ray: bool) -> dict:  # noqa: F811
-    shown = Progress(Console(file=io.StringIO()), "capture")
+class Interrupted(Exception):
+    pass
+
+
+def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = False) -> dict:  # noqa: F811
+    shown, batches = Progress(Console(file=io.StringIO()), "capture"), iter(range(5))
+
+    def advance(amount: int) -> None:
+        if next(batches, None) is None:
+            raise Interrupted
+
+    if stop:
+        shown.advance = advance
 
     def build(out: Path) -> dict:
         if not ray:
@@ -107,7 +118,7 @@ def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
     monkeypatch.setattr(capture, "MOST_SKIPPED", 0.2)
     model = AutoModelForCausalLM.from_pretrained(byte_level)
     ids = [source_of(byte_level).vocabulary.segment(d.text).ids[:-1].tolist() for d in documents]
-    token = next(t for t in range(641) if sum(t in row for row in ids) == 1)
+    token = next(t for t in range(641) if sum(t in row for row in ids) == 1 and t > 1)
     with torch.no_grad():
         model.get_input_embeddings().weight[token] = torch.nan
     model.save_pretrained(tmp_path / "model")
@@ -115,9 +126,11 @@ def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
 
     expected = captured(tmp_path / "one", tmp_path / "model", documents, ray=False)
     assert len(expected["skipped"]) == 1
-    os.rename(tmp_path / "one", tmp_path / "two.partial")  # without its seals: only what is sealed is taken
+    with pytest.raises(Interrupted):
+        captured(tmp_path / "two", tmp_path / "model", documents, ray=False, stop=True)
     counts = captured(tmp_path / "two", tmp_path / "model", documents, ray=True)
-    assert counts == expected
+    assert counts["resumed_documents"] > 0 and counts == expected | {"resumed_documents": counts["resumed_documents"]}
+    assert_same(tmp_path / "two", tmp_path / "one")
 
 
 def test_without_ray_a_run_says_how_to_get_it(tmp_path, byte_level, documents, monkeypatch):  # noqa: F811

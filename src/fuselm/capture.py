@@ -86,7 +86,7 @@ def write_all(
     progress: Progress,
 ) -> dict:
     """Write what `read_all` makes of batches of documents, by their numbers: of each batch its traces, None where a
-    document can have none. They are asked for in a thread of their own.
+    document can have none. It is called once, with the batches of all windows; a thread writes what comes.
     """
     writer = _Writer(out, documents, progress)
     windows = list(_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))

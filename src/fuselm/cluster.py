@@ -53,8 +53,6 @@ def capture(
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=gpus,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         try:
             for row in made.iter_rows():
