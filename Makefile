@@ -9,7 +9,7 @@ demo: models
 
 test: models
 	$(BIN)/ruff check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 models: setup
 	$(BIN)/python examples/models.py models

@@ -211,15 +211,6 @@ def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypa
     assert (tmp_path / "cut" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
 
 
-def test_what_the_writing_thread_raises_stops_the_capture(tmp_path, byte_level, documents, monkeypatch):
-    def fail(path, tables):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store, "write_tables", fail)
-    with pytest.raises(OSError, match="No space left"):
-        captured(tmp_path / "store", source_of(byte_level), documents)
-
-
 def test_windows_hold_all_documents_in_order():
     lengths = [3, 0, 11, 2, 5, 7, 1]
     windows = list(capture._windows(lengths, 10))

@@ -86,7 +86,7 @@ def write_all(
     progress: Progress,
 ) -> dict:
     """Write what `read_all` makes of batches of documents, by their numbers: of each batch its traces, None where a
-    document can have none. They are asked for in a thread of their own.
+    document can have none. It is called once, with the batches of all windows; a thread writes what comes.
     """
     writer = _Writer(out, documents, progress)
     windows = list(_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
@@ -94,14 +94,20 @@ def write_all(
     done = set().union(*resumed.values())
     tokens_done = sum(n for n, d in zip(lengths, documents, strict=True) if d.id in done)
     progress.start(sum(lengths), unit="tokens", done=tokens_done)
+    todo = {
+        w: [
+            batch
+            for batch in ([window.start + i for i in b] for b in forward.batches(lengths[window], batch_tokens))
+            if not done.issuperset(documents[i].id for i in batch)
+        ]
+        for w, window in enumerate(windows)
+        if not store.part_path(out, w).exists()
+    }
     with writer, Background(writer.write) as background:
-        for w, window in enumerate(windows):
-            if store.part_path(out, w).exists():
-                continue
-            batches = [[window.start + i for i in batch] for batch in forward.batches(lengths[window], batch_tokens)]
-            todo = [batch for batch in batches if not done.issuperset(documents[i].id for i in batch)]
-            for batch, made in zip(todo, read_all(todo), strict=True):
-                background.put((w, [documents[i] for i in batch], made))
+        made = iter(read_all([batch for batches in todo.values() for batch in batches]))
+        for w, batches in todo.items():
+            for batch in batches:
+                background.put((w, [documents[i] for i in batch], next(made)))
                 progress.advance(sum(lengths[i] for i in batch if documents[i].id not in done))
             background.put((w, [], None))
     counts = store.finish(out)

@@ -109,6 +109,14 @@ class Capture(_Options):
     draws: int | None = Field(None, ge=1)  # sampled: how many
     temperature: float | None = Field(None, gt=0)  # sampled: of the draws; their weights make up for it
     batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
+    engine: Literal["local", "ray"] = "local"  # ray: on a cluster (RAY_ADDRESS), or by several processes here
+    workers: int | None = Field(None, ge=1)  # ray: processes that each hold the model; None: 2
+
+    @model_validator(mode="after")
+    def _has_workers(self) -> "Capture":
+        if self.workers is not None and self.engine != "ray":
+            raise ValueError(f"capture.workers: an option of engine ray (got engine '{self.engine}'); drop it")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +128,11 @@ class Capture(_Options):
                 of = " and ".join(p for p, taken in POLICIES.items() if name in taken)
                 raise ValueError(f"capture.{name}: an option of {of}, but capture.policy is {policy}; drop one")
         return POLICIES[policy] | options
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the outcome depends on."""
+        return self.model_dump(exclude_none=True, exclude={"engine", "workers"})
 
     @property
     def retention(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Pipeline:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture.model_dump(exclude_none=True), "dtype": self._dtype(name), "split": "train"},
+            parameters={**self.run.capture.recipe, "dtype": self._dtype(name), "split": "train"},
             about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
@@ -123,25 +123,28 @@ class Pipeline:
             from fuselm import capture, forward, retention
 
             documents = [d for d in self.documents if d.split == "train"]
-            policy = retention.Policy(**self.run.capture.retention)
+            vocabulary = self.inputs.source_vocabulary(name)
+            asked = {"policy": retention.Policy(**self.run.capture.retention), "progress": shown}
             if name in self.inputs.servers:
                 from fuselm import remote
 
-                vocabulary = self.inputs.source_vocabulary(name)
-                return remote.capture(
-                    self.inputs.servers[name], vocabulary, documents, out, policy=policy, progress=shown
-                )
+                return remote.capture(self.inputs.servers[name], vocabulary, documents, out, **asked)
+            asked["batch_tokens"] = self.run.capture.batch_tokens
+            if self.run.capture.engine == "ray":
+                from fuselm import cluster
+
+                asked |= {"workers": self.run.capture.workers or 2, "revision": options.revision}
+                return cluster.capture(model, vocabulary, documents, out, dtype=self._dtype(name), **asked)
             from fuselm.models import load_model
 
             loaded = load_model(model, dtype=self._dtype(name))
             source = capture.Source(
                 model=loaded,
                 layer=forward.output_layer(loaded),
-                vocabulary=self.inputs.source_vocabulary(name),
+                vocabulary=vocabulary,
                 context_token=model.context_token,
             )
-            batch_tokens = self.run.capture.batch_tokens
-            return capture.capture(source, documents, out, policy=policy, batch_tokens=batch_tokens, progress=shown)
+            return capture.capture(source, documents, out, **asked)
 
         return self._build("capture", name, recipe, build)
 

@@ -1,0 +1,116 @@
+"""One source over the corpus, on several machines: Ray Data hands batches of documents to actors that hold the model.
+
+What they make comes back to the process that asks, which writes it as if it had made it itself: the machines share no
+disk, batches and so the store's bytes are those of one process, and an interruption costs what it costs there. Ray
+starts a worker that has died again, and with it the batches it had.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fuselm.capture import Source, read, traces, write_all
+from fuselm.corpus import Document
+from fuselm.errors import first_line
+from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.progress import Progress
+from fuselm.retention import Policy
+from fuselm.store import Trace
+from fuselm.vocabulary import Vocabulary
+
+
+def capture(
+    model: Model,
+    vocabulary: Vocabulary,
+    documents: Sequence[Document],
+    out: Path,
+    *,
+    workers: int,
+    revision: str | None,
+    dtype: str,
+    policy: Policy,
+    batch_tokens: int,
+    progress: Progress,
+) -> dict:
+    """As `capture.capture`, by so many workers; each has a GPU if there are enough.
+
+    Uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
+    `ValueError` if Ray isn't there, or where a worker fails in other ways than by dying.
+    """
+    ray = _ray(workers)
+    gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
+
+    def read_all(batches: list[list[int]]) -> Iterator[list[Trace | None]]:
+        if not batches:
+            return
+        rows = [{"batch": pickle.dumps([documents[i] for i in batch])} for batch in batches]
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            Worker,
+            fn_constructor_args=(model, revision, dtype, policy),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            num_gpus=gpus,
+        )
+        try:
+            for row in made.iter_rows():
+                yield pickle.loads(row["traces"])
+        except ray.exceptions.RayError as error:
+            raise ValueError(f"{model.name}: a Ray worker failed ({_cause(error)})") from error
+
+    lengths = vocabulary.count_tokens([d.text for d in documents])
+    return write_all(read_all, documents, lengths, out, batch_tokens=batch_tokens, progress=progress)
+
+
+class Worker:
+    """The model, in a process of Ray's."""
+
+    def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
+        from fuselm import forward
+
+        here = model if model.folder.is_dir() else locate(model.name, revision=revision)
+        if here.fingerprint != model.fingerprint:
+            raise ValueError(f"{model.name}: another model on this machine than where the run was started")
+        loaded = load_model(here, dtype=dtype)
+        self._policy = policy
+        self._source = Source(
+            model=loaded,
+            layer=forward.output_layer(loaded),
+            vocabulary=Vocabulary(load_tokenizer(here), here.output_size),
+            context_token=here.context_token,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        documents = pickle.loads(row["batch"])
+        segmentations = [self._source.vocabulary.segment(d.text) for d in documents]
+        batch = read(self._source, documents, segmentations, policy=self._policy)
+        return {"traces": pickle.dumps(list(traces(batch)))}
+
+
+def _ray(workers: int):
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError("capture.engine: ray is not installed; pip install 'fuselm[ray]'") from None
+    if not ray.is_initialized():
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+        else:
+            ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in the worker, below what Ray says about it."""
+    while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
+        error = inner
+    return first_line(error)
