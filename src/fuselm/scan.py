@@ -148,14 +148,14 @@ def _survey(raw, maxima, log_z):
                 if np.isnan(_float(_bits(raw[i, j]))):
                     log_z[i] = np.nan
             continue
-        shift, total = top * LOG2_E, 0.0
+        total = 0.0
         for block in range(whole // BLOCK):
             part = np.float32(0)
             for j in range(block * BLOCK, (block + 1) * BLOCK):
-                part += _power(_float(_bits(raw[i, j])) * LOG2_E - shift)
+                part += _power((_float(_bits(raw[i, j])) - top) * LOG2_E)
             total += part
         for j in range(whole, vocab):
-            total += _power(_float(_bits(raw[i, j])) * LOG2_E - shift)
+            total += _power((_float(_bits(raw[i, j])) - top) * LOG2_E)
         log_z[i] = math.log(total) + top
 
 
