@@ -128,7 +128,7 @@ def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, docume
         server = found(file, port)
 
         def kill() -> None:
-            while not list(partial.glob(".block-*")):
+            while not list(partial.glob(".block-*.parquet")):
                 time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
 

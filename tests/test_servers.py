@@ -186,7 +186,7 @@ def test_a_server_killed_midway_loses_nothing(tmp_path, plain, documents, monkey
         found = find(server, folder, requests=1)
         with pytest.raises(ValueError, match=r"/v1: cannot be reached .* asked 3 times in .* the same command goes on"):
             captured(tmp_path / "cut", found, source.vocabulary, documents)
-    parts = list((tmp_path / "cut.partial").glob(".block-*"))
+    parts = list((tmp_path / "cut.partial").glob(".block-*.parquet"))
     before = [d for p in parts for d in pq.read_table(p, columns=["document"])[0].to_pylist()]
     assert 0 < len(before) < len(documents)
     with ModelServer(kind, source, folder, port=port) as server:
@@ -311,11 +311,11 @@ def test_a_run_killed_with_kill_9_asks_only_for_the_rest(tmp_path, plain, rows):
     with ModelServer("vllm", source, folder, faults=["slow"] * 1000, slowness=0.1) as server:
         path = run_file(tmp_path, plain, rows, server.url, requests=1)
         process = tiny_run.start("capture", path, "sources.far.requests=1")
-        while process.is_alive() and not list((tmp_path / "out" / "capture").glob("far-*.partial/.block-*")):
+        while process.is_alive() and not list((tmp_path / "out" / "capture").glob("far-*.partial/.block-*.parquet")):
             time.sleep(0.02)
         process.kill()
         process.join()
-    parts = list((tmp_path / "out" / "capture").glob("far-*.partial/.block-*"))
+    parts = list((tmp_path / "out" / "capture").glob("far-*.partial/.block-*.parquet"))
     assert parts
     with ModelServer("vllm", source, folder, port=server.port) as server:
         assert fuselm("capture", path).code == 0
