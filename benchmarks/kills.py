@@ -85,7 +85,8 @@ def run(folder: Path) -> Path:
         target=folder / "tiny",
         sources={"tiny": folder / "tiny"},
         rows=[{"domain": row["domain"], "text": row["text"]} for row in rows],
-        capture={"batch_tokens": 1024},
+        corpus={"files": [str(folder / "corpus.jsonl")], "max_bytes": 256},
+        capture={"batch_tokens": 256},
     )
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 from rich.console import Console
 from test_capture import documents, source_of  # noqa: F401
@@ -131,6 +132,18 @@ def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
     counts = captured(tmp_path / "two", tmp_path / "model", documents, ray=True)
     assert counts["resumed_documents"] > 0 and counts == expected | {"resumed_documents": counts["resumed_documents"]}
     assert_same(tmp_path / "two", tmp_path / "one")
+
+
+@has_ray
+def test_what_one_process_captured_a_run_on_ray_takes(tmp_path, byte_level, word_piece, texts):
+    sources = {"own": byte_level, "other": word_piece}
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources=sources, rows=tiny_run.short(texts))
+    assert fuselm("capture", run_file).code == 0
+    (other,) = (tmp_path / "out" / "capture").glob("other-*")
+    os.rename(other, tmp_path / "other")
+    outcome = fuselm("capture", run_file, "capture.engine=ray", "capture.workers=2")
+    assert outcome.code == 0 and outcome.stages == ["capture other"], outcome.err
+    assert_same(other, tmp_path / "other")
 
 
 def test_without_ray_a_run_says_how_to_get_it(tmp_path, byte_level, documents, monkeypatch):  # noqa: F811

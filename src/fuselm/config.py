@@ -130,6 +130,11 @@ class Capture(_Options):
         return POLICIES[policy] | options
 
     @property
+    def processes(self) -> int:
+        """How many hold the model."""
+        return (self.workers or 2) if self.engine == "ray" else 1
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """What the outcome depends on."""
         return self.model_dump(exclude_none=True, exclude={"engine", "workers"})

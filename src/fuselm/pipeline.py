@@ -133,7 +133,7 @@ class Pipeline:
             if self.run.capture.engine == "ray":
                 from fuselm import cluster
 
-                asked |= {"workers": self.run.capture.workers or 2, "revision": options.revision}
+                asked |= {"workers": self.run.capture.processes, "revision": options.revision}
                 return cluster.capture(model, vocabulary, documents, out, dtype=self._dtype(name), **asked)
             from fuselm.models import load_model
 

@@ -143,6 +143,8 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             speeds[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
         speed, entries, memory = speeds[f"{task} {name}"]
         each = USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * entries if step.stage == "capture" and entries else None
+        if step.stage == "capture" and name not in pipeline.inputs.servers:
+            speed *= pipeline.run.capture.processes
         result.append(replace(row, bytes_per_token=each, seconds=row.tokens / speed, memory=memory))
     return result
 
