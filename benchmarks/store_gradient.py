@@ -32,7 +32,7 @@ POLICIES = [
     *({"policy": "threshold", "threshold": t} for t in (0.003, 0.0065, 0.01)),
     *({"policy": "top_k", "top_k": k} for k in (8, 16, 32, 64)),
     *({"policy": "nucleus", "mass": 0.9, "top_k": k} for k in (16, 64)),
-    *({"policy": "sampled", "draws": n} for n in (25, 50)),
+    *({"policy": "sampled", "draws": n} for n in (16, 24, 28, 32, 50)),
 ]
 
 
@@ -81,10 +81,10 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
 def _targets(logits: Tensor, full: Tensor) -> dict[str, Target]:
     """All targets, by name; `full` is log-probabilities."""
     result = {}
-    log_z, maxima = forward.survey(logits)
+    found = forward.survey(logits)
     for options in POLICIES:
         uniform = retention.uniforms("benchmark", len(logits))
-        result[label(options)] = _stored(retention.keep(Policy(**options), logits, log_z, maxima, uniform))
+        result[label(options)] = _stored(retention.keep(Policy(**options), logits, found, uniform))
     values, ids = full.topk(max(*DISTILLKIT, 50), dim=-1)
     for k in (10, 50):
         probs = values[:, :k].exp()

@@ -134,7 +134,7 @@ def test_too_little_disk_is_one_line_before_any_model_is_loaded(run_file, monkey
     assert outcome.code == 2 and not (run_file.parent / "out" / "capture").exists()
     line = outcome.err.splitlines()[-1]
     assert line.startswith(f"fuselm: {run_file.parent / 'out'}: 0.00 GiB free, but the run may need 0.0")
-    assert line.endswith("make room, set another `output`, or keep fewer entries (capture.threshold, align.top_k)")
+    assert line.endswith("make room, set another `output`, or keep fewer entries (capture.draws, align.top_k)")
 
 
 def test_what_the_system_refuses_is_one_line(run_file, monkeypatch):

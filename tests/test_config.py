@@ -185,7 +185,7 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
             "run.yaml: align.method: input should be 'span', 'mined', 'exact', 'cooccurrence' or 'statistics' "
             "(got 'spam')",
         ),
-        ("capture.top_k=many", "run.yaml: capture.top_k: input should be a valid integer"),
+        ("capture.batch_tokens=many", "run.yaml: capture.batch_tokens: input should be a valid integer"),
         ("train.learning_rate=0", "run.yaml: train.learning_rate: input should be greater than 0 (got 0)"),
         ("train.learning_rate=[1e-4, -1]", "run.yaml: train.learning_rate.1: input should be greater than 0 (got -1)"),
         ("train.learning_rate=[]", "run.yaml: train.learning_rate: list should have at least 1 item"),
@@ -273,7 +273,11 @@ def test_an_override_that_is_none_is_named(run_file, override, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["capture.draws=7"], "capture.draws: an option of sampled, but capture.policy is threshold; drop one"),
+        (["capture.top_k=7"], "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled"),
+        (
+            ["capture.policy=threshold", "capture.draws=7"],
+            "capture.draws: an option of sampled, but capture.policy is threshold; drop one",
+        ),
         (
             ["capture.policy=top_k", "capture.mass=0.9"],
             "capture.mass: an option of nucleus, but capture.policy is top_k",
@@ -297,7 +301,33 @@ def test_each_policy_knows_its_numbers(run_file):
         assert options.retention == {"policy": policy} | numbers
         again = config.Capture.model_validate(options.model_dump())
         assert again == options
-    assert config.load(run_file(), ["capture.top_k=9"]).capture.retention["top_k"] == 9
+    chosen = config.load(run_file(), ["capture.policy=threshold", "capture.top_k=9"])
+    assert chosen.capture.retention["top_k"] == 9
+
+
+def test_what_cannot_be_drawn_from_keeps_a_threshold(run_file):
+    given = yaml.safe_dump(SERVER, default_flow_style=True).strip()
+    run = config.load(run_file(), [f"sources.b={given}", "capture.draws=7"])
+    assert run.capture_of("a").retention == {"policy": "sampled", "draws": 7}
+    assert run.capture_of("b").retention == {"policy": "threshold"} | config.POLICIES["threshold"]
+    run = config.load(run_file(), [f"sources.b={given}", "capture.policy=nucleus"])
+    assert run.capture_of("a") == run.capture_of("b") == run.capture
+
+
+@pytest.mark.parametrize(
+    ("override", "only"),
+    [
+        ("seed=1", True),
+        ("fuse.function=bayes", True),
+        ("fuse.function=entropy", False),
+        ("fuse.function=log_linear", False),
+        ("fuse.temperatures={a: 2}", False),
+        ("train.temperature=2", False),
+        ("train.divergence=jsd", False),
+    ],
+)
+def test_draws_do_where_rows_are_only_averaged(run_file, override, only):
+    assert config.load(run_file(), [override]).only_averages == only
 
 
 @pytest.mark.parametrize("weights", ["learned", "{a: 2}", "{a: {python: 0, english: 0.5}, b: 1}"])

@@ -140,7 +140,7 @@ def test_logsumexp_is_torchs(rows, vocab, seed):
 @given(st.integers(0, 5), st.sampled_from([7, 2047, 2048, 2111, 8192]), st.integers(1, 7), st.integers(0, 99))
 def test_top_k_is_torchs(rows, vocab, k, seed):
     logits = torch.rand(rows, vocab, generator=torch.Generator().manual_seed(seed))
-    values, ids = forward.top_k(logits, forward.survey(logits)[1], k)
+    values, ids = forward.top_k(logits, forward.survey(logits).maxima, k)
     expected = torch.topk(logits, k)
     assert torch.equal(values, expected.values) and torch.equal(logits.gather(1, ids), values)
 

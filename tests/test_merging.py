@@ -163,6 +163,26 @@ def test_a_cut_keeps_what_the_policy_would_and_moves_nothing(name, top_k, number
     assert again.equals(after)
 
 
+def test_of_draws_a_cut_keeps_the_head_alone():
+    made = drawn.trace_of(VOCABULARY, "abba é" * 3, np.random.default_rng(0))
+    d = made.distributions
+    probs = np.exp(d.logprobs.astype(np.float64))
+    below = probs < 0.2
+    below[d.offsets[:-1]] = False  # the largest
+    tail = d.tail + np.bincount(d.rows[below], probs[below], len(d))
+    kept = replace(d, logprobs=np.where(below, -np.inf, d.logprobs).astype(np.float32), tail=tail.astype(np.float32))
+    table = store.to_table([replace(made, distributions=kept)])
+    policy = Policy(policy="threshold", threshold=0.25)
+    (back,) = store.from_table(merging.cut(table, policy, unkept=0.2, where="x"))
+    found = [dict(zip(*(x.tolist() for x in back.distributions.row(i)), strict=True)) for i in range(len(d))]
+    (head,) = store.from_table(table, draws=False)
+    for i, row in enumerate(found):
+        ids, logprobs = head.distributions.row(i)
+        assert row.keys() == {int(t) for n, (t, p) in enumerate(zip(ids, logprobs, strict=True)) if n == 0 or p > -1.386}
+    with pytest.raises(ValueError, match=r"^x: document .* fewer than the policy would keep"):
+        merging.cut(table, Policy(policy="threshold", threshold=0.1), unkept=0.2, where="x")
+
+
 def by_row(table: pa.Table) -> list[dict]:
     (row,) = table.to_pylist()
     edges = np.cumsum([0, *row["counts"]])
@@ -188,13 +208,10 @@ def test_more_than_there_is_cannot_be_cut(tmp_path):
     whole = written(tmp_path / "x", ["a", "b"])
     for policy, said in [
         ({"policy": "top_k", "top_k": 6}, r"x: document a: top_k: row 0 has 5 entries and a tail of .*, fewer than"),
-        ({"policy": "sampled", "draws": 5, "temperature": 1.0}, "x: document a: sampled: cannot be drawn from kept"),
+        ({"policy": "sampled", "draws": 5}, "x: document a: sampled: cannot be drawn from kept"),
     ]:
         with pytest.raises(ValueError, match=said):
             merging.subset(whole, tmp_path / "out", documents=None, policy=policy, progress=QUIET)
-    drawn_store = written(tmp_path / "y", ["a"], parameters={"policy": "sampled", "draws": 5})
-    with pytest.raises(ValueError, match="y: holds draws, which no policy can be cut from; capture again"):
-        merging.subset(drawn_store, tmp_path / "no", documents=None, policy={"policy": "top_k"}, progress=QUIET)
 
 
 def test_a_number_of_another_policy_is_refused():

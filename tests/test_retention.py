@@ -25,7 +25,7 @@ def drawn_logits(seed: int = 0, rows: int = ROWS) -> torch.Tensor:
 
 
 def kept_of(policy: Policy, logits: torch.Tensor, document: str = "d") -> Kept:
-    return keep(policy, logits, *forward.survey(logits), retention.uniforms(document, len(logits)))
+    return keep(policy, logits, forward.survey(logits), retention.uniforms(document, len(logits)))
 
 
 def distributions_of(kept: Kept) -> Distributions:
@@ -103,35 +103,83 @@ def test_rows_without_entries_stay_so():
         assert reduce(policy, empty).tail.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
-def test_draws_are_right_on_average(temperature):
-    draws, times = 17 if temperature == 1 else 211, 2003
-    logits = drawn_logits(rows=1)
-    policy = Policy(policy="sampled", draws=draws, temperature=temperature)
-    repeated = logits.expand(times, -1)
-    kept = kept_of(policy, repeated)
+def shared(kept: Kept) -> np.ndarray:
+    """Probabilities, the tail's shared among what was drawn from it."""
+    rows = np.repeat(np.arange(len(kept.counts)), kept.counts)
+    drawn = np.isneginf(kept.logprobs)
+    times = np.bincount(rows[drawn], minlength=len(kept.counts))
+    return np.where(drawn, kept.tail[rows] / np.maximum(times, 1)[rows], np.exp(kept.logprobs.astype(np.float64)))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])  # the last is read by torch alone
+@pytest.mark.parametrize("draws", [1, 5, 17, 307])
+def test_draws_are_right_on_average(draws, kind):
+    times, logits = 2003, drawn_logits(rows=1).to(kind)
+    policy = Policy(policy="sampled", draws=draws)
+    kept = kept_of(policy, logits.expand(times, -1).contiguous())
     check(distributions_of(kept), VOCAB)
-    assert (kept.tail == 0).all() and kept.counts.max() <= draws
-    mean = np.bincount(kept.ids, weights=np.exp(kept.logprobs.astype(np.float64)), minlength=VOCAB) / times
     exact = torch.softmax(logits[0].double(), dim=0).numpy()
-    # Independent draws would deviate by sqrt(p / draws / times); weights of another temperature sum to 1 only so far.
-    spread = 4 * np.sqrt(exact / draws / times) + 1e-4 + (0 if temperature == 1 else 0.03) * exact
+    head = exact >= min(1 / draws, exact.max())
+    tail = exact[~head].sum()
+    rows, drawn = np.repeat(np.arange(times), kept.counts), np.isneginf(kept.logprobs)
+    assert kept.counts.max() <= draws + 1
+    np.testing.assert_allclose(kept.tail, tail, rtol=1e-5)
+    for token in np.flatnonzero(head):  # as it is, each time
+        np.testing.assert_allclose(np.exp(kept.logprobs[(kept.ids == token) & ~drawn]), [exact[token]] * times, rtol=1e-5)
+    assert not head[kept.ids[drawn]].any()
+    assert (np.bincount(rows[drawn], minlength=times) == max(int(tail * draws), 1)).all()
+    assert len(set(zip(rows.tolist(), kept.ids.tolist(), strict=True))) == len(rows)
+    mean = np.bincount(kept.ids, weights=shared(kept), minlength=VOCAB) / times
+    spread = 4 * np.sqrt(exact / draws / times) + 1e-4  # independent draws would deviate by this
     assert (np.abs(mean - exact) < spread).all()
-    if temperature == 1:
-        counts = np.exp(kept.logprobs.astype(np.float64)) * draws
-        np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
-        rows = np.repeat(np.arange(times), kept.counts)
-        for token in np.flatnonzero(exact > 1 / draws):  # systematic: as often as can be
-            mine = counts[kept.ids == token]
-            assert len(np.unique(rows[kept.ids == token])) == times
-            assert np.abs(mine - draws * exact[token]).max() < 1 + 1e-4
+
+
+@given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(1, 70), st.integers(0, 99))
+def test_compiled_draws_are_torchs(rows, vocab, draws, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(rows, vocab, generator=generator)
+    uniform = retention.uniforms("d", rows)
+    found = forward.survey(logits)
+    counts, ids, logprobs, tail = retention.scan.draw(logits, found, uniform, draws)
+    other = retention._drawn(logits, found.log_z, uniform, draws)
+    np.testing.assert_allclose(tail, other[3], atol=1e-6)
+    # A mass that is all but a whole number of draws may be rounded to either side of it.
+    near = np.abs(tail * draws - np.round(tail * draws)) < 1e-4
+    same = ~near & (np.abs(tail * draws - retention.scan.SLIVER) > 1e-4)
+    assert np.array_equal(counts[same], other[0][same])
+    one, two = (np.split(x, np.cumsum(c)[:-1]) for x, c in ((ids, counts), (other[1], other[0])))
+    differ = sum(not np.array_equal(one[i], two[i]) for i in np.flatnonzero(same))
+    assert differ <= 1  # a place on the edge of two tokens
+
+
+def test_a_row_of_equals_is_drawn_from():
+    kept = kept_of(Policy(policy="sampled", draws=3), torch.zeros(5, VOCAB))
+    assert (kept.counts == 3).all() and (np.isfinite(kept.logprobs).reshape(5, 3).sum(axis=1) == 1).all()
 
 
 def test_draws_do_not_depend_on_what_a_document_is_read_with(monkeypatch):
-    policy, logits = Policy(policy="sampled", draws=13), drawn_logits()
+    policy, logits = Policy(policy="sampled", draws=13), drawn_logits().double()
     whole = kept_of(policy, logits)
     monkeypatch.setattr(retention, "SAMPLED_AT_ONCE", 2 * VOCAB)
     apart = kept_of(policy, logits)
     other = kept_of(policy, logits, document="e")
     assert np.array_equal(whole.ids, apart.ids) and np.array_equal(whole.logprobs, apart.logprobs)
     assert not np.array_equal(whole.ids, other.ids)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 1 / 13, 0.3])
+def test_of_a_head_what_is_wanted_is_kept_or_refused(threshold):
+    policy, logits = Policy(policy="threshold", threshold=threshold, top_k=VOCAB), drawn_logits()
+    kept = kept_of(Policy(policy="sampled", draws=13), logits)
+    rows = np.repeat(np.arange(ROWS), kept.counts)
+    order = np.lexsort((-kept.logprobs, rows))
+    order = order[np.isfinite(kept.logprobs[order])]
+    counts = np.bincount(rows[order], minlength=ROWS)
+    stored = distributions_of(Kept(counts=counts, ids=kept.ids[order], logprobs=kept.logprobs[order], tail=kept.tail))
+    if threshold < 1 / 13:
+        with pytest.raises(ValueError, match=r"^threshold: row 0 has \d+ entries and a tail of 0\.\d+, fewer than"):
+            reduce(policy, stored, unkept=1 / 13)
+        return
+    expected = distributions_of(kept_of(policy, logits))
+    reduced = reduce(policy, stored, unkept=1 / 13)
+    assert np.array_equal(reduced.counts, expected.counts) and set(reduced.ids) == set(expected.ids)

@@ -36,7 +36,7 @@ def test_columns_are_as_near_as_stated(function, values, scale, bound):
 def test_certainty_and_impossibility_stay():
     assert rounding.round_gold(np.array([0, -np.inf], np.float32)).tolist() == [0, -np.inf]
     assert rounding.round_tail(np.array([0, 1e-9, 1], np.float32)).tolist() == [0, 1 / 256**2, 1]
-    assert rounding.round_logprobs(np.zeros(1, np.float32)).tolist() == [0]
+    assert rounding.round_logprobs(np.array([0, -np.inf], np.float32)).tolist() == [0, -np.inf]
 
 
 @given(st.lists(st.integers(0, 97), max_size=7), st.integers(0, 1 << 30))

@@ -21,17 +21,20 @@ def drawn(rows: int, vocab: int, seed: int, kind: torch.dtype) -> torch.Tensor:
 @given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(0, 99), st.sampled_from(KINDS))
 def test_log_sum_exp_and_maxima_are_torchs(rows, vocab, seed, kind):
     logits = drawn(rows, vocab, seed, kind)
-    log_z, maxima = scan.survey(logits)
+    found = scan.survey(logits)
+    log_z, maxima = found.log_z, found.maxima
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(dim=1), rtol=2e-7, atol=2e-6)
     expected = [block.float().amax(dim=1) for block in logits.split(scan.BLOCK, dim=1)]
     assert torch.equal(maxima, torch.stack(expected, dim=1))
+    masses = [(b.double() - logits.amax(dim=1, keepdim=True).double()).exp().sum(dim=1) for b in logits.split(64, dim=1)]
+    torch.testing.assert_close(found.sums.double(), torch.stack(masses, dim=1), rtol=1e-6, atol=1e-12)
 
 
 @given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(0, 99), st.sampled_from(KINDS))
 def test_what_is_above_a_bound_is_found(rows, vocab, seed, kind):
     logits = drawn(rows, vocab, seed, kind)
     bound = torch.linspace(-9, 9, rows)
-    counts, ids, values = scan.above(logits, scan.survey(logits)[1], bound)
+    counts, ids, values = scan.above(logits, scan.survey(logits).maxima, bound)
     found = logits.float() >= bound[:, None]
     assert counts.tolist() == found.sum(dim=1).tolist()
     assert ids.tolist() == found.nonzero()[:, 1].tolist() and values.tolist() == logits.float()[found].tolist()
@@ -45,9 +48,9 @@ def test_odd_values_stay_what_they_are(odd, at, kind):
     logits[1, at] = odd
     logits[2] = -math.inf
     expected = logits.float().logsumexp(dim=1)
-    assert torch.allclose(scan.survey(logits)[0], expected, equal_nan=True)
+    assert torch.allclose(scan.survey(logits).log_z, expected, equal_nan=True)
     logits[2, at] = odd
-    assert torch.allclose(scan.survey(logits)[0], logits.float().logsumexp(dim=1), equal_nan=True)
+    assert torch.allclose(scan.survey(logits).log_z, logits.float().logsumexp(dim=1), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +62,7 @@ def test_threads_share_the_rows(kind):
         together = scan.survey(logits)
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert all(torch.equal(getattr(alone, name), getattr(together, name)) for name in ("log_z", "maxima", "sums"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,8 +71,8 @@ def test_threads_share_the_rows(kind):
 def test_a_threshold_keeps_the_same_without_looking_for_the_largest(kind, top_k, threshold):
     logits = drawn(7, 211, 0, kind) / 5
     policy = Policy(policy="threshold", threshold=threshold, top_k=top_k)
-    log_z, maxima = forward.survey(logits)
-    one, other = (f(policy, logits, log_z, maxima) for f in (retention._above, retention._largest))
+    found = forward.survey(logits)
+    one, other = (f(policy, logits, found) for f in (retention._above, retention._largest))
     assert np.array_equal(one.counts, other.counts)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
     np.testing.assert_allclose(one.tail, other.tail, atol=1e-6)

@@ -212,7 +212,7 @@ def test_a_server_killed_midway_loses_nothing(tmp_path, plain, documents, monkey
             "vllm",
             {"most_entries": 5},
             {},
-            "greater than max allowed: 5)); start vLLM with --max-logprobs 7, or set `capture.top_k` lower",
+            "greater than max allowed: 5)); start vLLM with --max-logprobs 7, or set `capture.policy` to threshold and `capture.top_k` lower",
         ),
         ("llama", {"most_entries": 5}, {}, "gives 6 entries a token, 7 were asked for; raise the server's limit, or"),
         ("plain", {}, {}, "gives no prompt log-probabilities in any way known here (vllm: no prompt log-probabilities"),

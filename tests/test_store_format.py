@@ -18,9 +18,12 @@ GOLDEN = Path(__file__).parent / "data" / "store"
 
 
 def golden_traces() -> list[Trace]:
-    """Rows of 0, 1, 2, 5 and 70 entries; impossible gold, no tail, no information, no tokens, two sources."""
+    """Rows of 0, 1, 2, 5 and 70 entries, and three of which two were drawn; impossible gold, no tail, no information,
+    no tokens, two sources.
+    """
     rows = [{}, {3: 1.0}, {11: 0.25, 2: 0.625}, {n: 2.0 ** -(n + 1) for n in range(5)}, {n: 0.01 for n in range(70)}]
-    gold = [0.0, 0.0, math.log(0.625), -math.inf, -7.3]
+    rows.append({5: 0.0, 9: 0.75, 13: 0.0})  # of 5 and 13 it is not known how probable they are
+    gold = [0.0, 0.0, math.log(0.625), -math.inf, -7.3, -2.5]
 
     def trace(document: str, chosen: list[int], text: str) -> Trace:
         return Trace(
@@ -33,7 +36,7 @@ def golden_traces() -> list[Trace]:
             distributions=Distributions(
                 offsets=np.cumsum([0, *(len(rows[i]) for i in chosen)]).astype(np.int64),
                 ids=np.array([token for i in chosen for token in rows[i]], np.int32),
-                logprobs=np.log(np.array([p for i in chosen for p in rows[i].values()], np.float64)).astype(np.float32),
+                logprobs=np.array([logs(p) for i in chosen for p in rows[i].values()], np.float32),
                 gold=np.array([gold[i] for i in chosen], np.float32),
                 tail=np.array([1 - sum(rows[i].values()) for i in chosen], np.float32),
             ),
@@ -42,7 +45,11 @@ def golden_traces() -> list[Trace]:
             else np.zeros((0, 0), np.float32),
         )
 
-    return [trace("b", [2, 3, 4], "zwölf"), trace("a", [0, 1], "abc"), trace("ü", [], "")]
+    return [trace("b", [2, 3, 5, 4], "zwölf"), trace("a", [0, 1], "abc"), trace("ü", [], "")]
+
+
+def logs(p: float) -> float:
+    return math.log(p) if p else -math.inf
 
 
 def write(folder: Path) -> None:
@@ -93,6 +100,16 @@ def pages(data: bytes) -> bytes:
     return data[: len(data) - 8 - int.from_bytes(data[-8:-4], "little")]
 
 
+def test_what_was_drawn_shares_the_tail_or_is_left_out():
+    for draws, expected in [(True, {9: 0.75, 5: 0.125, 13: 0.125}), (False, {9: 0.75})]:
+        d = Store(GOLDEN, draws=draws).read("b").distributions
+        ids, logprobs = d.row(2)
+        assert ids.tolist() == list(expected)
+        np.testing.assert_allclose(np.exp(logprobs), list(expected.values()), atol=0.003)
+        np.testing.assert_allclose(d.tail[2], 0 if draws else 0.25, atol=0.003)
+        assert ids.tolist() != d.row(3)[0].tolist() and len(d.row(3)[0]) == 70
+
+
 def test_the_manifest_has_the_hash_of_each_file():
     files = manifest.read(GOLDEN)["files"]
     assert files == {
@@ -106,7 +123,7 @@ def test_a_folder_of_another_format_is_refused(tmp_path):
     write(tmp_path / "store")
     path = tmp_path / "store" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(ValueError, match=r"written in format 1, this fuselm reads 2; run the stage again$"):
+    with pytest.raises(ValueError, match=r"written in format 1, this fuselm reads 3; run the stage again$"):
         Store(tmp_path / "store")
 
 

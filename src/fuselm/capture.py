@@ -141,9 +141,10 @@ def read(
             uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
         for rows, logits in source.layer.logits_by_chunk(hidden):
-            log_z, maxima = forward.survey(logits)
-            kept.append(retention.keep(policy, logits, log_z, maxima, uniform[rows]))
-            gold.append((logits.gather(1, gold_ids[rows, None])[:, 0].float() - log_z).clamp(max=0).cpu().numpy())
+            found = forward.survey(logits)
+            kept.append(retention.keep(policy, logits, found, uniform[rows]))
+            gold_logprobs = logits.gather(1, gold_ids[rows, None])[:, 0].float() - found.log_z
+            gold.append(gold_logprobs.clamp(max=0).cpu().numpy())
     return Batch(
         documents=documents,
         segmentations=segmentations,

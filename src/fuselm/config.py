@@ -97,17 +97,16 @@ POLICIES: dict[str, dict[str, float]] = {
     "threshold": {"threshold": 0.0065, "top_k": 64},
     "top_k": {"top_k": 64},
     "nucleus": {"mass": 0.9, "top_k": 64},
-    "sampled": {"draws": 50, "temperature": 1.0},
+    "sampled": {"draws": 28},
 }
 
 
 class Capture(_Options):
-    policy: Literal["threshold", "top_k", "nucleus", "sampled"] = "threshold"  # which entries are kept of a token
+    policy: Literal["threshold", "top_k", "nucleus", "sampled"] = "sampled"  # which entries are kept of a token
     top_k: int | None = Field(None, ge=1)  # entries at most; the rest is the token's tail mass. Not of sampled
     threshold: float | None = Field(None, gt=0, lt=1)  # threshold: entries of at least this probability
     mass: float | None = Field(None, gt=0, le=1)  # nucleus: the most probable entries that reach it
-    draws: int | None = Field(None, ge=1)  # sampled: how many
-    temperature: float | None = Field(None, gt=0)  # sampled: of the draws; their weights make up for it
+    draws: int | None = Field(None, ge=1)  # sampled: entries of at least 1/draws, and one draw for each that is left
     batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
     engine: Literal["local", "ray"] = "local"  # ray: on a cluster (RAY_ADDRESS), or by several processes here
     workers: int | None = Field(None, ge=1)  # ray: processes that each hold the model; None: 2
@@ -121,13 +120,20 @@ class Capture(_Options):
     @model_validator(mode="before")
     @classmethod
     def _of_policy(cls, options: Any) -> Any:
-        if not isinstance(options, dict) or (policy := options.get("policy", "threshold")) not in POLICIES:
+        if not isinstance(options, dict) or (policy := options.get("policy", "sampled")) not in POLICIES:
             return options
         for name in sorted(set().union(*POLICIES.values()) - set(POLICIES[policy])):
             if options.get(name) is not None:
                 of = " and ".join(p for p, taken in POLICIES.items() if name in taken)
                 raise ValueError(f"capture.{name}: an option of {of}, but capture.policy is {policy}; drop one")
         return POLICIES[policy] | options
+
+    @property
+    def of_servers(self) -> "Capture":
+        """The same, but for `sampled`: no server gives a whole distribution to draw from."""
+        if self.policy != "sampled":
+            return self
+        return self.model_copy(update={"policy": "threshold", "draws": None} | POLICIES["threshold"])
 
     @property
     def processes(self) -> int:
@@ -273,18 +279,23 @@ class Run(_Options):
         for option, given in of_sources.items():
             for name in set(given) - set(self.sources):
                 raise ValueError(f"fuse.{option}.{name}: no such source; there are {', '.join(self.sources)}")
-        served = next((name for name, source in self.sources.items() if isinstance(source, Server)), None)
-        if served and self.capture.policy == "sampled":
-            raise ValueError(
-                f"capture.policy: sampled draws from whole distributions, which no server gives (sources.{served}); "
-                "take threshold, nucleus or top_k"
-            )
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(
                 f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "
                 "their sum must be below 1"
             )
         return self
+
+    def capture_of(self, source: str) -> Capture:
+        """How that source is captured."""
+        return self.capture.of_servers if isinstance(self.sources[source], Server) else self.capture
+
+    @property
+    def only_averages(self) -> bool:
+        """Whether nothing but means is taken of rows: then what was drawn from their tails is as good as the tails."""
+        fuse, train = self.fuse, self.train
+        averaged = fuse.function not in ("entropy", "log_linear") and not fuse.temperatures
+        return averaged and train.divergence == "forward_kl" and train.temperature == 1
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Run:

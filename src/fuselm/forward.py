@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fuselm import scan
-from fuselm.scan import BLOCK
+from fuselm.scan import BLOCK, Survey
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
 TILE = 8192  # columns whose temporary copies stay in the cache
@@ -146,19 +146,19 @@ def gold_logprobs(
 def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
     """`torch.logsumexp` of each row, without another tensor of this size."""
     if scan.readable(logits):
-        return scan.survey(logits)[0]
+        return scan.survey(logits).log_z
     largest = logits.amax(dim=-1, keepdim=True)
     shift = torch.where(largest.isfinite(), largest, 0)
     total = sum((tile - shift).exp_().sum(dim=-1) for tile in logits.split(TILE, dim=-1))
     return total.log() + shift[:, 0]
 
 
-def survey(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows blocks"]]:
-    """`logsumexp`, and the largest of each `BLOCK` of columns: what `top_k` and `scan.above` begin with."""
+def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
+    """What `top_k`, `scan.above` and `scan.draw` begin with."""
     if scan.readable(logits):
         return scan.survey(logits)
     maxima = [block.amax(dim=-1) for block in _blocks(logits) if block.numel()]
-    return logsumexp(logits), torch.cat(maxima, dim=1) if maxima else logits[:, :0]
+    return Survey(log_z=logsumexp(logits), maxima=torch.cat(maxima, dim=1) if maxima else logits[:, :0])
 
 
 def top_k(

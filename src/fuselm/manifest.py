@@ -18,7 +18,7 @@ from typing import Any
 
 from fuselm import processes
 
-FORMAT = 2  # of every folder that fuselm writes; docs/store.md
+FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

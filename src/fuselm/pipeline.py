@@ -72,7 +72,7 @@ class Pipeline:
         needed = {s.name for s in self.steps() if not s.done and s.stage in asking}
         for name in sorted(needed & self.inputs.servers.keys()):
             servers.check_server(
-                self.inputs.servers[name], self.inputs.source_vocabulary(name), top_k=self.run.capture.top_k
+                self.inputs.servers[name], self.inputs.source_vocabulary(name), top_k=self.run.capture_of(name).top_k
             )
 
     def corpus(self) -> Path:
@@ -114,7 +114,7 @@ class Pipeline:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture.recipe, "dtype": self._dtype(name), "split": "train"},
+            parameters={**self.run.capture_of(name).recipe, "dtype": self._dtype(name), "split": "train"},
             about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
@@ -124,7 +124,7 @@ class Pipeline:
 
             documents = [d for d in self.documents if d.split == "train"]
             vocabulary = self.inputs.source_vocabulary(name)
-            asked = {"policy": retention.Policy(**self.run.capture.retention), "progress": shown}
+            asked = {"policy": retention.Policy(**self.run.capture_of(name).retention), "progress": shown}
             if name in self.inputs.servers:
                 from fuselm import remote
 
@@ -172,14 +172,14 @@ class Pipeline:
     def _align(self, name: str, captured: Path) -> Path:
         recipe = Recipe(
             stage="align",
-            parameters=self.run.align.model_dump(),
+            parameters=self.run.align.model_dump() | {"draws": self.run.only_averages},
             inputs={"captured": self._keys[captured], "tokenizer": self.inputs.target.tokenizer_fingerprint},
         )
 
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import alignment, store
 
-            source = store.Store(captured)
+            source = store.Store(captured, draws=recipe.parameters["draws"])
             documents = [d for d in self.documents if d.id in source]
             aligner = alignment.Aligner(
                 self.inputs.source_vocabulary(name),

@@ -56,7 +56,7 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     if step.stage == "capture":
         model = pipeline.inputs.sources[step.name]
         tokens = counted[model.tokenizer_fingerprint]["train"]
-        disk = int(tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture), model.output_size)))
+        disk = int(tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture_of(step.name)), model.output_size)))
     elif step.stage == "align":
         tokens, disk = of_target["train"], int(of_target["train"] * aligned_row)
     elif step.stage == "fuse":
@@ -76,7 +76,7 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
 def _most_entries(options: "config.Capture") -> int:
     """Of a row, whatever the model says."""
     told = options.retention
-    return min(told.get("top_k", told.get("draws", 1)), int(1 / told.get("threshold", 1e-9)))
+    return min(told.get("top_k", told.get("draws", 0) + 1), int(1 / told.get("threshold", 1e-9)))
 
 
 def check_disk(pipeline: "Pipeline") -> None:
@@ -86,7 +86,7 @@ def check_disk(pipeline: "Pipeline") -> None:
     if needed > free:
         raise ValueError(
             f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:.2f}; make room, set "
-            "another `output`, or keep fewer entries (capture.threshold, align.top_k)"
+            "another `output`, or keep fewer entries (capture.draws, align.top_k)"
         )
 
 
@@ -172,7 +172,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     loaded = load_model(model, dtype="float32" if task == "train" else options.dtype)
     layer = forward.output_layer(loaded)
     source = capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
-    policy = retention.Policy(**pipeline.run.capture.retention)
+    policy = retention.Policy(**(pipeline.run.capture_of(name) if name else pipeline.run.capture).retention)
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0) if task == "train" else None
     seconds, entries = [], None
     for _ in range(2):  # the first one warms up
@@ -197,12 +197,12 @@ def _measure_server(
     """Of as many documents as the server is asked for at a time."""
     from fuselm import remote, retention, servers
 
-    server, top_k = pipeline.inputs.servers[name], pipeline.run.capture.top_k
+    server, options = pipeline.inputs.servers[name], pipeline.run.capture_of(name)
     count = server.requests
-    with servers.connect(server, pipeline.inputs.source_vocabulary(name), top_k=top_k) as connection:
+    with servers.connect(server, pipeline.inputs.source_vocabulary(name), top_k=options.top_k) as connection:
         began = time.perf_counter()
         rows = [trace.distributions for trace, _ in remote.traces(connection, documents[:count], segmentations[:count])]
-    tokens, policy = sum(map(len, rows)), retention.Policy(**pipeline.run.capture.retention)
+    tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
     entries = sum(len(retention.shorten(policy, d).ids) for d in rows) / max(tokens, 1)
     return tokens / (time.perf_counter() - began), entries
 

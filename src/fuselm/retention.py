@@ -2,7 +2,7 @@
 
 A policy sees the logits of some rows, a chunk at a time, or rows of a store that were kept by a wider one. For a given
 number of entries in all, `threshold` loses the least in square: it keeps what is large wherever that is, few entries of
-a row that is sure and many of one that is not.
+a row that is sure and many of one that is not. `sampled` keeps so the head, and draws from the tail.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fuselm import forward, scan
 from fuselm.distributions import Distributions
+from fuselm.scan import Survey
 
 SLACK = 1e-3  # nats below the threshold, within which rounding decides
 SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
@@ -32,7 +33,6 @@ class Policy:
     mass: float = 1.0  # nucleus
     threshold: float = 0.0  # probability
     draws: int = 1
-    temperature: float = 1.0  # of the draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +41,22 @@ class Kept:
 
     counts: Int[ndarray, "rows"]
     ids: Int[ndarray, "entries"]
-    logprobs: Float[ndarray, "entries"]
+    logprobs: Float[ndarray, "entries"]  # -inf of an entry that was drawn from the others
     tail: Float[ndarray, "rows"]
 
 
 def keep(
-    policy: Policy,
-    logits: Float[Tensor, "rows vocab"],
-    log_z: Float[Tensor, "rows"],
-    maxima: Float[Tensor, "rows blocks"],
-    uniform: Float[ndarray, "rows"],
+    policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"]
 ) -> Kept:
-    """The entries that `policy` keeps of these rows; `log_z` and `maxima` as from `forward.survey`.
+    """The entries that `policy` keeps of these rows, of which `forward.survey` found so much.
 
     `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
     """
     if policy.policy == "sampled":
-        return _sampled(policy, logits, log_z, uniform)
+        return _sampled(policy, logits, found, uniform)
     if policy.policy == "threshold" and scan.readable(logits):
-        return _above(policy, logits, log_z, maxima)
-    return _largest(policy, logits, log_z, maxima)
+        return _above(policy, logits, found)
+    return _largest(policy, logits, found)
 
 
 def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
@@ -69,18 +65,18 @@ def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
     return np.random.default_rng(seed).random(count)
 
 
-def reduce(policy: Policy, distributions: Distributions) -> Distributions:
-    """What `policy` keeps of rows that are kept already, the most probable first.
+def reduce(policy: Policy, distributions: Distributions, *, unkept: float = 1.0) -> Distributions:
+    """What `policy` keeps of rows that are kept already, the most probable first; all others are below `unkept`.
 
     Raises `ValueError` where that isn't what it would have kept of the full distribution, or can't be told.
     """
     if policy.policy == "sampled":
-        raise ValueError("sampled: cannot be drawn from kept entries, it needs full distributions; capture again")
+        raise ValueError("sampled: cannot be drawn from kept entries, it needs whole distributions; capture again")
     d, cut = distributions, shorten(policy, distributions)
     # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
     probs = np.exp(d.logprobs.astype(np.float64))
     last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
-    largest = np.minimum(d.tail.astype(np.float64), last)
+    largest = np.minimum(np.minimum(d.tail.astype(np.float64), last), np.nextafter(unkept, 0))
     sums = np.bincount(d.rows, weights=probs, minlength=len(d)).astype(np.float64)
     more = (cut.counts == d.counts) & (d.counts < policy.top_k) & d.informed & (largest > 1e-6)
     more &= WANTED[policy.policy](policy, largest, sums)
@@ -113,12 +109,10 @@ def shorten(policy: Policy, distributions: Distributions) -> Distributions:
     )
 
 
-def _largest(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], maxima: Float[Tensor, "rows _"]
-) -> Kept:
+def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
     """The most probable entries, as long as they are wanted; at least one."""
-    values, ids = forward.top_k(logits, maxima, min(policy.top_k, logits.shape[1]))
-    logprobs = (values.float() - log_z[:, None]).clamp(max=0).double().cpu().numpy()
+    values, ids = forward.top_k(logits, found.maxima, min(policy.top_k, logits.shape[1]))
+    logprobs = (values.float() - found.log_z[:, None]).clamp(max=0).double().cpu().numpy()
     probs = np.exp(logprobs)
     kept = WANTED[policy.policy](policy, probs, np.cumsum(probs, axis=1) - probs)
     kept[:, 0] = True
@@ -130,14 +124,12 @@ def _largest(
     )
 
 
-def _above(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], maxima: Float[Tensor, "rows _"]
-) -> Kept:
+def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
     """`_largest` for a threshold, without looking for more entries than it wants."""
-    bound = torch.minimum(log_z + math.log(policy.threshold) - SLACK, maxima.amax(dim=1))
-    counts, ids, values = scan.above(logits, maxima, bound)
+    bound = torch.minimum(found.log_z + math.log(policy.threshold) - SLACK, found.maxima.amax(dim=1))
+    counts, ids, values = scan.above(logits, found.maxima, bound)
     rows = np.repeat(np.arange(len(counts)), counts)
-    logprobs = np.minimum(values - log_z.numpy()[rows], 0).astype(np.float64)
+    logprobs = np.minimum(values - found.log_z.numpy()[rows], 0).astype(np.float64)
     order = np.lexsort((-logprobs, rows))
     ids, logprobs, probs = ids[order], logprobs[order], np.exp(logprobs[order])
     rank = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -150,42 +142,46 @@ def _above(
     )
 
 
-def _sampled(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
-) -> Kept:
-    """Random Sampling Knowledge Distillation (Anshumann et al. 2025, arXiv 2503.16870), by systematic draws.
+def _sampled(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"]) -> Kept:
+    """The head as it is, every entry of at least 1/N, and systematic draws from the tail, one for each whole 1/N of it.
 
-    The distribution at `temperature` is cut into as many equal parts as there are draws, and each gives the token at
-    the same place in it: counts have the same expectation as of independent draws, and less variance. A token's weight
-    is its count, times its probability over that at the temperature. Weights sum to 1: the row has no tail.
+    Random Sampling Knowledge Distillation (Anshumann et al. 2025, arXiv 2503.16870) draws all of a row; an entry that
+    would be drawn each time is better kept (Cohen et al. 2009, VarOpt). The tail is cut into equal parts, and each
+    gives the token at the same place in it: a token is drawn as often as its share of the tail says, at most once. So
+    head and draws, with the tail's mass shared evenly among these, are an unbiased picture of the row.
     """
+    if scan.readable(logits):
+        counts, ids, logprobs, tail = scan.draw(logits, found, uniform, policy.draws)
+        return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
     parts = [
-        _drawn(policy, logits[rows].float(), log_z[rows], uniform[rows])
+        _drawn(logits[rows].float(), found.log_z[rows], uniform[rows], policy.draws)
         for rows in forward.chunks(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
     ]
-    counts, ids, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=np.zeros(len(logits), np.float32))
+    counts, ids, logprobs, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
 
 
 def _drawn(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"]
-) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
-    heated = logits / policy.temperature
-    log_heated = forward.logsumexp(heated)
-    sums = (heated - log_heated[:, None]).double().exp_().cumsum(dim=1)
-    places = torch.as_tensor(uniform, device=logits.device)[:, None] + torch.arange(policy.draws, device=logits.device)
-    drawn = torch.searchsorted(sums, places / policy.draws * sums[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
-    vocab = logits.shape[1]
-    keys = drawn + torch.arange(len(logits), device=logits.device)[:, None] * vocab
-    keys, times = torch.unique_consecutive(keys.flatten(), return_counts=True)
-    rows, ids = keys // vocab, keys % vocab
-    weights = times.double().log()
-    if policy.temperature != 1.0:
-        weights += (logits[rows, ids] - log_z[rows]) - (heated[rows, ids] - log_heated[rows])
-    rows, weights = rows.cpu().numpy(), np.exp(weights.cpu().numpy())
-    weights /= np.bincount(rows, weights=weights)[rows]
-    counts = np.bincount(rows, minlength=len(logits))
-    return counts, ids.int().cpu().numpy(), np.log(weights).astype(np.float32)
+    logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"], draws: int
+) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
+    """`scan.draw` where the logits are on another device."""
+    rows, vocab = logits.shape
+    logprobs = logits - log_z[:, None]
+    head = logprobs >= -math.log(draws)
+    head[torch.arange(rows, device=logits.device), logits.argmax(dim=1)] = True
+    sums = logprobs.double().exp().masked_fill_(head, 0).cumsum(dim=1)
+    tail = sums[:, -1].clamp(max=1)
+    times = (tail * draws).floor()
+    times = torch.where((times == 0) & (tail * draws >= scan.SLIVER), 1, times)
+    places = torch.as_tensor(uniform, device=logits.device)[:, None] + torch.arange(draws, device=logits.device)
+    drawn = torch.searchsorted(sums, places / times[:, None] * sums[:, -1:], right=True).clamp_(max=vocab - 1)
+    keys = drawn + torch.arange(rows, device=logits.device)[:, None] * vocab
+    keys = keys[torch.arange(draws, device=logits.device) < times[:, None]]
+    kept = head.flatten().index_fill(0, keys, True).view_as(head)
+    at, ids = kept.nonzero(as_tuple=True)
+    values = torch.where(head[at, ids], logprobs[at, ids].clamp(max=0), -math.inf)
+    counts = torch.bincount(at, minlength=rows)
+    return counts.cpu().numpy(), ids.int().cpu().numpy(), values.cpu().numpy(), tail.float().cpu().numpy()
 
 
 def _all(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:

@@ -30,7 +30,7 @@ _SORTED_BY_INSERTION = 64  # longer rows take longer so than by merging
 
 
 def round_logprobs(logprobs: Float[ndarray, "entries"]) -> Float[ndarray, "entries"]:
-    """The square root p of a probability moves by at most 1/320; a probability below 1/400, by at most 1/8 nat."""
+    """The square root of a probability moves by at most 1/320; a probability below 1/400, by at most 1/8 nat."""
     exact = logprobs.astype(np.float64)
     roots = np.maximum(np.round(np.exp(exact / 2) * ROOTS), SMALLEST_ROOT)
     by_ratio = _LOG_SMALLEST + np.round((exact - _LOG_SMALLEST) * QUARTERS) / QUARTERS
@@ -67,7 +67,10 @@ def restore(
     logprobs: Float[ndarray, "entries"],
     tail: Float[ndarray, "tokens"],
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-    """Rows as they are on disk -> rows that sum to 1 with their tails, the most probable entries first."""
+    """Rows as they are on disk -> rows that sum to 1 with their tails, the most probable entries first.
+
+    Where entries were drawn from a tail (-inf), they share it.
+    """
     logprobs, tail = logprobs.copy(), tail.copy()
     _normalise(offsets, logprobs, tail)
     keys = np.abs(logprobs).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
@@ -78,10 +81,16 @@ def restore(
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _normalise(offsets: ndarray, logprobs: ndarray, tail: ndarray) -> None:
     for row in range(len(offsets) - 1):
-        total = np.float64(tail[row])
+        total, drawn = np.float64(tail[row]), 0
         for e in range(offsets[row], offsets[row + 1]):
             total += np.exp(logprobs[e])
+            drawn += logprobs[e] == -np.inf
         shift = np.float32(np.log(total))
+        if drawn:
+            share, tail[row] = np.float32(np.log(tail[row] / drawn)), 0.0
+            for e in range(offsets[row], offsets[row + 1]):
+                if logprobs[e] == -np.inf:
+                    logprobs[e] = share
         for e in range(offsets[row], offsets[row + 1]):
             logprobs[e] = min(logprobs[e] - shift, np.float32(0.0))
         tail[row] = tail[row] / total

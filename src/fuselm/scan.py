@@ -1,11 +1,13 @@
-"""Logits read once, on a CPU: of each row the log-sum-exp and the largest of each block of columns, then of few blocks
-the entries above a bound. Compiled; float32, or bfloat16 as it comes from the matrix product.
+"""Logits read once, on a CPU: of each row the log-sum-exp, and of each block of columns the largest and the mass. Then,
+of few blocks, the entries above a bound, and draws from all others. Compiled; float32, or bfloat16 as it comes from
+the matrix product.
 """
 
 import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numba
@@ -28,6 +30,16 @@ LOG2_E = np.float32(math.log2(math.e))
 LOWEST = np.int32(-(2**31))
 INT32 = ir.IntType(32)
 LEAST = np.float32(-126)  # powers below are not told apart from 2**-126
+SLIVER = 0.1  # of a draw's share: a tail with less is not drawn from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What there is to know of rows before looking for single entries."""
+
+    log_z: Float[Tensor, "rows"]  # log-sum-exp
+    maxima: Float[Tensor, "rows blocks"]  # of each `BLOCK` of columns, the last of which may be shorter
+    sums: Float[Tensor, "rows blocks"] | None = None  # of exp(logit - the row's largest); where compiled code made them
 
 
 def readable(logits: Tensor) -> bool:
@@ -36,13 +48,13 @@ def readable(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and known and logits.is_contiguous() and not logits.requires_grad
 
 
-def survey(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows blocks"]]:
-    """Log-sum-exp of each row, and the largest of each `BLOCK` of its columns, the last of which may be shorter."""
+def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
+    """All of it in one pass."""
     rows, vocab = logits.shape
-    maxima = np.empty((rows, -(-vocab // BLOCK)), np.float32)
+    maxima, sums = np.empty((2, rows, -(-vocab // BLOCK)), np.float32)
     log_z = np.empty(rows, np.float32)
-    _in_threads(_survey, _raw(logits), maxima, log_z)
-    return torch.from_numpy(log_z), torch.from_numpy(maxima)
+    _in_threads(_survey, _raw(logits), maxima, sums, log_z)
+    return Survey(log_z=torch.from_numpy(log_z), maxima=torch.from_numpy(maxima), sums=torch.from_numpy(sums))
 
 
 def above(
@@ -56,6 +68,22 @@ def above(
     ids, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
     _fill(raw, largest, bounds, begins, ids, values)
     return counts, ids, values
+
+
+def draw(
+    logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"], draws: int
+) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
+    """The entries of at least 1/`draws` (or the largest), and systematic draws from the others, one for each whole
+    1/`draws` of their mass: counts, ids (ascending in a row), log-probabilities (-inf for what was drawn), and the
+    mass of all that are below.
+    """
+    raw, room = _raw(logits), draws + 2
+    counts, tail = np.empty(len(raw), np.int64), np.empty(len(raw), np.float32)
+    ids, logprobs = np.empty((len(raw), room), np.int32), np.empty((len(raw), room), np.float32)
+    known = (found.maxima.numpy(), found.sums.numpy(), found.log_z.numpy())
+    _in_threads(_draw, raw, *known, uniform, counts, ids, logprobs, tail)
+    real = np.arange(room) < counts[:, None]
+    return counts, ids[real], logprobs[real], tail
 
 
 def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
@@ -122,7 +150,7 @@ def _power(exponent):
 
 @numba.njit(cache=True, nogil=True, fastmath=SUMS)
 @no_type_check
-def _survey(raw, maxima, log_z):
+def _survey(raw, maxima, sums, log_z):
     vocab = raw.shape[1]
     whole = vocab // BLOCK * BLOCK
     for i in range(len(raw)):
@@ -144,6 +172,7 @@ def _survey(raw, maxima, log_z):
         top = _float(_ordered(largest))
         if not np.isfinite(top):
             log_z[i] = top
+            sums[i] = np.nan
             for j in range(vocab):
                 if np.isnan(_float(_bits(raw[i, j]))):
                     log_z[i] = np.nan
@@ -153,9 +182,14 @@ def _survey(raw, maxima, log_z):
             part = np.float32(0)
             for j in range(block * BLOCK, (block + 1) * BLOCK):
                 part += _power((_float(_bits(raw[i, j])) - top) * LOG2_E)
+            sums[i, block] = part
             total += part
-        for j in range(whole, vocab):
-            total += _power((_float(_bits(raw[i, j])) - top) * LOG2_E)
+        if whole < vocab:
+            part = np.float32(0)
+            for j in range(whole, vocab):
+                part += _power((_float(_bits(raw[i, j])) - top) * LOG2_E)
+            sums[i, whole // BLOCK] = part
+            total += part
         log_z[i] = math.log(total) + top
 
 
@@ -182,3 +216,56 @@ def _fill(raw, maxima, bound, begins, ids, values):
                     if value >= bound[i]:
                         ids[at], values[at] = j, value
                         at += 1
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _draw(raw, maxima, sums, log_z, uniform, counts, ids, logprobs, tail):
+    vocab, draws = raw.shape[1], ids.shape[1] - 2
+    rest = np.empty(maxima.shape[1])
+    for i in range(len(raw)):
+        counts[i], tail[i] = 0, 1.0
+        if not np.isfinite(log_z[i]):
+            continue
+        top, bound = maxima[i].max(), np.float32(log_z[i] - math.log(draws))
+        largest = -1  # where it is, if it is below the bound
+        if top < bound:
+            block = maxima[i].argmax()
+            for j in range(block * BLOCK, min((block + 1) * BLOCK, vocab)):
+                if largest < 0 and _float(_bits(raw[i, j])) == top:
+                    largest = j
+        total = 0.0
+        for block in range(len(rest)):
+            rest[block] = sums[i, block]
+            if maxima[i, block] >= bound or block == largest // BLOCK:
+                rest[block] = 0.0
+                for j in range(block * BLOCK, min((block + 1) * BLOCK, vocab)):
+                    value = _float(_bits(raw[i, j]))
+                    if value < bound and j != largest:
+                        rest[block] += _power((value - top) * LOG2_E)
+            total += rest[block]
+        tail[i] = min(total * math.exp(top - log_z[i]), 1.0)
+        times = math.floor(tail[i] * draws)
+        if times == 0 and tail[i] * draws >= SLIVER:
+            times = 1
+        n = drawn = 0
+        place = uniform[i] * total / times if times else np.inf
+        before = 0.0
+        for block in range(len(rest)):
+            kept = maxima[i, block] >= bound or block == largest // BLOCK
+            if kept or before + rest[block] > place:
+                sum_ = before
+                for j in range(block * BLOCK, min((block + 1) * BLOCK, vocab)):
+                    value = _float(_bits(raw[i, j]))
+                    if value >= bound or j == largest:
+                        ids[i, n], logprobs[i, n] = j, min(value - log_z[i], np.float32(0))
+                        n += 1
+                        continue
+                    sum_ += _power((value - top) * LOG2_E)
+                    if sum_ > place:
+                        ids[i, n], logprobs[i, n] = j, -np.inf
+                        n += 1
+                        drawn += 1
+                        place = (uniform[i] + drawn) * total / times if drawn < times else np.inf
+            before += rest[block]
+        counts[i] = n

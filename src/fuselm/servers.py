@@ -218,7 +218,7 @@ def _check_spelling(connection: Connection, spelled: Sequence[tuple[int, str]]) 
 def _check_count(connection: Connection, prompt: Prompt) -> None:
     """Raises `ValueError` if there are fewer entries than asked for."""
     url, wanted, api = connection.server.url, connection.top_k, APIS[connection.api]
-    more = f"{api.more.format(top_k=wanted)}, or set `capture.top_k` lower"
+    more = f"{api.more.format(top_k=wanted)}, or set `capture.policy` to threshold and `capture.top_k` lower"
     try:
         rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
     except Refused as refused:

@@ -191,11 +191,13 @@ def part_path(folder: Path, number: int) -> Path:
 class Store:
     """A finished store, read by document or from its beginning to its end; in memory are its index and a row group.
 
+    What was drawn from a row's tail shares its mass; without `draws`, it is left out, and the mass stays in the tail.
     Raises `ValueError` if the folder is no store or the store is damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, draws: bool = True):
         self.folder = folder
+        self._draws = draws
         self.manifest = manifest.read(folder)
         try:
             index = pq.read_table(folder / INDEX, page_checksum_verification=True, use_threads=False)
@@ -295,7 +297,7 @@ class Store:
 
     def _traces(self, group: int, table: pa.Table) -> list[Trace]:
         try:
-            return from_table(table)
+            return from_table(table, draws=self._draws)
         except DAMAGED as error:
             path = part_path(self.folder, group >> 32)
             raise ValueError(self._damaged(path, f"row group {group & 0xFFFFFFFF} is damaged", error)) from None
@@ -350,8 +352,8 @@ def to_table(traces: Iterable[Trace]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def from_table(table: pa.Table) -> list[Trace]:
-    """Rows as traces. Raises `ValueError` where columns do not fit together."""
+def from_table(table: pa.Table, *, draws: bool = True) -> list[Trace]:
+    """Rows as traces; `draws` as of `Store`. Raises `ValueError` where columns do not fit together."""
     flat, edges = {}, {}
     for field in SCHEMA:
         if pa.types.is_list(field.type):
@@ -364,6 +366,11 @@ def from_table(table: pa.Table) -> list[Trace]:
     for name, wanted in expected.items():
         if not np.array_equal(edges[name], wanted):
             raise ValueError(f"column {name} does not fit the document's tokens")
+    if not draws:
+        head = flat["logprobs"] > -np.inf
+        rows = np.append(0, np.cumsum(head, dtype=np.int64))[rows]
+        edges["ids"] = rows[edges["tokens"]]
+        flat |= {name: flat[name][head] for name in ("ids", "logprobs")}
     ids, logprobs, tail = rounding.restore(rows, flat["ids"], flat["logprobs"], flat["tail"])
     names, texts, sizes, nats = (table[name].to_pylist() for name in ("document", "text", "bytes", "nats"))
     traces = []
