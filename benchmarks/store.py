@@ -32,7 +32,7 @@ from fuselm.vocabulary import Vocabulary
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "benchmarks"
 MODELS = {"gemma": "models/gemma-3-270m.gguf", "qwen": "models/qwen2.5-coder-0.5b-instruct.gguf"}
-DEFAULT = {"policy": "threshold"} | config.POLICIES["threshold"]
+DEFAULT = {"policy": "sampled"} | config.POLICIES["sampled"]
 WIDE = {"policy": "top_k", "top_k": 128}  # what narrower policies are taken of, for their bytes
 RUNS = 5
 BATCH_TOKENS = 1024

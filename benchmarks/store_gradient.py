@@ -12,7 +12,7 @@ with its loss's `zero` (nothing is known outside the entries) and once with `sym
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ POLICIES = [
     *({"policy": "threshold", "threshold": t} for t in (0.003, 0.0065, 0.01)),
     *({"policy": "top_k", "top_k": k} for k in (8, 16, 32, 64)),
     *({"policy": "nucleus", "mass": 0.9, "top_k": k} for k in (16, 64)),
-    *({"policy": "sampled", "draws": n} for n in (16, 24, 28, 32, 50)),
+    *({"policy": "sampled", "draws": n} for n in (16, 28, 50)),
 ]
 
 
@@ -44,6 +44,7 @@ class Target:
     probs: Tensor
     tail: Tensor | None
     bytes_per_token: float | None = None  # by formula, of ids and values alone
+    head: "Target | None" = None  # without what was drawn, the tail as its mass
 
 
 def label(options: dict) -> str:
@@ -51,7 +52,10 @@ def label(options: dict) -> str:
 
 
 def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document]) -> dict:
-    """By policy: `kl`, the tail spread evenly over all other ids; `angle` in degrees; entries of a token."""
+    """By policy: `kl`, the tail spread evenly over all other ids; `angle` in degrees; entries of a token.
+
+    Of draws, KL is taken of the head and its tail, and the angle of what they stand for.
+    """
     loaded = load_model(model, dtype="float32").eval()
     layer = forward.output_layer(loaded)
     texts = [vocabulary.segment(d.text).ids[: HIDDEN + LENGTH] for d in documents]
@@ -60,6 +64,7 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
         hidden = forward.hidden_states(loaded, layer, *forward.pad(texts, model.context_token))[:, HIDDEN:]
         logits = layer.logits(hidden.flatten(0, 1))
     full = torch.log_softmax(logits, dim=-1)
+    gold = torch.as_tensor(np.concatenate([ids[HIDDEN:] for ids in texts]), dtype=torch.long)
     inputs, mask = forward.pad([ids[HIDDEN:] for ids in texts], model.context_token)
     student = forward.hidden_states(loaded, layer, inputs, mask).flatten(0, 1)
     with torch.no_grad():
@@ -68,23 +73,25 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
     parameters = list(loaded.parameters())
     exact = _gradient(student, own - full.exp(), layer.weight, parameters)
     result = {}
-    for name, target in _targets(logits, full).items():
+    for name, target in _targets(logits, full, gold).items():
         found = _gradient(student, _slope(own, target), layer.weight, parameters)
         result[name] = {
             "entries": float((target.probs > 0).sum(dim=1).float().mean()),
-            "kl": _kl(full, target),
+            "kl": _kl(full, target.head or target),
             "angle": _angle(exact, found),
         } | ({"bytes_per_token": target.bytes_per_token} if target.bytes_per_token else {})
     return {"tokens": len(full), "policies": result}
 
 
-def _targets(logits: Tensor, full: Tensor) -> dict[str, Target]:
-    """All targets, by name; `full` is log-probabilities."""
+def _targets(logits: Tensor, full: Tensor, gold: Tensor) -> dict[str, Target]:
+    """All targets, by name; `full` is log-probabilities, `gold` the ids that came."""
     result = {}
     found = forward.survey(logits)
     for options in POLICIES:
         uniform = retention.uniforms("benchmark", len(logits))
-        result[label(options)] = _stored(retention.keep(Policy(**options), logits, found, uniform))
+        kept = retention.keep(Policy(**options), logits, found, gold=gold, uniform=uniform)
+        head = _stored(kept, draws=False) if options["policy"] == "sampled" else None
+        result[label(options)] = replace(_stored(kept), head=head)
     values, ids = full.topk(max(*DISTILLKIT, 50), dim=-1)
     for k in (10, 50):
         probs = values[:, :k].exp()
@@ -111,7 +118,7 @@ def _distillkit(logprobs: Tensor, exact: int, powers: list[float]) -> Tensor:
     return torch.cat([logprobs[:, :exact].bfloat16().float(), fit.T], dim=1)
 
 
-def _stored(kept: Kept) -> Target:
+def _stored(kept: Kept, *, draws: bool = True) -> Target:
     """By the way of the store's rows."""
     rows, zeros = len(kept.counts), np.zeros(len(kept.counts), np.int32)
     trace = store.Trace(
@@ -129,7 +136,7 @@ def _stored(kept: Kept) -> Target:
         ),
         weights=np.zeros((rows, 0), np.float32),
     )
-    (back,) = store.from_table(store.to_table([trace]))
+    (back,) = store.from_table(store.to_table([trace]), draws=draws)
     d = back.distributions
     real = np.arange(d.counts.max()) < d.counts[:, None]
     ids, probs = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.float32)

@@ -273,10 +273,13 @@ def test_an_override_that_is_none_is_named(run_file, override, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["capture.top_k=7"], "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled"),
+        (
+            ["capture.top_k=7"],
+            "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled",
+        ),
         (
             ["capture.policy=threshold", "capture.draws=7"],
-            "capture.draws: an option of sampled, but capture.policy is threshold; drop one",
+            "capture.draws: an option of sampled, but capture.policy is threshold; drop one of them",
         ),
         (
             ["capture.policy=top_k", "capture.mass=0.9"],
@@ -284,7 +287,7 @@ def test_an_override_that_is_none_is_named(run_file, override, message):
         ),
         (
             ["capture.policy=sampled", "capture.top_k=7"],
-            "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled; drop one",
+            "capture.top_k: an option of threshold and top_k and nucleus, but capture.policy is sampled; drop one of",
         ),
         (["capture.policy=best"], "capture.policy: input should be 'threshold', 'top_k', 'nucleus' or 'sampled'"),
     ],

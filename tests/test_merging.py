@@ -169,18 +169,19 @@ def test_of_draws_a_cut_keeps_the_head_alone():
     probs = np.exp(d.logprobs.astype(np.float64))
     below = probs < 0.2
     below[d.offsets[:-1]] = False  # the largest
+    below[(d.ids == made.tokens[d.rows])] = False  # gold
     tail = d.tail + np.bincount(d.rows[below], probs[below], len(d))
     kept = replace(d, logprobs=np.where(below, -np.inf, d.logprobs).astype(np.float32), tail=tail.astype(np.float32))
     table = store.to_table([replace(made, distributions=kept)])
     policy = Policy(policy="threshold", threshold=0.25)
-    (back,) = store.from_table(merging.cut(table, policy, unkept=0.2, where="x"))
+    (back,) = store.from_table(merging.cut(table, policy, draws=5, where="x"))
     found = [dict(zip(*(x.tolist() for x in back.distributions.row(i)), strict=True)) for i in range(len(d))]
     (head,) = store.from_table(table, draws=False)
     for i, row in enumerate(found):
         ids, logprobs = head.distributions.row(i)
-        assert row.keys() == {int(t) for n, (t, p) in enumerate(zip(ids, logprobs, strict=True)) if n == 0 or p > -1.386}
+        assert row.keys() == {int(t) for n, (t, p) in enumerate(zip(ids, logprobs, strict=True)) if not n or p > -1.386}
     with pytest.raises(ValueError, match=r"^x: document .* fewer than the policy would keep"):
-        merging.cut(table, Policy(policy="threshold", threshold=0.1), unkept=0.2, where="x")
+        merging.cut(table, Policy(policy="threshold", threshold=0.1), draws=5, where="x")
 
 
 def by_row(table: pa.Table) -> list[dict]:

@@ -26,7 +26,9 @@ def test_log_sum_exp_and_maxima_are_torchs(rows, vocab, seed, kind):
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(dim=1), rtol=2e-7, atol=2e-6)
     expected = [block.float().amax(dim=1) for block in logits.split(scan.BLOCK, dim=1)]
     assert torch.equal(maxima, torch.stack(expected, dim=1))
-    masses = [(b.double() - logits.amax(dim=1, keepdim=True).double()).exp().sum(dim=1) for b in logits.split(64, dim=1)]
+    masses = [
+        (b.double() - logits.amax(dim=1, keepdim=True).double()).exp().sum(dim=1) for b in logits.split(64, dim=1)
+    ]
     torch.testing.assert_close(found.sums.double(), torch.stack(masses, dim=1), rtol=1e-6, atol=1e-12)
 
 

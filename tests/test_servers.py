@@ -212,7 +212,8 @@ def test_a_server_killed_midway_loses_nothing(tmp_path, plain, documents, monkey
             "vllm",
             {"most_entries": 5},
             {},
-            "greater than max allowed: 5)); start vLLM with --max-logprobs 7, or set `capture.policy` to threshold and `capture.top_k` lower",
+            "greater than max allowed: 5)); start vLLM with --max-logprobs 7, or set `capture.policy` to threshold and "
+            "`capture.top_k` lower",
         ),
         ("llama", {"most_entries": 5}, {}, "gives 6 entries a token, 7 were asked for; raise the server's limit, or"),
         ("plain", {}, {}, "gives no prompt log-probabilities in any way known here (vllm: no prompt log-probabilities"),
@@ -286,7 +287,7 @@ def test_a_run_with_a_server_then_without(tmp_path, plain, rows, monkeypatch):
     assert (again.code, again.err) == (0, "Nothing to do: every stage of this run is done.\n")
     texts = [p for p in tmp_path.rglob("*") if p.is_file() and b"a-secret" in p.read_bytes()]
     assert not texts and "a-secret" not in outcome.err + outcome.out
-    gone = fuselm("capture", path, "capture.top_k=5")
+    gone = fuselm("capture", path, "capture={policy: threshold, top_k: 5}")
     assert gone.code == 2 and len(gone.err.splitlines()) == 1 and "cannot be reached" in gone.err
 
 

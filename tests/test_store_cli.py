@@ -17,7 +17,8 @@ def run(tmp_path_factory, texts, byte_level, sentence_piece):
     folder = tmp_path_factory.mktemp("run")
     rows = tiny_run.short(texts, length=61)
     file = tiny_run.write(folder, target=byte_level, sources={"own": byte_level, "piece": sentence_piece}, rows=rows)
-    assert fuselm("capture", file).code == 0
+    kept = "capture={policy: threshold, top_k: 13, batch_tokens: 131}"
+    assert fuselm("capture", file, kept).code == 0
     return folder
 
 

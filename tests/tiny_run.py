@@ -63,7 +63,7 @@ def write(
         "target": str(target),
         "sources": {name: str(path) for name, path in sources.items()},
         "corpus": {"files": [str(corpus)]},
-        "capture": {"top_k": 13, "batch_tokens": 131},
+        "capture": {"draws": 13, "batch_tokens": 131},
         "train": TRAIN,
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(run | options, sort_keys=False), encoding="utf-8")

@@ -142,7 +142,7 @@ def read(
         kept, gold = [], []
         for rows, logits in source.layer.logits_by_chunk(hidden):
             found = forward.survey(logits)
-            kept.append(retention.keep(policy, logits, found, uniform[rows]))
+            kept.append(retention.keep(policy, logits, found, gold=gold_ids[rows], uniform=uniform[rows]))
             gold_logprobs = logits.gather(1, gold_ids[rows, None])[:, 0].float() - found.log_z
             gold.append(gold_logprobs.clamp(max=0).cpu().numpy())
     return Batch(

@@ -125,7 +125,7 @@ class Capture(_Options):
         for name in sorted(set().union(*POLICIES.values()) - set(POLICIES[policy])):
             if options.get(name) is not None:
                 of = " and ".join(p for p, taken in POLICIES.items() if name in taken)
-                raise ValueError(f"capture.{name}: an option of {of}, but capture.policy is {policy}; drop one")
+                raise ValueError(f"capture.{name}: an option of {of}, but capture.policy is {policy}; drop one of them")
         return POLICIES[policy] | options
 
     @property

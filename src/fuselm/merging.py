@@ -204,7 +204,7 @@ def subset(
             raise ValueError(f"{folder}: has no document {missing[0]} ({len(missing)} such); leave those out")
         skipped = sorted(set(skipped) & set(documents))
     parameters, inputs = made["parameters"], {**made["inputs"], "store": _identity(whole)}
-    unkept = 1 / parameters["draws"] if "draws" in parameters else 1.0
+    draws = parameters.get("draws")
     if policy is not None:
         numbers = set().union(*config.POLICIES.values())
         parameters = {name: v for name, v in parameters.items() if name not in numbers} | dict(policy)
@@ -216,7 +216,7 @@ def subset(
         progress.start(len(whole) if documents is None else len(documents), unit="documents")
         for table in whole.tables(documents):
             progress.advance(len(table))
-            yield table if policy is None else cut(table, Policy(**policy), unkept=unkept, where=str(folder))
+            yield table if policy is None else cut(table, Policy(**policy), draws=draws, where=str(folder))
 
     about_rows = {name: made["counts"][name] for name in ("sources",) if name in made["counts"]}  # of the weights
     return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
@@ -237,16 +237,15 @@ def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: 
     return {"policy": name, **config.POLICIES[name], **most, **given}
 
 
-def cut(table: pa.Table, policy: Policy, *, unkept: float = 1.0, where: str) -> pa.Table:
-    """What `policy` keeps of rows as they are on disk: of the entries that stay, not a bit changes.
-
-    What is not there is below `unkept`, and so is what was drawn.
+def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str) -> pa.Table:
+    """What `policy` keeps of rows as they are on disk, without what was drawn: of the entries that stay, not a bit
+    changes.
     """
     traces = store.from_table(table, draws=False)
     lists = {name: [] for name in ("counts", "ids", "logprobs", "tail")}
     for n, trace in enumerate(traces):
         try:
-            reduced = retention.reduce(policy, trace.distributions, unkept=unkept)
+            reduced = retention.reduce(policy, trace.distributions, draws=draws)
         except ValueError as error:
             raise ValueError(f"{where}: document {trace.document}: {error}") from None
         counts, ids, logprobs, tail = (table[name][n].values.to_numpy(zero_copy_only=False) for name in lists)

@@ -56,7 +56,9 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     if step.stage == "capture":
         model = pipeline.inputs.sources[step.name]
         tokens = counted[model.tokenizer_fingerprint]["train"]
-        disk = int(tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture_of(step.name)), model.output_size)))
+        disk = int(
+            tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture_of(step.name)), model.output_size))
+        )
     elif step.stage == "align":
         tokens, disk = of_target["train"], int(of_target["train"] * aligned_row)
     elif step.stage == "fuse":
@@ -74,9 +76,9 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
 
 
 def _most_entries(options: "config.Capture") -> int:
-    """Of a row, whatever the model says."""
+    """Of a row, whatever the model says. Beside its draws that is the largest, the gold one, and one of a sliver."""
     told = options.retention
-    return min(told.get("top_k", told.get("draws", 0) + 1), int(1 / told.get("threshold", 1e-9)))
+    return min(told.get("top_k", told.get("draws", 0) + 3), int(1 / told.get("threshold", 1e-9)))
 
 
 def check_disk(pipeline: "Pipeline") -> None:

@@ -21,6 +21,7 @@ from fuselm.distributions import Distributions
 from fuselm.scan import Survey
 
 SLACK = 1e-3  # nats below the threshold, within which rounding decides
+HEAD = 0.9  # of 1/draws: what is above belongs to the head, however it is rounded
 SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
 
 
@@ -29,7 +30,7 @@ class Policy:
     """What to keep. Each policy uses the numbers that `config.POLICIES` names for it."""
 
     policy: str
-    top_k: int = 64  # entries of a row, at most
+    top_k: int = 1 << 30  # entries of a row, at most
     mass: float = 1.0  # nucleus
     threshold: float = 0.0  # probability
     draws: int = 1
@@ -46,14 +47,18 @@ class Kept:
 
 
 def keep(
-    policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"]
+    policy: Policy,
+    logits: Float[Tensor, "rows vocab"],
+    found: Survey,
+    *,
+    gold: Int[Tensor, "rows"],
+    uniform: Float[ndarray, "rows"],
 ) -> Kept:
-    """The entries that `policy` keeps of these rows, of which `forward.survey` found so much.
-
-    `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
+    """The entries that `policy` keeps of these rows, of which `forward.survey` found so much; `gold` are the ids that
+    came. `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
     """
     if policy.policy == "sampled":
-        return _sampled(policy, logits, found, uniform)
+        return _sampled(policy, logits, found, gold, uniform)
     if policy.policy == "threshold" and scan.readable(logits):
         return _above(policy, logits, found)
     return _largest(policy, logits, found)
@@ -65,18 +70,21 @@ def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
     return np.random.default_rng(seed).random(count)
 
 
-def reduce(policy: Policy, distributions: Distributions, *, unkept: float = 1.0) -> Distributions:
-    """What `policy` keeps of rows that are kept already, the most probable first; all others are below `unkept`.
+def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = None) -> Distributions:
+    """What `policy` keeps of rows that are kept already, the most probable first; `draws`, if they were `sampled`.
 
     Raises `ValueError` where that isn't what it would have kept of the full distribution, or can't be told.
     """
     if policy.policy == "sampled":
         raise ValueError("sampled: cannot be drawn from kept entries, it needs whole distributions; capture again")
-    d, cut = distributions, shorten(policy, distributions)
+    d, bound = distributions, 1.0
+    if draws is not None:  # without the gold entry, which may be less probable than what is not there
+        d, bound = shorten(Policy(policy="threshold", threshold=HEAD / draws), d), np.nextafter(1 / draws, 0)
+    cut = shorten(policy, d)
     # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
     probs = np.exp(d.logprobs.astype(np.float64))
     last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
-    largest = np.minimum(np.minimum(d.tail.astype(np.float64), last), np.nextafter(unkept, 0))
+    largest = np.minimum(np.minimum(d.tail.astype(np.float64), last), bound)
     sums = np.bincount(d.rows, weights=probs, minlength=len(d)).astype(np.float64)
     more = (cut.counts == d.counts) & (d.counts < policy.top_k) & d.informed & (largest > 1e-6)
     more &= WANTED[policy.policy](policy, largest, sums)
@@ -142,8 +150,15 @@ def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -
     )
 
 
-def _sampled(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"]) -> Kept:
-    """The head as it is, every entry of at least 1/N, and systematic draws from the tail, one for each whole 1/N of it.
+def _sampled(
+    policy: Policy,
+    logits: Float[Tensor, "rows vocab"],
+    found: Survey,
+    gold: Int[Tensor, "rows"],
+    uniform: Float[ndarray, "rows"],
+) -> Kept:
+    """The head as it is, every entry of at least 1/N and the one that came, and systematic draws from the tail, one for
+    each whole 1/N of it.
 
     Random Sampling Knowledge Distillation (Anshumann et al. 2025, arXiv 2503.16870) draws all of a row; an entry that
     would be drawn each time is better kept (Cohen et al. 2009, VarOpt). The tail is cut into equal parts, and each
@@ -151,10 +166,10 @@ def _sampled(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey,
     head and draws, with the tail's mass shared evenly among these, are an unbiased picture of the row.
     """
     if scan.readable(logits):
-        counts, ids, logprobs, tail = scan.draw(logits, found, uniform, policy.draws)
+        counts, ids, logprobs, tail = scan.draw(logits, found, gold, uniform, policy.draws)
         return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
     parts = [
-        _drawn(logits[rows].float(), found.log_z[rows], uniform[rows], policy.draws)
+        _drawn(logits[rows].float(), found.log_z[rows], gold[rows], uniform[rows], policy.draws)
         for rows in forward.chunks(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
     ]
     counts, ids, logprobs, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -162,13 +177,18 @@ def _sampled(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey,
 
 
 def _drawn(
-    logits: Float[Tensor, "rows vocab"], log_z: Float[Tensor, "rows"], uniform: Float[ndarray, "rows"], draws: int
+    logits: Float[Tensor, "rows vocab"],
+    log_z: Float[Tensor, "rows"],
+    gold: Int[Tensor, "rows"],
+    uniform: Float[ndarray, "rows"],
+    draws: int,
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
     """`scan.draw` where the logits are on another device."""
     rows, vocab = logits.shape
     logprobs = logits - log_z[:, None]
     head = logprobs >= -math.log(draws)
-    head[torch.arange(rows, device=logits.device), logits.argmax(dim=1)] = True
+    for ids in (logits.argmax(dim=1), gold):
+        head[torch.arange(rows, device=logits.device), ids] = True
     sums = logprobs.double().exp().masked_fill_(head, 0).cumsum(dim=1)
     tail = sums[:, -1].clamp(max=1)
     times = (tail * draws).floor()

@@ -31,6 +31,7 @@ LOWEST = np.int32(-(2**31))
 INT32 = ir.IntType(32)
 LEAST = np.float32(-126)  # powers below are not told apart from 2**-126
 SLIVER = 0.1  # of a draw's share: a tail with less is not drawn from
+MORE = 3  # entries of a row than draws: the largest, the gold one, and one drawn from less than a draw's share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +72,21 @@ def above(
 
 
 def draw(
-    logits: Float[Tensor, "rows vocab"], found: Survey, uniform: Float[ndarray, "rows"], draws: int
+    logits: Float[Tensor, "rows vocab"],
+    found: Survey,
+    gold: Int[Tensor, "rows"],
+    uniform: Float[ndarray, "rows"],
+    draws: int,
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
-    """The entries of at least 1/`draws` (or the largest), and systematic draws from the others, one for each whole
-    1/`draws` of their mass: counts, ids (ascending in a row), log-probabilities (-inf for what was drawn), and the
-    mass of all that are below.
+    """The entries of at least 1/`draws`, the largest and the gold one; and systematic draws from the others, one for
+    each whole 1/`draws` of their mass. Counts, ids (ascending in a row), log-probabilities (-inf for what was drawn),
+    and the mass of the others.
     """
-    raw, room = _raw(logits), draws + 2
+    raw, room = _raw(logits), draws + MORE
     counts, tail = np.empty(len(raw), np.int64), np.empty(len(raw), np.float32)
     ids, logprobs = np.empty((len(raw), room), np.int32), np.empty((len(raw), room), np.float32)
     known = (found.maxima.numpy(), found.sums.numpy(), found.log_z.numpy())
-    _in_threads(_draw, raw, *known, uniform, counts, ids, logprobs, tail)
+    _in_threads(_draw, raw, *known, gold.numpy(), uniform, counts, ids, logprobs, tail)
     real = np.arange(room) < counts[:, None]
     return counts, ids[real], logprobs[real], tail
 
@@ -220,8 +225,8 @@ def _fill(raw, maxima, bound, begins, ids, values):
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _draw(raw, maxima, sums, log_z, uniform, counts, ids, logprobs, tail):
-    vocab, draws = raw.shape[1], ids.shape[1] - 2
+def _draw(raw, maxima, sums, log_z, gold, uniform, counts, ids, logprobs, tail):
+    vocab, draws = raw.shape[1], ids.shape[1] - MORE
     rest = np.empty(maxima.shape[1])
     for i in range(len(raw)):
         counts[i], tail[i] = 0, 1.0
@@ -237,11 +242,11 @@ def _draw(raw, maxima, sums, log_z, uniform, counts, ids, logprobs, tail):
         total = 0.0
         for block in range(len(rest)):
             rest[block] = sums[i, block]
-            if maxima[i, block] >= bound or block == largest // BLOCK:
+            if maxima[i, block] >= bound or block == largest // BLOCK or block == gold[i] // BLOCK:
                 rest[block] = 0.0
                 for j in range(block * BLOCK, min((block + 1) * BLOCK, vocab)):
                     value = _float(_bits(raw[i, j]))
-                    if value < bound and j != largest:
+                    if value < bound and j != largest and j != gold[i]:
                         rest[block] += _power((value - top) * LOG2_E)
             total += rest[block]
         tail[i] = min(total * math.exp(top - log_z[i]), 1.0)
@@ -252,12 +257,12 @@ def _draw(raw, maxima, sums, log_z, uniform, counts, ids, logprobs, tail):
         place = uniform[i] * total / times if times else np.inf
         before = 0.0
         for block in range(len(rest)):
-            kept = maxima[i, block] >= bound or block == largest // BLOCK
+            kept = maxima[i, block] >= bound or block == largest // BLOCK or block == gold[i] // BLOCK
             if kept or before + rest[block] > place:
                 sum_ = before
                 for j in range(block * BLOCK, min((block + 1) * BLOCK, vocab)):
                     value = _float(_bits(raw[i, j]))
-                    if value >= bound or j == largest:
+                    if value >= bound or j == largest or j == gold[i]:
                         ids[i, n], logprobs[i, n] = j, min(value - log_z[i], np.float32(0))
                         n += 1
                         continue
