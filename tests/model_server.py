@@ -36,6 +36,7 @@ class ModelServer:
         self.faults: Iterator = iter(options.get("faults", ()))
         self.slowness = options.get("slowness", 1.0)  # seconds
         self.calm = options.get("calm", 0)
+        self.spoiled = options.get("spoiled", ())  # texts that the model gives NaN for
         self.questions = 0
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
@@ -66,6 +67,9 @@ class ModelServer:
 
     def rows(self, ids: list[int]) -> np.ndarray:
         """Row j: log-probabilities after token j."""
+        text = b"".join(self.source.vocabulary.token_bytes[i] or b"" for i in ids).decode()
+        if any(spoiled in text for spoiled in self.spoiled):
+            return np.full((len(ids), self.source.vocabulary.size), np.nan)
         with torch.inference_mode():
             return torch.log_softmax(self.source.model(torch.tensor([ids])).logits[0].double(), dim=-1).numpy()
 

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,18 @@ def test_what_a_server_cannot_do_is_said_in_a_line(
         asked(server, plain, documents[:2], **options)
     assert message in str(error.value) and str(error.value).startswith(server.url)
     assert "\n" not in str(error.value) and "wrong" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_that_a_server_gives_nan_for_is_left_out(tmp_path, plain, documents, kind):
+    folder, source = plain
+    times = -(-101 // len(documents))
+    many = [replace(d, id=f"{n}-{d.id}", text=f"{n} {d.text[:31]}") for n in range(times) for d in documents]
+    with ModelServer(kind, source, folder, spoiled=[many[7].text]) as server:
+        counts = captured(tmp_path / "out", find(server, folder), source.vocabulary, many)
+        assert counts["skipped"] == [many[7].id] and counts["documents"] == len(many) - 1
+        with pytest.raises(ValueError, match=rf"gives NaN for 1 of 5 documents \(first: document {many[7].id} "):
+            captured(tmp_path / "more", find(server, folder), source.vocabulary, many[5:10])
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])

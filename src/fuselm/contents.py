@@ -107,8 +107,8 @@ def tokenizer_of(found: Store, spec: str | None) -> Model | None:
 
 
 def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:
-    """The first rows of the first documents: as text if there is a tokenizer, else as ids."""
-    found = Store(folder)
+    """The first rows of the first documents, without what was drawn: as text if there is a tokenizer, else as ids."""
+    found = Store(folder, draws=False)
     model = tokenizer_of(found, tokenizer)
     vocabulary = None if model is None else Vocabulary(load_tokenizer(model), model.output_size)
     if vocabulary is None:

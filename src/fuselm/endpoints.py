@@ -224,7 +224,7 @@ def distributions(rows: Rows, top_k: int) -> Distributions:
     order = np.lexsort((ids, -logprobs, of))
     order = order[np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) < top_k]
     masses = np.bincount(of[order], np.exp(np.minimum(logprobs[order], 1.0)), minlength=len(counts))
-    if (masses > 1.001).any():  # NaN is for `distributions.check` to find
+    if (masses > 1.001).any():  # NaN is for the caller to find
         n = int((masses > 1.001).argmax())
         raise ValueError(
             f"token {n}: the entries' probabilities add up to {masses[n]:.4f}, more than 1; the server must give "

@@ -203,7 +203,8 @@ def _measure_server(
     count = server.requests
     with servers.connect(server, pipeline.inputs.source_vocabulary(name), top_k=options.top_k) as connection:
         began = time.perf_counter()
-        rows = [trace.distributions for trace, _ in remote.traces(connection, documents[:count], segmentations[:count])]
+        found = remote.traces(connection, documents[:count], segmentations[:count])
+        rows = [trace.distributions for trace, _ in found if trace is not None]
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
     entries = sum(len(retention.shorten(policy, d).ids) for d in rows) / max(tokens, 1)
     return tokens / (time.perf_counter() - began), entries

@@ -47,10 +47,13 @@ def capture(
 
     with connect(server, vocabulary, top_k=policy.top_k) as connection:
 
-        def read_all(batches: list[list[int]]) -> Iterator[list[Trace]]:
+        def read_all(batches: list[list[int]]) -> Iterator[list[Trace | None]]:
             nonlocal lost, tokens
             todo = [i for batch in batches for i in batch]
             for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
+                if trace is None:
+                    yield [None]
+                    continue
                 lost, tokens = lost + unclear, tokens + len(trace.tokens)
                 yield [replace(trace, distributions=retention.shorten(policy, trace.distributions))]
 
@@ -65,7 +68,10 @@ def document_bits(
     """As `evaluation.document_bits`, from a server. `advance` hears of tokens done."""
     result = {}
     with connect(server, vocabulary, top_k=1) as connection:
-        for trace, _ in traces(connection, documents, [vocabulary.segment(d.text) for d in documents]):
+        found = traces(connection, documents, [vocabulary.segment(d.text) for d in documents])
+        for document, (trace, _) in zip(documents, found, strict=True):
+            if trace is None:
+                raise ValueError(f"{server.url}: document {document.id} ({document.domain}): gives NaN; leave it out")
             result[trace.document] = trace.nats / math.log(2)
             advance(len(trace.tokens))
     return result
@@ -73,14 +79,15 @@ def document_bits(
 
 def traces(
     connection: Connection, documents: Sequence[Document], segmentations: Sequence[Segmentation]
-) -> Iterator[tuple[Trace, float]]:
-    """Each document's trace, in order, and the mass that its rows lost to strings that may be several tokens.
+) -> Iterator[tuple[Trace | None, float]]:
+    """Each document's trace (None where the server gives NaN), in order, and the mass that its rows lost to strings
+    that may be several tokens.
 
     Several documents are asked for at a time. Raises `ValueError`, with the document, where the server gives something
     else than distributions, and `Unreachable` where it gives nothing.
     """
 
-    def trace(n: int) -> tuple[Trace, float]:
+    def trace(n: int) -> tuple[Trace | None, float]:
         try:
             return _trace(connection, documents[n], segmentations[n])
         except Unreachable:
@@ -94,7 +101,7 @@ def traces(
     return _ahead(trace, len(documents), connection.server.requests, connection.client)
 
 
-def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace, float]:
+def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace | None, float]:
     prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
     rows = read(connection, prompt, put(connection, prompt))
     if rows.entries and rows.entries[0] is None:
@@ -102,6 +109,8 @@ def _trace(connection: Connection, document: Document, segmentation: Segmentatio
             raise ValueError("token 0 has no log-probabilities in the answer")
         rows = _opened(connection, rows, prompt.ids[0])
     distributions = endpoints.distributions(rows, connection.top_k)
+    if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
+        return None, 0.0
     check(distributions, connection.vocabulary.size)
     trace = Trace(
         document=document.id,
