@@ -67,7 +67,7 @@ class ModelServer:
 
     def rows(self, ids: list[int]) -> np.ndarray:
         """Row j: log-probabilities after token j."""
-        text = b"".join(self.source.vocabulary.token_bytes[i] or b"" for i in ids).decode()
+        text = b"".join(self.source.vocabulary.token_bytes[i] or b"" for i in ids).decode(errors="replace")
         if any(spoiled in text for spoiled in self.spoiled):
             return np.full((len(ids), self.source.vocabulary.size), np.nan)
         with torch.inference_mode():
