@@ -214,7 +214,7 @@ class Store:
         return [traces[at] for at in found]
 
     def read_flat(self, document: str) -> FlatRows:
-        """What training takes of a document, for half the time. Raises as `read` does."""
+        """What training takes of a document, in three quarters of the time. Raises as `read` does."""
         at = self._place(document)
         return self._group(int(self._groups[at]), FLAT).flat(int(self._rows[at]))
 
