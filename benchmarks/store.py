@@ -7,13 +7,16 @@ under `runs/benchmarks` and found again; times are medians of five, on one core.
 import argparse
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +29,8 @@ from rich.console import Console
 
 from fuselm import config, corpus, manifest, store
 from fuselm.models import Model, load_tokenizer, locate
-from fuselm.store import Store, Trace
+from fuselm.rows import Trace, from_table
+from fuselm.store import Store
 from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +41,7 @@ WIDE = {"policy": "top_k", "top_k": 128}  # what narrower policies are taken of,
 RUNS = 5
 BATCH_TOKENS = 1024
 MANY = 1_000_000
+COPIES = 64
 console = Console(stderr=True)
 
 
@@ -116,8 +121,6 @@ def columns(folder: Path) -> dict[str, float]:
 
 def reduced(name: str, options: dict) -> Path:
     """A store of what a policy keeps of the wide one's rows."""
-    from dataclasses import replace
-
     from fuselm.retention import Policy, reduce
 
     wide, policy = Store(captured(name, WIDE)), Policy(**options)
@@ -203,29 +206,51 @@ def worker(task: str) -> Callable[[str, int], dict]:
 
 
 def reading() -> dict:
-    """Tokens a second into training batches from beginning to end, and milliseconds for one document at random."""
-    from fuselm.training import _Collator
+    """Tokens a second of a pass over a store of about a million tokens: its traces from beginning to end, and training
+    batches in the order of training; and milliseconds for one document at random, for whatever use and for training.
+    """
+    from fuselm.batches import KEPT_TOKENS, Batches, Collator
 
-    folder = captured("gemma", DEFAULT)
-    tokens, collate = manifest.read(folder)["counts"]["tokens"], _Collator(0)
+    folder, (model, vocabulary) = copied(), model_of("gemma")
+    chosen = [replace(d, id=f"{n:02d} {d.id}") for n in range(COPIES) for d in documents()]
+    tokens, collate = manifest.read(folder)["counts"]["tokens"], Collator(model.context_token, packed=False)
+    dataset = Batches(chosen, vocabulary, None, passes=1, batch_documents=4, pack_tokens=None, seed=0, processes=1)
 
-    def batches() -> None:
-        items: list[dict] = []
-        for trace in Store(folder):
-            items.append({"tokens": trace.tokens, "distributions": trace.distributions})
-            if len(items) == 4:
-                collate(items)
-                items = []
+    def one_pass() -> None:
+        dataset._fused = Store(folder, keep_tokens=KEPT_TOKENS)  # which holds nothing yet
+        for n in range(len(dataset)):
+            collate([dataset[n]])
 
-    found, random = Store(folder), np.random.default_rng(0)
-    names = random.choice(found.documents, 101)
-    found.read(str(names[0]))
-    one = [seconds(lambda name=name: found.read(str(name))) for name in names]
+    names = [d.id for d in random.Random(0).choices(chosen, k=101)]
+
+    def one(read: Callable[[str], object]) -> dict:
+        read(chosen[0].id)
+        took = [seconds(lambda name=name: read(name)) * 1e3 for name in names]
+        return {"median": statistics.median(took), "worst": max(took)}
+
     return {
-        "tokens_per_second": tokens / median(lambda: list(Store(folder))),
-        "tokens_per_second_into_batches": tokens / median(batches),
-        "random_document_milliseconds": {"median": statistics.median(one) * 1e3, "worst": max(one) * 1e3},
+        "tokens": tokens,
+        "tokens_per_second": tokens / median(lambda: deque(Store(folder), maxlen=0)),
+        "tokens_per_second_into_batches": tokens / median(one_pass),
+        "random_document_milliseconds": one(Store(folder).read),
+        "random_document_for_training_milliseconds": one(Store(folder).read_flat),
     }
+
+
+def copied() -> Path:
+    """The captured documents many times, each time under other names."""
+
+    def tables() -> Iterator[pa.Table]:
+        for n in range(COPIES):
+            for table in Store(captured("gemma", DEFAULT)).tables():
+                names = pa.array([f"{n:02d} {name}" for name in table["document"].to_pylist()])
+                yield table.set_column(0, table.schema.field(0), names)
+
+    def build(out: Path) -> dict:
+        store.write_tables(store.part_path(out, 0), tables())
+        return store.finish(out)
+
+    return kept("copied", {"copies": COPIES}, build)
 
 
 def many() -> dict:
@@ -240,7 +265,7 @@ def many() -> dict:
 def many_documents() -> Path:
     def tables() -> Iterator[pa.Table]:
         first = next(Store(captured("gemma", DEFAULT)).tables()).slice(0, 8)
-        few = [trim(trace) for trace in store.from_table(first)]
+        few = [trim(trace) for trace in from_table(first)]
         table = store.to_table(few * 128)
         for begin in range(0, MANY, len(table)):
             table = table.slice(0, min(len(table), MANY - begin))
@@ -256,8 +281,6 @@ def many_documents() -> Path:
 
 def trim(trace: Trace) -> Trace:
     """Its first three tokens."""
-    from dataclasses import replace
-
     d = trace.distributions
     end = int(d.offsets[3])
     first = replace(

@@ -23,6 +23,7 @@ from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.models import Model, load_model
 from fuselm.retention import Kept, Policy
+from fuselm.rows import from_table
 from fuselm.vocabulary import Vocabulary
 
 HIDDEN, LENGTH = 64, 64
@@ -136,7 +137,7 @@ def _stored(kept: Kept, *, draws: bool = True) -> Target:
         ),
         weights=np.zeros((rows, 0), np.float32),
     )
-    (back,) = store.from_table(store.to_table([trace]), draws=draws)
+    (back,) = from_table(store.to_table([trace]), draws=draws)
     d = back.distributions
     real = np.arange(d.counts.max()) < d.counts[:, None]
     ids, probs = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.float32)

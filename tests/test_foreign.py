@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fuselm import derivation, distillkit, foreign, store
 from fuselm.foreign import Foreign, Tokens
-from fuselm.store import Trace, from_table, to_table
+from fuselm.rows import Trace, from_table, to_table
 
 TOP_K = 3
 

@@ -18,7 +18,8 @@ from fuselm import manifest, merging, retention, store
 from fuselm.manifest import Recipe, build_once
 from fuselm.progress import Progress
 from fuselm.retention import Policy
-from fuselm.store import Store, Trace
+from fuselm.rows import Trace, from_table
+from fuselm.store import Store
 from fuselm.verification import verify
 
 QUIET = Progress(Console(quiet=True), "")
@@ -147,8 +148,8 @@ def test_a_cut_keeps_what_the_policy_would_and_moves_nothing(name, top_k, number
     made = drawn.trace_of(VOCABULARY, "abba é" * 3, np.random.default_rng(seed))
     table = store.to_table([made, trace("empty")]).slice(0, 1)
     policy = Policy(policy=name, top_k=top_k, mass=number, threshold=number)
-    (before,), after = store.from_table(table), merging.cut(table, policy, where="x")
-    (back,) = store.from_table(after)
+    (before,), after = from_table(table), merging.cut(table, policy, where="x")
+    (back,) = from_table(after)
     wanted = retention.reduce(policy, before.distributions)
     assert np.array_equal(np.sort(back.distributions.ids), np.sort(wanted.ids))
     assert np.array_equal(back.distributions.offsets, wanted.offsets)
@@ -174,9 +175,9 @@ def test_of_draws_a_cut_keeps_the_head_alone():
     kept = replace(d, logprobs=np.where(below, -np.inf, d.logprobs).astype(np.float32), tail=tail.astype(np.float32))
     table = store.to_table([replace(made, distributions=kept)])
     policy = Policy(policy="threshold", threshold=0.25)
-    (back,) = store.from_table(merging.cut(table, policy, draws=5, where="x"))
+    (back,) = from_table(merging.cut(table, policy, draws=5, where="x"))
     found = [dict(zip(*(x.tolist() for x in back.distributions.row(i)), strict=True)) for i in range(len(d))]
-    (head,) = store.from_table(table, draws=False)
+    (head,) = from_table(table, draws=False)
     for i, row in enumerate(found):
         ids, logprobs = head.distributions.row(i)
         assert row.keys() == {int(t) for n, (t, p) in enumerate(zip(ids, logprobs, strict=True)) if not n or p > -1.386}

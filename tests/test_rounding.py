@@ -50,8 +50,12 @@ def test_rows_come_back_whole_and_in_order(counts, seed):
 
     stored_ids, stored = rounding.order_by_id(offsets, ids, logprobs)
     back_ids, back, back_tail = rounding.restore(offsets, stored_ids, rounding.round_logprobs(stored), tail)
+    by_id, same_tail = rounding.normalise(offsets, rounding.round_logprobs(stored), tail)
+    assert same_tail.tolist() == back_tail.tolist()
     for row in range(len(counts)):
         at = slice(offsets[row], offsets[row + 1])
+        whole = zip(back_ids[at], back[at], strict=True)
+        assert dict(zip(stored_ids[at], by_id[at], strict=True)) == dict(whole), "but for their order"
         assert (np.diff(stored_ids[at]) > 0).all()
         assert (np.diff(back[at]) <= 0).all()
         assert dict(zip(stored_ids[at], stored[at], strict=True)) == dict(zip(ids[at], logprobs[at], strict=True))

@@ -6,7 +6,8 @@ import pytest
 
 from fuselm import store
 from fuselm.manifest import Recipe, build_once
-from fuselm.store import Store, Trace, finish, from_table, part_path, to_table, write_part, write_parts
+from fuselm.rows import Trace, from_table, to_table
+from fuselm.store import Store, finish, part_path, write_part, write_parts
 
 TEXTS = {"first": "abba", "second": "", "third": "a b\u00e9 b", "fourth": " "}
 

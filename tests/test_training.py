@@ -87,7 +87,7 @@ def test_another_seed_reads_in_another_order():
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 211), st.integers(0, 9))
 def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths, tokens, seed):
-    stream = shuffled_passes(len(lengths), passes=2, seed=seed)
+    stream = shuffled_passes(lengths, passes=2, seed=seed)
     result = packs(lengths, stream, tokens)
     assert [i for pack in result for i in pack] == stream
     totals = [sum(lengths[i] for i in pack) for pack in result]
@@ -284,7 +284,7 @@ def test_documents_are_packed_up_to_so_many_tokens_a_step(tmp_path, target, docu
     counts = train(tmp_path, target, documents, fused, batch_documents=None, pack_tokens=211, passes=1)
     chosen = [d for d in documents if d.split == "train"]
     lengths = vocabulary_of(target).count_tokens([d.text for d in chosen])
-    expected = packs(lengths, shuffled_passes(len(chosen), passes=1, seed=0), 211)
+    expected = packs(lengths, shuffled_passes(lengths, passes=1, seed=0), 211)
     assert counts["steps"] == len(expected) < len(chosen)
     assert all(math.isfinite(loss) for loss in logged(tmp_path))
 

@@ -7,22 +7,29 @@ by the lengths of the sequences).
 
 import random
 from collections.abc import Sequence
+from typing import no_type_check
 
+import numba
 import numpy as np
 import torch
+from numpy import ndarray
 
 from fuselm import forward
 from fuselm.corpus import Document
+from fuselm.rows import FlatRows
 from fuselm.store import Store
 from fuselm.vocabulary import Vocabulary
 
 BATCH_DOCUMENTS = 4  # where nothing else is said
 WINDOW = 8  # batches whose documents are grouped by length
+BLOCK_TOKENS = 1 << 15  # of neighbours, which are read together
+MIXED_BLOCKS = 16  # ... and shuffled with those of other blocks; a smaller corpus is shuffled as one
+KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # of a store: those, and the rest of row groups at their ends
 
 
 def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
     """Indices of all passes in training order: each pass shuffled, then documents of like length put into one batch."""
-    stream = shuffled_passes(len(lengths), passes=passes, seed=seed)
+    stream = shuffled_passes(lengths, passes=passes, seed=seed)
     order: list[int] = []
     for begin in range(0, len(stream), WINDOW * batch):
         window = sorted(stream[begin : begin + WINDOW * batch], key=lambda i: lengths[i])
@@ -33,8 +40,19 @@ def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int)
     return order
 
 
-def shuffled_passes(count: int, *, passes: int, seed: int) -> list[int]:
-    return [i for n in range(passes) for i in random.Random(f"{seed} {n}").sample(range(count), count)]
+def shuffled_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[int]:
+    """Blocks of neighbours in random order, the documents of some blocks at a time shuffled: a store's row groups,
+    read as a whole, are so read once a pass and not once a document.
+    """
+    blocks = packs(lengths, range(len(lengths)), BLOCK_TOKENS)
+    stream: list[int] = []
+    for n in range(passes):
+        drawn = random.Random(f"{seed} {n}")
+        order = blocks if len(blocks) <= MIXED_BLOCKS else drawn.sample(blocks, len(blocks))
+        for begin in range(0, len(order), MIXED_BLOCKS):
+            mixed = [i for block in order[begin : begin + MIXED_BLOCKS] for i in block]
+            stream.extend(drawn.sample(mixed, len(mixed)))
+    return stream
 
 
 def packs(lengths: Sequence[int], stream: Sequence[int], tokens: int) -> list[list[int]]:
@@ -42,7 +60,7 @@ def packs(lengths: Sequence[int], stream: Sequence[int], tokens: int) -> list[li
     result: list[list[int]] = []
     room = 0
     for i in stream:
-        if lengths[i] > room:
+        if not result or lengths[i] > room:
             result.append([])
             room = tokens
         result[-1].append(i)
@@ -71,7 +89,7 @@ class Batches(torch.utils.data.Dataset):
         lengths = list(map(len, self._ids))
         self.packed = pack_tokens is not None
         if pack_tokens is not None:
-            self._batches = packs(lengths, shuffled_passes(len(lengths), passes=passes, seed=seed), pack_tokens)
+            self._batches = packs(lengths, shuffled_passes(lengths, passes=passes, seed=seed), pack_tokens)
         else:
             size = batch_documents or BATCH_DOCUMENTS
             order = reading_order(lengths, passes=passes, batch=size, seed=seed)
@@ -91,12 +109,11 @@ class Batches(torch.utils.data.Dataset):
     def _item(self, i: int) -> dict:
         if self._fused is None:
             return {"tokens": self._ids[i]}
-        trace = self._fused.read(self._documents[i].id)
-        if not np.array_equal(trace.tokens, self._ids[i]):
-            raise ValueError(
-                f"{self._fused.folder}: document {trace.document}: other tokens than the target's; fuse again"
-            )
-        return {"tokens": self._ids[i], "distributions": trace.distributions}
+        fused = self._fused.read_flat(self._documents[i].id)
+        if not np.array_equal(fused.tokens, self._ids[i]):
+            name = self._documents[i].id
+            raise ValueError(f"{self._fused.folder}: document {name}: other tokens than the target's; fuse again")
+        return {"tokens": self._ids[i], "fused": fused}
 
 
 class Collator:
@@ -112,7 +129,7 @@ class Collator:
         inputs, mask = forward.pad(tokens or [[self._context_token]], self._context_token)
         known = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
         labels = torch.full_like(inputs, -100)
-        labels[known] = torch.as_tensor(np.concatenate([[], *tokens]), dtype=torch.long)
+        labels[known] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens]))
         batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
         if self._packed:
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)
@@ -120,21 +137,39 @@ class Collator:
             batch = {"input_ids": inputs[real], "position_ids": positions[real], "labels": labels[real]}
             batch = {name: tensor[None] for name, tensor in batch.items()}
         batch["shift_labels"] = batch["labels"]  # by which the Trainer counts tokens
-        if items and "distributions" in items[0]:
-            batch |= _pad_rows([item["distributions"] for item in items])
+        if items and "fused" in items[0]:
+            batch |= _pad_rows([item["fused"] for item in items])
         return batch
 
 
-def _pad_rows(distributions: Sequence) -> dict[str, torch.Tensor]:
-    counts = np.concatenate([d.counts for d in distributions])
-    real = np.arange(counts.max(initial=1)) < counts[:, None]
-    ids = np.zeros(real.shape, np.int64)
-    logprobs = np.full(real.shape, -np.inf, np.float32)
-    ids[real] = np.concatenate([d.ids for d in distributions])
-    logprobs[real] = np.concatenate([d.logprobs for d in distributions])
-    tail = np.concatenate([d.tail for d in distributions])
+def _pad_rows(documents: Sequence[FlatRows]) -> dict[str, torch.Tensor]:
+    edges = np.cumsum([0, *(len(d.tail) for d in documents)])
+    shape = edges[-1], max(_widest(d.offsets) for d in documents)
+    ids, logprobs = np.empty(shape, np.int64), np.empty(shape, np.float32)
+    for d, begin, end in zip(documents, edges[:-1], edges[1:], strict=True):
+        _fill(d.offsets, d.ids, d.logprobs, ids[begin:end], logprobs[begin:end])
     return {
         "fused_ids": torch.from_numpy(ids),
         "fused_logprobs": torch.from_numpy(logprobs),
-        "fused_tail": torch.from_numpy(tail),
+        "fused_tail": torch.from_numpy(np.concatenate([d.tail for d in documents])),
     }
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _widest(offsets: ndarray) -> int:
+    widest = 1
+    for row in range(len(offsets) - 1):
+        widest = max(widest, offsets[row + 1] - offsets[row])
+    return widest
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _fill(offsets: ndarray, ids: ndarray, logprobs: ndarray, padded_ids: ndarray, padded_logprobs: ndarray) -> None:
+    for row in range(len(offsets) - 1):
+        begin, count = offsets[row], offsets[row + 1] - offsets[row]
+        for k in range(count):
+            padded_ids[row, k], padded_logprobs[row, k] = ids[begin + k], logprobs[begin + k]
+        padded_ids[row, count:] = 0
+        padded_logprobs[row, count:] = -np.inf

@@ -7,6 +7,7 @@ section 3). Logits are made of a chunk of rows at a time, never of a whole batch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -190,12 +191,12 @@ def pad(
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
     """Model inputs (context token first, last token left out), padded on the right, and their mask."""
     length = max(map(len, token_ids), default=0)
-    inputs = torch.full((len(token_ids), length), context_token, dtype=torch.long)
-    mask = torch.zeros((len(token_ids), length), dtype=torch.long)
+    inputs = np.full((len(token_ids), length), context_token, np.int64)
+    mask = np.zeros((len(token_ids), length), np.int64)
     for row, ids in enumerate(token_ids):
-        inputs[row, 1 : len(ids)] = torch.as_tensor(ids[:-1], dtype=torch.long)
+        inputs[row, 1 : len(ids)] = ids[:-1]
         mask[row, : len(ids)] = 1
-    return inputs.to(device), mask.to(device)
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(mask).to(device)
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

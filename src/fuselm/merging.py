@@ -20,6 +20,7 @@ from fuselm import config, fingerprints, manifest, retention, rounding, store
 from fuselm.manifest import Recipe
 from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.rows import from_table
 from fuselm.store import Store
 
 FREE = ("batch_tokens",)  # parameters that shards may differ in: they move no row by more than arithmetic does
@@ -241,7 +242,7 @@ def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str
     """What `policy` keeps of rows as they are on disk, without what was drawn: of the entries that stay, not a bit
     changes.
     """
-    traces = store.from_table(table, draws=False)
+    traces = from_table(table, draws=False)
     lists = {name: [] for name in ("counts", "ids", "logprobs", "tail")}
     for n, trace in enumerate(traces):
         try:

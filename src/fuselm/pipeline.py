@@ -243,7 +243,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import store, training
+            from fuselm import batches, store, training
 
             documents = self.documents
             return training.train(
@@ -252,7 +252,7 @@ class Pipeline:
                 [d for d in documents if d.split == "train"],
                 [d for d in documents if d.split == "dev"],
                 out,
-                fused=store.Store(fused) if method == "fused" else None,
+                fused=store.Store(fused, keep_tokens=batches.KEPT_TOKENS) if method == "fused" else None,
                 settings=training.Settings(**options),
                 progress=shown,
             )

@@ -71,19 +71,27 @@ def restore(
 
     Where entries were drawn from a tail (-inf), they share it.
     """
-    logprobs, tail = logprobs.copy(), tail.copy()
-    _normalise(offsets, logprobs, tail)
+    logprobs, tail = normalise(offsets, logprobs, tail)
     keys = np.abs(logprobs).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
     return *_sorted_rows(offsets, keys, ids, logprobs), tail
 
 
+def normalise(
+    offsets: Int[ndarray, "edges"], logprobs: Float[ndarray, "entries"], tail: Float[ndarray, "tokens"]
+) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
+    """What `restore` makes of them, in the order they are on disk."""
+    logprobs, tail = logprobs.copy(), tail.copy()
+    _normalise(offsets, np.exp(logprobs), logprobs, tail)  # numpy's exp takes many at a time, numba's does not
+    return logprobs, tail
+
+
 @numba.njit(cache=True, nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _normalise(offsets: ndarray, logprobs: ndarray, tail: ndarray) -> None:
+def _normalise(offsets: ndarray, masses: ndarray, logprobs: ndarray, tail: ndarray) -> None:
     for row in range(len(offsets) - 1):
         total, drawn = np.float64(tail[row]), 0
         for e in range(offsets[row], offsets[row + 1]):
-            total += np.exp(logprobs[e])
+            total += masses[e]
             drawn += logprobs[e] == -np.inf
         shift = np.float32(np.log(total))
         if drawn:

@@ -17,6 +17,7 @@ from fuselm import manifest, store
 from fuselm.distributions import check
 from fuselm.errors import first_line
 from fuselm.progress import Progress
+from fuselm.rows import from_table
 
 NAMED = 5  # documents that a line names
 MOST_ROUNDED = 0.25  # that rounding moves the sum of a row by; docs/store.md
@@ -146,7 +147,7 @@ def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Plac
         try:
             table = file.read_row_group(group, use_threads=False)
             table.validate(full=True)
-            traces = store.from_table(table)
+            traces = from_table(table)
         except store.DAMAGED as error:
             lost = _expected(path, index, group)
             yield Problem(path=path, what=f"row group {group} is damaged ({first_line(error)})", lost=lost)

@@ -1,0 +1,190 @@
+"""Traces as rows of Parquet: the columns of a part file, and the way there and back. docs/store.md has every field."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm import manifest, rounding
+from fuselm.distributions import Distributions
+
+
+def _list(name: str, kind: pa.DataType) -> pa.Field:
+    metadata = {"rounded": rounding.GRIDS[name]} if name in rounding.GRIDS else None
+    return pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False, metadata=metadata)
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("document", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("bytes", pa.int32(), nullable=False),
+        pa.field("nats", pa.float64(), nullable=False),
+        _list("tokens", pa.int32()),
+        _list("starts", pa.int32()),
+        _list("gold", pa.float32()),
+        _list("tail", pa.float32()),
+        _list("counts", pa.int32()),
+        _list("ids", pa.int32()),
+        _list("logprobs", pa.float32()),
+        _list("weights", pa.float32()),
+    ],
+    metadata={"fuselm": json.dumps({"format": manifest.FORMAT, "rounded": rounding.GRIDS})},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One document's tokens, with a distribution for each.
+
+    `nats` is the cross-entropy of the whole document under the source, in its own vocabulary: alignment keeps it.
+    `weights` is how much each source gave to each token's distribution; no columns before fusion.
+    """
+
+    document: str
+    text: str = ""  # its `text_fingerprint`; empty where it isn't known
+    size: int  # bytes of text
+    nats: float
+    tokens: Int[ndarray, "tokens"]
+    starts: Int[ndarray, "tokens"]  # bytes; -1 for a space that the tokenizer put before the text
+    distributions: Distributions
+    weights: Float[ndarray, "tokens sources"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatRows:
+    """What training reads of a trace: its tokens, and its rows one after the other, by ascending id."""
+
+    tokens: Int[ndarray, "tokens"]
+    offsets: Int[ndarray, "edges"]
+    ids: Int[ndarray, "entries"]
+    logprobs: Float[ndarray, "entries"]
+    tail: Float[ndarray, "tokens"]
+
+
+FLAT = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns it takes
+
+
+def to_table(traces: Iterable[Trace]) -> pa.Table:
+    """Traces as rows, rounded."""
+    traces = list(traces)
+    arrays: dict[str, list[ndarray]] = {field.name: [] for field in SCHEMA if pa.types.is_list(field.type)}
+    for trace in traces:
+        d = trace.distributions
+        ids, logprobs = rounding.order_by_id(d.offsets, d.ids, d.logprobs)
+        row = {
+            "tokens": trace.tokens,
+            "starts": trace.starts,
+            "gold": rounding.round_gold(d.gold),
+            "tail": rounding.round_tail(d.tail),
+            "counts": d.counts,
+            "ids": ids,
+            "logprobs": rounding.round_logprobs(logprobs),
+            "weights": rounding.round_weights(trace.weights.ravel()),
+        }
+        for name, values in row.items():
+            arrays[name].append(values)
+    columns: dict[str, pa.Array | list] = {
+        "document": [trace.document for trace in traces],
+        "text": [trace.text for trace in traces],
+        "bytes": [trace.size for trace in traces],
+        "nats": [trace.nats for trace in traces],
+    }
+    for name, parts in arrays.items():
+        kind = SCHEMA.field(name).type
+        offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+        values = pa.array(np.concatenate([np.zeros(0), *parts]).astype(kind.value_type.to_pandas_dtype()))
+        columns[name] = pa.ListArray.from_arrays(offsets, values, type=kind)
+    return pa.table(columns, schema=SCHEMA)
+
+
+class Rows:
+    """A row group, its columns checked and flat; of `FLAT` alone for `flat`, of all for `trace`.
+
+    `draws` as of `Store`. Raises `ValueError` where columns do not fit together.
+    """
+
+    def __init__(self, table: pa.Table, *, draws: bool = True):
+        self._flat: dict[str, ndarray] = {}
+        edges: dict[str, ndarray] = {}
+        for field in table.schema:
+            column = joined(table, field.name)
+            if pa.types.is_list(field.type):
+                begins = column.offsets.to_numpy()
+                edges[field.name] = begins - begins[0]
+                column = column.flatten()
+            self._flat[field.name] = column.to_numpy(zero_copy_only=False)
+        counts = self._flat["counts"]
+        self._offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=self._offsets[1:])
+        expected = {name: edges["tokens"] for name in ("starts", "gold", "tail", "counts")}
+        expected |= {name: self._offsets[edges["tokens"]] for name in ("ids", "logprobs")}
+        for name, wanted in expected.items():
+            if name in edges and not np.array_equal(edges[name], wanted):
+                raise ValueError(f"column {name} does not fit the document's tokens")
+        weights = np.diff(edges.get("weights", 0 * edges["tokens"]))
+        if counts.min(initial=0) < 0 or (weights % np.maximum(np.diff(edges["tokens"]), 1)).any():
+            raise ValueError("columns counts or weights do not fit the document's tokens")
+        if not draws:
+            head = self._flat["logprobs"] > -np.inf
+            self._offsets = np.append(0, np.cumsum(head, dtype=np.int64))[self._offsets]
+            edges["ids"] = self._offsets[edges["tokens"]]
+            self._flat |= {name: self._flat[name][head] for name in ("ids", "logprobs")}
+        self._edges = {name: edges[name].tolist() for name in ("tokens", "ids", "weights") if name in edges}
+
+    def __len__(self) -> int:
+        return len(self._flat["document"])
+
+    def __iter__(self) -> Iterator[Trace]:
+        return map(self.trace, range(len(self)))
+
+    @property
+    def tokens(self) -> int:
+        return len(self._flat["tokens"])
+
+    def flat(self, n: int) -> FlatRows:
+        tokens, entries = self._slice("tokens", n), self._slice("ids", n)
+        flat = self._flat
+        offsets = self._offsets[tokens.start : tokens.stop + 1] - entries.start
+        logprobs, tail = rounding.normalise(offsets, flat["logprobs"][entries], flat["tail"][tokens])
+        return FlatRows(
+            tokens=flat["tokens"][tokens], offsets=offsets, ids=flat["ids"][entries], logprobs=logprobs, tail=tail
+        )
+
+    def trace(self, n: int) -> Trace:
+        tokens, entries, weights = self._slice("tokens", n), self._slice("ids", n), self._slice("weights", n)
+        flat, count = self._flat, tokens.stop - tokens.start
+        offsets = self._offsets[tokens.start : tokens.stop + 1] - entries.start
+        ids, logprobs, tail = rounding.restore(
+            offsets, flat["ids"][entries], flat["logprobs"][entries], flat["tail"][tokens]
+        )
+        return Trace(
+            document=flat["document"][n],
+            text=flat["text"][n],
+            size=int(flat["bytes"][n]),
+            nats=float(flat["nats"][n]),
+            tokens=flat["tokens"][tokens],
+            starts=flat["starts"][tokens],
+            distributions=Distributions(
+                offsets=offsets, ids=ids, logprobs=logprobs, gold=flat["gold"][tokens], tail=tail
+            ),
+            weights=flat["weights"][weights].reshape(count, -1) if count else np.zeros((0, 0), np.float32),
+        )
+
+    def _slice(self, name: str, n: int) -> slice:
+        edges = self._edges[name]
+        return slice(edges[n], edges[n + 1])
+
+
+def from_table(table: pa.Table, *, draws: bool = True) -> list[Trace]:
+    """Rows as traces; `draws` as of `Store`. Raises `ValueError` where columns do not fit together."""
+    return list(Rows(table, draws=draws))
+
+
+def joined(table: pa.Table, name: str) -> pa.Array:
+    chunks = table[name].chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], table.schema.field(name).type)])
