@@ -8,7 +8,7 @@ import drawn
 import numpy as np
 import pytest
 from test_alignment import faithful, span_rows, total
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 
 from fuselm import span
@@ -108,6 +108,32 @@ def test_nothing_is_lost_between_any_two_kinds(source_kind, target_kind, vocabul
         has_text = np.diff(np.append(aligned.starts, aligned.size)) > 0
         assert np.array_equal(aligned.distributions.informed, has_text)
         assert total(aligned) >= total(trace) * (1 + 1e-5) - 1e-4  # more only if other ways to the same tokens add up
+
+
+@pytest.mark.parametrize("with_bos", ["source", "target"])
+def test_a_bos_on_one_side_only_is_no_text(with_bos, vocabularies):
+    plain, other = vocabularies["byte-level, digits in threes"], vocabularies["byte-level, digits singly"]
+    pipeline = json.loads(other._tokenizer.to_str())
+    bos, eos = other.size, other.size + 1
+    names = {"<s>": bos, "</s>": eos}
+    pipeline["added_tokens"] = [
+        {"id": i, "content": name, "special": True}
+        | dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+        for name, i in names.items()
+    ]
+    tokenizer = Tokenizer.from_str(json.dumps(pipeline))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=list(names.items()))
+    assert tokenizer.encode("a").ids[::2] == [bos, eos]
+    marked = Vocabulary(tokenizer, other.size + 2)
+    source, target = (marked, plain) if with_bos == "source" else (plain, marked)
+    aligner = Aligner(source, target, top_k=10_000)
+    for n, text in enumerate(HARD.values()):
+        trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=7)
+        aligned = aligner.align(trace, text)
+        assert aligned.tokens.tolist() == target.segment(text).ids.tolist()
+        assert total(aligned) >= total(trace) * (1 + 1e-5) - 1e-4
+        if with_bos == "target":
+            assert not {bos, eos} & {*aligned.tokens.tolist(), *aligned.distributions.ids.tolist()}
 
 
 @pytest.mark.parametrize("target_kind", ["byte-level, digits in threes", "unigram", "characters"])
