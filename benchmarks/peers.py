@@ -1,0 +1,241 @@
+"""fuselm beside TRL's cross-tokenizer trainer, GOLD: quality, time and memory in one run.
+
+    pip install 'fuselm[peers]'
+    python benchmarks/peers.py --json
+
+The quickstart's target is trained with one teacher, a model of another tokenizer, on the quickstart's training
+documents, in the same order and batches, by the same optimizer: by fuselm on rows that were captured and aligned once
+(`fused`), by GOLD, which runs the teacher in every step (its ways: peers_gold.py), and on the text alone (`clm`).
+
+Each way trains in a process of its own. Seconds are the median of its steps; memory is the most it had until the last
+step, over what it had before any model was loaded; `amortised` adds to a fused step its share of capture and alignment.
+Quality is fuselm's own score of each way's folder on held-out documents. Finished ways are kept in --output.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from fuselm import batches, config, corpus, evaluation, forward, manifest, store, training
+from fuselm.models import Model, load_model, locate
+from fuselm.pipeline import Pipeline
+
+ROOT = Path(__file__).parent.parent
+TEACHERS = {"qwen": "qwen2.5-coder-0.5b-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
+GOLD = ("gold", "gold-hybrid", "gold-hybrid-ce", "gold-hybrid-ce-kl")
+WAYS = ("clm", "fused", *GOLD)
+
+
+class Watch:
+    """A process's memory while it trains, and when its steps were over."""
+
+    def __init__(self):
+        self.before = self.peak = resident()
+        self.ends: list[float] = []
+        self.peak_at_end = 0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while True:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.005)
+
+    def step(self) -> None:
+        self.ends.append(time.perf_counter())
+        self.peak_at_end = self.peak
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """With `start` and `note`, what fuselm's training asks of a progress."""
+        self.step()
+
+    def start(self, total: int, *, unit: str, done: int = 0) -> None: ...
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def result(self, dev_steps: set[int]) -> dict:
+        """Without the first step, which warms up, and those that score the development split before."""
+        steps = [b - a for n, (a, b) in enumerate(zip(self.ends, self.ends[1:], strict=False), 1) if n not in dev_steps]
+        return {
+            "seconds_a_step": statistics.median(steps),
+            "slowest_step": max(steps),
+            "peak_mib": round((self.peak_at_end - self.before) / 2**20),
+        }
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def run_of(options: argparse.Namespace) -> config.Run:
+    teacher = options.models / TEACHERS[options.teacher]
+    overrides = [
+        f"output={options.output}",
+        f"target={options.models / 'smollm2-135m-instruct.gguf'}",
+        f"sources={{{options.teacher}: {teacher}}}",
+        f"corpus.files=[{ROOT / 'examples/corpus/quickstart.jsonl'}]",
+        f"train.passes={options.passes}",
+    ]
+    return config.load(ROOT / "examples/quickstart.yaml", overrides)
+
+
+def settings_of(run: config.Run, way: str) -> training.Settings:
+    chosen = run.train.model_dump(exclude={"learning_rate", "clm_learning_rate"})
+    chosen |= {"learning_rate": run.train.learning_rate, "seed": run.seed}
+    if way != "fused":
+        chosen |= {"lambda_clm": 1.0, "lambda_final": None}
+    return training.Settings(**chosen)
+
+
+def spread(documents: list[corpus.Document], count: int | None) -> list[corpus.Document]:
+    """The first so many, domains by turns, in their own order."""
+    if count is None or count >= len(documents):
+        return documents
+    domains = sorted({d.domain for d in documents})
+    turns = [[i for i, d in enumerate(documents) if d.domain == domain] for domain in domains]
+    by_turns = sorted((turn, i) for of in turns for turn, i in enumerate(of))
+    return [documents[i] for i in sorted(i for _, i in by_turns[:count])]
+
+
+def training_documents(pipeline: Pipeline, options: argparse.Namespace) -> list[corpus.Document]:
+    size = pipeline.run.train.batch_documents
+    count = None if options.steps is None else max(options.steps * size // options.passes, 1)
+    return spread([d for d in pipeline.documents if d.split == "train"], count)
+
+
+def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) -> dict:
+    """One way, in this process, which has done nothing else."""
+    run, target, vocabulary = pipeline.run, pipeline.inputs.target, pipeline.inputs.target_vocabulary
+    settings = settings_of(run, way)
+    documents = training_documents(pipeline, options)
+    dev = [d for d in pipeline.documents if d.split == "dev"]
+    fused = store.Store(pipeline.fuse()) if way == "fused" else None
+    lengths = vocabulary.count_tokens([d.text for d in documents])
+    order = batches.reading_order(lengths, passes=settings.passes, batch=settings.batch_documents, seed=settings.seed)
+    if way in GOLD:
+        import peers_gold
+
+        watch = Watch()
+        teacher = pipeline.inputs.sources[options.teacher]
+        reading = [documents[i] for i in order]
+        counts = peers_gold.train(
+            way, target, teacher, vocabulary, reading, dev, out, settings=settings, on_step=watch.step
+        )
+    else:
+        watch = Watch()
+        counts = training.train(target, vocabulary, documents, dev, out, fused=fused, settings=settings, progress=watch)
+    dev_steps = training.dev_steps(counts["steps"], settings.passes * settings.evaluations_per_pass)
+    return counts | {"tokens": sum(lengths[i] for i in order)} | watch.result(dev_steps)
+
+
+def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
+    """The folder of a way, trained in a process of its own, once."""
+    documents = training_documents(pipeline, options)
+    parameters = {
+        "method": f"peers {way}",
+        "teacher": None if way == "clm" else options.teacher,
+        "settings": dataclasses.asdict(settings_of(pipeline.run, way)),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    texts = {d.id: d.text for d in documents}
+    recipe = manifest.Recipe(stage="train", parameters=parameters | {"documents": sorted(texts)})
+
+    def build(out: Path) -> dict:
+        command = [sys.executable, __file__, *sys.argv[1:], "--train", way, str(out)]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return json.loads(printed.splitlines()[-1])
+
+    folder = Path(pipeline.run.output) / "peers" / f"{way}-{recipe.key}"
+    manifest.build_once(folder, recipe, build)
+    return folder
+
+
+def scores_of(model: Model, pipeline: Pipeline, documents: list[corpus.Document]) -> list[evaluation.Score]:
+    loaded = load_model(model)
+    layer = forward.output_layer(loaded)
+    return evaluation.score(loaded, layer, pipeline.inputs.target_vocabulary, model.context_token, documents)
+
+
+def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) -> dict:
+    """What `fused` did before its steps, in its share of documents, and what it has on disk."""
+    captured, aligned, fused = pipeline.capture()[options.teacher], pipeline.align()[options.teacher], pipeline.fuse()
+    counts = manifest.read(captured)["counts"]
+    documents = {d.id for d in training_documents(pipeline, options)}
+    rows = [(len(trace.tokens), trace.document in documents) for trace in store.Store(captured)]
+    share = sum(n for n, wanted in rows if wanted) / sum(n for n, _ in rows)
+    seconds = {name: manifest.read(path)["seconds"] for name, path in (("capture", captured), ("align", aligned))}
+    seconds["fuse"] = manifest.read(fused)["seconds"]
+    fidelity = manifest.read(aligned)["counts"]["fidelity"]
+    return {
+        "seconds": {name: round(share * value, 2) for name, value in seconds.items()},
+        "seconds_a_step": share * sum(seconds.values()) / steps,
+        "bytes_a_token": sum(p.stat().st_size for p in captured.glob("*.parquet")) / counts["tokens"],
+        "informed": statistics.mean(f["coverage"] for f in fidelity.values()),
+        "fidelity": {domain: round(f["fidelity"], 4) for domain, f in fidelity.items()},
+    }
+
+
+def report(pipeline: Pipeline, options: argparse.Namespace) -> dict:
+    pipeline.fuse()
+    folders = {way: trained(way, pipeline, options) for way in options.only or WAYS}
+    heldout = spread([d for d in pipeline.documents if d.split == "heldout"], options.heldout)
+    models = {"base": pipeline.inputs.target} | {w: locate(str(f / "model")) for w, f in folders.items()}
+    scores = {name: scores_of(model, pipeline, heldout) for name, model in models.items()}
+    pairs = [(a, b) for a in scores for b in ("clm", "fused") if b in scores and a not in ("base", "clm", b)]
+    counts = {way: manifest.read(folder)["counts"] for way, folder in folders.items()}
+    if "fused" in counts:
+        cache = cached_seconds(pipeline, options, counts["fused"]["steps"])
+        counts["fused"] |= {"cache": cache, "informed": cache["informed"]}
+        counts["fused"]["amortised"] = counts["fused"]["seconds_a_step"] + cache["seconds_a_step"]
+    return {
+        "teacher": options.teacher,
+        "passes": options.passes,
+        "documents": len(training_documents(pipeline, options)),
+        "heldout_documents": len(heldout),
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
+        "ways": counts,
+        **evaluation.summarize(scores, pairs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the demo's GGUF files")
+    parser.add_argument("--output", type=Path, default=Path("runs/peers"), help="where stages and models are kept")
+    parser.add_argument("--teacher", choices=TEACHERS, default="qwen")
+    parser.add_argument("--only", choices=WAYS, action="append", help="some of the ways")
+    parser.add_argument("--passes", type=int, default=1, help="over the training documents")
+    parser.add_argument("--steps", type=int, help="so many; trains on fewer documents then")
+    parser.add_argument("--heldout", type=int, metavar="DOCUMENTS", help="fewer than there are, domains by turns")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--train", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    pipeline = Pipeline(run_of(options), Console(stderr=True))
+    if options.train:
+        way, out = options.train
+        print(json.dumps(train(way, pipeline, options, Path(out))))
+        return
+    result = report(pipeline, options)
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    for name, of in result["models"].items():
+        way = result["ways"].get(name, {})
+        costs = f"{way['seconds_a_step']:7.2f} s a step {way['peak_mib']:7,d} MiB" if way else ""
+        print(f"{name:18s} {of['average']['bits_per_byte']:.4f} bits/byte  {costs}")
+    for pair, of in result["differences"].items():
+        print(f"{pair:30s} {of['average']['value']:+.4f} [{of['average']['low']:+.4f}, {of['average']['high']:+.4f}]")
+
+
+if __name__ == "__main__":
+    main()

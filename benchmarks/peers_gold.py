@@ -1,0 +1,148 @@
+"""TRL's GOLD trainer, on the documents that fuselm trains on, in the same order, for as many steps. For peers.py.
+
+GOLD (`trl.experimental.gold`) runs the teacher in every step and pairs its tokens with the student's by bytes. Here it
+trains off-policy (`lmbda=0`): the documents are the completions, each after the prompt of one token that fuselm
+predicts position 0 from. Everything that is no loss is fuselm's: optimizer, schedule, precision, and which checkpoint
+is kept. GOLD adds an end-of-text token to each document, and weighs documents alike, not tokens.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it is known to be experimental
+
+import torch
+import transformers
+from datasets import Dataset, disable_progress_bars
+from torch.utils.data import SequentialSampler
+from transformers import AutoTokenizer, TrainerCallback
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.gold.gold_trainer import ULDLoss, build_teacher_inputs_from_texts
+
+from fuselm import evaluation, forward, training
+from fuselm.corpus import Document
+from fuselm.models import Model, load_model
+from fuselm.vocabulary import Vocabulary
+
+# What each way tells GOLD beyond `use_uld_loss=True, lmbda=0`.
+HYBRID = {"uld_use_hybrid_loss": True, "uld_hybrid_matched_weight": 0.6, "uld_hybrid_unmatched_weight": 0.4}
+MIXED = {"uld_crossentropy_weight": 0.5, "uld_distillation_weight": 0.5}
+CHAIN = {"uld_token_merge_strategy": "bayesian"}  # what the next token is predicted from, by the chain rule
+WAYS: dict[str, dict] = {
+    "gold": {},  # as it comes: the distance of sorted probabilities, nothing else
+    "gold-hybrid": HYBRID,  # as its documentation shows
+    "gold-hybrid-ce": HYBRID | MIXED | CHAIN,
+    "gold-hybrid-ce-kl": HYBRID | MIXED | CHAIN | {"beta": 0.0},  # forward KL on tokens that both have
+}
+
+
+def train(
+    way: str,
+    target: Model,
+    teacher: Model,
+    vocabulary: Vocabulary,
+    reading: Sequence[Document],
+    dev: Sequence[Document],
+    out: Path,
+    *,
+    settings: training.Settings,
+    on_step: Callable[[], None],
+) -> dict:
+    """Write the checkpoint that is best on the development split to `out/model`; return what was counted.
+
+    `reading` is the documents of all passes in training order.
+    """
+    transformers.logging.set_verbosity_error()
+    disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(target.folder)
+    prompt = tokenizer.convert_ids_to_tokens(target.context_token)
+    steps = -(-len(reading) // settings.batch_documents)
+    dev_steps = training.dev_steps(steps, settings.passes * settings.evaluations_per_pass)
+    scored: list[dict] = []
+
+    class Steps(TrainerCallback):
+        """Counts steps, and keeps the best checkpoint, as fuselm's own training does."""
+
+        def on_log(self, args, state, control, **kwargs):
+            if "loss" in kwargs["logs"]:
+                on_step()
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if state.global_step not in dev_steps:
+                return
+            value = dev_bits_per_byte(model, target, vocabulary, dev)
+            if value < min((s["bits_per_byte"] for s in scored), default=float("inf")):
+                training.save_folder(model, model.state_dict(), target, out / "model")
+            scored.append({"step": state.global_step, "bits_per_byte": value})
+
+    trainer = GOLDTrainer(
+        model=load_model(target, dtype="float32", device="cpu"),
+        teacher_model=load_model(teacher, device="cpu"),
+        args=_arguments(out, teacher, settings, steps, WAYS[way]),
+        train_dataset=Dataset.from_list([{"prompt": prompt, "completion": d.text} for d in reading]),
+        processing_class=tokenizer,
+        callbacks=[Steps()],
+    )
+    trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)  # its own shuffles
+    kept = _kept(trainer, prompt, {d.id: d for d in reading}.values(), vocabulary)
+    trainer.train()
+    best = min(scored, key=lambda s: s["bits_per_byte"])
+    return {"steps": steps, "best_step": best["step"], "dev_bits_per_byte": best["bits_per_byte"], **kept}
+
+
+def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequence[Document]) -> float:
+    """As fuselm's training scores it: under the precision that is trained in."""
+    model.eval()
+    with torch.autocast(model.device.type, torch.bfloat16):
+        scores = evaluation.score(model, forward.output_layer(model), vocabulary, target.context_token, dev)
+    model.train()
+    return evaluation.bits_per_byte(scores)["average"]
+
+
+def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: int, loss: dict) -> GOLDConfig:
+    same = training._arguments(out, settings, steps)
+    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2", "max_grad_norm")
+    return GOLDConfig(
+        **{name: getattr(same, name) for name in (*names, "bf16", "use_cpu", "seed")},
+        output_dir=str(out / "checkpoints"),
+        num_train_epochs=1,  # the dataset holds all passes
+        per_device_train_batch_size=settings.batch_documents,
+        max_length=None,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        teacher_tokenizer_name_or_path=str(teacher.folder),
+        use_uld_loss=True,
+        lmbda=0.0,
+        **loss,
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to=[],
+        dataloader_pin_memory=False,
+    )
+
+
+def _kept(trainer: GOLDTrainer, prompt: str, documents: Sequence[Document], vocabulary: Vocabulary) -> dict:
+    """How much of the text its alignment uses: groups of tokens, each of which gives one distribution."""
+    of = {row["original_completion_text"]: row for row in trainer.train_dataset}
+    tokens = groups = single = same = 0
+    for document in documents:
+        row = of[document.text]
+        start = row["completion_mask"].index(1)
+        ours = [tuple(span) for span in row["byte_offsets"][start:-1]]  # without the end-of-text token
+        same += row["input_ids"][start:-1] == vocabulary.segment(document.text).ids.tolist()
+        _, labels, _, offsets = build_teacher_inputs_from_texts(trainer.teacher_tokenizer, [prompt], [document.text])
+        theirs = [tuple(span) for span in offsets[0][labels[0] != -100].tolist()][:-1]
+        pairs = list(zip(*ULDLoss._align_by_byte_offsets(ours, theirs), strict=True))
+        tokens += len(ours)
+        groups += len(pairs)
+        single += sum(len(mine) == 1 for mine, _ in pairs)
+    vocabularies = [set(t.get_vocab()) for t in (trainer.processing_class, trainer.teacher_tokenizer)]
+    return {
+        "documents_in_our_tokens": same / len(documents),
+        "informed": groups / tokens,  # a group's later tokens get no distribution of their own
+        "alone": single / tokens,
+        "shared_vocabulary": len(
+            set(trainer.processing_class.get_vocab()) & set(trainer.teacher_tokenizer.get_vocab())
+        ),
+    }
