@@ -18,30 +18,20 @@ from datasets import Dataset, disable_progress_bars
 from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
-from trl.experimental.gold.gold_trainer import ULDLoss, build_teacher_inputs_from_texts
+from trl.experimental.utils import is_byte_level_tokenizer
 
 from fuselm import evaluation, forward, training
 from fuselm.corpus import Document
-from fuselm.models import Model, load_model
+from fuselm.models import Model, load_model, load_tokenizer
 from fuselm.vocabulary import Vocabulary
-
-# What each way tells GOLD beyond `use_uld_loss=True, lmbda=0`.
-HYBRID = {"uld_use_hybrid_loss": True, "uld_hybrid_matched_weight": 0.6, "uld_hybrid_unmatched_weight": 0.4}
-MIXED = {"uld_crossentropy_weight": 0.5, "uld_distillation_weight": 0.5}
-CHAIN = {"uld_token_merge_strategy": "bayesian"}  # what the next token is predicted from, by the chain rule
-WAYS: dict[str, dict] = {
-    "gold": {},  # as it comes: the distance of sorted probabilities, nothing else
-    "gold-hybrid": HYBRID,  # as its documentation shows
-    "gold-hybrid-ce": HYBRID | MIXED | CHAIN,
-    "gold-hybrid-ce-kl": HYBRID | MIXED | CHAIN | {"beta": 0.0},  # forward KL on tokens that both have
-}
 
 
 def train(
-    way: str,
+    loss: dict,
     target: Model,
     teacher: Model,
     vocabulary: Vocabulary,
+    teacher_vocabulary: Vocabulary,
     reading: Sequence[Document],
     dev: Sequence[Document],
     out: Path,
@@ -51,11 +41,13 @@ def train(
 ) -> dict:
     """Write the checkpoint that is best on the development split to `out/model`; return what was counted.
 
-    `reading` is the documents of all passes in training order.
+    `loss` is what GOLD is told of its loss; `reading`, the documents of all passes in training order.
     """
     transformers.logging.set_verbosity_error()
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(target.folder)
+    # Its alignment by bytes raises NotImplementedError for others, such as Gemma's; what remains is pairs by position.
+    extended = is_byte_level_tokenizer(load_tokenizer(teacher))
     prompt = tokenizer.convert_ids_to_tokens(target.context_token)
     steps = -(-len(reading) // settings.batch_documents)
     dev_steps = training.dev_steps(steps, settings.passes * settings.evaluations_per_pass)
@@ -79,13 +71,13 @@ def train(
     trainer = GOLDTrainer(
         model=load_model(target, dtype="float32", device="cpu"),
         teacher_model=load_model(teacher, device="cpu"),
-        args=_arguments(out, teacher, settings, steps, WAYS[way]),
+        args=_arguments(out, teacher, settings, steps, loss | {"use_extended_uld": extended}),
         train_dataset=Dataset.from_list([{"prompt": prompt, "completion": d.text} for d in reading]),
         processing_class=tokenizer,
         callbacks=[Steps()],
     )
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)  # its own shuffles
-    kept = _kept(trainer, prompt, {d.id: d for d in reading}.values(), vocabulary)
+    kept = _kept(trainer, {d.id: d for d in reading}.values(), vocabulary, teacher_vocabulary, extended)
     trainer.train()
     best = min(scored, key=lambda s: s["bits_per_byte"])
     return {"steps": steps, "best_step": best["step"], "dev_bits_per_byte": best["bits_per_byte"], **kept}
@@ -122,27 +114,35 @@ def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: in
     )
 
 
-def _kept(trainer: GOLDTrainer, prompt: str, documents: Sequence[Document], vocabulary: Vocabulary) -> dict:
-    """How much of the text its alignment uses: groups of tokens, each of which gives one distribution."""
-    of = {row["original_completion_text"]: row for row in trainer.train_dataset}
-    tokens = groups = single = same = 0
+def _kept(
+    trainer: GOLDTrainer, documents: Sequence[Document], target: Vocabulary, teacher: Vocabulary, extended: bool
+) -> dict:
+    """How much of the text its pairs of tokens use, by the bytes at which tokens end."""
+    rows = {row["original_completion_text"]: row for row in trainer.train_dataset}
+    tokens = informed = alone = same = 0
     for document in documents:
-        row = of[document.text]
-        start = row["completion_mask"].index(1)
-        ours = [tuple(span) for span in row["byte_offsets"][start:-1]]  # without the end-of-text token
-        same += row["input_ids"][start:-1] == vocabulary.segment(document.text).ids.tolist()
-        _, labels, _, offsets = build_teacher_inputs_from_texts(trainer.teacher_tokenizer, [prompt], [document.text])
-        theirs = [tuple(span) for span in offsets[0][labels[0] != -100].tolist()][:-1]
-        pairs = list(zip(*ULDLoss._align_by_byte_offsets(ours, theirs), strict=True))
+        ours, theirs = (_spans(vocabulary, document.text) for vocabulary in (target, teacher))
+        shared = {end for _, end in ours} & {end for _, end in theirs}
         tokens += len(ours)
-        groups += len(pairs)
-        single += sum(len(mine) == 1 for mine, _ in pairs)
-    vocabularies = [set(t.get_vocab()) for t in (trainer.processing_class, trainer.teacher_tokenizer)]
+        if extended:  # tokens between two bytes where both tokenizers end one are a group, and give one distribution
+            informed += len(shared)
+            alone += sum(a in shared | {0} and b in shared for a, b in ours)
+        else:  # the n-th token with the n-th, whatever they spell
+            informed += min(len(ours), len(theirs))
+            alone += sum(mine == other for mine, other in zip(ours, theirs, strict=False))
+        row = rows[document.text]
+        ids = row["input_ids"][row["completion_mask"].index(1) : -1]  # without the end-of-text token
+        same += ids == target.segment(document.text).ids.tolist()
+    strings = [set(t.get_vocab()) for t in (trainer.processing_class, trainer.teacher_tokenizer)]
     return {
+        "use_extended_uld": extended,
         "documents_in_our_tokens": same / len(documents),
-        "informed": groups / tokens,  # a group's later tokens get no distribution of their own
-        "alone": single / tokens,
-        "shared_vocabulary": len(
-            set(trainer.processing_class.get_vocab()) & set(trainer.teacher_tokenizer.get_vocab())
-        ),
+        "informed": informed / tokens,
+        "alone": alone / tokens,  # share of the target's tokens that are paired as they are
+        "shared_vocabulary": len(set.intersection(*strings)),
     }
+
+
+def _spans(vocabulary: Vocabulary, text: str) -> list[tuple[int, int]]:
+    starts = vocabulary.segment(text).starts.tolist()
+    return list(zip(starts, [*starts[1:], len(text.encode())], strict=True))
