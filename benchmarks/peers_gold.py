@@ -56,11 +56,8 @@ def train(
     class Steps(TrainerCallback):
         """Counts steps, and keeps the best checkpoint, as fuselm's own training does."""
 
-        def on_log(self, args, state, control, **kwargs):
-            if "loss" in kwargs["logs"]:
-                on_step()
-
         def on_step_end(self, args, state, control, model, **kwargs):
+            on_step()
             if state.global_step not in dev_steps:
                 return
             value = dev_bits_per_byte(model, target, vocabulary, dev)
