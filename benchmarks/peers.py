@@ -201,8 +201,10 @@ def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) 
 
 
 def report(pipeline: Pipeline, options: argparse.Namespace) -> dict:
-    pipeline.fuse()
-    folders = {way: trained(way, pipeline, options) for way in options.only or WAYS}
+    ways = options.only or WAYS
+    if "fused" in ways:
+        pipeline.fuse()
+    folders = {way: trained(way, pipeline, options) for way in ways}
     heldout = spread([d for d in pipeline.documents if d.split == "heldout"], options.heldout)
     models = {"base": pipeline.inputs.target} | {w: locate(str(f / "model")) for w, f in folders.items()}
     scores = {name: scores_of(model, pipeline, heldout) for name, model in models.items()}
@@ -245,9 +247,11 @@ def main() -> None:
         print(json.dumps(result, indent=1))
         return
     for name, of in result["models"].items():
-        way = result["ways"].get(name, {})
-        costs = f"{way['seconds_a_step']:7.2f} s a step {way['peak_mib']:7,d} MiB" if way else ""
-        print(f"{name:18s} {of['average']['bits_per_byte']:.4f} bits/byte  {costs}")
+        line = f"{name:18s} {of['average']['bits_per_byte']:.4f} bits/byte"
+        if way := result["ways"].get(name):
+            told = " ".join(f"{option}={value}" for option, value in way.get("gold", {}).items())
+            line += f" {way['seconds_a_step']:7.2f} s a step {way['peak_mib']:7,d} MiB  {told}"
+        print(line)
     for pair, of in result["differences"].items():
         print(f"{pair:30s} {of['average']['value']:+.4f} [{of['average']['low']:+.4f}, {of['average']['high']:+.4f}]")
 
