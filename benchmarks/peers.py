@@ -155,15 +155,19 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
 def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
     """The folder of a way, trained in a process of its own, once."""
     documents = training_documents(pipeline, options)
-    parameters = {
-        "method": f"peers {way}",
-        "teacher": None if way == "clm" else options.teacher,
-        "gold": GOLD.get(way),
-        "settings": dataclasses.asdict(settings_of(pipeline.run, way)),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-    }
-    texts = {d.id: d.text for d in documents}
-    recipe = manifest.Recipe(stage="train", parameters=parameters | {"documents": sorted(texts)})
+    recipe = manifest.Recipe(
+        stage="train",
+        parameters={
+            "method": f"peers {way}",
+            "teacher": options.teacher if way in GOLD else None,
+            "gold": GOLD.get(way),
+            "settings": dataclasses.asdict(settings_of(pipeline.run, way)),
+            "documents": [d.id for d in documents],
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+        inputs={"corpus": pipeline.corpus().name, "model": pipeline.inputs.target.fingerprint}
+        | ({"fused": pipeline.fuse().name} if way == "fused" else {}),
+    )
 
     def build(out: Path) -> dict:
         command = [sys.executable, __file__, *sys.argv[1:], "--train", way, str(out)]
@@ -193,6 +197,7 @@ def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) 
     fidelity = manifest.read(aligned)["counts"]["fidelity"]
     return {
         "seconds": {name: round(share * value, 2) for name, value in seconds.items()},
+        "captured_before": counts["resumed_documents"],  # not in these seconds: a capture that was cut off went on
         "seconds_a_step": share * sum(seconds.values()) / steps,
         "bytes_a_token": sum(p.stat().st_size for p in captured.glob("*.parquet")) / counts["tokens"],
         "informed": statistics.mean(f["coverage"] for f in fidelity.values()),
@@ -201,10 +206,7 @@ def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) 
 
 
 def report(pipeline: Pipeline, options: argparse.Namespace) -> dict:
-    ways = options.only or WAYS
-    if "fused" in ways:
-        pipeline.fuse()
-    folders = {way: trained(way, pipeline, options) for way in ways}
+    folders = {way: trained(way, pipeline, options) for way in options.only or WAYS}
     heldout = spread([d for d in pipeline.documents if d.split == "heldout"], options.heldout)
     models = {"base": pipeline.inputs.target} | {w: locate(str(f / "model")) for w, f in folders.items()}
     scores = {name: scores_of(model, pipeline, heldout) for name, model in models.items()}
