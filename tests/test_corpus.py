@@ -1,5 +1,6 @@
 """corpus.py: reading, the split by domain, and cutting into pieces that fit."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_the_split_is_the_seeds(tmp_path):
         prepared(file, tmp_path / out, seed=seed)
     one, same, other = ((tmp_path / out / FILE).read_bytes() for out in ("one", "same", "other"))
     assert one == same != other
+
+
+def test_a_larger_part_has_all_of_a_smaller_in_order_with_some_of_each_domain():
+    documents = [
+        Document(id=f"{n}.{k}", origin=f"{n}", domain="a" if n < 13 else "b", split="train", text="x")
+        for n in range(17)
+        for k in range(2)
+    ]
+    parts = [corpus.part(documents, share, seed=3) for share in (0.01, 0.25, 0.5, 1.0)]
+    assert [len(part) // 2 for part in parts] == [2, 4, 8, 17] and parts[-1] == documents
+    for small, large in itertools.pairwise(parts):
+        assert small == [d for d in large if d in small]
+        assert {d.domain for d in small} == {"a", "b"}
+        assert all(sum(other.origin == d.origin for other in small) == 2 for d in small)
+    assert corpus.part(documents, 0.25, seed=4) != parts[1]
 
 
 def test_a_domains_split_does_not_depend_on_other_domains(tmp_path):

@@ -176,6 +176,19 @@ def test_every_token_may_have_a_lambda_of_its_own(seed, divergence, lambdas):
     assert_equals_dense(case(seed=seed), lambdas, divergence)
 
 
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_confidences_are_those_of_the_rows(seed):
+    c = case(seed=seed)
+    gold = torch.tensor(c.gold, dtype=torch.long)
+    expected = {
+        "expected": [sum(q * q for q in row.values()) for row in c.rows],
+        "gold": [row.get(token, 0.0) for row, token in zip(c.rows, c.gold, strict=True)],
+    }
+    for name, values in expected.items():
+        assert objective.CONFIDENCES[name](c.fused, gold).tolist() == pytest.approx(values)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vocab", [1, 2, VOCAB])
 def test_every_kind_of_row_is_that_of_the_dense_objective(kind, vocab):

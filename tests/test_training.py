@@ -33,7 +33,7 @@ from fuselm.objective import fusion_loss
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.trainable import go_on
-from fuselm.training import Settings, dev_steps, last_checkpoint
+from fuselm.training import TERMS, Settings, dev_steps, last_checkpoint
 from fuselm.vocabulary import Vocabulary
 
 SETTINGS = Settings(
@@ -249,6 +249,19 @@ def test_lambda_decays_linearly_from_the_first_step_to_the_last(tmp_path, target
     for row in log:
         expected = row["lambda"] * row["clm_loss"] + (1 - row["lambda"]) * row["fusion_loss"]
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("confidence", ["expected", "gold"])
+def test_confidence_leaves_less_to_the_divergence(tmp_path, trained, target, documents, fused, confidence):
+    train(tmp_path, target, documents, fused, confidence=confidence)
+    first, plain = ({n: logged(o, n)[0] for n in ("loss", *TERMS)} for o in (tmp_path, trained))
+    assert {n: first[n] for n in TERMS} == {n: plain[n] for n in TERMS} and first["loss"] != plain["loss"]
+
+
+def test_confidence_changes_nothing_where_the_text_alone_counts(tmp_path, target, documents, fused):
+    for out, confidence in (("a", "none"), ("b", "gold")):
+        train(tmp_path / out, target, documents, fused, lambda_clm=1.0, confidence=confidence)
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
 def logged(out: Path, name: str = "loss") -> list[float]:

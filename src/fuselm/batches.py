@@ -103,6 +103,11 @@ class Batches(torch.utils.data.Dataset):
         """Of the first so many."""
         return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
 
+    @property
+    def text_tokens(self) -> int:
+        """Of one pass."""
+        return sum(map(len, self._ids))
+
     def __getitem__(self, index: int) -> list[dict]:
         return [self._item(i) for i in self._batches[index]]
 

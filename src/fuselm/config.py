@@ -3,7 +3,6 @@
 Paths of models and texts are looked up from the current directory, then from the run file's folder.
 """
 
-import difflib
 import math
 import os
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -24,6 +22,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from fuselm import options
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
@@ -196,6 +196,9 @@ Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
 class Train(_Options):
     lambda_clm: float = Field(0.5, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
     lambda_final: float | None = Field(None, ge=0, le=1)  # decay linearly to this
+    # Of a fused row, by which the divergence's weight, 1 - lambda, is multiplied; the causal-LM loss gets the rest.
+    # expected: the probability that it expects the token that comes to have; gold: the one that that has.
+    confidence: Literal["none", "expected", "gold"] = "none"
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # of the target from the fused rows
     jsd_beta: float | None = Field(None, gt=0, lt=1)  # share of the fused row in jsd's mixture; None: 0.5
     temperature: PositiveFloat = 1.0  # flattens what the divergence compares
@@ -205,6 +208,7 @@ class Train(_Options):
     lr_schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"  # after the warm-up
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     passes: int = Field(2, ge=1)  # over the training documents
+    share: float = Field(1.0, gt=0, le=1)  # of each domain's training documents, a larger share having all of a smaller
     batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
     pack_tokens: int | None = Field(None, ge=1)  # documents go into one row of so many tokens at most, without padding
     gradient_accumulation: int = Field(1, ge=1)  # batches of one step
@@ -240,6 +244,12 @@ class Train(_Options):
                 "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
             )
         return self
+
+    def learning_rates(self, method: str) -> list[float]:
+        chosen = self.learning_rate
+        if method == "clm" and self.clm_learning_rate is not None:
+            chosen = self.clm_learning_rate
+        return chosen if isinstance(chosen, list) else [chosen]
 
 
 class Evaluate(_Options):
@@ -300,92 +310,30 @@ class Run(_Options):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run file. Raises `ValueError`, one line, on whatever is wrong with it."""
-    try:
-        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise ValueError(f"{path}: not a run file; `fuselm run` takes a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or 'cannot be parsed'})") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{path}: not a run file; it needs options such as target, sources and corpus")
+    given = options.read(path, "run", "options such as target, sources and corpus")
     for override in overrides:
-        _override(options, override)
+        options.override(given, override)
     try:
-        run = Run.model_validate(options)
+        run = Run.model_validate(given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error, options)}") from None
+        raise ValueError(f"{path}: {options.first_problem(error, 'run', _known_options, _without_tag)}") from None
     return _with_paths(run, path.parent)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no option is given twice; PyYAML would silently take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        names: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in names:
-                raise yaml.MarkedYAMLError(
-                    problem=f"'{key.value}' is given twice; drop one", problem_mark=key.start_mark
-                )
-            names.add(key.value)
-        return super().construct_mapping(node, deep)
+def _without_tag(location: list[str]) -> list[str]:
+    """Of a source's option, without the kind of source that pydantic puts in between."""
+    return location[:2] + location[3:] if location[:1] == ["sources"] and len(location) > 2 else location
 
 
-def _override(options: dict, override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise ValueError(f"{override}: not an override; write option.name=value")
-    *parents, last = name.split(".")
-    for parent in parents:
-        if not isinstance(options.get(parent), dict):
-            options[parent] = {"model": options[parent]} if isinstance(options.get(parent), str) else {}
-        options = options[parent]
-    try:
-        options[last] = _number(yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise ValueError(f"{override}: the value is not YAML") from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string."""
-    if isinstance(value, list):
-        return [_number(v) for v in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _first_problem(error: ValidationError, options: dict) -> str:
-    problems = error.errors()
-    of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), of_value)
-    location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
-    kind = location.pop(2) if location[:1] == ["sources"] and len(location) > 2 else "model"
-    name = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_options(location[:-1], kind)
-        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-        return f"{name}: unknown option; {hint}"
-    if problem["type"] == "missing":
-        return f"{name}: missing; every run needs it"
-    if problem["type"] == "value_error":
-        return ": ".join([*([name] if name.endswith(".server") else []), str(problem["ctx"]["error"])])
-    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
-
-
-def _known_options(location: list[str], kind: str) -> list[str]:
-    if location[:1] == ["sources"] or location[:1] == ["target"]:
-        return list((Server if kind == "server" else Captured if location[0] == "sources" else Source).model_fields)
-    options: type[BaseModel] = Run
-    for part in location:
-        options = options.model_fields[part].annotation  # type: ignore[assignment]
-    return list(options.model_fields)
+def _known_options(location: list[str]) -> list[str]:
+    if location[0] == "target":
+        return list(Source.model_fields)
+    if location[0] == "sources":
+        return list((Server if location[2:3] == ["server"] else Captured).model_fields)
+    known: type[BaseModel] = Run
+    for part in location[:-1]:
+        known = known.model_fields[part].annotation  # type: ignore[assignment]
+    return list(known.model_fields)
 
 
 def _with_paths(run: Run, folder: Path) -> Run:

@@ -157,6 +157,16 @@ def split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int
         yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=domain, split=splits[i], text=text)
 
 
+def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:
+    """A share of each domain's documents, at least one, drawn whole; a larger share has all those of a smaller."""
+    chosen: set[str] = set()
+    for domain in {d.domain for d in documents}:
+        origins = sorted({d.origin for d in documents if d.domain == domain})
+        random.Random(f"{seed} {domain} part").shuffle(origins)
+        chosen.update(origins[: max(1, round(share * len(origins)))])
+    return [d for d in documents if d.origin in chosen]
+
+
 def cut_to_fit(
     documents: Iterable[Document], readers: Sequence[Reader], max_bytes: int | None = None
 ) -> Iterator[Document]:

@@ -115,6 +115,20 @@ class Divergence:
         return Slopes(t * t * value, t * (slope - logp.exp() * slope.sum(1, keepdim=True)))
 
 
+def expected_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """That a row expects the token that comes to have, if it is right: the sum of squares. Ids not kept add nothing."""
+    return (2 * fused.logprobs).exp().sum(1)
+
+
+def gold_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """That a row gives to the token that comes; 0 if it was not kept."""
+    return torch.where(fused.ids == gold[:, None], fused.logprobs.exp(), 0).sum(1)
+
+
+# How far a fused row is to be trusted, from 0 to 1.
+CONFIDENCES: dict[str, Callable[..., Tensor]] = {"expected": expected_probability, "gold": gold_probability}
+
+
 def fusion_loss(
     hidden: Float[Tensor, "tokens hidden"],
     layer: OutputLayer,

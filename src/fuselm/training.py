@@ -27,7 +27,7 @@ from fuselm import adapters, evaluation, forward, manifest, processes
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import Model, load_model
-from fuselm.objective import Divergence, FusedRows, fusion_loss
+from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.progress import Progress
 from fuselm.store import Store
 from fuselm.trainable import go_on
@@ -48,6 +48,7 @@ class Settings:
 
     lambda_clm: float
     lambda_final: float | None = None
+    confidence: str = "none"
     divergence: str = "forward_kl"
     jsd_beta: float | None = None
     temperature: float = 1.0
@@ -152,6 +153,7 @@ def train(
     return {
         "steps": state.global_step,
         "tokens": dataset.tokens(state.global_step * batches_of_step),
+        "text_tokens": dataset.text_tokens,
         "best_step": state.best_global_step,
         "dev_bits_per_byte": state.best_metric,
         "resumed_at_step": step,
@@ -290,9 +292,12 @@ class _FusionTrainer(Trainer):
         if "fused_ids" in inputs:
             rows = {name: inputs.pop(f"fused_{name}") for name in ("ids", "logprobs", "tail")}
             fused = FusedRows(**rows)
+        weights = self._lambda
+        if fused is not None and self._settings.confidence != "none":
+            weights = 1 - (1 - weights) * CONFIDENCES[self._settings.confidence](fused, labels[known])
 
         def then(hidden, layer):
-            loss = fusion_loss(hidden, layer, labels[known], fused, self._lambda, divergence, count=count)
+            loss = fusion_loss(hidden, layer, labels[known], fused, weights, divergence, count=count)
             return {"loss": loss.total, "terms": torch.stack([loss.clm, loss.fusion])}
 
         result = model(**inputs, known=known, then=then)
