@@ -24,6 +24,7 @@ from fuselm import forward, manifest, retention, store
 from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
+from fuselm.models import Model, load_model
 from fuselm.progress import Progress
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
@@ -54,6 +55,16 @@ class Batch:
     kept: Kept
     gold: Float[ndarray, "rows"]
     vocabulary_size: int
+
+
+def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
+    loaded = load_model(model, dtype=dtype)
+    return Source(
+        model=loaded,
+        layer=forward.output_layer(loaded),
+        vocabulary=vocabulary,
+        context_token=model.context_token,
+    )
 
 
 def capture(

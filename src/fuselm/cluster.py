@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.capture import Source, read, traces, write_all
+from fuselm.capture import load, read, traces, write_all
 from fuselm.corpus import Document
 from fuselm.errors import first_line
-from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.store import Trace
@@ -68,19 +68,12 @@ class Worker:
     """The model, in a process of Ray's."""
 
     def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
-        from fuselm import forward
 
         here = model if model.folder.is_dir() else locate(model.name, revision=revision)
         if here.fingerprint != model.fingerprint:
             raise ValueError(f"{model.name}: another model on this machine than where the run was started")
-        loaded = load_model(here, dtype=dtype)
         self._policy = policy
-        self._source = Source(
-            model=loaded,
-            layer=forward.output_layer(loaded),
-            vocabulary=Vocabulary(load_tokenizer(here), here.output_size),
-            context_token=here.context_token,
-        )
+        self._source = load(here, Vocabulary(load_tokenizer(here), here.output_size), dtype=dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         documents = pickle.loads(row["batch"])

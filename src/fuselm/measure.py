@@ -4,12 +4,16 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fuselm import corpus, manifest, progress
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from fuselm import evaluation, servers
 
 METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
 BATCH_TOKENS = 1024
@@ -22,21 +26,10 @@ def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> di
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     documents = _documents(rows, [(model, vocabulary)])
 
-    from fuselm import evaluation, forward
-    from fuselm.models import load_model
+    from fuselm import evaluation
 
-    loaded = load_model(model, dtype=dtype)
     with progress.show(console, f"evaluate {spec}") as shown:
-        shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
-        scores = evaluation.score(
-            loaded,
-            forward.output_layer(loaded),
-            vocabulary,
-            model.context_token,
-            documents,
-            batch_tokens=BATCH_TOKENS,
-            advance=shown.advance,
-        )
+        scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
     values = evaluation.bits_per_byte(scores)
     average = values.pop("average")
     return {
@@ -50,6 +43,40 @@ def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> di
         },
         "average": {"bits_per_byte": average, "documents": len(scores), "bytes": sum(s.bytes for s in scores)},
     }
+
+
+def score(
+    model: Model,
+    vocabulary: Vocabulary,
+    documents: Sequence[corpus.Document],
+    *,
+    dtype: str,
+    batch_tokens: int,
+    progress: progress.Progress,
+    server: "servers.Server | None" = None,
+) -> "list[evaluation.Score]":
+    """The bits that a model gives to each document: one that is loaded for it, or a server's."""
+    from fuselm import evaluation
+
+    progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
+    if server is not None:
+        from fuselm import remote
+
+        bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
+        return evaluation.totals(bits, documents)
+    from fuselm import forward
+    from fuselm.models import load_model
+
+    loaded = load_model(model, dtype=dtype)
+    return evaluation.score(
+        loaded,
+        forward.output_layer(loaded),
+        vocabulary,
+        model.context_token,
+        documents,
+        batch_tokens=batch_tokens,
+        advance=progress.advance,
+    )
 
 
 def fidelity(
@@ -80,16 +107,9 @@ def fidelity(
     from fuselm import capture, forward, retention, spans
     from fuselm.alignment import Aligner
     from fuselm.fidelity import Fidelity
-    from fuselm.models import load_model
     from fuselm.report import finite
 
-    loaded = load_model(source, dtype=dtype)
-    reader = capture.Source(
-        model=loaded,
-        layer=forward.output_layer(loaded),
-        vocabulary=vocabularies[0],
-        context_token=source.context_token,
-    )
+    reader = capture.load(source, vocabularies[0], dtype=dtype)
     policy = retention.Policy(policy="top_k", top_k=top_k)
     read = [d.text for d in documents]
     aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}

@@ -5,6 +5,7 @@ beside it, and nothing is overwritten. `run.json` in the run's folder says which
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,13 +18,21 @@ from rich.console import Console
 from fuselm import config, corpus, fingerprints, manifest, processes, progress, publish
 from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
 STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
-OF_FUSED_ROWS = ("lambda_final", "divergence", "jsd_beta", "temperature", "tail")  # nothing to the causal-LM baseline
+OF_FUSED_ROWS = (  # nothing to the causal-LM baseline
+    "lambda_final",
+    "confidence",
+    "divergence",
+    "jsd_beta",
+    "temperature",
+    "tail",
+)
+WEIGHTS = "model"  # folder of a trained model in its stage's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ class Pipeline:
         self.console = console
         self.worked = False
         self._dry = False
-        self._steps: list[Step] = []
+        self._steps: dict[Path, Step] = {}
         self._keys: dict[Path, str] = {}
         self.inputs = Inputs(run)
 
@@ -54,13 +63,15 @@ class Pipeline:
     def documents(self) -> list[corpus.Document]:
         return corpus.read_documents(self.corpus())
 
-    def steps(self) -> list[Step]:
-        """Every step of the run, and whether it is done; makes nothing but the corpus."""
+    def steps(self, making: Callable[[], object] | None = None) -> list[Step]:
+        """Every step of `making` something, else of the whole run, and whether it is done; makes nothing but the
+        corpus.
+        """
         self.corpus()
-        self._dry, self._steps = True, []
-        self.evaluate()
+        self._dry, self._steps = True, {}
+        (making or self.evaluate)()
         self._dry = False
-        return self._steps
+        return list(self._steps.values())
 
     def check_servers(self, last: str) -> None:
         """Try those servers that the stages up to `last` need. Raises `ValueError` if one can't do what they ask."""
@@ -120,7 +131,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import capture, forward, retention
+            from fuselm import capture, retention
 
             documents = [d for d in self.documents if d.split == "train"]
             vocabulary = self.inputs.source_vocabulary(name)
@@ -135,15 +146,7 @@ class Pipeline:
 
                 asked |= {"workers": self.run.capture.processes, "revision": options.revision}
                 return cluster.capture(model, vocabulary, documents, out, dtype=self._dtype(name), **asked)
-            from fuselm.models import load_model
-
-            loaded = load_model(model, dtype=self._dtype(name))
-            source = capture.Source(
-                model=loaded,
-                layer=forward.output_layer(loaded),
-                vocabulary=vocabulary,
-                context_token=model.context_token,
-            )
+            source = capture.load(model, vocabulary, dtype=self._dtype(name))
             return capture.capture(source, documents, out, **asked)
 
         return self._build("capture", name, recipe, build)
@@ -158,7 +161,7 @@ class Pipeline:
             texts = {d.id: d.text for d in self.documents if d.split == "train"}
             store.Store(folder).expect(wanted, texts, where=f"sources.{name}.store")
             self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
-        self._steps.append(Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True))
+        self._steps[folder] = Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True)
         return folder
 
     def _dtype(self, name: str) -> str:
@@ -208,38 +211,40 @@ class Pipeline:
         return self._build("fuse", "", recipe, build)
 
     def train(self) -> dict[str, Path]:
-        """The best of each method's learning rates, by the development split."""
-        fused = self.fuse()
-        best = {}
-        for method in METHODS:
-            trained = [self._train(method, fused, rate) for rate in self._learning_rates(method)]
-            if self._dry:
-                best[method] = trained[0]
-                continue
-            best[method] = min(trained, key=lambda path: manifest.read(path)["counts"]["dev_bits_per_byte"])
-        return best
+        self.fuse()
+        return {method: self.trained(method) for method in METHODS}
 
-    def _learning_rates(self, method: str) -> list[float]:
-        options = self.run.train
-        chosen = options.learning_rate
-        if method == "clm" and options.clm_learning_rate is not None:
-            chosen = options.clm_learning_rate
-        return chosen if isinstance(chosen, list) else [chosen]
+    def trained(self, method: str, *, weights: bool = True) -> Path:
+        """The best of a method's learning rates, by the development split. A model whose weights were dropped is
+        trained again, if they are wanted.
+        """
+        rates = self.run.train.learning_rates(method)
+        folders = [self._train(method, rate) for rate in rates]
+        if self._dry:
+            return folders[0]
+        scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
+        best = scores.index(min(scores))
+        if weights and not (folders[best] / WEIGHTS).is_dir():
+            shutil.rmtree(folders[best])
+            self._train(method, rates[best])
+        return folders[best]
 
-    def _train(self, method: str, fused: Path, rate: float) -> Path:
-        options = self.run.train.model_dump(exclude={"learning_rate", "clm_learning_rate"})
+    def _train(self, method: str, rate: float) -> Path:
+        fused = self.fuse() if method == "fused" else None
+        options = self.run.train.model_dump(exclude={"learning_rate", "clm_learning_rate", "share"})
         options |= {"learning_rate": rate, "seed": self.run.seed}
         if method == "clm":
             options |= {name: config.Train.model_fields[name].default for name in OF_FUSED_ROWS} | {"lambda_clm": 1.0}
+        share = self.run.train.share
         recipe = Recipe(
             stage="train",
-            parameters={"method": method, **options},
+            parameters={"method": method, "share": share, **options},
             inputs={
                 "model": self.inputs.target.fingerprint,
                 "tokenizer": self.inputs.target.tokenizer_fingerprint,
                 "corpus": self._text(),
             }
-            | ({"fused": self._keys[fused]} if method == "fused" else {}),
+            | ({} if fused is None else {"fused": self._keys[fused]}),
         )
 
         def build(out: Path, shown: Progress) -> dict:
@@ -249,10 +254,10 @@ class Pipeline:
             return training.train(
                 self.inputs.target,
                 self.inputs.target_vocabulary,
-                [d for d in documents if d.split == "train"],
+                corpus.part([d for d in documents if d.split == "train"], share, seed=self.run.seed),
                 [d for d in documents if d.split == "dev"],
                 out,
-                fused=store.Store(fused, keep_tokens=batches.KEPT_TOKENS) if method == "fused" else None,
+                fused=None if fused is None else store.Store(fused, keep_tokens=batches.KEPT_TOKENS),
                 settings=training.Settings(**options),
                 progress=shown,
             )
@@ -261,23 +266,20 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Path]:
         """The scores of every model on the held-out documents."""
-        trained = self.train()
-        models: dict[str, tuple[Callable[[], Model], str, str]] = {
-            "base": (lambda: self.inputs.target, self.inputs.target.fingerprint, self.run.target.dtype)
-        }
-        for name, model in self.inputs.sources.items():
-            models[name] = (lambda m=model: m, model.fingerprint, self._dtype(name))
-        for method, path in trained.items():
-            models[method] = (lambda p=path: locate(str(p / "model")), self._keys[path], self.run.target.dtype)
-        scored: dict[tuple[str, str], Path] = {}
-        result = {}
-        for name, (model, fingerprint, dtype) in models.items():
-            if (fingerprint, dtype) not in scored:  # the target may be a source as well
-                scored[fingerprint, dtype] = self._evaluate(name, model, fingerprint, dtype)
-            result[name] = scored[fingerprint, dtype]
-        return result
+        self.train()
+        return {name: self.scored(name) for name in ("base", *self.inputs.sources, *METHODS)}
 
-    def _evaluate(self, name: str, model: Callable[[], Model], fingerprint: str, dtype: str) -> Path:
+    def scored(self, name: str) -> Path:
+        """The scores of `base`, a source or a method's best model."""
+        model, dtype = self.inputs.target, self.run.target.dtype
+        fingerprint = model.fingerprint
+        if name in METHODS:
+            fingerprint = self._keys[self.trained(name, weights=False)]
+        elif name in self.inputs.sources:
+            source, of_source = self.inputs.sources[name], self._dtype(name)
+            if (source.fingerprint, of_source) == (fingerprint, dtype):
+                name = "base"
+            model, fingerprint, dtype = source, source.fingerprint, of_source
         recipe = Recipe(
             stage="evaluate",
             parameters={**self.run.evaluate.model_dump(), "dtype": dtype, "split": "heldout"},
@@ -285,37 +287,20 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import evaluation
+            from fuselm import evaluation, measure
 
-            documents = [d for d in self.documents if d.split == "heldout"]
-            located = model()
-            vocabulary = Vocabulary(load_tokenizer(located), located.output_size)
-            shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
-            scores = score(located, vocabulary, documents, shown)
+            located = locate(str(self.trained(name) / WEIGHTS)) if name in METHODS else model
+            scores = measure.score(
+                located,
+                Vocabulary(load_tokenizer(located), located.output_size),
+                [d for d in self.documents if d.split == "heldout"],
+                dtype=dtype,
+                batch_tokens=self.run.evaluate.batch_tokens,
+                progress=shown,
+                server=self.inputs.servers.get(name),
+            )
             manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
-
-        def score(located: Model, vocabulary: Vocabulary, documents: list[corpus.Document], shown: Progress) -> list:
-            from fuselm import evaluation
-
-            if name in self.inputs.servers:
-                from fuselm import remote
-
-                bits = remote.document_bits(self.inputs.servers[name], vocabulary, documents, advance=shown.advance)
-                return evaluation.totals(bits, documents)
-            from fuselm import forward
-            from fuselm.models import load_model
-
-            loaded = load_model(located, dtype=dtype)
-            return evaluation.score(
-                loaded,
-                forward.output_layer(loaded),
-                vocabulary,
-                located.context_token,
-                documents,
-                batch_tokens=self.run.evaluate.batch_tokens,
-                advance=shown.advance,
-            )
 
         return self._build("evaluate", name, recipe, build)
 
@@ -346,7 +331,7 @@ class Pipeline:
             publish.publish(
                 self.folder,
                 path,
-                trained["fused"] / "model",
+                trained["fused"] / WEIGHTS,
                 key=self._keys[path],
                 folders={f"{stage} {name}".strip(): made for stage, name, made in _flat(folders)},
             )
@@ -381,7 +366,7 @@ class Pipeline:
         self._keys[folder] = recipe.key
         title = f"{stage} {title or name}".strip()
         done = manifest.is_finished(folder)
-        self._steps.append(Step(stage=stage, name=name, title=title, folder=folder, done=done))
+        self._steps[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
         if done or self._dry:
             return folder
         self.console.print(f"[bold]{title}[/bold]", highlight=False)

@@ -43,10 +43,10 @@ class Estimate:
     memory: int | None = None  # bytes
 
 
-def estimates(pipeline: "Pipeline") -> list[Estimate]:
-    """Of the stages that are not done. Makes the corpus, which loads no model."""
+def estimates(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> list[Estimate]:
+    """Of those steps, else of all of the run, that are not done. Makes the corpus, which loads no model."""
     counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
-    return [_estimate(pipeline, step, counted) for step in pipeline.steps() if not step.done]
+    return [_estimate(pipeline, step, counted) for step in steps or pipeline.steps() if not step.done]
 
 
 def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, int]]) -> Estimate:
@@ -64,7 +64,7 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     elif step.stage == "fuse":
         tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.inputs.sources)
     elif step.stage == "train":
-        tokens = of_target["train"] * run.train.passes
+        tokens = round(of_target["train"] * run.train.share) * run.train.passes
         parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
         disk = CHECKPOINTS * STATE_BYTES * parameters + target.parameters_bytes
     elif step.stage == "evaluate":
@@ -81,9 +81,9 @@ def _most_entries(options: "config.Capture") -> int:
     return min(told.get("top_k", told.get("draws", 0) + 3), int(1 / told.get("threshold", 1e-9)))
 
 
-def check_disk(pipeline: "Pipeline") -> None:
-    """Raises `ValueError` where the disk has less room than the stages yet to come may need."""
-    needed = sum(e.disk for e in estimates(pipeline))
+def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> None:
+    """Raises `ValueError` where the disk has less room than the steps yet to come may need."""
+    needed = sum(e.disk for e in estimates(pipeline, steps))
     free = shutil.disk_usage(pipeline.folder).free
     if needed > free:
         raise ValueError(
