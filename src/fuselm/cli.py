@@ -160,6 +160,39 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def study(
+    study_file: Annotated[Path, typer.Argument(help="YAML file with runs to compare.", show_default=False)],
+    overrides: Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left; train nothing.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write the pages of what is there; train nothing.")] = False,
+) -> None:
+    """A grid of runs from the same caches, as tables and figures."""
+    from rich.console import Console
+
+    from fuselm import comparison, study_page, trials
+    from fuselm import study as studies
+
+    checked = studies.load(study_file, overrides or [])
+    trials.start(checked)
+    grid = trials.Grid(checked, Console(stderr=True))
+    if plan:
+        Console().print(trials.table(grid))
+        return
+
+    def render() -> None:
+        result = comparison.compare(grid)
+        comparison.write(checked, result)
+        study_page.write(checked.output, result)
+
+    failed = [] if report else trials.run(grid, render)
+    render()
+    for name in ("study.json", "results.md", "study.html"):
+        Console().print(checked.output / name, highlight=False, soft_wrap=True)
+    if failed:
+        raise ValueError(f"{len(failed)} of the arms failed, the first: {failed[0]}; the same command tries them again")
+
+
+@app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,

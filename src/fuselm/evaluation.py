@@ -4,9 +4,11 @@ A model's score of a domain is its bits over the bytes of all its documents; the
 Intervals resample documents within each domain; a difference of two models resamples the same documents for both.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -138,10 +140,13 @@ class Bootstrap:
 
     def intervals(self, *scores: Sequence[Score]) -> dict[str, Interval]:
         """Of one model's bits per byte by domain and `average`; given two models, of the first minus the second."""
-        value, samples = self._all(scores[0])
-        for other in scores[1:]:
-            other_value, other_samples = self._all(other)
-            value, samples = value - other_value, samples - other_samples
+        return self.between(*map(self.resampled, scores))
+
+    def between(self, first: "Resampled", *others: "Resampled") -> dict[str, Interval]:
+        """The same of what `resampled` gave."""
+        value, samples = first
+        for other in others:
+            value, samples = value - other.value, samples - other.samples
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         names = [*self.domains, "average"]
         return {
@@ -149,8 +154,8 @@ class Bootstrap:
             for n, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
         }
 
-    def _all(self, scores: Sequence[Score]) -> tuple[Float[ndarray, "columns"], Float[ndarray, "resamples columns"]]:
-        """Bits per byte of each domain and the average: of the documents, and of each resample of them."""
+    def resampled(self, scores: Sequence[Score]) -> "Resampled":
+        """One model's bits per byte of each domain and the average."""
         of = {(s.domain, s.document): s for s in scores}
         values, samples = [], []
         for n, domain in enumerate(self.domains):
@@ -163,7 +168,25 @@ class Bootstrap:
             )
             samples.append(drawn @ bits / (drawn @ sizes))
         columns, table = np.array(values), np.stack(samples, axis=1)
-        return np.append(columns, columns.mean()), np.column_stack([table, table.mean(axis=1)])
+        return Resampled(np.append(columns, columns.mean()), np.column_stack([table, table.mean(axis=1)]))
+
+
+class Resampled(NamedTuple):
+    """Of the documents, and of each resample of them."""
+
+    value: Float[ndarray, "columns"]
+    samples: Float[ndarray, "resamples columns"]
+
+
+def pooled(seeds: Sequence[Sequence[Score]]) -> list[Score]:
+    """Scores of several seeds as one: of each document the sums over those seeds that held it out. A resample then
+    draws a document with all that was made of it, as texts that several seeds hold out are no more than one text.
+    """
+    sums: dict[tuple[str, str], tuple[float, int]] = {}
+    for score in itertools.chain.from_iterable(seeds):
+        bits, size = sums.get((score.domain, score.document), (0.0, 0))
+        sums[score.domain, score.document] = (bits + score.bits, size + score.bytes)
+    return [Score(document=d, domain=of, bits=bits, bytes=size) for (of, d), (bits, size) in sums.items()]
 
 
 def summarize(scores: Mapping[str, Sequence[Score]], pairs: Sequence[tuple[str, str]]) -> dict:

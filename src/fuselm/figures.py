@@ -6,6 +6,7 @@ that comes from outside is escaped.
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -192,6 +193,28 @@ def bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
         out.append(f'<rect class="time" x="{left:.1f}" y="{y + 5}" width="{end - left:.1f}" height="14" rx="3"/>')
         out.append(f'<text class="tick" x="{end + 8:.1f}" y="{y + 16}">{escape(number(value))}</text>')
     return _svg("".join(out), float(WIDTH), len(rows) * row + 2)
+
+
+def standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
+    """A figure as a file of its own, with its styles, and a legend of styles by name above it."""
+    opening = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" role="img">', svg)
+    assert opening is not None
+    width, height = map(int, opening.groups())
+    x, y, keys = 0.0, 14.0, []
+    for name, style in legend.items():
+        wide = _width_of([name]) + 34
+        if x + wide > width and x > 0:
+            x, y = 0.0, y + 22
+        keys.append(f'<g class="{style}"><circle class="dot" cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4.5"/>')
+        keys.append(f"{_label(name, x + 16, y, 'key')}</g>")
+        x += wide
+    above = y + 16 if legend else 0.0
+    content = svg[opening.end() : -len("</svg>")]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width + 16} {height + above + 16:.0f}" role="img">'
+        f"<style>{css} svg {{ font-family: system-ui, sans-serif; background: var(--card); }}</style>"
+        f'{"".join(keys)}<g transform="translate(0 {above:.0f})">{content}</g></svg>\n'
+    )
 
 
 def thin(points: Sequence[Point], most: int = POINTS) -> list[Point]:

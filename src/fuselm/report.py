@@ -217,7 +217,7 @@ def _figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping
     )
     sources = {n: s for n, s in styles.items() if n not in TARGETS}
     drawn["shares"] = figures.shares(summary["fusion"]["shares"], sources)
-    drawn["stages"] = figures.bars(summary["stages"], number=_duration)
+    drawn["stages"] = figures.bars(summary["stages"], number=duration)
     return drawn
 
 
@@ -282,7 +282,7 @@ def render(template: str, *, autoescape: bool, **context) -> str:
         "minus": _minus,
         "ratio": _ratio,
         "percent": _percent,
-        "duration": _duration,
+        "duration": duration,
         "name": _name,
         "cell": _markdown_cell,
     }
@@ -314,7 +314,7 @@ def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

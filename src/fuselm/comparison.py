@@ -1,0 +1,196 @@
+"""Every number of a study, from what is there of it: `study.json`, which its pages are made of.
+
+An experiment is over the seeds that all its arms have, but for arms that have none yet. An arm's bits per byte are
+those of these seeds' held-out documents together; a resample draws a document with what all of them made of it.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuselm import evaluation, manifest, trials
+from fuselm.evaluation import Bootstrap, Interval, Resampled, Score
+from fuselm.report import finite
+from fuselm.study import ExperimentOptions, Study, arms_of
+
+Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
+
+
+def compare(grid: trials.Grid) -> dict[str, Any]:
+    """What `study.json` holds. What is not made yet is None."""
+    study = grid.study
+    arms: dict[str, Any] = {}
+    scores: dict[str, dict[int, list[Score]]] = {}
+    for name, arm in study.arms.items():
+        scores[name], seeds = {}, {}
+        for seed in arm.seeds:
+            now = grid.state(arm, seed)
+            if now.scores is not None:
+                scores[name][seed] = [Score(**row) for row in json.loads((now.scores / "scores.json").read_text())]
+            seeds[str(seed)] = {
+                "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
+                "bits_per_byte": evaluation.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
+            }
+        arms[name] = {
+            "method": arm.method,
+            "set": dict(arm.settings),
+            "sources": list(arm.sources),
+            "seeds": seeds,
+            "text_tokens": _text_tokens(seeds),
+        }
+    pools = Pools(scores)
+    return finite(
+        {
+            "file": study.file.name,
+            "run": study.run_file.name,
+            "seeds": list(study.seeds),
+            "set": dict(study.settings),
+            "domains": pools.domains,
+            "heldout": _heldout(scores),
+            "arms": arms,
+            "experiments": [_experiment(experiment, arms, pools) for experiment in study.experiments],
+            "version": metadata.version("fuselm"),
+        }
+    )
+
+
+class Pools:
+    """Intervals of arms and of their differences; resamples of each are made once."""
+
+    def __init__(self, scores: Scores):
+        self._scores = scores
+        self._bootstraps: dict[tuple[int, ...], Bootstrap] = {}
+        self._resampled: dict[tuple[str, tuple[int, ...]], Resampled] = {}
+        self.domains = sorted({s.domain for of in scores.values() for rows in of.values() for s in rows})
+
+    def seeds(self, arms: Sequence[str]) -> tuple[int, ...]:
+        """Those that all of the arms have, but for arms that have none."""
+        some = [self._scores[arm] for arm in arms if self._scores[arm]]
+        return tuple(seed for seed in some[0] if all(seed in of for of in some)) if some else ()
+
+    def intervals(self, seeds: tuple[int, ...], arm: str, against: str | None = None) -> dict[str, Any] | None:
+        """Of an arm, or of it minus another; None where one has none of the seeds."""
+        names = [name for name in (arm, against) if name is not None]
+        if not seeds or not all(self._scores[name] for name in names):
+            return None
+        return _cells(self._bootstrap(seeds, arm).between(*(self._resample(name, seeds) for name in names)))
+
+    def averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
+        """By seed."""
+        of = self._scores[arm]
+        return {str(seed): evaluation.bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
+
+    def _bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
+        if seeds not in self._bootstraps:
+            self._bootstraps[seeds] = Bootstrap(evaluation.pooled([self._scores[arm][seed] for seed in seeds]))
+        return self._bootstraps[seeds]
+
+    def _resample(self, arm: str, seeds: tuple[int, ...]) -> Resampled:
+        if (arm, seeds) not in self._resampled:
+            pooled = evaluation.pooled([self._scores[arm][seed] for seed in seeds])
+            self._resampled[arm, seeds] = self._bootstrap(seeds, arm).resampled(pooled)
+        return self._resampled[arm, seeds]
+
+
+def tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[float, str]:
+    """How many tokens a line of (tokens, bits per byte) takes to reach a value, linear in the logarithm of tokens
+    between its points; with `<` where its first point has reached it, `>` where none does.
+    """
+    points = sorted(points)
+    if points[0][1] <= value:
+        return points[0][0], "<" if points[0][1] < value else ""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if y1 <= value:
+            return math.exp(math.log(x0) + (y0 - value) / (y0 - y1) * (math.log(x1) - math.log(x0))), ""
+    return points[-1][0], ">"
+
+
+def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
+    assert trial.trained is not None
+    told = {"settings": dict(trial.settings), "chosen": now.best is trial, "done": trial.trained.done}
+    if not trial.trained.done:
+        return told
+    record = manifest.read(trial.trained.folder)
+    history = json.loads((trial.trained.folder / "history.json").read_text())
+    counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
+    return told | {
+        **{name: record["counts"][name] for name in counted},
+        "parameters": record["parameters"],
+        "seconds": record["seconds"],
+        "dev": history["dev"],
+    }
+
+
+def _text_tokens(seeds: Mapping[str, Any]) -> float | None:
+    """Of a pass, in the mean over seeds."""
+    chosen = [trial["text_tokens"] for of in seeds.values() for trial in of["trials"] if trial["chosen"]]
+    return float(np.mean(chosen)) if chosen else None
+
+
+def _heldout(scores: Scores) -> dict[str, dict[str, int]]:
+    """Documents and bytes of each seed."""
+    rows = {seed: of_seed for of in scores.values() for seed, of_seed in of.items()}
+    return {str(s): {"documents": len(r), "bytes": sum(score.bytes for score in r)} for s, r in sorted(rows.items())}
+
+
+def _cells(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: asdict(interval) for name, interval in intervals.items()}
+
+
+def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
+    names, rivals = arms_of(options), _rivals(options)
+    seeds = pools.seeds(names)
+    values = {name: pools.intervals(seeds, name) for name in names}
+    averages = {name: pools.averages(seeds, name) for name in names}
+    result = options.model_dump() | {
+        "arms": names,
+        "against": rivals,
+        "seeds": list(seeds),
+        "values": values,
+        "by_seed": averages,
+        "spread": {n: float(np.std(list(v.values()), ddof=1)) if len(v) > 1 else None for n, v in averages.items()},
+        "differences": {name: pools.intervals(seeds, name, rival) for name, rival in rivals.items()},
+    }
+    return result | {"curves": _curves(options, arms, values)} if options.lines else result
+
+
+def _rivals(options: ExperimentOptions) -> dict[str, str]:
+    """Which arm each is compared with: in lines, the one at its place in the line."""
+    if options.against is None:
+        return {}
+    if options.lines is None:
+        return {name: options.against for name in arms_of(options) if name != options.against}
+    rival = options.lines[options.against]
+    others = {line: names for line, names in options.lines.items() if line != options.against}
+    return {a: b for names in others.values() for a, b in zip(names, rival, strict=False)}
+
+
+def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Points of each line; and for each of another line, the tokens that the line `against` it takes to get there."""
+    lines = {
+        line: [
+            {"arm": n, "tokens": arms[n]["text_tokens"], **values[n]["average"]}
+            for n in names
+            if values[n] is not None and arms[n]["text_tokens"] is not None
+        ]
+        for line, names in (options.lines or {}).items()
+    }
+    rival = [(p["tokens"], p["value"]) for p in lines.get(options.against or "", [])]
+    needed = {}
+    for point in [p for line, points in lines.items() if line != options.against for p in points] if rival else []:
+        tokens, bound = tokens_needed(rival, point["value"])
+        needed[point["arm"]] = {"tokens": tokens, "bound": bound, "times": tokens / point["tokens"]}
+    return {"lines": lines, "needed": needed}
+
+
+def write(study: Study, result: Mapping[str, Any]) -> Path:
+    path = study.output / "study.json"
+    manifest.write_text(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return path

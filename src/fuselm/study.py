@@ -1,0 +1,234 @@
+"""A study file: a grid of experiments on one run file. Everything in it is checked before anything is made.
+
+An *arm* is one way to train (a method and what it sets), its *trials* are what it may choose from by the development
+split, and an *experiment* shows some arms beside each other. All arms of a seed share one run folder.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fuselm import config, options
+
+OF_ARMS = ("capture", "align", "fuse", "train")  # options that arms may differ in
+FORBIDDEN = ("output", "seed")  # a study has its own
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ArmOptions(_Options):
+    like: str | None = None  # the arm that this one is, but for what is said here
+    method: Literal["clm", "fused"] | None = None
+    sources: Names | None = None  # those of the run's to use; None: all
+    set: dict[str, Any] = Field({}, min_length=0)  # options of the run, {train.passes: 4}
+    trials: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({}, alias="try")  # the best on dev is taken
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None  # None: the study's
+
+
+class ExperimentOptions(_Options):
+    name: str  # of its figures' files
+    title: str
+    says: str = ""  # Markdown, under the title
+    arms: Names | None = None  # in order; `base` and sources are there without being trained
+    lines: dict[str, Names] | None = None  # instead of arms: those of each line over training tokens
+    against: str | None = None  # the arm, or line, that others are compared with
+    figures: list[Literal["bars", "steps"]] = Field(["bars"], min_length=0)  # of lines: drawn over tokens as well
+
+
+class StudyOptions(_Options):
+    run: str  # run file, from this file's folder
+    output: str
+    seeds: Annotated[list[int], Field(min_length=1)] = Field([0, 1, 2])
+    set: dict[str, Any] = Field({}, min_length=0)  # options of the run, of all arms
+    arms: dict[str, ArmOptions] = Field({}, min_length=0)
+    experiments: Annotated[list[ExperimentOptions], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One row of a study. Without a method it is a model as it is: `base`, or a source."""
+
+    name: str
+    method: str | None
+    settings: Mapping[str, Any]  # what it sets, beside its trials'
+    sources: Sequence[str]
+    trials: Sequence[Mapping[str, Any]]  # options of each, beside `settings`
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A study file, checked."""
+
+    file: Path
+    run_file: Path
+    output: Path
+    seeds: Sequence[int]
+    settings: Mapping[str, Any]
+    arms: Mapping[str, Arm]  # those that experiments show, in order
+    experiments: Sequence[ExperimentOptions]
+
+    def run(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.Run:
+        """The run whose method, trained and scored, is this trial of this arm."""
+        given = {**self.settings, **arm.settings, **trial, "seed": seed, "output": str(self.output / f"seed-{seed}")}
+        if arm.method == "clm" and "train.learning_rate" in {**arm.settings, **trial}:
+            given["train.clm_learning_rate"] = given.pop("train.learning_rate")
+        run = config.load(self.run_file, [f"{name}={json.dumps(value)}" for name, value in given.items()])
+        if set(arm.sources) == set(run.sources):
+            return run
+        chosen = {"sources": {n: s for n, s in run.model_dump()["sources"].items() if n in arm.sources}}
+        try:
+            return config.Run.model_validate(run.model_dump() | chosen)
+        except ValidationError as error:
+            raise ValueError(options.first_problem(error, "run", lambda _: [])) from None
+
+
+def arms_of(experiment: ExperimentOptions) -> list[str]:
+    names = experiment.arms or [name for line in (experiment.lines or {}).values() for name in line]
+    return list(dict.fromkeys(names))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file. Raises `ValueError`, one line, on whatever is wrong with it or any of its runs."""
+    given = options.read(path, "study", "options such as run, output, arms and experiments")
+    for override in overrides:
+        options.override(given, override)
+    try:
+        read = StudyOptions.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {options.first_problem(error, 'study', _known_options, _without_number)}") from None
+    run_file = path.parent / read.run
+    try:
+        return _checked(path, run_file, read)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _without_number(location: list[str]) -> list[str]:
+    """`experiments.0.name`, with experiments counted from 1."""
+    return [str(int(part) + 1) if part.isdigit() and n == 1 else part for n, part in enumerate(location)]
+
+
+def _known_options(location: list[str]) -> list[str]:
+    kinds: dict[str, type[BaseModel]] = {"arms": ArmOptions, "experiments": ExperimentOptions}
+    of = kinds.get(location[0], StudyOptions) if len(location) > 1 else StudyOptions
+    return [field.alias or name for name, field in of.model_fields.items()]
+
+
+def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
+    for name in set(read.set) & set(FORBIDDEN):
+        raise ValueError(f"set.{name}: the study's own ({'seeds' if name == 'seed' else name}); set that instead")
+    base = Study(
+        file=file,
+        run_file=run_file,
+        output=Path(read.output),
+        seeds=read.seeds,
+        settings=read.set,
+        arms={},
+        experiments=read.experiments,
+    )
+    sources = list(config.load(run_file, [f"{k}={json.dumps(v)}" for k, v in read.set.items()]).sources)
+    as_they_are = {
+        name: Arm(name=name, method=None, settings={}, sources=sources, trials=({},), seeds=read.seeds)
+        for name in ("base", *sources)
+    }
+    for name in read.arms:
+        if name in as_they_are or name == "average":
+            raise ValueError(f"arms.{name}: the name of a model as it is; take another")
+    known = as_they_are | {name: _arm(name, read, sources) for name in read.arms}
+    _check_experiments(read.experiments, list(known))
+    shown = dict.fromkeys(name for experiment in read.experiments for name in arms_of(experiment))
+    arms = {}
+    for name in shown:
+        try:
+            arms[name] = _with_trials(base, known[name])
+        except ValueError as error:
+            raise ValueError(f"arms.{name}: {error}") from None
+    return replace(base, arms=arms)
+
+
+def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
+    """With all that it has of those it is like."""
+    merged: dict[str, Any] = {"method": None, "sources": None, "seeds": None, "set": {}, "try": {}}
+    for of in reversed(_line_of(name, read.arms)):
+        merged["set"] = {n: v for n, v in merged["set"].items() if n not in of.trials} | of.set
+        merged["try"] = {n: v for n, v in merged["try"].items() if n not in of.set} | of.trials
+        for option in ("method", "sources", "seeds"):
+            if (value := getattr(of, option)) is not None:
+                merged[option] = value
+    where = f"arms.{name}"
+    if merged["method"] is None:
+        raise ValueError(f"{where}.method: missing; clm or fused, or `like` an arm that has one")
+    for option in (*merged["set"], *merged["try"]):
+        if option.split(".")[0] not in OF_ARMS or "." not in option:
+            raise ValueError(
+                f"{where}: {option}: arms differ in options of {', '.join(OF_ARMS)} alone, as train.passes; set what "
+                "is for all of them in the study's `set`"
+            )
+    for source in merged["sources"] or ():
+        if source not in sources:
+            raise ValueError(f"{where}.sources: no source '{source}'; {options.meant(source, list(sources))}")
+    combined = [dict(zip(merged["try"], values, strict=True)) for values in itertools.product(*merged["try"].values())]
+    return Arm(
+        name=name,
+        method=merged["method"],
+        settings=merged["set"],
+        sources=merged["sources"] or list(sources),
+        trials=combined,
+        seeds=merged["seeds"] or read.seeds,
+    )
+
+
+def _line_of(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
+    """The arm, the one it is like, the one that that is like."""
+    names, at = [name], arms[name].like
+    while at is not None:
+        if at not in arms:
+            raise ValueError(f"arms.{names[-1]}.like: no arm '{at}'; {options.meant(at, list(arms))}")
+        if at in names:
+            raise ValueError(f"arms.{names[-1]}.like: '{at}' is like this one; one of them must say what it is")
+        names.append(at)
+        at = arms[at].like
+    return [arms[n] for n in names]
+
+
+def _check_experiments(experiments: Sequence[ExperimentOptions], known: list[str]) -> None:
+    seen: set[str] = set()
+    for experiment in experiments:
+        where = f"experiments.{experiment.name}"
+        if experiment.name in seen or not experiment.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"{where}: not a usable name; take letters, digits, '-' and '_', and each once")
+        seen.add(experiment.name)
+        if (experiment.arms is None) == (experiment.lines is None):
+            raise ValueError(f"{where}: needs arms, or lines, but not both")
+        for name in arms_of(experiment):
+            if name not in known:
+                raise ValueError(f"{where}: no arm '{name}'; {options.meant(name, known)}")
+        comparable = list(experiment.lines or arms_of(experiment))
+        if experiment.against is not None and experiment.against not in comparable:
+            raise ValueError(
+                f"{where}.against: '{experiment.against}' is not in it; {options.meant(experiment.against, comparable)}"
+            )
+
+
+def _with_trials(study: Study, arm: Arm) -> Arm:
+    """Each of several learning rates a trial of its own; every trial's run is read once, to be sure of it."""
+    if arm.method is None:
+        return arm
+    return replace(arm, trials=list(_each_rate(study, arm)))
+
+
+def _each_rate(study: Study, arm: Arm) -> Iterator[dict[str, Any]]:
+    assert arm.method is not None
+    for trial in arm.trials:
+        rates = study.run(arm, arm.seeds[0], trial).train.learning_rates(arm.method)
+        for rate in rates:
+            yield {**trial, "train.learning_rate": rate} if len(rates) > 1 else dict(trial)

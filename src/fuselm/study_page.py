@@ -1,0 +1,207 @@
+"""A study's pages, from the numbers in its `study.json`: Markdown with figures beside it, and one HTML page.
+
+Both have the same tables; what is not made yet is a dash in them.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fuselm import figures, manifest, report
+from fuselm.figures import Line, Mark
+from fuselm.trials import told
+
+DASH = "–"
+FIGURES = {
+    "bars": "Held-out text, all seeds together: bits per byte, lower is better, with 95% intervals.",
+    "differences": "Paired differences on the same held-out documents, with 95% intervals.",
+    "steps": "Bits per byte of the development split by step, of the first seed; the ring is the checkpoint kept.",
+    "tokens": "Held-out text: bits per byte over tokens of training text.",
+}
+
+
+def write(out: Path, result: Mapping[str, Any]) -> None:
+    """`results.md`, `figures/*.svg` and `study.html` in `out`. Figures of experiments that are no more stay there."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    shown = [_experiment(experiment, result) for experiment in result["experiments"]]
+    css = report.render("style.css.jinja", autoescape=False)
+    for experiment in shown:
+        for kind, drawn in experiment["figures"].items():
+            svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
+            manifest.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
+    shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result), "dash": DASH}
+    manifest.write_text(out / "results.md", report.render("study.md.jinja", autoescape=False, **shared))
+    manifest.write_text(out / "study.html", report.render("study.html.jinja", autoescape=True, prose=prose, **shared))
+
+
+def prose(text: str) -> str:
+    """Paragraphs, `code`, **bold** and links of Markdown as HTML; all else is text."""
+    text = escape(text, quote=False)
+    text = re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda found: f"<b>{found[1] or found[2]}</b>", text)
+    text = re.sub(r"\[([^\]]+)\]\((https?://[^)\s\"]+)\)", r'<a href="\2">\1</a>', text)
+    return "".join(f'<p class="note">{part.strip()}</p>' for part in text.split("\n\n") if part.strip())
+
+
+def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    columns = [*result["domains"], "average"]
+    styles = arm_styles(experiment["arms"], result["arms"])
+    lines = list(experiment["lines"] or {})
+    of_arms = arm_styles([experiment["lines"][name][-1] for name in lines], result["arms"])
+    line_styles = {name: of_arms[experiment["lines"][name][-1]] for name in lines}
+    drawn = {}
+    if "bars" in experiment["figures"]:
+        drawn["bars"] = _bars(experiment, styles)
+        drawn["differences"] = _differences(experiment)
+    if lines:
+        drawn["tokens"] = _tokens(experiment, result, line_styles)
+    if "steps" in experiment["figures"]:
+        drawn["steps"] = _steps(experiment["arms"], result, styles)
+    return {
+        **{name: experiment[name] for name in ("name", "title", "says")},
+        "columns": columns,
+        "styles": styles,
+        "legends": {
+            "steps": {n: style for n, style in styles.items() if result["arms"][n]["method"] is not None},
+            "tokens": line_styles,
+        },
+        "rows": [_row(name, experiment, result["arms"][name], columns) for name in experiment["arms"]],
+        "seeds": experiment["seeds"],
+        "differences": [_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()],
+        "needed": _needed(experiment),
+        "trials": [row for name in experiment["arms"] for row in _trials(name, result["arms"][name])],
+        "figures": {kind: svg for kind, svg in drawn.items() if svg},
+    }
+
+
+def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
+    """The arm with a method's name, else its first, has the method's colour; `base` is grey; others have sources'."""
+    first: dict[str, str] = {}
+    for name in names:
+        wanted = "base" if name == "base" else arms[name]["method"]
+        if wanted is not None and (wanted not in first or name == wanted):
+            first[wanted] = name
+    of_methods = {name: method for method, name in first.items()}
+    others = [name for name in names if name not in of_methods]
+    return {n: of_methods.get(n) or f"source-{others.index(n) % report.SOURCE_STYLES}" for n in names}
+
+
+def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    cells, spread = experiment["values"][name], experiment["spread"][name]
+    done = sum(seed["bits_per_byte"] is not None for seed in arm["seeds"].values())
+    return {
+        "name": name,
+        "cells": [f"{cells[c]['value']:.4f}" if cells else DASH for c in columns],
+        "interval": f"[{cells['average']['low']:.3f}, {cells['average']['high']:.3f}]" if cells else "",
+        "spread": DASH if spread is None else f"{spread:.4f}",
+        "seeds": f"{done}" if done == len(arm["seeds"]) else f"{done} of {len(arm['seeds'])}",
+    }
+
+
+def _difference(name: str, rival: str, experiment: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    cells, of = experiment["differences"][name], experiment["by_seed"]
+    return {
+        "name": f"{name} − {rival}",
+        "cells": [cells[c] if cells else None for c in columns],
+        "by_seed": [value - of[rival][seed] for seed, value in of[name].items()] if cells else [],
+    }
+
+
+def _needed(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    needed = experiment.get("curves", {}).get("needed", {})
+    points = [point for line in experiment.get("curves", {}).get("lines", {}).values() for point in line]
+    bounds = {"": "", "<": "at most ", ">": "more than "}
+    return [
+        {
+            "arm": p["arm"],
+            "tokens": p["tokens"],
+            "value": p["value"],
+            "needed": f"{bounds[needed[p['arm']]['bound']]}{needed[p['arm']]['tokens']:,.0f}",
+            "times": f"{bounds[needed[p['arm']]['bound']]}{needed[p['arm']]['times']:.1f}",
+        }
+        for p in points
+        if p["arm"] in needed
+    ]
+
+
+def _trials(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of an arm with a choice, what each trial gave by seed."""
+    by_seed = {seed: of["trials"] for seed, of in arm["seeds"].items()}
+    first = next(iter(by_seed.values()))
+    if len(first) < 2:
+        return []
+    rows = []
+    for n, trial in enumerate(first):
+        dev = {
+            seed: (f"{of[n]['dev_bits_per_byte']:.4f}" if of[n]["done"] else DASH, of[n]["chosen"])
+            for seed, of in by_seed.items()
+        }
+        shown = [f"**{value}**" if chosen else value for value, chosen in dev.values()]
+        rows.append({"arm": name, "trial": told(trial["settings"]), "dev": dev, "shown": shown})
+    return rows
+
+
+def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How each arm's chosen trials were trained."""
+    rows = []
+    for name, arm in result["arms"].items():
+        if arm["method"] is None:
+            continue
+        for seed, of in arm["seeds"].items():
+            best = next((trial for trial in of["trials"] if trial["chosen"]), None)
+            sets = {**arm["set"], **(best["settings"] if best else {})}
+            rows.append({"arm": name, "method": arm["method"], "seed": seed, "sets": told(sets), "trained": best})
+    return rows
+
+
+def _bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+    marks = {n: [_mark(n, styles[n], c["average"])] for n, c in experiment["values"].items() if c}
+    return figures.intervals(marks, axis="bits per byte", number=_bits) if marks else ""
+
+
+def _differences(experiment: Mapping[str, Any]) -> str:
+    cells = {f"{n} − {experiment['against'][n]}": c["average"] for n, c in experiment["differences"].items() if c}
+    if not cells:
+        return ""
+    marks = {n: [_mark(n, report.judge(c), c)] for n, c in cells.items()}
+    return figures.intervals(marks, axis="← better · bits per byte · worse →", number=_signed, zero=True)
+
+
+def _mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
+    return Mark(label=name, style=style, value=cell["value"], low=cell["low"], high=cell["high"])
+
+
+def _steps(names: Sequence[str], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+    def line(name: str, domain: str) -> Line | None:
+        trained = next(iter(result["arms"][name]["seeds"].values()))["trials"]
+        best = next((trial for trial in trained if trial["chosen"]), None)
+        if best is None:
+            return None
+        points = [(float(row["step"]), row[domain]) for row in best["dev"]]
+        ring = next((point for point in points if point[0] == best["best_step"]), None)
+        return Line(label=name, style=styles[name], points=points, ring=ring, dots=True)
+
+    return _panels(result, lambda domain: [line(name, domain) for name in names], axis="step")
+
+
+def _tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+    def line(name: str, domain: str) -> Line | None:
+        arms = [point["arm"] for point in experiment["curves"]["lines"][name]]
+        points = sorted((result["arms"][n]["text_tokens"], experiment["values"][n][domain]["value"]) for n in arms)
+        return Line(label=name, style=styles[name], points=points, dots=True) if points else None
+
+    return _panels(result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="training tokens")
+
+
+def _panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:
+    panels = {domain: [n for n in lines(domain) if n is not None] for domain in ("average", *result["domains"])}
+    return figures.curves(panels, axis=axis)
+
+
+def _bits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")

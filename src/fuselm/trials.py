@@ -1,0 +1,230 @@
+"""Running a study: every trial of every arm trained, the best by the development split scored, the rest dropped.
+
+Stage folders are keyed by their recipes, so what arms have in common is made once, and a study that was cut off goes on
+where it was. Nothing else is remembered: what is done is what is there.
+"""
+
+import gc
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from fuselm import config, manifest, plan
+from fuselm.pipeline import METHODS, WEIGHTS, Pipeline, Step
+from fuselm.report import duration
+from fuselm.study import Arm, Study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One training of an arm; of a model as it is there is one, without training."""
+
+    settings: Mapping[str, Any]
+    run: config.Run
+    steps: Sequence[Step]
+
+    @property
+    def trained(self) -> Step | None:
+        return next((step for step in self.steps if step.stage == "train"), None)
+
+    @property
+    def scored(self) -> Step:
+        return next(step for step in self.steps if step.stage == "evaluate")
+
+    @property
+    def dev_bits_per_byte(self) -> float | None:
+        """None before it is trained."""
+        if self.trained is None or not self.trained.done:
+            return None
+        return manifest.read(self.trained.folder)["counts"]["dev_bits_per_byte"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """How far an arm is, of one seed."""
+
+    arm: Arm
+    seed: int
+    trials: Sequence[Trial]
+
+    @property
+    def best(self) -> Trial | None:
+        """Once all are trained."""
+        if self.arm.method is None:
+            return self.trials[0]
+        scores = [trial.dev_bits_per_byte for trial in self.trials]
+        known = [score for score in scores if score is not None]
+        return self.trials[scores.index(min(known))] if len(known) == len(scores) else None
+
+    @property
+    def scores(self) -> Path | None:
+        """Folder of the best one's scores, once it has some."""
+        return self.best.scored.folder if self.best is not None and self.best.scored.done else None
+
+
+class Grid:
+    """The cells of a study: arms by seed."""
+
+    def __init__(self, study: Study, console: Console):
+        self.study = study
+        self.console = console
+        self._looking: dict[tuple[str, int, int], Pipeline] = {}  # never to make anything, and so without any text
+
+    def cells(self) -> Iterator[tuple[int, Arm]]:
+        """All arms of one seed before any of the next."""
+        arms = self.study.arms.values()
+        for seed in dict.fromkeys(seed for arm in arms for seed in arm.seeds):
+            yield from ((seed, arm) for arm in arms if seed in arm.seeds)
+
+    def pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
+        return Pipeline(self.study.run(arm, seed, arm.trials[trial]), self.console)
+
+    def state(self, arm: Arm, seed: int) -> State:
+        """Makes nothing but the corpus."""
+        trials = []
+        for number, settings in enumerate(arm.trials):
+            cell = (arm.name, seed, number)
+            if cell not in self._looking:
+                self._looking[cell] = self.pipeline(arm, seed, number)
+            pipeline = self._looking[cell]
+            steps = pipeline.steps(lambda pipeline=pipeline: pipeline.scored(arm.method or arm.name))
+            trials.append(Trial(settings=settings, run=pipeline.run, steps=steps))
+        return State(arm=arm, seed=seed, trials=trials)
+
+
+def start(study: Study) -> None:
+    """Raises `ValueError` if the study's folder can't be written to."""
+    try:
+        study.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{study.output}: cannot write there ({error.strerror}); set another `output`") from None
+
+
+def grid(study: Study) -> Iterator[tuple[int, Arm]]:
+    """All arms of one seed before any of the next."""
+    for seed in dict.fromkeys(seed for arm in study.arms.values() for seed in arm.seeds):
+        for arm in study.arms.values():
+            if seed in arm.seeds:
+                yield seed, arm
+
+
+def run(grid: Grid, after: Callable[[], None]) -> list[str]:
+    """Make what is not there yet, and call `after` each arm that something was made of. An arm that can't be made is
+    passed over; returns a line about each of those.
+    """
+    failed = []
+    for seed, arm in grid.cells():
+        if grid.state(arm, seed).scores is not None:
+            continue
+        of_seed = [a for s, a in grid.cells() if s == seed]
+        title = f"arm {of_seed.index(arm) + 1} of {len(of_seed)}, seed {seed}: {arm.name}"
+        grid.console.print(f"\n[bold]{title}[/bold]", highlight=False)
+        try:
+            _make(grid, arm, seed)
+        except ValueError as error:
+            failed.append(f"{arm.name}, seed {seed}: {error}")
+            grid.console.print(f"failed: {error}", style="red", highlight=False, soft_wrap=True)
+            continue
+        _drop_weights(grid, seed)
+        after()
+    return failed
+
+
+def _make(grid: Grid, arm: Arm, seed: int) -> None:
+    for number, trial in enumerate(grid.state(arm, seed).trials):
+        if arm.method is None or (trial.trained is not None and trial.trained.done):
+            continue
+        pipeline = grid.pipeline(arm, seed, number)
+        plan.check_disk(pipeline, trial.steps)
+        pipeline.check_servers("evaluate")
+        if len(arm.trials) > 1:
+            of = f"trial {number + 1} of {len(arm.trials)}: {told(trial.settings)}"
+            grid.console.print(of, highlight=False, soft_wrap=True)
+        pipeline.trained(arm.method, weights=False)
+        gc.collect()  # a trainer holds itself, and with it the weights and their moments
+    now = grid.state(arm, seed)
+    assert now.best is not None
+    grid.pipeline(arm, seed, now.trials.index(now.best)).scored(arm.method or arm.name)
+    gc.collect()
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in settings.items())
+
+
+def _drop_weights(grid: Grid, seed: int) -> None:
+    """Of all trials but those that an arm without scores may need; their numbers stay."""
+    needed, there = set(), set()
+    for of_seed, arm in grid.cells():
+        if of_seed != seed or arm.method is None:
+            continue
+        now = grid.state(arm, seed)
+        folders = {trial.trained.folder for trial in now.trials if trial.trained is not None}
+        there |= folders
+        if now.scores is None:
+            needed |= folders
+    for folder in there - needed:
+        gone = folder / ".dropped"
+        shutil.rmtree(gone, ignore_errors=True)
+        if (folder / WEIGHTS).is_dir():
+            (folder / WEIGHTS).rename(gone)  # whole or not at all
+            shutil.rmtree(gone)
+
+
+def table(grid: Grid) -> Table:
+    """What is done and what is left, with the time it should take, from how long such steps took so far."""
+    cells = [(seed, arm, grid.state(arm, seed)) for seed, arm in grid.cells()]
+    speed = _speeds(cells)
+    result = Table("seed", "arm", Column("trials", justify="right"), "state", Column("left", justify="right"))
+    planned: set[Path] = set()
+    total, unknown = 0.0, 0
+    for seed, arm, now in cells:
+        of_trials = [step for trial in now.trials for step in trial.steps if step.stage != "evaluate"]
+        scoring = [(now.best or now.trials[0]).scored] if now.scores is None else []
+        steps = {s.folder: s for s in of_trials + scoring if not s.done and s.folder not in planned}
+        planned |= steps.keys()
+        run = now.trials[0].run
+        times = [_seconds(step, run, speed) for step in steps.values()]
+        known = sum(t for t in times if t is not None)
+        unknown += None in times
+        total += known
+        trained = sum(t.trained is not None and t.trained.done for t in now.trials)
+        done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
+        left = "" if not times else "unknown" if None in times else duration(known)
+        result.add_row(str(seed), arm.name, str(len(now.trials)) if arm.method else "", done, left)
+    result.add_section()
+    count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
+    result.add_row("", "in all", "", count, duration(total) + (" and what is unknown" if unknown else ""))
+    return result
+
+
+def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
+    """Seconds of steps that are done, by what they are: of a training, for a pass over all the training text."""
+    speeds: dict[str, list[float]] = {}
+    seen = {}
+    for _, _, now in cells:
+        for trial in now.trials:
+            seen |= {step.folder: (step, trial.run.train) for step in trial.steps if step.done}
+    for step, options in seen.values():
+        seconds = float(manifest.read(step.folder)["seconds"])
+        work = options.passes * options.share if step.stage == "train" else 1.0
+        speeds.setdefault(_kind(step), []).append(seconds / work)
+    return speeds
+
+
+def _kind(step: Step) -> str:
+    """Trained models are all of one size, whatever they learnt from."""
+    return f"{step.stage} {step.name}" if step.stage != "evaluate" or step.name not in METHODS else "evaluate target"
+
+
+def _seconds(step: Step, run: config.Run, speeds: Mapping[str, list[float]]) -> float | None:
+    measured = speeds.get(_kind(step))
+    if measured is None:
+        return None
+    return statistics.median(measured) * (run.train.passes * run.train.share if step.stage == "train" else 1.0)

@@ -1,0 +1,381 @@
+"""Studies on tiny models: trained, killed and gone on with, shown half done; what a study file can't say."""
+
+import itertools
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import tiny_run
+import yaml
+from rich.console import Console
+from test_report import Page
+from tiny_run import fuselm
+
+from fuselm import comparison, manifest, report, study, study_page, trials
+from fuselm.evaluation import Bootstrap, Score, bits_per_byte, pooled
+
+ARMS = {
+    "clm": {"method": "clm", "try": {"train.learning_rate": [1e-6, 3e-3]}},
+    "fused": {"method": "fused", "set": {"train.learning_rate": 3e-3}},
+    "half": {"like": "fused", "set": {"train.share": 0.5}, "seeds": [0]},
+    "alone": {"like": "fused", "sources": ["other"], "seeds": [0]},
+}
+EXPERIMENTS = [
+    {"name": "main", "title": "Main", "says": "`fused` is **it**.", "arms": ["base", "other", "clm", "fused"],
+     "against": "clm", "figures": ["bars", "steps"]},
+    {"name": "tokens", "title": "Tokens", "lines": {"a": ["clm"], "b": ["half", "fused"]}, "against": "a"},
+    {"name": "single", "title": "Single", "arms": ["alone", "fused"], "against": "alone"},
+]  # fmt: skip
+
+
+def write(folder: Path, byte_level: Path, sentence_piece: Path, texts, **options) -> Path:
+    """A study file, its run file beside it."""
+    tiny_run.write(
+        folder,
+        target=byte_level,
+        sources={"own": byte_level, "other": sentence_piece},
+        rows=tiny_run.short(texts),
+        capture={"policy": "top_k", "top_k": 13, "batch_tokens": 131},
+        train=tiny_run.TRAIN | {"passes": 1},
+    )
+    given = {
+        "run": "run.yaml",
+        "output": str(folder / "study"),
+        "seeds": [0, 1],
+        "arms": ARMS,
+        "experiments": EXPERIMENTS,
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(given | options, sort_keys=False))
+    return folder / "study.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
+    """The folder of a finished study, killed in between; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    study_file = write(folder, byte_level, sentence_piece, texts)
+    cache, killed = tmp_path_factory.getbasetemp() / "cache", 0
+    for moment in ("seed-0/train/clm-*.partial/checkpoints/*", "seed-1/train/fused-*"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FUSELM_CACHE", str(cache))
+            process = tiny_run.start("study", study_file)
+        while process.exitcode is None and not list((folder / "study").glob(moment)):
+            time.sleep(0.002)
+        killed += process.exitcode is None
+        process.kill()
+        process.join()
+    assert killed
+    outcome = fuselm("study", study_file, cache=cache)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / "study" / "study.json").read_text())
+
+
+def test_every_arm_of_every_seed_has_its_numbers(finished):
+    arms = result_of(finished)["arms"]
+    assert list(arms) == ["base", "other", "clm", "fused", "half", "alone"]
+    assert {name: list(arm["seeds"]) for name, arm in arms.items()} == {
+        name: ["0"] if name in ("half", "alone") else ["0", "1"] for name in arms
+    }
+    assert all(of["bits_per_byte"]["average"] > 0 for arm in arms.values() for of in arm["seeds"].values())
+    main, tokens, single = result_of(finished)["experiments"]
+    assert (main["seeds"], tokens["seeds"], single["seeds"]) == ([0, 1], [0], [0])
+    for name in ("clm", "fused"):
+        for cell in main["values"][name].values():
+            assert cell["low"] <= cell["value"] <= cell["high"]
+        assert tokens["values"][name]["average"]["value"] == arms[name]["seeds"]["0"]["bits_per_byte"]["average"]
+    difference = single["values"]["fused"]["average"]["value"] - single["values"]["alone"]["average"]["value"]
+    assert single["differences"]["fused"]["average"]["value"] == pytest.approx(difference)
+
+
+def test_the_trial_that_is_best_on_the_development_split_is_scored(finished):
+    for seed in ("0", "1"):
+        of = result_of(finished)["arms"]["clm"]["seeds"][seed]["trials"]
+        assert {t["settings"]["train.learning_rate"] for t in of} == {3e-3, 1e-6}
+        best = min(of, key=lambda t: t["dev_bits_per_byte"])
+        assert [t["chosen"] for t in of] == [t is best for t in of]
+        made = finished / "study" / f"seed-{seed}"
+        key = {
+            manifest.read(p)["parameters"]["learning_rate"]: manifest.read(p)["key"] for p in made.glob("train/clm-*")
+        }
+        (scored,) = made.glob("evaluate/clm-*")
+        assert manifest.read(scored)["inputs"]["model"] == key[best["settings"]["train.learning_rate"]]
+
+
+def test_weights_are_dropped_and_nothing_is_made_again(finished, tmp_path):
+    assert not list((finished / "study").glob("seed-*/train/*/model"))
+    assert len(list((finished / "study").glob("seed-*/train/*/history.json"))) == 3 * 2 + 2
+    before = {p: p.stat().st_mtime_ns for p in (finished / "study").glob("seed-*/**/*")}
+    outcome = fuselm("study", finished / "study.yaml")
+    assert outcome.code == 0 and outcome.stages == [] and "arm " not in outcome.err
+    assert {p: p.stat().st_mtime_ns for p in (finished / "study").glob("seed-*/**/*")} == before
+    outcome = fuselm("study", finished / "study.yaml", "--plan")
+    assert "10 of 10 done" in outcome.out
+
+
+def test_captures_are_those_of_the_seed_alone(finished):
+    for seed in (0, 1):
+        captured = (finished / "study" / f"seed-{seed}" / "capture").iterdir()
+        assert sorted(p.name.split("-")[0] for p in captured) == ["other", "own"]
+
+
+def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_seeds(finished):
+    """A resample draws documents; each comes with its bits of every seed that holds it out."""
+    scores = {
+        name: {seed: scores_of(finished, name, seed) for seed in (0, 1)} for name in ("clm", "fused")
+    }  # fmt: skip
+    documents = sorted({(s.domain, s.document) for of in scores["clm"].values() for s in of})
+    domains = sorted({domain for domain, _ in documents})
+    sums = {name: {d: [0.0, 0] for d in documents} for name in scores}
+    for name, by_seed in scores.items():
+        for score in itertools.chain(*by_seed.values()):
+            sums[name][score.domain, score.document][0] += score.bits
+            sums[name][score.domain, score.document][1] += score.bytes
+    draws: list[dict[str, list[int]]] = [{} for _ in range(10_000)]
+    for n, domain in enumerate(domains):
+        members = [i for i, (of, _) in enumerate(documents) if of == domain]
+        counts = np.random.default_rng([0, n]).multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=len(draws)
+        )
+        for draw, row in zip(draws, counts, strict=True):
+            draw[domain] = np.repeat(members, row).tolist()
+    bits = [sums["fused"][d][0] - sums["clm"][d][0] for d in documents]
+    expected = reference.bootstrap(bits, [sums["clm"][d][1] for d in documents], [d for d, _ in documents], draws=draws)
+    found = result_of(finished)["experiments"][0]["differences"]["fused"]
+    for name, triple in expected.items():
+        assert [found[name][k] for k in ("value", "low", "high")] == pytest.approx(triple, rel=1e-9, abs=1e-12)
+
+
+def scores_of(finished: Path, name: str, seed: int) -> list[Score]:
+    checked = study.load(finished / "study.yaml")
+    folder = trials.Grid(checked, Console(quiet=True)).state(checked.arms[name], seed).scores
+    assert folder is not None
+    return [Score(**row) for row in json.loads((folder / "scores.json").read_text())]
+
+
+def test_one_seed_pools_to_itself_and_two_of_the_same_to_its_intervals():
+    rng = np.random.default_rng(0)
+    one = [Score(document=f"{n}", domain="ab"[n % 2], bits=rng.uniform(1, 9), bytes=7 + n) for n in range(11)]
+    assert sorted(pooled([one]), key=lambda s: s.document) == sorted(one, key=lambda s: s.document)
+    twice = Bootstrap(one, resamples=211).intervals(pooled([one, one]))
+    assert twice == Bootstrap(one, resamples=211).intervals(one)
+    assert bits_per_byte(pooled([one, one])) == pytest.approx(bits_per_byte(one))
+
+
+def test_the_pages_show_every_experiment(finished):
+    out = finished / "study"
+    text, page = (out / "results.md").read_text(), (out / "study.html").read_text()
+    for title in ("Main", "Tokens", "Single"):
+        assert f"\n## {title}\n" in text and f"<h2>{title}</h2>" in page
+    assert "`fused` is **it**." in text and "<b>fused</b> is <b>it</b>." in page
+    Page().feed(page)
+    shown = {p.stem for p in (out / "figures").iterdir()}
+    assert shown == {
+        "main-bars", "main-differences", "main-steps", "tokens-bars", "tokens-differences", "tokens-tokens",
+        "single-bars", "single-differences",
+    }  # fmt: skip
+    for name in shown:
+        assert f"figures/{name}.svg" in text
+        assert (out / "figures" / f"{name}.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    for line in text.splitlines():
+        assert not line.startswith("|") or line.count("|") == text.splitlines()[text.splitlines().index(line)].count(
+            "|"
+        )
+
+
+def test_half_a_study_is_shown_with_dashes(finished, tmp_path):
+    shutil.copytree(finished / "study", tmp_path / "study")
+    shutil.rmtree(tmp_path / "study" / "seed-1")
+    for path in (tmp_path / "study" / "seed-0" / "evaluate").glob("fused-*"):
+        shutil.rmtree(path)
+    outcome = fuselm("study", finished / "study.yaml", f"output={tmp_path / 'study'}", "--report")
+    assert outcome.code == 0 and outcome.stages in ([], ["corpus"])
+    result = result_of(tmp_path)
+    main = result["experiments"][0]
+    assert main["values"]["fused"] is None and main["differences"]["fused"] is None
+    assert main["seeds"] == [0] and result["arms"]["clm"]["seeds"]["1"]["bits_per_byte"] is None
+    text = (tmp_path / "study" / "results.md").read_text()
+    assert "| fused | – | – | – |" in text and "| 1 of 2 |" in text
+    assert not list((tmp_path / "study").glob("seed-1/train"))
+    plan = fuselm("study", finished / "study.yaml", f"output={tmp_path / 'study'}", "--plan")
+    assert "3 of 10 done" in plan.out and " s" in plan.out
+
+
+def test_weights_that_were_dropped_are_made_again_if_they_are_needed(finished, tmp_path):
+    """By a run in the same folder."""
+    shutil.copytree(finished / "study", tmp_path / "study")
+    outcome = fuselm(
+        "run", finished / "run.yaml", f"output={tmp_path / 'study' / 'seed-0'}", "seed=0", "train.learning_rate=3e-3"
+    )
+    assert outcome.code == 0, outcome.err
+    assert [s for s in outcome.stages if s.startswith("train")] == [
+        f"train {method}, learning rate 0.003" for method in ("clm", "fused")
+    ]
+    assert (tmp_path / "study" / "seed-0" / "model" / "model.safetensors").is_file()
+
+
+def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, byte_level, sentence_piece, texts, monkeypatch):
+    arms = {"bad": ARMS["half"] | {"like": None, "method": "fused"}, "good": {"method": "clm"}}
+    experiments = [{"name": "one", "title": "One", "arms": ["bad", "good"], "against": "good"}]
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments, seeds=[0])
+    make = trials._make
+
+    def fail(grid, arm, seed):
+        if arm.name == "bad":
+            raise ValueError("the model gives NaN")
+        make(grid, arm, seed)
+
+    monkeypatch.setattr(trials, "_make", fail)
+    outcome = fuselm("study", study_file)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == (
+        "fuselm: 1 of the arms failed, the first: bad, seed 0: the model gives NaN; the same command tries them again"
+    )
+    assert result_of(tmp_path)["experiments"][0]["values"]["good"] is not None
+
+
+BAD = {
+    "unknown option": ({"arm": {}}, "arm: unknown option; did you mean 'arms'?"),
+    "unknown option of an arm": (
+        {"arms": {"clm": {"methd": "clm"}}},
+        "arms.clm.methd: unknown option; did you mean 'method'?",
+    ),
+    "no method": (
+        {"arms": ARMS | {"clm": {}}}, "arms.clm.method: missing; clm or fused, or `like` an arm that has one"
+    ),
+    "like nothing": ({"arms": ARMS | {"clm": {"like": "fsed"}}}, "arms.clm.like: no arm 'fsed'; did you mean 'fused'?"),
+    "like itself": (
+        {"arms": ARMS | {"clm": {"like": "fused"}, "fused": {"like": "clm"}}},
+        "arms.fused.like: 'clm' is like this one; one of them must say what it is",
+    ),
+    "a source's name": ({"arms": ARMS | {"own": ARMS["clm"]}}, "arms.own: the name of a model as it is; take another"),
+    "an override that is none": (
+        {"arms": ARMS | {"clm": {"method": "clm", "set": {"train.lamda": 1}}}},
+        "arms.clm: {folder}/run.yaml: train.lamda: unknown option; did you mean 'lambda_clm'?",
+    ),
+    "a trial out of range": (
+        {"arms": ARMS | {"clm": {"method": "clm", "try": {"train.passes": [1, 0]}}}},
+        "arms.clm: {folder}/run.yaml: train.passes: input should be greater than or equal to 1 (got 0)",
+    ),
+    "a source that the run has not": (
+        {"arms": ARMS | {"fused": ARMS["fused"] | {"set": {"fuse.weights": {"gemma": 1}}}}},
+        "arms.fused: {folder}/run.yaml: fuse.weights.gemma: no such source; there are own, other",
+    ),
+    "a weight of a source left out": (
+        {"arms": ARMS | {"alone": {"like": "fused", "sources": ["other"], "set": {"fuse.weights": {"own": 1}}}}},
+        "arms.alone: fuse.weights.own: no such source; there are other",
+    ),
+    "sources that are none": (
+        {"arms": ARMS | {"alone": {"like": "fused", "sources": ["othr"]}}},
+        "arms.alone.sources: no source 'othr'; did you mean 'other'?",
+    ),
+    "an option of all arms": (
+        {"arms": ARMS | {"clm": {"method": "clm", "set": {"corpus.max_bytes": 99}}}},
+        "arms.clm: corpus.max_bytes: arms differ in options of capture, align, fuse, train alone",
+    ),
+    "its own output": ({"set": {"output": "x"}}, "set.output: the study's own (output); set that instead"),
+    "no such arm": (
+        {"experiments": [{"name": "a", "title": "A", "arms": ["clm", "fuse"]}]},
+        "experiments.a: no arm 'fuse'; did you mean 'fused'?",
+    ),
+    "against what is not there": (
+        {"experiments": [{"name": "a", "title": "A", "arms": ["clm", "fused"], "against": "base"}]},
+        "experiments.a.against: 'base' is not in it; known: clm, fused",
+    ),
+    "nothing to show": (
+        {"experiments": [{"name": "a", "title": "A"}]}, "experiments.a: needs arms, or lines, but not both"
+    ),
+    "a name twice": (
+        {"experiments": [EXPERIMENTS[0], EXPERIMENTS[0]]},
+        "experiments.main: not a usable name; take letters, digits, '-' and '_', and each once",
+    ),
+    "no title": (
+        {"experiments": [{"name": "a", "arms": ["clm"]}]}, "experiments.1.title: missing; every study needs it"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_one_line_before_anything_is_made(case, tmp_path, byte_level, sentence_piece, texts):
+    options, message = BAD[case]
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, **options)
+    outcome = fuselm("study", study_file)
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith(f"fuselm: {study_file}: {message.format(folder=tmp_path)}"), outcome.err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_missing_run_file_is_named(tmp_path, byte_level, sentence_piece, texts):
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, run="absent.yaml")
+    assert fuselm("study", study_file).err == f"fuselm: {study_file}: {tmp_path}/absent.yaml: no such file\n"
+
+
+def test_arms_inherit_what_they_do_not_say(tmp_path, byte_level, sentence_piece, texts):
+    arms = {
+        "a": {
+            "method": "fused",
+            "set": {"train.passes": 5, "fuse.level": "document"},
+            "try": {"train.learning_rate": [1e-3, 1e-4]},
+        },
+        "b": {"like": "a", "set": {"fuse.level": "window"}, "seeds": [3]},
+        "c": {"like": "b", "set": {"train.learning_rate": 1e-5}, "try": {"train.passes": [1, 2]}},
+    }  # fmt: skip
+    experiments = [{"name": "x", "title": "X", "arms": list(arms)}]
+    checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))
+    a, b, c = checked.arms.values()
+    assert [t["train.learning_rate"] for t in a.trials] == [1e-3, 1e-4] and list(a.seeds) == [0, 1]
+    assert b.settings == {"train.passes": 5, "fuse.level": "window"} and b.trials == a.trials and list(b.seeds) == [3]
+    assert c.settings == {"fuse.level": "window", "train.learning_rate": 1e-5}
+    assert c.trials == [{"train.passes": 1}, {"train.passes": 2}]
+    arms["c"]["set"]["train.learning_rate"] = [1e-5, 1e-6]
+    several = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))
+    assert [tuple(t.values()) for t in several.arms["c"].trials] == [(1, 1e-5), (1, 1e-6), (2, 1e-5), (2, 1e-6)]
+    run = checked.run(c, 3, c.trials[1])
+    assert (run.seed, run.train.passes, run.fuse.level, run.output) == (
+        3,
+        2,
+        "window",
+        str(tmp_path / "study" / "seed-3"),
+    )
+
+
+def test_the_rate_of_an_arm_of_clm_is_that_of_clm(tmp_path, byte_level, sentence_piece, texts):
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, set={"train.clm_learning_rate": 0.5})
+    checked = study.load(study_file)
+    clm = checked.arms["clm"]
+    assert [checked.run(clm, 0, t).train.learning_rates("clm") for t in clm.trials] == [[1e-6], [3e-3]]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.0, (1000.0, "")),
+        (1.2, (1000.0, "<")),
+        (0.95, (math.sqrt(2) * 1000, "")),
+        (0.9, (2000.0, "")),
+        (0.7, (8000.0, ">")),
+    ],
+)
+def test_tokens_needed_are_interpolated_in_their_logarithm(value, expected):
+    tokens, bound = comparison.tokens_needed([(2000.0, 0.9), (1000.0, 1.0), (8000.0, 0.8)], value)
+    assert (tokens, bound) == (pytest.approx(expected[0]), expected[1])
+
+
+def test_prose_is_text_with_a_little_markup():
+    assert study_page.prose("a <b> `c<d`\n\n**e** [f](https://g.h/)") == (
+        '<p class="note">a &lt;b&gt; <b>c&lt;d</b></p><p class="note"><b>e</b> <a href="https://g.h/">f</a></p>'
+    )
+
+
+def test_the_example_is_valid():
+    checked = study.load(Path(__file__).parents[1] / "examples" / "study.yaml")
+    assert len(checked.experiments) == 7 and {"base", "clm", "fused"} <= set(checked.arms)
+    assert report.TARGETS == ("base", "clm", "fused")
