@@ -53,7 +53,7 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
     drawn = {}
     if "bars" in experiment["figures"]:
         drawn["bars"] = _bars(experiment, styles)
-        drawn["differences"] = _differences(experiment)
+        drawn["differences"] = _differences(experiment, result)
     if lines:
         drawn["tokens"] = _tokens(experiment, result, line_styles)
     if "steps" in experiment["figures"]:
@@ -160,8 +160,10 @@ def _bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
     return figures.intervals(marks, axis="bits per byte", number=_bits) if marks else ""
 
 
-def _differences(experiment: Mapping[str, Any]) -> str:
-    cells = {f"{n} − {experiment['against'][n]}": c["average"] for n, c in experiment["differences"].items() if c}
+def _differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Of arms that were trained: sources are so far off that nothing else could be seen."""
+    trained = {n: c["average"] for n, c in experiment["differences"].items() if c and result["arms"][n]["method"]}
+    cells = {f"{name} − {experiment['against'][name]}": cell for name, cell in trained.items()}
     if not cells:
         return ""
     marks = {n: [_mark(n, report.judge(c), c)] for n, c in cells.items()}
