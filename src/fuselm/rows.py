@@ -1,5 +1,6 @@
 """Traces as rows of Parquet: the columns of a part file, and the way there and back. docs/store.md has every field."""
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -148,12 +149,19 @@ class Rows:
 
     def flat(self, n: int) -> FlatRows:
         tokens, entries = self._slice("tokens", n), self._slice("ids", n)
-        flat = self._flat
-        offsets = self._offsets[tokens.start : tokens.stop + 1] - entries.start
-        logprobs, tail = rounding.normalise(offsets, flat["logprobs"][entries], flat["tail"][tokens])
+        logprobs, tail = self._normalised
         return FlatRows(
-            tokens=flat["tokens"][tokens], offsets=offsets, ids=flat["ids"][entries], logprobs=logprobs, tail=tail
+            tokens=self._flat["tokens"][tokens],
+            offsets=self._offsets[tokens.start : tokens.stop + 1] - entries.start,
+            ids=self._flat["ids"][entries],
+            logprobs=logprobs[entries],
+            tail=tail[tokens],
         )
+
+    @functools.cached_property
+    def _normalised(self) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
+        """Of all documents at once, which is faster than of each."""
+        return rounding.normalise(self._offsets, self._flat["logprobs"], self._flat["tail"])
 
     def trace(self, n: int) -> Trace:
         tokens, entries, weights = self._slice("tokens", n), self._slice("ids", n), self._slice("weights", n)
