@@ -1,6 +1,7 @@
 """plan.py: what a run will take is counted before, and is enough."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_plan_prints_a_table_of_what_is_to_come(run_file):
         "dev",
         "heldout",
         "stage",
+        "keeps",
         "tokens",
         "bytes/token",
         "disk",
@@ -59,6 +61,7 @@ def test_plan_prints_a_table_of_what_is_to_come(run_file):
         assert heading in outcome.out
     for title in TITLES:
         assert title in outcome.out
+    assert re.search(r"sampled 13: \d+\.\d, \d+%", " ".join(outcome.out.split()))
     assert "calibrating" in outcome.err and "calibrating" not in outcome.out
     assert not (run_file.parent / "out" / "capture").exists()
 

@@ -38,6 +38,7 @@ class Estimate:
     title: str
     tokens: int
     disk: int  # bytes
+    keeps: str = ""  # a capture's policy, and what it makes of one batch
     bytes_per_token: float | None = None  # of a capture, as one batch has it
     seconds: float | None = None
     memory: int | None = None  # bytes
@@ -96,21 +97,22 @@ def table(pipeline: "Pipeline") -> Table:
     """The estimates, calibrated, as a table for the terminal."""
     rows = _calibrated(pipeline, estimates(pipeline))
     result = Table(
-        "stage", *(_right(h) for h in ("tokens", "bytes/token", "disk", "memory", "time")), show_footer=False
+        "stage", "keeps", *(_right(h) for h in ("tokens", "bytes/token", "disk", "memory", "time")), show_footer=False
     )
+    if any(e.keeps for e in rows):
+        result.caption = "keeps: the policy, entries of a token, and their share of its mass; see docs/store.md"
     for e in rows:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else _duration(e.seconds)
         each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
-        result.add_row(e.title, f"{e.tokens:,}" if e.tokens else "", each, _size(e.disk), memory, seconds)
+        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, _size(e.disk), memory, seconds)
     if not rows:
-        result.add_row("nothing to do", "", "", "", "", "")
+        result.add_row("nothing to do", *[""] * 6)
     result.add_section()
     peak = max((e.memory or 0 for e in rows), default=0)
     result.add_row(
         "in all",
-        "",
-        "",
+        *[""] * 3,
         _size(sum(e.disk for e in rows)),
         f"{peak / GIB:.1f} GiB",
         _duration(sum((e.seconds or 0.0 for e in rows), start=0.0)),
@@ -129,7 +131,7 @@ def tokens_table(pipeline: "Pipeline") -> Table:
 
 def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
     documents = [d for d in pipeline.documents if d.split == "train"]
-    speeds: dict[str, tuple[float, float | None, int]] = {}
+    measured: dict[str, tuple[float, _Kept | None, int]] = {}
     result = []
     for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
         if step.stage in ("align", "fuse"):
@@ -140,19 +142,31 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             continue
         task = "train" if step.stage == "train" else "read"
         name = step.name if step.name in pipeline.inputs.sources and task == "read" else ""
-        if f"{task} {name}" not in speeds:
+        if f"{task} {name}" not in measured:
             pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
-            speeds[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
-        speed, entries, memory = speeds[f"{task} {name}"]
-        each = USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * entries if step.stage == "capture" and entries else None
-        if step.stage == "capture" and name not in pipeline.inputs.servers:
-            speed *= pipeline.run.capture.processes
-        result.append(replace(row, bytes_per_token=each, seconds=row.tokens / speed, memory=memory))
+            measured[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
+        speed, kept, memory = measured[f"{task} {name}"]
+        if step.stage == "capture" and kept is not None:
+            options = pipeline.run.capture_of(name).retention
+            keeps = f"{' '.join(map(str, options.values()))}: {kept.entries:.1f}, {kept.mass:.0%}"
+            each = USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * kept.entries
+            row = replace(row, keeps=keeps, bytes_per_token=each)
+            if name not in pipeline.inputs.servers:
+                speed *= pipeline.run.capture.processes
+        result.append(replace(row, seconds=row.tokens / speed, memory=memory))
     return result
 
 
-def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], task: str) -> tuple[float, float | None]:
-    """Tokens a second of one batch of the corpus; and the entries that the capture keeps of a token of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """Of a token's distribution, in the mean: how many entries, and their mass where it is known."""
+
+    entries: float
+    mass: float
+
+
+def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], task: str) -> tuple[float, _Kept | None]:
+    """Tokens a second of one batch of the corpus; and what the capture keeps of it."""
     import torch
 
     from fuselm import batches, capture, forward, retention
@@ -176,12 +190,12 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     source = capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
     policy = retention.Policy(**(pipeline.run.capture_of(name) if name else pipeline.run.capture).retention)
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0) if task == "train" else None
-    seconds, entries = [], None
+    seconds, result = [], None
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         if optimizer is None:
             kept = capture.read(source, documents[:count], chosen, policy=policy).kept
-            entries = float(kept.counts.mean())
+            result = _Kept(entries=float(kept.counts.mean()), mass=1 - float(kept.tail.mean()))
         else:
             inputs, mask = forward.pad([s.ids for s in chosen], model.context_token, loaded.device)
             with torch.autocast(loaded.device.type, torch.bfloat16, enabled=pipeline.run.train.precision == "bf16"):
@@ -190,12 +204,12 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
                 fusion_loss(hidden, layer, gold, None, 1.0).total.backward()
             optimizer.step()
         seconds.append(time.perf_counter() - began)
-    return sum(len(s.ids) for s in chosen) / seconds[-1], entries
+    return sum(len(s.ids) for s in chosen) / seconds[-1], result
 
 
 def _measure_server(
     pipeline: "Pipeline", name: str, documents: Sequence["Document"], segmentations: Sequence
-) -> tuple[float, float]:
+) -> tuple[float, _Kept]:
     """Of as many documents as the server is asked for at a time."""
     from fuselm import remote, retention, servers
 
@@ -206,8 +220,10 @@ def _measure_server(
         found = remote.traces(connection, documents[:count], segmentations[:count])
         rows = [trace.distributions for trace, _ in found if trace is not None]
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
-    entries = sum(len(retention.shorten(policy, d).ids) for d in rows) / max(tokens, 1)
-    return tokens / (time.perf_counter() - began), entries
+    kept = [retention.shorten(policy, d) for d in rows]
+    entries = sum(len(d.ids) for d in kept) / max(tokens, 1)
+    tail = sum(float(d.tail.sum()) for d in kept) / max(tokens, 1)
+    return tokens / (time.perf_counter() - began), _Kept(entries=entries, mass=1 - tail)
 
 
 def _peak_memory() -> int:
