@@ -28,6 +28,7 @@ STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
 CHECKPOINTS = 3  # the best, the last, and the one being written
 ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
 CALIBRATION_TOKENS = 1024
+CALIBRATION_DOCUMENTS = 64  # at most, of all parts of the corpus
 GIB = 1 << 30
 
 
@@ -130,7 +131,7 @@ def tokens_table(pipeline: "Pipeline") -> Table:
 
 
 def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
-    documents = [d for d in pipeline.documents if d.split == "train"]
+    documents = _spread([d for d in pipeline.documents if d.split == "train"], CALIBRATION_DOCUMENTS)
     measured: dict[str, tuple[float, _Kept | None, int]] = {}
     result = []
     for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
@@ -184,7 +185,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
         count = pipeline.run.train.batch_documents or batches.BATCH_DOCUMENTS
     else:
         count = max(1, budget // max(1, max(len(s.ids) for s in segmentations)))
-    chosen = segmentations[:count]
+    documents, chosen = _spread(documents, count), _spread(segmentations, count)
     loaded = load_model(model, dtype="float32" if task == "train" else options.dtype)
     layer = forward.output_layer(loaded)
     source = capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
@@ -194,7 +195,7 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         if optimizer is None:
-            kept = capture.read(source, documents[:count], chosen, policy=policy).kept
+            kept = capture.read(source, documents, chosen, policy=policy).kept
             result = _Kept(entries=float(kept.counts.mean()), mass=1 - float(kept.tail.mean()))
         else:
             inputs, mask = forward.pad([s.ids for s in chosen], model.context_token, loaded.device)
@@ -207,6 +208,12 @@ def _measure(pipeline: "Pipeline", name: str, documents: Sequence["Document"], t
     return sum(len(s.ids) for s in chosen) / seconds[-1], result
 
 
+def _spread(items: Sequence, count: int) -> list:
+    """So many of them, or all, evenly."""
+    count = min(count, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
+
+
 def _measure_server(
     pipeline: "Pipeline", name: str, documents: Sequence["Document"], segmentations: Sequence
 ) -> tuple[float, _Kept]:
@@ -214,10 +221,10 @@ def _measure_server(
     from fuselm import remote, retention, servers
 
     server, options = pipeline.inputs.servers[name], pipeline.run.capture_of(name)
-    count = server.requests
+    documents, segmentations = _spread(documents, server.requests), _spread(segmentations, server.requests)
     with servers.connect(server, pipeline.inputs.source_vocabulary(name), top_k=options.top_k) as connection:
         began = time.perf_counter()
-        found = remote.traces(connection, documents[:count], segmentations[:count])
+        found = remote.traces(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
     kept = [retention.shorten(policy, d) for d in rows]
