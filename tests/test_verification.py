@@ -123,26 +123,27 @@ def test_a_store_without_a_manifest_cannot_be_verified(folder):
         verify(folder, progress=QUIET)
 
 
-BROKEN = {
-    "tail": ([2.0], "a tail is no probability"),
-    "logprobs": ([0.0, 0.0, 0.0], "entries and tail do not sum to 1"),
-    "ids": ([5, 4, 6], "ids are not ascending, each once in a row"),
-    "gold": ([0.25], "a log-probability is above 0"),
-    "starts": ([1000], "tokens begin outside the text, or not in order"),
-    "tokens": ([-3], "a token is below 0"),
+BROKEN = {  # the last values of columns
+    "a tail is no probability": {"tail": [2.0]},
+    "an entry was drawn from a tail of 0": {"tail": [0.0], "logprobs": [-np.inf]},
+    "entries and tail do not sum to 1": {"logprobs": [0.0, 0.0, 0.0]},
+    "ids are not ascending, each once in a row": {"ids": [5, 4, 6]},
+    "a log-probability is above 0": {"gold": [0.25]},
+    "tokens begin outside the text, or not in order": {"starts": [1000]},
+    "a token is below 0": {"tokens": [-3]},
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, name):
+@pytest.mark.parametrize("rule", BROKEN)
+def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, rule):
     """As a program with a mistake would write it."""
-    values, rule = BROKEN[name]
     path = part_path(folder, 0)
     table = pq.read_table(path)
-    rows = table[name].to_pylist()
-    rows[1] = rows[1][: -len(values)] + values
-    kind = store.SCHEMA.field(name)
-    table = table.set_column(table.schema.get_field_index(name), kind, pa.array(rows, kind.type))
+    for name, values in BROKEN[rule].items():
+        rows = table[name].to_pylist()
+        rows[1] = rows[1][: -len(values)] + values
+        kind = store.SCHEMA.field(name)
+        table = table.set_column(table.schema.get_field_index(name), kind, pa.array(rows, kind.type))
     store.write_tables(path, [table])
     made = manifest.read(folder)
     made["files"][path.name] = manifest.sha256(path)

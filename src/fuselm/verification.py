@@ -188,10 +188,13 @@ def wrong_row(table: pa.Table, row: int, trace: store.Trace) -> str | None:
     return None
 
 
+def _rows(values: dict[str, Any]) -> np.ndarray:
+    return np.repeat(np.arange(len(values["counts"])), values["counts"])
+
+
 def _sums(values: dict[str, Any]) -> np.ndarray:
-    counts = values["counts"]
-    rows = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(rows, np.exp(values["logprobs"].astype(np.float64)), minlength=len(counts)) + values["tail"]
+    masses = np.exp(values["logprobs"].astype(np.float64))
+    return np.bincount(_rows(values), masses, minlength=len(values["counts"])) + values["tail"]
 
 
 def _ascending(values: dict[str, Any]) -> bool:
@@ -206,6 +209,7 @@ RULES: dict[str, Callable[[dict[str, Any], store.Trace], Any]] = {
     "an id is below 0": lambda v, t: not len(v["ids"]) or v["ids"].min() >= 0,
     "a log-probability is above 0": lambda v, t: not ((v["logprobs"] > 0).any() or (v["gold"] > 0).any()),
     "a tail is no probability": lambda v, t: ((v["tail"] >= 0) & (v["tail"] <= 1)).all(),
+    "an entry was drawn from a tail of 0": lambda v, t: (v["tail"] > 0)[_rows(v)[np.isneginf(v["logprobs"])]].all(),
     "entries and tail do not sum to 1": lambda v, t: (np.abs(_sums(v) - 1) <= MOST_ROUNDED).all(),
     "a row without entries has a tail other than 1, or gold": lambda v, t: ((v["tail"] == 1) & (v["gold"] == 0))[
         v["counts"] == 0
