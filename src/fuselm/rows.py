@@ -160,8 +160,8 @@ class Rows:
 
     @functools.cached_property
     def _normalised(self) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-        """Of all documents at once, which is faster than of each."""
-        return rounding.normalise(self._offsets, self._flat["logprobs"], self._flat["tail"])
+        """Of all documents at once, which is faster than of each. The memory of what was read goes to the next."""
+        return rounding.normalise(self._offsets, self._flat.pop("logprobs"), self._flat.pop("tail"))
 
     def trace(self, n: int) -> Trace:
         tokens, entries, weights = self._slice("tokens", n), self._slice("ids", n), self._slice("weights", n)
