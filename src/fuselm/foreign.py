@@ -265,9 +265,9 @@ def dump(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
-_IN_ORDER = "nothing but rounding"
+_GOLD = "the log-probability of a token that is not among its row's entries"
 LAYOUTS: dict[str, Layout] = {
-    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses=_IN_ORDER),
+    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses="nothing but rounding"),
     "openai": Layout(
         read=read_openai,
         write=write_openai,
@@ -280,13 +280,13 @@ LAYOUTS: dict[str, Layout] = {
         write=write_axolotl,
         ahead=False,
         fixed=False,
-        loses="the log-probability of a token that is not among its row's entries",
+        loses=_GOLD,
     ),
     "distillkit": Layout(
         read=read_distillkit,
         write=write_distillkit,
         ahead=True,
         fixed=False,
-        loses="the log-probability of a token that is not among its row's entries",
+        loses=_GOLD,
     ),
 }

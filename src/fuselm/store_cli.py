@@ -179,7 +179,8 @@ def _export(
     from fuselm import contents, exporting, foreign
     from fuselm.store import Store
 
-    found = contents.tokenizer_of(Store(folder), tokenizer)
+    given = Store(folder)
+    found = contents.tokenizer_of(given, tokenizer)
     if found is None:
         raise ValueError(f"{folder}: its tokenizer is not here; --tokenizer names it")
     with _progress(f"convert to {layout}") as progress:
@@ -193,7 +194,10 @@ def _export(
             documents=texts,
             progress=progress,
         )
-    print(f"{out}: {count} documents; lost to this layout: {foreign.LAYOUTS[layout].loses}")
+    loses = foreign.LAYOUTS[layout].loses
+    if given.manifest["parameters"].get("policy") == "sampled":
+        loses += "; and which entries were drawn, whose probability is their share of the tail"
+    print(f"{out}: {count} documents; lost to this layout: {loses}")
 
 
 def _import(
