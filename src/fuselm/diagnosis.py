@@ -19,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, corpus, tails
+from fuselm import config, corpus, manifest, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fusion import fuse, learn
@@ -39,6 +39,10 @@ WAYS: dict[str, dict] = {
 }
 LEARNED = "fixed, learned weights"
 ORACLE = "oracle"
+DRAWN = (
+    "These rows hold draws from their tails: what they expect to lose, and what `entropy` and `log_linear` make of "
+    "them, comes out too sure. Diagnose the run file to have whole tails."
+)
 JUDGED = {"helps": 0.02, "hardly helps": 0.005}  # by the share of the target's own bits that it could save
 
 
@@ -59,12 +63,17 @@ def of_run(folder: Path) -> dict:
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
         "vocabulary_size": locate(str(folder / "model")).output_size,
+        "drawn": any(
+            store.manifest["parameters"].get("draws")
+            and manifest.read(stages[f"capture {name}"])["parameters"].get("policy") == "sampled"
+            for name, store in aligned.items()
+        ),
     }
 
 
 def of_pipeline(pipeline) -> dict:
     """The same of a `Pipeline`, which captures and aligns whatever is not there yet."""
-    aligned = pipeline.align()
+    aligned = pipeline.align(draws=False)  # entropies are of whole rows
     inputs = pipeline.inputs
     own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
     return {
@@ -81,9 +90,11 @@ def diagnose(
     *,
     own: str | None,
     vocabulary_size: int,
+    drawn: bool = False,
     progress: Progress,
 ) -> dict:
-    """Every number of a diagnosis. `own` is the source that is the target itself, if one is.
+    """Every number of a diagnosis. `own` is the source that is the target itself, if one is; `drawn`, whether rows
+    hold draws from their tails.
 
     `sources` and `ways` have `bits_per_byte` by domain and on average, and what was `expected`; `wins` the shares of
     tokens and documents of a domain that each source predicts best; `agreement` is of pairs of sources.
@@ -119,6 +130,7 @@ def diagnose(
     result = {
         "documents": len(documents),
         "left_out": missing,
+        "drawn": drawn,
         "tokens": int(sum(sums[names[0]].tokens.values())),
         "bytes": int(sum(sums[names[0]].bytes.values())),
         "domains": domains,
@@ -277,9 +289,9 @@ def table(result: Mapping) -> Group:
         )
         for pair in result["agreement"]
     ]
-    return Group(
-        bits, Text(), wins, Text(), *agreement, Text(), *(Text(line, style="bold") for line in result["verdict"])
-    )
+    drawn = [Text(DRAWN, style="dim"), Text()] if result["drawn"] else []
+    verdict = [Text(line, style="bold") for line in result["verdict"]]
+    return Group(bits, Text(), *drawn, wins, Text(), *agreement, Text(), *verdict)
 
 
 def _group(result: Mapping, name: str) -> list[Mapping]:

@@ -21,6 +21,7 @@ def page(result: Mapping) -> str:
         "diagnosis.html.jinja",
         autoescape=True,
         result=result,
+        drawn=diagnosis.DRAWN,
         columns=columns,
         styles=styles | {BEST: "fused", diagnosis.ORACLE: "better"},
         judged=result.get("judged"),

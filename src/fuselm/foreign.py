@@ -267,7 +267,7 @@ def dump(record: dict[str, Any]) -> str:
 
 _GOLD = "the log-probability of a token that is not among its row's entries"
 LAYOUTS: dict[str, Layout] = {
-    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses="nothing but rounding"),
+    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses="digits after the sixth"),
     "openai": Layout(
         read=read_openai,
         write=write_openai,

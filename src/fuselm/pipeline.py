@@ -168,21 +168,23 @@ class Pipeline:
         options = self.run.sources[name]
         return "the server's" if isinstance(options, config.Server) else options.dtype
 
-    def align(self) -> dict[str, Path]:
+    def align(self, *, draws: bool | None = None) -> dict[str, Path]:
+        """Of rows with what was drawn of them, or without; None: as the run fuses them."""
         captured = self.capture()
-        return {name: self._align(name, captured[name]) for name in self.inputs.sources}
+        draws = self.run.only_averages if draws is None else draws
+        return {name: self._align(name, captured[name], draws) for name in self.inputs.sources}
 
-    def _align(self, name: str, captured: Path) -> Path:
+    def _align(self, name: str, captured: Path, draws: bool) -> Path:
         recipe = Recipe(
             stage="align",
-            parameters=self.run.align.model_dump() | {"draws": self.run.only_averages},
+            parameters=self.run.align.model_dump() | {"draws": draws},
             inputs={"captured": self._keys[captured], "tokenizer": self.inputs.target.tokenizer_fingerprint},
         )
 
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import alignment, store
 
-            source = store.Store(captured, draws=recipe.parameters["draws"])
+            source = store.Store(captured, draws=draws)
             documents = [d for d in self.documents if d.id in source]
             aligner = alignment.Aligner(
                 self.inputs.source_vocabulary(name),

@@ -196,7 +196,7 @@ def _export(
         )
     loses = foreign.LAYOUTS[layout].loses
     if given.manifest["parameters"].get("policy") == "sampled":
-        loses += "; and which entries were drawn, whose probability is their share of the tail"
+        loses += "; which entries were drawn: each has its share of the tail"
     print(f"{out}: {count} documents; lost to this layout: {loses}")
 
 
