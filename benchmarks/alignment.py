@@ -56,6 +56,8 @@ def main() -> None:
     os.chdir(ROOT)
     parts = {"speed": speed, "dynamic_programme": dynamic_programme, "maps": maps}
     parts["fidelity"] = lambda: fidelity(options.documents)
+    if unknown := set(options.parts.split(",")) - set(parts):
+        parser.error(f"--parts: no part '{min(unknown)}'; there are {', '.join(parts)}")
     result = {name: parts[name]() for name in options.parts.split(",")}
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 

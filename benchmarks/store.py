@@ -65,6 +65,8 @@ def main() -> None:
         "reading": reading,
         "many": many,
     }
+    if unknown := set(options.parts.split(",")) - set(parts):
+        parser.error(f"--parts: no part '{min(unknown)}'; there are {', '.join(parts)}")
     result = {name: parts[name]() for name in options.parts.split(",")}
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 
