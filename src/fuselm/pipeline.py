@@ -125,7 +125,12 @@ class Pipeline:
             return self._existing(name, Path(options.store))
         recipe = Recipe(
             stage="capture",
-            parameters={**self.run.capture_of(name).recipe, "dtype": self._dtype(name), "split": "train"},
+            parameters={
+                **self.run.capture_of(name).recipe,
+                "temperature": 1.0,
+                "dtype": self._dtype(name),
+                "split": "train",
+            },
             about={"model": model.name, "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
         )
