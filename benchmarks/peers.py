@@ -103,7 +103,7 @@ def run_of(options: argparse.Namespace) -> config.Run:
 
 
 def settings_of(run: config.Run, way: str) -> training.Settings:
-    chosen = run.train.model_dump(exclude={"learning_rate", "clm_learning_rate"})
+    chosen = run.train.model_dump(exclude={"learning_rate", "clm", "share"})
     chosen |= {"learning_rate": run.train.learning_rate, "seed": run.seed}
     if way != "fused":
         chosen |= {"lambda_clm": 1.0, "lambda_final": None}

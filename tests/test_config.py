@@ -96,8 +96,8 @@ def test_numbers_may_be_written_as_in_python(run_file, number):
 
 
 def test_several_learning_rates_may_be_given(run_file):
-    train = config.load(run_file(), ["train.learning_rate=[1e-4, 3e-4]", "train.clm_learning_rate=[5e-5]"]).train
-    assert train.learning_rate == [1e-4, 3e-4] and train.clm_learning_rate == [5e-5]
+    train = config.load(run_file(), ["train.learning_rate=[1e-4, 3e-4]", "train.clm.learning_rate=[5e-5]"]).train
+    assert train.of("fused").learning_rates == [1e-4, 3e-4] and train.of("clm").learning_rates == [5e-5]
 
 
 def test_overrides_reach_nested_and_new_options(run_file):

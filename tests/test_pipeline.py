@@ -193,7 +193,7 @@ def test_the_best_of_several_learning_rates_is_kept(finished, again):
         finished / "run.yaml",
         f"output={again}",
         "train.learning_rate=[3e-3, 1e-6]",
-        "train.clm_learning_rate=1e-6",
+        "train.clm.learning_rate=1e-6",
     )
     assert outcome.code == 0
     training = summary(again)["training"]

@@ -66,7 +66,7 @@ def test_two_processes_padded_packed_or_sharded_have_the_losses_of_one_over_20_s
     fsdp = {name.upper(): str(value) for name, value in accelerated.fsdp_config.items()} | {
         "ACCELERATE_USE_FSDP": "true"
     }
-    common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1}
+    common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1, "average": 2.0}
     ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
     ways["sharded"] = ways["padded"] | {"gradient_checkpointing": True}
     jobs = []

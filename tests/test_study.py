@@ -263,7 +263,7 @@ BAD = {
     ),
     "a trial out of range": (
         {"arms": ARMS | {"clm": {"method": "clm", "try": {"train.passes": [1, 0]}}}},
-        "arms.clm: {folder}/run.yaml: train.passes: input should be greater than or equal to 1 (got 0)",
+        "arms.clm: {folder}/run.yaml: train.clm.passes: input should be greater than or equal to 1 (got 0)",
     ),
     "a source that the run has not": (
         {"arms": ARMS | {"fused": ARMS["fused"] | {"set": {"fuse.weights": {"gemma": 1}}}}},
@@ -348,10 +348,10 @@ def test_arms_inherit_what_they_do_not_say(tmp_path, byte_level, sentence_piece,
 
 
 def test_the_rate_of_an_arm_of_clm_is_that_of_clm(tmp_path, byte_level, sentence_piece, texts):
-    study_file = write(tmp_path, byte_level, sentence_piece, texts, set={"train.clm_learning_rate": 0.5})
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, set={"train.clm.learning_rate": 0.5})
     checked = study.load(study_file)
     clm = checked.arms["clm"]
-    assert [checked.run(clm, 0, t).train.learning_rates("clm") for t in clm.trials] == [[1e-6], [3e-3]]
+    assert [checked.run(clm, 0, t).train.of("clm").learning_rates for t in clm.trials] == [[1e-6], [3e-3]]
 
 
 @pytest.mark.parametrize(

@@ -421,6 +421,24 @@ def test_the_best_checkpoint_on_the_development_split_is_kept(tmp_path, target, 
     assert evaluation.bits_per_byte(scores)["average"] == pytest.approx(best["average"], rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def averaged(target, documents, fused, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("averaged") / "fused"
+    train(out, target, documents, fused, average=0.4)  # of a pass: before the first evaluation
+    return out
+
+
+def test_the_mean_of_the_weights_is_scored_and_kept_and_changes_no_step(averaged, trained, target, documents):
+    histories = [json.loads((out / "history.json").read_text()) for out in (averaged, trained)]
+    assert histories[0]["log"] == histories[1]["log"]
+    scores = [[row["average"] for row in history["dev"]] for history in histories]
+    assert scores[0][0] == scores[1][0] and all(a != b for a, b in zip(*(s[1:] for s in scores), strict=True))
+    model = load_model(locate(str(averaged / "model")), dtype="float32")
+    chosen = [d for d in documents if d.split == "dev"]
+    kept = evaluation.score(model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen)
+    assert evaluation.bits_per_byte(kept)["average"] == pytest.approx(min(scores[0][1:]), rel=1e-6)
+
+
 def test_the_history_begins_with_the_untrained_target(trained, target, documents):
     dev = json.loads((trained / "history.json").read_text())["dev"]
     model = load_model(target, dtype="float32")
@@ -466,7 +484,8 @@ import pickle, sys, torch
 from pathlib import Path
 torch.set_num_threads(int(sys.argv[1]))
 import test_training
-test_training.train(*pickle.loads(Path(sys.argv[2]).read_bytes()))
+arguments, settings = pickle.loads(Path(sys.argv[2]).read_bytes())
+test_training.train(*arguments, **settings)
 """
 
 
@@ -476,11 +495,11 @@ def python_path() -> str:
 
 @pytest.fixture
 def start_training(tmp_path, target, documents, fused):
-    """Starts the same training as `trained` in a process that may be killed."""
+    """Starts a training in a process that may be killed."""
     pickled = tmp_path / "arguments"
-    pickled.write_bytes(pickle.dumps((tmp_path / "cut", target, documents, fused)))
 
-    def start() -> subprocess.Popen:
+    def start(**settings) -> subprocess.Popen:
+        pickled.write_bytes(pickle.dumps(((tmp_path / "cut", target, documents, fused), settings)))
         environment = os.environ | {"PYTHONPATH": python_path()}
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(torch.get_num_threads()), str(pickled)],
@@ -492,10 +511,12 @@ def start_training(tmp_path, target, documents, fused):
     return start
 
 
+@pytest.mark.parametrize("average", [False, 0.4])
 def test_killed_training_goes_on_from_the_last_whole_checkpoint_and_ends_the_same(
-    tmp_path, trained, target, documents, fused, start_training
+    tmp_path, request, target, documents, fused, start_training, average
 ):
-    process, out = start_training(), tmp_path / "cut"
+    trained = request.getfixturevalue("averaged" if average else "trained")
+    process, out = start_training(average=average), tmp_path / "cut"
     while process.poll() is None and last_checkpoint(out / "checkpoints") is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -508,7 +529,7 @@ def test_killed_training_goes_on_from_the_last_whole_checkpoint_and_ends_the_sam
     cut_off = checkpoint.with_name(f"checkpoint-{following}")
     shutil.copytree(checkpoint, cut_off, dirs_exist_ok=True)
     (cut_off / "trainer_state.json").write_bytes((checkpoint / "trainer_state.json").read_bytes()[:-11])
-    counts = train(out, target, documents, fused)
+    counts = train(out, target, documents, fused, average=average)
     assert counts["resumed_at_step"] == step > 0
     for name in ("model/model.safetensors", "history.json"):
         assert (out / name).read_bytes() == (trained / name).read_bytes()

@@ -191,6 +191,17 @@ class Fuse(_Options):
 
 
 Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
+Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
+Average = Literal[False] | PositiveFloat
+
+
+class Baseline(_Options):
+    """What of `train` is another for causal-LM training on the text alone, to have it at its own best; None: the same."""
+
+    learning_rate: PositiveFloat | Rates | None = None
+    lr_schedule: Schedule | None = None
+    passes: int | None = Field(None, ge=1)
+    average: Average | None = None
 
 
 class Train(_Options):
@@ -204,10 +215,11 @@ class Train(_Options):
     temperature: PositiveFloat = 1.0  # flattens what the divergence compares
     tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
     learning_rate: PositiveFloat | Rates = 1e-4  # of several, the best on the development split is kept
-    clm_learning_rate: PositiveFloat | Rates | None = None  # of the causal-LM baseline; None: the same
-    lr_schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"  # after the warm-up
+    lr_schedule: Schedule = "cosine"  # after the warm-up
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
     passes: int = Field(2, ge=1)  # over the training documents
+    average: Average = False  # keep the mean of the weights since so many passes, in place of the last
+    clm: Baseline = Baseline()
     share: float = Field(1.0, gt=0, le=1)  # of each domain's training documents, a larger share having all of a smaller
     batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
     pack_tokens: int | None = Field(None, ge=1)  # documents go into one row of so many tokens at most, without padding
@@ -239,17 +251,26 @@ class Train(_Options):
         for name, why in unused.items():
             if why and getattr(self, name) is not None:
                 raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
+        for where, of in (("train", self), ("train.clm", self.of("clm"))):
+            if of.average >= of.passes:
+                raise ValueError(
+                    f"{where}.average: there is nothing to average since {of.average:g} passes of {of.passes}; take fewer, "
+                    "or false"
+                )
         if self.divergence == "reverse_kl" and self.tail == "renormalise":
             raise ValueError(
                 "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
             )
         return self
 
-    def learning_rates(self, method: str) -> list[float]:
-        chosen = self.learning_rate
-        if method == "clm" and self.clm_learning_rate is not None:
-            chosen = self.clm_learning_rate
-        return chosen if isinstance(chosen, list) else [chosen]
+    def of(self, method: str) -> "Train":
+        """The options of one method."""
+        its_own = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
+        return self.model_copy(update={**its_own, "clm": Baseline()})
+
+    @property
+    def learning_rates(self) -> list[float]:
+        return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
 
 
 class Evaluate(_Options):

@@ -225,7 +225,7 @@ class Pipeline:
         """The best of a method's learning rates, by the development split. A model whose weights were dropped is
         trained again, if they are wanted.
         """
-        rates = self.run.train.learning_rates(method)
+        rates = self.run.train.of(method).learning_rates
         folders = [self._train(method, rate) for rate in rates]
         if self._dry:
             return folders[0]
@@ -238,7 +238,7 @@ class Pipeline:
 
     def _train(self, method: str, rate: float) -> Path:
         fused = self.fuse() if method == "fused" else None
-        options = self.run.train.model_dump(exclude={"learning_rate", "clm_learning_rate", "share"})
+        options = self.run.train.of(method).model_dump(exclude={"learning_rate", "clm", "share"})
         options |= {"learning_rate": rate, "seed": self.run.seed}
         if method == "clm":
             options |= {name: config.Train.model_fields[name].default for name in OF_FUSED_ROWS} | {"lambda_clm": 1.0}

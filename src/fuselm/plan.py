@@ -25,6 +25,7 @@ ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; be
 ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7
 USUAL_ENTRY_BYTES, USUAL_ROW_BYTES = 2.1, 7.0
 STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
+MEAN_BYTES = 4  # ... and the mean of the weight, where there is one
 CHECKPOINTS = 3  # the best, the last, and the one being written
 ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
 CALIBRATION_TOKENS = 1024
@@ -66,9 +67,11 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     elif step.stage == "fuse":
         tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.inputs.sources)
     elif step.stage == "train":
-        tokens = round(of_target["train"] * run.train.share) * run.train.passes
+        options = run.train.of(step.name)
+        tokens = round(of_target["train"] * options.share) * options.passes
         parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
-        disk = CHECKPOINTS * STATE_BYTES * parameters + target.parameters_bytes
+        state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
+        disk = CHECKPOINTS * state * parameters + target.parameters_bytes
     elif step.stage == "evaluate":
         model = pipeline.inputs.sources.get(step.name, target)
         tokens, disk = counted[model.tokenizer_fingerprint]["heldout"], 0

@@ -79,8 +79,9 @@ class Study:
     def run(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.Run:
         """The run whose method, trained and scored, is this trial of this arm."""
         given = {**self.settings, **arm.settings, **trial, "seed": seed, "output": str(self.output / f"seed-{seed}")}
-        if arm.method == "clm" and "train.learning_rate" in {**arm.settings, **trial}:
-            given["train.clm_learning_rate"] = given.pop("train.learning_rate")
+        for option in config.Baseline.model_fields if arm.method == "clm" else ():
+            if f"train.{option}" in {**arm.settings, **trial}:
+                given[f"train.clm.{option}"] = given.pop(f"train.{option}")
         run = config.load(self.run_file, [f"{name}={json.dumps(value)}" for name, value in given.items()])
         if set(arm.sources) == set(run.sources):
             return run
@@ -229,6 +230,6 @@ def _with_trials(study: Study, arm: Arm) -> Arm:
 def _each_rate(study: Study, arm: Arm) -> Iterator[dict[str, Any]]:
     assert arm.method is not None
     for trial in arm.trials:
-        rates = study.run(arm, arm.seeds[0], trial).train.learning_rates(arm.method)
+        rates = study.run(arm, arm.seeds[0], trial).train.of(arm.method).learning_rates
         for rate in rates:
             yield {**trial, "train.learning_rate": rate} if len(rates) > 1 else dict(trial)

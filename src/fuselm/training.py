@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
@@ -24,6 +25,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fuselm import adapters, evaluation, forward, manifest, processes
+from fuselm.averaging import Averaging
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import Model, load_model
@@ -57,6 +59,7 @@ class Settings:
     lr_schedule: str = "cosine"
     warmup: float
     passes: int
+    average: float | Literal[False] = False
     batch_documents: int | None = None
     pack_tokens: int | None = None
     gradient_accumulation: int = 1
@@ -133,6 +136,8 @@ def train(
     trainer.add_callback(
         _Report(progress, dev_steps(steps, settings.passes * settings.evaluations_per_pass), trainer, start)
     )
+    if settings.average:
+        trainer.add_callback(Averaging(first=max(round(steps * settings.average / settings.passes), 1)))
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -210,7 +210,7 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
     seen = {}
     for _, _, now in cells:
         for trial in now.trials:
-            seen |= {step.folder: (step, trial.run.train) for step in trial.steps if step.done}
+            seen |= {step.folder: (step, trial.run.train.of(step.name)) for step in trial.steps if step.done}
     for step, options in seen.values():
         seconds = float(manifest.read(step.folder)["seconds"])
         work = options.passes * options.share if step.stage == "train" else 1.0
@@ -227,4 +227,5 @@ def _seconds(step: Step, run: config.Run, speeds: Mapping[str, list[float]]) -> 
     measured = speeds.get(_kind(step))
     if measured is None:
         return None
-    return statistics.median(measured) * (run.train.passes * run.train.share if step.stage == "train" else 1.0)
+    options = run.train.of(step.name)
+    return statistics.median(measured) * (options.passes * options.share if step.stage == "train" else 1.0)
