@@ -100,6 +100,21 @@ def test_several_learning_rates_may_be_given(run_file):
     assert train.of("fused").learning_rates == [1e-4, 3e-4] and train.of("clm").learning_rates == [5e-5]
 
 
+def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
+    train = config.load(
+        run_file(), ["train.passes=5", "train.average=1", "train.clm={passes: 2, average: false}"]
+    ).train
+    fused, clm = train.of("fused"), train.of("clm")
+    assert (fused.passes, fused.average, fused.lr_schedule) == (5, 1.0, "cosine")
+    assert (clm.passes, clm.average, clm.lr_schedule) == (2, False, "cosine")
+
+
+@pytest.mark.parametrize("where", ["train", "train.clm"])
+def test_a_mean_of_no_weights_is_refused(run_file, where):
+    with pytest.raises(ValueError, match=rf"{where}.average: must be below passes, 2 \(got 2\)"):
+        config.load(run_file(), ["train.passes=2", f"{where}.average=2"])
+
+
 def test_overrides_reach_nested_and_new_options(run_file):
     run = config.load(run_file(), ["train.passes=3", "seed=7", "fuse.level=document", "output=elsewhere"])
     assert (run.train.passes, run.seed, run.fuse.level, run.output) == (3, 7, "document", "elsewhere")

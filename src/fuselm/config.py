@@ -196,7 +196,7 @@ Average = Literal[False] | PositiveFloat
 
 
 class Baseline(_Options):
-    """What of `train` is another for causal-LM training on the text alone, to have it at its own best; None: the same."""
+    """What of `train` is another for training on the text alone, to have it at its own best; None: the same."""
 
     learning_rate: PositiveFloat | Rates | None = None
     lr_schedule: Schedule | None = None
@@ -253,10 +253,7 @@ class Train(_Options):
                 raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
         for where, of in (("train", self), ("train.clm", self.of("clm"))):
             if of.average >= of.passes:
-                raise ValueError(
-                    f"{where}.average: there is nothing to average since {of.average:g} passes of {of.passes}; take fewer, "
-                    "or false"
-                )
+                raise ValueError(f"{where}.average: must be below passes, {of.passes} (got {of.average:g})")
         if self.divergence == "reverse_kl" and self.tail == "renormalise":
             raise ValueError(
                 "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
