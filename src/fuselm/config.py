@@ -92,6 +92,15 @@ class Corpus(_Options):
     heldout: float = Field(0.25, gt=0, lt=1)  # share of each domain's documents that only the result sees
 
 
+class Write(_Options):
+    """Text that sources write, going on from training documents, which is learnt from beside those."""
+
+    ratio: float = Field(0.0, ge=0)  # bytes that they write, all together, for each byte of the training documents
+    sources: list[str] | None = Field(None, min_length=1)  # who writes; None: all but servers and the target itself
+    prompt_tokens: int = Field(32, ge=1)  # of a document, which a text goes on from
+    tokens: int = Field(200, ge=1)  # of a text, at most
+
+
 # What each retention policy is told, and takes where nothing is said; docs/store.md shows how these were chosen.
 POLICIES: dict[str, dict[str, float]] = {
     "threshold": {"threshold": 0.0065, "top_k": 64},
@@ -279,6 +288,7 @@ class Run(_Options):
     target: ModelOption
     sources: dict[str, SourceOption] = Field(min_length=1)
     corpus: Corpus
+    write: Write = Write()
     capture: Capture = Capture()
     align: Align = Align()
     fuse: Fuse = Fuse()
@@ -301,6 +311,11 @@ class Run(_Options):
             if where in models:
                 raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
             models[where] = name
+        for name in self.write.sources or ():
+            if name not in self.sources:
+                raise ValueError(f"write.sources: no source '{name}'; there are {', '.join(self.sources)}")
+            if isinstance(self.sources[name], Server):
+                raise ValueError(f"write.sources: {name} is a server's, which can't write; leave it out")
         of_sources = {"temperatures": self.fuse.temperatures}
         if isinstance(self.fuse.weights, dict):
             of_sources["weights"] = self.fuse.weights

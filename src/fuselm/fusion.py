@@ -6,7 +6,7 @@ token has no part in it; where none says anything, the gold token gets all.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,11 +112,13 @@ def fuse_stores(
     switch: float,
     weights: str | Mapping[str, float | Mapping[str, float]],
     temperatures: Mapping[str, float],
+    learn_from: Set[str] | None = None,
     progress: Progress,
 ) -> dict:
     """Write the fused traces of those `documents` that are in all stores to parts in `out`; return what was counted.
 
-    `weights` are what sources begin with, in all domains or by domain, 1 where none is given; or they are `learned`.
+    `weights` are what sources begin with, in all domains or by domain, 1 where none is given; or they are `learned`,
+    from the documents with the ids `learn_from`, else from all: of what a source wrote, it would be the best judge.
     `temperatures` are by source, 1 where none is given. `shares` says how much each source gave to the tokens of a
     domain, `lacking` how many documents were left out because a source has not got them.
     """
@@ -131,7 +133,8 @@ def fuse_stores(
     tempered = [temperatures.get(name, 1.0) for name in stores]
     priors = _priors(list(stores), sorted({d.domain for d in documents}), {} if weights == LEARNED else weights)
     if weights == LEARNED:
-        priors = learn(stores, documents, priors, tempered, vocabulary_size)
+        learnt = [d for d in documents if learn_from is None or d.id in learn_from]
+        priors = learn(stores, learnt, priors, tempered, vocabulary_size)
     progress.start(len(documents), unit="documents")
     given = {d.domain: np.zeros(len(stores)) for d in documents}
     tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
@@ -188,7 +191,8 @@ def learn(
             gold.append(np.stack([d.gold for d in rows], axis=1).astype(np.float64))
             allowed.append(np.stack([d.informed for d in rows], axis=1))
             tokens += len(gold[-1])
-        best = weights_of(np.concatenate(gold), np.concatenate(allowed), np.array(prior, np.float64))
+        start = np.array(prior, np.float64)
+        best = weights_of(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
         learned[domain] = best.tolist()
     return learned
 

@@ -26,6 +26,7 @@ class Inputs:
             for name, s in run.sources.items()
         }
         self._check_sources()
+        self.writers = self._writers(run.write)
 
     @cached_property
     def target_vocabulary(self) -> Vocabulary:
@@ -54,6 +55,16 @@ class Inputs:
                 )
             )
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
+
+    def _writers(self, options: config.Write) -> list[str]:
+        if not options.ratio:
+            return []
+        able = [
+            n for n, m in self.sources.items() if n not in self.servers and m.fingerprint != self.target.fingerprint
+        ]
+        if not (options.sources or able):
+            raise ValueError("write.ratio: no source can write, but servers and the target; name some in write.sources")
+        return sorted(options.sources or able)
 
     def _check_sources(self) -> None:
         first: dict[str, str] = {}

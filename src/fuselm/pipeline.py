@@ -1,4 +1,4 @@
-"""The stages of a run, in order: corpus, capture, align, fuse, train, evaluate, report.
+"""The stages of a run, in order: corpus, write, capture, align, fuse, train, evaluate, report.
 
 A stage's folder has its recipe's key in its name, so whatever is there need not be made again, whatever changed is made
 beside it, and nothing is overwritten. `run.json` in the run's folder says which folders belong to its last run file.
@@ -22,7 +22,7 @@ from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
-STAGES = ("corpus", "capture", "align", "fuse", "train", "evaluate", "report")
+STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
 OF_FUSED_ROWS = (  # nothing to the causal-LM baseline
     "lambda_final",
@@ -62,6 +62,12 @@ class Pipeline:
     @cached_property
     def documents(self) -> list[corpus.Document]:
         return corpus.read_documents(self.corpus())
+
+    @property
+    def learnt(self) -> list[corpus.Document]:
+        """What fused distributions are of: the training documents, and what sources wrote."""
+        written = [d for path in self.write().values() for d in corpus.read_documents(path)]
+        return [d for d in self.documents if d.split == "train"] + written
 
     def steps(self, making: Callable[[], object] | None = None) -> list[Step]:
         """Every step of `making` something, else of the whole run, and whether it is done; makes nothing but the
@@ -116,6 +122,39 @@ class Pipeline:
 
         return self._build("corpus", "", recipe, build)
 
+    def write(self) -> dict[str, Path]:
+        self.corpus()
+        return {name: self._write(name) for name in self.inputs.writers}
+
+    def _write(self, name: str) -> Path:
+        model, options = self.inputs.sources[name], self.run.write
+        asked = {
+            "size": options.ratio / len(self.inputs.writers),
+            "prompt_tokens": options.prompt_tokens,
+            "tokens": options.tokens,
+            "seed": self.run.seed,
+        }
+        recipe = Recipe(
+            stage="write",
+            parameters={**asked, "name": name, "dtype": self._dtype(name)},
+            about={"model": model.name, "revision": self.run.sources[name].revision},
+            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
+        )
+
+        def build(out: Path, shown: Progress) -> dict:
+            from fuselm import capture, writing
+
+            source = capture.load(model, self.inputs.source_vocabulary(name), dtype=self._dtype(name))
+            documents = [d for d in self.documents if d.split == "train"]
+            return writing.write(source, documents, out, name=name, **asked, progress=shown)
+
+        return self._build("write", name, recipe, build)
+
+    def _learnt(self) -> dict[str, str]:
+        """What identifies the documents that are learnt from."""
+        written = {f"written by {name}": self._keys[path] for name, path in self.write().items()}
+        return {"corpus": self._text()} | written
+
     def capture(self) -> dict[str, Path]:
         return {name: self._capture(name) for name in self.inputs.sources}
 
@@ -132,13 +171,13 @@ class Pipeline:
                 "split": "train",
             },
             about={"model": model.name, "revision": options.revision},
-            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
+            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, **self._learnt()},
         )
 
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import capture, retention
 
-            documents = [d for d in self.documents if d.split == "train"]
+            documents = self.learnt
             vocabulary = self.inputs.source_vocabulary(name)
             asked = {"policy": retention.Policy(**self.run.capture_of(name).retention), "progress": shown}
             if name in self.inputs.servers:
@@ -163,7 +202,7 @@ class Pipeline:
 
             model = self.inputs.sources[name]
             wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
-            texts = {d.id: d.text for d in self.documents if d.split == "train"}
+            texts = {d.id: d.text for d in self.learnt}
             store.Store(folder).expect(wanted, texts, where=f"sources.{name}.store")
             self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
         self._steps[folder] = Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True)
@@ -190,7 +229,7 @@ class Pipeline:
             from fuselm import alignment, store
 
             source = store.Store(captured, draws=draws)
-            documents = [d for d in self.documents if d.id in source]
+            documents = [d for d in self.learnt if d.id in source]
             aligner = alignment.Aligner(
                 self.inputs.source_vocabulary(name),
                 self.inputs.target_vocabulary,
@@ -213,7 +252,14 @@ class Pipeline:
             from fuselm import fusion, store
 
             stores = {name: store.Store(path) for name, path in sorted(aligned.items())}
-            return fusion.fuse_stores(stores, self.documents, out, **recipe.parameters, progress=shown)
+            return fusion.fuse_stores(
+                stores,
+                self.learnt,
+                out,
+                learn_from={d.id for d in self.documents},
+                **recipe.parameters,
+                progress=shown,
+            )
 
         return self._build("fuse", "", recipe, build)
 
@@ -249,20 +295,19 @@ class Pipeline:
             inputs={
                 "model": self.inputs.target.fingerprint,
                 "tokenizer": self.inputs.target.tokenizer_fingerprint,
-                "corpus": self._text(),
-            }
-            | ({} if fused is None else {"fused": self._keys[fused]}),
+                **({"corpus": self._text()} if fused is None else self._learnt() | {"fused": self._keys[fused]}),
+            },
         )
 
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import batches, store, training
 
-            documents = self.documents
+            documents = self.learnt if method == "fused" else [d for d in self.documents if d.split == "train"]
             return training.train(
                 self.inputs.target,
                 self.inputs.target_vocabulary,
-                corpus.part([d for d in documents if d.split == "train"], share, seed=self.run.seed),
-                [d for d in documents if d.split == "dev"],
+                corpus.part(documents, share, seed=self.run.seed),
+                [d for d in self.documents if d.split == "dev"],
                 out,
                 fused=None if fused is None else store.Store(fused, keep_tokens=batches.KEPT_TOKENS),
                 settings=training.Settings(**options),
@@ -318,6 +363,7 @@ class Pipeline:
         fused, aligned, trained, scored = self.fuse(), self.align(), self.train(), self.evaluate()
         folders = {
             "corpus": self.corpus(),
+            "write": self.write(),
             "capture": self.capture(),
             "align": aligned,
             "fuse": fused,

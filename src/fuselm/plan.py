@@ -56,19 +56,25 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     run, target = pipeline.run, pipeline.inputs.target
     of_target = counted[target.tokenizer_fingerprint]
     aligned_row = ROW_BYTES + ENTRY_BYTES * run.align.top_k
-    if step.stage == "capture":
+    learnt = round(of_target["train"] * (1 + run.write.ratio))
+    if step.stage == "write":
         model = pipeline.inputs.sources[step.name]
-        tokens = counted[model.tokenizer_fingerprint]["train"]
+        each = run.write.ratio / len(pipeline.inputs.writers)
+        tokens, disk = round(counted[model.tokenizer_fingerprint]["train"] * each), 0
+    elif step.stage == "capture":
+        model = pipeline.inputs.sources[step.name]
+        tokens = round(counted[model.tokenizer_fingerprint]["train"] * (1 + run.write.ratio))
         disk = int(
             tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture_of(step.name)), model.output_size))
         )
     elif step.stage == "align":
-        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row)
+        tokens, disk = learnt, int(learnt * aligned_row)
     elif step.stage == "fuse":
-        tokens, disk = of_target["train"], int(of_target["train"] * aligned_row) * len(pipeline.inputs.sources)
+        tokens, disk = learnt, int(learnt * aligned_row) * len(pipeline.inputs.sources)
     elif step.stage == "train":
         options = run.train.of(step.name)
-        tokens = round(of_target["train"] * options.share) * options.passes
+        read = learnt if step.name == "fused" else of_target["train"]
+        tokens = round(read * options.share) * options.passes
         parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
         state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
         disk = CHECKPOINTS * state * parameters + target.parameters_bytes
@@ -140,6 +146,9 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
     for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
         if step.stage in ("align", "fuse"):
             result.append(replace(row, seconds=row.tokens * ALIGN_SECONDS, memory=_peak_memory()))
+            continue
+        if step.stage == "write":  # nobody knows before it is tried how fast a model writes
+            result.append(row)
             continue
         if step.stage in ("corpus", "report"):
             result.append(replace(row, seconds=1.0))

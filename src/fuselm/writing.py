@@ -1,0 +1,131 @@
+"""Text that a source writes, going on from training documents: more to learn from, where text is short.
+
+Drawn from the source's own distribution, as it is (Kim and Rush 2016, sequence-level distillation); then it is read by
+all sources and fused as any other text. What a document's continuation has as `origin` is that document's: whoever
+trains on a part of the documents has no text that others gave rise to.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from fuselm import corpus, manifest
+from fuselm.capture import Source
+from fuselm.corpus import Document
+from fuselm.progress import Progress
+from fuselm.vocabulary import Vocabulary
+
+BATCH = 64  # texts that are written together
+Prompt = tuple[Document, list[int]]
+
+
+def write(
+    source: Source,
+    documents: Sequence[Document],
+    out: Path,
+    *,
+    name: str,
+    size: float,
+    prompt_tokens: int,
+    tokens: int,
+    seed: int,
+    progress: Progress,
+) -> dict:
+    """Write about `size` bytes for each byte of `documents`, in each domain, to `out/documents.jsonl`; return counts.
+
+    A prompt is `prompt_tokens` tokens from anywhere in a document, a text up to `tokens` tokens that go on from there
+    without it. Goes on after the batches that are there; each has a seed of its own.
+    """
+    prompts = list(_prompts(source.vocabulary, documents, size, prompt_tokens, tokens, random.Random(f"{seed} {name}")))
+    batches = [prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH)]
+    paths = [out / f"batch-{n:05d}.json" for n in range(len(batches))]
+    progress.start(
+        len(prompts), unit="texts", done=sum(len(b) for b, p in zip(batches, paths, strict=True) if p.exists())
+    )
+    source.model.generation_config = settings(source, tokens=tokens)
+    for n, (batch, path) in enumerate(zip(batches, paths, strict=True)):
+        if not path.exists():
+            texts = _sample(source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63))
+            manifest.write_text(path, json.dumps(texts, ensure_ascii=False))
+            progress.advance(len(batch))
+    written = []
+    for batch, path in zip(batches, paths, strict=True):
+        for (prompt, _), text in zip(batch, json.loads(path.read_text()), strict=True):
+            if text.strip():
+                document = Document(
+                    id=f"{name}-{len(written):06d}",
+                    origin=prompt.origin,
+                    domain=prompt.domain,
+                    split="train",
+                    text=text,
+                )
+                written.append(document)
+    lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in written)
+    manifest.write_text(out / corpus.FILE, "".join(lines))
+    for path in paths:
+        path.unlink()
+    return {
+        "documents": len(written),
+        "bytes": {
+            domain: sum(len(d.text.encode()) for d in written if d.domain == domain)
+            for domain in sorted({d.domain for d in documents})
+        },
+    }
+
+
+def _prompts(
+    vocabulary: Vocabulary, documents: Sequence[Document], size: float, length: int, tokens: int, rng: random.Random
+) -> Iterator[Prompt]:
+    """As many in each domain as should give so much text, all its documents by turns, if they are long enough."""
+    for domain in sorted({d.domain for d in documents}):
+        members = [(d, vocabulary.segment(d.text)) for d in documents if d.domain == domain]
+        of_domain = sum(segmentation.size for _, segmentation in members)
+        read = sum(len(segmentation.ids) for _, segmentation in members)
+        long_enough = [(d, s.ids.tolist()) for d, s in members if len(s.ids) >= length]
+        rng.shuffle(long_enough)
+        count = round(size * read / tokens) if of_domain else 0
+        for n in range(count if long_enough else 0):
+            document, ids = long_enough[n % len(long_enough)]
+            begin = rng.randint(0, len(ids) - length)
+            yield document, ids[begin : begin + length]
+
+
+def settings(source: Source, *, tokens: int) -> GenerationConfig:
+    """To draw from the model's own distribution, nothing cut off, until it ends the text; of ids that are no text only
+    those that do that.
+    """
+    known = source.model.generation_config.eos_token_id
+    ends = {known} if isinstance(known, int) else set(known or ())
+    silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if spelled is None and i not in ends]
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=source.context_token,
+        suppress_tokens=silent or None,
+    )
+
+
+def _sample(source: Source, prompts: Sequence[list[int]], *, seed: int) -> list[str]:
+    device = source.model.device
+    inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
+    return [_spell(source.vocabulary, row) for row in outputs[:, inputs.shape[1] :].cpu().numpy()]
+
+
+def _spell(vocabulary: Vocabulary, ids: np.ndarray) -> str:
+    """Up to what is no text; without a character that is cut off."""
+    spelled = itertools.takewhile(lambda b: b is not None, (vocabulary.token_bytes[i] for i in ids.tolist()))
+    return b"".join(spelled).decode("utf-8", "ignore")

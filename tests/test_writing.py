@@ -1,0 +1,160 @@
+"""writing.py on tiny models: how much is written, what by, cut off and gone on with; and a run that learns from it."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from rich.console import Console
+
+from fuselm import capture, corpus, manifest, writing
+from fuselm.corpus import Document
+from fuselm.models import load_tokenizer, locate
+from fuselm.progress import Progress
+from fuselm.vocabulary import Vocabulary
+
+KINDS = ["byte_level", "sentence_piece", "word_piece"]
+
+
+@pytest.fixture
+def documents(texts) -> list[Document]:
+    return [
+        Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row["domain"], split="train", text=row["text"])
+        for n, row in enumerate(texts)
+    ]
+
+
+def load(folder: Path) -> capture.Source:
+    model = locate(str(folder))
+    return capture.load(model, Vocabulary(load_tokenizer(model), model.output_size), dtype="float32")
+
+
+def write(source: capture.Source, documents: list[Document], out: Path, **options) -> list[Document]:
+    out.mkdir(exist_ok=True)
+    asked = {"name": "some", "size": 0.3, "prompt_tokens": 5, "tokens": 11, "seed": 0} | options
+    writing.write(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
+    assert [p.name for p in out.iterdir()] == [corpus.FILE]
+    return corpus.read_documents(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer_writes_text_in_every_domain(tmp_path, request, documents, kind):
+    source = load(request.getfixturevalue(kind))
+    written = write(source, documents, tmp_path / "out")
+    origins = {d.origin: d.domain for d in documents}
+    assert {d.domain for d in written} == set(origins.values())
+    assert all(origins[d.origin] == d.domain and d.split == "train" and d.text.strip() for d in written)
+    assert len({d.id for d in written}) == len(written)
+    for d in written:
+        assert 0 < len(source.vocabulary.segment(d.text).ids) <= 3 * 11  # other tokens may spell the same text
+        assert "\ufffd" not in d.text
+
+
+def test_about_as_much_is_written_as_is_asked_for(tmp_path, byte_level, documents):
+    source = load(byte_level)
+    for size in (0.25, 0.5):
+        written = write(source, documents, tmp_path / str(size), size=size)
+        tokens = {d.domain: 0 for d in documents}
+        wanted = dict(tokens)
+        for total, of in ((tokens, written), (wanted, documents)):
+            for d in of:
+                total[d.domain] += len(source.vocabulary.segment(d.text).ids)
+        for domain in tokens:  # no more, for some texts end sooner, and few have the fewest tokens that spell them
+            assert 0.4 * size < tokens[domain] / wanted[domain] < 1.2 * size
+
+
+def test_a_document_that_is_shorter_than_a_prompt_is_not_gone_on_from(tmp_path, byte_level, documents):
+    short = Document(id="short", origin="short", domain="brief", split="train", text="a b")
+    assert "short" not in {d.origin for d in write(load(byte_level), [*documents, short], tmp_path / "out")}
+
+
+def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path, byte_level, documents, monkeypatch):
+    monkeypatch.setattr(writing, "BATCH", 7)
+    source = load(byte_level)
+    write(source, documents, tmp_path / "whole")
+    drawn, sample = [], writing._sample
+
+    def cut_off(*arguments, **options):
+        drawn.append(options["seed"])
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(writing, "_sample", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, documents, tmp_path / "cut")
+    assert len(list((tmp_path / "cut").iterdir())) == 2
+    write(source, documents, tmp_path / "cut")
+    assert drawn[2] == drawn[3] and len(set(drawn)) == len(drawn) - 1  # no batch is written twice
+    assert (tmp_path / "cut" / corpus.FILE).read_bytes() == (tmp_path / "whole" / corpus.FILE).read_bytes()
+
+
+def test_writing_leaves_the_global_generator_alone(tmp_path, byte_level, documents):
+    torch.manual_seed(3)
+    expected = torch.rand(5)
+    torch.manual_seed(3)
+    write(load(byte_level), documents[:9], tmp_path / "out")
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_tokens_are_drawn_as_the_model_expects_them(byte_level):
+    """No token is cut off, none weighed: the first tokens of many texts have the model's own distribution."""
+    source = load(byte_level)
+    ids = source.vocabulary.segment("one model and another").ids.tolist()
+    source.model.generation_config = writing.settings(source, tokens=1)
+    rows = torch.tensor([[source.context_token, *ids]]).repeat(4096, 1)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(0)
+        drawn = source.model.generate(rows, attention_mask=torch.ones_like(rows))[:, -1]
+        logits = source.model(rows[:1]).logits[0, -1].double()
+    silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if spelled is None]
+    logits[[i for i in silent if i != source.model.config.eos_token_id]] = -torch.inf
+    expected = logits.softmax(-1)
+    found = torch.bincount(drawn, minlength=len(expected)).double() / len(drawn)
+    assert (found - expected).abs().max() < 0.03 and 0.5 * (found - expected).abs().sum() < 0.5
+    assert (found > 0).sum() > 64  # far down the list
+
+
+def test_a_run_learns_from_what_its_sources_write(tmp_path, byte_level, sentence_piece, texts):
+    rows = tiny_run.short(texts)
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"own": byte_level, "other": sentence_piece},
+        rows=rows,
+        write={"ratio": 0.5, "prompt_tokens": 3, "tokens": 13},
+        fuse={"function": "fixed", "weights": "learned"},
+        train=tiny_run.TRAIN | {"passes": 1},
+    )
+    assert tiny_run.fuselm("run", run_file, cache=tmp_path / "cache").code == 0
+    out = tmp_path / "out"
+    folders = json.loads((out / "run.json").read_text())["folders"]
+    assert [name for name in folders if name.startswith("write")] == ["write other"]  # the target has nothing to add
+    written = corpus.read_documents(out / folders["write other"])
+    tokens = {m: manifest.read(out / folders[f"train {m}"])["counts"]["text_tokens"] for m in ("clm", "fused")}
+    vocabulary = Vocabulary(load_tokenizer(locate(str(byte_level))), locate(str(byte_level)).output_size)
+    assert tokens["fused"] - tokens["clm"] == sum(vocabulary.count_tokens([d.text for d in written])) > 0
+    assert {d.id for d in written} <= set(tiny_run.captured(out)["own"])
+    again = tiny_run.fuselm("run", run_file, f"output={out}", "write.ratio=0", cache=tmp_path / "cache")
+    assert again.code == 0 and "train clm" not in again.err  # it has not learnt from that
+    heard = tiny_run.fuselm("plan", run_file, f"output={tmp_path / 'plan'}", cache=tmp_path / "cache")
+    assert heard.code == 0 and "write other" in heard.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": ["absent"]}, "write.sources: no source 'absent'; there are own"),
+        ({"ratio": 1.0}, "write.ratio: no source can write, but servers and the target; name some in write.sources"),
+        ({"ratio": -1}, "write.ratio: input should be greater than or equal to 0 (got -1)"),
+    ],
+)
+def test_who_cannot_write_is_named_before_anything_is_made(tmp_path, byte_level, texts, options, message):
+    run_file = tiny_run.write(
+        tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts), write=options
+    )
+    outcome = tiny_run.fuselm("run", run_file, cache=tmp_path / "cache")
+    assert outcome.code == 2 and message in outcome.err and len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
