@@ -64,8 +64,9 @@ def make_folders(
             for k in range(2, steps + 1, 3)
         ]
         counts = {"steps": steps, "tokens": 34_000, "best_step": 8, "dev_bits_per_byte": levels[method]}
+        rest = {"lambda_final": None, "lr_schedule": "constant", "average": method == "fused" and 1.5}
         parameters = {"learning_rate": 1e-4, "passes": 2, "lambda_clm": lambda_clm if method == "fused" else 1.0}
-        return folder("train", method, counts, parameters | {"lambda_final": None}, history={"dev": dev, "log": log})
+        return folder("train", method, counts, parameters | rest, history={"dev": dev, "log": log})
 
     documents = [
         (d, f"{d}{k}", rng.gauss(0, 0.1), rng.randint(500, 3000)) for d, n in heldout.items() for k in range(n)
@@ -97,6 +98,7 @@ def make_folders(
                 "tokens": {"models/target.gguf": dict.fromkeys(splits, 4_300)},
             },
         ),
+        "write": {"gemma": folder("write", "gemma", {"documents": 31, "bytes": {d: 2_000 for d in heldout}})},
         "capture": {name: folder("capture", name, {"documents": 41}) for name in sources},
         "align": {
             name: folder("align", name, {"fidelity": {d: fidelity for d in sorted(heldout)}}) for name in sources
@@ -147,7 +149,9 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
     assert {d: v["documents"] for d, v in summary["heldout"].items()} == HELDOUT
     assert summary["training"]["fused"] == {
         "learning_rate": 1e-4,
+        "lr_schedule": "constant",
         "passes": 2,
+        "average": 1.5,
         "lambda_clm": 0.5,
         "lambda_final": None,
         "steps": STEPS,
@@ -156,6 +160,7 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
         "tokens": 34_000,
     }
     assert summary["fusion"]["shares"]["french"] == {"gemma": 0.45, "qwen": 0.45}
+    assert summary["written"] == {"gemma": {"documents": 31, "bytes": dict.fromkeys(sorted(HELDOUT), 2_000)}}
     assert set(summary["alignment"]["qwen"]) == set(HELDOUT)
     assert summary["corpus"]["documents"]["french/heldout"] == 11
     assert summary["stages"].keys() >= {"corpus", "capture gemma", "train fused", "evaluate base"}

@@ -49,6 +49,7 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
     summary = summarize(scores, pairs) | {
         "heldout": _sizes(scores["base"]),
         "corpus": manifest.read(folders["corpus"])["counts"],
+        "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},
         "training": {method: _training(path) for method, path in folders["train"].items()},
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
         "fusion": {
@@ -70,7 +71,8 @@ def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
 
 def _training(folder: Path) -> dict:
     record = manifest.read(folder)
-    settings = {n: record["parameters"][n] for n in ("learning_rate", "passes", "lambda_clm", "lambda_final")}
+    names = ("learning_rate", "lr_schedule", "passes", "average", "lambda_clm", "lambda_final")
+    settings = {n: record["parameters"][n] for n in names}
     return settings | {n: record["counts"][n] for n in ("steps", "best_step", "dev_bits_per_byte", "tokens")}
 
 
@@ -262,6 +264,7 @@ def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> 
         domains=list(summary["heldout"]),
         targets=TARGETS,
         verdict=verdict(summary),
+        written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
         **context,
     )
 
