@@ -1,0 +1,312 @@
+"""One model trained on several domains apart, then made one again: fused, ensembled, and by averaging weights.
+
+    python benchmarks/apart.py                            # again after an interruption: it goes on
+    python benchmarks/apart.py seed=1 train.passes=4      # options of the run, as `fuselm run` takes them
+
+Wan et al. 2024, table 7, in miniature. The run file's target (`base`) is trained on the text alone of each domain,
+which gives models of one architecture and tokenizer, each the best by its own domain's development documents. Of them:
+
+- `fused`: they are the sources of an ordinary run over the training documents of all these domains;
+- `ensemble`: the mean of their probabilities of each token; `ensemble-geometric` the geometric mean, renormalised;
+- `merged`: the mean of their weights;
+- `clm`: none of them, but the target trained on the same documents as `fused`, on the text alone.
+
+All are scored in bits per byte of the held-out documents of these domains, and of the corpus's others (`elsewhere`),
+of which nothing was trained on. Stages are kept in --output; of the run file its sources alone are not used.
+"""
+
+import argparse
+import gc
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from fuselm import config, corpus, evaluation, forward, manifest, measure, progress, training
+from fuselm.evaluation import Score
+from fuselm.models import Model, load_model, locate
+from fuselm.pipeline import WEIGHTS, Pipeline
+from fuselm.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parent.parent
+OURS = ("output", "sources")  # options of a run that this sets itself
+RIVALS = ("clm", "ensemble", "ensemble-geometric", "merged", "base")  # what `fused` is compared with
+
+
+def arithmetic(logits: Sequence[Float[Tensor, "rows vocab"]], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """The log of the mean of the models' probabilities of each row's gold id."""
+    return torch.stack([gold_of(of_model, gold) for of_model in logits]).logsumexp(dim=0) - math.log(len(logits))
+
+
+def geometric(logits: Sequence[Float[Tensor, "rows vocab"]], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """The same of the geometric mean, renormalised: what the mean of the logits gives."""
+    return gold_of(sum(logits[1:], logits[0]) / len(logits), gold)
+
+
+def gold_of(logits: Float[Tensor, "rows vocab"], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    return logits.gather(1, gold[:, None])[:, 0] - forward.logsumexp(logits)
+
+
+MEANS = {"ensemble": arithmetic, "ensemble-geometric": geometric}
+
+
+def score_ensemble(
+    models: Sequence[Model],
+    vocabulary: Vocabulary,
+    documents: Sequence[corpus.Document],
+    *,
+    mean: str,
+    dtype: str = "auto",
+    batch_tokens: int = 1024,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[Score]:
+    """The bits that models of one tokenizer together give to each document, each of them run on it."""
+    loaded = [load_model(model, dtype=dtype) for model in models]
+    layers = [forward.output_layer(model) for model in loaded]
+
+    def gold_logprobs(inputs, mask, gold):
+        pairs = zip(loaded, layers, strict=True)
+        hidden = [forward.hidden_states(model, layer, inputs, mask)[mask.bool()] for model, layer in pairs]
+        chunks = forward.chunks(len(gold), vocabulary.size)
+        return torch.cat(
+            [
+                MEANS[mean]([layer.logits(h[rows]) for h, layer in zip(hidden, layers, strict=True)], gold[rows])
+                for rows in chunks
+            ]
+        )
+
+    with torch.inference_mode():
+        bits = evaluation.document_bits(
+            gold_logprobs,
+            loaded[0].device,
+            vocabulary,
+            models[0].context_token,
+            documents,
+            batch_tokens=batch_tokens,
+            advance=advance,
+        )
+    return evaluation.totals(bits, documents)
+
+
+def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
+    """A model folder with the mean of the models' weights, in the target's precision."""
+    loaded = [load_model(model, dtype="float32", device="cpu") for model in models]
+    weights = [model.state_dict() for model in loaded]
+    mean = {name: torch.stack([of[name] for of in weights]).mean(dim=0) for name in weights[0]}
+    training.save_folder(loaded[0], mean, target, folder)
+
+
+def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents: int | None) -> list[Path]:
+    """The run's texts as a file of each of the `domains`, then one of all others; or the first so many `documents` of
+    each domain. Raises `ValueError` where there is no such domain.
+    """
+    texts: dict[str, list[str]] = {}
+    for file in run.corpus.files:
+        for domain, text in corpus.read_texts(Path(file)):
+            texts.setdefault(domain, []).append(text)
+    for domain in domains:
+        if domain not in texts:
+            raise ValueError(f"--domains: no text is of '{domain}'; there are {', '.join(texts)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [domain for domain in texts if domain not in domains]
+    groups = {f"{n}-{domain}.jsonl": [domain] for n, domain in enumerate(domains)}
+    groups |= {"elsewhere.jsonl": others} if others else {}
+    for name, members in groups.items():
+        rows = [{"domain": d, "text": text} for d in members for text in texts[d][:documents]]
+        manifest.write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return [folder / name for name in groups]
+
+
+class Experiment:
+    """The models and their scores, each made once in the run's folder."""
+
+    def __init__(self, run: config.Run, domains: Sequence[str], documents: int | None, console: Console):
+        self.run = run
+        self.domains = domains
+        self.console = console
+        self.files = cut_corpus(run, domains, Path(run.output) / "texts", documents)
+        # Which documents a domain holds out depends on no other domain, so those of this corpus are those of all runs.
+        self.whole = self.pipeline({"target": run.target.model_dump()}, self.files)
+        self.base = self.whole.inputs.target
+        self.folders: dict[str, Path] = {}  # of what is trained
+
+    def pipeline(self, sources: Mapping[str, Mapping], files: Sequence[Path]) -> Pipeline:
+        """The run with other sources and texts."""
+        changed = {
+            "sources": {name: config.Captured(**of) for name, of in sources.items()},
+            "corpus": self.run.corpus.model_copy(update={"files": [str(file) for file in files]}),
+        }
+        return Pipeline(self.run.model_copy(update=changed), self.console)
+
+    def trained(self, name: str, pipeline: Pipeline, method: str) -> Model:
+        self.folders[name] = pipeline.trained(method)
+        if pipeline.worked:
+            gc.collect()  # a trainer holds itself, and with it the weights and their moments
+        return locate(str(self.folders[name] / WEIGHTS))
+
+    def models(self) -> dict[str, list[Model]]:
+        """Those of each way: one, or several to be ensembled."""
+        apart = {}
+        for domain, file in zip(self.domains, self.files, strict=False):
+            pipeline = self.pipeline({"target": self.run.target.model_dump()}, [file])
+            apart[domain] = self.trained(f"{domain}-alone", pipeline, "clm")
+        sources = {d: {"model": str(m.folder), "dtype": self.run.target.dtype} for d, m in apart.items()}
+        together = self.pipeline(sources, self.files[: len(self.domains)])
+        own = {f"{domain}-alone": [model] for domain, model in apart.items()}
+        return {
+            "base": [self.base],
+            **own,
+            "merged": [self.merged(list(apart.values()))],
+            **{name: list(apart.values()) for name in MEANS},
+            "clm": [self.trained("clm", together, "clm")],
+            "fused": [self.trained("fused", together, "fused")],
+        }
+
+    def merged(self, models: Sequence[Model]) -> Model:
+        recipe = manifest.Recipe(stage="merge", inputs=_fingerprints([self.base, *models]))
+
+        def build(out: Path, _: progress.Progress) -> dict:
+            merge(models, self.base, out / WEIGHTS)
+            return {"models": len(models)}
+
+        return locate(str(self.built("merge", "merged", recipe, build) / WEIGHTS))
+
+    def scores(self, name: str, models: Sequence[Model]) -> list[Score]:
+        """Of the held-out documents of all domains."""
+        documents = [d for d in self.whole.documents if d.split == "heldout"]
+        options = {"dtype": self.run.target.dtype, **self.run.evaluate.model_dump()}
+        mean = {"mean": name} if len(models) > 1 else {}
+        recipe = manifest.Recipe(
+            stage="evaluate",
+            parameters={**options, **mean, "split": "heldout"},
+            inputs={**_fingerprints(models), "corpus": manifest.sha256(self.whole.corpus() / corpus.FILE)},
+        )
+
+        def build(out: Path, shown: progress.Progress) -> dict:
+            vocabulary = self.whole.inputs.target_vocabulary
+            if mean:
+                shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
+                scores = score_ensemble(models, vocabulary, documents, **options, **mean, advance=shown.advance)
+            else:
+                scores = measure.score(models[0], vocabulary, documents, **options, progress=shown)
+            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
+            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
+
+        folder = self.built("evaluate", name, recipe, build)
+        return [Score(**row) for row in json.loads((folder / "scores.json").read_text())]
+
+    def built(
+        self, stage: str, name: str, recipe: manifest.Recipe, build: Callable[[Path, progress.Progress], dict]
+    ) -> Path:
+        folder = Path(self.run.output) / stage / f"{name}-{recipe.key}"
+        with progress.show(self.console, f"{stage} {name}") as shown:
+            if manifest.build_once(folder, recipe, lambda out: build(out, shown)):
+                shown.note(f"done in {manifest.read(folder)['seconds']:,.1f} s")
+        return folder
+
+    def report(self) -> dict:
+        models = self.models()
+        scores = {name: self.scores(name, of) for name, of in models.items()}
+        pairs = [("fused", rival) for rival in RIVALS]
+        here = {name: [s for s in of if s.domain in self.domains] for name, of in scores.items()}
+        elsewhere = {name: [s for s in of if s.domain not in self.domains] for name, of in scores.items()}
+        return {
+            "domains": list(self.domains),
+            "heldout_documents": len(here["base"]),
+            "training": {name: _training(folder) for name, folder in self.folders.items()},
+            "forward_passes": {name: len(of) for name, of in models.items()},
+            **evaluation.summarize(here, pairs),
+            "elsewhere": evaluation.summarize(elsewhere, pairs) if elsewhere["base"] else None,
+            "config": self.run.model_dump(mode="json", exclude=set(OURS)),
+        }
+
+
+def _fingerprints(models: Sequence[Model]) -> dict[str, str]:
+    return {f"model {n}": model.fingerprint for n, model in enumerate(models)}
+
+
+def _training(folder: Path) -> dict:
+    record = manifest.read(folder)
+    counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
+    return {
+        "learning_rate": record["parameters"]["learning_rate"],
+        "passes": record["parameters"]["passes"],
+        **{name: record["counts"][name] for name in counted},
+        "seconds": record["seconds"],
+    }
+
+
+def table(result: Mapping) -> Table:
+    """Bits per byte of every model, and the differences above their intervals; other domains on the right."""
+    elsewhere = result["elsewhere"] or {"models": {}, "differences": {}}
+    shown = Table(box=box.SIMPLE, title="bits per byte of held-out text; lower is better", title_justify="left")
+    others = list(elsewhere["models"]["base"]["domains"]) if elsewhere["models"] else []
+    for heading in ["", *result["domains"], "average", *(f"elsewhere: {d}" for d in others), "forward passes"]:
+        shown.add_column(heading.replace("_", " "), justify="right" if heading else "left")
+
+    def cells(kind: str, name: str) -> list[Mapping[str, float]]:
+        row = result[kind][name]
+        of_others = [elsewhere[kind][name]["domains"][d] for d in others]
+        return [*(row["domains"][d] for d in result["domains"]), row["average"], *of_others]
+
+    for name in result["models"]:
+        values = [f"{cell['bits_per_byte']:.3f}" for cell in cells("models", name)]
+        shown.add_row(
+            name,
+            *values,
+            str(result["forward_passes"][name]),
+            style="bold" * (name == "fused"),
+            end_section=name == "fused",
+        )
+    for pair in result["differences"]:
+        values = [
+            Group(Text(f"{cell['value']:+.4f}"), Text(f"{cell['low']:+.4f}, {cell['high']:+.4f}", style="dim"))
+            for cell in cells("differences", pair)
+        ]
+        shown.add_row(pair.replace("-", " - ", 1), *values, "")
+    return shown
+
+
+def load(options: argparse.Namespace) -> tuple[config.Run, list[str]]:
+    """The run, with the domains as names of its sources, and the domains. Raises `ValueError`."""
+    domains = options.domains.split(",")
+    if len(domains) < 2 or len(set(domains)) < len(domains):
+        raise ValueError(f"--domains {options.domains}: takes two or more, each once, as french,german")
+    for given in options.overrides:
+        if given.partition("=")[0].partition(".")[0] in OURS:
+            raise ValueError(f"{given}: set by this benchmark; leave it out (--output says where its stages are kept)")
+    sources = {domain: str(options.output / domain) for domain in domains}  # names alone count, until they are trained
+    ours = [f"output={options.output}", f"sources={json.dumps(sources)}"]
+    return config.load(options.run, [*options.overrides, *ours]), domains
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="options of the run to override: train.passes=4 seed=1")
+    parser.add_argument("--run", type=Path, default=ROOT / "examples/quickstart.yaml", help="run file")
+    parser.add_argument("--output", type=Path, default=Path("runs/apart"), help="where stages and models are kept")
+    parser.add_argument("--domains", default="french,german,python", help="to train apart on")
+    parser.add_argument("--documents", type=int, help="of each domain, the first so many; all")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    try:
+        run, domains = load(options)
+        result = Experiment(run, domains, options.documents, Console(stderr=True)).report()
+    except ValueError as error:
+        parser.exit(2, f"apart: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\napart: stopped; the same command goes on from here\n")
+    print(json.dumps(result, indent=1)) if options.json else Console().print(table(result))
+
+
+if __name__ == "__main__":
+    main()
