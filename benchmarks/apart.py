@@ -11,8 +11,9 @@ which gives models of one architecture and tokenizer, each the best by its own d
 - `merged`: the mean of their weights;
 - `clm`: none of them, but the target trained on the same documents as `fused`, on the text alone.
 
-All are scored in bits per byte of the held-out documents of these domains, and of the corpus's others (`elsewhere`),
-of which nothing was trained on. Stages are kept in --output; of the run file its sources alone are not used.
+Each model trained apart has a part of that text, and so of the steps; options of `train.clm` are theirs as well as
+`clm`'s. All are scored in bits per byte of the held-out documents of these domains, and of the corpus's other domains
+(`elsewhere`), which nothing was trained on. Stages are kept in --output. Of the run file its sources are not used.
 """
 
 import argparse
@@ -39,21 +40,27 @@ from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 OURS = ("output", "sources")  # options of a run that this sets itself
+ROWS = 256  # of logits at a time
 RIVALS = ("clm", "ensemble", "ensemble-geometric", "merged", "base")  # what `fused` is compared with
 
 
-def arithmetic(logits: Sequence[Float[Tensor, "rows vocab"]], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+def arithmetic(
+    hidden: Sequence[Float[Tensor, "rows hidden"]], layers: Sequence[forward.OutputLayer], gold: Int[Tensor, "rows"]
+) -> Float[Tensor, "rows"]:
     """The log of the mean of the models' probabilities of each row's gold id."""
-    return torch.stack([gold_of(of_model, gold) for of_model in logits]).logsumexp(dim=0) - math.log(len(logits))
+    each = [forward.gold_logprobs(h, layer, gold) for h, layer in zip(hidden, layers, strict=True)]
+    return torch.stack(each).logsumexp(dim=0) - math.log(len(each))
 
 
-def geometric(logits: Sequence[Float[Tensor, "rows vocab"]], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+def geometric(
+    hidden: Sequence[Float[Tensor, "rows hidden"]], layers: Sequence[forward.OutputLayer], gold: Int[Tensor, "rows"]
+) -> Float[Tensor, "rows"]:
     """The same of the geometric mean, renormalised: what the mean of the logits gives."""
-    return gold_of(sum(logits[1:], logits[0]) / len(logits), gold)
-
-
-def gold_of(logits: Float[Tensor, "rows vocab"], gold: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
-    return logits.gather(1, gold[:, None])[:, 0] - forward.logsumexp(logits)
+    result = []
+    for *chunk, ids in zip(*(h.split(ROWS) for h in hidden), gold.split(ROWS), strict=True):
+        logits = sum(layer.logits(h) for h, layer in zip(chunk, layers, strict=True)) / len(layers)
+        result.append(logits.gather(1, ids[:, None])[:, 0] - forward.logsumexp(logits))
+    return torch.cat(result)
 
 
 MEANS = {"ensemble": arithmetic, "ensemble-geometric": geometric}
@@ -76,13 +83,7 @@ def score_ensemble(
     def gold_logprobs(inputs, mask, gold):
         pairs = zip(loaded, layers, strict=True)
         hidden = [forward.hidden_states(model, layer, inputs, mask)[mask.bool()] for model, layer in pairs]
-        chunks = forward.chunks(len(gold), vocabulary.size)
-        return torch.cat(
-            [
-                MEANS[mean]([layer.logits(h[rows]) for h, layer in zip(hidden, layers, strict=True)], gold[rows])
-                for rows in chunks
-            ]
-        )
+        return MEANS[mean](hidden, layers, gold)
 
     with torch.inference_mode():
         bits = evaluation.document_bits(
@@ -148,6 +149,8 @@ class Experiment:
         return Pipeline(self.run.model_copy(update=changed), self.console)
 
     def trained(self, name: str, pipeline: Pipeline, method: str) -> Model:
+        if not all(step.done for step in pipeline.steps(lambda: pipeline.trained(method))):
+            self.console.print(f"\n[bold]{name}[/bold]", highlight=False)
         self.folders[name] = pipeline.trained(method)
         if pipeline.worked:
             gc.collect()  # a trainer holds itself, and with it the weights and their moments
@@ -248,10 +251,11 @@ def _training(folder: Path) -> dict:
 def table(result: Mapping) -> Table:
     """Bits per byte of every model, and the differences above their intervals; other domains on the right."""
     elsewhere = result["elsewhere"] or {"models": {}, "differences": {}}
-    shown = Table(box=box.SIMPLE, title="bits per byte of held-out text; lower is better", title_justify="left")
+    shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+    shown.title = "bits per byte of held-out text, differences with 95% intervals; lower is better"
     others = list(elsewhere["models"]["base"]["domains"]) if elsewhere["models"] else []
     for heading in ["", *result["domains"], "average", *(f"elsewhere: {d}" for d in others), "forward passes"]:
-        shown.add_column(heading.replace("_", " "), justify="right" if heading else "left")
+        shown.add_column(heading.replace("_", " "), justify="right" if heading else "left", overflow="fold")
 
     def cells(kind: str, name: str) -> list[Mapping[str, float]]:
         row = result[kind][name]
