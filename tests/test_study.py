@@ -279,7 +279,7 @@ BAD = {
     ),
     "an option of all arms": (
         {"arms": ARMS | {"clm": {"method": "clm", "set": {"corpus.max_bytes": 99}}}},
-        "arms.clm: corpus.max_bytes: arms differ in options of capture, align, fuse, train alone",
+        "arms.clm: corpus.max_bytes: arms differ in options of write, capture, align, fuse, train alone",
     ),
     "its own output": ({"set": {"output": "x"}}, "set.output: the study's own (output); set that instead"),
     "no such arm": (

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fuselm import config, options
 
-OF_ARMS = ("capture", "align", "fuse", "train")  # options that arms may differ in
+OF_ARMS = ("write", "capture", "align", "fuse", "train")  # options that arms may differ in
 FORBIDDEN = ("output", "seed")  # a study has its own
 Names = Annotated[list[str], Field(min_length=1)]
 
