@@ -16,6 +16,7 @@ def train(first: int, shown_at: set[int], saved_at: int | None = None) -> tuple[
     model = torch.nn.ModuleDict({"trained": torch.nn.Linear(3, 5), "idle": torch.nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     averaging, state, control = Averaging(first), TrainerState(), TrainerControl()
+    averaging.watch(optimizer)
     averaging.on_train_begin(None, state, control)
     went, shown, texts = [], {}, torch.randn(STEPS, 7, 3)
     for text in texts:
@@ -37,6 +38,7 @@ def train(first: int, shown_at: set[int], saved_at: int | None = None) -> tuple[
             model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
             averaging = Averaging(first)
+            averaging.watch(optimizer)
             averaging.on_train_begin(None, state, control)
     return went, shown, [w.detach() for w in model["idle"].parameters()]
 

@@ -37,10 +37,23 @@ def sharded(*arguments):
     return load(*arguments)
 
 
-for arguments, settings, environment in pickle.loads(Path(sys.argv[1]).read_bytes()):
+def stop(report, arguments, state, control, **_):
+    if state.global_step >= state.max_steps / 2:
+        raise KeyboardInterrupt
+
+
+for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[1]).read_bytes()):
     os.environ.update(environment)
     training._model = sharded if environment else load
-    test_training.train(*arguments, **settings)
+    if interrupted:
+        training._Report.on_save = stop
+        try:
+            test_training.train(*arguments, **settings)
+        except KeyboardInterrupt:
+            pass
+        del training._Report.on_save
+        torch.distributed.barrier()
+    assert (test_training.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
 """
 
 
@@ -56,7 +69,7 @@ def test_the_only_process_is_the_first_of_one():
     assert (processes.rank(), processes.count()) == (0, 1)
 
 
-def test_two_processes_padded_packed_or_sharded_have_the_losses_of_one_over_20_steps(
+def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_one_over_20_steps(
     tmp_path,
     target,  # noqa: F811
     documents,  # noqa: F811
@@ -69,12 +82,15 @@ def test_two_processes_padded_packed_or_sharded_have_the_losses_of_one_over_20_s
     common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1, "average": 2.0}
     ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
     ways["sharded"] = ways["padded"] | {"gradient_checkpointing": True}
+    ways["interrupted"], ways["sharded-interrupted"] = ways["padded"], ways["sharded"]
     jobs = []
     for name, settings in ways.items():
         one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
         train(one, target, documents, fused, gradient_accumulation=2, **common, **settings)
         two.mkdir()
-        jobs.append(((two, target, documents, fused), common | settings, fsdp if name == "sharded" else {}))
+        environment = fsdp if name.startswith("sharded") else {}
+        jobs.append(((two, target, documents, fused), common | settings, environment, name.endswith("interrupted")))
+    jobs.sort(key=lambda job: bool(job[2]))  # what the sharded ones are told stays
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
     in_two_processes([str(tmp_path / "script.py"), str(tmp_path / "jobs")], tmp_path)

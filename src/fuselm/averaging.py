@@ -3,9 +3,9 @@
 At a constant learning rate each step fits its own few documents; the mean of many steps keeps what they have in common
 (Polyak and Juditsky 1992; Izmailov et al. 2018, stochastic weight averaging).
 
-The mean lies beside the optimizer's moments of each weight, so that whoever shards, saves and loads those does it with
-the mean too. While a step is scored and saved the two change places: a checkpoint has the mean as its model, and the
-weights to go on from in its optimizer.
+The mean lies beside the optimizer's moments of each weight, from the first step on, so that whoever shards, saves and
+loads those does it with the mean too. While a step is scored and saved the two change places: a checkpoint has the mean
+as its model, and the weights to go on from in its optimizer.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,10 @@ class Averaging(TrainerCallback):
         self._shown = False
         self._into_mean = get_swa_multi_avg_fn()
 
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """To be called before the optimizer's first step, and before its state is loaded."""
+        optimizer.register_step_post_hook(_make_room)
+
     def on_train_begin(self, args, state, control, **kwargs):
         self._shown = state.global_step >= self._first  # going on from a checkpoint
 
@@ -35,27 +39,29 @@ class Averaging(TrainerCallback):
     def on_step_end(self, args, state, control, optimizer, **kwargs):
         if state.global_step < self._first:
             return
-        weights, means = [], []
-        for weight, of_weight in _trained(optimizer):
-            if NAME not in of_weight:  # its first step
-                of_weight[NAME] = weight.clone()
-            weights.append(weight)
-            means.append(of_weight[NAME])
+        weights, means = zip(*_trained(optimizer), strict=True)
         self._into_mean(means, weights, state.global_step - self._first)
         if control.should_evaluate or control.should_save:
             self._exchange(optimizer)
 
     def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
-        for weight, of_weight in _trained(optimizer):
+        for weight, other in _trained(optimizer):
             shown = weight.clone()
-            weight.copy_(of_weight[NAME])
-            of_weight[NAME].copy_(shown)
+            weight.copy_(other)
+            other.copy_(shown)
         self._shown = not self._shown
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, dict]]:
-    """The weights that have had a step, and their state."""
+def _make_room(optimizer: torch.optim.Optimizer, *_) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if (of_weight := optimizer.state.get(weight)) and NAME not in of_weight:  # its first step
+                of_weight[NAME] = weight.detach().clone()
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The weights that have had a step, each with its other one."""
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if of_weight := optimizer.state.get(weight):
-                yield weight.detach(), of_weight
+                yield weight.detach(), of_weight[NAME]

@@ -137,7 +137,7 @@ def train(
         _Report(progress, dev_steps(steps, settings.passes * settings.evaluations_per_pass), trainer, start)
     )
     if settings.average:
-        trainer.add_callback(Averaging(first=max(round(steps * settings.average / settings.passes), 1)))
+        trainer.average(first=max(round(steps * settings.average / settings.passes), 1))
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -279,6 +279,18 @@ class _FusionTrainer(Trainer):
         self._reader = reader
         self._terms = torch.zeros(len(TERMS))
         self._lambda = settings.lambda_clm
+        self._averaging: Averaging | None = None
+
+    def average(self, *, first: int) -> None:
+        """Keep the mean of the weights since step `first` in their place."""
+        self._averaging = Averaging(first)
+        self.add_callback(self._averaging)
+
+    def create_optimizer(self, *arguments):
+        optimizer = super().create_optimizer(*arguments)
+        if self._averaging is not None:
+            self._averaging.watch(optimizer)
+        return optimizer
 
     def lambda_now(self) -> float:
         """Constant, or linear from the first step to the last."""
