@@ -110,10 +110,11 @@ def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents:
     """The run's texts as a file of each of the `domains`, then one of all others; or the first so many `documents` of
     each domain. Raises `ValueError` where there is no such domain.
     """
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, list[dict[str, str]]] = {}
     for file in run.corpus.files:
-        for domain, text in corpus.read_texts(Path(file)):
-            texts.setdefault(domain, []).append(text)
+        for row in corpus.read_texts(Path(file)):
+            said = {} if row.split is None else {"split": row.split}
+            texts.setdefault(row.domain, []).append({"domain": row.domain, "text": row.text} | said)
     for domain in domains:
         if domain not in texts:
             raise ValueError(f"--domains: no text is of '{domain}'; there are {', '.join(texts)}")
@@ -122,7 +123,7 @@ def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents:
     groups = {f"{n}-{domain}.jsonl": [domain] for n, domain in enumerate(domains)}
     groups |= {"elsewhere.jsonl": others} if others else {}
     for name, members in groups.items():
-        rows = [{"domain": d, "text": text} for d in members for text in texts[d][:documents]]
+        rows = [row for domain in members for row in texts[domain][:documents]]
         manifest.write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return [folder / name for name in groups]
 

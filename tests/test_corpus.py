@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuselm import corpus, models
-from fuselm.corpus import FILE, RESERVED, SPLITS, Document, Reader, cut_to_fit, prepare, read_documents, read_texts
+from fuselm.corpus import FILE, RESERVED, SPLITS, Document, Reader, Row, cut_to_fit, prepare, read_documents, read_texts
 from fuselm.vocabulary import Vocabulary
 
 
@@ -22,9 +22,9 @@ def rows_of(**counts: int) -> list[dict]:
     return [{"domain": d, "text": f"{d} document {i}"} for d, count in counts.items() for i in range(count)]
 
 
-def prepared(file: Path, out: Path, *, readers=(), max_bytes=10_000, dev=0.2, heldout=0.3, seed=0) -> dict:
+def prepared(*files: Path, out: Path, readers=(), max_bytes=10_000, dev=0.2, heldout=0.3, seed=0) -> dict:
     out.mkdir(exist_ok=True)
-    return prepare([file], out, readers=readers, max_bytes=max_bytes, dev=dev, heldout=heldout, seed=seed)
+    return prepare(files, out, readers=readers, max_bytes=max_bytes, dev=dev, heldout=heldout, seed=seed)
 
 
 def message(call, *arguments, **options) -> str:
@@ -49,7 +49,7 @@ def readers(byte_level, sentence_piece, word_piece) -> list[Reader]:
 
 def test_each_domain_is_split_by_the_shares(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=20, de=10, fr=3))
-    counts = prepared(file, tmp_path / "out")
+    counts = prepared(file, out=tmp_path / "out")
     assert counts["documents"] == {
         "de/dev": 2, "de/heldout": 3, "de/train": 5,
         "en/dev": 4, "en/heldout": 6, "en/train": 10,
@@ -60,7 +60,7 @@ def test_each_domain_is_split_by_the_shares(tmp_path):
 
 def test_the_splits_are_disjoint_and_together_everything(tmp_path):
     rows = rows_of(en=17, de=5)
-    prepared(write(tmp_path / "a.jsonl", rows), tmp_path / "out")
+    prepared(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out")
     splits = [{d.id for d in read_documents(tmp_path / "out", split)} for split in SPLITS]
     everything = read_documents(tmp_path / "out")
     assert sum(map(len, splits)) == len(set.union(*splits)) == len(everything) == 22
@@ -72,7 +72,7 @@ def test_the_splits_are_disjoint_and_together_everything(tmp_path):
 def test_the_split_is_the_seeds(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=40))
     for out, seed in (("one", 0), ("same", 0), ("other", 1)):
-        prepared(file, tmp_path / out, seed=seed)
+        prepared(file, out=tmp_path / out, seed=seed)
     one, same, other = ((tmp_path / out / FILE).read_bytes() for out in ("one", "same", "other"))
     assert one == same != other
 
@@ -93,14 +93,98 @@ def test_a_larger_part_has_all_of_a_smaller_in_order_with_some_of_each_domain():
 
 
 def test_a_domains_split_does_not_depend_on_other_domains(tmp_path):
-    prepared(write(tmp_path / "a.jsonl", rows_of(en=20)), tmp_path / "alone")
-    prepared(write(tmp_path / "b.jsonl", rows_of(en=20, de=5)), tmp_path / "both")
+    prepared(write(tmp_path / "a.jsonl", rows_of(en=20)), out=tmp_path / "alone")
+    prepared(write(tmp_path / "b.jsonl", rows_of(en=20, de=5)), out=tmp_path / "both")
     both = [d for d in read_documents(tmp_path / "both") if d.domain == "en"]
     assert read_documents(tmp_path / "alone") == both
 
 
+def saying(split: str, rows: list[dict]) -> list[dict]:
+    return [row | {"split": split, "text": f"{split}: {row['text']}"} for row in rows]
+
+
+@given(
+    drawn=st.integers(3, 23),
+    said=st.dictionaries(st.sampled_from(SPLITS), st.integers(1, 7)),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 3),
+)
+def test_what_is_drawn_depends_only_on_rows_that_say_no_split(drawn, said, order, seed):
+    quiet = [Row(domain="en", text=f"quiet {i}") for i in range(drawn)]
+    loud = [Row(domain="en", text=f"{s} {i}", split=s) for s, count in said.items() for i in range(count)]
+    places = sorted(order.sample(range(drawn + len(loud)), drawn))
+    rest = iter(loud)
+    rows = [quiet[places.index(i)] if i in places else next(rest) for i in range(drawn + len(loud))]
+
+    def splits(of: list[Row]) -> dict[str, str]:
+        return {d.text: d.split for d in corpus.split(of, dev=0.2, heldout=0.3, seed=seed)}
+
+    assert splits(rows) == splits(quiet) | {row.text: row.split for row in loud}
+
+
+def test_a_second_file_that_says_train_only_adds_training_text(tmp_path):
+    first = write(tmp_path / "a.jsonl", rows_of(en=20, de=11))
+    second = write(tmp_path / "b.jsonl", saying("train", rows_of(en=5, de=70)))
+    alone = prepared(first, out=tmp_path / "alone")
+    both = prepared(first, second, out=tmp_path / "both")
+    prepared(second, first, out=tmp_path / "swapped")
+    for split in ("dev", "heldout"):
+        assert read_documents(tmp_path / "both", split) == read_documents(tmp_path / "alone", split)
+        assert [d.text for d in read_documents(tmp_path / "swapped", split)] == [
+            d.text for d in read_documents(tmp_path / "alone", split)
+        ]
+    before = read_documents(tmp_path / "alone", "train")
+    assert read_documents(tmp_path / "both", "train")[: len(before)] == before
+    added = {"de/train": 70, "en/train": 5}
+    assert both["documents"] == {k: n + added.get(k, 0) for k, n in alone["documents"].items()}
+
+
+def test_the_larger_corpus_leaves_the_quickstarts_split_as_it_is(tmp_path):
+    quickstart = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
+    domains = [json.loads(line)["domain"] for line in quickstart.read_text(encoding="utf-8").splitlines()]
+    larger = write(tmp_path / "larger.jsonl", saying("train", rows_of(**dict.fromkeys(domains, 7))))
+    for seed in range(3):
+        options = {"dev": 0.1, "heldout": 0.65, "seed": seed}
+        prepared(quickstart, out=tmp_path / f"{seed}", **options)
+        prepared(quickstart, larger, out=tmp_path / f"larger-{seed}", **options)
+        for split in ("dev", "heldout"):
+            found = read_documents(tmp_path / f"larger-{seed}", split)
+            assert found == read_documents(tmp_path / f"{seed}", split) != []
+
+
+def test_a_domain_in_which_every_row_says_its_split_is_not_drawn(tmp_path):
+    rows = [row for split, n in zip(SPLITS, (1, 3, 2), strict=True) for row in saying(split, rows_of(en=n))]
+    counts = prepared(write(tmp_path / "a.jsonl", rows + rows_of(de=3)), out=tmp_path / "out")
+    assert counts["documents"] == {
+        "de/dev": 1, "de/heldout": 1, "de/train": 1,
+        "en/dev": 3, "en/heldout": 2, "en/train": 1,
+    }  # fmt: skip
+    found = [d for d in read_documents(tmp_path / "out") if d.domain == "en"]
+    assert all(d.text.startswith(d.split) for d in found)
+
+
+@pytest.mark.parametrize(
+    ("said", "missing"), [("train", "dev and heldout"), ("dev", "train and heldout"), ("heldout", "train and dev")]
+)
+def test_a_domain_that_says_its_splits_needs_each_of_them(tmp_path, said, missing):
+    file = write(tmp_path / "a.jsonl", rows_of(en=9) + saying(said, rows_of(de=9)))
+    assert message(prepared, file, out=tmp_path / "out") == (
+        f"corpus: domain 'de' has no document in {missing}, for each of its rows says its 'split'; "
+        "it needs some in each, or 3 or more that say none"
+    )
+
+
+def test_rows_that_say_no_split_are_enough_to_draw_from_or_none(tmp_path):
+    rows = [row for split in SPLITS for row in saying(split, rows_of(en=9))]
+    file = write(tmp_path / "a.jsonl", rows + rows_of(en=2))
+    assert message(prepared, file, out=tmp_path / "out") == (
+        "corpus: domain 'en' has 2 documents that say no split, too few to hold some out; "
+        "it needs 3 or more, and dev and heldout shares that leave some to train on"
+    )
+
+
 def test_bytes_and_tokens_are_counted_by_split(tmp_path, readers):
-    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=7)), tmp_path / "out", readers=readers)
+    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=7)), out=tmp_path / "out", readers=readers)
     for split in SPLITS:
         texts = [d.text for d in read_documents(tmp_path / "out", split)]
         assert counts["bytes"][split] == sum(len(text.encode()) for text in texts)
@@ -110,7 +194,7 @@ def test_bytes_and_tokens_are_counted_by_split(tmp_path, readers):
 
 def test_empty_documents_are_skipped_and_counted(tmp_path):
     empty = [{"domain": "en", "text": text} for text in ("", " \n\t", "\u2003")]
-    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=3) + empty), tmp_path / "out")
+    counts = prepared(write(tmp_path / "a.jsonl", rows_of(en=3) + empty), out=tmp_path / "out")
     assert counts["empty"] == 3
     assert len(read_documents(tmp_path / "out")) == 3
 
@@ -118,7 +202,7 @@ def test_empty_documents_are_skipped_and_counted(tmp_path):
 @pytest.mark.parametrize(("count", "dev", "heldout"), [(1, 0.2, 0.2), (2, 0.0, 0.0), (10, 0.5, 0.5)])
 def test_a_domain_too_small_to_hold_out_from_is_named(tmp_path, count, dev, heldout):
     file = write(tmp_path / "a.jsonl", rows_of(en=20, de=count) if dev < 0.5 else rows_of(de=count))
-    assert message(prepared, file, tmp_path / "out", dev=dev, heldout=heldout) == (
+    assert message(prepared, file, out=tmp_path / "out", dev=dev, heldout=heldout) == (
         f"corpus: domain 'de' has {count} documents, too few to hold some out; "
         "it needs 3 or more, and dev and heldout shares that leave some to train on"
     )
@@ -129,13 +213,13 @@ def test_a_domain_too_small_to_hold_out_from_is_named(tmp_path, count, dev, held
 def test_a_domain_with_a_reserved_name_is_refused(tmp_path, name):
     file = write(tmp_path / "a.jsonl", rows_of(en=3, **{name: 3}))
     expected = f"corpus: a domain is named '{name}', which results use for themselves; rename it"
-    assert message(prepared, file, tmp_path / "out") == expected
+    assert message(prepared, file, out=tmp_path / "out") == expected
 
 
 def test_a_corpus_without_text_is_refused(tmp_path):
     file = write(tmp_path / "a.jsonl", [{"text": " "}])
     expected = f"corpus: no text in {file}; each line needs a 'text' that is not empty"
-    assert message(prepared, file, tmp_path / "out") == expected
+    assert message(prepared, file, out=tmp_path / "out") == expected
 
 
 # ---- reading
@@ -145,19 +229,23 @@ def test_rows_without_a_domain_have_the_files_name(tmp_path):
     file = write(
         tmp_path / "notes.jsonl", [{"text": "one"}, {"text": "two", "domain": "en"}, {"text": "3", "domain": 3}]
     )
-    assert list(read_texts(file)) == [("notes", "one"), ("en", "two"), ("3", "3")]
+    assert list(read_texts(file)) == [
+        Row(domain="notes", text="one"),
+        Row(domain="en", text="two"),
+        Row(domain="3", text="3"),
+    ]
 
 
 def test_a_plain_file_is_one_document_byte_for_byte(tmp_path):
     file = tmp_path / "prose.txt"
     file.write_bytes("é\r\n\r\nb\n".encode())
-    assert list(read_texts(file)) == [("prose", "é\r\n\r\nb\n")]
+    assert list(read_texts(file)) == [Row(domain="prose", text="é\r\n\r\nb\n")]
 
 
 def test_blank_lines_and_line_separators_within_text_are_no_matter(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes('\n{"text": "a\u2028b"}\r\n\n{"text": "c\x85"}'.encode())
-    assert list(read_texts(file)) == [("a", "a\u2028b"), ("a", "c\x85")]
+    assert list(read_texts(file)) == [Row(domain="a", text="a\u2028b"), Row(domain="a", text="c\x85")]
 
 
 def test_what_can_not_be_read_is_told_with_its_place(tmp_path):
@@ -185,9 +273,24 @@ def test_half_a_surrogate_pair_is_told_with_its_line(tmp_path):
     assert message(list, read_texts(file)) == expected
 
 
+def test_a_row_may_say_its_split_and_null_is_none(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"text": "x", "split": split} for split in ("train", "dev", "heldout", None)])
+    assert [row.split for row in read_texts(file)] == ["train", "dev", "heldout", None]
+
+
+@pytest.mark.parametrize("split", ["test", "", "Train", 3, ["train"]])
+def test_an_unknown_split_is_told_with_its_line(tmp_path, split):
+    file = write(tmp_path / "a.jsonl", [{"text": "fine"}, {"text": "x", "split": split}])
+    assert message(list, read_texts(file)) == (
+        f"{file}:2: 'split' is {split!r}, and needs to be one of train, dev, heldout; rename it, or leave it out to "
+        "have it drawn"
+    )
+
+
 def test_documents_of_each_domain_are_counted_without_the_empty(tmp_path):
-    file = write(tmp_path / "a.jsonl", [*rows_of(en=3, de=2), {"domain": "en", "text": ""}])
-    assert corpus.count_domains(file) == {"en": 3, "de": 2}
+    rows = [*rows_of(en=3, de=2), {"domain": "en", "text": ""}, {"domain": "en", "text": "x", "split": "dev"}]
+    file = write(tmp_path / "a.jsonl", rows)
+    assert corpus.count_domains(read_texts(file)) == {"en": {"drawn": 3, "dev": 1}, "de": {"drawn": 2}}
 
 
 # ---- cutting
@@ -252,7 +355,7 @@ def test_a_character_that_does_not_fit_is_told():
 
 def test_cut_documents_stay_in_one_split(tmp_path):
     rows = [{"domain": "en", "text": "word " * 20} for _ in range(5)]
-    counts = prepared(write(tmp_path / "a.jsonl", rows), tmp_path / "out", max_bytes=40)
+    counts = prepared(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out", max_bytes=40)
     found = read_documents(tmp_path / "out")
     assert counts["cut"] == len(found) - 5 > 0
     assert all(len({d.split for d in found if d.origin == origin}) == 1 for origin in {d.origin for d in found})

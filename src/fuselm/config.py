@@ -84,12 +84,13 @@ SourceOption = Annotated[
 
 
 class Corpus(_Options):
-    files: list[str] = Field(
-        min_length=1
-    )  # JSON lines with `text` and maybe `domain`; or plain text, one document each
+    # JSON lines with `text`, maybe `domain`, maybe `split`; or plain text, one document each.
+    files: list[str] = Field(min_length=1)
     max_bytes: int = Field(4096, ge=16)  # longer documents are cut; so are those too long for a model's context
-    dev: float = Field(0.125, gt=0, lt=1)  # share of each domain's documents to choose checkpoints on
-    heldout: float = Field(0.25, gt=0, lt=1)  # share of each domain's documents that only the result sees
+    # Shares of each domain's documents to choose checkpoints on, and that only the result sees. Rows whose `split` says
+    # train, dev or heldout go there and count for nothing here: the rest is drawn as it would be without them.
+    dev: float = Field(0.125, gt=0, lt=1)
+    heldout: float = Field(0.25, gt=0, lt=1)
 
 
 class Write(_Options):

@@ -1,7 +1,8 @@
 """Text into documents: read, split per domain into train, dev and held-out, cut to what every model can read.
 
-A document is drawn whole into one split. One too long for a model is then cut into pieces, the same for all models, at
-the last paragraph, line, sentence, word or else character that fits; joined again, the pieces are the document.
+A document is drawn whole into one split, unless its row says which. One too long for a model is then cut into pieces,
+the same for all models, at the last paragraph, line, sentence, word or else character that fits; joined again, the
+pieces are the document.
 """
 
 import json
@@ -16,9 +17,19 @@ from fuselm import manifest
 from fuselm.vocabulary import Vocabulary
 
 SPLITS = ("train", "dev", "heldout")
+DRAWN = "drawn"  # in counts, the split of rows that say none
 FILE = "documents.jsonl"
 RESERVED = ("average", "step")  # columns of results
 _BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A text of a file, and its split, if the file says one."""
+
+    domain: str
+    text: str
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +64,12 @@ def prepare(
 ) -> dict:
     """Write `documents.jsonl` to `out`; return what was counted.
 
-    `dev` and `heldout` are shares of each domain's documents. Raises `ValueError` on files that can't be read, or a
-    domain too small to hold out from.
+    `dev` and `heldout` are shares of those of each domain's documents that say no split. Raises `ValueError` on files
+    that can't be read, or a domain too small to hold out from.
     """
     rows = [row for file in files for row in read_texts(file)]
-    kept = [(domain, text) for domain, text in rows if text.strip()]
-    check_domains(Counter(domain for domain, _ in kept), files, dev=dev, heldout=heldout)
+    kept = [row for row in rows if row.text.strip()]
+    check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     documents = list(cut_to_fit(split(kept, dev=dev, heldout=heldout, seed=seed), readers, max_bytes))
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
     manifest.write_text(out / FILE, "".join(lines))
@@ -87,34 +98,49 @@ def check_file(file: Path) -> None:
         raise ValueError(f"{file}: {'is a folder; name its files' if file.is_dir() else 'no such file'}")
 
 
-def count_domains(file: Path) -> dict[str, int]:
-    """How many documents that are not empty each domain has."""
-    return dict(Counter(domain for domain, text in read_texts(file) if text.strip()))
+def count_domains(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """How many documents that are not empty say each split or none (`DRAWN`), by domain."""
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row.text.strip():
+            counts.setdefault(row.domain, Counter())[row.split or DRAWN] += 1
+    return {domain: dict(said) for domain, said in counts.items()}
 
 
-def check_domains(counts: Mapping[str, int], files: Sequence[Path], *, dev: float, heldout: float) -> None:
-    """Raises `ValueError` where there is nothing to split, or a domain is too small for it."""
+def check_domains(
+    counts: Mapping[str, Mapping[str, int]], files: Sequence[Path], *, dev: float, heldout: float
+) -> None:
+    """Raises `ValueError` where there is nothing to split, or a domain is too small for it or lacks a split."""
     if not counts:
         raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
-    for domain, count in counts.items():
+    for domain, said in counts.items():
         if domain in RESERVED:
             raise ValueError(f"corpus: a domain is named '{domain}', which results use for themselves; rename it")
-        if count < sum(_held_out_counts(count, dev, heldout)) + 1:
+        count = said.get(DRAWN, 0)
+        missing = [split for split in SPLITS if split not in said]
+        if not count and missing:
             raise ValueError(
-                f"corpus: domain '{domain}' has {count} documents, too few to hold some out; "
-                "it needs 3 or more, and dev and heldout shares that leave some to train on"
+                f"corpus: domain '{domain}' has no document in {' and '.join(missing)}, for each of its rows says its "
+                "'split'; it needs some in each, or 3 or more that say none"
+            )
+        if count and count < sum(_held_out_counts(count, dev, heldout)) + 1:
+            which = " that say no split" if count < sum(said.values()) else ""
+            raise ValueError(
+                f"corpus: domain '{domain}' has {count} documents{which}, "
+                "too few to hold some out; it needs 3 or more, and dev and heldout shares that leave some to train on"
             )
 
 
 def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
-    """Documents of one domain to draw for dev and held-out: at least one of each."""
+    """Of so many documents of one domain how many are drawn for dev and held-out: at least one of each."""
     return max(1, round(dev * count)), max(1, round(heldout * count))
 
 
-def read_texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Domain and text of each document: JSON lines with `text` and maybe `domain`, or one plain-text document.
+def read_texts(file: Path) -> Iterator[Row]:
+    """Each document: JSON lines with `text` and maybe `domain` and `split`, or one plain-text document.
 
-    Without a `domain`, the file's name is the domain. Raises `ValueError`, with the line, on what is neither.
+    Without a `domain`, the file's name is the domain. A `split` of null is none. Raises `ValueError`, with the line, on
+    what is neither.
     """
     check_file(file)
     try:
@@ -124,7 +150,7 @@ def read_texts(file: Path) -> Iterator[tuple[str, str]]:
             f"{file}: not UTF-8 (byte {error.start} is {error.object[error.start]:#x}); convert it"
         ) from None
     if file.suffix not in (".jsonl", ".json", ".ndjson"):
-        yield file.stem, content
+        yield Row(domain=file.stem, text=content)
         return
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -137,15 +163,23 @@ def read_texts(file: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f"{file}:{number}: no 'text' string; each line needs one, and may have a 'domain'")
         if any("\ud800" <= c <= "\udfff" for c in row["text"]):
             raise ValueError(f"{file}:{number}: 'text' has half of a surrogate pair, which is no text; mend or drop it")
-        yield str(row.get("domain", file.stem)), row["text"]
+        if (said := row.get("split")) not in (None, *SPLITS):
+            raise ValueError(
+                f"{file}:{number}: 'split' is {said!r}, and needs to be one of {', '.join(SPLITS)}; rename it, or "
+                "leave it out to have it drawn"
+            )
+        yield Row(domain=str(row.get("domain", file.stem)), text=row["text"], split=said)
 
 
-def split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
-    """Draw each domain's dev and held-out documents, at least one of each; keep the order of the files."""
+def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
+    """Draw dev and held-out documents, at least one of each, from those of each domain that say no split, whatever the
+    others are; keep the order of the files.
+    """
     members: dict[str, list[int]] = {}
-    for i, (domain, _) in enumerate(texts):
-        members.setdefault(domain, []).append(i)
-    splits = ["train"] * len(texts)
+    for i, row in enumerate(rows):
+        if row.split is None:
+            members.setdefault(row.domain, []).append(i)
+    splits = [row.split or "train" for row in rows]
     for domain, indices in members.items():
         dev_count, heldout_count = _held_out_counts(len(indices), dev, heldout)
         drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
@@ -153,8 +187,8 @@ def split(texts: list[tuple[str, str]], *, dev: float, heldout: float, seed: int
             splits[i] = "dev"
         for i in drawn[dev_count:]:
             splits[i] = "heldout"
-    for i, (domain, text) in enumerate(texts):
-        yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=domain, split=splits[i], text=text)
+    for i, row in enumerate(rows):
+        yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=row.domain, split=splits[i], text=row.text)
 
 
 def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:

@@ -46,14 +46,15 @@ class Inputs:
 
     def _check_texts(self, options: config.Corpus) -> None:
         """Before any model is looked at. What a file holds is remembered by its hash."""
-        counts: Counter[str] = Counter()
+        counts: dict[str, Counter[str]] = {}
         for file in self.files:
             corpus.check_file(file)
-            counts.update(
-                fingerprints.remembered(
-                    f"domains {file.name} {fingerprints.sha256(file)}", lambda file=file: corpus.count_domains(file)
-                )
+            found = fingerprints.remembered(
+                f"splits {file.name} {fingerprints.sha256(file)}",
+                lambda file=file: corpus.count_domains(corpus.read_texts(file)),
             )
+            for domain, said in found.items():
+                counts.setdefault(domain, Counter()).update(said)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
 
     def _writers(self, options: config.Write) -> list[str]:

@@ -181,18 +181,18 @@ def check_report(path: Path) -> None:
         raise ValueError(f"--report {path}: cannot write in {path.parent}; name a file elsewhere")
 
 
-def _rows(texts: Path) -> list[tuple[str, str]]:
-    rows = [(domain, text) for domain, text in corpus.read_texts(texts) if text]
+def _rows(texts: Path) -> list[corpus.Row]:
+    rows = [row for row in corpus.read_texts(texts) if row.text]
     if not rows:
         raise ValueError(f"{texts}: no text in it; each line needs a 'text' that is not empty")
     return rows
 
 
-def _documents(rows: list[tuple[str, str]], models: list[tuple[Model, Vocabulary]]) -> list[corpus.Document]:
+def _documents(rows: list[corpus.Row], models: list[tuple[Model, Vocabulary]]) -> list[corpus.Document]:
     """The texts, cut where a model's context demands it."""
     whole = (
-        corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=domain, split="heldout", text=text)
-        for n, (domain, text) in enumerate(rows)
+        corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split="heldout", text=row.text)
+        for n, row in enumerate(rows)
     )
     readers = [corpus.Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
     return list(corpus.cut_to_fit(whole, readers))
