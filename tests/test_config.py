@@ -101,12 +101,22 @@ def test_several_learning_rates_may_be_given(run_file):
 
 
 def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
-    train = config.load(
-        run_file(), ["train.passes=5", "train.average=1", "train.clm={passes: 2, average: false}"]
-    ).train
+    train = config.load(run_file(), ["train.passes=5", "train.average=2", "train.clm={passes: 3, average: null}"]).train
     fused, clm = train.of("fused"), train.of("clm")
-    assert (fused.passes, fused.average, fused.lr_schedule) == (5, 1.0, "cosine")
-    assert (clm.passes, clm.average, clm.lr_schedule) == (2, False, "cosine")
+    assert (fused.passes, fused.average, fused.lr_schedule) == (5, 2.0, "constant")
+    assert (clm.passes, clm.average, clm.lr_schedule) == (3, 2.0, "cosine")
+
+
+def test_unless_told_weights_are_averaged_from_the_first_pass_or_half_of_one_on(run_file):
+    for passes, average in ((4, 1), (2, 1), (1, 0.5)):
+        train = config.load(run_file(), [f"train.passes={passes}"]).train
+        assert train.of("fused").average == average and train.of("clm").average is False
+
+
+def test_unless_told_weights_are_learned_where_nothing_else_says_them(run_file):
+    assert config.load(run_file()).fuse.recipe["weights"] == "learned"
+    assert config.load(run_file(), ["fuse.function=bayes"]).fuse.recipe["weights"] == {}
+    assert config.load(run_file(), ["fuse.weights.a=2"]).fuse.recipe["weights"] == {"a": 2}
 
 
 @pytest.mark.parametrize("where", ["train", "train.clm"])
@@ -116,8 +126,8 @@ def test_a_mean_of_no_weights_is_refused(run_file, where):
 
 
 def test_overrides_reach_nested_and_new_options(run_file):
-    run = config.load(run_file(), ["train.passes=3", "seed=7", "fuse.level=document", "output=elsewhere"])
-    assert (run.train.passes, run.seed, run.fuse.level, run.output) == (3, 7, "document", "elsewhere")
+    run = config.load(run_file(), ["train.passes=3", "seed=7", "fuse.switch=0.1", "output=elsewhere"])
+    assert (run.train.passes, run.seed, run.fuse.switch, run.output) == (3, 7, 0.1, "elsewhere")
 
 
 def test_overrides_reach_sources(run_file):
@@ -364,7 +374,8 @@ def test_weights_are_numbers_or_by_domain_or_learned(run_file, weights):
         (["fuse.temperatures.a=0"], "fuse.temperatures.a: input should be greater than 0 (got 0)"),
         (
             ["fuse.function=bayes", "fuse.level=document"],
-            "fuse.level: bayes has no level (got 'document'); leave it at 'token'",
+            "fuse.level: bayes has none (got 'document'); take another function, such as min_ce, or "
+            "leave it at 'token'",
         ),
         (
             ["fuse.function=oracle"],

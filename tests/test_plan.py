@@ -80,7 +80,9 @@ def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
     own, other = (counted[pipeline.inputs.sources[name].tokenizer_fingerprint] for name in ("own", "other"))
     assert estimates["capture own"].tokens == own["train"] and estimates["capture other"].tokens == other["train"]
     assert estimates["align other"].tokens == estimates["fuse"].tokens == own["train"]
-    assert estimates["train clm, learning rate 0.003"].tokens == own["train"] * tiny_run.TRAIN["passes"]
+    passes = tiny_run.TRAIN["passes"]
+    assert estimates["train fused, learning rate 0.003"].tokens == own["train"] * passes
+    assert estimates["train clm, learning rate 0.003"].tokens == own["train"] * 2
     assert (
         estimates["evaluate other"].tokens == other["heldout"] and estimates["evaluate fused"].tokens == own["heldout"]
     )

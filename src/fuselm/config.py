@@ -169,14 +169,14 @@ class Align(_Options):
 class Fuse(_Options):
     # min_ce: the best source; avg_ce: a mean, the better ones weighing more; log_linear: so, but a geometric mean;
     # entropy: the surer ones weigh more; bayes: those that have predicted the document so far; fixed: as in `weights`.
-    function: Literal["min_ce", "avg_ce", "log_linear", "entropy", "bayes", "fixed"] = "min_ce"
+    function: Literal["min_ce", "avg_ce", "log_linear", "entropy", "bayes", "fixed"] = "fixed"
     level: Literal["document", "window", "token"] = "token"  # whose cross-entropy (or entropy) decides
     window: int = Field(256, ge=1)  # bytes of a window
     sharpness: float = Field(1.0, ge=0)  # of avg_ce, log_linear and entropy: 1 is the paper's, 0 leaves `weights`
     switch: float = Field(0.05, ge=0, le=1)  # of bayes: chance that another source is the best from a token to the next
     # What sources begin with, {qwen: 2} or {qwen: {python: 4, english: 0}}, else 1; min_ce asks only if it is 0.
-    # learned: for each domain what gives its training text the greatest probability.
-    weights: Literal["learned"] | dict[str, float | dict[str, float]] = {}
+    # learned: for each domain what gives its training text the greatest probability. None: learned if `fixed`, else 1.
+    weights: Literal["learned"] | dict[str, float | dict[str, float]] | None = None
     temperatures: dict[str, PositiveFloat] = {}  # of sources: above 1 flattens their rows, below sharpens; else 1
 
     @field_validator("function", mode="before")
@@ -192,12 +192,23 @@ class Fuse(_Options):
     @model_validator(mode="after")
     def _check(self) -> "Fuse":
         if self.function in ("bayes", "fixed") and self.level != "token":
-            raise ValueError(f"fuse.level: {self.function} has no level (got '{self.level}'); leave it at 'token'")
+            raise ValueError(
+                f"fuse.level: {self.function} has none (got '{self.level}'); take another function, such as min_ce, or "
+                "leave it at 'token'"
+            )
         for name, of in self.weights.items() if isinstance(self.weights, dict) else ():
             for weight in of.values() if isinstance(of, dict) else (of,):
                 if not 0 <= weight < math.inf:
                     raise ValueError(f"fuse.weights.{name}: a weight is 0 or more (got {weight:g})")
         return self
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the outcome depends on, nothing left to be worked out."""
+        weights = self.weights
+        if weights is None:
+            weights = "learned" if self.function == "fixed" else {}
+        return self.model_dump() | {"weights": weights}
 
 
 Rates = Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -209,13 +220,13 @@ class Baseline(_Options):
     """What of `train` is another for training on the text alone, to have it at its own best; None: the same."""
 
     learning_rate: PositiveFloat | Rates | None = None
-    lr_schedule: Schedule | None = None
-    passes: int | None = Field(None, ge=1)
-    average: Average | None = None
+    lr_schedule: Schedule | None = "cosine"
+    passes: int | None = Field(2, ge=1)
+    average: Average | None = False
 
 
 class Train(_Options):
-    lambda_clm: float = Field(0.5, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
+    lambda_clm: float = Field(0.3, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
     lambda_final: float | None = Field(None, ge=0, le=1)  # decay linearly to this
     # Of a fused row, by which the divergence's weight, 1 - lambda, is multiplied; the causal-LM loss gets the rest.
     # expected: the probability that it expects the token that comes to have; gold: the one that that has.
@@ -225,10 +236,12 @@ class Train(_Options):
     temperature: PositiveFloat = 1.0  # flattens what the divergence compares
     tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
     learning_rate: PositiveFloat | Rates = 1e-4  # of several, the best on the development split is kept
-    lr_schedule: Schedule = "cosine"  # after the warm-up
+    lr_schedule: Schedule = "constant"  # after the warm-up
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
-    passes: int = Field(2, ge=1)  # over the training documents
-    average: Average = False  # keep the mean of the weights since so many passes, in place of the last
+    passes: int = Field(4, ge=1)  # over the training documents
+    # Keep the mean of the weights since so many passes, in place of the last; None: since the first, or half of fewer
+    # than two.
+    average: Average | None = None
     clm: Baseline = Baseline()
     share: float = Field(1.0, gt=0, le=1)  # of each domain's training documents, a larger share having all of a smaller
     batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
@@ -261,7 +274,7 @@ class Train(_Options):
         for name, why in unused.items():
             if why and getattr(self, name) is not None:
                 raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
-        for where, of in (("train", self), ("train.clm", self.of("clm"))):
+        for where, of in (("train", self.of("fused")), ("train.clm", self.of("clm"))):
             if of.average >= of.passes:
                 raise ValueError(f"{where}.average: must be below passes, {of.passes} (got {of.average:g})")
         if self.divergence == "reverse_kl" and self.tail == "renormalise":
@@ -271,9 +284,10 @@ class Train(_Options):
         return self
 
     def of(self, method: str) -> "Train":
-        """The options of one method."""
+        """The options of one method, nothing left to be worked out."""
         its_own = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
-        return self.model_copy(update={**its_own, "clm": Baseline()})
+        of = self.model_copy(update={**its_own, "clm": Baseline()})
+        return of if of.average is not None else of.model_copy(update={"average": min(1.0, of.passes / 2)})
 
     @property
     def learning_rates(self) -> list[float]:

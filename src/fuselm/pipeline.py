@@ -244,7 +244,7 @@ class Pipeline:
         aligned = self.align()
         recipe = Recipe(
             stage="fuse",
-            parameters=self.run.fuse.model_dump() | {"vocabulary_size": self.inputs.target.output_size},
+            parameters=self.run.fuse.recipe | {"vocabulary_size": self.inputs.target.output_size},
             inputs={f"source {name}": self._keys[path] for name, path in aligned.items()},
         )
 

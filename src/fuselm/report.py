@@ -172,7 +172,7 @@ def page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
         sources=sources,
         styles=styles,
         tiles={
-            "fused − clm": ("same tokens, same order, text alone", summary["differences"]["fused-clm"]["average"]),
+            "fused − clm": ("trained on the text alone", summary["differences"]["fused-clm"]["average"]),
             "fused − base": ("the target before training", summary["differences"]["fused-base"]["average"]),
             f"fused − {best}": ("the best single source", summary["differences"][f"fused-{best}"]["average"]),
         },

@@ -1,6 +1,6 @@
 """Continual training of the target on fused distributions, by `transformers.Trainer` with our loss and collator.
 
-The causal-LM baseline (`clm`) is the same training without the distributions: same tokens, same order, same steps.
+The causal-LM baseline (`clm`) is training on the same documents without the distributions, as `train.clm` says.
 Either keeps the checkpoint with the fewest bits per byte on the development split. Wan et al. 2024, section 3.4.
 
 Started in several processes (`accelerate launch`, `torchrun`), each reads its share of the batches, and the loss of a
