@@ -98,12 +98,15 @@ def run_of(options: argparse.Namespace) -> config.Run:
         f"sources={{{options.teacher}: {teacher}}}",
         f"corpus.files=[{ROOT / 'examples/corpus/quickstart.jsonl'}]",
         f"train.passes={options.passes}",
+        "train.lambda_clm=0.5",  # what GOLD's own weights of its two losses can be set to
+        "train.lr_schedule=cosine",
+        "train.average=false",  # GOLD has none
     ]
     return config.load(ROOT / "examples/quickstart.yaml", overrides)
 
 
 def settings_of(run: config.Run, way: str) -> training.Settings:
-    chosen = run.train.model_dump(exclude={"learning_rate", "clm", "share"})
+    chosen = run.train.of("fused").model_dump(exclude={"learning_rate", "clm", "share"})
     chosen |= {"learning_rate": run.train.learning_rate, "seed": run.seed}
     if way != "fused":
         chosen |= {"lambda_clm": 1.0, "lambda_final": None}

@@ -210,12 +210,19 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
     seen = {}
     for _, _, now in cells:
         for trial in now.trials:
-            seen |= {step.folder: (step, trial.run.train.of(step.name)) for step in trial.steps if step.done}
-    for step, options in seen.values():
+            seen |= {step.folder: (step, trial.run) for step in trial.steps if step.done}
+    for step, run in seen.values():
         seconds = float(manifest.read(step.folder)["seconds"])
-        work = options.passes * options.share if step.stage == "train" else 1.0
-        speeds.setdefault(_kind(step), []).append(seconds / work)
+        speeds.setdefault(_kind(step), []).append(seconds / _work(step, run))
     return speeds
+
+
+def _work(step: Step, run: config.Run) -> float:
+    """Of a training, passes over all the training text; what is written comes on top of that."""
+    if step.stage != "train":
+        return 1.0
+    options = run.train.of(step.name)
+    return options.passes * options.share * (1 + run.write.ratio if step.name == "fused" else 1)
 
 
 def _kind(step: Step) -> str:
@@ -225,7 +232,4 @@ def _kind(step: Step) -> str:
 
 def _seconds(step: Step, run: config.Run, speeds: Mapping[str, list[float]]) -> float | None:
     measured = speeds.get(_kind(step))
-    if measured is None:
-        return None
-    options = run.train.of(step.name)
-    return statistics.median(measured) * (options.passes * options.share if step.stage == "train" else 1.0)
+    return None if measured is None else statistics.median(measured) * _work(step, run)

@@ -1,0 +1,74 @@
+"""docs/results.md and its figures, of what the experiments left in a folder; `make results` runs them first.
+
+    python benchmarks/results.py [RUNS]
+
+Takes RUNS/study and RUNS/study-tokens (`fuselm study`), RUNS/quickstart/tasks (`examples/tasks/run.py`), and
+RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names with `--json`). What is not there
+is left out, and the page says so.
+"""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fuselm import manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/results.md"
+
+
+def read(path: Path) -> dict | None:
+    """What a benchmark printed."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def study(folder: Path) -> str | None:
+    """A study's page as a section of this one, its figures copied to where its links go."""
+    if not (page := folder / "results.md").is_file():
+        return None
+    for figure in sorted((folder / "figures").glob("*.svg")):
+        (PAGE.parent / "figures").mkdir(exist_ok=True)
+        shutil.copy(figure, PAGE.parent / "figures")
+    return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", page.read_text()), flags=re.MULTILINE).strip()
+
+
+def tasks(folder: Path) -> str | None:
+    return page.read_text().strip() if (page := folder / "results.md").is_file() else None
+
+
+def bits(cell: Mapping[str, float]) -> str:
+    return f"{cell['bits_per_byte']:.4f}"
+
+
+def difference(cell: Mapping[str, float]) -> str:
+    return f"{cell['value']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]"
+
+
+def main() -> None:
+    runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
+    found = {
+        "study": study(runs / "study"),
+        "tokens": study(runs / "study-tokens"),
+        "tasks": tasks(runs / "quickstart/tasks"),
+        "apart": read(runs / "apart.json"),
+        "peers": read(runs / "peers.json"),
+        "training": read(runs / "training.json"),
+    }
+    if not any(found.values()):
+        sys.exit(f"results: nothing of an experiment in {runs}; `make results` runs them")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bits": bits, "difference": difference}
+    manifest.write_text(PAGE, environment.get_template("results.md.jinja").render(found) + "\n")
+    absent = [name for name, of in found.items() if of is None]
+    print(f"{PAGE}{': without ' + ', '.join(absent) if absent else ''}")
+
+
+if __name__ == "__main__":
+    main()
