@@ -5,7 +5,8 @@ At a constant learning rate each step fits its own few documents; the mean of ma
 
 The mean lies beside the optimizer's moments of each weight, from the first step on, so that whoever shards, saves and
 loads those does it with the mean too. While a step is scored and saved the two change places: a checkpoint has the mean
-as its model, and the weights to go on from in its optimizer.
+as its model, and the weights to go on from in its optimizer. Before the mean begins it is the last weights: so that is
+true of every checkpoint, whoever goes on from it, even with other processes, for which the mean begins at another step.
 """
 
 from collections.abc import Iterator
@@ -30,17 +31,15 @@ class Averaging(TrainerCallback):
         optimizer.register_step_post_hook(_make_room)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._shown = state.global_step >= self._first  # going on from a checkpoint
+        self._shown = state.global_step > 0  # going on from a checkpoint
 
     def on_step_begin(self, args, state, control, optimizer, **kwargs):
         if self._shown:
             self._exchange(optimizer)
 
     def on_step_end(self, args, state, control, optimizer, **kwargs):
-        if state.global_step < self._first:
-            return
         weights, means = zip(*_trained(optimizer), strict=True)
-        self._into_mean(means, weights, state.global_step - self._first)
+        self._into_mean(means, weights, max(state.global_step - self._first, 0))
         if control.should_evaluate or control.should_save:
             self._exchange(optimizer)
 
