@@ -143,11 +143,33 @@ def test_a_run_learns_from_what_its_sources_write(tmp_path, byte_level, sentence
     assert heard.code == 0 and "write other" in heard.out
 
 
+def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, byte_level, sentence_piece, texts):
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"other": sentence_piece},
+        rows=tiny_run.short(texts),
+        write={"ratio": 0.5, "prompt_tokens": 3, "tokens": 13, "sources": ["other", "other"]},
+    )
+    assert tiny_run.fuselm("capture", run_file, cache=tmp_path / "cache").code == 0
+    (store,) = (tmp_path / "out" / "capture").iterdir()
+    given = f"sources.other={{model: {sentence_piece}, store: {store}}}"
+    elsewhere = ["capture", run_file, f"output={tmp_path / 'elsewhere'}", given]
+    outcome = tiny_run.fuselm(*elsewhere, cache=tmp_path / "cache")
+    assert outcome.code == 0 and outcome.stages == ["corpus", "write other"], outcome.err
+    outcome = tiny_run.fuselm(*elsewhere, "write.tokens=7", cache=tmp_path / "cache")
+    assert outcome.code == 2 and f"sources.other.store: {store} has " in outcome.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sources": ["absent"]}, "write.sources: no source 'absent'; there are own"),
         ({"ratio": 1.0}, "write.ratio: no source can write, but servers and the target; name some in write.sources"),
+        (
+            {"ratio": 1.0, "sources": ["own"], "prompt_tokens": 13, "tokens": 499},
+            "write.tokens: own reads 512 tokens, too few for a prompt of 13 and 499 more; lower write.tokens or write.",
+        ),
         ({"ratio": -1}, "write.ratio: input should be greater than or equal to 0 (got -1)"),
     ],
 )

@@ -65,7 +65,15 @@ class Inputs:
         ]
         if not (options.sources or able):
             raise ValueError("write.ratio: no source can write, but servers and the target; name some in write.sources")
-        return sorted(options.sources or able)
+        writers = sorted(set(options.sources or able))
+        for name in writers:
+            context = self.sources[name].context_length
+            if 1 + options.prompt_tokens + options.tokens > context:  # one for the context token
+                raise ValueError(
+                    f"write.tokens: {name} reads {context} tokens, too few for a prompt of {options.prompt_tokens} and "
+                    f"{options.tokens} more; lower write.tokens or write.prompt_tokens"
+                )
+        return writers
 
     def _check_sources(self) -> None:
         first: dict[str, str] = {}

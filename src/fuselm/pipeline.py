@@ -57,6 +57,7 @@ class Pipeline:
         self._dry = False
         self._steps: dict[Path, Step] = {}
         self._keys: dict[Path, str] = {}
+        self._expected: set[Path] = set()  # stores of the user's that are of this run's texts
         self.inputs = Inputs(run)
 
     @cached_property
@@ -197,13 +198,15 @@ class Pipeline:
 
     def _existing(self, name: str, folder: Path) -> Path:
         """A store that the user has. Raises `ValueError` if it is not of this source and these texts."""
-        if folder not in self._keys:
+        is_written = all(manifest.is_finished(path) for path in self.write().values())
+        if folder not in self._expected:
             from fuselm import store
 
-            model = self.inputs.sources[name]
+            model, found = self.inputs.sources[name], store.Store(folder)
             wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
-            texts = {d.id: d.text for d in self.learnt}
-            store.Store(folder).expect(wanted, texts, where=f"sources.{name}.store")
+            if is_written:  # else it is not known yet what is to be in it
+                found.expect(wanted, {d.id: d.text for d in self.learnt}, where=f"sources.{name}.store")
+                self._expected.add(folder)
             self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
         self._steps[folder] = Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True)
         return folder
