@@ -106,14 +106,6 @@ def start(study: Study) -> None:
         raise ValueError(f"{study.output}: cannot write there ({error.strerror}); set another `output`") from None
 
 
-def grid(study: Study) -> Iterator[tuple[int, Arm]]:
-    """All arms of one seed before any of the next."""
-    for seed in dict.fromkeys(seed for arm in study.arms.values() for seed in arm.seeds):
-        for arm in study.arms.values():
-            if seed in arm.seeds:
-                yield seed, arm
-
-
 def run(grid: Grid, after: Callable[[], None]) -> list[str]:
     """Make what is not there yet, and call `after` each arm that something was made of. An arm that can't be made is
     passed over; returns a line about each of those.
@@ -205,7 +197,7 @@ def table(grid: Grid) -> Table:
 
 
 def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
-    """Seconds of steps that are done, by what they are: of a training, for a pass over all the training text."""
+    """Seconds of steps that are done, by what they are, for one reading of all the training text."""
     speeds: dict[str, list[float]] = {}
     seen = {}
     for _, _, now in cells:
@@ -218,11 +210,16 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
 
 
 def _work(step: Step, run: config.Run) -> float:
-    """Of a training, passes over all the training text; what is written comes on top of that."""
+    """How often a step reads as much as all the training text; what sources write comes on top of that."""
+    if step.stage == "write":
+        return run.write.ratio
+    learnt = 1 + run.write.ratio
+    if step.stage in ("capture", "align", "fuse"):
+        return learnt
     if step.stage != "train":
         return 1.0
     options = run.train.of(step.name)
-    return options.passes * options.share * (1 + run.write.ratio if step.name == "fused" else 1)
+    return options.passes * options.share * (learnt if step.name == "fused" else 1)
 
 
 def _kind(step: Step) -> str:

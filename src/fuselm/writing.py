@@ -86,12 +86,10 @@ def _prompts(
     """As many in each domain as should give so much text, all its documents by turns, if they are long enough."""
     for domain in sorted({d.domain for d in documents}):
         members = [(d, vocabulary.segment(d.text)) for d in documents if d.domain == domain]
-        of_domain = sum(segmentation.size for _, segmentation in members)
         read = sum(len(segmentation.ids) for _, segmentation in members)
         long_enough = [(d, s.ids.tolist()) for d, s in members if len(s.ids) >= length]
         rng.shuffle(long_enough)
-        count = round(size * read / tokens) if of_domain else 0
-        for n in range(count if long_enough else 0):
+        for n in range(round(size * read / tokens) if long_enough else 0):
             document, ids = long_enough[n % len(long_enough)]
             begin = rng.randint(0, len(ids) - length)
             yield document, ids[begin : begin + length]
