@@ -19,6 +19,7 @@ from fuselm import manifest
 if TYPE_CHECKING:
     from fuselm import config
     from fuselm.corpus import Document
+    from fuselm.models import Model
     from fuselm.pipeline import Pipeline, Step
 
 ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
@@ -75,15 +76,19 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
         options = run.train.of(step.name)
         read = learnt if step.name == "fused" else of_target["train"]
         tokens = round(read * options.share) * options.passes
-        parameters = target.parameters_bytes // 2  # 16-bit weights; an upper bound for wider ones
         state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
-        disk = CHECKPOINTS * state * parameters + target.parameters_bytes
+        disk = CHECKPOINTS * state * _parameters(target) + target.parameters_bytes
     elif step.stage == "evaluate":
         model = pipeline.inputs.sources.get(step.name, target)
         tokens, disk = counted[model.tokenizer_fingerprint]["heldout"], 0
     else:
         tokens, disk = 0, 2 * target.parameters_bytes
     return Estimate(title=step.title, tokens=tokens, disk=disk)
+
+
+def _parameters(target: "Model") -> int:
+    """Of 16-bit weights; an upper bound for wider ones."""
+    return target.parameters_bytes // 2
 
 
 def _most_entries(options: "config.Capture") -> int:
@@ -159,6 +164,8 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
             measured[f"{task} {name}"] = (*_measure(pipeline, name, documents, task), _peak_memory())
         speed, kept, memory = measured[f"{task} {name}"]
+        if step.stage == "train" and pipeline.run.train.of(step.name).average:
+            memory += MEAN_BYTES * _parameters(pipeline.inputs.target)
         if step.stage == "capture" and kept is not None:
             options = pipeline.run.capture_of(name).retention
             keeps = f"{' '.join(map(str, options.values()))}: {kept.entries:.1f}, {kept.mass:.0%}"
