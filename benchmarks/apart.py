@@ -1,7 +1,7 @@
 """One model trained on several domains apart, then made one again: fused, ensembled, and by averaging weights.
 
     python benchmarks/apart.py                            # again after an interruption: it goes on
-    python benchmarks/apart.py seed=1 train.passes=4      # options of the run, as `fuselm run` takes them
+    python benchmarks/apart.py seed=1 train.passes=3      # options of the run, as `fuselm run` takes them
 
 Wan et al. 2024, table 7, in miniature. The run file's target (`base`) is trained on the text alone of each domain,
 which gives models of one architecture and tokenizer, each the best by its own domain's development documents. Of them:
@@ -296,7 +296,7 @@ def load(options: argparse.Namespace) -> tuple[config.Run, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", help="options of the run to override: train.passes=4 seed=1")
+    parser.add_argument("overrides", nargs="*", help="options of the run to override: train.passes=3 seed=1")
     parser.add_argument("--run", type=Path, default=ROOT / "examples/quickstart.yaml", help="run file")
     parser.add_argument("--output", type=Path, default=Path("runs/apart"), help="where stages and models are kept")
     parser.add_argument("--domains", default="french,german,python", help="to train apart on")
