@@ -1,5 +1,5 @@
 # `make demo`: set up, fetch three language models, fuse them. `make test`: set up, run every test.
-# `make results`: the experiments of examples/study.yaml, hours of them, into docs/study.md; again, it goes on.
+# `make results`: all experiments, hours of them, into docs/results.md; again, it goes on where it was.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -12,11 +12,28 @@ test: models
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-results: models
+results: demo examples/corpus/larger.jsonl runs/apart.json runs/peers.json runs/training.json
 	$(BIN)/fuselm study examples/study.yaml
-	mkdir -p docs/figures
-	cp runs/study/results.md docs/study.md
-	cp runs/study/figures/*.svg docs/figures/
+	$(BIN)/fuselm study examples/study-tokens.yaml
+	$(BIN)/python examples/tasks/run.py runs/quickstart
+	$(BIN)/python benchmarks/results.py
+
+runs/%.json: | models
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$*.py --json > $@.partial
+	mv $@.partial $@
+
+runs/training.json: | models
+	$(BIN)/python benchmarks/training.py --json > $@.partial
+	mv $@.partial $@
+
+runs/peers.json: | .venv/peers
+
+.venv/peers: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	touch $@
+
+examples/corpus/larger.jsonl: | setup
+	$(BIN)/python examples/corpus/build.py --larger
 
 models: setup
 	$(BIN)/python examples/models.py models

@@ -217,7 +217,10 @@ Average = Literal[False] | PositiveFloat
 
 
 class Baseline(_Options):
-    """What of `train` is another for training on the text alone, to have it at its own best; None: the same."""
+    """What of `train` is another for training on the text alone, to have it at its own best; None: the same.
+
+    The defaults are what was best for it on few texts, the second pass of them being too many already.
+    """
 
     learning_rate: PositiveFloat | Rates | None = None
     lr_schedule: Schedule | None = "cosine"

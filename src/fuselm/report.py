@@ -73,7 +73,10 @@ def _training(folder: Path) -> dict:
     record = manifest.read(folder)
     names = ("learning_rate", "lr_schedule", "passes", "average", "lambda_clm", "lambda_final")
     settings = {n: record["parameters"][n] for n in names}
-    return settings | {n: record["counts"][n] for n in ("steps", "best_step", "dev_bits_per_byte", "tokens")}
+    counts = {n: record["counts"][n] for n in ("steps", "best_step", "dev_bits_per_byte", "tokens")}
+    if counts["best_step"] < counts["steps"] * settings["average"] / settings["passes"]:
+        settings["average"] = False  # what is kept is from before the mean began
+    return settings | counts
 
 
 def _seconds(folders: dict) -> dict[str, float]:

@@ -46,7 +46,7 @@ TERMS = ("clm_loss", "fusion_loss")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to train; `config.Train` has the same options with their meaning, and their defaults."""
+    """How to train; `config.Train` says what each option means."""
 
     lambda_clm: float
     lambda_final: float | None = None

@@ -41,9 +41,15 @@ def write(
     """Write about `size` bytes for each byte of `documents`, in each domain, to `out/documents.jsonl`; return counts.
 
     A prompt is `prompt_tokens` tokens from anywhere in a document, a text up to `tokens` tokens that go on from there
-    without it. Goes on after the batches that are there; each has a seed of its own.
+    without it. Goes on after the batches that are there; each has a seed of its own. Raises `ValueError` where there is
+    nothing to write.
     """
     prompts = list(_prompts(source.vocabulary, documents, size, prompt_tokens, tokens, random.Random(f"{seed} {name}")))
+    if not prompts:
+        raise ValueError(
+            f"write {name}: nothing to go on from: no training document has {prompt_tokens} tokens, or write.ratio "
+            "asks for less than a text; lower write.prompt_tokens or raise write.ratio"
+        )
     batches = [prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH)]
     paths = [out / f"batch-{n:05d}.json" for n in range(len(batches))]
     progress.start(
