@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_about_as_much_is_written_as_is_asked_for(tmp_path, byte_level, document
                 total[d.domain] += len(source.vocabulary.segment(d.text).ids)
         for domain in tokens:  # no more, for some texts end sooner, and few have the fewest tokens that spell them
             assert 0.4 * size < tokens[domain] / wanted[domain] < 1.2 * size
+
+
+def test_domains_may_be_asked_for_more_or_nothing(tmp_path, byte_level, documents):
+    written = write(load(byte_level), documents, tmp_path / "out", size={"french": 1.5, "german": 0.5})
+    tokens = Counter(d.domain for d in written)
+    assert set(tokens) == {"french", "german"} and tokens["french"] > 2 * tokens["german"]
 
 
 def test_a_document_that_is_shorter_than_a_prompt_is_not_gone_on_from(tmp_path, byte_level, documents):
@@ -149,7 +156,7 @@ def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, by
         target=byte_level,
         sources={"other": sentence_piece},
         rows=tiny_run.short(texts),
-        write={"ratio": 0.5, "prompt_tokens": 3, "tokens": 13, "sources": ["other", "other"]},
+        write={"ratio": {"other": {"french": 1.5}}, "prompt_tokens": 3, "tokens": 13},
     )
     assert tiny_run.fuselm("capture", run_file, cache=tmp_path / "cache").code == 0
     (store,) = (tmp_path / "out" / "capture").iterdir()
@@ -164,10 +171,11 @@ def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, by
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sources": ["absent"]}, "write.sources: no source 'absent'; there are own"),
-        ({"ratio": 1.0}, "write.ratio: no source can write, but servers and the target; name some in write.sources"),
+        ({"ratio": {"absent": 1}}, "write.ratio.absent: no such source; there are own"),
+        ({"ratio": {"own": {"frnch": 1}}}, "write.ratio.own: no text is of domain 'frnch'; there are english, french"),
+        ({"ratio": 1.0}, "write.ratio: no source can write, but servers and the target; say who, {name: 1}"),
         (
-            {"ratio": 1.0, "sources": ["own"], "prompt_tokens": 13, "tokens": 499},
+            {"ratio": {"own": 1}, "prompt_tokens": 13, "tokens": 499},
             "write.tokens: own reads 512 tokens, too few for a prompt of 13 and 499 more; lower write.tokens or write.",
         ),
         ({"ratio": -1}, "write.ratio: input should be greater than or equal to 0 (got -1)"),

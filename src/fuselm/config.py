@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     Tag,
     ValidationError,
@@ -93,11 +94,15 @@ class Corpus(_Options):
     heldout: float = Field(0.25, gt=0, lt=1)
 
 
+Ratio = NonNegativeFloat
+
+
 class Write(_Options):
     """Text that sources write, going on from training documents, which is learnt from beside those."""
 
-    ratio: float = Field(0.0, ge=0)  # bytes that they write, all together, for each byte of the training documents
-    sources: list[str] | None = Field(None, min_length=1)  # who writes; None: all but servers and the target itself
+    # Bytes that they write for each byte of the training documents: all together, but for servers and the target
+    # itself, or each, {gemma: 2}, or each in domains that it knows, {gemma: {french: 4}, qwen: {python: 2}}.
+    ratio: Ratio | dict[str, Ratio | dict[str, Ratio]] = 0.0
     prompt_tokens: int = Field(32, ge=1)  # of a document, which a text goes on from
     tokens: int = Field(200, ge=1)  # of a text, at most
 
@@ -329,17 +334,17 @@ class Run(_Options):
             if where in models:
                 raise ValueError(f"sources.{name}: {source.model} is listed twice, as '{models[where]}' too; drop one")
             models[where] = name
-        for name in self.write.sources or ():
-            if name not in self.sources:
-                raise ValueError(f"write.sources: no source '{name}'; there are {', '.join(self.sources)}")
-            if isinstance(self.sources[name], Server):
-                raise ValueError(f"write.sources: {name} is a server's, which can't write; leave it out")
-        of_sources = {"temperatures": self.fuse.temperatures}
-        if isinstance(self.fuse.weights, dict):
-            of_sources["weights"] = self.fuse.weights
+        of_sources = {
+            "fuse.temperatures": self.fuse.temperatures,
+            "fuse.weights": self.fuse.weights,
+            "write.ratio": self.write.ratio,
+        }
         for option, given in of_sources.items():
-            for name in set(given) - set(self.sources):
-                raise ValueError(f"fuse.{option}.{name}: no such source; there are {', '.join(self.sources)}")
+            for name in set(given if isinstance(given, dict) else ()) - set(self.sources):
+                raise ValueError(f"{option}.{name}: no such source; there are {', '.join(self.sources)}")
+        for name in self.write.ratio if isinstance(self.write.ratio, dict) else ():
+            if isinstance(self.sources[name], Server):
+                raise ValueError(f"write.ratio.{name}: a server can't write; leave it out")
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(
                 f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "

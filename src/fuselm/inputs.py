@@ -56,17 +56,22 @@ class Inputs:
             for domain, said in found.items():
                 counts.setdefault(domain, Counter()).update(said)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
+        self.domains = sorted(counts)
 
-    def _writers(self, options: config.Write) -> list[str]:
-        if not options.ratio:
-            return []
-        able = [
-            n for n, m in self.sources.items() if n not in self.servers and m.fingerprint != self.target.fingerprint
-        ]
-        if not (options.sources or able):
-            raise ValueError("write.ratio: no source can write, but servers and the target; name some in write.sources")
-        writers = sorted(set(options.sources or able))
-        for name in writers:
+    def _writers(self, options: config.Write) -> dict[str, float | dict[str, float]]:
+        """What each writes for each byte of the training documents, in all domains or by domain."""
+        if isinstance(options.ratio, dict):
+            writers = {name: of for name, of in sorted(options.ratio.items()) if of}
+        else:
+            able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
+            able = sorted(set(able) - set(self.servers))
+            if options.ratio and not able:
+                raise ValueError("write.ratio: no source can write, but servers and the target; say who, {name: 1}")
+            writers = {name: options.ratio / len(able) for name in able if options.ratio}
+        for name, of in writers.items():
+            for domain in set(of if isinstance(of, dict) else ()) - set(self.domains):
+                there = ", ".join(self.domains)
+                raise ValueError(f"write.ratio.{name}: no text is of domain '{domain}'; there are {there}")
             context = self.sources[name].context_length
             if 1 + options.prompt_tokens + options.tokens > context:  # one for the context token
                 raise ValueError(

@@ -123,6 +123,15 @@ class Pipeline:
 
         return self._build("corpus", "", recipe, build)
 
+    def written(self, name: str) -> float:
+        """Bytes that a source writes for each byte of the training documents, those of a domain being alike."""
+        size = self.inputs.writers.get(name, 0.0)
+        if not isinstance(size, dict):
+            return size
+        counts = manifest.read(self.corpus())["counts"]["documents"]
+        of_domains = {domain: counts.get(f"{domain}/train", 0) for domain in self.inputs.domains}
+        return sum(of_domains[d] * of for d, of in size.items()) / sum(of_domains.values())
+
     def write(self) -> dict[str, Path]:
         self.corpus()
         return {name: self._write(name) for name in self.inputs.writers}
@@ -130,7 +139,7 @@ class Pipeline:
     def _write(self, name: str) -> Path:
         model, options = self.inputs.sources[name], self.run.write
         asked = {
-            "size": options.ratio / len(self.inputs.writers),
+            "size": self.inputs.writers[name],
             "prompt_tokens": options.prompt_tokens,
             "tokens": options.tokens,
             "seed": self.run.seed,

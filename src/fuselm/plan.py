@@ -57,14 +57,14 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     run, target = pipeline.run, pipeline.inputs.target
     of_target = counted[target.tokenizer_fingerprint]
     aligned_row = ROW_BYTES + ENTRY_BYTES * run.align.top_k
-    learnt = round(of_target["train"] * (1 + run.write.ratio))
+    ratio = 1 + sum(map(pipeline.written, pipeline.inputs.writers))
+    learnt = round(of_target["train"] * ratio)
     if step.stage == "write":
         model = pipeline.inputs.sources[step.name]
-        each = run.write.ratio / len(pipeline.inputs.writers)
-        tokens, disk = round(counted[model.tokenizer_fingerprint]["train"] * each), 0
+        tokens, disk = round(counted[model.tokenizer_fingerprint]["train"] * pipeline.written(step.name)), 0
     elif step.stage == "capture":
         model = pipeline.inputs.sources[step.name]
-        tokens = round(counted[model.tokenizer_fingerprint]["train"] * (1 + run.write.ratio))
+        tokens = round(counted[model.tokenizer_fingerprint]["train"] * ratio)
         disk = int(
             tokens * (ROW_BYTES + ENTRY_BYTES * min(_most_entries(run.capture_of(step.name)), model.output_size))
         )

@@ -27,6 +27,7 @@ class Trial:
 
     settings: Mapping[str, Any]
     run: config.Run
+    written: Mapping[str, float]  # by each source, for each byte of the training text
     steps: Sequence[Step]
 
     @property
@@ -94,7 +95,8 @@ class Grid:
                 self._looking[cell] = self.pipeline(arm, seed, number)
             pipeline = self._looking[cell]
             steps = pipeline.steps(lambda pipeline=pipeline: pipeline.scored(arm.method or arm.name))
-            trials.append(Trial(settings=settings, run=pipeline.run, steps=steps))
+            written = {name: pipeline.written(name) for name in pipeline.inputs.writers}
+            trials.append(Trial(settings=settings, run=pipeline.run, written=written, steps=steps))
         return State(arm=arm, seed=seed, trials=trials)
 
 
@@ -181,8 +183,7 @@ def table(grid: Grid) -> Table:
         scoring = [(now.best or now.trials[0]).scored] if now.scores is None else []
         steps = {s.folder: s for s in of_trials + scoring if not s.done and s.folder not in planned}
         planned |= steps.keys()
-        run = now.trials[0].run
-        times = [_seconds(step, run, speed) for step in steps.values()]
+        times = [_seconds(step, now.trials[0], speed) for step in steps.values()]
         known = sum(t for t in times if t is not None)
         unknown += None in times
         total += known
@@ -202,23 +203,23 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
     seen = {}
     for _, _, now in cells:
         for trial in now.trials:
-            seen |= {step.folder: (step, trial.run) for step in trial.steps if step.done}
-    for step, run in seen.values():
+            seen |= {step.folder: (step, trial) for step in trial.steps if step.done}
+    for step, trial in seen.values():
         seconds = float(manifest.read(step.folder)["seconds"])
-        speeds.setdefault(_kind(step), []).append(seconds / _work(step, run))
+        speeds.setdefault(_kind(step), []).append(seconds / _work(step, trial))
     return speeds
 
 
-def _work(step: Step, run: config.Run) -> float:
+def _work(step: Step, trial: Trial) -> float:
     """How often a step reads as much as all the training text; what sources write comes on top of that."""
     if step.stage == "write":
-        return run.write.ratio
-    learnt = 1 + run.write.ratio
+        return trial.written[step.name]
+    learnt = 1.0 + sum(trial.written.values())
     if step.stage in ("capture", "align", "fuse"):
         return learnt
     if step.stage != "train":
         return 1.0
-    options = run.train.of(step.name)
+    options = trial.run.train.of(step.name)
     return options.passes * options.share * (learnt if step.name == "fused" else 1)
 
 
@@ -227,6 +228,6 @@ def _kind(step: Step) -> str:
     return f"{step.stage} {step.name}" if step.stage != "evaluate" or step.name not in METHODS else "evaluate target"
 
 
-def _seconds(step: Step, run: config.Run, speeds: Mapping[str, list[float]]) -> float | None:
+def _seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:
     measured = speeds.get(_kind(step))
-    return None if measured is None else statistics.median(measured) * _work(step, run)
+    return None if measured is None else statistics.median(measured) * _work(step, trial)

@@ -8,7 +8,7 @@ trains on a part of the documents has no text that others gave rise to.
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,13 +32,14 @@ def write(
     out: Path,
     *,
     name: str,
-    size: float,
+    size: float | Mapping[str, float],
     prompt_tokens: int,
     tokens: int,
     seed: int,
     progress: Progress,
 ) -> dict:
-    """Write about `size` bytes for each byte of `documents`, in each domain, to `out/documents.jsonl`; return counts.
+    """Write about `size` bytes for each byte of `documents`, in all domains or by domain, to `out/documents.jsonl`;
+    return counts.
 
     A prompt is `prompt_tokens` tokens from anywhere in a document, a text up to `tokens` tokens that go on from there
     without it. Goes on after the batches that are there; each has a seed of its own. Raises `ValueError` where there is
@@ -87,7 +88,12 @@ def write(
 
 
 def _prompts(
-    vocabulary: Vocabulary, documents: Sequence[Document], size: float, length: int, tokens: int, rng: random.Random
+    vocabulary: Vocabulary,
+    documents: Sequence[Document],
+    size: float | Mapping[str, float],
+    length: int,
+    tokens: int,
+    rng: random.Random,
 ) -> Iterator[Prompt]:
     """As many in each domain as should give so much text, all its documents by turns, if they are long enough."""
     for domain in sorted({d.domain for d in documents}):
@@ -95,7 +101,8 @@ def _prompts(
         read = sum(len(segmentation.ids) for _, segmentation in members)
         long_enough = [(d, s.ids.tolist()) for d, s in members if len(s.ids) >= length]
         rng.shuffle(long_enough)
-        for n in range(round(size * read / tokens) if long_enough else 0):
+        of_domain = size.get(domain, 0.0) if isinstance(size, Mapping) else size
+        for n in range(round(of_domain * read / tokens) if long_enough else 0):
             document, ids = long_enough[n % len(long_enough)]
             begin = rng.randint(0, len(ids) - length)
             yield document, ids[begin : begin + length]
