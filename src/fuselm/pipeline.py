@@ -1,25 +1,25 @@
 """The stages of a run, in order: corpus, write, capture, align, fuse, train, evaluate, report.
 
-A stage's folder has its recipe's key in its name, so whatever is there need not be made again, whatever changed is made
-beside it, and nothing is overwritten. `run.json` in the run's folder says which folders belong to its last run file.
+Each method says what a stage's folder is made from and how; steps.py makes it, if it is not there. `run.json` in the
+run's folder says which folders belong to its last run file.
 """
 
 import json
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, fingerprints, manifest, processes, progress, publish
+from fuselm import config, corpus, fingerprints, manifest, processes, publish
 from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
 from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
+from fuselm.steps import Step, Steps
 from fuselm.vocabulary import Vocabulary
 
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report")
@@ -35,17 +35,6 @@ OF_FUSED_ROWS = (  # nothing to the causal-LM baseline
 WEIGHTS = "model"  # folder of a trained model in its stage's
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One folder that a run makes."""
-
-    stage: str
-    name: str  # of the source, method or model, if the stage has one folder for each
-    title: str
-    folder: Path
-    done: bool
-
-
 class Pipeline:
     """One run. A stage is a method that makes the stages before it, then its own folders, and returns their paths."""
 
@@ -53,10 +42,7 @@ class Pipeline:
         self.run = run
         self.folder = Path(run.output)
         self.console = console
-        self.worked = False
-        self._dry = False
-        self._steps: dict[Path, Step] = {}
-        self._keys: dict[Path, str] = {}
+        self._steps = Steps(self.folder, console)
         self._expected: set[Path] = set()  # stores of the user's that are of this run's texts
         self.inputs = Inputs(run)
 
@@ -75,10 +61,12 @@ class Pipeline:
         corpus.
         """
         self.corpus()
-        self._dry, self._steps = True, {}
-        (making or self.evaluate)()
-        self._dry = False
-        return list(self._steps.values())
+        return self._steps.of(making or self.evaluate)
+
+    @property
+    def worked(self) -> bool:
+        """Whether anything was made that was not there."""
+        return self._steps.worked
 
     def check_servers(self, last: str) -> None:
         """Try those servers that the stages up to `last` need. Raises `ValueError` if one can't do what they ask."""
@@ -121,7 +109,7 @@ class Pipeline:
                 seed=self.run.seed,
             )
 
-        return self._build("corpus", "", recipe, build)
+        return self._steps.make("corpus", "", recipe, build)
 
     def written(self, name: str) -> float:
         """Bytes that a source writes for each byte of the training documents, those of a domain being alike."""
@@ -158,11 +146,11 @@ class Pipeline:
             documents = [d for d in self.documents if d.split == "train"]
             return writing.write(source, documents, out, name=name, **asked, progress=shown)
 
-        return self._build("write", name, recipe, build)
+        return self._steps.make("write", name, recipe, build)
 
     def _learnt(self) -> dict[str, str]:
         """What identifies the documents that are learnt from."""
-        written = {f"written by {name}": self._keys[path] for name, path in self.write().items()}
+        written = {f"written by {name}": self._steps.key(path) for name, path in self.write().items()}
         return {"corpus": self._text()} | written
 
     def capture(self) -> dict[str, Path]:
@@ -203,7 +191,7 @@ class Pipeline:
             source = capture.load(model, vocabulary, dtype=self._dtype(name))
             return capture.capture(source, documents, out, **asked)
 
-        return self._build("capture", name, recipe, build)
+        return self._steps.make("capture", name, recipe, build)
 
     def _existing(self, name: str, folder: Path) -> Path:
         """A store that the user has. Raises `ValueError` if it is not of this source and these texts."""
@@ -216,9 +204,7 @@ class Pipeline:
             if is_written:  # else it is not known yet what is to be in it
                 found.expect(wanted, {d.id: d.text for d in self.learnt}, where=f"sources.{name}.store")
                 self._expected.add(folder)
-            self._keys[folder] = fingerprints.sha256(folder / "manifest.json")[:16]
-        self._steps[folder] = Step(stage="capture", name=name, title=f"capture {name}", folder=folder, done=True)
-        return folder
+        return self._steps.take("capture", name, folder, fingerprints.sha256(folder / "manifest.json")[:16])
 
     def _dtype(self, name: str) -> str:
         options = self.run.sources[name]
@@ -234,7 +220,7 @@ class Pipeline:
         recipe = Recipe(
             stage="align",
             parameters=self.run.align.model_dump() | {"draws": draws},
-            inputs={"captured": self._keys[captured], "tokenizer": self.inputs.target.tokenizer_fingerprint},
+            inputs={"captured": self._steps.key(captured), "tokenizer": self.inputs.target.tokenizer_fingerprint},
         )
 
         def build(out: Path, shown: Progress) -> dict:
@@ -250,14 +236,14 @@ class Pipeline:
             )
             return alignment.align_store(aligner, source, documents, out, progress=shown)
 
-        return self._build("align", name, recipe, build)
+        return self._steps.make("align", name, recipe, build)
 
     def fuse(self) -> Path:
         aligned = self.align()
         recipe = Recipe(
             stage="fuse",
             parameters=self.run.fuse.recipe | {"vocabulary_size": self.inputs.target.output_size},
-            inputs={f"source {name}": self._keys[path] for name, path in aligned.items()},
+            inputs={f"source {name}": self._steps.key(path) for name, path in aligned.items()},
         )
 
         def build(out: Path, shown: Progress) -> dict:
@@ -273,7 +259,7 @@ class Pipeline:
                 progress=shown,
             )
 
-        return self._build("fuse", "", recipe, build)
+        return self._steps.make("fuse", "", recipe, build)
 
     def train(self) -> dict[str, Path]:
         self.fuse()
@@ -285,7 +271,7 @@ class Pipeline:
         """
         rates = self.run.train.of(method).learning_rates
         folders = [self._train(method, rate) for rate in rates]
-        if self._dry:
+        if self._steps.looking:
             return folders[0]
         scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
         best = scores.index(min(scores))
@@ -307,7 +293,7 @@ class Pipeline:
             inputs={
                 "model": self.inputs.target.fingerprint,
                 "tokenizer": self.inputs.target.tokenizer_fingerprint,
-                **({"corpus": self._text()} if fused is None else self._learnt() | {"fused": self._keys[fused]}),
+                **({"corpus": self._text()} if fused is None else self._learnt() | {"fused": self._steps.key(fused)}),
             },
         )
 
@@ -326,7 +312,7 @@ class Pipeline:
                 progress=shown,
             )
 
-        return self._build("train", method, recipe, build, f"{method}, learning rate {rate:g}", together=True)
+        return self._steps.make("train", method, recipe, build, f"{method}, learning rate {rate:g}", together=True)
 
     def evaluate(self) -> dict[str, Path]:
         """The scores of every model on the held-out documents."""
@@ -338,7 +324,7 @@ class Pipeline:
         model, dtype = self.inputs.target, self.run.target.dtype
         fingerprint = model.fingerprint
         if name in METHODS:
-            fingerprint = self._keys[self.trained(name, weights=False)]
+            fingerprint = self._steps.key(self.trained(name, weights=False))
         elif name in self.inputs.sources:
             source, of_source = self.inputs.sources[name], self._dtype(name)
             if (source.fingerprint, of_source) == (fingerprint, dtype):
@@ -366,7 +352,7 @@ class Pipeline:
             manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
 
-        return self._build("evaluate", name, recipe, build)
+        return self._steps.make("evaluate", name, recipe, build)
 
     def report(self) -> Path:
         """The run's results in its folder: `summary.json`, `report.html` and `model`."""
@@ -385,19 +371,19 @@ class Pipeline:
         recipe = Recipe(
             stage="report",
             parameters={"version": report.VERSION, "run": self.run.model_dump(mode="json", exclude={"output"})},
-            inputs={f"{stage} {name}": self._keys[path] for stage, name, path in _flat(folders)},
+            inputs={f"{stage} {name}": self._steps.key(path) for stage, name, path in _flat(folders)},
         )
 
         def build(out: Path, _: Progress) -> dict:
             return report.write(out, self.run, folders)
 
-        path = self._build("report", "", recipe, build)
+        path = self._steps.make("report", "", recipe, build)
         if processes.rank() == 0:
             publish.publish(
                 self.folder,
                 path,
                 trained["fused"] / WEIGHTS,
-                key=self._keys[path],
+                key=self._steps.key(path),
                 folders={f"{stage} {name}".strip(): made for stage, name, made in _flat(folders)},
             )
         return path
@@ -416,33 +402,6 @@ class Pipeline:
 
     def _text(self) -> str:
         return manifest.read(self.corpus())["files"][corpus.FILE]
-
-    def _build(
-        self,
-        stage: str,
-        name: str,
-        recipe: Recipe,
-        build: Callable[[Path, Progress], dict],
-        title: str = "",
-        *,
-        together: bool = False,
-    ) -> Path:
-        folder = self.folder / stage / f"{name}-{recipe.key}".lstrip("-")
-        self._keys[folder] = recipe.key
-        title = f"{stage} {title or name}".strip()
-        done = manifest.is_finished(folder)
-        self._steps[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
-        if done or self._dry:
-            return folder
-        self.console.print(f"[bold]{title}[/bold]", highlight=False)
-        began = time.monotonic()
-        with progress.show(self.console, title) as shown:
-            manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
-        self.console.print(
-            f"  done in {time.monotonic() - began:,.1f} s  [dim]{folder}[/dim]", highlight=False, soft_wrap=True
-        )
-        self.worked = True
-        return folder
 
 
 def _flat(folders: dict) -> list[tuple[str, str, Path]]:

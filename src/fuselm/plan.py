@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fuselm import config
     from fuselm.corpus import Document
     from fuselm.models import Model
-    from fuselm.pipeline import Pipeline, Step
+    from fuselm.pipeline import Pipeline
+    from fuselm.steps import Step
 
 ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
 ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fuselm import config, manifest, plan
-from fuselm.pipeline import METHODS, WEIGHTS, Pipeline, Step
+from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.report import duration
+from fuselm.steps import Step
 from fuselm.study import Arm, Study
 
 
