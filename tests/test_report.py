@@ -161,6 +161,7 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
         "tokens": 34_000,
     }
     assert summary["fusion"]["shares"]["french"] == {"gemma": 0.45, "qwen": 0.45}
+    assert summary["fusion"]["way"] == "fixed, weights learned by domain"
     assert summary["written"] == {"gemma": {"documents": 31, "bytes": dict.fromkeys(sorted(HELDOUT), 2_000)}}
     assert set(summary["alignment"]["qwen"]) == set(HELDOUT)
     assert summary["corpus"]["documents"]["french/heldout"] == 11

@@ -53,6 +53,7 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
         "training": {method: _training(path) for method, path in folders["train"].items()},
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
         "fusion": {
+            "way": _way(run.fuse),
             "shares": {d: dict(zip(fused["sources"], values, strict=True)) for d, values in fused["shares"].items()},
             "bits_per_byte": fused["bits_per_byte"],
         },
@@ -61,6 +62,12 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
         "version": metadata.version("fuselm"),
     }
     return finite(summary)
+
+
+def _way(options: config.Fuse) -> str:
+    weights = ", weights learned by domain" if options.recipe["weights"] == "learned" else ""
+    level = f" per {options.level}" if options.function not in ("fixed", "bayes") else ""
+    return f"{options.function}{level}{weights}"
 
 
 def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
