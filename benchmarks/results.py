@@ -31,10 +31,11 @@ def study(folder: Path) -> str | None:
     """A study's page as a section of this one, its figures copied to where its links go."""
     if not (page := folder / "results.md").is_file():
         return None
-    for figure in sorted((folder / "figures").glob("*.svg")):
+    text = page.read_text()
+    for figure in re.findall(r"\]\((figures/.*?)\)", text):
         (PAGE.parent / "figures").mkdir(exist_ok=True)
-        shutil.copy(figure, PAGE.parent / "figures")
-    return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", page.read_text()), flags=re.MULTILINE).strip()
+        shutil.copy(folder / figure, PAGE.parent / figure)
+    return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", text), flags=re.MULTILINE).strip()
 
 
 def tasks(folder: Path) -> str | None:
