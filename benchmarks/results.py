@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,6 +42,12 @@ def tasks(folder: Path) -> str | None:
     return page.read_text().strip() if (page := folder / "results.md").is_file() else None
 
 
+def minus(pair: str, models: Collection[str]) -> str:
+    """A difference's name, of two models whose names may have dashes too."""
+    first = next(name for name in models if pair.startswith(f"{name}-") and pair.removeprefix(f"{name}-") in models)
+    return f"{first} − {pair.removeprefix(f'{first}-')}"
+
+
 def bits(cell: Mapping[str, float]) -> str:
     return f"{cell['bits_per_byte']:.4f}"
 
@@ -65,7 +71,7 @@ def main() -> None:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"bits": bits, "difference": difference}
+    environment.filters |= {"bits": bits, "difference": difference, "minus": minus}
     manifest.write_text(PAGE, environment.get_template("results.md.jinja").render(found) + "\n")
     absent = [name for name, of in found.items() if of is None]
     print(f"{PAGE}{': without ' + ', '.join(absent) if absent else ''}")
