@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import math
 import os
 import random
 import shutil
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_run import captured, files, fuselm, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import manifest
+from fuselm import capture, manifest
 from fuselm.manifest import Recipe
 
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
@@ -103,6 +105,25 @@ def test_a_second_run_does_nothing_and_says_so(finished, tmp_path):
 def test_the_same_run_elsewhere_has_the_same_numbers(finished, tmp_path):
     assert fuselm("run", finished / "run.yaml", f"output={tmp_path / 'out'}").code == 0
     assert summary(tmp_path / "out") == summary(finished / "out")
+
+
+def test_a_document_that_a_source_gives_nan_for_is_not_learnt_from(
+    tmp_path, byte_level, sentence_piece, rows, cache, monkeypatch
+):
+    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.5)
+    odd = {"domain": rows[0]["domain"], "text": "Ωρες στο Αιγαίο, και πάλι Ωρες.", "split": "train"}
+    tokenizer = AutoTokenizer.from_pretrained(sentence_piece)
+    common = {i for row in rows for i in tokenizer(row["text"])["input_ids"]}
+    model = AutoModelForCausalLM.from_pretrained(sentence_piece)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[min(set(tokenizer(odd["text"])["input_ids"][:-1]) - common)] = math.nan
+    shutil.copytree(sentence_piece, tmp_path / "bad")
+    model.save_pretrained(tmp_path / "bad")
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources={"bad": tmp_path / "bad"}, rows=[*rows, odd])
+    outcome = fuselm("run", run_file, cache=cache)
+    assert outcome.code == 0, outcome.err
+    learnt = summary(tmp_path / "out")["training"]
+    assert "skipped document" in outcome.err and learnt["fused"]["text_tokens"] < learnt["clm"]["text_tokens"]
 
 
 def test_another_lambda_trains_the_fused_model_again_and_nothing_else(finished, again):

@@ -1,6 +1,7 @@
 """The command line. The one place where errors become one line on stderr and exit code 2."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ def main() -> None:
     """Entry point: `ValueError` is the user's to mend, Ctrl-C is not an error, anything else is ours."""
     signal.signal(signal.SIGINT, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells whoever imports it which kernels it lacks
     try:
         app(standalone_mode=True)
     except ValueError as error:

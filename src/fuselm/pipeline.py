@@ -306,14 +306,15 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import batches, store, training
 
-            documents = self.learnt if method == "fused" else [d for d in self.documents if d.split == "train"]
+            rows = None if fused is None else store.Store(fused, keep_tokens=batches.KEPT_TOKENS)
+            documents = [d for d in self.documents if d.split == "train"]
             return training.train(
                 self.inputs.target,
                 self.inputs.target_vocabulary,
-                documents,
+                documents if rows is None else [d for d in self.learnt if d.id in rows],
                 [d for d in self.documents if d.split == "dev"],
                 out,
-                fused=None if fused is None else store.Store(fused, keep_tokens=batches.KEPT_TOKENS),
+                fused=rows,
                 settings=training.Settings(**settings),
                 progress=shown,
             )
