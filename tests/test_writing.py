@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from fuselm import capture, corpus, manifest, writing
-from fuselm.corpus import Document
+from fuselm.corpus import Document, Reader
 from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ def load(folder: Path) -> capture.Source:
 
 def write(source: capture.Source, documents: list[Document], out: Path, **options) -> list[Document]:
     out.mkdir(exist_ok=True)
-    asked = {"name": "some", "size": 0.3, "prompt_tokens": 5, "tokens": 11, "seed": 0} | options
+    asked = {"readers": [], "name": "some", "size": 0.3, "prompt_tokens": 5, "tokens": 11, "seed": 0} | options
     writing.write(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
     assert [p.name for p in out.iterdir()] == [corpus.FILE]
     return corpus.read_documents(out)
@@ -75,6 +75,28 @@ def test_domains_may_be_asked_for_more_or_nothing(tmp_path, byte_level, document
 def test_a_document_that_is_shorter_than_a_prompt_is_not_gone_on_from(tmp_path, byte_level, documents):
     short = Document(id="short", origin="short", domain="brief", split="train", text="a b")
     assert "short" not in {d.origin for d in write(load(byte_level), [*documents, short], tmp_path / "out")}
+
+
+def test_what_is_written_fits_every_reader_in_pieces(tmp_path, byte_level, word_piece, documents):
+    whole = write(load(byte_level), documents, tmp_path / "whole")
+    vocabularies = [load(folder).vocabulary for folder in (byte_level, word_piece)]
+    readers = [Reader(name=str(n), vocabulary=v, max_tokens=7) for n, v in enumerate(vocabularies)]
+    counts = corpus.count_tokens(whole, readers)
+    assert (counts > 6).any(axis=1).all()
+    pieces = write(load(byte_level), documents, tmp_path / "pieces", readers=readers)
+    counts = corpus.count_tokens(pieces, readers)
+    assert (counts >= 1).all() and (counts <= 6).all()  # and one for the context token
+    assert len({d.id for d in pieces}) == len(pieces) > len(whole)
+    texts = {d.id: d.text for d in whole}
+    assert all(d.text in texts[d.id.split(".")[0]] for d in pieces)
+
+
+def test_what_a_reader_has_no_tokens_for_is_not_kept(tmp_path, byte_level, word_piece, documents):
+    readers = [Reader(name="drops control characters", vocabulary=load(word_piece).vocabulary, max_tokens=13)]
+    everything = write(load(byte_level), documents, tmp_path / "everything", tokens=1)
+    assert (corpus.count_tokens(everything, readers) == 0).any()
+    kept = write(load(byte_level), documents, tmp_path / "kept", tokens=1, readers=readers)
+    assert kept == [d for d in everything if corpus.count_tokens([d], readers).all()]
 
 
 def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path, byte_level, documents, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from fuselm import manifest
 from fuselm.vocabulary import Vocabulary
@@ -75,11 +76,9 @@ def prepare(
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     whole = part(list(split(kept, dev=dev, heldout=heldout, seed=seed)), share, seed=seed)
     pieces = list(cut_to_fit(whole, readers, max_bytes))
-    counts = {r.name: np.array(r.vocabulary.count_tokens([d.text for d in pieces])) for r in readers}
-    read = np.ones(len(pieces), bool)
-    for of in counts.values():
-        read &= of > 0  # some tokenizers drop control characters
-    documents = [d for d, tokens in zip(pieces, read, strict=True) if tokens]
+    counts = count_tokens(pieces, readers)
+    read = counts.all(axis=0)
+    documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     _check_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
@@ -89,8 +88,17 @@ def prepare(
         "empty": len(rows) - len(kept) + len(pieces) - len(documents),
         "cut": len(pieces) - len(whole),
         "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},
-        "tokens": {name: {s: int(of[read & (splits == s)].sum()) for s in SPLITS} for name, of in counts.items()},
+        "tokens": {
+            reader.name: {s: int(of[read & (splits == s)].sum()) for s in SPLITS}
+            for reader, of in zip(readers, counts, strict=True)
+        },
     }
+
+
+def count_tokens(documents: Sequence[Document], readers: Sequence[Reader]) -> Int[np.ndarray, "readers documents"]:
+    """Of each document for each reader; some tokenizers drop control characters, and so whole documents of them."""
+    texts = [document.text for document in documents]
+    return np.array([r.vocabulary.count_tokens(texts) for r in readers], int).reshape(len(readers), len(texts))
 
 
 def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> None:

@@ -36,8 +36,24 @@ class Inputs:
     def source_vocabulary(self, name: str) -> Vocabulary:
         return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
 
-    def readers(self) -> dict[str, Model]:
-        """Of each tokenizer the model with the shortest context: what all texts have to fit."""
+    @property
+    def contexts(self) -> dict[str, str]:
+        """What identifies `readers`."""
+        return {f"tokenizer {name}": str(model.context_length) for name, model in self._shortest().items()}
+
+    def readers(self) -> list[corpus.Reader]:
+        """What all texts have to fit."""
+        return [
+            corpus.Reader(
+                name=name,
+                vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
+                max_tokens=model.context_length,
+            )
+            for name, model in self._shortest().items()
+        ]
+
+    def _shortest(self) -> dict[str, Model]:
+        """Of each tokenizer the model with the shortest context."""
         result: dict[str, Model] = {}
         for model in [self.target, *self.sources.values()]:
             known = result.setdefault(model.tokenizer_fingerprint, model)

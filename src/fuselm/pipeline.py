@@ -85,26 +85,18 @@ class Pipeline:
 
     def corpus(self) -> Path:
         options = self.run.corpus
-        inputs, readers = self.inputs, self.inputs.readers()
+        inputs = self.inputs
         recipe = Recipe(
             stage="corpus",
             parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
-            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(inputs.files)}
-            | {f"tokenizer {t}": str(m.context_length) for t, m in readers.items()},
+            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(inputs.files)} | inputs.contexts,
         )
 
         def build(out: Path, _: Progress) -> dict:
             return corpus.prepare(
                 inputs.files,
                 out,
-                readers=[
-                    corpus.Reader(
-                        name=fingerprint,
-                        vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
-                        max_tokens=model.context_length,
-                    )
-                    for fingerprint, model in readers.items()
-                ],
+                readers=inputs.readers(),
                 max_bytes=options.max_bytes,
                 dev=options.dev,
                 heldout=options.heldout,
@@ -139,7 +131,8 @@ class Pipeline:
             stage="write",
             parameters={**asked, "name": name, "dtype": self._dtype(name)},
             about={"model": model.name, "revision": self.run.sources[name].revision},
-            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()},
+            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()}
+            | self.inputs.contexts,
         )
 
         def build(out: Path, shown: Progress) -> dict:
@@ -147,7 +140,8 @@ class Pipeline:
 
             source = capture.load(model, self.inputs.source_vocabulary(name), dtype=self._dtype(name))
             documents = [d for d in self.documents if d.split == "train"]
-            return writing.write(source, documents, out, name=name, **asked, progress=shown)
+            readers = self.inputs.readers()
+            return writing.write(source, documents, out, readers=readers, name=name, **asked, progress=shown)
 
         return self._steps.make("write", name, recipe, build)
 

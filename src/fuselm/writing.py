@@ -30,6 +30,7 @@ def write(
     documents: Sequence[Document],
     out: Path,
     *,
+    readers: Sequence[corpus.Reader],
     name: str,
     size: float | Mapping[str, float],
     prompt_tokens: int,
@@ -41,8 +42,8 @@ def write(
     return counts.
 
     A prompt is `prompt_tokens` tokens from anywhere in a document, a text up to `tokens` tokens that go on from there
-    without it. Goes on after the batches that are there; each has a seed of its own. Raises `ValueError` where there is
-    nothing to write.
+    without it, in pieces where a reader can't take all of it. Goes on after the batches that are there; each has a seed
+    of its own. Raises `ValueError` where there is nothing to write.
     """
     prompts = list(_prompts(source.vocabulary, documents, size, prompt_tokens, tokens, random.Random(f"{seed} {name}")))
     if not prompts:
@@ -73,6 +74,9 @@ def write(
                     text=text,
                 )
                 written.append(document)
+    pieces = list(corpus.cut_to_fit(written, readers))
+    read = corpus.count_tokens(pieces, readers).all(axis=0)
+    written = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in written)
     manifest.write_text(out / corpus.FILE, "".join(lines))
     for path in paths:
