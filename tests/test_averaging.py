@@ -10,12 +10,8 @@ from fuselm.averaging import Averaging
 STEPS = 13
 
 
-def train(
-    first: int, shown_at: set[int], saved_at: int | None = None, then_first: int | None = None
-) -> tuple[list, dict, list]:
-    """The weights after each step, and those shown after some; steps after `saved_at` go on from what was saved, with
-    `then_first` if it is given.
-    """
+def train(first: int, shown_at: set[int], saved_at: int | None = None) -> tuple[list, dict, list]:
+    """The weights after each step, and those shown after some; steps after `saved_at` go on from what was saved."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"trained": torch.nn.Linear(3, 5), "idle": torch.nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -41,7 +37,7 @@ def train(
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
             model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
-            averaging = Averaging(then_first or first)
+            averaging = Averaging(first)
             averaging.watch(optimizer)
             averaging.on_train_begin(None, state, control)
     return went, shown, [w.detach() for w in model["idle"].parameters()]
@@ -66,14 +62,3 @@ def test_going_on_from_what_was_saved_is_going_on(saved_at):
         np.testing.assert_array_equal(whole[0], cut[0])
         for step in shown_at:
             np.testing.assert_array_equal(whole[1][step], cut[1][step])
-
-
-@pytest.mark.parametrize(("first", "then_first"), [(7, 2), (2, 7)])
-def test_going_on_with_a_mean_that_begins_elsewhere_changes_no_step(first, then_first):
-    """As another number of processes does, for which a pass has other steps."""
-    alone = train(first, {4, STEPS})[0]
-    went, shown, _ = train(first, {4, STEPS}, saved_at=4, then_first=then_first)
-    np.testing.assert_array_equal(went, alone)
-    if then_first > 4:
-        expected = np.mean(went[then_first - 1 :], axis=0)
-        np.testing.assert_allclose(shown[STEPS], expected, rtol=1e-5, atol=1e-6)

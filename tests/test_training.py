@@ -463,6 +463,43 @@ def test_a_rate_that_is_too_high_is_named(tmp_path, target, documents):
         train(tmp_path, target, documents, None, lambda_clm=1.0, learning_rate=1e30)
 
 
+def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, documents, fused, monkeypatch):
+    """Where transformers, left to itself, would split each batch among them."""
+    arguments = training._arguments
+
+    def of_two_gpus(*given):
+        made = arguments(*given)
+        assert made.n_gpu <= 1
+        made._n_gpu = 2
+        return made
+
+    monkeypatch.setattr(training, "_arguments", of_two_gpus)
+    train(tmp_path, target, documents, fused)
+    assert_same_weights(tmp_path, trained)
+
+
+def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, target, documents, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Report, "on_save", stop, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, target, documents, None)
+    steps = json.loads((last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]
+    monkeypatch.setattr(training.processes, "count", lambda: 2)
+    with pytest.raises(ValueError, match=f"begun by another number of processes, for which this is {steps} steps and "):
+        train(tmp_path, target, documents, None)
+
+
+def test_a_target_of_another_precision_is_kept_in_float32(tmp_path, target, documents):
+    folder = tmp_path / "double"
+    shutil.copytree(target.folder, folder)
+    given = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(given | {"dtype": "float64"}))
+    train(tmp_path / "out", locate(str(folder)), documents[:6], None, passes=1, evaluations_per_pass=1)
+    assert {w.dtype for w in weights(tmp_path / "out").values()} == {torch.float32}
+
+
 @pytest.fixture(scope="module")
 def averaged(target, documents, fused, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("averaged") / "fused"

@@ -6,7 +6,7 @@ At a constant learning rate each step fits its own few documents; the mean of ma
 The mean lies beside the optimizer's moments of each weight, from the first step on, so that whoever shards, saves and
 loads those does it with the mean too. While a step is scored and saved the two change places: a checkpoint has the mean
 as its model, and the weights to go on from in its optimizer. Before the mean begins it is the last weights: so that is
-true of every checkpoint, whoever goes on from it, even with other processes, for which the mean begins at another step.
+true of every checkpoint.
 """
 
 from collections.abc import Iterator

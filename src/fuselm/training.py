@@ -27,7 +27,7 @@ from fuselm import adapters, evaluation, forward, manifest, needs, processes
 from fuselm.averaging import Averaging
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
-from fuselm.models import Model, load_model
+from fuselm.models import DTYPES, Model, load_model
 from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.progress import Progress
 from fuselm.store import Store
@@ -100,7 +100,6 @@ def train(
     transformers.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     needs.check_trackers(settings.trackers)
-    checkpoint = last_checkpoint(out / "checkpoints")
     dataset = Batches(
         train_documents,
         vocabulary,
@@ -114,9 +113,10 @@ def train(
     batches_of_step = processes.count() * settings.gradient_accumulation
     steps = -(-len(dataset) // batches_of_step)
     arguments = _arguments(out, settings, steps)
+    checkpoint, step = _reached(out, steps)
     arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs without a launcher the first, and no DataParallel
     model = load(target, settings, progress)
-    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer = _FusionTrainer(
         model=model,
         args=arguments,
@@ -237,6 +237,20 @@ def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]
     return result
 
 
+def _reached(out: Path, steps: int) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, if there is one, and its step. Raises `ValueError` where steps were others."""
+    checkpoint = last_checkpoint(out / "checkpoints")
+    if checkpoint is None:
+        return None, 0
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if state["max_steps"] != steps:
+        raise ValueError(
+            f"{out}: begun by another number of processes, for which this is {state['max_steps']} steps and not "
+            f"{steps}; go on with as many as then, or delete {out}"
+        )
+    return checkpoint, state["global_step"]
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that was written whole: its last file, the trainer's state, is there and readable."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
@@ -250,7 +264,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
     """An ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
-    dtype = getattr(transformers.AutoConfig.from_pretrained(target.folder), "dtype", None) or torch.float32
+    dtype = getattr(transformers.AutoConfig.from_pretrained(target.folder), "dtype", None)
+    if str(dtype).removeprefix("torch.") not in DTYPES:
+        dtype = torch.float32
     if isinstance(model, PreTrainedModel):
         product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
         product.load_state_dict(weights)
