@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import tiny_run
 from test_capture import Interrupted, captured, documents, source_of  # noqa: F401
 from tiny_run import fuselm
 
-from fuselm import capture, manifest, store
+from fuselm import capture, manifest, plan, store
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,35 @@ def test_a_full_disk_costs_nothing_that_was_written(disk, windows, whole, source
     counts = captured(disk / "store", source, documents)["counts"]
     assert counts["resumed_documents"] > 0
     assert_same(disk / "store", whole)
+
+
+def test_a_disk_that_fills_up_while_training_costs_nothing(disk, tmp_path, byte_level, texts, monkeypatch):
+    """Wherever that is: in a checkpoint's weights or moments, in the product, in what is copied from there."""
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"own": byte_level},
+        rows=tiny_run.short(texts),
+        train=tiny_run.TRAIN | {"passes": 1},
+    )
+    monkeypatch.setattr(plan, "check_disk", lambda *_: None)
+    cache, out = tmp_path / "cache", disk / "out"
+    mount("-o", "remount,size=8m", disk)
+    assert fuselm("fuse", run_file, f"output={out}", cache=cache).code == 0
+    failed, room = 0, shutil.disk_usage(disk).used >> 10
+    while failed < 99:
+        room += 97
+        mount("-o", f"remount,size={room}k", disk)
+        outcome = fuselm("run", run_file, f"output={out}", cache=cache)
+        if outcome.code == 0:
+            break
+        failed += 1
+        said = outcome.err.splitlines()[-1]
+        assert outcome.code == 2 and said.startswith(f"fuselm: {out}"), said
+        assert said.endswith(": No space left on device; mend that and the same command goes on from here")
+    assert failed > 5
+    assert fuselm("run", run_file, cache=cache).code == 0
+    assert tiny_run.summary(out)["models"] == tiny_run.summary(tmp_path / "out")["models"]
 
 
 def test_a_disk_with_too_little_room_is_said_in_a_line_before_any_work(disk, tmp_path, byte_level, texts):

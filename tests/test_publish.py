@@ -47,6 +47,14 @@ def test_the_same_results_are_not_brought_again(made):
     assert (run / "model/config.json").read_text() == "edited"
 
 
+@pytest.mark.parametrize("gone", ["summary.json", "report.html", "model"])
+def test_what_was_moved_elsewhere_is_brought_again(made, gone):
+    run, reported, model = made
+    (run / gone).rename(run.parent / "elsewhere")
+    publish(run, reported, model, key="1", folders={"train fused": model})
+    assert (run / gone).exists() and (run / "model/config.json").read_text() == "first"
+
+
 def test_a_model_cut_off_between_two_renames_is_not_lost(made):
     run, reported, model = made
     (run / "model/notes.txt").write_text("mine")

@@ -6,10 +6,12 @@ folder that has the recipe's key in its name never has to be overwritten: anothe
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from typing import Any
 from fuselm import processes
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
+# What torch, safetensors and shutil say of a full disk, in errors of their own.
+_FULL = re.compile("unexpected pos|PytorchStreamWriter|No space left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,8 @@ def build_once(
         started = time.perf_counter()
         for leftover in partial.rglob(".*.tmp"):
             leftover.unlink()
-        counts = build(partial)
+        with full_disk_named(partial):
+            counts = build(partial)
         for product in _product_files(partial):
             _fsync(product)
         manifest = {
@@ -105,6 +110,17 @@ def build_once(
             scaffold.unlink()
         _fsync(folder.parent)
     return True
+
+
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Whatever a full disk raises is an `OSError`, with `folder` in it if it has no file."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) is not None or not _FULL.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def write_text(path: Path, text: str) -> None:

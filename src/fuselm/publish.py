@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fuselm import manifest
 
 RECORD = "run.json"  # what of this is the last run file's
+PAGES = ("summary.json", "report.html")
 
 
 def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mapping[str, Path]) -> None:
@@ -16,9 +17,16 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
     """
     record = run / RECORD
     before = json.loads(record.read_text()) if record.is_file() else {}
-    if before.get("report") == key:
+    if before.get("report") == key and all((run / name).exists() for name in (*PAGES, "model")):
         return
-    for name in ("summary.json", "report.html"):
+    with manifest.full_disk_named(run):
+        _bring(run, reported, model, before.get("model"), key, folders)
+
+
+def _bring(
+    run: Path, reported: Path, model: Path, before: Sequence[str] | None, key: str, folders: Mapping[str, Path]
+) -> None:
+    for name in PAGES:
         manifest.write_bytes(run / name, lambda path, name=name: shutil.copyfile(reported / name, path))
     place, fresh, old = run / "model", run / "model.partial", run / "model.old"
     if old.exists() and not place.exists():  # cut off between the two renames
@@ -30,7 +38,7 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
     ours = sorted(path.name for path in fresh.iterdir())
     if place.exists():
         for path in place.iterdir():
-            if path.name not in {*ours, *before.get("model", ours)}:
+            if path.name not in {*ours, *(ours if before is None else before)}:
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, fresh / path.name)
         place.rename(old)
     fresh.rename(place)
@@ -39,4 +47,4 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
         name: str(path.relative_to(run) if path.is_relative_to(run) else path.resolve())
         for name, path in folders.items()
     }
-    manifest.write_text(record, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))
+    manifest.write_text(run / RECORD, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))
