@@ -191,6 +191,23 @@ def test_the_pages_show_every_experiment(finished):
         )
 
 
+def test_arms_of_other_seeds_have_their_scores_in_columns_of_their_own(finished, tmp_path):
+    result = result_of(finished)
+    arms = {name: dict(arm) for name, arm in result["arms"].items()}
+    tried = next(name for name, arm in arms.items() if len(arm["seeds"]["0"]["trials"]) > 1)
+    seeds = arms[tried]["seeds"]
+    arms[tried]["seeds"] = {"0": seeds["0"]}
+    arms |= {"later": arms[tried] | {"seeds": {"1": seeds["1"]}}}
+    found = study_page._trials([tried, "later"], arms)
+    assert found["seeds"] == ["0", "1"]
+    dev = {seed: [f"{t['dev_bits_per_byte']:.4f}" for t in of["trials"]] for seed, of in seeds.items()}
+    dash = study_page.DASH
+    assert [[value for value, _ in row["cells"]] for row in found["rows"]] == [
+        *([value, dash] for value in dev["0"]),
+        *([dash, value] for value in dev["1"]),
+    ]
+
+
 def test_half_a_study_is_shown_with_dashes(finished, tmp_path):
     shutil.copytree(finished / "study", tmp_path / "study")
     shutil.rmtree(tmp_path / "study" / "seed-1")
@@ -318,6 +335,10 @@ BAD = {
         {"experiments": [EXPERIMENTS[0], EXPERIMENTS[0]]},
         "experiments.main: not a usable name; take letters, digits, '-' and '_', and each once",
     ),
+    "a weight in a domain that is not there": (
+        {"arms": ARMS | {"fused": ARMS["fused"] | {"set": {"fuse.weights": {"other": {"frnch": 2}}}}}},
+        "arms.fused: fuse.weights.other: no text is of domain 'frnch'; there are english, french",
+    ),
     "no title": (
         {"experiments": [{"name": "a", "arms": ["clm"]}]}, "experiments.1.title: missing; every study needs it"
     ),
@@ -375,6 +396,12 @@ def test_a_section_that_is_set_leaves_what_it_does_not_say(tmp_path, byte_level,
     train = run.train
     assert (train.passes, train.weight_decay, run.corpus.share) == (5, 0.5, 0.5)
     assert train.batch_documents == tiny_run.TRAIN["batch_documents"] and train.precision == "float32"
+
+
+def test_names_may_have_any_character(tmp_path, byte_level, sentence_piece, texts):
+    output = tmp_path / "\N{GRINNING FACE} \N{CJK UNIFIED IDEOGRAPH-20000}"
+    checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, output=str(output)))
+    assert checked.run(checked.arms["clm"], 0, {}).output == str(output / "seed-0")
 
 
 def test_an_arm_of_clm_may_be_like_one_of_fused(tmp_path, byte_level, sentence_piece, texts):

@@ -175,8 +175,9 @@ def study(
     from fuselm import study as studies
 
     checked = studies.load(study_file, overrides or [])
-    trials.start(checked)
     grid = trials.Grid(checked, Console(stderr=True))
+    grid.check()
+    trials.start(checked)
     if plan:
         Console().print(trials.table(grid))
         return

@@ -62,6 +62,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
+def size_so_far(folder: Path) -> int:
+    """Bytes of what an interrupted call left of a stage."""
+    partial = folder.with_name(folder.name + ".partial")
+    return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+
+
 def build_once(
     folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]], *, together: bool = False
 ) -> bool:

@@ -35,11 +35,13 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What one stage takes. `disk` is an upper bound; time and memory are unknown (None) without calibration."""
+    """What one stage takes. Bytes are upper bounds; time and memory are unknown (None) without calibration."""
 
     title: str
     tokens: int
-    disk: int  # bytes
+    disk: int  # bytes that stay
+    scratch: int = 0  # ... and more while it is made
+    there: int = 0  # ... of both, from when it was interrupted
     keeps: str = ""  # a capture's policy, and what it makes of one batch
     bytes_per_token: float | None = None  # of a capture, as one batch has it
     seconds: float | None = None
@@ -47,9 +49,20 @@ class Estimate:
 
 
 def estimates(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> list[Estimate]:
-    """Of those steps, else of all of the run, that are not done. Makes the corpus, which loads no model."""
+    """Of those steps, else of all of the run and its report, that are not done. Makes the corpus; loads no model."""
     counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
-    return [_estimate(pipeline, step, counted) for step in steps or pipeline.steps() if not step.done]
+    todo = [step for step in steps or pipeline.steps() if not step.done]
+    result = [_estimate(pipeline, step, counted) for step in todo]
+    if todo and steps is None:
+        size = pipeline.inputs.target.parameters_bytes
+        result.append(Estimate(title="report", tokens=0, disk=size, scratch=size))  # the model, beside one of before
+    return result
+
+
+def room(rows: Sequence[Estimate]) -> int:
+    """Bytes of disk that it takes to make all of them, one after the other."""
+    there = sum(min(e.there, e.disk + e.scratch) for e in rows)
+    return sum(e.disk for e in rows) + max((e.scratch for e in rows), default=0) - there
 
 
 def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, int]]) -> Estimate:
@@ -57,7 +70,7 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
     of_target = counted[target.tokenizer_fingerprint]
     aligned_row = ROW_BYTES + ENTRY_BYTES * run.align.top_k
     ratio = 1 + sum(map(pipeline.written, pipeline.inputs.writers))
-    learnt = round(of_target["train"] * ratio)
+    learnt, scratch = round(of_target["train"] * ratio), 0
     if step.stage == "write":
         model = pipeline.inputs.sources[step.name]
         tokens, disk = round(counted[model.tokenizer_fingerprint]["train"] * pipeline.written(step.name)), 0
@@ -75,13 +88,16 @@ def _estimate(pipeline: "Pipeline", step: "Step", counted: dict[str, dict[str, i
         options = run.train.of(step.name)
         tokens = (learnt if step.name == "fused" else of_target["train"]) * options.passes
         state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
-        disk = CHECKPOINTS * state * _trained_parameters(target, options.lora_rank) + target.parameters_bytes
+        scratch = CHECKPOINTS * state * _trained_parameters(target, options.lora_rank)
+        disk = target.parameters_bytes
     elif step.stage == "evaluate":
         model = pipeline.inputs.sources.get(step.name, target)
         tokens, disk = counted[model.tokenizer_fingerprint]["heldout"], 0
     else:
-        tokens, disk = 0, 2 * target.parameters_bytes
-    return Estimate(title=step.title, tokens=tokens, disk=disk)
+        tokens, disk = 0, 0
+    return Estimate(
+        title=step.title, tokens=tokens, disk=disk, scratch=scratch, there=manifest.size_so_far(step.folder)
+    )
 
 
 def _trained_parameters(target: "Model", lora_rank: int | None) -> int:
@@ -104,7 +120,7 @@ def _most_entries(options: "config.Capture") -> int:
 
 def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> None:
     """Raises `ValueError` where the disk has less room than the steps yet to come may need."""
-    needed = sum(e.disk for e in estimates(pipeline, steps))
+    needed = room(estimates(pipeline, steps))
     free = shutil.disk_usage(pipeline.folder).free
     if needed > free:
         raise ValueError(
@@ -125,7 +141,8 @@ def table(pipeline: "Pipeline") -> Table:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else _duration(e.seconds)
         each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
-        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, _size(e.disk), memory, seconds)
+        disk = _size(e.disk + e.scratch)
+        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, disk, memory, seconds)
     if not rows:
         result.add_row("nothing to do", *[""] * 6)
     result.add_section()
@@ -133,7 +150,7 @@ def table(pipeline: "Pipeline") -> Table:
     result.add_row(
         "in all",
         *[""] * 3,
-        _size(sum(e.disk for e in rows)),
+        _size(room(rows)),
         f"{peak / GIB:.1f} GiB",
         _duration(sum((e.seconds or 0.0 for e in rows), start=0.0)),
     )
@@ -155,15 +172,13 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
     documents = calibration.spread([d for d in pipeline.documents if d.split == "train"], CALIBRATION_DOCUMENTS)
     measured: dict[str, tuple[calibration.Measured, int]] = {}
     result = []
-    for step, row in zip([s for s in pipeline.steps() if not s.done], rows, strict=True):
+    todo = [step for step in pipeline.steps() if not step.done]
+    for step, row in zip(todo, rows, strict=False):
         if step.stage in ("align", "fuse"):
             result.append(replace(row, seconds=row.tokens * ALIGN_SECONDS, memory=_peak_memory()))
             continue
         if step.stage == "write":  # nobody knows before it is tried how fast a model writes
             result.append(row)
-            continue
-        if step.stage in ("corpus", "report"):
-            result.append(replace(row, seconds=1.0))
             continue
         task = "train" if step.stage == "train" else "read"
         name = step.name if step.name in pipeline.inputs.sources and task == "read" else ""
@@ -188,7 +203,7 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             if name not in pipeline.inputs.servers:
                 speed *= pipeline.run.capture.processes
         result.append(replace(row, seconds=row.tokens / speed, memory=memory))
-    return result
+    return result + [replace(row, seconds=1.0) for row in rows[len(todo) :]]
 
 
 def _peak_memory() -> int:

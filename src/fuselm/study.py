@@ -98,7 +98,7 @@ class Study:
         for option in config.Baseline.model_fields if arm.method == "clm" else ():
             if f"train.{option}" in {**arm.settings, **trial}:
                 given[f"train.clm.{option}"] = given.pop(f"train.{option}")
-        run = config.load(self.run_file, [f"{name}={json.dumps(value)}" for name, value in given.items()])
+        run = config.load(self.run_file, [f"{name}={_yaml(value)}" for name, value in given.items()])
         if set(arm.sources) == set(run.sources):
             return run
         chosen = {"sources": {n: s for n, s in run.model_dump()["sources"].items() if n in arm.sources}}
@@ -106,6 +106,11 @@ class Study:
             return config.Run.model_validate(run.model_dump() | chosen)
         except ValidationError as error:
             raise ValueError(options.first_problem(error, "run", lambda _: [])) from None
+
+
+def _yaml(value: Any) -> str:
+    """JSON, with characters as they are: YAML reads half of an escaped pair as a character."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def arms_of(experiment: ExperimentOptions) -> list[str]:
@@ -146,13 +151,13 @@ def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
     base = Study(
         file=file,
         run_file=run_file,
-        output=Path(read.output),
+        output=Path(read.output).expanduser(),
         seeds=read.seeds,
         settings=read.set,
         arms={},
         experiments=read.experiments,
     )
-    sources = list(config.load(run_file, [f"{k}={json.dumps(v)}" for k, v in read.set.items()]).sources)
+    sources = list(config.load(run_file, [f"{k}={_yaml(v)}" for k, v in read.set.items()]).sources)
     as_they_are = {
         name: Arm(name=name, method=None, settings={}, sources=sources, trials=({},), seeds=read.seeds)
         for name in ("base", *sources)

@@ -70,7 +70,7 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
         "seeds": experiment["seeds"],
         "differences": [_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()],
         "needed": _needed(experiment),
-        "trials": [row for name in experiment["arms"] for row in _trials(name, result["arms"][name])],
+        "trials": _trials(experiment["arms"], result["arms"]),
         "figures": {kind: svg for kind, svg in drawn.items() if svg},
     }
 
@@ -125,21 +125,21 @@ def _needed(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _trials(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of an arm with a choice, what each trial gave by seed."""
-    by_seed = {seed: of["trials"] for seed, of in arm["seeds"].items()}
-    first = next(iter(by_seed.values()))
-    if len(first) < 2:
-        return []
+def _trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
+    """Of arms with a choice, what each trial gave by seed, of all seeds that one of them has."""
+    chosen = {n: arms[n]["seeds"] for n in names if len(next(iter(arms[n]["seeds"].values()))["trials"]) > 1}
+    seeds = sorted({seed for by_seed in chosen.values() for seed in by_seed}, key=int)
     rows = []
-    for n, trial in enumerate(first):
-        dev = {
-            seed: (f"{of[n]['dev_bits_per_byte']:.4f}" if of[n]["done"] else DASH, of[n]["chosen"])
-            for seed, of in by_seed.items()
-        }
-        shown = [f"**{value}**" if chosen else value for value, chosen in dev.values()]
-        rows.append({"arm": name, "trial": told(trial["settings"]), "dev": dev, "shown": shown})
-    return rows
+    for name, by_seed in chosen.items():
+        for n, trial in enumerate(next(iter(by_seed.values()))["trials"]):
+            cells = [_dev(by_seed[seed]["trials"][n]) if seed in by_seed else (DASH, False) for seed in seeds]
+            rows.append({"arm": name, "trial": told(trial["settings"]), "cells": cells})
+    return {"seeds": seeds, "rows": rows}
+
+
+def _dev(trial: Mapping[str, Any]) -> tuple[str, bool]:
+    """Its bits per byte of the development split, and whether it was chosen."""
+    return f"{trial['dev_bits_per_byte']:.4f}" if trial["done"] else DASH, trial["chosen"]
 
 
 def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -84,6 +84,22 @@ class Grid:
         for seed in dict.fromkeys(seed for arm in arms for seed in arm.seeds):
             yield from ((seed, arm) for arm in arms if seed in arm.seeds)
 
+    def check(self) -> None:
+        """Look at what every trial is made of. Raises `ValueError` on what can't be used."""
+        for seed, arm in self.cells():
+            for number in range(len(arm.trials)):
+                self._look(arm, seed, number)
+
+    def _look(self, arm: Arm, seed: int, trial: int) -> Pipeline:
+        cell = (arm.name, seed, trial)
+        if cell not in self._looking:
+            try:
+                self._looking[cell] = self.pipeline(arm, seed, trial)
+            except ValueError as error:
+                where = f"arms.{arm.name}: " if arm.method else ""
+                raise ValueError(f"{self.study.file}: {where}{error}") from None
+        return self._looking[cell]
+
     def pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         return Pipeline(self.study.run(arm, seed, arm.trials[trial]), self.console)
 
@@ -91,10 +107,7 @@ class Grid:
         """Makes nothing but the corpus."""
         trials = []
         for number, settings in enumerate(arm.trials):
-            cell = (arm.name, seed, number)
-            if cell not in self._looking:
-                self._looking[cell] = self.pipeline(arm, seed, number)
-            pipeline = self._looking[cell]
+            pipeline = self._look(arm, seed, number)
             steps = pipeline.steps(lambda pipeline=pipeline: pipeline.scored(arm.method or arm.name))
             written = {name: pipeline.written(name) for name in pipeline.inputs.writers}
             trials.append(Trial(settings=settings, run=pipeline.run, written=written, steps=steps))
@@ -110,10 +123,12 @@ def start(study: Study) -> None:
 
 
 def run(grid: Grid, after: Callable[[], None]) -> list[str]:
-    """Make what is not there yet, and call `after` each arm that something was made of. An arm that can't be made is
-    passed over; returns a line about each of those.
+    """Make what is not there yet, and call `after` each arm that something was made of. An arm that fails is passed
+    over; returns a line about each of those. All texts are made first.
     """
     failed = []
+    for seed, arm in grid.cells():
+        grid.state(arm, seed)
     for seed, arm in grid.cells():
         if grid.state(arm, seed).scores is not None:
             continue
@@ -180,18 +195,19 @@ def table(grid: Grid) -> Table:
     planned: set[Path] = set()
     total, unknown = 0.0, 0
     for seed, arm, now in cells:
-        of_trials = [step for trial in now.trials for step in trial.steps if step.stage != "evaluate"]
-        scoring = [(now.best or now.trials[0]).scored] if now.scores is None else []
-        steps = {s.folder: s for s in of_trials + scoring if not s.done and s.folder not in planned}
-        planned |= steps.keys()
-        times = [_seconds(step, now.trials[0], speed) for step in steps.values()]
+        of_trials = [(step, trial) for trial in now.trials for step in trial.steps if step.stage != "evaluate"]
+        scored = now.best or now.trials[0]
+        scoring = [(scored.scored, scored)] if now.scores is None else []
+        left = {s.folder: (s, t) for s, t in of_trials + scoring if not s.done and s.folder not in planned}
+        planned |= left.keys()
+        times = [_seconds(step, trial, speed) for step, trial in left.values()]
         known = sum(t for t in times if t is not None)
         unknown += None in times
         total += known
         trained = sum(t.trained is not None and t.trained.done for t in now.trials)
         done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
-        left = "" if not times else "unknown" if None in times else duration(known)
-        result.add_row(str(seed), arm.name, str(len(now.trials)) if arm.method else "", done, left)
+        time = "" if not times else "unknown" if None in times else duration(known)
+        result.add_row(str(seed), arm.name, str(len(now.trials)) if arm.method else "", done, time)
     result.add_section()
     count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
     result.add_row("", "in all", "", count, duration(total) + (" and what is unknown" if unknown else ""))
