@@ -55,6 +55,15 @@ def test_tempering_equals_the_reference(rows, temperature):
         assert made.gold[i] == pytest.approx(gold, abs=1e-4)
 
 
+@pytest.mark.parametrize("most", [0.4, 0.01, 1e-7])
+def test_a_temperature_near_0_leaves_the_most_probable(most):
+    made = tails.tempered(of([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
+    check(made, VOCAB)
+    kept = drawn.row_of(*made.row(0))
+    assert kept[7] == pytest.approx(1, abs=1e-6) and kept[0] + kept[3] + made.tail[0] < 1e-6
+    assert made.gold[0] == pytest.approx(math.log(0.6) / 1e-3, rel=1e-4)
+
+
 @some
 @given(rows=rows())
 def test_temperature_one_leaves_rows_alone_and_near_it_they_are_near(rows):

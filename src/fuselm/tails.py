@@ -70,16 +70,21 @@ def tempered(distributions: Distributions, temperature: float, vocabulary_size: 
     if temperature == 1.0:
         return distributions
     d, tails = distributions, of(distributions, vocabulary_size)
-    logprobs = d.logprobs.astype(np.float64) / temperature
+    most = np.zeros(len(d))  # of each row, so that the power of no small probability is lost
+    if d.informed.any():
+        most[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
+    logprobs = (d.logprobs.astype(np.float64) - most[d.rows]) / temperature
     slope = tails.reach - (tails.reach - tails.slope) / temperature  # 1 - a/T times c
     counts = np.clip(d.counts, 1, None)
-    tail = np.where(tails.ids > 0, np.exp(tails.last / temperature) * counts * tails.reach * _growth(slope), 0.0)
+    tail = np.where(
+        tails.ids > 0, np.exp((tails.last - most) / temperature) * counts * tails.reach * _growth(slope), 0.0
+    )
     total = np.bincount(d.rows, weights=np.exp(logprobs), minlength=len(d)) + tail
     log_total = np.log(np.where(d.informed, total, 1.0))
     return replace(
         d,
         logprobs=(logprobs - log_total[d.rows]).astype(np.float32),
-        gold=np.minimum(np.where(d.informed, d.gold.astype(np.float64) / temperature - log_total, d.gold), 0.0).astype(
+        gold=np.minimum(np.where(d.informed, (d.gold - most) / temperature - log_total, d.gold), 0.0).astype(
             np.float32
         ),
         tail=np.where(d.informed, tail / np.where(d.informed, total, 1.0), d.tail).astype(np.float32),
