@@ -156,6 +156,21 @@ def test_paths_are_found_beside_the_run_file(run_file, tmp_path, monkeypatch):
     assert run.sources["b"].model == "models/b"  # not there either: may be a hub id
 
 
+def test_a_home_folder_may_be_written_as_a_tilde(run_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = ["output=~/runs", "corpus.files=[~/a.jsonl]", "sources.a={model: ~/a, store: ~/stores/a}"]
+    run = config.load(run_file(), given)
+    home = tmp_path / "home"
+    assert (run.output, run.corpus.files) == (str(home / "runs"), [str(home / "a.jsonl")])
+    assert (run.sources["a"].model, run.sources["a"].store) == (str(home / "a"), str(home / "stores/a"))
+
+
+def test_a_text_may_look_like_a_number(run_file):
+    assert config.load(run_file(), ["target.revision='12345e6'"]).target.revision == "12345e6"
+    assert config.load(run_file(), ["target.revision=12345e6"]).target.revision == "12345e6"
+    assert config.load(run_file(), ["target.revision='1234567'"]).target.revision == "1234567"
+
+
 def test_the_current_directory_comes_before_the_run_files(run_file, tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "elsewhere"):
         folder.mkdir(exist_ok=True)
@@ -203,7 +218,7 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
             "run.yaml: train.quantize: does nothing here, for lora_rank is not set; drop one or set the other",
         ),
         ("train.lambda_clm=2", "run.yaml: train.lambda_clm: input should be less than or equal to 1 (got 2)"),
-        ("train.lambda_clm=-.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
+        ("train.lambda_clm=-0.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
         ("train.lambda_final=1.5", "run.yaml: train.lambda_final: input should be less than or equal to 1 (got 1.5)"),
         ("train.passes=0", "run.yaml: train.passes: input should be greater than or equal to 1 (got 0)"),
         (
@@ -353,6 +368,7 @@ def test_what_cannot_be_drawn_from_keeps_a_threshold(run_file):
         ("fuse.temperatures={a: 2}", False),
         ("train.temperature=2", False),
         ("train.divergence=jsd", False),
+        ("train.confidence=expected", False),
     ],
 )
 def test_draws_do_where_rows_are_only_averaged(run_file, override, only):

@@ -255,7 +255,7 @@ class Train(_Options):
     confidence: Literal["none", "expected", "gold"] = "none"
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # of the target from the fused rows
     jsd_beta: float | None = Field(None, gt=0, lt=1)  # share of the fused row in jsd's mixture; None: 0.5
-    temperature: Positive = 1.0  # flattens what the divergence compares
+    temperature: float = Field(1.0, gt=0, le=100)  # flattens what the divergence compares
     tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
     learning_rate: Positive | Rates = 1e-4  # of several, the best on the development split is kept
     lr_schedule: Schedule = "constant"  # after the warm-up
@@ -374,10 +374,11 @@ class Run(_Options):
 
     @property
     def only_averages(self) -> bool:
-        """Whether nothing but means is taken of rows: then what was drawn from their tails is as good as the tails."""
+        """Whether all that is made of rows is linear in them: then what was drawn of tails is as good as the tails."""
         fuse, train = self.fuse, self.train
         averaged = fuse.function not in ("entropy", "log_linear") and not fuse.temperatures
-        return averaged and train.divergence == "forward_kl" and train.temperature == 1
+        linear = train.divergence == "forward_kl" and train.temperature == 1 and train.confidence == "none"
+        return averaged and linear
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -410,6 +411,7 @@ def _known_options(location: list[str]) -> list[str]:
 
 def _with_paths(run: Run, folder: Path) -> Run:
     def found(spec: str) -> str:
+        spec = os.path.expanduser(spec)
         beside = folder / spec
         return str(beside) if not Path(spec).exists() and beside.exists() else spec
 
@@ -420,6 +422,7 @@ def _with_paths(run: Run, folder: Path) -> Run:
 
     return run.model_copy(
         update={
+            "output": os.path.expanduser(run.output),
             "target": model(run.target),
             "sources": {name: model(source) for name, source in run.sources.items()},
             "corpus": run.corpus.model_copy(update={"files": [found(f) for f in run.corpus.files]}),

@@ -51,19 +51,9 @@ def override(options: dict[str, Any], given: str) -> None:
             options[parent] = {"model": options[parent]} if isinstance(options.get(parent), str) else {}
         options = options[parent]
     try:
-        options[last] = _number(yaml.safe_load(value))
+        options[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ValueError(f"{given}: the value is not YAML") from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string."""
-    if isinstance(value, list):
-        return [_number(v) for v in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def first_problem(
