@@ -1,6 +1,7 @@
 """Whole runs on tiny models: what is made again and what is not, killed runs, every kind of tokenizer."""
 
 import fnmatch
+import io
 import json
 import math
 import os
@@ -14,12 +15,14 @@ import pytest
 import tiny_run
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import captured, files, fuselm, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import capture, manifest
+from fuselm import capture, config, manifest
 from fuselm.manifest import Recipe
+from fuselm.pipeline import Pipeline
 
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
 
@@ -183,6 +186,30 @@ def test_changed_text_is_read_again(finished, again, tmp_path, rows):
     assert outcome.stages == ["corpus", "capture own", "capture other", "align own", "align other"]
 
 
+def test_a_renamed_file_is_read_again(finished, again, tmp_path):
+    """By its name, which may be a domain, and by its ending."""
+    (tmp_path / "renamed.jsonl").write_bytes((finished / "corpus.jsonl").read_bytes())
+    outcome = fuselm("align", finished / "run.yaml", f"output={again}", f"corpus.files=[{tmp_path}/renamed.jsonl]")
+    assert outcome.code == 0 and outcome.stages == ["corpus"]  # the texts are the same
+
+
+def test_another_tokenizer_is_another_model(tmp_path, byte_level, rows, cache):
+    folder = tmp_path / "target"
+    shutil.copytree(byte_level, folder)
+    run_file = tiny_run.write(tmp_path, target=folder, sources={"own": byte_level}, rows=rows)
+
+    def evaluated() -> dict[str, Path]:
+        steps = Pipeline(config.load(run_file), Console(file=io.StringIO())).steps()
+        return {step.name: step.folder for step in steps if step.stage == "evaluate"}
+
+    before = evaluated()
+    given = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(given | {"bos_token": given["eos_token"]}))
+    after = evaluated()
+    assert "own" not in before and "own" in after  # the target no more
+    assert all(after[name] != before[name] for name in before)
+
+
 def test_every_stage_can_be_run_by_itself(finished, tmp_path):
     made = []
     for stage in ("capture", "align", "fuse", "train", "evaluate", "report"):
@@ -223,6 +250,9 @@ def test_the_best_of_several_learning_rates_is_kept(finished, again):
     }
     assert training["fused"]["learning_rate"] == min(dev, key=dev.get) and len(dev) == 2
     assert training["clm"]["learning_rate"] == 1e-6
+    again_reversed = ["train.learning_rate=[1e-6, 3e-3]", "train.clm.learning_rate=1e-6"]
+    run = config.load(finished / "run.yaml", [f"output={again}", *again_reversed])
+    assert all(step.done for step in Pipeline(run, Console(file=io.StringIO())).steps())  # the best is not the first
 
 
 @pytest.mark.parametrize("target", KINDS)

@@ -129,6 +129,13 @@ def full_disk_named(folder: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
+def reopen(folder: Path) -> None:
+    """Have a finished stage built again, from what is there of it. Of several processes the first does it."""
+    if processes.rank() == 0:
+        os.rename(folder, folder.with_name(folder.name + ".partial"))
+    processes.wait_until(lambda: not is_finished(folder))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all."""
     write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -5,7 +5,6 @@ run's folder says which folders belong to its last run file.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -89,7 +88,8 @@ class Pipeline:
         recipe = Recipe(
             stage="corpus",
             parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
-            inputs={f"file {n}": fingerprints.sha256(file) for n, file in enumerate(inputs.files)} | inputs.contexts,
+            inputs={f"file {n}": f"{file.name} {fingerprints.sha256(file)}" for n, file in enumerate(inputs.files)}
+            | inputs.contexts,
         )
 
         def build(out: Path, _: Progress) -> dict:
@@ -268,12 +268,12 @@ class Pipeline:
         """
         rates = self.run.train.of(method).learning_rates
         folders = [self._train(method, rate) for rate in rates]
-        if self._steps.looking:
+        if not all(map(manifest.is_finished, folders)):  # only looking
             return folders[0]
         scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
         best = scores.index(min(scores))
-        if weights and not (folders[best] / WEIGHTS).is_dir():
-            shutil.rmtree(folders[best])
+        if weights and not self._steps.looking and not (folders[best] / WEIGHTS).is_dir():
+            manifest.reopen(folders[best])
             self._train(method, rates[best])
         return folders[best]
 
@@ -289,7 +289,7 @@ class Pipeline:
         fused, settings = self.fuse() if method == "fused" else None, self.settings(method, rate)
         recipe = Recipe(
             stage="train",
-            parameters={"method": method, **settings},
+            parameters={"method": method, **{name: of for name, of in settings.items() if name != "trackers"}},
             inputs={
                 "model": self.inputs.target.fingerprint,
                 "tokenizer": self.inputs.target.tokenizer_fingerprint,
@@ -324,17 +324,18 @@ class Pipeline:
         """The scores of `base`, a source or a method's best model."""
         model, dtype = self.inputs.target, self.run.target.dtype
         fingerprint = model.fingerprint
+        tokenizer = model.tokenizer_fingerprint
         if name in METHODS:
             fingerprint = self._steps.key(self.trained(name, weights=False))
         elif name in self.inputs.sources:
             source, of_source = self.inputs.sources[name], self._dtype(name)
-            if (source.fingerprint, of_source) == (fingerprint, dtype):
+            if (source.fingerprint, source.tokenizer_fingerprint, of_source) == (fingerprint, tokenizer, dtype):
                 name = "base"
-            model, fingerprint, dtype = source, source.fingerprint, of_source
+            model, fingerprint, tokenizer, dtype = source, source.fingerprint, source.tokenizer_fingerprint, of_source
         recipe = Recipe(
             stage="evaluate",
             parameters={**self.run.evaluate.model_dump(), "dtype": dtype, "split": "heldout"},
-            inputs={"model": fingerprint, "corpus": self._text()},
+            inputs={"model": fingerprint, "tokenizer": tokenizer, "corpus": self._text()},
         )
 
         def build(out: Path, shown: Progress) -> dict:
