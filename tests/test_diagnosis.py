@@ -179,6 +179,7 @@ def test_the_page_and_the_table_show_every_number(usual, own):
         for domain in [*DOMAINS, "average"]:
             assert f"{row['bits_per_byte'][domain]:.3f}" in page
             assert f"{row['bits_per_byte'][domain]:.3f}" in shown
+    assert all(domain in shown for domain in DOMAINS)
     assert "<b>&amp;" not in page and "&lt;b&gt;&amp;" in page
     for style in set(re.findall(r'class="((?:source|base)[-\w]*)"', page)):
         assert f".{style} {{" in page
@@ -244,6 +245,8 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
         other = of_folder["sources"][name]
         assert other["bits_per_byte"]["average"] == pytest.approx(row["bits_per_byte"]["average"], rel=0.05)
         assert other["expected"]["average"] < row["expected"]["average"]
+    (run_file.parent / "out/config.yaml").unlink()  # of the last command, which may have been of other sources
+    assert fuselm("diagnose", run_file.parent / "out", "--json", cache=cache).out == after.out and of_folder["target"]
     shown = fuselm("diagnose", run_file, cache=cache)
     assert shown.code == 0 and result["verdict"][0][:40] in shown.out
 

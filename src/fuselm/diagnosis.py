@@ -13,13 +13,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, corpus, manifest, tails
+from fuselm import corpus, manifest, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fusion import fuse, learn
@@ -50,22 +50,23 @@ def of_run(folder: Path) -> dict:
     """What `diagnose` needs, of the finished run in `folder`. Raises `ValueError` if none is there."""
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
-    stages = {stage: folder / path for stage, path in json.loads((folder / "run.json").read_text())["folders"].items()}
-    options = config.Run.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    aligned = {name: Store(stages[f"align {name}"]) for name in sorted(options.sources)}
-    own = [
-        name
-        for name, s in options.sources.items()
-        if (s.model, s.revision) == (options.target.model, options.target.revision)
-    ]
+    stages = {
+        stage: folder / path
+        for stage, path in json.loads((folder / "run.json").read_text(encoding="utf-8"))["folders"].items()
+    }
+    captured = {
+        s.removeprefix("capture "): manifest.read(path) for s, path in stages.items() if s.startswith("capture ")
+    }
+    aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
+    target = manifest.read(stages["train clm"])["inputs"]["model"]
+    own = [name for name, of in captured.items() if of["inputs"]["model"] == target]
     return {
         "stores": aligned,
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
         "vocabulary_size": locate(str(folder / "model")).output_size,
         "drawn": any(
-            store.manifest["parameters"].get("draws")
-            and manifest.read(stages[f"capture {name}"])["parameters"].get("policy") == "sampled"
+            store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
             for name, store in aligned.items()
         ),
     }
@@ -262,7 +263,9 @@ def _verdict(result: Mapping) -> list[str]:
 def table(result: Mapping) -> Group:
     """Bits per byte of sources, ways and the oracle; who wins; the verdict."""
     columns = [*result["domains"], "average"]
-    bits = Table("", *columns, "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+    bits = Table(
+        "", *map(escape, columns), "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left"
+    )
     bits.title = Text("bits per byte of the training documents; lower is better", style="bold")
     for column in bits.columns[1:]:
         column.justify = "right"
@@ -272,7 +275,7 @@ def table(result: Mapping) -> Group:
         label = f"{name} (the target)" if name == result["target"] else name
         cells = [_best(row["bits_per_byte"][c], [r["bits_per_byte"][c] for r in _group(result, name)]) for c in columns]
         bits.add_row(Text(label), *cells, f"{row['expected']['average']:.3f}", end_section=name in ends)
-    wins = Table("", *result["domains"], box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+    wins = Table("", *map(escape, result["domains"]), box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     wins.title = Text("predicted best: share of tokens, of documents", style="bold")
     for column in wins.columns[1:]:
         column.justify = "right"
