@@ -77,7 +77,7 @@ def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
     getattr(pipeline, name)()
     if not pipeline.worked:
         pipeline.console.print(
-            f"{name}: nothing to do, all of it is in {pipeline.folder}", highlight=False, soft_wrap=True
+            f"{name}: nothing to do, all of it is in {pipeline.folder}", markup=False, highlight=False, soft_wrap=True
         )
 
 
@@ -94,11 +94,11 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
 
     if processes.rank() > 0:
         return
-    summary = json.loads((pipeline.folder / "summary.json").read_text())
+    summary = json.loads((pipeline.folder / "summary.json").read_text(encoding="utf-8"))
     console = Console()
     console.print(report.table(summary))
     for name in ("model", "report.html", "summary.json"):
-        console.print(f"{name:13s} {pipeline.folder / name}", highlight=False, soft_wrap=True)
+        console.print(f"{name:13s} {pipeline.folder / name}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -280,11 +280,12 @@ def _show(result: dict, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     for method, of in result.get("methods", {"": result}).items():
         table = Table("domain", *of["average"], title=method or None)
         for name, values in [*of["domains"].items(), ("average", of["average"])]:
-            table.add_row(name, *map(_cell, values.values()))
+            table.add_row(Text(name), *map(_cell, values.values()))
         Console().print(table)
         if "verdict" in of:
             arrives, fidelity = of["informed"]["own_bits"], of["informed"]["fidelity"]

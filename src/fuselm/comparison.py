@@ -33,7 +33,9 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
         for seed in arm.seeds:
             now = grid.state(arm, seed)
             if now.scores is not None:
-                scores[name][seed] = [Score(**row) for row in json.loads((now.scores / "scores.json").read_text())]
+                scores[name][seed] = [
+                    Score(**row) for row in json.loads((now.scores / "scores.json").read_text(encoding="utf-8"))
+                ]
             seeds[str(seed)] = {
                 "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
                 "bits_per_byte": evaluation.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
@@ -118,7 +120,7 @@ def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
     if not trial.trained.done:
         return told
     record = manifest.read(trial.trained.folder)
-    history = json.loads((trial.trained.folder / "history.json").read_text())
+    history = json.loads((trial.trained.folder / "history.json").read_text(encoding="utf-8"))
     counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
     return told | {
         **{name: record["counts"][name] for name in counted},

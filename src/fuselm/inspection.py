@@ -23,7 +23,10 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
     """
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: no finished run there; start it with `fuselm run`, or name another folder")
-    stages = {stage: folder / path for stage, path in json.loads((folder / "run.json").read_text())["folders"].items()}
+    stages = {
+        stage: folder / path
+        for stage, path in json.loads((folder / "run.json").read_text(encoding="utf-8"))["folders"].items()
+    }
     target = locate(str(folder / "model"))  # it has the target's tokenizer
     vocabulary = Vocabulary(load_tokenizer(target), target.output_size)
     documents = corpus.read_documents(stages["corpus"], "train")

@@ -58,7 +58,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(f"  {self._title}: {text}", style="dim", highlight=False, soft_wrap=True)
+        self._console.print(f"  {self._title}: {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         if self._bar is not None:

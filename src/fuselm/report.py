@@ -30,7 +30,9 @@ SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin a
 def write(out: Path, run: config.Run, folders: dict) -> dict:
     """Write `summary.json`, `report.html` and the model card `README.md` from the folders of all stages."""
     summary = summarize_run(run, folders)
-    histories = {m: json.loads((path / "history.json").read_text()) for m, path in folders["train"].items()}
+    histories = {
+        m: json.loads((path / "history.json").read_text(encoding="utf-8")) for m, path in folders["train"].items()
+    }
     manifest.write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     manifest.write_text(out / "report.html", page(summary, histories))
     manifest.write_text(out / "README.md", card(summary))
@@ -40,7 +42,7 @@ def write(out: Path, run: config.Run, folders: dict) -> dict:
 def summarize_run(run: config.Run, folders: dict) -> dict:
     """Every number of a run. What isn't finite (a fidelity, where a method gave the text no chance) is None."""
     scores = {
-        name: [Score(**row) for row in json.loads((path / "scores.json").read_text())]
+        name: [Score(**row) for row in json.loads((path / "scores.json").read_text(encoding="utf-8"))]
         for name, path in folders["evaluate"].items()
     }
     scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}

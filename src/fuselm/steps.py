@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from fuselm import manifest, progress
 from fuselm.manifest import Recipe
@@ -73,12 +74,14 @@ class Steps:
         self._seen[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
         if done or self.looking:
             return folder
-        self.console.print(f"[bold]{title}[/bold]", highlight=False)
+        self.console.print(title, style="bold", markup=False, highlight=False)
         began = time.monotonic()
         with progress.show(self.console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
         self.console.print(
-            f"  done in {time.monotonic() - began:,.1f} s  [dim]{folder}[/dim]", highlight=False, soft_wrap=True
+            f"  done in {time.monotonic() - began:,.1f} s  [dim]{escape(str(folder))}[/dim]",
+            highlight=False,
+            soft_wrap=True,
         )
         self.worked = True
         return folder

@@ -147,7 +147,7 @@ def train(
     state = trainer.state
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their share
     if processes.rank() == 0:
-        dev = [{"step": 0, **json.loads(start.read_text())}]
+        dev = [{"step": 0, **json.loads(start.read_text(encoding="utf-8"))}]
         dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
         history = {"dev": dev, "log": _loss_rows(state.log_history)}
         (out / "history.json").write_text(json.dumps(history, sort_keys=True))
@@ -242,7 +242,7 @@ def _reached(out: Path, steps: int) -> tuple[Path | None, int]:
     checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is None:
         return None, 0
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     if state["max_steps"] != steps:
         raise ValueError(
             f"{out}: begun by another number of processes, for which this is {state['max_steps']} steps and not "
@@ -255,7 +255,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that was written whole: its last file, the trainer's state, is there and readable."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
-            json.loads((path / "trainer_state.json").read_text())
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         return path

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from fuselm import config, manifest, plan
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
@@ -134,12 +135,12 @@ def run(grid: Grid, after: Callable[[], None]) -> list[str]:
             continue
         of_seed = [a for s, a in grid.cells() if s == seed]
         title = f"arm {of_seed.index(arm) + 1} of {len(of_seed)}, seed {seed}: {arm.name}"
-        grid.console.print(f"\n[bold]{title}[/bold]", highlight=False)
+        grid.console.print(f"\n{title}", style="bold", markup=False, highlight=False)
         try:
             _make(grid, arm, seed)
         except ValueError as error:
             failed.append(f"{arm.name}, seed {seed}: {error}")
-            grid.console.print(f"failed: {error}", style="red", highlight=False, soft_wrap=True)
+            grid.console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             continue
         _drop_weights(grid, seed)
         after()
@@ -155,7 +156,7 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
         pipeline.check("evaluate")
         if len(arm.trials) > 1:
             of = f"trial {number + 1} of {len(arm.trials)}: {told(trial.settings)}"
-            grid.console.print(of, highlight=False, soft_wrap=True)
+            grid.console.print(of, markup=False, highlight=False, soft_wrap=True)
         pipeline.trained(arm.method, weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     now = grid.state(arm, seed)
@@ -207,7 +208,7 @@ def table(grid: Grid) -> Table:
         trained = sum(t.trained is not None and t.trained.done for t in now.trials)
         done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
         time = "" if not times else "unknown" if None in times else duration(known)
-        result.add_row(str(seed), arm.name, str(len(now.trials)) if arm.method else "", done, time)
+        result.add_row(str(seed), Text(arm.name), str(len(now.trials)) if arm.method else "", done, time)
     result.add_section()
     count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
     result.add_row("", "in all", "", count, duration(total) + (" and what is unknown" if unknown else ""))

@@ -64,7 +64,7 @@ def write(
             progress.advance(len(batch))
     written = []
     for batch, path in zip(batches, paths, strict=True):
-        for (prompt, _), text in zip(batch, json.loads(path.read_text()), strict=True):
+        for (prompt, _), text in zip(batch, json.loads(path.read_text(encoding="utf-8")), strict=True):
             if text.strip():
                 document = Document(
                     id=f"{name}-{len(written):06d}",
