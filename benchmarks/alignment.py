@@ -328,6 +328,7 @@ def captured(name: str, top_k: int) -> Store:
             layer=forward.output_layer(loaded),
             vocabulary=vocabulary(name),
             context_token=model.context_token,
+            context_length=model.context_length,
         )
         with show(console, f"capture {name}") as shown:
             return capture.capture(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)

@@ -101,6 +101,7 @@ def run_of(options: argparse.Namespace) -> config.Run:
         "train.lambda_clm=0.5",  # what GOLD's own weights of its two losses can be set to
         "train.lr_schedule=cosine",
         "train.average=false",  # GOLD has none
+        "capture.prefix_tokens=0",  # its teacher reads each document by itself
     ]
     return config.load(ROOT / "examples/quickstart.yaml", overrides)
 

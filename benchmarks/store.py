@@ -347,7 +347,8 @@ def source_of(name: str):
     model, vocabulary = model_of(name)
     loaded = load_model(model, dtype="bfloat16")
     layer = forward.output_layer(loaded)
-    return capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, context_token=model.context_token)
+    reads = {"context_token": model.context_token, "context_length": model.context_length}
+    return capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, **reads)
 
 
 def captured(name: str, options: dict) -> Path:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuselm import batches, store
-from fuselm.batches import Batches, Collator, packs, shuffled_passes
+from fuselm.batches import Batches, Collator, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.manifest import Recipe, build_once
+from fuselm.passages import packs
 from fuselm.store import Store, write_parts
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])

@@ -2,6 +2,8 @@
 
 import io
 import math
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,16 +12,18 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture, forward, manifest, store
+from fuselm import capture, forward, manifest, passages, store
 from fuselm.corpus import Document
 from fuselm.manifest import Recipe
 from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.passages import Prefix
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.store import Trace
 from fuselm.vocabulary import Vocabulary
 
 TOP_K = 7
+PREFIX = 41  # tokens
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
 
 
@@ -40,6 +44,7 @@ def source_of(folder) -> capture.Source:
         layer=forward.output_layer(loaded),
         vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
         context_token=model.context_token,
+        context_length=model.context_length,
     )
 
 
@@ -167,6 +172,7 @@ def captured(
 
         progress.advance = advance
     how = {"policy": Policy(**(policy or {"policy": "top_k", "top_k": TOP_K})), "batch_tokens": 509}
+    how |= {"prefix_tokens": PREFIX}
     manifest.build_once(
         folder,
         Recipe(stage="capture"),
@@ -221,3 +227,68 @@ def test_windows_hold_all_documents_in_order():
 def test_no_documents_make_an_empty_store(tmp_path, byte_level):
     counts = captured(tmp_path / "none", source_of(byte_level), [])["counts"]
     assert (counts["documents"], counts["tokens"]) == (0, 0) and len(store.Store(tmp_path / "none")) == 0
+
+
+def by_domain(documents: list[Document]) -> list[Document]:
+    """Of two domains, the one among the other."""
+    return [replace(d, domain=("even", "odd")[n % 2]) for n, d in enumerate(documents)]
+
+
+def test_rows_are_those_of_a_document_behind_the_ones_before_it(tmp_path, source, documents):
+    documents = by_domain(documents)
+    captured(tmp_path / "store", source, documents, policy="top_k", top_k=10_007)
+    found = store.Store(tmp_path / "store")
+    between = passages.between(source.vocabulary)
+    ids = {d.id: source.vocabulary.segment(d.text).ids for d in documents}
+    plan = passages.plan(
+        slice(0, len(documents)),
+        [len(ids[d.id]) for d in documents],
+        passages.by_domain(d.domain for d in documents),
+        prefix=Prefix.of(source.vocabulary, source.context_length, PREFIX),
+        batch_tokens=509,
+    )
+    behind = 0
+    for row in (row for batch in plan for row in batch):
+        front = [i for n in row.before for i in (*ids[documents[n].id], *between)][-row.prefix :] if row.prefix else []
+        for n in row.documents:
+            trace = found.read(documents[n].id)
+            rows = dense(source, np.array([*front, *trace.tokens], np.int64))[len(front) :]
+            np.testing.assert_allclose(trace.distributions.gold, rows[range(len(rows)), trace.tokens], atol=5e-3)
+            behind += len(front) > 0
+            front = [*front, *trace.tokens, *between]
+    assert behind == len(documents)
+
+
+def test_a_document_behind_one_with_nan_is_read_by_itself(tmp_path, byte_level, documents, monkeypatch):
+    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.1)
+    documents = [replace(d, domain="one") for d in documents]
+    source, bad = poisoned(byte_level, documents)
+    counts = captured(tmp_path / "store", source, documents)["counts"]
+    assert counts["skipped"] == bad and len(store.Store(tmp_path / "store")) == len(documents) - 1
+
+
+def test_a_model_that_gives_nan_behind_other_documents_alone_is_refused(tmp_path, byte_level, documents, monkeypatch):
+    source, hidden_states = source_of(byte_level), forward.hidden_states
+
+    def overflowing(model, layer, inputs, mask):
+        found = hidden_states(model, layer, inputs, mask)
+        found[:, 200:] = math.nan
+        return found
+
+    monkeypatch.setattr(forward, "hidden_states", overflowing)
+    short = [replace(d, domain="one") for d in documents if len(source.vocabulary.segment(d.text).ids) <= 200]
+    with pytest.raises(ValueError, match=r"NaN for it behind other documents, .* or capture.prefix_tokens=0$"):
+        captured(tmp_path / "store", source, short)
+
+
+def test_a_source_reads_in_the_thread_that_asks(tmp_path, byte_level, documents, monkeypatch):
+    """... while another one writes."""
+    read, threads = capture.read, set()
+
+    def spied(*arguments, **options):
+        threads.add(threading.current_thread())
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(capture, "read", spied)
+    captured(tmp_path / "store", source_of(byte_level), documents)
+    assert threads == {threading.main_thread()}

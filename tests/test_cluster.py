@@ -27,7 +27,7 @@ from fuselm.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of itself
 has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'fuselm[ray]'")
-HOW = {"policy": Policy(policy="threshold", threshold=0.01, top_k=13), "batch_tokens": 211}
+HOW = {"policy": Policy(policy="threshold", threshold=0.01, top_k=13), "prefix_tokens": 41, "batch_tokens": 211}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -355,7 +355,13 @@ def test_what_cannot_be_drawn_from_keeps_a_threshold(run_file):
     assert run.capture_of("a").retention == {"policy": "sampled", "draws": 7}
     assert run.capture_of("b").retention == {"policy": "threshold"} | config.POLICIES["threshold"]
     run = config.load(run_file(), [f"sources.b={given}", "capture.policy=nucleus"])
-    assert run.capture_of("a") == run.capture_of("b") == run.capture
+    assert run.capture_of("a").retention == run.capture_of("b").retention == run.capture.retention
+
+
+def test_servers_read_documents_with_nothing_in_front(run_file):
+    given = yaml.safe_dump(SERVER, default_flow_style=True).strip()
+    run = config.load(run_file(), [f"sources.b={given}"])
+    assert (run.capture_of("a").prefix_tokens, run.capture_of("b").prefix_tokens) == (256, 0)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_what_was_damaged_while_a_capture_was_interrupted_is_read_again(
     pattern,
 ):
     with pytest.raises(Interrupted):
-        captured(tmp_path / "store", source, documents, stop_after=3)
+        captured(tmp_path / "store", source, documents, stop_after=4)
     damaged = sorted((tmp_path / "store.partial").glob(pattern))
     assert damaged
     damage(damaged[0])

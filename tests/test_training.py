@@ -25,11 +25,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from fuselm import adapters, capture, evaluation, forward, fusion, manifest, store, training
-from fuselm.batches import Collator, packs, reading_order, shuffled_passes
+from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.manifest import Recipe
 from fuselm.models import Model, load_model, load_tokenizer, locate
 from fuselm.objective import fusion_loss
+from fuselm.passages import packs
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.trainable import go_on
@@ -154,7 +155,11 @@ def fused(target, documents, tmp_path_factory) -> Path:
 
     def traces() -> list[store.Trace]:
         source = capture.Source(
-            model=model, layer=forward.output_layer(model), vocabulary=vocabulary, context_token=target.context_token
+            model=model,
+            layer=forward.output_layer(model),
+            vocabulary=vocabulary,
+            context_token=target.context_token,
+            context_length=target.context_length,
         )
         return list(capture.trace_batch(source, chosen, segmentations, policy=Policy(policy="top_k", top_k=7)))
 

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from fuselm import forward
 from fuselm.corpus import Document
+from fuselm.passages import packs
 from fuselm.rows import FlatRows
 from fuselm.store import Store
 from fuselm.vocabulary import Vocabulary
@@ -53,19 +54,6 @@ def shuffled_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[i
             mixed = [i for block in order[begin : begin + MIXED_BLOCKS] for i in block]
             stream.extend(drawn.sample(mixed, len(mixed)))
     return stream
-
-
-def packs(lengths: Sequence[int], stream: Sequence[int], tokens: int) -> list[list[int]]:
-    """The stream cut into batches of up to so many tokens, or of one longer document."""
-    result: list[list[int]] = []
-    room = 0
-    for i in stream:
-        if not result or lengths[i] > room:
-            result.append([])
-            room = tokens
-        result[-1].append(i)
-        room -= lengths[i]
-    return result
 
 
 class Batches(torch.utils.data.Dataset):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, capture, forward, remote, retention, servers, training
+from fuselm import batches, capture, forward, passages, remote, retention, servers, training
 from fuselm.corpus import Document
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
@@ -26,22 +26,26 @@ class Measured:
     mass: float = 0.0
 
 
-def read(pipeline: Pipeline, name: str, documents: Sequence[Document]) -> Measured:
+def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, prefix_tokens: int) -> Measured:
     """Of a source, or without a name of the target."""
     model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
     vocabulary = pipeline.inputs.source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     options = pipeline.run.sources[name] if name else pipeline.run.target
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    count = max(1, TOKENS // max(1, max(len(s.ids) for s in segmentations)))
-    documents, segmentations = spread(documents, count), spread(segmentations, count)
     source = capture.load(model, vocabulary, dtype=options.dtype)
+    prefix = passages.Prefix.of(vocabulary, model.context_length, prefix_tokens)
+    members, lengths = passages.by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
+    window = slice(0, len(documents))
+    planned = passages.plan(window, lengths, members, prefix=prefix, batch_tokens=TOKENS)
+    batch = planned[len(planned) // 2]  # of usual length
+    kept_share = passages.DOCUMENTS / (1 + passages.DOCUMENTS) if prefix.tokens else 1.0  # of what a whole corpus reads
     policy = retention.Policy(**(pipeline.run.capture_of(name) if name else pipeline.run.capture).retention)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
-        kept = capture.read(source, documents, segmentations, policy=policy).kept
+        kept = capture.read(source, documents, segmentations, batch, policy=policy).kept
         seconds = time.perf_counter() - began
     return Measured(
-        speed=sum(len(s.ids) for s in segmentations) / seconds,
+        speed=kept_share * (len(kept.counts) + sum(row.prefix for row in batch)) / seconds,
         entries=float(kept.counts.mean()),
         mass=1 - float(kept.tail.mean()),
     )

@@ -3,12 +3,13 @@
 Wan et al. 2024 keep the top 10 logits; here log-probabilities of the full softmax, as many as the policy wants
 (retention.py), the mass of all others, and the gold token's own.
 
-Documents are read a window at a time, in batches of like length, and written in their own order, a part a window. What
-is read of a window goes to blocks beside the parts until all of it is: an interruption costs what no block holds.
+Documents are read a window at a time, in batches of like length, others of their domain in front of them (passages.py),
+and written in their own order, a part a window. What is read of a window goes to blocks beside the parts until all of
+it is: an interruption costs what no block holds.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, manifest, retention, store
+from fuselm import forward, manifest, passages, retention, store
 from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.models import Model, load_model
+from fuselm.passages import Passage, Prefix
 from fuselm.progress import Progress
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
@@ -44,6 +46,7 @@ class Source:
     layer: forward.OutputLayer
     vocabulary: Vocabulary
     context_token: int
+    context_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,24 @@ def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
         layer=forward.output_layer(loaded),
         vocabulary=vocabulary,
         context_token=model.context_token,
+        context_length=model.context_length,
     )
 
 
 def capture(
-    source: Source, documents: Sequence[Document], out: Path, *, policy: Policy, batch_tokens: int, progress: Progress
+    source: Source,
+    documents: Sequence[Document],
+    out: Path,
+    *,
+    policy: Policy,
+    prefix_tokens: int = 0,
+    batch_tokens: int,
+    progress: Progress,
 ) -> dict:
     """Write traces of `documents` to `out`, a finished store but for its manifest; return what was counted.
+
+    `prefix_tokens` of other documents of its domain are read in front of each, as far as they are there, and of a fifth
+    of the source's context at most.
 
     Goes on after the parts and blocks that are there. Batches don't depend on where an earlier run was cut off, so
     neither does any byte. A document that the model gives NaN for is left out, and named in the counts' `skipped`.
@@ -78,28 +92,30 @@ def capture(
     """
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
 
-    def read_all(batches: list[list[int]]) -> Iterator[Iterable[Trace | None]]:
+    def read_all(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:
         for batch in batches:
-            chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
-            yield traces(read(source, *chosen, policy=policy))
+            yield read_passages(source, documents, segmentations, batch, policy=policy)
 
     lengths = [len(s.ids) for s in segmentations]
-    return write_all(read_all, documents, lengths, out, batch_tokens=batch_tokens, progress=progress)
+    prefix = Prefix.of(source.vocabulary, source.context_length, prefix_tokens)
+    return write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
 
 
 def write_all(
-    read_all: Callable[[list[list[int]]], Iterator[Iterable[Trace | None]]],
+    read_all: Callable[[list[list[Passage]]], Iterator[Iterable[Trace | None]]],
     documents: Sequence[Document],
     lengths: Sequence[int],
     out: Path,
     *,
+    prefix: Prefix,
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """Write what `read_all` makes of batches of documents, by their numbers: of each batch its traces, None where a
-    document can have none. It is called once, with the batches of all windows; a thread writes what comes.
+    """Write what `read_all` makes of batches of passages: of each batch its documents' traces, None where a document
+    can have none. It is called once, with the batches of all windows; a thread writes what comes.
     """
     writer = _Writer(out, documents, progress)
+    members = passages.by_domain(d.domain for d in documents)
     windows = list(_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
     resumed = {w: writer.resume(w, documents[window]) for w, window in enumerate(windows)}
     done = set().union(*resumed.values())
@@ -108,8 +124,8 @@ def write_all(
     todo = {
         w: [
             batch
-            for batch in ([window.start + i for i in b] for b in forward.batches(lengths[window], batch_tokens))
-            if not done.issuperset(documents[i].id for i in batch)
+            for batch in passages.plan(window, lengths, members, prefix=prefix, batch_tokens=batch_tokens)
+            if not done.issuperset(documents[i].id for i in passages.documents_of(batch))
         ]
         for w, window in enumerate(windows)
         if not store.part_path(out, w).exists()
@@ -118,8 +134,9 @@ def write_all(
         made = iter(read_all([batch for batches in todo.values() for batch in batches]))
         for w, batches in todo.items():
             for batch in batches:
-                background.put((w, [documents[i] for i in batch], next(made)))
-                progress.advance(sum(lengths[i] for i in batch if documents[i].id not in done))
+                read = passages.documents_of(batch)
+                background.put((w, [documents[i] for i in read], next(made)))
+                progress.advance(sum(lengths[i] for i in read if documents[i].id not in done))
             background.put((w, [], None))
     counts = store.finish(out)
     writer.check_skipped()
@@ -129,26 +146,85 @@ def write_all(
 def trace_batch(
     source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
 ) -> Iterator[Trace]:
-    """Traces of one batch of documents. Raises `ValueError`, with the document, where the model gives NaN."""
-    batch = read(source, documents, segmentations, policy=policy)
+    """Traces of documents that are read together, each by itself. Raises `ValueError`, with the document, where the
+    model gives NaN.
+    """
+    batch = read(source, documents, segmentations, passages.alone(range(len(documents))), policy=policy)
     for document, trace in zip(documents, traces(batch), strict=True):
         if trace is None:
             raise ValueError(f"{_named(document)}: the model gives NaN; leave the document or the model out")
         yield trace
 
 
+def read_passages(
+    source: Source,
+    documents: Sequence[Document],
+    segmentations: Sequence[Segmentation],
+    batch: Sequence[Passage],
+    *,
+    policy: Policy,
+) -> Iterator[Trace | None]:
+    """A trace for each document of the batch, None where the model gives NaN for it; all is read before the first.
+
+    Behind a document that the model gives NaN for it gives NaN too: those are read again, each by itself. Raises
+    `ValueError` where there is no such document.
+    """
+    made = read(source, documents, segmentations, batch, policy=policy)
+    again = {}
+    bad = {n for n, of in zip(passages.documents_of(batch), _nan(made), strict=True) if of}
+    for passage in batch:
+        behind = bad.intersection(passage.documents) if passage.before or len(passage.documents) > 1 else set()
+        if not behind:
+            continue
+        apart = {
+            n: read(source, documents, segmentations, passages.alone([n]), policy=policy)
+            for n in behind.union(passage.before)
+        }
+        if not any(_nan(of)[0] for of in apart.values()):
+            raise ValueError(
+                f"{_named(documents[min(behind)])}: the model gives NaN for it behind other documents, and for none of "
+                "them by itself; try another dtype, or capture.prefix_tokens=0"
+            )
+        again |= {n: apart[n] for n in behind}
+    return _traces(made, passages.documents_of(batch), again)
+
+
+def _traces(made: Batch, numbers: Sequence[int], again: Mapping[int, Batch]) -> Iterator[Trace | None]:
+    for n, trace in zip(numbers, traces(made), strict=True):
+        yield from traces(again[n]) if n in again else (trace,)
+
+
+def _nan(batch: Batch) -> list[bool]:
+    """Of each document."""
+    ends = np.cumsum([len(s.ids) for s in batch.segmentations])
+    rows = np.isnan(batch.gold)
+    rows[np.repeat(np.arange(len(rows)), batch.kept.counts)[np.isnan(batch.kept.logprobs)]] = True
+    return [bool(of.any()) for of in np.split(rows, ends[:-1])]
+
+
 def read(
-    source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
+    source: Source,
+    documents: Sequence[Document],
+    segmentations: Sequence[Segmentation],
+    batch: Sequence[Passage],
+    *,
+    policy: Policy,
 ) -> Batch:
-    """One forward pass; of the logits, never more than a chunk."""
+    """One forward pass; of the logits, never more than a chunk. Passages have numbers of `documents`."""
+    numbers = passages.documents_of(batch)
+    documents_read, tokens_read = [documents[n] for n in numbers], [segmentations[n] for n in numbers]
+    gap = passages.between(source.vocabulary)
+    texts, of_documents = zip(*(passages.tokens_of(p, segmentations, gap) for p in batch), strict=True)
     with torch.inference_mode():
-        inputs, mask = forward.pad([s.ids for s in segmentations], source.context_token, source.model.device)
-        hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[mask.bool()]
-        ids = np.concatenate([s.ids for s in segmentations])
+        inputs, mask = forward.pad(texts, source.context_token, source.model.device)
+        chosen = mask.bool()
+        chosen[chosen.clone()] = torch.from_numpy(np.concatenate(of_documents)).to(chosen.device)
+        hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[chosen]
+        ids = np.concatenate([s.ids for s in tokens_read])
         gold_ids = torch.as_tensor(ids, dtype=torch.long, device=hidden.device)
         uniform = np.zeros(len(ids))
         if policy.policy == "sampled":
-            drawn = zip(documents, segmentations, strict=True)
+            drawn = zip(documents_read, tokens_read, strict=True)
             uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
         for rows, logits in source.layer.logits_by_chunk(hidden):
@@ -157,8 +233,8 @@ def read(
             gold_logprobs = logits.gather(1, gold_ids[rows, None])[:, 0].float() - found.log_z
             gold.append(gold_logprobs.clamp(max=0).cpu().numpy())
     return Batch(
-        documents=documents,
-        segmentations=segmentations,
+        documents=documents_read,
+        segmentations=tokens_read,
         kept=Kept(
             **{name: np.concatenate([getattr(k, name) for k in kept]) for name in ("counts", "ids", "logprobs", "tail")}
         ),
@@ -171,12 +247,12 @@ def traces(batch: Batch) -> Iterator[Trace | None]:
     """A trace for each document of the batch; None where the model gave NaN."""
     offsets = np.append(0, np.cumsum(batch.kept.counts)).astype(np.int64)
     begin = 0
-    for document, segmentation in zip(batch.documents, batch.segmentations, strict=True):
+    for document, segmentation, nan in zip(batch.documents, batch.segmentations, _nan(batch), strict=True):
         rows = slice(begin, begin + len(segmentation.ids))
         entries = slice(offsets[rows.start], offsets[rows.stop])
         gold, logprobs = batch.gold[rows], batch.kept.logprobs[entries]
         begin = rows.stop
-        if np.isnan(gold).any() or np.isnan(logprobs).any():
+        if nan:
             yield None
             continue
         distributions = Distributions(

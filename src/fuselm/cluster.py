@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.capture import load, read, traces, write_all
+from fuselm import passages
+from fuselm.capture import load, read_passages, write_all
 from fuselm.corpus import Document
 from fuselm.errors import first_line
 from fuselm.models import Model, load_tokenizer, locate
+from fuselm.passages import Passage, Prefix
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.store import Trace
@@ -32,6 +34,7 @@ def capture(
     revision: str | None,
     dtype: str,
     policy: Policy,
+    prefix_tokens: int = 0,
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
@@ -43,10 +46,10 @@ def capture(
     ray = _ray(workers)
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
 
-    def read_all(batches: list[list[int]]) -> Iterator[list[Trace | None]]:
+    def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
         if not batches:
             return
-        rows = [{"batch": pickle.dumps([documents[i] for i in batch])} for batch in batches]
+        rows = [{"batch": pickle.dumps(passages.apart(batch, documents))} for batch in batches]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker,
             fn_constructor_args=(model, revision, dtype, policy),
@@ -61,7 +64,8 @@ def capture(
             raise ValueError(f"{model.name}: a Ray worker failed ({_cause(error)})") from error
 
     lengths = vocabulary.count_tokens([d.text for d in documents])
-    return write_all(read_all, documents, lengths, out, batch_tokens=batch_tokens, progress=progress)
+    prefix = Prefix.of(vocabulary, model.context_length, prefix_tokens)
+    return write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
 
 
 class Worker:
@@ -76,10 +80,10 @@ class Worker:
         self._source = load(here, Vocabulary(load_tokenizer(here), here.output_size), dtype=dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        documents = pickle.loads(row["batch"])
+        documents, batch = pickle.loads(row["batch"])
         segmentations = [self._source.vocabulary.segment(d.text) for d in documents]
-        batch = read(self._source, documents, segmentations, policy=self._policy)
-        return {"traces": pickle.dumps(list(traces(batch)))}
+        traces = read_passages(self._source, documents, segmentations, batch, policy=self._policy)
+        return {"traces": pickle.dumps(list(traces))}
 
 
 def _ray(workers: int):

@@ -126,7 +126,12 @@ class Capture(_Options):
     threshold: float | None = Field(None, gt=0, lt=1)  # threshold: entries of at least this probability
     mass: float | None = Field(None, gt=0, le=1)  # nucleus: the most probable entries that reach it
     draws: int | None = Field(None, ge=1)  # sampled: entries of at least 1/draws, and one draw for each that is left
-    batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
+    # Tokens of other documents of its domain that a source, unless it is a server, reads in front of each, a fifth of
+    # its context at most: it then knows what texts are like there, which the target is to learn. 0: none.
+    prefix_tokens: int = Field(256, ge=0)
+    # Of one forward pass, unless one row has more: a document, or a prefix and four times as much of documents. This is
+    # best on a CPU, a GPU takes more.
+    batch_tokens: int = Field(1024, ge=1)
     engine: Literal["local", "ray"] = "local"  # ray: on a cluster (RAY_ADDRESS), or by several processes here
     workers: int | None = Field(None, ge=1)  # ray: processes that each hold the model; None: 2
 
@@ -149,10 +154,11 @@ class Capture(_Options):
 
     @property
     def of_servers(self) -> "Capture":
-        """The same, but for `sampled`: no server gives a whole distribution to draw from."""
+        """The same, without a prefix, and but for `sampled`: no server gives a whole distribution to draw from."""
+        alone: dict[str, Any] = {"prefix_tokens": 0}
         if self.policy != "sampled":
-            return self
-        return self.model_copy(update={"policy": "threshold", "draws": None} | POLICIES["threshold"])
+            return self.model_copy(update=alone)
+        return self.model_copy(update=alone | {"policy": "threshold", "draws": None} | POLICIES["threshold"])
 
     @property
     def processes(self) -> int:
@@ -162,7 +168,8 @@ class Capture(_Options):
     @property
     def recipe(self) -> dict[str, Any]:
         """What the outcome depends on."""
-        return self.model_dump(exclude_none=True, exclude={"engine", "workers"})
+        without = {"engine", "workers"} | ({"prefix_tokens"} if not self.prefix_tokens else set())
+        return self.model_dump(exclude_none=True, exclude=without)
 
     @property
     def retention(self) -> dict[str, Any]:

@@ -158,7 +158,8 @@ def _repeated(stores: Sequence[Store]) -> list[set[str]]:
                 if known[document][0] != digest:
                     raise ValueError(
                         f"document {document}: {known[document][1]} and {s.folder} have different rows of it; "
-                        "drop it from one (`fuselm store subset`), or capture again with the same batches and dtype"
+                        "drop it from one (`fuselm store subset`), or capture again, with the same batches, dtype and "
+                        "documents in front"
                     )
     return elsewhere
 

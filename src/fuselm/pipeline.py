@@ -179,6 +179,7 @@ class Pipeline:
                 from fuselm import remote
 
                 return remote.capture(self.inputs.servers[name], vocabulary, documents, out, **asked)
+            asked["prefix_tokens"] = self.run.capture.prefix_tokens
             asked["batch_tokens"] = self.run.capture.batch_tokens
             if self.run.capture.engine == "ray":
                 from fuselm import cluster

@@ -180,8 +180,9 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
         if step.stage == "write":  # nobody knows before it is tried how fast a model writes
             result.append(row)
             continue
-        task = "train" if step.stage == "train" else "read"
-        name = step.name if step.name in pipeline.inputs.sources and task == "read" else ""
+        prefix = pipeline.run.capture_of(step.name).prefix_tokens if step.stage == "capture" else 0
+        task = "train" if step.stage == "train" else "capture" if prefix else "read"
+        name = step.name if step.name in pipeline.inputs.sources and task != "train" else ""
         if f"{task} {name}" not in measured:
             pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
             if task == "train":
@@ -189,7 +190,7 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             elif name in pipeline.inputs.servers:
                 found = calibration.asked(pipeline, name, documents)
             else:
-                found = calibration.read(pipeline, name, documents)
+                found = calibration.read(pipeline, name, documents, prefix_tokens=prefix)
             measured[f"{task} {name}"] = (found, _peak_memory())
         found, memory = measured[f"{task} {name}"]
         speed = found.speed

@@ -17,6 +17,7 @@ from fuselm.client import Client, Unreachable
 from fuselm.corpus import Document
 from fuselm.distributions import check
 from fuselm.endpoints import Dialect, Prompt, Rows
+from fuselm.passages import Passage, Prefix, documents_of
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.servers import Connection, Server, connect, put, read
@@ -47,9 +48,9 @@ def capture(
 
     with connect(server, vocabulary, top_k=policy.top_k) as connection:
 
-        def read_all(batches: list[list[int]]) -> Iterator[list[Trace | None]]:
+        def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
             nonlocal lost, tokens
-            todo = [i for batch in batches for i in batch]
+            todo = [i for batch in batches for i in documents_of(batch)]
             for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
                 if trace is None:
                     yield [None]
@@ -58,7 +59,7 @@ def capture(
                 yield [replace(trace, distributions=retention.shorten(policy, trace.distributions))]
 
         lengths = [len(s.ids) for s in segmentations]
-        counts = write_all(read_all, documents, lengths, out, batch_tokens=ONE, progress=progress)
+        counts = write_all(read_all, documents, lengths, out, prefix=Prefix(), batch_tokens=ONE, progress=progress)
     return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
 
 

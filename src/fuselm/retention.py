@@ -55,7 +55,7 @@ def keep(
     uniform: Float[ndarray, "rows"],
 ) -> Kept:
     """The entries that `policy` keeps of these rows, of which `forward.survey` found so much; `gold` are the ids that
-    came. `uniform` (`uniforms`) is all the chance there is: a document's rows don't depend on what they are read with.
+    came. `uniform` (`uniforms`) is all the chance there is: a document's draws don't depend on what it is read with.
     """
     if policy.policy == "sampled":
         return _sampled(policy, logits, found, gold, uniform)

@@ -1,0 +1,150 @@
+"""What a source reads at a time: documents, and in front of them others of their domain.
+
+A model that has just read texts of a kind expects more of it: its words, its layout, its subject. So what it says of a
+document is nearer to the text; and the target, which learns it without anything in front, learns the kind (context
+distillation: Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189).
+
+Documents that share what is in front of them go one behind another in one row, each after all that is before it, so it
+costs little: a row has one part of prefix to four of documents, or to one document that is longer.
+"""
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from fuselm import forward
+from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
+
+# What rows hold depends on these two, which are in no key: whoever changes them raises manifest.FORMAT.
+BETWEEN = b"\n\n"  # documents of one row
+DOCUMENTS = 4  # tokens of them in a row, for each token of the prefix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """How much is read in front of documents, in tokens of one source."""
+
+    tokens: int = 0
+    between: int = 0  # of `BETWEEN`
+    context: int = 0  # what the source can read in all
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, context: int, tokens: int) -> "Prefix":
+        """So many tokens, or as many as leave documents their part of the context."""
+        tokens = min(tokens, context // (1 + DOCUMENTS))
+        return cls(tokens=tokens, between=len(between(vocabulary)), context=context)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One row of a forward pass, in numbers of documents."""
+
+    documents: Sequence[int]
+    before: Sequence[int] = ()
+    prefix: int = 0  # tokens that are read of those before: the last ones
+
+
+def by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of each domain's documents, in order."""
+    members: dict[str, list[int]] = {}
+    for n, domain in enumerate(domains):
+        members.setdefault(domain, []).append(n)
+    return members
+
+
+def plan(
+    window: slice, lengths: Sequence[int], members: Mapping[str, Sequence[int]], *, prefix: Prefix, batch_tokens: int
+) -> list[list[Passage]]:
+    """The documents of `window` in batches of rows of like length, each at most `batch_tokens` with its padding, or one
+    row. `lengths` and `members` (`by_domain`) are of all documents: what is in front may be of another window.
+    """
+    if not prefix.tokens:
+        batches = forward.batches(lengths[window], batch_tokens)
+        return [alone(window.start + k for k in batch) for batch in batches]
+    rows = [row for of_domain in members.values() for row in _rows(of_domain, window, lengths, prefix)]
+    sizes = [row.prefix + sum(lengths[n] + prefix.between for n in row.documents) for row in rows]
+    return [[rows[k] for k in batch] for batch in forward.batches(sizes, batch_tokens)]
+
+
+def alone(numbers: Iterable[int]) -> list[Passage]:
+    return [Passage(documents=[n]) for n in numbers]
+
+
+def documents_of(batch: Sequence[Passage]) -> list[int]:
+    return [n for passage in batch for n in passage.documents]
+
+
+def apart(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any], list[Passage]]:
+    """Those of the documents that the batch needs, and the batch in their numbers."""
+    needed = sorted({n for p in batch for n in (*p.before, *p.documents)})
+    place = {n: k for k, n in enumerate(needed)}
+    renumbered = [
+        replace(p, documents=[place[n] for n in p.documents], before=[place[n] for n in p.before]) for p in batch
+    ]
+    return [documents[n] for n in needed], renumbered
+
+
+def packs(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tokens: int) -> list[list[int]]:
+    """The stream cut into batches of up to so many tokens, or of one longer document."""
+    result: list[list[int]] = []
+    room = 0
+    for i in stream:
+        if not result or lengths[i] > room:
+            result.append([])
+            room = tokens
+        result[-1].append(i)
+        room -= lengths[i]
+    return result
+
+
+def tokens_of(
+    passage: Passage, segmentations: Sequence[Segmentation], gap: Int[ndarray, "_"]
+) -> tuple[Int[ndarray, "length"], Bool[ndarray, "length"]]:
+    """A row's tokens, `gap` between documents, and which of them are its documents'."""
+    front = np.concatenate([gap[:0], *(part for n in passage.before for part in (segmentations[n].ids, gap))])
+    parts, kept = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
+    for place, n in enumerate(passage.documents):
+        gap_here, ids = gap if place else gap[:0], segmentations[n].ids
+        parts += [gap_here, ids]
+        kept += [np.zeros(len(gap_here), bool), np.ones(len(ids), bool)]
+    return np.concatenate(parts), np.concatenate(kept)
+
+
+def between(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
+    """The tokens between documents: of a tokenizer that has no line breaks none."""
+    (ids,) = vocabulary.encode_bytes([BETWEEN])
+    return np.array([] if UNMAPPED in ids else ids, np.int64)
+
+
+def _rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix) -> Iterator[Passage]:
+    """Those documents of a domain that are in the window. In front of a row are the domain's documents before it, as
+    many as it takes, and of one that has too few before it some of those after it.
+    """
+
+    def size(k: int) -> int:
+        return lengths[members[k]] + prefix.between
+
+    read = range(bisect_left(members, window.start), bisect_left(members, window.stop))
+    room = prefix.context - 1  # one for the context token
+    most = max(min(DOCUMENTS * prefix.tokens, room - prefix.tokens), 1)
+    if len(read) == len(members) and (total := sum(map(size, read))) <= most:
+        most = -(-total // 2)  # the one half in front of the other
+    for pack in packs({k: size(k) for k in read}, read, most):
+        wanted = max(min(prefix.tokens, room - sum(map(size, pack))), 0)
+        others = itertools.chain(range(pack[0] - 1, -1, -1), range(pack[-1] + 1, len(members)))
+        before, tokens = [], 0
+        while tokens < wanted and (k := next(others, None)) is not None:
+            before.append(k)
+            tokens += size(k)
+        before.sort(key=lambda k: (k < pack[0], k))  # what comes right before it is right in front
+        yield Passage(
+            documents=[members[k] for k in pack],
+            before=[members[k] for k in before],
+            prefix=min(wanted, tokens),
+        )

@@ -1,0 +1,115 @@
+"""passages.py: every document once, after others of its domain and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuselm import passages
+from fuselm.models import load_tokenizer, locate
+from fuselm.passages import Passage, Prefix
+from fuselm.vocabulary import Segmentation, Vocabulary
+
+DOMAINS = ("english", "french")
+documents = st.lists(st.tuples(st.integers(0, 23), st.sampled_from(DOMAINS)), max_size=19)
+
+
+def planned(lengths, domains, *, batch_tokens=61, window=None, context=9973, **prefix) -> list[list[Passage]]:
+    window, members = window or slice(0, len(lengths)), passages.by_domain(domains)
+    return passages.plan(window, lengths, members, prefix=Prefix(context=context, **prefix), batch_tokens=batch_tokens)
+
+
+def segmentation(ids: list[int]) -> Segmentation:
+    return Segmentation(ids=np.array(ids, np.int32), starts=np.arange(len(ids), dtype=np.int32), size=len(ids))
+
+
+@settings(deadline=None)
+@given(documents=documents, tokens=st.integers(0, 31), between=st.integers(0, 2), context=st.integers(31, 97))
+def test_rows_hold_each_document_once_behind_others_of_its_domain(documents, tokens, between, context):
+    lengths, domains = [n for n, _ in documents], [d for _, d in documents]
+    batches = planned(lengths, domains, tokens=tokens, between=between, context=context)
+    assert sorted(n for batch in batches for n in passages.documents_of(batch)) == list(range(len(documents)))
+    for passage in (p for batch in batches for p in batch):
+        assert len({domains[n] for n in (*passage.documents, *passage.before)}) == 1
+        assert not set(passage.documents) & set(passage.before) and passage.prefix <= tokens
+        texts = [segmentation([n] * length) for n, length in enumerate(lengths)]
+        row, kept = passages.tokens_of(passage, texts, np.full(between, -1, np.int32))
+        assert row[kept].tolist() == [i for n in passage.documents for i in texts[n].ids]
+        assert set(row[: passage.prefix].tolist()) <= {-1, *passage.before}
+        assert 1 + len(row) <= max(context, 1 + max(lengths))
+
+
+def test_without_a_prefix_each_document_is_a_row():
+    lengths = [5, 3, 11, 7]
+    batches = planned(lengths, ["english"] * 4, batch_tokens=22)
+    assert batches == [passages.alone([2, 3]), passages.alone([0, 1])]
+
+
+def test_a_row_has_the_documents_before_it_in_front_and_the_first_one_those_after_it():
+    lengths = [20] * 6
+    batches = planned(lengths, ["english"] * 6, tokens=10, between=0, batch_tokens=1)
+    first, *others = sorted((row for batch in batches for row in batch), key=lambda row: row.documents)
+    assert first == Passage(documents=[0, 1], before=[2], prefix=10)
+    assert others == [
+        Passage(documents=[2, 3], before=[1], prefix=10),
+        Passage(documents=[4, 5], before=[3], prefix=10),
+    ]
+
+
+def test_a_row_takes_the_last_tokens_of_what_is_before():
+    row, kept = passages.tokens_of(
+        Passage(documents=[1, 2], before=[0], prefix=4),
+        [segmentation([1, 2, 3, 4]), segmentation([5, 6]), segmentation([7])],
+        np.array([0], np.int32),
+    )
+    assert row.tolist() == [2, 3, 4, 0, 5, 6, 0, 7]
+    assert kept.tolist() == [False] * 4 + [True, True, False, True]
+
+
+def test_a_document_as_long_as_the_context_has_nothing_in_front():
+    (row,) = (
+        p for batch in planned([30, 9], ["english"] * 2, tokens=16, context=31) for p in batch if 0 in p.documents
+    )
+    assert row == Passage(documents=[0], before=[], prefix=0)
+
+
+@pytest.mark.parametrize("window", [slice(0, 2), slice(2, 5)])
+def test_a_window_has_its_own_documents_and_others_in_front(window):
+    batches = planned([50] * 5, ["english"] * 5, tokens=10, window=window)
+    rows = sorted((p for batch in batches for p in batch), key=lambda p: p.documents)
+    assert [p.documents for p in rows] == [[n] for n in range(window.start, window.stop)]
+    assert [p.before for p in rows] == [[n - 1 or 0] if n else [1] for n in range(window.start, window.stop)]
+
+
+def test_a_domain_of_one_row_is_read_in_halves_each_in_front_of_the_other():
+    first, second = sorted(
+        (p for b in planned([7] * 4, ["english"] * 4, tokens=9) for p in b), key=lambda p: p.documents
+    )
+    assert first == Passage(documents=[0, 1], before=[2, 3], prefix=9)
+    assert second == Passage(documents=[2, 3], before=[0, 1], prefix=9)
+
+
+def test_a_row_with_too_few_before_it_takes_some_after_it_too():
+    batches = planned([2, 70, 9, 90], ["english"] * 4, tokens=10)
+    (row,) = (p for batch in batches for p in batch if p.documents == [1])
+    assert (row.before, row.prefix) == ([2, 0], 10)
+
+
+def test_a_prefix_leaves_documents_their_part_of_a_short_context(byte_level, word_piece):
+    vocabularies = [
+        Vocabulary(load_tokenizer(m), m.output_size) for m in (locate(str(f)) for f in (byte_level, word_piece))
+    ]
+    assert [Prefix.of(v, 512, 256).tokens for v in vocabularies] == [102, 102]
+    assert Prefix.of(vocabularies[0], 512, 64).tokens == 64
+    assert Prefix.of(vocabularies[0], 512, 64).between > 0 == Prefix.of(vocabularies[1], 512, 64).between  # no breaks
+
+
+def test_a_batch_apart_reads_the_same():
+    texts = [segmentation([n] * 10) for n in range(9)]
+    for batch in planned([10] * 9, ["english", "french", "german"] * 3, tokens=10, batch_tokens=40):
+        chosen, renumbered = passages.apart(batch, texts)
+        for here, there in zip(batch, renumbered, strict=True):
+            expected, found = (
+                passages.tokens_of(p, of, texts[0].ids[:1]) for p, of in ((here, texts), (there, chosen))
+            )
+            assert all(map(np.array_equal, expected, found))
