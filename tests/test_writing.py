@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import tiny_run
 import torch
 from rich.console import Console
 
-from fuselm import capture, corpus, manifest, writing
+from fuselm import capture, corpus, manifest, passages, writing
 from fuselm.corpus import Document, Reader
 from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
@@ -34,7 +35,15 @@ def load(folder: Path) -> capture.Source:
 
 def write(source: capture.Source, documents: list[Document], out: Path, **options) -> list[Document]:
     out.mkdir(exist_ok=True)
-    asked = {"readers": [], "name": "some", "size": 0.3, "prompt_tokens": 5, "tokens": 11, "seed": 0} | options
+    asked = {
+        "readers": [],
+        "name": "some",
+        "size": 0.3,
+        "prompt_tokens": 5,
+        "tokens": 11,
+        "min_p": 0.05,
+        "seed": 0,
+    } | options
     writing.write(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
     assert [p.name for p in out.iterdir()] == [corpus.FILE]
     return corpus.read_documents(out)
@@ -72,9 +81,24 @@ def test_domains_may_be_asked_for_more_or_nothing(tmp_path, byte_level, document
     assert set(tokens) == {"french", "german"} and tokens["french"] > 2 * tokens["german"]
 
 
-def test_a_document_that_is_shorter_than_a_prompt_is_not_gone_on_from(tmp_path, byte_level, documents):
-    short = Document(id="short", origin="short", domain="brief", split="train", text="a b")
-    assert "short" not in {d.origin for d in write(load(byte_level), [*documents, short], tmp_path / "out")}
+def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
+    vocabulary = load(byte_level).vocabulary
+    between = passages.between(vocabulary).tolist()
+    ids = {d.id: [*vocabulary.segment(d.text).ids.tolist(), *between] for d in documents}
+    batches = list(writing._batches(vocabulary, documents, 0.3, 401, 11, random.Random(0)))
+    assert {d.domain for batch in batches for d, _ in batch} == {d.domain for d in documents}
+    for last, prompt in (of for batch in batches for of in batch):
+        assert prompt[-len(ids[last.id]) :] == ids[last.id][-len(prompt) :] and len(prompt) == 401
+    first = [prompt for _, prompt in batches[0]]
+    assert len({tuple(prompt) for prompt in first}) > len(first) // 2
+
+
+def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level):
+    short = [Document(id=t, origin=t, domain="brief", split="train", text=t) for t in ("some words", "and more words")]
+    vocabulary = load(byte_level).vocabulary
+    read = sum(len(passages.between(vocabulary)) + n for n in vocabulary.count_tokens([d.text for d in short]))
+    ((batch,),) = [list(writing._batches(vocabulary, short, 3.0, 997, 5, random.Random(0)))]
+    assert {len(prompt) for _, prompt in batch} == {read} and {d.id for d, _ in batch} <= {d.id for d in short}
 
 
 def test_what_is_written_fits_every_reader_in_pieces(tmp_path, byte_level, word_piece, documents):
@@ -128,11 +152,12 @@ def test_writing_leaves_the_global_generator_alone(tmp_path, byte_level, documen
     assert torch.equal(torch.rand(5), expected)
 
 
-def test_tokens_are_drawn_as_the_model_expects_them(byte_level):
-    """No token is cut off, none weighed: the first tokens of many texts have the model's own distribution."""
+@pytest.mark.parametrize("min_p", [0.0, 0.3])
+def test_tokens_are_drawn_as_the_model_expects_them(byte_level, min_p):
+    """None is weighed: the first tokens of many texts have the model's own distribution, but for what is cut off."""
     source = load(byte_level)
     ids = source.vocabulary.segment("one model and another").ids.tolist()
-    source.model.generation_config = writing.settings(source, tokens=1)
+    source.model.generation_config = writing.settings(source, tokens=1, min_p=min_p)
     rows = torch.tensor([[source.context_token, *ids]]).repeat(4096, 1)
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(0)
@@ -141,9 +166,12 @@ def test_tokens_are_drawn_as_the_model_expects_them(byte_level):
     silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if spelled is None]
     logits[[i for i in silent if i != source.model.config.eos_token_id]] = -torch.inf
     expected = logits.softmax(-1)
+    expected[expected < min_p * expected.max()] = 0
+    expected /= expected.sum()
     found = torch.bincount(drawn, minlength=len(expected)).double() / len(drawn)
     assert (found - expected).abs().max() < 0.03 and 0.5 * (found - expected).abs().sum() < 0.5
-    assert (found > 0).sum() > 64  # far down the list
+    assert not found[expected == 0].any()
+    assert min_p or (found > 0).sum() > 64  # far down the list
 
 
 def test_a_run_learns_from_what_its_sources_write(tmp_path, byte_level, sentence_piece, texts):

@@ -102,13 +102,14 @@ Ratio = NonNegativeFloat
 
 
 class Write(_Options):
-    """Text that sources write, going on from training documents, which is learnt from beside those."""
+    """Text that sources write after training documents of a domain, which is learnt from beside those."""
 
     # Bytes that they write for each byte of the training documents: all together, but for servers and the target
     # itself, or each, {gemma: 2}, or each in domains that it knows, {gemma: {french: 4}, qwen: {python: 2}}.
     ratio: Ratio | dict[str, Ratio | dict[str, Ratio]] = 0.0
-    prompt_tokens: int = Field(32, ge=1)  # of a document, which a text goes on from
+    prompt_tokens: int = Field(256, ge=1)  # of the domain's documents, which a source reads before it writes a text
     tokens: int = Field(200, ge=1)  # of a text, at most
+    min_p: float = Field(0.05, ge=0, le=1)  # no token of less than this share of the most probable one's probability
 
 
 # What each retention policy is told, and takes where nothing is said; docs/store.md shows how these were chosen.

@@ -125,6 +125,7 @@ class Pipeline:
             "size": self.inputs.writers[name],
             "prompt_tokens": options.prompt_tokens,
             "tokens": options.tokens,
+            "min_p": options.min_p,
             "seed": self.run.seed,
         }
         recipe = Recipe(

@@ -1,7 +1,9 @@
-"""Text that a source writes, going on from training documents: more to learn from, where text is short.
+"""Text that a source writes after training documents of a domain: more to learn from, where text is short.
 
-Drawn from the source's own distribution, as it is (Kim and Rush 2016, sequence-level distillation); then it is read by
-all sources and fused as any other text. Its `origin` is that of the document that it goes on from.
+Drawn from the source's own distribution (Kim and Rush 2016, sequence-level distillation), once it has read some of the
+domain's documents, and but for what is hardly probable: a small model's odd word is followed by odder ones (Nguyen et
+al. 2024, arXiv 2407.01082, min-p). Then it is read by all sources and fused as any other text. Its `origin` is that of
+the document right before it.
 """
 
 import itertools
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fuselm import corpus, manifest
+from fuselm import corpus, manifest, passages
 from fuselm.capture import Source
 from fuselm.corpus import Document
 from fuselm.progress import Progress
@@ -35,28 +37,30 @@ def write(
     size: float | Mapping[str, float],
     prompt_tokens: int,
     tokens: int,
+    min_p: float,
     seed: int,
     progress: Progress,
 ) -> dict:
     """Write about `size` bytes for each byte of `documents`, in all domains or by domain, to `out/documents.jsonl`;
     return counts.
 
-    A prompt is `prompt_tokens` tokens from anywhere in a document, a text up to `tokens` tokens that go on from there
-    without it, in pieces where a reader can't take all of it. Goes on after the batches that are there; each has a seed
-    of its own. Raises `ValueError` where there is nothing to write.
+    A prompt is the last `prompt_tokens` tokens of a domain's documents in random order, one behind another; a text is
+    up to `tokens` tokens that come next, in pieces where a reader can't take all of it. Goes on after the batches that
+    are there; each has a seed of its own. Raises `ValueError` where there is nothing to write.
     """
-    prompts = list(_prompts(source.vocabulary, documents, size, prompt_tokens, tokens, random.Random(f"{seed} {name}")))
-    if not prompts:
+    drawn = random.Random(f"{seed} {name}")
+    batches = list(_batches(source.vocabulary, documents, size, prompt_tokens, tokens, drawn))
+    if not batches:
         raise ValueError(
-            f"write {name}: nothing to go on from: no training document has {prompt_tokens} tokens, or write.ratio "
-            "asks for less than a text; lower write.prompt_tokens or raise write.ratio"
+            f"write {name}: write.ratio asks for less than a text of {tokens} tokens in each domain; raise it"
         )
-    batches = [prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH)]
     paths = [out / f"batch-{n:05d}.json" for n in range(len(batches))]
     progress.start(
-        len(prompts), unit="texts", done=sum(len(b) for b, p in zip(batches, paths, strict=True) if p.exists())
+        sum(map(len, batches)),
+        unit="texts",
+        done=sum(len(b) for b, p in zip(batches, paths, strict=True) if p.exists()),
     )
-    source.model.generation_config = settings(source, tokens=tokens)
+    source.model.generation_config = settings(source, tokens=tokens, min_p=min_p)
     for n, (batch, path) in enumerate(zip(batches, paths, strict=True)):
         if not path.exists():
             texts = _sample(source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63))
@@ -90,30 +94,37 @@ def write(
     }
 
 
-def _prompts(
+def _batches(
     vocabulary: Vocabulary,
     documents: Sequence[Document],
     size: float | Mapping[str, float],
     length: int,
     tokens: int,
     rng: random.Random,
-) -> Iterator[Prompt]:
-    """As many in each domain as should give so much text, all its documents by turns, if they are long enough."""
+) -> Iterator[list[Prompt]]:
+    """Prompts for as many texts in each domain as should be so much; those of a batch are equally long."""
+    between = passages.between(vocabulary).tolist()
     for domain in sorted({d.domain for d in documents}):
-        members = [(d, vocabulary.segment(d.text)) for d in documents if d.domain == domain]
-        read = sum(len(segmentation.ids) for _, segmentation in members)
-        long_enough = [(d, s.ids.tolist()) for d, s in members if len(s.ids) >= length]
-        rng.shuffle(long_enough)
+        members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
+        read = sum(len(ids) for _, ids in members)
         of_domain = size.get(domain, 0.0) if isinstance(size, Mapping) else size
-        for n in range(round(of_domain * read / tokens) if long_enough else 0):
-            document, ids = long_enough[n % len(long_enough)]
-            begin = rng.randint(0, len(ids) - length)
-            yield document, ids[begin : begin + length]
+        prompts = [_prompt(members, min(length, read), rng) for _ in range(round(of_domain * read / tokens))]
+        yield from (prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH))
 
 
-def settings(source: Source, *, tokens: int) -> GenerationConfig:
-    """To draw from the model's own distribution, nothing cut off, until it ends the text; of ids that are no text only
-    those that do that.
+def _prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: random.Random) -> Prompt:
+    order = rng.sample(members, len(members))
+    ids: list[int] = []
+    for _, of_document in order:
+        if len(ids) >= length:
+            break
+        ids = of_document + ids
+    return order[0][0], ids[len(ids) - length :]
+
+
+def settings(source: Source, *, tokens: int, min_p: float) -> GenerationConfig:
+    """To draw from the model's own distribution until it ends the text; of ids that are no text only those that do
+    that, and none of less than `min_p` of the most probable one's probability.
     """
     known = source.model.generation_config.eos_token_id
     ends = {known} if isinstance(known, int) else set(known or ())
@@ -123,6 +134,7 @@ def settings(source: Source, *, tokens: int) -> GenerationConfig:
         temperature=1.0,
         top_k=0,
         top_p=1.0,
+        min_p=min_p,
         max_new_tokens=tokens,
         eos_token_id=sorted(ends) or None,
         pad_token_id=source.context_token,
