@@ -377,3 +377,13 @@ def test_figures_draw_one_point_and_equal_values():
     assert figures.intervals({"d": [mark]}, axis="x", number=str, zero=True).count("<circle") == 1
     assert figures.curves({}) == "" and figures.shares({"d": {}}, {"a": "source-0"}).count("<rect") == 1
     assert "nan" not in figures.bars({"a": 0.0, "b": 0.0}, number=str)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(0, False), (96, True)])
+def test_page_and_card_say_what_sources_read_first(make, run, tokens, said):
+    run = run.model_copy(update={"capture": run.capture.model_copy(update={"prefix_tokens": tokens})})
+    summary = report.summarize_run(run, folders := make())
+    histories = {m: json.loads((path / "history.json").read_text()) for m, path in folders["train"].items()}
+    assert ("Sources read <b>96</b> tokens of a domain" in report.page(summary, histories)) == said
+    card = report.card(summary)
+    assert ("96 tokens of the domain in front of each document\n- **Fusion:**" in card) == said

@@ -72,6 +72,12 @@ def _way(options: config.Fuse) -> str:
     return f"{options.function}{level}{weights}"
 
 
+def _prefix_tokens(resolved: Mapping) -> int:
+    """Of the documents that the run captured; servers read none, and a store that was there says for itself."""
+    captured = [s for s in resolved["sources"].values() if "server" not in s and s["store"] is None]
+    return resolved["capture"]["prefix_tokens"] if captured else 0
+
+
 def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
     domains = sorted({s.domain for s in scores})
     members = {d: [s for s in scores if s.domain == d] for d in domains}
@@ -275,6 +281,7 @@ def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> 
         summary=summary,
         config=summary["config"],
         domains=list(summary["heldout"]),
+        prefix_tokens=_prefix_tokens(summary["config"]),
         targets=TARGETS,
         verdict=verdict(summary),
         written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
