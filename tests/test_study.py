@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import measured
 import numpy as np
 import pytest
 import reference
@@ -77,6 +78,22 @@ def finished(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
 
 def result_of(folder: Path) -> dict:
     return json.loads((folder / "study" / "study.json").read_text())
+
+
+def test_a_study_goes_on_elsewhere_with_what_was_measured(finished, tmp_path, tmp_path_factory):
+    shutil.copytree(finished / "study", tmp_path / "here/study")
+    assert measured.keep(tmp_path / "here", tmp_path / "kept") > 0
+    assert measured.unpack(tmp_path / "elsewhere", tmp_path / "kept") > 0
+    assert measured.unpack(tmp_path / "elsewhere", tmp_path / "kept") == 0
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    outcome = fuselm("study", finished / "study.yaml", f"output={tmp_path / 'elsewhere/study'}", cache=cache)
+    assert outcome.code == 0 and outcome.stages == [], outcome.err
+    study = tmp_path / "elsewhere/study"
+    assert json.loads((study / "study.json").read_text())["experiments"] == result_of(finished)["experiments"]
+    assert not (study / "seed-0/capture").exists() and not list(study.glob("seed-*/train/*/model"))
+    before = (tmp_path / "kept").read_bytes()
+    measured.keep(tmp_path / "elsewhere", tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == before
 
 
 def test_every_arm_of_every_seed_has_its_numbers(finished):
