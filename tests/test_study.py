@@ -460,6 +460,6 @@ def test_prose_is_text_with_a_little_markup():
 def test_the_examples_are_valid():
     examples = Path(__file__).parents[1] / "examples"
     checked = study.load(examples / "study.yaml")
-    assert len(checked.experiments) == 11 and {"base", "clm", "fused"} <= set(checked.arms)
+    assert len(checked.experiments) == 12 and {"base", "clm", "fused"} <= set(checked.arms)
     assert len(study.load(examples / "study-tokens.yaml").arms) == 8
     assert report.TARGETS == ("base", "clm", "fused")
