@@ -362,6 +362,9 @@ def test_servers_read_documents_with_nothing_in_front(run_file):
     given = yaml.safe_dump(SERVER, default_flow_style=True).strip()
     run = config.load(run_file(), [f"sources.b={given}"])
     assert (run.capture_of("a").prefix_tokens, run.capture_of("b").prefix_tokens) == (256, 0)
+    of_servers = [f"sources.b={given}", "sources.a={model: models/a, store: there}", "capture.prefix_tokens=64"]
+    assert "capture.prefix_tokens: does nothing here, for every source is a" in problem(run_file(), *of_servers)
+    assert config.load(run_file(), [*of_servers[:2], "capture.prefix_tokens=0"]).capture.prefix_tokens == 0
 
 
 @pytest.mark.parametrize(

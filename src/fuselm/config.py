@@ -369,6 +369,11 @@ class Run(_Options):
         for name in self.write.ratio if isinstance(self.write.ratio, dict) else ():
             if isinstance(self.sources[name], Server):
                 raise ValueError(f"write.ratio.{name}: a server can't write; leave it out")
+        tokens, usual = self.capture.prefix_tokens, Capture.model_fields["prefix_tokens"].default
+        if tokens not in (0, usual) and all(isinstance(s, Server) or s.store for s in self.sources.values()):
+            raise ValueError(
+                "capture.prefix_tokens: does nothing here, for every source is a server or has a store; drop it"
+            )
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(
                 f"corpus: dev {self.corpus.dev} and heldout {self.corpus.heldout} leave nothing to train on; "
