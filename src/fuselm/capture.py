@@ -166,8 +166,8 @@ def read_passages(
 ) -> Iterator[Trace | None]:
     """A trace for each document of the batch, None where the model gives NaN for it; all is read before the first.
 
-    Behind a document that the model gives NaN for it gives NaN too: those are read again, each by itself. Raises
-    `ValueError` where there is no such document.
+    Behind a document that the model gives NaN for it gives NaN too: those are read again, each by itself, if there is
+    such a document.
     """
     made = read(source, documents, segmentations, batch, policy=policy)
     again = {}
@@ -180,12 +180,8 @@ def read_passages(
             n: read(source, documents, segmentations, passages.alone([n]), policy=policy)
             for n in behind.union(passage.before)
         }
-        if not any(_nan(of)[0] for of in apart.values()):
-            raise ValueError(
-                f"{_named(documents[min(behind)])}: the model gives NaN for it behind other documents, and for none of "
-                "them by itself; try another dtype, or capture.prefix_tokens=0"
-            )
-        again |= {n: apart[n] for n in behind}
+        if any(_nan(of)[0] for of in apart.values()):
+            again |= {n: apart[n] for n in behind}
     return _traces(made, passages.documents_of(batch), again)
 
 
@@ -337,7 +333,8 @@ class _Writer:
             first = _named(self._documents[self._place[self.skipped[0]]])
             raise ValueError(
                 f"capture: the model gives NaN for {len(self.skipped)} of {len(self._documents)} documents (first: "
-                f"{first}), more than {MOST_SKIPPED:.0%}; try another dtype, or leave the model out"
+                f"{first}), more than {MOST_SKIPPED:.0%}; try another dtype or capture.prefix_tokens=0, or leave the "
+                "model out"
             )
 
     def _add(self, window: int, documents: Sequence[Document], traces: Iterable[Trace | None]) -> None:
