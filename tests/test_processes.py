@@ -26,7 +26,7 @@ import test_training
 import os
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from fuselm import training
+from fuselm import trainer, training
 
 load = training.load
 
@@ -46,12 +46,12 @@ for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[
     os.environ.update(environment)
     training.load = sharded if environment else load
     if interrupted:
-        training._Report.on_save = stop
+        trainer.Report.on_save = stop
         try:
             test_training.train(*arguments, **settings)
         except KeyboardInterrupt:
             pass
-        del training._Report.on_save
+        del trainer.Report.on_save
         torch.distributed.barrier()
     assert (test_training.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
 """

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, capture, evaluation, forward, fusion, manifest, store, training
+from fuselm import adapters, capture, evaluation, forward, fusion, manifest, store, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.manifest import Recipe
@@ -34,7 +34,8 @@ from fuselm.passages import packs
 from fuselm.progress import Progress
 from fuselm.retention import Policy
 from fuselm.trainable import go_on
-from fuselm.training import TERMS, Settings, dev_steps, last_checkpoint
+from fuselm.trainer import TERMS, Settings
+from fuselm.training import dev_steps, last_checkpoint
 from fuselm.vocabulary import Vocabulary
 
 SETTINGS = Settings(
@@ -487,7 +488,7 @@ def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, targe
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Report, "on_save", stop, raising=False)
+    monkeypatch.setattr(trainer.Report, "on_save", stop, raising=False)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, target, documents, None)
     steps = json.loads((last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]

@@ -1,0 +1,182 @@
+"""`transformers.Trainer` with our loss: its step, its terms in the log, its score on the development split."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from fuselm import evaluation, forward, manifest
+from fuselm.averaging import Averaging
+from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
+from fuselm.progress import Progress
+from fuselm.vocabulary import Vocabulary
+
+TERMS = ("clm_loss", "fusion_loss")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to train; `config.Train` says what each option means."""
+
+    lambda_clm: float
+    lambda_final: float | None = None
+    confidence: str = "none"
+    divergence: str = "forward_kl"
+    jsd_beta: float | None = None
+    temperature: float = 1.0
+    tail: str = "bucket"
+    learning_rate: float
+    lr_schedule: str = "cosine"
+    warmup: float
+    passes: int
+    average: float | Literal[False] = False
+    batch_documents: int | None = None
+    pack_tokens: int | None = None
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    evaluations_per_pass: int
+    patience: int | None = None
+    weight_decay: float
+    max_grad_norm: float
+    precision: str
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    lora_modules: Sequence[str] | None = None
+    quantize: str | None = None
+    trackers: Sequence[str] = field(default=("tensorboard",))
+    seed: int
+
+    @property
+    def loss(self) -> Divergence:
+        return Divergence(name=self.divergence, beta=self.jsd_beta or 0.5, temperature=self.temperature, tail=self.tail)
+
+
+class FusionTrainer(Trainer):
+    def __init__(self, *args, settings: Settings, reader: tuple[Vocabulary, int], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole accumulated batch
+        self.model_accepts_loss_kwargs = True  # ... which the Trainer counts only for models that say so
+        self._settings = settings
+        self._reader = reader
+        self._terms = torch.zeros(len(TERMS))
+        self._lambda = settings.lambda_clm
+        self._averaging: Averaging | None = None
+
+    def average(self, *, first: int) -> None:
+        """Keep the mean of the weights since step `first` in their place."""
+        self._averaging = Averaging(first)
+        self.add_callback(self._averaging)
+
+    def create_optimizer(self, *arguments):
+        optimizer = super().create_optimizer(*arguments)
+        if self._averaging is not None:
+            self._averaging.watch(optimizer)
+        return optimizer
+
+    def lambda_now(self) -> float:
+        """Constant, or linear from the first step to the last."""
+        start, end = self._settings.lambda_clm, self._settings.lambda_final
+        if end is None:
+            return start
+        return start + (end - start) * self.state.global_step / max(self.state.max_steps - 1, 1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._lambda, divergence = self.lambda_now(), self._settings.loss
+        count = num_items_in_batch / self.accelerator.num_processes  # whose gradients are averaged
+        labels = inputs.pop("labels")
+        del inputs["shift_labels"]
+        known = labels != -100
+        fused = None
+        if "fused_ids" in inputs:
+            rows = {name: inputs.pop(f"fused_{name}") for name in ("ids", "logprobs", "tail")}
+            fused = FusedRows(**rows)
+        weights = self._lambda
+        if fused is not None and self._settings.confidence != "none":
+            weights = 1 - (1 - weights) * CONFIDENCES[self._settings.confidence](fused, labels[known])
+
+        def then(hidden, layer):
+            loss = fusion_loss(hidden, layer, labels[known], fused, weights, divergence, count=count)
+            return {"loss": loss.total, "terms": torch.stack([loss.clm, loss.fusion])}
+
+        result = model(**inputs, known=known, then=then)
+        self._terms = self._terms.to(result["terms"].device) + result["terms"]
+        return result["loss"]
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:  # of the step that is over
+            terms = self.accelerator.reduce(self._terms, "mean").tolist()
+            logs = {**logs, **dict(zip(TERMS, terms, strict=True)), "lambda": self._lambda}
+            self._terms = torch.zeros(len(TERMS))
+        super().log(logs, start_time)
+
+    def dev_bits_per_byte(self) -> dict[str, float]:
+        """Each process scores its share."""
+        model, (vocabulary, context_token), documents = self.model_wrapped, self._reader, self.eval_dataset
+        model.eval()
+
+        def gold_logprobs(inputs, mask, gold):
+            known = mask.bool()
+
+            def then(hidden, layer):
+                return {"gold_logprobs": forward.gold_logprobs(hidden, layer, gold)}
+
+            return model(input_ids=inputs, attention_mask=mask, known=known, then=then)["gold_logprobs"]
+
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        with torch.no_grad(), self.accelerator.autocast():
+            bits = evaluation.document_bits(
+                gold_logprobs, self.args.device, vocabulary, context_token, documents, share=share
+            )
+        everyones: dict[str, float] = {}
+        for some in gather_object([bits]):
+            everyones |= some
+        return evaluation.bits_per_byte(evaluation.totals(everyones, documents))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        try:
+            domains = self.dev_bits_per_byte()
+        except ValueError as error:
+            raise ValueError(
+                f"train, step {self.state.global_step}: {error}; lower train.learning_rate (it is "
+                f"{self._settings.learning_rate:g})"
+            ) from None
+        metrics = {"eval_bits_per_byte": domains["average"], "eval_domains": domains}
+        self.log({"eval_bits_per_byte": domains["average"]} | {f"eval_{d}": v for d, v in domains.items()})
+        self.state.log_history[-1]["eval_domains"] = domains
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Report(TrainerCallback):
+    """Says when to score and save; tells the progress what happens."""
+
+    def __init__(self, progress: Progress, steps: set[int], trainer: FusionTrainer, start: Path):
+        self._progress = progress
+        self._steps = steps
+        self._trainer = trainer
+        self._start = start
+        self._dev = ""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Scores the untrained target, unless an earlier run has."""
+        if state.global_step == 0:
+            domains = self._trainer.dev_bits_per_byte()
+            if state.is_world_process_zero:
+                manifest.write_text(self._start, json.dumps(domains))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = control.should_save = state.global_step in self._steps
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self._dev = f"dev {metrics['eval_bits_per_byte']:.4f} bits/byte"
+        self._progress.note(f"step {state.global_step}: {self._dev}")
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self._progress.advance(1, f"loss {logs['loss']:.3f}" + (f", {self._dev}" if self._dev else ""))
