@@ -1,5 +1,5 @@
 # `make demo`: set up, fetch three language models, fuse them. `make test`: set up, run every test.
-# `make results`: all experiments, hours of them, into docs/results.md; again, or elsewhere, it goes on where it was.
+# `make results`: all experiments, hours of them, into docs/results.md and docs/parts.md; again, or elsewhere, it goes on where it was.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -16,6 +16,7 @@ results: demo examples/corpus/larger.jsonl runs/apart.json runs/peers.json runs/
 	$(BIN)/python benchmarks/measured.py unpack
 	$(BIN)/fuselm study examples/study.yaml
 	$(BIN)/fuselm study examples/study-tokens.yaml
+	$(BIN)/fuselm study examples/study-parts.yaml
 	$(BIN)/python benchmarks/measured.py keep
 	$(BIN)/python examples/tasks/run.py runs/quickstart
 	$(BIN)/python benchmarks/results.py

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"
-STUDIES = ("study", "study-tokens")
+STUDIES = ("study", "study-tokens", "study-parts")
 NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl")
 STAGES = ("corpus", "train", "evaluate")  # the others' manifests would say that their stores are there
 

@@ -1,10 +1,11 @@
-"""docs/results.md and its figures, of what the experiments left in a folder; `make results` runs them first.
+"""docs/results.md and docs/parts.md with their figures, of what the experiments left in a folder; `make results` runs
+them first.
 
     python benchmarks/results.py [RUNS]
 
-Takes RUNS/study and RUNS/study-tokens (`fuselm study`), RUNS/quickstart/tasks (`examples/tasks/run.py`), and
-RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names with `--json`). What is not there
-is left out, and the page says so.
+Takes RUNS/study, RUNS/study-tokens and RUNS/study-parts (`fuselm study`), RUNS/quickstart/tasks
+(`examples/tasks/run.py`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names
+with `--json`). What is not there is left out, and the page says so; a page of which nothing is there stays as it is.
 """
 
 import json
@@ -19,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fuselm import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/results.md"
+DOCS = ROOT / "docs"
 
 
 def read(path: Path) -> dict | None:
@@ -32,9 +33,11 @@ def study(folder: Path) -> str | None:
     if not (page := folder / "results.md").is_file():
         return None
     text = page.read_text()
-    for figure in re.findall(r"\]\((figures/.*?)\)", text):
-        (PAGE.parent / "figures").mkdir(exist_ok=True)
-        shutil.copy(folder / figure, PAGE.parent / figure)
+    figures = DOCS / "figures" / folder.name
+    figures.mkdir(parents=True, exist_ok=True)
+    for figure in re.findall(r"\]\(figures/(.*?)\)", text):
+        shutil.copy(folder / "figures" / figure, figures)
+    text = text.replace("](figures/", f"](figures/{folder.name}/")
     return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", text), flags=re.MULTILINE).strip()
 
 
@@ -58,23 +61,31 @@ def difference(cell: Mapping[str, float]) -> str:
 
 def main() -> None:
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
-    found = {
-        "study": study(runs / "study"),
-        "tokens": study(runs / "study-tokens"),
-        "tasks": tasks(runs / "quickstart/tasks"),
-        "apart": read(runs / "apart.json"),
-        "peers": read(runs / "peers.json"),
-        "training": read(runs / "training.json"),
+    of_pages = {
+        "results": {
+            "study": study(runs / "study"),
+            "tokens": study(runs / "study-tokens"),
+            "tasks": tasks(runs / "quickstart/tasks"),
+            "apart": read(runs / "apart.json"),
+            "peers": read(runs / "peers.json"),
+            "training": read(runs / "training.json"),
+        },
+        "parts": {"parts": study(runs / "study-parts")},
     }
-    if not any(found.values()):
+    if not any(of for found in of_pages.values() for of in found.values()):
         sys.exit(f"results: nothing of an experiment in {runs}; `make results` runs them")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"bits": bits, "difference": difference, "minus": minus}
-    manifest.write_text(PAGE, environment.get_template("results.md.jinja").render(found) + "\n")
-    absent = [name for name, of in found.items() if of is None]
-    print(f"{PAGE}{': without ' + ', '.join(absent) if absent else ''}")
+    for name, found in of_pages.items():
+        page = DOCS / f"{name}.md"
+        absent = [part for part, of in found.items() if of is None]
+        if len(absent) == len(found):
+            print(f"{page}: as it was, for nothing of it is in {runs}")
+            continue
+        manifest.write_text(page, environment.get_template(f"{name}.md.jinja").render(found) + "\n")
+        print(f"{page}{': without ' + ', '.join(absent) if absent else ''}")
 
 
 if __name__ == "__main__":

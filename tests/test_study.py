@@ -459,7 +459,9 @@ def test_prose_is_text_with_a_little_markup():
 
 def test_the_examples_are_valid():
     examples = Path(__file__).parents[1] / "examples"
-    checked = study.load(examples / "study.yaml")
-    assert len(checked.experiments) == 12 and {"base", "clm", "fused"} <= set(checked.arms)
-    assert len(study.load(examples / "study-tokens.yaml").arms) == 8
+    names = {name: study.load(examples / f"{name}.yaml") for name in ("study", "study-parts", "study-tokens")}
+    shown = {name: {e.name for e in of.experiments} for name, of in names.items()}
+    assert {"main", "single", "written", "prefix"} <= shown["study"] and shown["study-tokens"] == {"tokens"}
+    assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
+    assert len(names["study-tokens"].arms) == 8
     assert report.TARGETS == ("base", "clm", "fused")
