@@ -96,6 +96,45 @@ def test_bits_are_those_of_the_gold_tokens_and_the_oracle_takes_the_best_of_each
     assert (result["documents"], result["tokens"], result["bytes"]) == (6, 6 * TOKENS, 6 * SIZE)
 
 
+def silent(store: Store, folder: Path, rows: slice) -> Store:
+    """The same without those rows of each document, as an alignment may leave it."""
+
+    def build(out: Path) -> dict:
+        traces = []
+        for name in store.documents:
+            whole = store.read(name)
+            kept = drawn.rows_of(whole.distributions)
+            gold, tail = whole.distributions.gold.tolist(), whole.distributions.tail.tolist()
+            for n in range(TOKENS)[rows]:
+                kept[n], gold[n], tail[n] = {}, 0.0, 1.0
+            traces.append(replace(whole, distributions=drawn.distributions_of(kept, tail, gold)))
+        write_parts(out, traces)
+        return {}
+
+    manifest.build_once(folder, manifest.Recipe(stage="align"), build)
+    return Store(folder)
+
+
+def test_tokens_that_a_source_says_nothing_of_are_left_out_for_all(usual, tmp_path):
+    stores, documents = usual
+    fewer = stores | {"alpha": silent(stores["alpha"], tmp_path / "fewer", slice(3, None))}
+    result = diagnosed(fewer, documents, own="own")
+    for domain in DOMAINS:
+        for name, store in stores.items():
+            gold = [store.read(d.id).distributions.gold[:3].sum() for d in documents if d.domain == domain]
+            value = result["sources"][name]["bits_per_byte"][domain]
+            assert value == pytest.approx(-sum(gold) / math.log(2) / (3 * 9), rel=1e-5)
+        best = [np.max([s.read(d.id).distributions.gold[:3] for s in stores.values()], axis=0) for d in documents]
+        best = -sum(b.sum() for b, d in zip(best, documents, strict=True) if d.domain == domain)
+        assert result["oracle"]["bits_per_byte"][domain] == pytest.approx(best / math.log(2) / (3 * 9), rel=1e-5)
+    assert result["compared"] == pytest.approx(dict.fromkeys([*DOMAINS, "average"], 9 / SIZE))
+    assert "are of the 39% of the text of which every source's" in diagnosis.partly(result)
+    assert diagnosis.partly(diagnosed(*usual)) == "" and "39% of the text" in diagnosis_page.page(result)
+    none = stores | {"alpha": silent(stores["alpha"], tmp_path / "none", slice(None))}
+    with pytest.raises(ValueError, match=r"^no token of domain '<b>&' has rows of all sources; take another align"):
+        diagnosed(none, documents)
+
+
 def test_learned_weights_are_never_worse_than_any_source(usual):
     result = diagnosed(*usual)
     learned = result["ways"][diagnosis.LEARNED]["bits_per_byte"]

@@ -22,6 +22,7 @@ def page(result: Mapping) -> str:
         autoescape=True,
         result=result,
         drawn=diagnosis.DRAWN,
+        partly=diagnosis.partly(result),
         columns=columns,
         styles=styles | {BEST: "fused", diagnosis.ORACLE: "better"},
         judged=result.get("judged"),

@@ -154,7 +154,7 @@ def fuse_stores(
             )
             given[document.domain] += trace.weights.sum(axis=0, dtype=float)
             tokens[document.domain] += len(trace.tokens)
-            size[document.domain] += trace.size
+            size[document.domain] += int(trace.lengths[trace.distributions.informed].sum())
             nats[document.domain] -= float(trace.distributions.gold.sum(dtype=float))
             progress.advance(1)
             yield trace

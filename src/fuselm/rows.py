@@ -55,6 +55,11 @@ class Trace:
     distributions: Distributions
     weights: Float[ndarray, "tokens sources"]
 
+    @property
+    def lengths(self) -> Int[ndarray, "tokens"]:
+        """Bytes of text of each token."""
+        return np.diff(np.append(self.starts.clip(0), self.size))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatRows:
