@@ -497,6 +497,80 @@ def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, targe
         train(tmp_path, target, documents, None)
 
 
+def cut_at_its_last_checkpoint(out: Path, monkeypatch, *given, **options) -> dict:
+    """What an uninterrupted training beside `out` counts; `out` is interrupted once all its checkpoints are there."""
+    whole = train(out.with_name("whole"), *given, **options)
+    left = itertools.count(2 - len(json.loads((out.with_name("whole") / "history.json").read_text())["dev"]))
+
+    def stop(*_, **__):
+        if next(left) == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Report, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(out, *given, **options)
+    return whole
+
+
+WORSENING = {"lambda_clm": 1.0, "passes": 9, "learning_rate": 0.3, "evaluations_per_pass": 1}
+
+
+def test_what_patience_has_ended_ends_there_when_it_is_resumed(tmp_path, target, documents, monkeypatch):
+    options = WORSENING | {"patience": 2}
+    whole = cut_at_its_last_checkpoint(tmp_path / "cut", monkeypatch, target, documents, None, **options)
+    counts = train(tmp_path / "cut", target, documents, None, **options)
+    assert counts == whole | {"resumed_at_step": whole["steps"]} and whole["steps"] < whole["planned_steps"]
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_best_checkpoint_is_found_where_the_folder_has_gone(tmp_path, target, documents, monkeypatch):
+    whole = cut_at_its_last_checkpoint(tmp_path / "cut", monkeypatch, target, documents, None, **WORSENING)
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "damaged")
+    assert train(tmp_path / "moved", target, documents, None, **WORSENING)["best_step"] < whole["steps"]
+    assert_same_weights(tmp_path / "moved", tmp_path / "whole")
+    (tmp_path / "damaged/checkpoints" / f"checkpoint-{whole['best_step']}" / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint-{whole['best_step']}: the best checkpoint so far is gone or "):
+        train(tmp_path / "damaged", target, documents, None, **WORSENING)
+
+
+def test_a_training_interrupted_while_its_checkpoints_are_dropped_has_ended(tmp_path, target, documents, monkeypatch):
+    drop = shutil.rmtree
+
+    def stop(folder, *given, **options):
+        if Path(folder).name == "checkpoints":
+            drop(min(folder.iterdir(), key=lambda p: int(p.name.split("-")[1])))  # the best
+            raise KeyboardInterrupt
+        drop(folder, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, target, documents, None, **WORSENING)
+    before = weights(tmp_path)
+    counts = train(tmp_path, target, documents, None, **WORSENING)
+    assert counts["best_step"] < counts["steps"] and not (tmp_path / "checkpoints").exists()
+    assert all(torch.equal(before[name], weight) for name, weight in weights(tmp_path).items())
+
+
+def test_a_resumed_training_logs_every_step_once(tmp_path, target, documents, fused, monkeypatch):
+    def stop(self, args, state, control, **_):
+        if len([row for row in state.log_history if "eval_domains" in row]) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Report, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, target, documents, fused)
+    assert train(tmp_path, target, documents, fused)["resumed_at_step"] > 0
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [e.step for e in events.Scalars("train/loss")] == [row["step"] for row in history["log"]]
+    assert [e.step for e in events.Scalars("eval/bits_per_byte")] == [row["step"] for row in history["dev"]][1:]
+
+
 def test_a_target_of_another_precision_is_kept_in_float32(tmp_path, target, documents):
     folder = tmp_path / "double"
     shutil.copytree(target.folder, folder)

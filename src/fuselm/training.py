@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, forward, needs, processes
+from fuselm import adapters, forward, manifest, needs, processes
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import DTYPES, Model, load_model
@@ -54,6 +55,10 @@ def train(
     Goes on from the last whole checkpoint in `out/checkpoints`. Returns what was counted. Of several processes all call
     this, and the first writes.
     """
+    checkpoints, ended = out / "checkpoints", out / ".ended.json"
+    if ended.is_file():  # what is left to do is to drop the checkpoints
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return json.loads(ended.read_text(encoding="utf-8"))
     transformers.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     needs.check_trackers(settings.trackers)
@@ -70,14 +75,15 @@ def train(
     batches_of_step = processes.count() * settings.gradient_accumulation
     steps = -(-len(dataset) // batches_of_step)
     arguments = _arguments(out, settings, steps)
-    checkpoint, step = _reached(out, steps)
+    checkpoint, step, over = _reached(out, steps, settings.patience)
+    batches = Subset(dataset, range(step * batches_of_step)) if over else dataset
     arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs without a launcher the first, and no DataParallel
     model = load(target, settings, progress)
     trainer = FusionTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=batches,
         eval_dataset=dev_documents,
         data_collator=Collator(target.context_token, packed=dataset.packed),
         callbacks=_trackers(out, settings, step),
@@ -109,8 +115,7 @@ def train(
         history = {"dev": dev, "log": _loss_rows(state.log_history)}
         (out / "history.json").write_text(json.dumps(history, sort_keys=True))
         save_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
-        shutil.rmtree(out / "checkpoints")
-    return {
+    counts = {
         "steps": state.global_step,
         "planned_steps": steps,  # more, where patience ended it
         "tokens": dataset.tokens(state.global_step * batches_of_step),
@@ -119,6 +124,10 @@ def train(
         "dev_bits_per_byte": state.best_metric,
         "resumed_at_step": step,
     }
+    if processes.rank() == 0:
+        manifest.write_text(ended, json.dumps(counts))
+        shutil.rmtree(checkpoints)
+    return counts
 
 
 def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
@@ -188,29 +197,39 @@ def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]
         return []
     result: list[TrainerCallback] = []
     if "tensorboard" in settings.trackers:
-        result.append(TensorBoardCallback(SummaryWriter(str(out / "logs"), purge_step=step)))
+        result.append(TensorBoardCallback(SummaryWriter(str(out / "logs"), purge_step=step + 1)))
     if "wandb" in settings.trackers:
         result.append(WandbCallback())
     return result
 
 
-def _reached(out: Path, steps: int) -> tuple[Path | None, int]:
-    """The checkpoint to go on from, if there is one, and its step. Raises `ValueError` where steps were others."""
+def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, int, bool]:
+    """The checkpoint to go on from, if there is one, its step, and whether `patience` ended there. Raises `ValueError`
+    where steps were others, or the best checkpoint is gone.
+    """
     checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is None:
-        return None, 0
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return None, 0, False
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
     if state["max_steps"] != steps:
         raise ValueError(
             f"{out}: begun by another number of processes, for which this is {state['max_steps']} steps and not "
             f"{steps}; go on with as many as then, or delete {out}"
         )
-    return checkpoint, state["global_step"]
+    best = checkpoint.with_name(f"checkpoint-{state['best_global_step']}")
+    if last_checkpoint(out / "checkpoints", best.name) is None:
+        raise ValueError(f"{best}: the best checkpoint so far is gone or damaged; delete {out} to train again")
+    if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder has been moved
+        manifest.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
+    waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
+    over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
+    return checkpoint, state["global_step"], over
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
     """The latest checkpoint that was written whole: its last file, the trainer's state, is there and readable."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+    for path in sorted(folder.glob(name), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
