@@ -47,6 +47,9 @@ ARCHITECTURES = {
         max_position_embeddings=67,
         init_std=0.3,
     ),
+    "llama4 misnamed base": transformers.Llama4TextConfig(
+        **SIZES, head_dim=12, num_local_experts=2, intermediate_size_mlp=29, attention_chunk_size=64
+    ),
     "mamba": transformers.MambaConfig(vocab_size=61, hidden_size=24, num_hidden_layers=2, state_size=5),
 }
 DOCUMENTS = [[5, 3, 7, 11, 2, 13, 17], [19], [23, 29, 31, 37, 41, 43, 47, 53, 59, 3, 5, 7, 11]]

@@ -327,6 +327,18 @@ def test_far_apart_logits_give_no_nan():
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(("temperature", "gap"), [(1.0, 103.6), (0.5, 51.8), (0.2, 20.72)])
+def test_probabilities_too_small_for_float32_in_both_rows_give_no_nan(name, temperature, gap):
+    hidden = torch.tensor([[0.0, -gap, -gap - 20]], requires_grad=True)
+    layer = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
+    fused = FusedRows(ids=torch.tensor([[0, 1]]), logprobs=torch.tensor([[-1e-6, -gap]]), tail=torch.tensor([0.0]))
+    divergence = Divergence(name=name, beta=0.5, temperature=temperature)
+    loss = fusion_loss(hidden, layer, torch.tensor([0]), fused, 0.3, divergence)
+    (gradient,) = torch.autograd.grad(loss.total, [hidden])
+    assert bool(loss.total.isfinite()) and bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_every_divergence_of_the_models_own_distribution_is_zero_and_flat(name, temperature):
     c = case()

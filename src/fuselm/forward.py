@@ -81,7 +81,7 @@ def output_layer(model: PreTrainedModel) -> OutputLayer:
     """How `model` makes logits of the hidden states that `hidden_states` gives; checked on two tokens."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
-    if not isinstance(head, torch.nn.Linear):
+    if not isinstance(head, torch.nn.Linear) or decoder(model) is model:
         return through_logits
     divisor = getattr(config, "logits_scaling", None) or 1.0
     layer = OutputLayer(
@@ -93,11 +93,17 @@ def output_layer(model: PreTrainedModel) -> OutputLayer:
     with torch.inference_mode():
         probe = torch.arange(2, device=model.device)[None]
         expected = model(input_ids=probe, use_cache=False).logits[0].float()
-        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
+        hidden = decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
         if hidden.shape[-1] != head.in_features:
             return through_logits
         same = _same(layer.logits(hidden), expected, model)
     return layer if same else through_logits
+
+
+def decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """What makes the hidden states; the model itself where it has no such part."""
+    base = model.base_model  # the model itself, too, where its class names the part wrongly
+    return getattr(model, "model", model) if base is model else base
 
 
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
@@ -131,7 +137,7 @@ def hidden_states(
     """The last hidden states; or the logits, where `layer` says so."""
     if layer.weight is None:
         return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-    return model.base_model(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+    return decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from fuselm.forward import OutputLayer, chunks, product_dtype
 
 PRODUCT_BYTES = 1 << 28  # of a chunk's logits, in the type of the matrix products
-BLOCK_BYTES = 1 << 22  # of the rows whose logits are in float32 at a time: on a CPU they stay in its cache
+BLOCK_BYTES = 1 << 22  # of the rows whose logits are in float32 at a time on a CPU: they stay in its cache
+DEVICE_BLOCK_BYTES = 1 << 27  # elsewhere: few launches for a chunk (not measured)
 TILE = 8192  # rows of the output layer's gradient that are added at a time
 FLOOR = 1e-6  # a fused probability of 0 would make the reverse KL infinite
 
@@ -74,7 +75,7 @@ def jsd(logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes
     """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p (Agarwal et al. 2024, GKD)."""
     assert beta is not None
     q, p = logq.exp(), logp.exp()
-    logm = (beta * q + (1 - beta) * p).log()
+    logm = torch.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))  # q and p may both be too small for exp
     ratio = torch.where(p > 0, p * (logp - logm), 0)
     return Slopes(beta * _weighted(q, logq - logm) + (1 - beta) * ratio.sum(1), (1 - beta) * ratio)
 
@@ -204,8 +205,9 @@ def _loss(
     """The loss and its terms; those gradients of `hidden`, `weight` and `bias` that it `needs`."""
     terms = hidden.new_zeros(3, dtype=_sum_type(hidden))
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
+    block_bytes = BLOCK_BYTES if hidden.device.type == "cpu" else DEVICE_BLOCK_BYTES
     if weight is None:
-        for rows in chunks(len(hidden), hidden.shape[-1], BLOCK_BYTES // 4):
+        for rows in chunks(len(hidden), hidden.shape[-1], block_bytes // 4):
             logits = hidden[rows].to(terms.dtype, copy=True)
             terms += _block(logits, None, job.rows(rows))
             if grad_hidden is not None:
@@ -222,7 +224,7 @@ def _loss(
         product = hidden.new_empty(len(h), vocab, dtype=dtype) if product is None else product[: len(h)]
         torch.mm(h, cast_weight.T, out=product)
         part = job.rows(rows)
-        for block in chunks(len(h), vocab, BLOCK_BYTES // terms.dtype.itemsize):
+        for block in chunks(len(h), vocab, block_bytes // terms.dtype.itemsize):
             logits = product[block].to(terms.dtype)  # the product's own memory, if that is its type
             terms += _block(logits, bias, part.rows(block))
             if grad_bias is not None:

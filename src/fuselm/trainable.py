@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fuselm.forward import OutputLayer
+from fuselm.forward import OutputLayer, decoder
 
 Then = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
 
@@ -37,7 +37,7 @@ def go_on(model: PreTrainedModel, layer: OutputLayer) -> None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         if layer.weight is None:
             return then(logits(**inputs, use_cache=False).logits[known], layer)
-        hidden = self.base_model(**inputs, use_cache=False).last_hidden_state[known]
+        hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[known]
         head = self.get_output_embeddings()
         return then(hidden, replace(layer, weight=head.weight, bias=head.bias))
 
