@@ -4,14 +4,18 @@
     python benchmarks/measured.py unpack [RUNS]
 
 With it `fuselm study` goes on on another machine where it was on this one: an arm whose history and scores are there is
-not trained again, unless its recipe has changed. `make results` unpacks first.
+not trained again, unless its recipe has changed. `make results` unpacks first. What is kept stays until the archive is
+deleted.
 """
 
+import io
 import lzma
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from fuselm import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"
@@ -23,31 +27,52 @@ STAGES = ("corpus", "train", "evaluate")  # the others' manifests would say that
 def measured(runs: Path) -> Iterator[Path]:
     """The files to keep, below `runs`, of stages that are done."""
     for study in STUDIES:
-        for manifest in sorted(runs.glob(f"{study}/seed-*/*/*/manifest.json")):
-            if manifest.parts[-3] in STAGES and not manifest.parent.name.endswith(".partial"):
-                yield from (manifest.parent / name for name in NAMES if (manifest.parent / name).is_file())
+        for path in sorted(runs.glob(f"{study}/seed-*/*/*/manifest.json")):
+            if path.parts[-3] in STAGES and not path.parent.name.endswith(".partial"):
+                yield from (path.parent / name for name in NAMES if (path.parent / name).is_file())
 
 
 def keep(runs: Path, kept: Path = KEPT) -> int:
-    """Write the archive, the same bytes for the same files; return how many those are."""
-    files = list(measured(runs))
-    with lzma.open(kept, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-        for path in files:
-            entry = tarfile.TarInfo(str(path.relative_to(runs)))
-            entry.size = path.stat().st_size
-            with open(path, "rb") as file:
-                archive.addfile(entry, file)
-    return len(files)
+    """Add to the archive, or put in place of what it has of the same stages; return how many files were found. The same
+    bytes for the same files. Raises `ValueError` where there are none.
+    """
+    found = {str(path.relative_to(runs)): path.read_bytes() for path in measured(runs)}
+    if not found:
+        raise ValueError(f"{runs}: nothing there that a study has measured; name the folder that has study/ in it")
+    anew = {name.rpartition("/")[0] for name in found}
+    before = {name: data for name, data in _read(kept).items() if name.rpartition("/")[0] not in anew}
+    partial = kept.with_name(kept.name + ".partial")
+    with lzma.open(partial, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in sorted((before | found).items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    partial.replace(kept)
+    return len(found)
 
 
 def unpack(runs: Path, kept: Path = KEPT) -> int:
     """Put what is not there into `runs`; return how many files that is. A stage's manifest comes last: with it the
-    stage is done."""
-    with tarfile.open(kept) as archive:
-        missing = [entry for entry in archive if not (runs / entry.name).parent.joinpath("manifest.json").exists()]
-        for entry in sorted(missing, key=lambda e: e.name.endswith("manifest.json")):
-            archive.extract(entry, runs, filter="data")
+    stage is done.
+    """
+    if not kept.is_file():
+        raise ValueError(f"{kept}: no such file; `keep` writes it")
+    missing = {name: data for name, data in _read(kept).items() if not (runs / name).exists()}
+    for name in sorted(missing, key=lambda name: name.endswith("manifest.json")):
+        (runs / name).parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(runs / name, missing[name].decode())
     return len(missing)
+
+
+def _read(kept: Path) -> dict[str, bytes]:
+    """The archive's files; none, if there is no archive."""
+    if not kept.is_file():
+        return {}
+    try:
+        with tarfile.open(kept) as archive:
+            return {entry.name: archive.extractfile(entry).read() for entry in archive}
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{kept}: damaged ({error}); take it from the repository again") from None
 
 
 def main() -> None:
@@ -55,7 +80,10 @@ def main() -> None:
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in does:
         sys.exit(__doc__)
     runs = Path(sys.argv[2] if len(sys.argv) > 2 else "runs")
-    print(f"{sys.argv[1]}: {does[sys.argv[1]](runs)} files")
+    try:
+        print(f"{sys.argv[1]}: {does[sys.argv[1]](runs)} files")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{sys.argv[1]}: {error}")
 
 
 if __name__ == "__main__":
