@@ -87,6 +87,29 @@ def test_the_splits_are_disjoint_and_together_everything(tmp_path):
     assert {(d.domain, d.split) for d in everything} == {(d, s) for d in ("en", "de") for s in SPLITS}
 
 
+def test_what_is_held_out_is_not_learnt_from_or_chosen_by(tmp_path):
+    """Texts that are in a file twice, by themselves or as rows that say their split."""
+    rows = rows_of(en=20)
+    again = rows[:10] + [row | {"split": "train", "text": f" {row['text']}\n"} for row in rows[5:15]]
+    counts = prepared(write(tmp_path / "a.jsonl", rows + again), out=tmp_path / "out")
+    texts = {split: [d.text.strip() for d in read_documents(tmp_path / "out", split)] for split in SPLITS}
+    for one, other in (("train", "dev"), ("train", "heldout"), ("dev", "heldout")):
+        assert not set(texts[one]) & set(texts[other])
+    assert {t for of in texts.values() for t in of} == {row["text"].strip() for row in rows}
+    assert counts["repeated"] == 40 - sum(map(len, texts.values())) > 0
+    same = [row | {"split": split} for split in SPLITS for row in rows_of(en=1)]
+    assert message(prepared, write(tmp_path / "b.jsonl", same), out=tmp_path / "none") == (
+        "corpus: all texts of domain 'en' in dev are held out too; drop what is there twice"
+    )
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    file = write(tmp_path / "a.jsonl", rows_of(en=3))
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert list(corpus.read_texts(marked)) == list(corpus.read_texts(file))
+
+
 def test_the_split_is_the_seeds(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=40))
     for out, seed in (("one", 0), ("same", 0), ("other", 1)):
@@ -386,7 +409,7 @@ def test_a_character_that_does_not_fit_is_told():
 
 
 def test_cut_documents_stay_in_one_split(tmp_path):
-    rows = [{"domain": "en", "text": "word " * 20} for _ in range(5)]
+    rows = [{"domain": "en", "text": f"{n} " + "word " * 20} for n in range(5)]
     counts = prepared(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out", max_bytes=40)
     found = read_documents(tmp_path / "out")
     assert counts["cut"] == len(found) - 5 > 0

@@ -22,7 +22,7 @@ def finished(tmp_path_factory, byte_level, sentence_piece, word_piece, texts) ->
         sources={"zeta": byte_level, "alpha": sentence_piece, "words": word_piece},
         rows=[
             *tiny_run.short(texts, domains=1),
-            *({"domain": "odd", "text": "[bold]tab\there[/bold]\n é🙂"} for _ in range(3)),
+            *({"domain": "odd", "text": f"[bold]tab\there[/bold]\n é🙂{n}"} for n in range(3)),
         ],
         train=tiny_run.TRAIN | {"passes": 1},
     )

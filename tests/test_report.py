@@ -48,14 +48,16 @@ def make_folders(
     sources = [name for name in levels if name not in report.TARGETS]
     rng = random.Random(0)
 
-    def folder(stage: str, name: str, counts: dict, parameters: dict | None = None, **files) -> Path:
+    def folder(
+        stage: str, name: str, counts: dict, parameters: dict | None = None, inputs: dict | None = None, **files
+    ) -> Path:
         def build(out: Path) -> dict:
             for file, content in files.items():
                 (out / f"{file}.json").write_text(json.dumps(content))
             return counts
 
         path = root / stage / (name or "only")
-        build_once(path, Recipe(stage=stage, parameters=parameters or {}), build)
+        build_once(path, Recipe(stage=stage, parameters=parameters or {}, inputs=inputs or {}), build)
         return path
 
     def training(method: str) -> Path:
@@ -102,9 +104,10 @@ def make_folders(
             {
                 "documents": {f"{d}/{s}": n for d, n in heldout.items() for s in splits},
                 "empty": 2,
+                "repeated": 4,
                 "cut": 3,
                 "bytes": dict.fromkeys(splits, 17_000),
-                "tokens": {"models/target.gguf": dict.fromkeys(splits, 4_300)},
+                "tokens": {"0f1e": dict.fromkeys(splits, 4_300), "2d3c": dict.fromkeys(splits, 5_100)},
             },
         ),
         "write": {"gemma": folder("write", "gemma", {"documents": 31, "bytes": {d: 2_000 for d in heldout}})},
@@ -123,7 +126,14 @@ def make_folders(
         ),
         "train": {method: training(method) for method in ("clm", "fused")},
         "evaluate": {
-            name: folder("evaluate", name, {}, scores=[asdict(s) for s in rows]) for name, rows in scores.items()
+            name: folder(
+                "evaluate",
+                name,
+                {},
+                inputs={"tokenizer": "2d3c" if name == "qwen" else "0f1e"},
+                scores=[asdict(s) for s in rows],
+            )
+            for name, rows in scores.items()
         },
     }
 
@@ -174,6 +184,10 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
     assert summary["written"] == {"gemma": {"documents": 31, "bytes": dict.fromkeys(sorted(HELDOUT), 2_000)}}
     assert set(summary["alignment"]["qwen"]) == set(HELDOUT)
     assert summary["corpus"]["documents"]["french/heldout"] == 11
+    assert {name: of["dev"] for name, of in summary["corpus"]["tokens"].items()} == {
+        "gemma, target": 4_300,
+        "qwen": 5_100,
+    }
     assert summary["stages"].keys() >= {"corpus", "capture gemma", "train fused", "evaluate base"}
     assert "output" not in summary["config"] and summary["config"]["align"]["method"] == "span"
 

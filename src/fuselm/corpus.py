@@ -74,7 +74,9 @@ def prepare(
     rows = [row for file in files for row in read_texts(file)]
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
-    whole = part(list(split(kept, dev=dev, heldout=heldout, seed=seed)), share, seed=seed)
+    drawn = list(split(kept, dev=dev, heldout=heldout, seed=seed))
+    apart = without_repeated(drawn)
+    whole = part(apart, share, seed=seed)
     pieces = list(cut_to_fit(whole, readers, max_bytes))
     counts = count_tokens(pieces, readers)
     read = counts.all(axis=0)
@@ -86,6 +88,7 @@ def prepare(
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
         "empty": len(rows) - len(kept) + len(pieces) - len(documents),
+        "repeated": len(drawn) - len(apart),
         "cut": len(pieces) - len(whole),
         "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},
         "tokens": {
@@ -110,8 +113,12 @@ def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> No
 
 def read_documents(folder: Path, split: str | None = None) -> list[Document]:
     """The documents that `prepare` wrote, of one split or all."""
-    with open(folder / FILE, encoding="utf-8") as file:
-        documents = [Document(**json.loads(line)) for line in file]
+    try:
+        with open(folder / FILE, encoding="utf-8") as file:
+            documents = [Document(**json.loads(line)) for line in file]
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise ValueError(f"{folder / FILE}: {what}; delete {folder} and run again") from None
     return [d for d in documents if split in (None, d.split)]
 
 
@@ -167,7 +174,7 @@ def read_texts(file: Path) -> Iterator[Row]:
     """
     check_file(file)
     try:
-        content = file.read_bytes().decode("utf-8")
+        content = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file}: not UTF-8 (byte {error.start} is {error.object[error.start]:#x}); convert it"
@@ -212,6 +219,21 @@ def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iter
             splits[i] = "heldout"
     for i, row in enumerate(rows):
         yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=row.domain, split=splits[i], text=row.text)
+
+
+def without_repeated(documents: Sequence[Document]) -> list[Document]:
+    """Those whose text is not in a split that is read later, too: what is held out nobody has seen. Raises `ValueError`
+    where that leaves a domain none of a split.
+    """
+    texts: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for document in documents:
+        texts[document.split].add(document.text.strip())
+    texts["dev"] -= texts["heldout"]
+    texts["train"] -= texts["dev"] | texts["heldout"]
+    kept = [d for d in documents if d.text.strip() in texts[d.split]]
+    for domain, name in sorted({(d.domain, d.split) for d in documents} - {(d.domain, d.split) for d in kept}):
+        raise ValueError(f"corpus: all texts of domain '{domain}' in {name} are held out too; drop what is there twice")
+    return kept
 
 
 def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:

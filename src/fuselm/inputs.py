@@ -64,8 +64,11 @@ class Inputs:
     def _check_texts(self, options: config.Corpus) -> None:
         """Before any model is looked at. What a file holds is remembered by its hash."""
         counts: dict[str, Counter[str]] = {}
+        hashes: dict[str, Path] = {}
         for file in self.files:
             corpus.check_file(file)
+            if (same := hashes.setdefault(fingerprints.sha256(file), file)) is not file:
+                raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
             found = fingerprints.remembered(
                 f"splits {file.name} {fingerprints.sha256(file)}",
                 lambda file=file: corpus.count_domains(corpus.read_texts(file)),

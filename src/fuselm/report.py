@@ -22,7 +22,7 @@ from rich.text import Text
 from fuselm import config, figures, manifest
 from fuselm.evaluation import Score, summarize
 
-VERSION = 1
+VERSION = 2
 TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them
 SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin again
 
@@ -30,9 +30,7 @@ SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin a
 def write(out: Path, run: config.Run, folders: dict) -> dict:
     """Write `summary.json`, `report.html` and the model card `README.md` from the folders of all stages."""
     summary = summarize_run(run, folders)
-    histories = {
-        m: json.loads((path / "history.json").read_text(encoding="utf-8")) for m, path in folders["train"].items()
-    }
+    histories = {m: manifest.read_json(path / "history.json") for m, path in folders["train"].items()}
     manifest.write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     manifest.write_text(out / "report.html", page(summary, histories))
     manifest.write_text(out / "README.md", card(summary))
@@ -42,7 +40,7 @@ def write(out: Path, run: config.Run, folders: dict) -> dict:
 def summarize_run(run: config.Run, folders: dict) -> dict:
     """Every number of a run. What isn't finite (a fidelity, where a method gave the text no chance) is None."""
     scores = {
-        name: [Score(**row) for row in json.loads((path / "scores.json").read_text(encoding="utf-8"))]
+        name: [Score(**row) for row in manifest.read_json(path / "scores.json")]
         for name, path in folders["evaluate"].items()
     }
     scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
@@ -50,7 +48,7 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
     fused = manifest.read(folders["fuse"])["counts"]
     summary = summarize(scores, pairs) | {
         "heldout": _sizes(scores["base"]),
-        "corpus": manifest.read(folders["corpus"])["counts"],
+        "corpus": _corpus(folders),
         "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},
         "training": {method: _training(path) for method, path in folders["train"].items()},
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
@@ -64,6 +62,17 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
         "version": metadata.version("fuselm"),
     }
     return finite(summary)
+
+
+def _corpus(folders: dict) -> dict:
+    """What was counted of the texts, tokens by who reads them with one tokenizer."""
+    counts = {"repeated": 0} | manifest.read(folders["corpus"])["counts"]  # older runs did not look
+    readers: dict[str, list[str]] = {}
+    for name, path in folders["evaluate"].items():
+        if name not in TARGETS[1:]:
+            tokenizer = manifest.read(path)["inputs"]["tokenizer"]
+            readers.setdefault(tokenizer, []).append("target" if name == "base" else name)
+    return counts | {"tokens": {", ".join(readers[t]): of for t, of in counts["tokens"].items() if t in readers}}
 
 
 def _way(options: config.Fuse) -> str:
