@@ -96,6 +96,25 @@ def test_a_study_goes_on_elsewhere_with_what_was_measured(finished, tmp_path, tm
     assert (tmp_path / "kept").read_bytes() == before
 
 
+def test_what_was_kept_is_not_lost_and_what_is_missing_comes_back(finished, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(finished / "study", tmp_path / "here/study")
+    measured.keep(tmp_path / "here", kept)
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match=r"nowhere: nothing there that a study has measured; name the folder that has"):
+        measured.keep(tmp_path / "nowhere", kept)
+    shutil.rmtree(tmp_path / "here/study/seed-1")
+    measured.keep(tmp_path / "here", kept)
+    assert kept.read_bytes() == before
+    scores = next((tmp_path / "here/study").glob("seed-0/evaluate/fused-*/scores.json"))
+    text = scores.read_bytes()
+    scores.unlink()
+    assert measured.unpack(tmp_path / "here", kept) > 1 and scores.read_bytes() == text
+    kept.write_bytes(before[:-100])
+    with pytest.raises(ValueError, match=r"kept: damaged \(.*\); take it from the repository again"):
+        measured.unpack(tmp_path / "here", kept)
+
+
 def test_every_arm_of_every_seed_has_its_numbers(finished):
     arms = result_of(finished)["arms"]
     assert list(arms) == ["base", "other", "clm", "fused", "half", "alone"]
@@ -356,6 +375,42 @@ BAD = {
         {"arms": ARMS | {"fused": ARMS["fused"] | {"set": {"fuse.weights": {"other": {"frnch": 2}}}}}},
         "arms.fused: fuse.weights.other: no text is of domain 'frnch'; there are english, french",
     ),
+    "a seed twice": ({"seeds": [0, 1, 0]}, "seeds: 0 is there twice; drop one (got [0, 1, 0])"),
+    "a source twice": (
+        {"arms": ARMS | {"alone": {"like": "fused", "sources": ["other", "other"]}}},
+        "arms.alone.sources: other is there twice; drop one",
+    ),
+    "a value tried twice": (
+        {"arms": ARMS | {"fused": {"method": "fused", "try": {"train.passes": [2, 2]}}}},
+        "arms.fused.try.train.passes: 2 is there twice; drop one",
+    ),
+    "an option set twice": (
+        {"arms": ARMS | {"fused": {"method": "fused", "set": {"train.passes": 3, "train": {"passes": 4}}}}},
+        "arms.fused.set: train.passes is there twice; drop one",
+    ),
+    "all of clm for fused": (
+        {"arms": ARMS | {"fused": {"method": "fused", "set": {"train.clm": {"passes": 1}}}}},
+        "arms.fused: train.clm: does nothing to fused; drop it",
+    ),
+    "an arm that nothing shows": (
+        {"arms": ARMS | {"idle": {"like": "fused", "set": {"train.pases": 9}}}},
+        "arms.idle: {folder}/run.yaml: train.pases: unknown option; did you mean 'passes'?",
+    ),
+    "a line of what is not trained": (
+        {"experiments": [{"name": "a", "title": "A", "lines": {"x": ["other", "clm"]}}]},
+        "experiments.a.lines.x: 'other' is not trained on any tokens; drop it",
+    ),
+    "an arm in two lines": (
+        {"experiments": [{"name": "a", "title": "A", "lines": {"x": ["clm"], "y": ["fused", "clm"]}}]},
+        "experiments.a.lines.y: 'clm' is in another line too; drop one",
+    ),
+    "no seed of all": (
+        {
+            "arms": ARMS | {"late": {"like": "fused", "seeds": [1]}},
+            "experiments": [{"name": "a", "title": "A", "arms": ["half", "late"]}],
+        },
+        "experiments.a: no seed is one of all its arms', so nothing can be compared; set their seeds",
+    ),
     "no title": (
         {"experiments": [{"name": "a", "arms": ["clm"]}]}, "experiments.1.title: missing; every study needs it"
     ),
@@ -370,6 +425,27 @@ def test_what_is_wrong_is_one_line_before_anything_is_made(case, tmp_path, byte_
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
     assert outcome.err.startswith(f"fuselm: {study_file}: {message.format(folder=tmp_path)}"), outcome.err
     assert not (tmp_path / "study").exists()
+
+
+def test_what_training_lacks_is_told_before_any_arm_is_trained(tmp_path, byte_level, sentence_piece, texts):
+    arms = ARMS | {"alone": {"like": "fused", "set": {"train.lora_rank": 2, "train.lora_modules": ["nope"]}}}
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms)
+    outcome = fuselm("study", study_file)
+    assert outcome.code == 2 and "arms.alone: train.lora_modules: " in outcome.err.splitlines()[-1], outcome.err
+    assert not list((tmp_path / "study").glob("seed-*/capture"))
+
+
+def test_a_damaged_file_is_named_with_what_to_delete(finished, tmp_path, tmp_path_factory):
+    shutil.copytree(finished, tmp_path / "copy")
+    (scores,) = (tmp_path / "copy/study/seed-0/evaluate").glob("other-*/scores.json")
+    scores.write_bytes(scores.read_bytes()[:-20])
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    output = f"output={tmp_path / 'copy/study'}"
+    outcome = fuselm("study", tmp_path / "copy/study.yaml", output, "--report", cache=cache)
+    assert outcome.err.splitlines()[-1] == f"fuselm: {scores}: damaged; delete {scores.parent} and run again"
+    shutil.rmtree(scores.parent)
+    outcome = fuselm("study", tmp_path / "copy/study.yaml", output, cache=cache)
+    assert outcome.code == 0 and outcome.stages == ["evaluate other"], outcome.err
 
 
 def test_a_missing_run_file_is_named(tmp_path, byte_level, sentence_piece, texts):
@@ -387,7 +463,7 @@ def test_arms_inherit_what_they_do_not_say(tmp_path, byte_level, sentence_piece,
         "b": {"like": "a", "set": {"align.top_k": 5}, "seeds": [3]},
         "c": {"like": "b", "set": {"train.learning_rate": 1e-5}, "try": {"train.passes": [1, 2]}},
     }  # fmt: skip
-    experiments = [{"name": "x", "title": "X", "arms": list(arms)}]
+    experiments = [{"name": n, "title": "X", "arms": shown} for n, shown in (("x", ["a"]), ("y", ["b", "c"]))]
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))
     a, b, c = checked.arms.values()
     assert [t["train.learning_rate"] for t in a.trials] == [1e-3, 1e-4] and list(a.seeds) == [0, 1]

@@ -33,9 +33,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
         for seed in arm.seeds:
             now = grid.state(arm, seed)
             if now.scores is not None:
-                scores[name][seed] = [
-                    Score(**row) for row in json.loads((now.scores / "scores.json").read_text(encoding="utf-8"))
-                ]
+                scores[name][seed] = [Score(**row) for row in manifest.read_json(now.scores / "scores.json")]
             seeds[str(seed)] = {
                 "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
                 "bits_per_byte": evaluation.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
@@ -54,6 +52,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
             "run": study.run_file.name,
             "seeds": list(study.seeds),
             "set": dict(study.settings),
+            "sources": list(study.sources),
             "domains": pools.domains,
             "heldout": _heldout(scores),
             "arms": arms,
@@ -120,7 +119,7 @@ def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
     if not trial.trained.done:
         return told
     record = manifest.read(trial.trained.folder)
-    history = json.loads((trial.trained.folder / "history.json").read_text(encoding="utf-8"))
+    history = manifest.read_json(trial.trained.folder / "history.json")
     counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
     return told | {
         **{name: record["counts"][name] for name in counted},

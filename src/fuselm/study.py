@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fuselm import config, options
 from fuselm.pipeline import OF_FUSED_ROWS
@@ -21,7 +22,6 @@ OF_ARMS = ("corpus.share", "write", "capture", "align", "fuse", "train")
 OF_ROWS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate")
-Names = Annotated[list[str], Field(min_length=1)]
 
 
 def _by_option(given: dict[str, Any]) -> dict[str, Any]:
@@ -29,15 +29,32 @@ def _by_option(given: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in given.items():
         within = name in SECTIONS and isinstance(value, dict)
-        flat |= {f"{name}.{option}": of for option, of in value.items()} if within else {name: value}
+        for option, of in {f"{name}.{o}": of for o, of in value.items()}.items() if within else ((name, value),):
+            if option in flat:
+                raise _twice(option)
+            flat[option] = of
     return flat
 
 
+def _each_once(values: list[Any]) -> list[Any]:
+    for n, value in enumerate(values):
+        if value in values[:n]:
+            raise _twice(value)
+    return values
+
+
+def _twice(what: Any) -> PydanticCustomError:
+    return PydanticCustomError("twice", "{what} is there twice; drop one", {"what": str(what)})
+
+
 Set = Annotated[dict[str, Any], AfterValidator(_by_option)]
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
+Seeds = Annotated[list[config.Seed], Field(min_length=1), AfterValidator(_each_once)]
+Values = Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ArmOptions(_Options):
@@ -45,8 +62,8 @@ class ArmOptions(_Options):
     method: Literal["clm", "fused"] | None = None
     sources: Names | None = None  # those of the run's to use; None: all
     set: Set = {}  # options of the run, {train.passes: 4}
-    trials: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({}, alias="try")  # the best on dev is taken
-    seeds: Annotated[list[config.Seed], Field(min_length=1)] | None = None  # None: the study's
+    trials: dict[str, Values] = Field({}, alias="try")  # the best on dev is taken
+    seeds: Seeds | None = None  # None: the study's
 
 
 class ExperimentOptions(_Options):
@@ -62,7 +79,7 @@ class ExperimentOptions(_Options):
 class StudyOptions(_Options):
     run: str  # run file, from this file's folder
     output: str
-    seeds: Annotated[list[config.Seed], Field(min_length=1)] = Field([0, 1, 2])
+    seeds: Seeds = Field([0, 1, 2])
     set: Set = {}  # options of the run, of all arms
     arms: dict[str, ArmOptions] = Field({}, min_length=0)
     experiments: Annotated[list[ExperimentOptions], Field(min_length=1)]
@@ -89,6 +106,7 @@ class Study:
     output: Path
     seeds: Sequence[int]
     settings: Mapping[str, Any]
+    sources: Sequence[str]  # of the run
     arms: Mapping[str, Arm]  # those that experiments show, in the file's order
     experiments: Sequence[ExperimentOptions]
 
@@ -148,16 +166,17 @@ def _known_options(location: list[str]) -> list[str]:
 def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
     for name in set(read.set) & set(FORBIDDEN):
         raise ValueError(f"set.{name}: the study's own ({'seeds' if name == 'seed' else name}); set that instead")
+    sources = list(config.load(run_file, [f"{k}={_yaml(v)}" for k, v in read.set.items()]).sources)
     base = Study(
         file=file,
         run_file=run_file,
         output=Path(read.output).expanduser(),
         seeds=read.seeds,
         settings=read.set,
+        sources=sources,
         arms={},
         experiments=read.experiments,
     )
-    sources = list(config.load(run_file, [f"{k}={_yaml(v)}" for k, v in read.set.items()]).sources)
     as_they_are = {
         name: Arm(name=name, method=None, settings={}, sources=sources, trials=({},), seeds=read.seeds)
         for name in ("base", *sources)
@@ -166,15 +185,15 @@ def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
         if name in as_they_are or name == "average":
             raise ValueError(f"arms.{name}: the name of a model as it is; take another")
     known = as_they_are | {name: _arm(name, read, sources) for name in read.arms}
-    _check_experiments(read.experiments, list(known))
+    _check_experiments(read.experiments, known)
     shown = {name for experiment in read.experiments for name in arms_of(experiment)}
     arms = {}
-    for name in [name for name in known if name in shown]:
+    for name, arm in known.items():
         try:
-            arms[name] = _with_trials(base, known[name])
+            arms[name] = _with_trials(base, arm)
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from None
-    return replace(base, arms=arms)
+    return replace(base, arms={name: arm for name, arm in arms.items() if name in shown})
 
 
 def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
@@ -220,8 +239,9 @@ def _check_used(where: str, arm: ArmOptions, method: str) -> None:
         of_rows = stage in OF_ROWS or (stage == "train" and rest in ("lambda_clm", *OF_FUSED_ROWS))
         if of_rows and method == "clm":
             raise ValueError(f"{where}: {option}: does nothing to clm, which learns from the text alone; drop it")
-        if rest.startswith("clm.") and method == "fused":
-            raise ValueError(f"{where}: {option}: does nothing to fused; drop it, or write train.{rest[4:]}")
+        if (rest == "clm" or rest.startswith("clm.")) and method == "fused":
+            instead = f", or write train.{rest[4:]}" if rest[4:] else ""
+            raise ValueError(f"{where}: {option}: does nothing to fused; drop it{instead}")
 
 
 def _line_of(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
@@ -237,7 +257,7 @@ def _line_of(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
     return [arms[n] for n in names]
 
 
-def _check_experiments(experiments: Sequence[ExperimentOptions], known: list[str]) -> None:
+def _check_experiments(experiments: Sequence[ExperimentOptions], known: Mapping[str, Arm]) -> None:
     seen: set[str] = set()
     for experiment in experiments:
         where = f"experiments.{experiment.name}"
@@ -248,12 +268,27 @@ def _check_experiments(experiments: Sequence[ExperimentOptions], known: list[str
             raise ValueError(f"{where}: needs arms, or lines, but not both")
         for name in arms_of(experiment):
             if name not in known:
-                raise ValueError(f"{where}: no arm '{name}'; {options.meant(name, known)}")
+                raise ValueError(f"{where}: no arm '{name}'; {options.meant(name, list(known))}")
+        if experiment.lines is not None:
+            _check_lines(where, experiment.lines, known)
+        if not set.intersection(*(set(known[name].seeds) for name in arms_of(experiment))):
+            raise ValueError(f"{where}: no seed is one of all its arms', so nothing can be compared; set their seeds")
         comparable = list(experiment.lines or arms_of(experiment))
         if experiment.against is not None and experiment.against not in comparable:
             raise ValueError(
                 f"{where}.against: '{experiment.against}' is not in it; {options.meant(experiment.against, comparable)}"
             )
+
+
+def _check_lines(where: str, lines: Mapping[str, Sequence[str]], known: Mapping[str, Arm]) -> None:
+    seen: set[str] = set()
+    for line, names in lines.items():
+        for name in names:
+            if known[name].method is None:
+                raise ValueError(f"{where}.lines.{line}: '{name}' is not trained on any tokens; drop it")
+            if name in seen:
+                raise ValueError(f"{where}.lines.{line}: '{name}' is in another line too; drop one")
+            seen.add(name)
 
 
 def _with_trials(study: Study, arm: Arm) -> Arm:

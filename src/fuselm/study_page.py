@@ -17,7 +17,7 @@ DASH = "–"
 FIGURES = {
     "bars": "Held-out text, all seeds together: bits per byte, lower is better, with 95% intervals.",
     "differences": "Paired differences on the same held-out documents, with 95% intervals.",
-    "steps": "Bits per byte of the development split by step, of the first seed; the ring is the checkpoint kept.",
+    "steps": "Bits per byte of the development split by step, of one seed; the ring is the checkpoint kept.",
     "tokens": "Held-out text: bits per byte over tokens of training text.",
 }
 
@@ -31,7 +31,8 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
         for kind, drawn in experiment["figures"].items():
             svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
             manifest.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
-    shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result), "dash": DASH}
+    shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
+    shared |= {"dash": DASH, "told": told}
     manifest.write_text(out / "results.md", report.render("study.md.jinja", autoescape=False, **shared))
     manifest.write_text(out / "study.html", report.render("study.html.jinja", autoescape=True, prose=prose, **shared))
 
@@ -57,7 +58,7 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
     if lines:
         drawn["tokens"] = _tokens(experiment, result, line_styles)
     if "steps" in experiment["figures"]:
-        drawn["steps"] = _steps(experiment["arms"], result, styles)
+        drawn["steps"] = _steps(experiment, result, styles)
     return {
         **{name: experiment[name] for name in ("name", "title", "says")},
         "columns": columns,
@@ -151,6 +152,8 @@ def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for seed, of in arm["seeds"].items():
             best = next((trial for trial in of["trials"] if trial["chosen"]), None)
             sets = {**arm["set"], **(best["settings"] if best else {})}
+            if set(arm["sources"]) != set(result["sources"]):
+                sets["sources"] = ", ".join(arm["sources"])
             rows.append({"arm": name, "method": arm["method"], "seed": seed, "sets": told(sets), "trained": best})
     return rows
 
@@ -174,9 +177,12 @@ def _mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
     return Mark(label=name, style=style, value=cell["value"], low=cell["low"], high=cell["high"])
 
 
-def _steps(names: Sequence[str], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+    """Of the first seed that all arms have: another seed's development split is another text."""
+    seed = str(next(iter(experiment["seeds"]), ""))
+
     def line(name: str, domain: str) -> Line | None:
-        trained = next(iter(result["arms"][name]["seeds"].values()))["trials"]
+        trained = result["arms"][name]["seeds"].get(seed, {"trials": []})["trials"]
         best = next((trial for trial in trained if trial["chosen"]), None)
         if best is None:
             return None
@@ -184,7 +190,7 @@ def _steps(names: Sequence[str], result: Mapping[str, Any], styles: Mapping[str,
         ring = next((point for point in points if point[0] == best["best_step"]), None)
         return Line(label=name, style=styles[name], points=points, ring=ring, dots=True)
 
-    return _panels(result, lambda domain: [line(name, domain) for name in names], axis="step")
+    return _panels(result, lambda domain: [line(name, domain) for name in experiment["arms"]], axis="step")
 
 
 def _tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:

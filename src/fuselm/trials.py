@@ -91,6 +91,14 @@ class Grid:
             for number in range(len(arm.trials)):
                 self._look(arm, seed, number)
 
+    def try_needs(self, arm: Arm, seed: int) -> None:
+        """Servers, and what training takes. Raises `ValueError` on what can't do what is asked of it."""
+        for number in range(len(arm.trials)):
+            try:
+                self._look(arm, seed, number).check("evaluate")
+            except ValueError as error:
+                raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
+
     def _look(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         cell = (arm.name, seed, trial)
         if cell not in self._looking:
@@ -125,11 +133,13 @@ def start(study: Study) -> None:
 
 def run(grid: Grid, after: Callable[[], None]) -> list[str]:
     """Make what is not there yet, and call `after` each arm that something was made of. An arm that fails is passed
-    over; returns a line about each of those. All texts are made first.
+    over; returns a line about each of those. All texts are made first, and what training needs is tried. Raises
+    `ValueError` on what can't be done.
     """
     failed = []
     for seed, arm in grid.cells():
-        grid.state(arm, seed)
+        if grid.state(arm, seed).scores is None:
+            grid.try_needs(arm, seed)
     for seed, arm in grid.cells():
         if grid.state(arm, seed).scores is not None:
             continue
@@ -198,8 +208,8 @@ def table(grid: Grid) -> Table:
     for seed, arm, now in cells:
         of_trials = [(step, trial) for trial in now.trials for step in trial.steps if step.stage != "evaluate"]
         scored = now.best or now.trials[0]
-        scoring = [(scored.scored, scored)] if now.scores is None else []
-        left = {s.folder: (s, t) for s, t in of_trials + scoring if not s.done and s.folder not in planned}
+        makes = [*of_trials, (scored.scored, scored)] if now.scores is None else []
+        left = {s.folder: (s, t) for s, t in makes if not s.done and s.folder not in planned}
         planned |= left.keys()
         times = [_seconds(step, trial, speed) for step, trial in left.values()]
         known = sum(t for t in times if t is not None)
