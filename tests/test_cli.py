@@ -88,6 +88,14 @@ BAD = {
         "{run}: sources.again: {sentence_piece} is listed twice, as 'other' too; drop one",
     ),
     "no such corpus": (bad_corpus("absent.jsonl"), "{folder}/absent.jsonl: no such file"),
+    "a file twice": (
+        lambda folder, models: [f"corpus.files=[{folder}/corpus.jsonl, {folder}/../{folder.name}/corpus.jsonl]"],
+        "corpus.files: {folder}/corpus.jsonl and {folder}/../",
+    ),
+    "endless writing": (
+        lambda folder, models: ["write.ratio=.inf"],
+        "{run}: write.ratio: input should be a finite number (got inf)",
+    ),
     "empty corpus": (bad_corpus("empty.jsonl"), "corpus: no text in {folder}/empty.jsonl; each line needs"),
     "blank corpus": (bad_corpus("blank.jsonl"), "corpus: no text in {folder}/blank.jsonl; each line needs"),
     "not UTF-8": (bad_corpus("latin1.jsonl"), "{folder}/latin1.jsonl: not UTF-8 (byte 11 is 0xe9); convert it"),

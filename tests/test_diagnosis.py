@@ -280,6 +280,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     assert page.read_text(encoding="utf-8") == diagnosis_page.page(of_folder)
     # The run itself has aligned what was drawn, the diagnosis of its run file the tails.
     assert (result["drawn"], of_folder["drawn"]) == (False, True) and "hold draws from their tails" in page.read_text()
+    assert set(result["ways"]) - set(of_folder["ways"]) == set(diagnosis.OF_TAILS)
     for name, row in result["sources"].items():
         other = of_folder["sources"][name]
         assert other["bits_per_byte"]["average"] == pytest.approx(row["bits_per_byte"]["average"], rel=0.05)

@@ -90,11 +90,11 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.", highlight=False)
-    from fuselm import processes, report
+    from fuselm import manifest, processes, report
 
     if processes.rank() > 0:
         return
-    summary = json.loads((pipeline.folder / "summary.json").read_text(encoding="utf-8"))
+    summary = manifest.read_json(pipeline.folder / "summary.json", drop=pipeline.folder / "summary.json")
     console = Console()
     console.print(report.table(summary))
     for name in ("model", "report.html", "summary.json"):
@@ -135,9 +135,13 @@ def evaluate(
 ) -> None:
     """Bits per byte: of a run's models on its held-out documents, or of any model on any texts."""
     if texts is None:
+        if as_json or dtype != "auto":
+            raise ValueError("--json and --dtype are for a model with --texts; a run's table is `fuselm report`'s")
         if not model.endswith((".yaml", ".yml")):
             raise ValueError(f"{model}: not a run file (.yaml); to evaluate a model, add --texts FILE.jsonl")
         return _stage("evaluate", Path(model), overrides)
+    if overrides:
+        raise ValueError(f"{overrides[0]}: does nothing to a model with --texts; drop it")
     from fuselm import measure
 
     return _show(measure.bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
@@ -171,6 +175,8 @@ def study(
     """A grid of runs from the same caches, as tables and figures."""
     from rich.console import Console
 
+    if plan and report:
+        raise ValueError("--plan and --report: take one, for --plan writes no pages")
     from fuselm import comparison, study_page, trials
     from fuselm import study as studies
 
@@ -199,7 +205,7 @@ def study(
 def inspect(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
-    top: Annotated[int, typer.Option(help="Expected tokens to show for each distribution.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
     """One document, token by token: what each source and the fusion expect, and which source won."""
     from rich.console import Console
@@ -225,6 +231,8 @@ def diagnose(
 
     if report is not None:
         measure.check_report(report)
+    if run.is_dir() and overrides:
+        raise ValueError(f"{overrides[0]}: does nothing to a finished run; drop it, or diagnose its run file")
     inputs = diagnosis.of_run(run) if run.is_dir() else diagnosis.of_pipeline(_pipeline(run, overrides, "align"))
     with progress.show(_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
@@ -251,7 +259,7 @@ def fidelity(
             help="span, mined, exact, cooccurrence or statistics; several times to compare.", show_default="span"
         ),
     ] = ("span",),  # type: ignore[assignment]
-    top_k: Annotated[int, typer.Option(help="Entries kept a token.")] = 64,
+    top_k: Annotated[int, typer.Option(min=1, help="Entries kept a token.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,

@@ -16,8 +16,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     Tag,
     ValidationError,
     field_validator,
@@ -60,7 +58,7 @@ class Server(_Options):
     context_length: int | None = Field(None, ge=16)  # tokens; None: as the server says (llama.cpp does not: its n_ctx)
     key_env: str | None = None  # environment variable with the key; None: FUSELM_API_KEY, if there is one
     requests: int = Field(8, ge=1)  # at a time
-    timeout: PositiveFloat = 600.0  # seconds an answer may take, waiting behind others included
+    timeout: Positive = 600.0  # seconds an answer may take, waiting behind others included
 
     @field_validator("server")
     @classmethod
@@ -98,7 +96,7 @@ class Corpus(_Options):
     share: float = Field(1.0, gt=0, le=1)  # of each domain's training documents, a larger share having all of a smaller
 
 
-Ratio = NonNegativeFloat
+Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Write(_Options):
@@ -240,7 +238,7 @@ class Fuse(_Options):
 
 Rates = Annotated[list[Positive], Field(min_length=1)]
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
-Average = Literal[False] | PositiveFloat
+Average = Literal[False] | Positive
 
 
 class Baseline(_Options):
@@ -279,11 +277,11 @@ class Train(_Options):
     gradient_checkpointing: bool = False  # less memory, a third more time
     evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
     patience: int | None = Field(None, ge=1)  # end after so many evaluations without a better one
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["bf16", "float32"] = "bf16"  # bf16: autocast, with weights in float32
     lora_rank: int | None = Field(None, ge=1)  # train adapters of this rank, then merge them; None: all weights
-    lora_alpha: PositiveFloat | None = None  # adapters count alpha / rank times; None: twice the rank
+    lora_alpha: Positive | None = None  # adapters count alpha / rank times; None: twice the rank
     lora_dropout: float | None = Field(None, ge=0, lt=1)  # None: 0
     lora_modules: list[str] | None = Field(None, min_length=1)  # None: all linear layers but the output layer
     quantize: Literal["nf4"] | None = None  # keep the target's weights in 4 bits beside the adapters (QLoRA)

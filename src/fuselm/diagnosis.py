@@ -6,7 +6,6 @@ sources, what it is short of them is what it could learn. `expected` is what the
 that costs less was chosen for, one that costs more was foreseen too surely.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -39,11 +38,12 @@ WAYS: dict[str, dict] = {
     "bayes": {"function": "bayes", "level": "token"},
     "fixed, learned weights": {"function": "fixed", "level": "token"},
 }
+OF_TAILS = ("log_linear, document", "entropy, token")  # which ask what a row's tail is like, and draws do not tell
 LEARNED = "fixed, learned weights"
 ORACLE = "oracle"
 DRAWN = (
-    "These rows hold draws from their tails: what they expect to lose, and what `entropy` and `log_linear` make of "
-    "them, comes out too sure. Diagnose the run file to have whole tails."
+    "These rows hold draws from their tails: what they expect to lose comes out too sure, and `entropy` and "
+    "`log_linear`, which need whole tails, are left out. Diagnose the run file to have them."
 )
 JUDGED = {"helps": 0.02, "hardly helps": 0.005}  # by the share of the target's own bits that it could save
 
@@ -54,7 +54,7 @@ def of_run(folder: Path) -> dict:
         raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
     stages = {
         stage: folder / path
-        for stage, path in json.loads((folder / "run.json").read_text(encoding="utf-8"))["folders"].items()
+        for stage, path in manifest.read_json(folder / "run.json", drop=folder / "run.json")["folders"].items()
     }
     captured = {
         s.removeprefix("capture "): manifest.read(path) for s, path in stages.items() if s.startswith("capture ")
@@ -110,7 +110,8 @@ def diagnose(
         raise ValueError("no training document is in the aligned stores of all sources; align again")
     domains = sorted({d.domain for d in documents})
     learned = learn(stores, documents, {d: [1.0] * len(names) for d in domains}, [1.0] * len(names), vocabulary_size)
-    sums = {name: _Sums(domains) for name in [*names, *WAYS, ORACLE]}
+    ways = {way: options for way, options in WAYS.items() if not (drawn and way in OF_TAILS)}
+    sums = {name: _Sums(domains) for name in [*names, *ways, ORACLE]}
     wins = {domain: {"tokens": np.zeros(len(names)), "documents": np.zeros(len(names))} for domain in domains}
     pairs = {pair: np.zeros(3) for pair in combinations(range(len(names)), 2)}
     progress.start(len(documents), unit="documents")
@@ -119,7 +120,7 @@ def diagnose(
         common = np.logical_and.reduce([trace.distributions.informed for trace in traces])
         for name, trace in zip(names, traces, strict=True):
             sums[name].add(document.domain, trace, common, vocabulary_size)
-        for way, options in WAYS.items():
+        for way, options in ways.items():
             prior = learned[document.domain] if way == LEARNED else None
             fused = fuse(traces, vocabulary_size=vocabulary_size, prior=prior, **options)
             sums[way].add(document.domain, fused, common, vocabulary_size)
@@ -149,7 +150,7 @@ def diagnose(
         "domains": domains,
         "target": own,
         "sources": {name: values[name] for name in names},
-        "ways": {way: values[way] for way in WAYS},
+        "ways": {way: values[way] for way in ways},
         "oracle": values[ORACLE],
         "weights": {domain: dict(zip(names, weights, strict=True)) for domain, weights in learned.items()},
         "wins": {

@@ -99,7 +99,7 @@ def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
     mass = result["causes"]["mass"]
     if mass["tail_of_the_source"] > 0.05:
         share = mass["tail_of_the_source"]
-        yield f"Keep more entries (`--top-k` here, `capture.top_k` in a run): {share:.1%} of the mass is beyond them."
+        yield f"Keep more entries (`--top-k` here, `capture.draws` in a run): {share:.1%} of the mass is beyond them."
     if mass["cut"] > 0.01:
         yield f"Keep more aligned entries (`align.top_k` in a run): {mass['cut']:.1%} of the mass is cut there."
     poor = [name for name, c in result["categories"].items() if c["own_bits_informed"] < 0.9 and c["bytes"] > 0.01]

@@ -1,6 +1,5 @@
 """One document of a run, token by token: what each source and the fusion expect, and which source won."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
         raise ValueError(f"{folder}: no finished run there; start it with `fuselm run`, or name another folder")
     stages = {
         stage: folder / path
-        for stage, path in json.loads((folder / "run.json").read_text(encoding="utf-8"))["folders"].items()
+        for stage, path in manifest.read_json(folder / "run.json", drop=folder / "run.json")["folders"].items()
     }
     target = locate(str(folder / "model"))  # it has the target's tokenizer
     vocabulary = Vocabulary(load_tokenizer(target), target.output_size)

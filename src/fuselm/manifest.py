@@ -58,6 +58,17 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_json(path: Path, *, drop: Path | None = None) -> Any:
+    """What a file of a stage or a run holds. Raises `ValueError` where it is missing or damaged: once `drop`, or its
+    folder, is gone, it is made again.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise ValueError(f"{path}: {what}; delete {drop or path.parent} and run again") from None
+
+
 def is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
@@ -79,6 +90,8 @@ def build_once(
     """
     if is_finished(folder):
         return False
+    if folder.exists() and not is_finished(folder):
+        raise ValueError(f"{folder}: in the way, for it has no manifest.json; move it elsewhere or delete it")
     partial = folder.with_name(folder.name + ".partial")
     if processes.rank() > 0:
         if together:
@@ -109,8 +122,6 @@ def build_once(
             "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
         }
         write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
-        if folder.exists():
-            raise ValueError(f"{folder}: in the way, and not fuselm's (no manifest.json); move it elsewhere")
         os.rename(partial, folder)
         for scaffold in folder.glob(".*"):
             scaffold.unlink()

@@ -123,9 +123,10 @@ def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> N
     needed = room(estimates(pipeline, steps))
     free = shutil.disk_usage(pipeline.folder).free
     if needed > free:
+        less = "let sources write less (write.ratio), " if pipeline.inputs.writers else ""
         raise ValueError(
-            f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:.2f}; make room, set "
-            "another `output`, or keep fewer entries (capture.draws, align.top_k)"
+            f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:,.2f} GiB; make room, "
+            f"set another `output`, {less}or keep fewer entries (capture.draws, align.top_k)"
         )
 
 

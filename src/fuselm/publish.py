@@ -16,7 +16,10 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
     are from. Nothing is done if they are there. What else lies in `model` stays there.
     """
     record = run / RECORD
-    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    try:
+        before = json.loads(record.read_bytes())
+    except (FileNotFoundError, ValueError):
+        before = {}
     if before.get("report") == key and all((run / name).exists() for name in (*PAGES, "model")):
         return
     with manifest.full_disk_named(run):
