@@ -11,6 +11,7 @@ import drawn
 import numpy as np
 import pytest
 import tiny_run
+import yaml
 from rich.console import Console
 from tiny_run import fuselm
 
@@ -64,9 +65,9 @@ def make(folder: Path, **qualities: tuple[float, float]) -> tuple[dict[str, Stor
     return stores, [Document(id=n, origin=n, domain=d, split="train", text="") for n, d in names]
 
 
-def diagnosed(stores: dict[str, Store], documents: list[Document], own: str | None = None) -> dict:
+def diagnosed(stores: dict[str, Store], documents: list[Document], own: str | None = None, **options) -> dict:
     quiet = Progress(Console(quiet=True), "diagnose")
-    return diagnosis.diagnose(stores, documents, own=own, vocabulary_size=VOCAB, progress=quiet)
+    return diagnosis.diagnose(stores, documents, own=own, vocabulary_size=VOCAB, progress=quiet, **options)
 
 
 @pytest.fixture
@@ -173,6 +174,28 @@ def test_a_target_that_knows_less_can_learn_and_from_whom(usual):
     assert set(result["judged"].values()) == {"helps"}
 
 
+def test_of_each_domain_the_best_writer_should_write_if_it_is_far_beyond_the_target(usual):
+    def said(writers: list[str]) -> tuple[dict, str]:
+        result = diagnosed(*usual, own="own", writers=writers)
+        return result["write"], result["verdict"][-1]
+
+    ratio, line = said(["alpha", "beta", "own"])
+    assert ratio == {"alpha": {DOMAINS[0]: 4}, "beta": {DOMAINS[1]: 4}}
+    assert yaml.safe_load(line.partition("write.ratio='")[2].partition("'")[0]) == ratio
+    ratio, _ = said(["beta"])
+    assert ratio == {"beta": {DOMAINS[1]: 4, DOMAINS[0]: 4}}
+    for none in ([], ["own"]):
+        ratio, line = said(none)
+        assert ratio == {} and line.startswith("Mixing: ")
+
+
+def test_a_source_hardly_beyond_the_target_should_write_nothing(tmp_path):
+    result = diagnosed(*make(tmp_path, other=(0.13, 0.8), own=(0.1, 0.1)), own="own", writers=["other"])
+    bits = {name: row["bits_per_byte"][DOMAINS[0]] for name, row in result["sources"].items()}
+    assert 0.8 * bits["own"] < bits["other"] < bits["own"]
+    assert result["write"] == {"other": {DOMAINS[1]: 4}}
+
+
 def test_a_target_that_knows_best_cannot_learn(tmp_path):
     result = diagnosed(*make(tmp_path, own=(0.97, 0.97), other=(0.01, 0.01)), own="own")
     assert result["verdict"][0].startswith("Fusing cannot help: ")
@@ -271,6 +294,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     assert not (run_file.parent / "out" / "train").exists()
     result = json.loads(before.out)
     assert result["target"] == "same" and list(result["sources"]) == ["other", "same"]
+    assert result["write"] == {}  # the models are random
 
     assert fuselm("run", run_file, cache=cache).code == 0
     page = tmp_path / "page.html"

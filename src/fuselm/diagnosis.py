@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import yaml
 from jaxtyping import Bool
 from numpy import ndarray
 from rich import box
@@ -46,6 +47,8 @@ DRAWN = (
     "`log_linear`, which need whole tails, are left out. Diagnose the run file to have them."
 )
 JUDGED = {"helps": 0.02, "hardly helps": 0.005}  # by the share of the target's own bits that it could save
+# A source that saves this share of them in a domain should write more of it, so much; docs/results.md has such texts.
+WRITES, RATIO = 0.2, 4
 
 
 def of_run(folder: Path) -> dict:
@@ -62,10 +65,12 @@ def of_run(folder: Path) -> dict:
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, of in captured.items() if of["inputs"]["model"] == target]
+    able = [name for name, of in captured.items() if of["parameters"].get("dtype") != "the server's"]
     return {
         "stores": aligned,
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
+        "writers": [] if any(stage.startswith("write ") for stage in stages) else able,
         "vocabulary_size": locate(str(folder / "model")).output_size,
         "drawn": any(
             store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
@@ -83,6 +88,7 @@ def of_pipeline(pipeline) -> dict:
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},
         "documents": [d for d in pipeline.documents if d.split == "train"],
         "own": next(iter(own), None),
+        "writers": [] if inputs.writers else [name for name in inputs.sources if name not in inputs.servers],
         "vocabulary_size": inputs.target.output_size,
     }
 
@@ -93,15 +99,17 @@ def diagnose(
     *,
     own: str | None,
     vocabulary_size: int,
+    writers: Sequence[str] = (),
     drawn: bool = False,
     progress: Progress,
 ) -> dict:
-    """Every number of a diagnosis. `own` is the source that is the target itself, if one is; `drawn`, whether rows
-    hold draws from their tails.
+    """Every number of a diagnosis. `own` is the source that is the target itself, if one is; `writers` those that could
+    write more text; `drawn`, whether rows hold draws from their tails.
 
     `sources` and `ways` have `bits_per_byte` by domain and on average, and what was `expected`; `compared` the shares
     of bytes that these are of: an alignment that leaves tokens without a row leaves them out; `wins` the shares of
-    tokens and documents of a domain that each source predicts best; `agreement` is of pairs of sources.
+    tokens and documents of a domain that each source predicts best; `agreement` is of pairs of sources; `write` is the
+    `write.ratio` of the writers that know far more than the target.
     """
     names = list(stores)
     missing = sum(any(d.id not in s for s in stores.values()) for d in documents)
@@ -166,6 +174,7 @@ def diagnose(
     result["gains"] = _gains(result)
     if own is not None:
         result["judged"] = {domain: _judged(result, domain) for domain in [*domains, "average"]}
+        result["write"] = _write(result, [name for name in writers if name != own])
     return finite(result | {"verdict": _verdict(result)})
 
 
@@ -244,6 +253,17 @@ def _judged(result: Mapping, domain: str) -> str:
     return next((word for word, least in JUDGED.items() if share >= least), "does not help")
 
 
+def _write(result: Mapping, writers: Sequence[str]) -> dict[str, dict[str, int]]:
+    """By source, the domains of which it should write text: where it is the best writer, and far beyond the target."""
+    sources, ratio = result["sources"], {}
+    for domain in result["domains"] if writers else ():
+        best = min(writers, key=lambda name: sources[name]["bits_per_byte"][domain])
+        own = sources[result["target"]]["bits_per_byte"][domain]
+        if sources[best]["bits_per_byte"][domain] < (1 - WRITES) * own:
+            ratio.setdefault(best, {})[domain] = RATIO
+    return ratio
+
+
 def _verdict(result: Mapping) -> list[str]:
     """In words: can the target learn, in which domains and how much at most; does it take more than one source."""
     found, alone = result["gains"], result["best_source"]
@@ -275,6 +295,12 @@ def _verdict(result: Mapping) -> list[str]:
             f"Mixing: {enough}; the best way, {average['best_way']}, is {average['over_best_source']:.3f} bits per "
             f"byte below {alone}, the best source on average. Choosing by the token that comes would be "
             f"{average['oracle_beyond']:.3f} further: a bound, and no aim."
+        )
+    if result.get("write"):
+        ratio = yaml.safe_dump(result["write"], default_flow_style=True, width=math.inf, allow_unicode=True).strip()
+        lines.append(
+            "Writing: where text is short, more of it by a source that knows far more than the target is worth most: "
+            f"write.ratio='{ratio}' train.passes=3"
         )
     return lines
 
