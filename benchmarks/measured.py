@@ -1,11 +1,11 @@
-"""What studies have measured, without the stores and weights that it was measured with: docs/measured.tar.xz.
+"""What experiments have measured, without the stores and weights that it was measured with: docs/measured.tar.xz.
 
     python benchmarks/measured.py keep [RUNS]
     python benchmarks/measured.py unpack [RUNS]
 
 With it `fuselm study` goes on on another machine where it was on this one: an arm whose history and scores are there is
-not trained again, unless its recipe has changed. `make results` unpacks first. What is kept stays until the archive is
-deleted.
+not trained again, unless its recipe has changed; nor is a benchmark run again whose outcome is there. `make results`
+unpacks first. What is kept stays until the archive is deleted.
 """
 
 import io
@@ -22,25 +22,32 @@ KEPT = ROOT / "docs/measured.tar.xz"
 STUDIES = ("study", "study-tokens", "study-parts")
 NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl")
 STAGES = ("corpus", "train", "evaluate")  # the others' manifests would say that their stores are there
+BENCHMARKS = ("apart.json", "peers.json", "training.json", "quickstart/tasks/results.md")
 
 
 def measured(runs: Path) -> Iterator[Path]:
-    """The files to keep, below `runs`, of stages that are done."""
+    """The files to keep, below `runs`, of stages and benchmarks that are done."""
     for study in STUDIES:
         for path in sorted(runs.glob(f"{study}/seed-*/*/*/manifest.json")):
             if path.parts[-3] in STAGES and not path.parent.name.endswith(".partial"):
                 yield from (path.parent / name for name in NAMES if (path.parent / name).is_file())
+    yield from (runs / name for name in BENCHMARKS if (runs / name).is_file())
+
+
+def _whole(name: str) -> str:
+    """What is kept together with a file: a benchmark's is alone, a stage's files are one thing."""
+    return name if name in BENCHMARKS else name.rpartition("/")[0]
 
 
 def keep(runs: Path, kept: Path = KEPT) -> int:
-    """Add to the archive, or put in place of what it has of the same stages; return how many files were found. The same
-    bytes for the same files. Raises `ValueError` where there are none.
+    """Add to the archive, or put in place of what it has of the same stages and benchmarks; return how many files were
+    found. The same bytes for the same files. Raises `ValueError` where there are none.
     """
     found = {str(path.relative_to(runs)): path.read_bytes() for path in measured(runs)}
     if not found:
-        raise ValueError(f"{runs}: nothing there that a study has measured; name the folder that has study/ in it")
-    anew = {name.rpartition("/")[0] for name in found}
-    before = {name: data for name, data in _read(kept).items() if name.rpartition("/")[0] not in anew}
+        raise ValueError(f"{runs}: nothing there that was measured; name the folder that has study/ in it")
+    anew = {_whole(name) for name in found}
+    before = {name: data for name, data in _read(kept).items() if _whole(name) not in anew}
     partial = kept.with_name(kept.name + ".partial")
     with lzma.open(partial, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
         for name, data in sorted((before | found).items()):
