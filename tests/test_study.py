@@ -101,7 +101,7 @@ def test_what_was_kept_is_not_lost_and_what_is_missing_comes_back(finished, tmp_
     shutil.copytree(finished / "study", tmp_path / "here/study")
     measured.keep(tmp_path / "here", kept)
     before = kept.read_bytes()
-    with pytest.raises(ValueError, match=r"nowhere: nothing there that a study has measured; name the folder that has"):
+    with pytest.raises(ValueError, match=r"nowhere: nothing there that was measured; name the folder that has"):
         measured.keep(tmp_path / "nowhere", kept)
     shutil.rmtree(tmp_path / "here/study/seed-1")
     measured.keep(tmp_path / "here", kept)
@@ -332,7 +332,7 @@ BAD = {
     ),
     "an option of all arms": (
         {"arms": ARMS | {"clm": {"method": "clm", "set": {"corpus.max_bytes": 99}}}},
-        "arms.clm: corpus.max_bytes: arms differ in corpus.share, write, capture, align, fuse, train alone",
+        "arms.clm: corpus.max_bytes: arms differ in corpus.files, corpus.share, write, capture, align",
     ),
     "an option of fused rows for clm": (
         {"arms": ARMS | {"clm": {"method": "clm", "try": {"train.divergence": ["jsd", "forward_kl"]}}}},
@@ -433,6 +433,37 @@ def test_what_training_lacks_is_told_before_any_arm_is_trained(tmp_path, byte_le
     outcome = fuselm("study", study_file)
     assert outcome.code == 2 and "arms.alone: train.lora_modules: " in outcome.err.splitlines()[-1], outcome.err
     assert not list((tmp_path / "study").glob("seed-*/capture"))
+
+
+def test_arms_may_have_more_training_text_and_no_other_held_out(tmp_path, byte_level, sentence_piece, texts):
+    more = [row | {"split": "train"} for row in tiny_run.short(texts, length=97)]
+    files = [str(tmp_path / "corpus.jsonl"), str(tiny_run.write_rows(tmp_path / "more.jsonl", more))]
+
+    def planned(*of: str) -> tiny_run.Outcome:
+        arms = ARMS | {"half": {"like": "fused", "set": {"corpus.files": list(of)}, "seeds": [0]}}
+        return fuselm("study", write(tmp_path, byte_level, sentence_piece, texts, arms=arms), "--plan")
+
+    assert planned(*files).code == 0
+    counts = [manifest.read(folder)["counts"]["documents"] for folder in (tmp_path / "study/seed-0/corpus").iterdir()]
+    assert len({of["english/train"] for of in counts}) == 2 and len({of["english/heldout"] for of in counts}) == 1
+    outcome = planned(*reversed(files))
+    assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith(
+        f"fuselm: {tmp_path / 'study.yaml'}: arms.half, seed 0: holds out other text than 'base'; "
+        "corpus.files may add lines whose `split` is train, behind the files of all, and where a source reads less"
+    )
+
+
+def test_arms_whose_sources_cut_held_out_text_otherwise_are_refused(tmp_path, byte_level, sentence_piece, texts):
+    short = shutil.copytree(sentence_piece, tmp_path / "short")
+    options = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(options | {"max_position_embeddings": 61}))
+    arms = ARMS | {"alone": {"like": "fused", "sources": ["own"], "seeds": [0]}}
+    study_file = write(tmp_path, byte_level, short, texts, arms=arms)
+    outcome = fuselm("study", study_file)
+    assert outcome.code == 2, outcome.err
+    assert ": arms.alone, seed 0: holds out other text than 'base'; " in outcome.err
+    assert not list((tmp_path / "study").glob("seed-*/capture"))
+    assert fuselm("study", study_file, "set.corpus.max_bytes=50", "--plan").code == 0
 
 
 def test_a_damaged_file_is_named_with_what_to_delete(finished, tmp_path, tmp_path_factory):
@@ -537,7 +568,7 @@ def test_the_examples_are_valid():
     examples = Path(__file__).parents[1] / "examples"
     names = {name: study.load(examples / f"{name}.yaml") for name in ("study", "study-parts", "study-tokens")}
     shown = {name: {e.name for e in of.experiments} for name, of in names.items()}
-    assert {"main", "single", "written", "prefix"} <= shown["study"] and shown["study-tokens"] == {"tokens"}
+    assert {"main", "sources", "single", "written"} <= shown["study"] and shown["study-tokens"] == {"tokens"}
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
-    assert len(names["study-tokens"].arms) == 8
+    assert len(names["study-tokens"].arms) == 9
     assert report.TARGETS == ("base", "clm", "fused")

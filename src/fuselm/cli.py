@@ -184,6 +184,7 @@ def study(
     grid = trials.Grid(checked, Console(stderr=True))
     grid.check()
     trials.start(checked)
+    grid.check_texts()
     if plan:
         Console().print(trials.table(grid))
         return

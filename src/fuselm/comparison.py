@@ -43,7 +43,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
             "set": dict(arm.settings),
             "sources": list(arm.sources),
             "seeds": seeds,
-            "text_tokens": _text_tokens(seeds),
+            "given_tokens": _given_tokens(seeds),
         }
     pools = Pools(scores)
     return finite(
@@ -123,15 +123,16 @@ def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
     counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
     return told | {
         **{name: record["counts"][name] for name in counted},
+        "given_tokens": trial.given_tokens,
         "parameters": record["parameters"],
         "seconds": record["seconds"],
         "dev": history["dev"],
     }
 
 
-def _text_tokens(seeds: Mapping[str, Any]) -> float | None:
-    """Of a pass, in the mean over seeds."""
-    chosen = [trial["text_tokens"] for of in seeds.values() for trial in of["trials"] if trial["chosen"]]
+def _given_tokens(seeds: Mapping[str, Any]) -> float | None:
+    """Of the training text without what sources wrote, in the mean over seeds."""
+    chosen = [trial["given_tokens"] for of in seeds.values() for trial in of["trials"] if trial["chosen"]]
     return float(np.mean(chosen)) if chosen else None
 
 
@@ -177,9 +178,9 @@ def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping
     """Points of each line; and for each of another line, the tokens that the line `against` it takes to get there."""
     lines = {
         line: [
-            {"arm": n, "tokens": arms[n]["text_tokens"], **values[n]["average"]}
+            {"arm": n, "tokens": arms[n]["given_tokens"], **values[n]["average"]}
             for n in names
-            if values[n] is not None and arms[n]["text_tokens"] is not None
+            if values[n] is not None and arms[n]["given_tokens"] is not None
         ]
         for line, names in (options.lines or {}).items()
     }

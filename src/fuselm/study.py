@@ -17,8 +17,8 @@ from pydantic_core import PydanticCustomError
 from fuselm import config, options
 from fuselm.pipeline import OF_FUSED_ROWS
 
-# What arms may differ in: what is held out is the same for all.
-OF_ARMS = ("corpus.share", "write", "capture", "align", "fuse", "train")
+# What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.
+OF_ARMS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
 OF_ROWS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate")
@@ -71,7 +71,7 @@ class ExperimentOptions(_Options):
     title: str
     says: str = ""  # Markdown, under the title
     arms: Names | None = None  # in order; `base` and sources are there without being trained
-    lines: Annotated[dict[str, Names], Field(min_length=1)] | None = None  # instead of arms: each over training tokens
+    lines: Annotated[dict[str, Names], Field(min_length=1)] | None = None  # instead of arms: each over tokens of text
     against: str | None = None  # the arm, or line, that others are compared with
     figures: list[Literal["bars", "steps"]] = Field(["bars"], min_length=0)  # of lines: drawn over tokens as well
 

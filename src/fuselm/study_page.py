@@ -196,10 +196,10 @@ def _steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Map
 def _tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
     def line(name: str, domain: str) -> Line | None:
         arms = [point["arm"] for point in experiment["curves"]["lines"][name]]
-        points = sorted((result["arms"][n]["text_tokens"], experiment["values"][n][domain]["value"]) for n in arms)
+        points = sorted((result["arms"][n]["given_tokens"], experiment["values"][n][domain]["value"]) for n in arms)
         return Line(label=name, style=styles[name], points=points, dots=True) if points else None
 
-    return _panels(result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="training tokens")
+    return _panels(result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="tokens of text")
 
 
 def _panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:

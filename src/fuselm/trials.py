@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from fuselm import config, manifest, plan
+from fuselm import config, corpus, manifest, plan
+from fuselm.corpus import Document
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.report import duration
 from fuselm.steps import Step
@@ -29,6 +30,7 @@ class Trial:
 
     settings: Mapping[str, Any]
     run: config.Run
+    given_tokens: int  # of the training text, for the target, without what sources write
     written: Mapping[str, float]  # by each source, for each byte of the training text
     steps: Sequence[Step]
 
@@ -91,6 +93,24 @@ class Grid:
             for number in range(len(arm.trials)):
                 self._look(arm, seed, number)
 
+    def check_texts(self) -> None:
+        """That all arms of a seed choose and are scored by the same text. Makes nothing but the corpora. Raises
+        `ValueError` where they don't.
+        """
+        first: dict[int, tuple[str, Path, list[Document]]] = {}
+        for seed, arm in self.cells():
+            for folder in dict.fromkeys(self._look(arm, seed, n).corpus() for n in range(len(arm.trials))):
+                if seed in first and folder == first[seed][1]:
+                    continue
+                apart = [d for d in corpus.read_documents(folder) if d.split != "train"]
+                name, _, expected = first.setdefault(seed, (arm.name, folder, apart))
+                if apart != expected:
+                    raise ValueError(
+                        f"{self.study.file}: arms.{arm.name}, seed {seed}: holds out other text than "
+                        f"'{name}'; corpus.files may add lines whose `split` is train, behind the files of all, and "
+                        "where a source reads less at a time, corpus.max_bytes in the study's `set` cuts all texts so"
+                    )
+
     def try_needs(self, arm: Arm, seed: int) -> None:
         """Servers, and what training takes. Raises `ValueError` on what can't do what is asked of it."""
         for number in range(len(arm.trials)):
@@ -118,8 +138,15 @@ class Grid:
         for number, settings in enumerate(arm.trials):
             pipeline = self._look(arm, seed, number)
             steps = pipeline.steps(lambda pipeline=pipeline: pipeline.scored(arm.method or arm.name))
-            written = {name: pipeline.written(name) for name in pipeline.inputs.writers}
-            trials.append(Trial(settings=settings, run=pipeline.run, written=written, steps=steps))
+            counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+            trial = Trial(
+                settings=settings,
+                run=pipeline.run,
+                given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
+                written={name: pipeline.written(name) for name in pipeline.inputs.writers},
+                steps=steps,
+            )
+            trials.append(trial)
         return State(arm=arm, seed=seed, trials=trials)
 
 
@@ -225,7 +252,7 @@ def table(grid: Grid) -> Table:
 
 
 def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
-    """Seconds of steps that are done, by what they are, for one reading of all the training text."""
+    """Seconds of steps that are done, by what they are, for each token that they read."""
     speeds: dict[str, list[float]] = {}
     seen = {}
     for _, _, now in cells:
@@ -238,10 +265,10 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
 
 
 def _work(step: Step, trial: Trial) -> float:
-    """How often a step reads as much as all the training text; what sources write comes on top of that."""
+    """Tokens of training text that a step reads; what sources write comes on top of that. 1 for what is held out."""
     if step.stage not in ("write", "capture", "align", "fuse", "train"):
         return 1.0
-    text = trial.run.corpus.share
+    text = float(trial.given_tokens)
     if step.stage == "write":
         return text * trial.written[step.name]
     if step.stage != "train" or step.name == "fused":
