@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import drawn
 import numpy as np
 import pytest
 import tiny_run
-import yaml
 from rich.console import Console
 from tiny_run import fuselm
 
-from fuselm import diagnosis, diagnosis_page, figures, manifest
+from fuselm import config, diagnosis, diagnosis_page, figures, manifest, options
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.inputs import Inputs
 from fuselm.progress import Progress
 from fuselm.store import Store, Trace, write_parts
 
@@ -179,14 +180,20 @@ def test_of_each_domain_the_best_writer_should_write_if_it_is_far_beyond_the_tar
         result = diagnosed(*usual, own="own", writers=writers)
         return result["write"], result["verdict"][-1]
 
-    ratio, line = said(["alpha", "beta", "own"])
-    assert ratio == {"alpha": {DOMAINS[0]: 4}, "beta": {DOMAINS[1]: 4}}
-    assert yaml.safe_load(line.partition("write.ratio='")[2].partition("'")[0]) == ratio
+    ratio, line = said(["alpha", "beta"])
+    assert ratio == {"alpha": {DOMAINS[0]: 4}, "beta": {DOMAINS[1]: 4}} and line.startswith("Writing: ")
     ratio, _ = said(["beta"])
     assert ratio == {"beta": {DOMAINS[1]: 4, DOMAINS[0]: 4}}
-    for none in ([], ["own"]):
-        ratio, line = said(none)
-        assert ratio == {} and line.startswith("Mixing: ")
+    ratio, line = said([])
+    assert ratio == {} and line.startswith("Mixing: ")
+
+
+def test_a_shell_gives_the_command_what_should_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_diagnosis.DOMAINS", ["no", "l'été: 'un', #2"])
+    result = diagnosed(*make(tmp_path, src=(0.8, 0.8), own=(0.1, 0.1)), own="own", writers=["src"])
+    given = {}
+    options.override(given, shlex.split(result["verdict"][-1])[-1])
+    assert given["write"]["ratio"] == result["write"] == {"src": {"no": 4, "l'été: 'un', #2": 4}}
 
 
 def test_a_source_hardly_beyond_the_target_should_write_nothing(tmp_path):
@@ -294,7 +301,6 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     assert not (run_file.parent / "out" / "train").exists()
     result = json.loads(before.out)
     assert result["target"] == "same" and list(result["sources"]) == ["other", "same"]
-    assert result["write"] == {}  # the models are random
 
     assert fuselm("run", run_file, cache=cache).code == 0
     page = tmp_path / "page.html"
@@ -311,8 +317,33 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
         assert other["expected"]["average"] < row["expected"]["average"]
     (run_file.parent / "out/config.yaml").unlink()  # of the last command, which may have been of other sources
     assert fuselm("diagnose", run_file.parent / "out", "--json", cache=cache).out == after.out and of_folder["target"]
+    assert diagnosis.of_run(run_file.parent / "out")["writers"] == ["other"]
     shown = fuselm("diagnose", run_file, cache=cache)
     assert shown.code == 0 and result["verdict"][0][:40] in shown.out
+
+
+def test_who_reads_too_little_and_who_has_a_store_should_not_write(run_file, tmp_path, sentence_piece):
+    def able(*overrides: str) -> list[str]:
+        run = config.load(run_file, overrides)
+        return Inputs(run).able_to_write(run)
+
+    assert able() == ["other"]
+    assert able("sources.same.store=anywhere") == []
+    context = json.loads((sentence_piece / "config.json").read_text())["max_position_embeddings"]
+    assert able(f"write={{prompt_tokens: {context - 11}, tokens: 10}}") == ["other"]
+    assert able(f"write={{prompt_tokens: {context - 10}, tokens: 10}}") == []
+
+
+@pytest.mark.parametrize(
+    "option", ["sources.other.store={captured}", "write={{ratio: 1, prompt_tokens: 5, tokens: 7}}"]
+)
+def test_a_run_that_is_of_stores_or_of_written_text_should_write_no_more(option, run_file, tmp_path, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    assert fuselm("capture", run_file, cache=cache).code == 0
+    (captured,) = (run_file.parent / "out/capture").glob("other-*")
+    outcome = fuselm("run", run_file, f"output={tmp_path / 'out'}", option.format(captured=captured), cache=cache)
+    assert outcome.code == 0, outcome.err
+    assert diagnosis.of_run(tmp_path / "out")["writers"] == []
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

@@ -16,7 +16,7 @@ from rich.console import Console
 from test_capture import source_of
 from tiny_run import fuselm
 
-from fuselm import capture, client, endpoints, manifest, remote, servers, store
+from fuselm import capture, client, diagnosis, endpoints, manifest, remote, servers, store
 from fuselm.corpus import Document
 from fuselm.endpoints import Dialect, Prompt
 from fuselm.manifest import Recipe
@@ -298,10 +298,33 @@ def test_a_run_with_a_server_then_without(tmp_path, plain, rows, monkeypatch):
     assert far["average"]["bits_per_byte"] == pytest.approx(own["average"]["bits_per_byte"], abs=1e-3)
     again = fuselm("run", path, "train.passes=1")
     assert (again.code, again.err) == (0, "Nothing to do: every stage of this run is done.\n")
+    assert diagnosis.of_run(tmp_path / "out")["writers"] == []
     texts = [p for p in tmp_path.rglob("*") if p.is_file() and b"a-secret" in p.read_bytes()]
     assert not texts and "a-secret" not in outcome.err + outcome.out
     gone = fuselm("capture", path, "capture={policy: threshold, top_k: 5}")
     assert gone.code == 2 and len(gone.err.splitlines()) == 1 and "cannot be reached" in gone.err
+
+
+def test_an_arm_that_needs_no_server_is_trained_while_it_is_down(tmp_path, plain, rows):
+    folder, source = plain
+    with ModelServer("vllm", source, folder) as server:
+        path = run_file(tmp_path, plain, rows, server.url)
+        assert fuselm("capture", path, f"output={tmp_path / 'study/seed-0'}").code == 0
+    study = {
+        "run": path.name,
+        "output": str(tmp_path / "study"),
+        "seeds": [0],
+        "set": {"train.passes": 1, "train.clm.passes": 1},
+        "arms": {"clm": {"method": "clm"}, "fused": {"method": "fused"}},
+        "experiments": [{"name": "main", "title": "Main", "arms": ["clm", "fused"]}],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    outcome = fuselm("study", tmp_path / "study.yaml")
+    assert outcome.code == 0, outcome.err
+    study["experiments"].append({"name": "far", "title": "Far", "arms": ["far"]})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    outcome = fuselm("study", tmp_path / "study.yaml")
+    assert outcome.code == 2 and "arms.far: " in outcome.err and "cannot be reached" in outcome.err
 
 
 def test_an_unknown_server_that_is_down_ends_a_run_before_it_begins(tmp_path, plain, rows):

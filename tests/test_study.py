@@ -19,6 +19,7 @@ from tiny_run import fuselm
 
 from fuselm import comparison, manifest, report, study, study_page, trials
 from fuselm.evaluation import Bootstrap, Score, bits_per_byte, pooled
+from fuselm.steps import Step
 
 ARMS = {
     "clm": {"method": "clm", "try": {"train.learning_rate": [1e-6, 3e-3]}},
@@ -451,6 +452,34 @@ def test_arms_may_have_more_training_text_and_no_other_held_out(tmp_path, byte_l
         f"fuselm: {tmp_path / 'study.yaml'}: arms.half, seed 0: holds out other text than 'base'; "
         "corpus.files may add lines whose `split` is train, behind the files of all, and where a source reads less"
     )
+
+
+def test_what_sources_write_is_not_counted_as_text_that_was_given(tmp_path, byte_level, sentence_piece, texts):
+    wrote = {"write.ratio": 1, "write.tokens": 7, "write.prompt_tokens": 5}
+    arms = {"clm": {"method": "clm"}, "written": {"method": "fused", "set": wrote}}
+    lines = {"a": ["clm"], "b": ["written"]}
+    experiments = [{"name": "tokens", "title": "Tokens", "lines": lines, "against": "a"}]
+    options = {"arms": arms, "experiments": experiments, "seeds": [0]}
+    outcome = fuselm("study", write(tmp_path, byte_level, sentence_piece, texts, **options))
+    assert outcome.code == 0, outcome.err
+    found = result_of(tmp_path)
+    (trial,) = found["arms"]["written"]["seeds"]["0"]["trials"]
+    assert trial["given_tokens"] < trial["text_tokens"]
+    (clm,), (written,) = found["experiments"][0]["curves"]["lines"].values()
+    assert clm["tokens"] == written["tokens"] == trial["given_tokens"]
+
+
+def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentence_piece, texts):
+    checked = study.load(write(tmp_path, byte_level, sentence_piece, texts))
+    run = checked.run(checked.arms["fused"], 0, {"train.passes": 3, "train.clm.passes": 2})
+    trial = trials.Trial(settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
+
+    def work(stage: str, name: str) -> float:
+        step = Step(stage=stage, name=name, title="", folder=tmp_path, done=False)
+        return trials._work(step, trial)
+
+    assert (work("write", "own"), work("capture", "own"), work("fuse", "")) == (151.5, 303, 303)
+    assert (work("train", "fused"), work("train", "clm"), work("evaluate", "fused")) == (909, 202, 1)
 
 
 def test_arms_whose_sources_cut_held_out_text_otherwise_are_refused(tmp_path, byte_level, sentence_piece, texts):

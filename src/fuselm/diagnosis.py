@@ -7,6 +7,7 @@ that costs less was chosen for, one that costs more was foreseen too surely.
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -65,12 +66,14 @@ def of_run(folder: Path) -> dict:
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, of in captured.items() if of["inputs"]["model"] == target]
-    able = [name for name, of in captured.items() if of["parameters"].get("dtype") != "the server's"]
+    own_stores = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
+    servers = [name for name, of in captured.items() if of["parameters"].get("dtype") == "the server's"]
+    able = sorted(captured.keys() - {*own, *servers})
     return {
         "stores": aligned,
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
-        "writers": [] if any(stage.startswith("write ") for stage in stages) else able,
+        "writers": able if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
         "vocabulary_size": locate(str(folder / "model")).output_size,
         "drawn": any(
             store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
@@ -88,7 +91,7 @@ def of_pipeline(pipeline) -> dict:
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},
         "documents": [d for d in pipeline.documents if d.split == "train"],
         "own": next(iter(own), None),
-        "writers": [] if inputs.writers else [name for name in inputs.sources if name not in inputs.servers],
+        "writers": [] if inputs.writers else inputs.able_to_write(pipeline.run),
         "vocabulary_size": inputs.target.output_size,
     }
 
@@ -174,7 +177,7 @@ def diagnose(
     result["gains"] = _gains(result)
     if own is not None:
         result["judged"] = {domain: _judged(result, domain) for domain in [*domains, "average"]}
-        result["write"] = _write(result, [name for name in writers if name != own])
+        result["write"] = _write(result, writers)
     return finite(result | {"verdict": _verdict(result)})
 
 
@@ -299,8 +302,8 @@ def _verdict(result: Mapping) -> list[str]:
     if result.get("write"):
         ratio = yaml.safe_dump(result["write"], default_flow_style=True, width=math.inf, allow_unicode=True).strip()
         lines.append(
-            "Writing: where text is short, more of it by a source that knows far more than the target is worth most: "
-            f"write.ratio='{ratio}' train.passes=3"
+            "Writing: where text is short, more of it by a source that knows far more than the target was worth most: "
+            + shlex.quote(f"write.ratio={ratio}")
         )
     return lines
 

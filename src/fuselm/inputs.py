@@ -83,8 +83,7 @@ class Inputs:
         if isinstance(options.ratio, dict):
             writers = {name: of for name, of in sorted(options.ratio.items()) if of}
         else:
-            able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
-            able = sorted(set(able) - set(self.servers))
+            able = self._others()
             if options.ratio and not able:
                 raise ValueError("write.ratio: no source can write, but servers and the target; say who, {name: 1}")
             writers = {name: options.ratio / len(able) for name in able if options.ratio}
@@ -93,12 +92,23 @@ class Inputs:
                 there = ", ".join(self.domains)
                 raise ValueError(f"write.ratio.{name}: no text is of domain '{domain}'; there are {there}")
             context = self.sources[name].context_length
-            if 1 + options.prompt_tokens + options.tokens > context:  # one for the context token
+            if _length(options) > context:
                 raise ValueError(
                     f"write.tokens: {name} reads {context} tokens, too few for a prompt of {options.prompt_tokens} and "
                     f"{options.tokens} more; lower write.tokens or write.prompt_tokens"
                 )
         return writers
+
+    def _others(self) -> list[str]:
+        """Sources, but for servers and the target."""
+        able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
+        return sorted(set(able) - set(self.servers))
+
+    def able_to_write(self, run: config.Run) -> list[str]:
+        """Of those, as many as read enough; none where a source is a store, which what is written is not in."""
+        if any(isinstance(s, config.Captured) and s.store is not None for s in run.sources.values()):
+            return []
+        return [name for name in self._others() if _length(run.write) <= self.sources[name].context_length]
 
     def _check_weights(self, options: config.Fuse) -> None:
         given = options.weights if isinstance(options.weights, dict) else {}
@@ -116,6 +126,11 @@ class Inputs:
         for name, model in self.sources.items():
             if (other := first.setdefault(model.fingerprint, name)) != name:
                 raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
+
+
+def _length(options: config.Write) -> int:
+    """Tokens that a source reads and writes at a time; one is the context token."""
+    return 1 + options.prompt_tokens + options.tokens
 
 
 def _server(options: config.Server) -> "servers.Server":

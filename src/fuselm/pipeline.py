@@ -68,11 +68,11 @@ class Pipeline:
         """Whether anything was made that was not there."""
         return self._steps.worked
 
-    def check(self, last: str) -> None:
-        """Try what the stages up to `last` need that is no file of the run: servers, and what training takes. Raises
-        `ValueError` on what can't do what is asked of it.
+    def check(self, last: str, making: Callable[[], object] | None = None) -> None:
+        """Try what the stages up to `last` of `making` something, else of the whole run, need that is no file of the
+        run: servers, and what training takes. Raises `ValueError` on what can't do what is asked of it.
         """
-        todo = [s for s in self.steps() if not s.done and STAGES.index(s.stage) <= STAGES.index(last)]
+        todo = [s for s in self.steps(making) if not s.done and STAGES.index(s.stage) <= STAGES.index(last)]
         for name in sorted({s.name for s in todo if s.stage in ("capture", "evaluate")} & self.inputs.servers.keys()):
             from fuselm import servers
 

@@ -114,8 +114,9 @@ class Grid:
     def try_needs(self, arm: Arm, seed: int) -> None:
         """Servers, and what training takes. Raises `ValueError` on what can't do what is asked of it."""
         for number in range(len(arm.trials)):
+            pipeline = self._look(arm, seed, number)
             try:
-                self._look(arm, seed, number).check("evaluate")
+                pipeline.check("evaluate", _making(pipeline, arm))
             except ValueError as error:
                 raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
 
@@ -137,7 +138,7 @@ class Grid:
         trials = []
         for number, settings in enumerate(arm.trials):
             pipeline = self._look(arm, seed, number)
-            steps = pipeline.steps(lambda pipeline=pipeline: pipeline.scored(arm.method or arm.name))
+            steps = pipeline.steps(_making(pipeline, arm))
             counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
             trial = Trial(
                 settings=settings,
@@ -148,6 +149,10 @@ class Grid:
             )
             trials.append(trial)
         return State(arm=arm, seed=seed, trials=trials)
+
+
+def _making(pipeline: Pipeline, arm: Arm) -> Callable[[], object]:
+    return lambda: pipeline.scored(arm.method or arm.name)
 
 
 def start(study: Study) -> None:
