@@ -18,7 +18,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fuselm import manifest
-from fuselm.comparison import tokens_needed
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -40,31 +39,6 @@ def study(folder: Path) -> str | None:
         shutil.copy(folder / "figures" / figure, figures)
     text = text.replace("](figures/", f"](figures/{folder.name}/")
     return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", text), flags=re.MULTILINE).strip()
-
-
-def needed(runs: Path) -> dict[str, dict] | None:
-    """Of the study's arms and its text, the tokens that `clm` would need to get where each is, by its line in
-    study-tokens; of the seeds of both.
-    """
-    by_arms, by_tokens = (read(runs / folder / "study.json") for folder in ("study", "study-tokens"))
-    if by_arms is None or by_tokens is None:
-        return None
-    (seed,) = by_tokens["seeds"]
-
-    def point(arm: dict) -> tuple[float, float] | None:
-        of_seed = arm["seeds"].get(str(seed), {"bits_per_byte": None})
-        if of_seed["bits_per_byte"] is None:
-            return None
-        (tokens,) = {trial["text_tokens"] for trial in of_seed["trials"] if trial["chosen"]}
-        return tokens, of_seed["bits_per_byte"]["average"]
-
-    line = [p for a in by_tokens["arms"].values() if a["method"] == "clm" and (p := point(a)) is not None]
-    found = {}
-    for name in ("fused", "fused-written"):
-        if line and (there := point(by_arms["arms"][name])) is not None:
-            tokens, bound = tokens_needed(line, there[1])
-            found[name] = {"tokens": there[0], "value": there[1], "needed": tokens, "bound": bound}
-    return found or None
 
 
 def tasks(folder: Path) -> str | None:
@@ -91,7 +65,6 @@ def main() -> None:
         "results": {
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
-            "needed": needed(runs),
             "tasks": tasks(runs / "quickstart/tasks"),
             "apart": read(runs / "apart.json"),
             "peers": read(runs / "peers.json"),

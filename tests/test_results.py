@@ -1,0 +1,74 @@
+"""benchmarks/measured.py and results.py: what was measured is kept, and the page of results comes of that alone."""
+
+import shutil
+from pathlib import Path
+
+import measured
+import pytest
+import results
+from tiny_run import fuselm
+
+ROOT = Path(__file__).parents[1]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def put(folder: Path, **texts: str) -> Path:
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def stage(name: str, number: int) -> dict[str, str]:
+    folder = f"study/seed-0/evaluate/{name}"
+    return {f"{folder}/manifest.json": f"{number}", f"{folder}/scores.json": f"scores {number}"}
+
+
+def test_what_is_kept_comes_out_as_it_was_and_more_is_added(tmp_path):
+    kept = tmp_path / "kept.tar.xz"
+    first = put(tmp_path / "a", **stage("clm-1", 1), **{"peers.json": "{}", "apart.json": "[]"})
+    put(first, **{"study/seed-0/fuse/2/manifest.json": "no", "study/seed-0/train/3.partial/manifest.json": "no"})
+    assert measured.keep(first, kept) == 4
+    once = kept.read_bytes()
+    assert measured.keep(first, kept) == 4 and kept.read_bytes() == once
+    assert measured.keep(put(tmp_path / "b", **stage("fused-2", 2), **{"peers.json": "anew"}), kept) == 3
+    out = tmp_path / "out"
+    assert measured.unpack(put(out, **{"apart.json": "there"}), kept) == 5
+    wanted = stage("clm-1", 1) | stage("fused-2", 2) | {"peers.json": "anew", "apart.json": "there"}
+    assert files(out) == {name: text.encode() for name, text in wanted.items()}
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path):
+    kept = tmp_path / "kept.tar.xz"
+    with pytest.raises(ValueError, match=r"/a: nothing there that was measured; name the folder that"):
+        measured.keep(tmp_path / "a", kept)
+    with pytest.raises(ValueError, match=r"kept\.tar\.xz: no such file; `keep` writes it$"):
+        measured.unpack(tmp_path, kept)
+    kept.write_bytes(measured.KEPT.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"kept\.tar\.xz: damaged .*; take it from the repository again$"):
+        measured.unpack(tmp_path, kept)
+
+
+@pytest.mark.real
+def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_path, monkeypatch):
+    runs, docs = tmp_path / "runs", tmp_path / "docs"
+    docs.mkdir()
+    measured.unpack(runs)
+    outcome = fuselm("study", ROOT / "examples/study.yaml", f"output={runs}/study", "--report")
+    assert outcome.code == 0, outcome.err
+    shutil.rmtree(runs / "study-tokens")  # of a text that is not here: examples/corpus/build.py --larger makes it
+    monkeypatch.setattr(results, "DOCS", docs)
+    monkeypatch.setattr("sys.argv", ["results.py", str(runs)])
+    results.main()
+
+    def without_tokens(page: str) -> str:
+        before, _, rest = page.partition("\n## Tokens needed\n")
+        return before + rest[rest.index("\n## ") :]
+
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert without_tokens((docs / "results.md").read_text(encoding="utf-8")) == without_tokens(page)
+    assert files(docs / "figures/study") == files(ROOT / "docs/figures/study")
