@@ -37,7 +37,7 @@ def study(folder: Path) -> str | None:
     figures.mkdir(parents=True, exist_ok=True)
     for figure in re.findall(r"\]\(figures/(.*?)\)", text):
         shutil.copy(folder / "figures" / figure, figures)
-    text = text.replace("](figures/", f"](figures/{folder.name}/")
+    text = text.replace("](figures/", f"](figures/{folder.name}/").replace("`fuselm study ", "`fuselm study examples/")
     return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", text), flags=re.MULTILINE).strip()
 
 
