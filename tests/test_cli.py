@@ -1,4 +1,4 @@
-"""cli.py: one line and exit code 2 for what a user can mend, JSON alone on stdout, nothing imported too early."""
+"""cli.py: one line and exit code 2 for what a user can fix, JSON alone on stdout, nothing imported too early."""
 
 import importlib.util
 import json
@@ -200,7 +200,7 @@ def test_what_the_system_refuses_is_one_line(run_file, monkeypatch):
     outcome = fuselm("run", run_file)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == (
-        "fuselm: /somewhere: No space left on device; mend that and the same command goes on from here"
+        "fuselm: /somewhere: No space left on device; fix this and run the same command again; it resumes here"
     )
 
 

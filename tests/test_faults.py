@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_while_training_costs_nothing(disk, tmp_path, byte_
         failed += 1
         said = outcome.err.splitlines()[-1]
         assert outcome.code == 2 and said.startswith(f"fuselm: {out}"), said
-        assert said.endswith(": No space left on device; mend that and the same command goes on from here")
+        assert said.endswith(": No space left on device; fix this and run the same command again; it resumes here")
     assert failed > 5
     assert fuselm("run", run_file, cache=cache).code == 0
     assert tiny_run.summary(out)["models"] == tiny_run.summary(tmp_path / "out")["models"]

@@ -1,16 +1,18 @@
-"""The command line. The one place where errors become one line on stderr and exit code 2."""
+"""The command line: what each command takes, and which functions it calls."""
 
+import io
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fuselm import store_cli
+from fuselm import endings, store_cli
+from fuselm.foreign_text import escape_controls
+from fuselm.streams import print_line
 
 app = typer.Typer(
     help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
@@ -28,43 +30,30 @@ Overrides = Annotated[
 ]
 
 
-class _Stopped(BaseException):
-    """Ctrl-C; of its own type, because the command parser has an answer of its own to KeyboardInterrupt."""
-
-
-def _stop(*_: object) -> None:
-    raise _Stopped
-
-
 def main() -> None:
-    """Entry point: `ValueError` is the user's to mend, Ctrl-C is not an error, anything else is ours."""
-    signal.signal(signal.SIGINT, _stop)
+    """Run the command that the arguments name, and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells whoever imports it which kernels it lacks
+    sys.exit(endings.run(_run_command))
+
+
+def _run_command() -> int:
+    """Return a command's exit code. What the parser refuses is shown as it shows it, without escapes of others."""
     try:
-        app(standalone_mode=True)
-    except ValueError as error:
-        print(f"fuselm: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except _Stopped:
-        print("\nfuselm: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"fuselm: {where}{error.strerror}; mend that and the same command goes on from here", file=sys.stderr)
-        sys.exit(2)
+        return app(standalone_mode=False) or 0
+    except typer.BadParameter.__mro__[1] as error:  # the parser's UsageError, which typer does not export
+        shown = io.StringIO()
+        error.show(file=shown)
+        print(escape_controls(shown.getvalue(), keep="\n"), end="", file=sys.stderr)
+        return error.exit_code
 
 
 def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
     """The run, checked as far as it can be before the stages up to `last` are made."""
-    from rich.console import Console
-
-    from fuselm import config, plan, processes
+    from fuselm import config, plan, processes, terminal
     from fuselm.pipeline import Pipeline
 
-    console = Console(stderr=True, quiet=processes.rank() > 0)
+    console = terminal.open_console(stderr=True, quiet=processes.rank() > 0)
     pipeline = Pipeline(config.load(run_file, overrides or []), console)
     pipeline.start()
     plan.check_disk(pipeline)
@@ -76,29 +65,24 @@ def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
     pipeline = _pipeline(run_file, overrides, name)
     getattr(pipeline, name)()
     if not pipeline.worked:
-        pipeline.console.print(
-            f"{name}: nothing to do, all of it is in {pipeline.folder}", markup=False, highlight=False, soft_wrap=True
-        )
+        pipeline.console.print(f"{name}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
 
 
 @app.command()
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """All stages: from several models and a corpus to the fused model and its report."""
-    from rich.console import Console
-
     pipeline = _pipeline(run_file, overrides, "report")
     pipeline.report()
     if not pipeline.worked:
-        pipeline.console.print("Nothing to do: every stage of this run is done.", highlight=False)
-    from fuselm import manifest, processes, report
+        pipeline.console.print("Nothing to do: every stage of this run is done.")
+    from fuselm import manifest, processes, report, terminal
 
     if processes.rank() > 0:
         return
     summary = manifest.read_json(pipeline.folder / "summary.json", drop=pipeline.folder / "summary.json")
-    console = Console()
-    console.print(report.table(summary))
+    terminal.open_console().print(report.table(summary))
     for name in ("model", "report.html", "summary.json"):
-        console.print(f"{name:13s} {pipeline.folder / name}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{name:13s} {pipeline.folder / name}")
 
 
 @app.command()
@@ -156,11 +140,9 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
-    from rich.console import Console
+    from fuselm import plan, terminal
 
-    from fuselm import plan
-
-    pipeline, console = _pipeline(run_file, overrides, "capture"), Console()
+    pipeline, console = _pipeline(run_file, overrides, "capture"), terminal.open_console()
     console.print(plan.tokens_table(pipeline))
     console.print(plan.table(pipeline))
 
@@ -173,20 +155,18 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="Write the pages of what is there; train nothing.")] = False,
 ) -> None:
     """A grid of runs from the same caches, as tables and figures."""
-    from rich.console import Console
-
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
-    from fuselm import comparison, study_page, trials
+    from fuselm import comparison, study_page, terminal, trials
     from fuselm import study as studies
 
     checked = studies.load(study_file, overrides or [])
-    grid = trials.Grid(checked, Console(stderr=True))
+    grid = trials.Grid(checked, terminal.open_console(stderr=True))
     grid.check()
     trials.start(checked)
     grid.check_texts()
     if plan:
-        Console().print(trials.table(grid))
+        terminal.open_console().print(trials.table(grid))
         return
 
     def render() -> None:
@@ -197,7 +177,7 @@ def study(
     failed = [] if report else trials.run(grid, render)
     render()
     for name in ("study.json", "results.md", "study.html"):
-        Console().print(checked.output / name, highlight=False, soft_wrap=True)
+        print_line(checked.output / name)
     if failed:
         raise ValueError(f"{len(failed)} of the arms failed, the first: {failed[0]}; the same command tries them again")
 
@@ -209,11 +189,9 @@ def inspect(
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
     """One document, token by token: what each source and the fusion expect, and which source won."""
-    from rich.console import Console
+    from fuselm import inspection, terminal
 
-    from fuselm import inspection
-
-    console = Console()
+    console = terminal.open_console()
     for line in inspection.document(folder, doc, top=top):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -226,9 +204,7 @@ def diagnose(
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
-    from rich.console import Console
-
-    from fuselm import diagnosis, manifest, measure, progress
+    from fuselm import diagnosis, manifest, measure, progress, terminal
 
     if report is not None:
         measure.check_report(report)
@@ -242,11 +218,11 @@ def diagnose(
 
         manifest.write_text(report, diagnosis_page.page(result))
     if as_json:
-        print(json.dumps(result))
+        print_line(json.dumps(result))
         return
-    Console().print(diagnosis.table(result))
+    terminal.open_console().print(diagnosis.table(result))
     if report is not None:
-        print(report)
+        print_line(report)
 
 
 @app.command()
@@ -273,36 +249,40 @@ def fidelity(
     )
     _show(result, as_json)
     if report is not None and not as_json:
-        print(report)
+        print_line(report)
 
 
 def _stderr():
-    from rich.console import Console
+    from fuselm import terminal
 
-    return Console(stderr=True)
+    return terminal.open_console(stderr=True)
 
 
 def _show(result: dict, as_json: bool) -> None:
     """Domains and average: as JSON, else as a table."""
     if as_json:
-        print(json.dumps(result))
+        print_line(json.dumps(result))
         return
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from fuselm import terminal
+
+    console = terminal.open_console()
     for method, of in result.get("methods", {"": result}).items():
         table = Table("domain", *of["average"], title=method or None)
         for name, values in [*of["domains"].items(), ("average", of["average"])]:
-            table.add_row(Text(name), *map(_cell, values.values()))
-        Console().print(table)
+            table.add_row(name, *map(_cell, values.values()))
+        console.print(table)
         if "verdict" in of:
             arrives, fidelity = of["informed"]["own_bits"], of["informed"]["fidelity"]
-            Console().print(
-                f"[bold]{of['verdict']}[/bold]: {arrives:.1%} of the source's bits lie in spans with information; "
-                f"fidelity there {_cell(fidelity)}",
-                highlight=False,
+            verdict = terminal.plain(of["verdict"], style="bold").append_text(
+                terminal.plain(
+                    f": {arrives:.1%} of the source's bits lie in spans with information; "
+                    f"fidelity there {_cell(fidelity)}",
+                    style="not bold",
+                )
             )
+            console.print(verdict)
 
 
 def _cell(value: float | int | None) -> str:

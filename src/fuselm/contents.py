@@ -15,6 +15,7 @@ from rich.text import Text
 from fuselm import inspection
 from fuselm.models import Model, load_tokenizer, locate_tokenizer
 from fuselm.store import Store, Trace
+from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 
@@ -112,11 +113,11 @@ def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | 
     model = tokenizer_of(found, tokenizer)
     vocabulary = None if model is None else Vocabulary(load_tokenizer(model), model.output_size)
     if vocabulary is None:
-        yield Text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
+        yield plain("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
     for document in found.documents[:documents]:
         trace = found.read(document)
         bits = trace.nats / max(trace.size, 1) / math.log(2)
-        yield Text(f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte")
+        yield plain(f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte")
         shown = Table("byte", "token", "gold", "tail", "entries", f"the {top} most probable", show_edge=False)
         for i in range(min(rows, len(trace.tokens))):
             shown.add_row(*_cells(trace, i, vocabulary, top))
@@ -134,4 +135,4 @@ def _cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> lis
     likely = " ".join(f"{text(token)} {p:.3f}" for token, p in zip(ids[:top].tolist(), np.exp(logprobs), strict=False))
     gold = f"{math.exp(d.gold[i]):.4f}" if len(ids) else "–"
     cells = [str(trace.starts[i]), text(int(trace.tokens[i])), gold, f"{d.tail[i]:.4f}", str(len(ids)), likely]
-    return [Text(cell) for cell in cells]
+    return [plain(cell) for cell in cells]

@@ -18,7 +18,6 @@ from jaxtyping import Bool
 from numpy import ndarray
 from rich import box
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +29,7 @@ from fuselm.models import locate
 from fuselm.progress import Progress
 from fuselm.report import finite
 from fuselm.store import Store, Trace
+from fuselm.terminal import plain
 
 # The ways to fuse that are tried, by what is said of them; of each the options of `fuse`.
 WAYS: dict[str, dict] = {
@@ -323,9 +323,7 @@ def partly(result: Mapping) -> str:
 def table(result: Mapping) -> Group:
     """Bits per byte of sources, ways and the oracle; who wins; the verdict."""
     columns = [*result["domains"], "average"]
-    bits = Table(
-        "", *map(escape, columns), "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left"
-    )
+    bits = Table("", *map(plain, columns), "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     bits.title = Text("bits per byte of the training documents; lower is better", style="bold")
     for column in bits.columns[1:]:
         column.justify = "right"
@@ -334,8 +332,8 @@ def table(result: Mapping) -> Group:
     for name, row in rows.items():
         label = f"{name} (the target)" if name == result["target"] else name
         cells = [_best(row["bits_per_byte"][c], [r["bits_per_byte"][c] for r in _group(result, name)]) for c in columns]
-        bits.add_row(Text(label), *cells, f"{row['expected']['average']:.3f}", end_section=name in ends)
-    wins = Table("", *map(escape, result["domains"]), box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+        bits.add_row(plain(label), *cells, f"{row['expected']['average']:.3f}", end_section=name in ends)
+    wins = Table("", *map(plain, result["domains"]), box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     wins.title = Text("predicted best: share of tokens, of documents", style="bold")
     for column in wins.columns[1:]:
         column.justify = "right"
@@ -344,16 +342,16 @@ def table(result: Mapping) -> Group:
             f"{result['wins'][d]['tokens'][name]:.0%}, {result['wins'][d]['documents'][name]:.0%}"
             for d in result["domains"]
         ]
-        wins.add_row(Text(name), *cells)
+        wins.add_row(plain(name), *cells)
     agreement = [
-        Text(
+        plain(
             f"{' and '.join(pair['sources'])}: the same first token at {pair['same_first']:.0%} of positions, "
             f"{pair['overlap']:.0%} of the probability in common"
         )
         for pair in result["agreement"]
     ]
-    notes = [Text(note, style="dim") for note in (partly(result), DRAWN if result["drawn"] else "") if note]
-    verdict = [Text(line, style="bold") for line in result["verdict"]]
+    notes = [plain(note, style="dim") for note in (partly(result), DRAWN if result["drawn"] else "") if note]
+    verdict = [plain(line, style="bold") for line in result["verdict"]]
     return Group(bits, Text(), *notes, *([Text()] if notes else []), wins, Text(), *agreement, Text(), *verdict)
 
 

@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import corpus, manifest
+from fuselm.foreign_text import escape_controls
 from fuselm.models import load_tokenizer, locate
 from fuselm.store import Store, Trace
+from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 
@@ -36,8 +38,8 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
     names = manifest.read(stages["fuse"])["counts"]["sources"]
     aligned = [Store(stages[f"align {name}"]).read(chosen.id) for name in names]
 
-    yield Text(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}, {len(fused.tokens)} tokens")
-    yield Text(f"Under each model: probability of the token that came, then the {top} most expected.", style="dim")
+    yield plain(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}, {len(fused.tokens)} tokens")
+    yield plain(f"Under each model: probability of the token that came, then the {top} most expected.", style="dim")
     table = Table("token", "won", *names, "fused", show_edge=False, pad_edge=False)
     for i, token in enumerate(fused.tokens.tolist()):
         cells = [_expected(trace, i, vocabulary, top) for trace in [*aligned, fused]]
@@ -48,7 +50,7 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
         for name, trace in zip(names, aligned, strict=True)
     )
     mixed = -float(fused.distributions.gold.sum(dtype=float)) / max(fused.size, 1) / math.log(2)
-    yield Text(f"Bits per byte of this document: {bits}, fused {mixed:.3f}")
+    yield plain(f"Bits per byte of this document: {bits}, fused {mixed:.3f}")
 
 
 def _winner(fused: Trace, i: int, names: list[str]) -> str:
@@ -73,11 +75,5 @@ def shown(token: bytes | None) -> str:
     """A token's text, its white space visible and bytes that are no text as escapes."""
     if token is None:
         return "(special)"
-    text = token.decode("utf-8", "backslashreplace")
-    return "".join(_visible(c) for c in text)
-
-
-def _visible(character: str) -> str:
-    if character == " ":
-        return "·"
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    text = escape_controls(token.decode("utf-8", "backslashreplace")).replace(" ", "·")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)  # other white space

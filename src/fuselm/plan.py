@@ -15,6 +15,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from fuselm import manifest
+from fuselm.terminal import plain
 
 if TYPE_CHECKING:
     from fuselm import config
@@ -185,7 +186,7 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
         task = "train" if step.stage == "train" else "capture" if prefix else "read"
         name = step.name if step.name in pipeline.inputs.sources and task != "train" else ""
         if f"{task} {name}" not in measured:
-            pipeline.console.print(f"calibrating: {task} {name or 'target'}", style="dim", highlight=False)
+            pipeline.console.print(plain(f"calibrating: {task} {name or 'target'}", style="dim"))
             if task == "train":
                 found = calibration.trained(pipeline, documents)
             elif name in pipeline.inputs.servers:

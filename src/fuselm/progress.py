@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from fuselm.foreign_text import escape_controls
+from fuselm.terminal import plain
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -16,7 +19,7 @@ class Progress:
 
     def __init__(self, console: Console, title: str):
         self._console = console
-        self._title = title
+        self._title = escape_controls(title)
         self._total = 0
         self._done = 0
         self._skipped = 0
@@ -29,12 +32,14 @@ class Progress:
         self._total, self._done, self._skipped, self._unit = total, done, done, unit
         self._began = self._line = time.monotonic()
         if done:
-            self.note(f"going on after {done:,.0f} of {total:,.0f} {unit}")
-        if self._console.is_terminal:
+            self.note(f"resuming after {done:,.0f} of {total:,.0f} {unit}")
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = Bar(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}"),
+                TextColumn(
+                    "{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}", markup=False
+                ),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
@@ -50,7 +55,7 @@ class Progress:
         speed = (self._done - self._skipped) / max(elapsed, 1e-9)
         text = f"{speed:,.{0 if speed >= 10 else 2}f}/s" + (f", {note}" if note else "")
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, note=text)
+            self._bar.update(self._task, completed=self._done, note=escape_controls(text))
         elif time.monotonic() - self._line > SECONDS_BETWEEN_LINES:
             self._line = time.monotonic()
             left = (self._total - self._done) / max(speed, 1e-9)
@@ -58,7 +63,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(f"  {self._title}: {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(plain(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
 
     def stop(self) -> None:
         if self._bar is not None:

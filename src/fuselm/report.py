@@ -21,6 +21,7 @@ from rich.text import Text
 
 from fuselm import config, figures, manifest
 from fuselm.evaluation import Score, summarize
+from fuselm.terminal import plain
 
 VERSION = 2
 TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them
@@ -157,7 +158,7 @@ def table(summary: Mapping) -> Table:
     shown.title_style = shown.caption_style = ""
     shown.add_column("", overflow="fold")
     for domain in [*domains, "average"]:
-        shown.add_column(Text(domain.replace("_", " ")), justify="right", overflow="fold")
+        shown.add_column(plain(domain.replace("_", " ")), justify="right", overflow="fold")
     for name, row in models.items():
         cells = []
         for domain in [*domains, "average"]:
@@ -168,7 +169,7 @@ def table(summary: Mapping) -> Table:
             value = Text(f"{'*' * best}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
             cells.append(Group(value, Text(f"{cell['low']:.3f}, {cell['high']:.3f}", style="dim")))
         last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
-        shown.add_row(Text(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
+        shown.add_row(plain(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
     colours = {"better": "green", "level": "yellow", "worse": "red"}
     for name in ("fused-clm", "fused-base", f"fused-{best_source(summary)}"):
         cells = []
@@ -176,7 +177,7 @@ def table(summary: Mapping) -> Table:
             cell = _cell(differences[name], domain)
             value = Text(_signed(cell["value"]), style=colours[judge(cell)])
             cells.append(Group(value, Text(f"{_signed(cell['low'])}, {_signed(cell['high'])}", style="dim")))
-        shown.add_row(Text(name), *cells)
+        shown.add_row(plain(name), *cells)
     return shown
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from fuselm import manifest, progress
 from fuselm.manifest import Recipe
 from fuselm.progress import Progress
+from fuselm.terminal import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +74,11 @@ class Steps:
         self._seen[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
         if done or self.looking:
             return folder
-        self.console.print(title, style="bold", markup=False, highlight=False)
+        self.console.print(plain(title, style="bold"))
         began = time.monotonic()
         with progress.show(self.console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
-        self.console.print(
-            f"  done in {time.monotonic() - began:,.1f} s  [dim]{escape(str(folder))}[/dim]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        done_in = plain(f"  done in {time.monotonic() - began:,.1f} s  ")
+        self.console.print(done_in.append_text(plain(str(folder), style="dim")), soft_wrap=True)
         self.worked = True
         return folder

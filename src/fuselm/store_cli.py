@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuselm.streams import print_line
+
 if TYPE_CHECKING:
     from fuselm.corpus import Document
     from fuselm.progress import Progress
@@ -25,15 +27,13 @@ Documents = Annotated[
 @app.command()
 def info(folder: Folder, as_json: AsJson = False) -> None:
     """Model, tokenizer, policy, counts, bytes per token by column."""
-    from rich.console import Console
-
-    from fuselm import contents
+    from fuselm import contents, terminal
 
     facts = contents.info(folder)
     if as_json:
-        print(json.dumps(facts))
+        print_line(json.dumps(facts))
     else:
-        Console().print(contents.table(facts))
+        terminal.open_console().print(contents.table(facts))
 
 
 @app.command()
@@ -53,12 +53,12 @@ def verify(
         manifest.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
     if as_json:
         problems = [{"path": str(p.path), "what": p.what, "lost": list(p.lost)} for p in verdict.problems]
-        print(json.dumps({"problems": problems, "kept": list(verdict.kept), "lost": list(verdict.lost)}))
+        print_line(json.dumps({"problems": problems, "kept": list(verdict.kept), "lost": list(verdict.lost)}))
     else:
         for problem in verdict.problems:
-            print(problem)
+            print_line(problem)
         total = f"{len(verdict.kept)} of {len(verdict.kept) + len(verdict.lost)} documents can be kept"
-        print(f"{folder}: {f'whole, {len(verdict.kept)} documents' if not verdict.problems else total}")
+        print_line(f"{folder}: {f'whole, {len(verdict.kept)} documents' if not verdict.problems else total}")
     if verdict.problems:
         raise typer.Exit(1)
 
@@ -72,11 +72,9 @@ def head(
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file, to show text by.")] = None,
 ) -> None:
     """The first rows as text."""
-    from rich.console import Console
+    from fuselm import contents, terminal
 
-    from fuselm import contents
-
-    console = Console()
+    console = terminal.open_console()
     for line in contents.head(folder, documents=documents, rows=rows, top=top, tokenizer=tokenizer):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -197,7 +195,7 @@ def _export(
     loses = foreign.LAYOUTS[layout].loses
     if given.manifest["parameters"].get("policy") == "sampled":
         loses += "; which entries were drawn: each has its share of the tail"
-    print(f"{out}: {count} documents; lost to this layout: {loses}")
+    print_line(f"{out}: {count} documents; lost to this layout: {loses}")
 
 
 def _import(
@@ -233,9 +231,9 @@ def _import(
     counts = manifest.read(out)["counts"]
     for name, meaning in importing.DERIVED.items():
         if counts.get(name):
-            print(f"  {counts[name]} {meaning}")
+            print_line(f"  {counts[name]} {meaning}")
     if here is None:
-        print(
+        print_line(
             "  which model made it is not known: a run takes your word that `sources.NAME.model` did; "
             "--model names its folder to have that checked"
         )
@@ -245,7 +243,9 @@ def _say(out: Path, done: bool) -> None:
     from fuselm import manifest
 
     counts = manifest.read(out)["counts"]
-    print(f"{out}: {counts['documents']} documents, {counts['tokens']} tokens{'' if done else ' (was there already)'}")
+    print_line(
+        f"{out}: {counts['documents']} documents, {counts['tokens']} tokens{'' if done else ' (was there already)'}"
+    )
 
 
 def _documents(path: Path) -> "list[Document]":
@@ -279,9 +279,7 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
 
 @contextmanager
 def _progress(title: str) -> "Iterator[Progress]":
-    from rich.console import Console
+    from fuselm import progress, terminal
 
-    from fuselm import progress
-
-    with progress.show(Console(stderr=True), title) as shown:
+    with progress.show(terminal.open_console(stderr=True), title) as shown:
         yield shown

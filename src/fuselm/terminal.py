@@ -1,13 +1,12 @@
-"""The one way to a terminal: consoles on which no string is markup, and lines in which nothing acts."""
+"""The one way to a terminal: consoles on which no string is markup, and text in which no character acts."""
 
-import io
-import sys
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from fuselm.foreign_text import escape_controls
+from fuselm.streams import OutputClosed
 
 
 class PlainConsole(Console):
@@ -20,6 +19,10 @@ class PlainConsole(Console):
         result.justify, result.overflow = options.get("justify"), options.get("overflow")
         return result
 
+    def on_broken_pipe(self) -> None:
+        """End the command as for any output that nobody reads."""
+        raise OutputClosed from None
+
 
 def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console on stdout or stderr."""
@@ -29,15 +32,3 @@ def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def plain(text: str, style: str = "") -> Text:
     """Return text for a console, with escapes for the characters that act instead of being seen."""
     return Text(escape_controls(text), style=style)
-
-
-def print_line(text: object, *, file: TextIO | None = None) -> None:
-    """Print one line of text, with escapes for the characters that act instead of being seen."""
-    print(escape_controls(str(text)), file=file)
-
-
-def accept_every_character() -> None:
-    """Let stdout and stderr write what their encoding lacks as escapes, where they would raise `UnicodeEncodeError`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -14,14 +14,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from fuselm import config, corpus, manifest, plan
 from fuselm.corpus import Document
+from fuselm.foreign_text import put_on_one_line
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.report import duration
 from fuselm.steps import Step
 from fuselm.study import Arm, Study
+from fuselm.terminal import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,12 +178,13 @@ def run(grid: Grid, after: Callable[[], None]) -> list[str]:
             continue
         of_seed = [a for s, a in grid.cells() if s == seed]
         title = f"arm {of_seed.index(arm) + 1} of {len(of_seed)}, seed {seed}: {arm.name}"
-        grid.console.print(f"\n{title}", style="bold", markup=False, highlight=False)
+        grid.console.print()
+        grid.console.print(plain(title, style="bold"))
         try:
             _make(grid, arm, seed)
         except ValueError as error:
             failed.append(f"{arm.name}, seed {seed}: {error}")
-            grid.console.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            grid.console.print(plain(f"failed: {put_on_one_line(str(error))}", style="red"), soft_wrap=True)
             continue
         _drop_weights(grid, seed)
         after()
@@ -197,7 +199,7 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
         plan.check_disk(pipeline, trial.steps)
         if len(arm.trials) > 1:
             of = f"trial {number + 1} of {len(arm.trials)}: {told(trial.settings)}"
-            grid.console.print(of, markup=False, highlight=False, soft_wrap=True)
+            grid.console.print(plain(of), soft_wrap=True)
         pipeline.trained(arm.method, weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     now = grid.state(arm, seed)
@@ -249,7 +251,7 @@ def table(grid: Grid) -> Table:
         trained = sum(t.trained is not None and t.trained.done for t in now.trials)
         done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
         time = "" if not times else "unknown" if None in times else duration(known)
-        result.add_row(str(seed), Text(arm.name), str(len(now.trials)) if arm.method else "", done, time)
+        result.add_row(str(seed), plain(arm.name), str(len(now.trials)) if arm.method else "", done, time)
     result.add_section()
     count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
     result.add_row("", "in all", "", count, duration(total) + (" and what is unknown" if unknown else ""))

@@ -1,0 +1,83 @@
+"""How a command ends: an exit code, and at most one line on stderr.
+
+`ValueError` and the system's refusals are the user's to fix (2). Ctrl-C and SIGTERM stop a command that the next call
+resumes (130, 143); a second one stops it at once. Where nobody reads what it prints, a command ends in silence (141).
+Anything else is a fault of our own, and keeps its traceback.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from fuselm import processes
+from fuselm.foreign_text import put_on_one_line
+from fuselm.streams import OutputClosed, prepare_streams
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal to stop; of its own type, because the command parser has an answer of its own to KeyboardInterrupt."""
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command, which returns its exit code, and return the code to end with."""
+    prepare_streams()
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup and behind `&`
+            signal.signal(number, _stop)
+    try:
+        code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except ValueError as error:
+        return _fail(str(error))
+    except Stopped as stopped:
+        if processes.rank() == 0:
+            _say("stopped; run the same command again and it resumes here", before="\n")
+        return 128 + stopped.args[0]
+    except (OutputClosed, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{os.strerror(error.errno)}; fix this and run the same command again; it resumes here")
+    finally:
+        _drop_what_nobody_takes()
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    for other in STOPPING:
+        signal.signal(other, _stop_at_once)
+    raise Stopped(number)
+
+
+def _stop_at_once(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _fail(message: str) -> int:
+    _say(message)
+    return 2
+
+
+def _say(message: str, *, before: str = "") -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        print(f"{before}fuselm: {put_on_one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _drop_what_nobody_takes() -> None:
+    """Empty the buffers of stdout and stderr, so that Python's end has nothing to complain of."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
