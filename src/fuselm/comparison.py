@@ -5,7 +5,6 @@ those of these seeds' held-out documents together; a resample draws a document w
 """
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,8 @@ import numpy as np
 
 from fuselm import evaluation, manifest, trials
 from fuselm.evaluation import Bootstrap, Interval, Resampled, Score
+from fuselm.foreign_text import write_json
+from fuselm.public_names import name_options_publicly
 from fuselm.report import finite
 from fuselm.study import ExperimentOptions, Study, arms_of
 
@@ -40,7 +41,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
             }
         arms[name] = {
             "method": arm.method,
-            "set": dict(arm.settings),
+            "set": name_options_publicly(arm.settings),
             "sources": list(arm.sources),
             "seeds": seeds,
             "given_tokens": _given_tokens(seeds),
@@ -51,7 +52,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
             "file": study.file.name,
             "run": study.run_file.name,
             "seeds": list(study.seeds),
-            "set": dict(study.settings),
+            "set": name_options_publicly(study.settings),
             "sources": list(study.sources),
             "domains": pools.domains,
             "heldout": _heldout(scores),
@@ -115,7 +116,7 @@ def tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[
 
 def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
     assert trial.trained is not None
-    told = {"settings": dict(trial.settings), "chosen": now.best is trial, "done": trial.trained.done}
+    told = {"settings": name_options_publicly(trial.settings), "chosen": now.best is trial, "done": trial.trained.done}
     if not trial.trained.done:
         return told
     record = manifest.read(trial.trained.folder)
@@ -194,5 +195,5 @@ def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping
 
 def write(study: Study, result: Mapping[str, Any]) -> Path:
     path = study.output / "study.json"
-    manifest.write_text(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    manifest.write_text(path, write_json(result, indent=1) + "\n")
     return path

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -92,7 +93,7 @@ def tokenizer_of(found: Store, spec: str | None) -> Model | None:
     Raises `ValueError` if `spec` is another tokenizer.
     """
     made = found.manifest
-    name = spec or made["about"].get("model")
+    name = spec or _named_by_its_run(found.folder) or made["about"].get("model")
     if name is None or (spec is None and not Path(name).expanduser().exists()):
         return None
     model = locate_tokenizer(name)
@@ -105,6 +106,17 @@ def tokenizer_of(found: Store, spec: str | None) -> Model | None:
         f"{found.folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
         "point to the tokenizer it was made with"
     )
+
+
+def _named_by_its_run(folder: Path) -> str | None:
+    """Return what the run around a store of its own says that its tokens are of; stores themselves name no paths."""
+    stage, options = folder.resolve().parent, folder.resolve().parents[1] / "config.yaml"
+    try:
+        run = yaml.safe_load(options.read_text(encoding="utf-8"))
+        model = run["sources"][folder.name.rpartition("-")[0]] if stage.name == "capture" else run["target"]
+        return model.get("tokenizer") or model["model"]
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:

@@ -6,7 +6,7 @@ All its numbers are those of the command's result.
 from collections.abc import Mapping
 from importlib import metadata
 
-from fuselm import diagnosis, figures, report
+from fuselm import diagnosis, figures, pages, report
 from fuselm.figures import Dot
 
 JUDGED = {"helps": "better", "hardly helps": "clm", "does not help": "worse"}
@@ -17,9 +17,8 @@ def page(result: Mapping) -> str:
     """One HTML page that needs nothing else."""
     styles = source_styles(result)
     columns = [*result["domains"], "average"]
-    return report.render(
+    return pages.render(
         "diagnosis.html.jinja",
-        autoescape=True,
         result=result,
         drawn=diagnosis.DRAWN,
         partly=diagnosis.partly(result),

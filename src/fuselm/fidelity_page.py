@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
-from fuselm import fidelity, inspection, report, spans
+from fuselm import fidelity, inspection, pages, spans
+from fuselm.public_names import name_publicly
 from fuselm.spans import Outcome, Spans
 from fuselm.vocabulary import Vocabulary
 
@@ -41,11 +42,10 @@ def page(
     """One HTML page that needs nothing else. `results` are those of `measure.fidelity`, by method, the first judged."""
     first = next(iter(results))
     masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
-    return report.render(
+    return pages.render(
         "fidelity.html.jinja",
-        autoescape=True,
-        source=source,
-        target=target,
+        source=name_publicly(source),
+        target=name_publicly(target),
         top_k=top_k,
         results=results,
         first=first,

@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from fuselm.foreign_text import escape_controls
+from fuselm.foreign_text import escape_html as escape
 
 WIDTH = 1040
 POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training
@@ -278,6 +280,7 @@ def _dot(label: str, axis: str, point: Point, across: Scale, down: Scale, style:
 
 
 def _label(text: str, x: float, y: float, style: str, most: int = _LABEL) -> str:
+    text = escape_controls(text)
     shown = text if len(text) <= most else text[: most - 1] + "…"
     tooltip = f"<title>{escape(text)}</title>" if shown != text else ""
     return f'<text class="label {style}" x="{x:.1f}" y="{y:.1f}">{escape(shown)}{tooltip}</text>'

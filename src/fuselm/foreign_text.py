@@ -16,7 +16,8 @@ _JOINERS = "\u200c\u200d"  # formats that Persian, Hindi and emoji are spelled w
 
 # What begins anything in Markdown, wherever it stands. An underscore within a word begins nothing.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
-_MARKDOWN_AT_START = re.compile(r"^(\s*)([#+=-]|\d+(?=[.)]))")
+# What begins a block where a line begins: a heading or what underlines one, a list, a rule, code.
+_MARKDOWN_AT_START = re.compile(r"^ *(?:#(?=#{0,5}(?: |$))|[+-](?= |$)|[-=](?=[-= ]*$)|\d(?=\d*[.)](?: |$)))|^ ")
 _AUTOMATIC_LINK = re.compile(r"(?<=\w)(:)(?=//)|(?<=\bwww)(\.)|(?<=\w)(@)(?=\w)")
 
 
@@ -41,8 +42,14 @@ def escape_markdown(text: str) -> str:
     """Escape text for a line of Markdown, of a table too, so that a reader sees the characters themselves."""
     text = html.escape(escape_controls(text), quote=False)
     text = _MARKDOWN.sub(r"\\\g<0>", text)
-    text = _MARKDOWN_AT_START.sub(_escape_start, text)
+    text = _MARKDOWN_AT_START.sub(lambda found: "".join(f"&#{ord(c)};" for c in found[0]), text)
     return _AUTOMATIC_LINK.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def escape_prose(text: str) -> str:
+    """Escape HTML and what acts in Markdown that somebody meant as Markdown; its code is as it is."""
+    text = escape_controls(text, keep="\n")
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)|<", lambda found: found[0] if found[1] else "&lt;", text, flags=re.DOTALL)
 
 
 def write_code(text: str) -> str:
@@ -69,8 +76,3 @@ def _is_visible(character: str) -> bool:
         return character in _JOINERS
     code = ord(character)
     return not (code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF)  # no characters, and forbidden in XML
-
-
-def _escape_start(found: re.Match[str]) -> str:
-    space, start = found.groups()
-    return f"{space}&#{ord(start[0])};{start[1:]}"

@@ -20,6 +20,7 @@ from fuselm.manifest import Recipe
 from fuselm.merging import make
 from fuselm.models import Model
 from fuselm.progress import Progress
+from fuselm.public_names import name_publicly
 from fuselm.store import Trace
 
 PROBED_ROWS = 4096  # by which it is found out what a file's rows are
@@ -61,7 +62,7 @@ def import_files(
     files = _files(path)
     inputs = {f"file {n}": fingerprints.sha256(file) for n, file in enumerate(files)}
     inputs["tokenizer"] = tokenizer.tokenizer_fingerprint
-    name, fingerprint = model or (None, None)
+    name, fingerprint = (name_publicly(model[0]), model[1]) if model else (None, None)
     if fingerprint is not None:
         inputs["model"] = fingerprint
     ids = None if documents is None else {d.text: d.id for d in documents}

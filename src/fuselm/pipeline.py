@@ -19,6 +19,7 @@ from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
 from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
+from fuselm.public_names import name_publicly
 from fuselm.steps import Step, Steps
 from fuselm.vocabulary import Vocabulary
 
@@ -131,7 +132,7 @@ class Pipeline:
         recipe = Recipe(
             stage="write",
             parameters={**asked, "name": name, "dtype": self._dtype(name)},
-            about={"model": model.name, "revision": self.run.sources[name].revision},
+            about={"model": name_publicly(model.name), "revision": self.run.sources[name].revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "corpus": self._text()}
             | self.inputs.contexts,
         )
@@ -166,7 +167,7 @@ class Pipeline:
                 "dtype": self._dtype(name),
                 "split": "train",
             },
-            about={"model": model.name, "revision": options.revision},
+            about={"model": name_publicly(model.name), "revision": options.revision},
             inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, **self._learnt()},
         )
 
@@ -374,7 +375,7 @@ class Pipeline:
         }
         recipe = Recipe(
             stage="report",
-            parameters={"version": report.VERSION, "run": self.run.model_dump(mode="json", exclude={"output"})},
+            parameters={"version": report.VERSION, "run": report.public_options(self.run)},
             inputs={f"{stage} {name}": self._steps.key(path) for stage, name, path in _flat(folders)},
         )
 

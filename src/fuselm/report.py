@@ -4,26 +4,25 @@ Everything shown is in `summary.json`, but for the training curves. Only its `st
 runs of the same thing.
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, figures, manifest
+from fuselm import config, figures, manifest, pages
 from fuselm.evaluation import Score, summarize
+from fuselm.foreign_text import escape_controls, write_json
+from fuselm.pages import format_bits, format_duration, format_minus, format_signed
+from fuselm.public_names import name_options_publicly
 from fuselm.terminal import plain
 
-VERSION = 2
+VERSION = 3
 TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them
 SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin again
 
@@ -32,7 +31,7 @@ def write(out: Path, run: config.Run, folders: dict) -> dict:
     """Write `summary.json`, `report.html` and the model card `README.md` from the folders of all stages."""
     summary = summarize_run(run, folders)
     histories = {m: manifest.read_json(path / "history.json") for m, path in folders["train"].items()}
-    manifest.write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    manifest.write_text(out / "summary.json", write_json(summary, indent=1) + "\n")
     manifest.write_text(out / "report.html", page(summary, histories))
     manifest.write_text(out / "README.md", card(summary))
     return {"models": len(summary["models"]), "heldout": sum(d["documents"] for d in summary["heldout"].values())}
@@ -59,10 +58,15 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
             "bits_per_byte": fused["bits_per_byte"],
         },
         "stages": _seconds(folders),
-        "config": run.model_dump(mode="json", exclude={"output"}),
+        "config": public_options(run),
         "version": metadata.version("fuselm"),
     }
     return finite(summary)
+
+
+def public_options(run: config.Run) -> dict:
+    """Return every option of a run that its results may tell: no paths and no addresses of servers."""
+    return name_options_publicly(run.model_dump(mode="json", exclude={"output"}))
 
 
 def _corpus(folders: dict) -> dict:
@@ -135,10 +139,11 @@ def verdict(summary: Mapping) -> str:
     over_base = [judge(d) for d in summary["differences"]["fused-base"]["domains"].values()]
     others = [f"{word} on {over_base.count(word)}" for word in ("level", "worse") if word in over_base]
     average = summary["differences"]["fused-clm"]["average"]
+    value, low, high = (format_signed(average[name]) for name in ("value", "low", "high"))
     return (
         f"fused is better than base on {over_base.count('better')} of {len(over_base)} domains"
-        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {_signed(average['value'])} "
-        f"[{_signed(average['low'])}, {_signed(average['high'])}] bits per byte on average: {judge(average)}"
+        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {value} [{low}, {high}] bits per byte on "
+        f"average: {judge(average)}"
     )
 
 
@@ -175,8 +180,8 @@ def table(summary: Mapping) -> Table:
         cells = []
         for domain in [*domains, "average"]:
             cell = _cell(differences[name], domain)
-            value = Text(_signed(cell["value"]), style=colours[judge(cell)])
-            cells.append(Group(value, Text(f"{_signed(cell['low'])}, {_signed(cell['high'])}", style="dim")))
+            value, low, high = (format_signed(cell[part]) for part in ("value", "low", "high"))
+            cells.append(Group(Text(value, style=colours[judge(cell)]), Text(f"{low}, {high}", style="dim")))
         shown.add_row(plain(name), *cells)
     return shown
 
@@ -193,11 +198,10 @@ def page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
     return _render(
         "report.html.jinja",
         summary,
-        autoescape=True,
-        headline=_typeset(verdict(summary)),
+        headline=pages.typeset(verdict(summary)),
         judge=judge,
-        bits=_bits,
-        minus=_minus,
+        bits=format_bits,
+        minus=format_minus,
         sources=sources,
         styles=styles,
         tiles={
@@ -224,12 +228,13 @@ def _figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping
         cell = _cell(summary["differences"][pair], domain)
         return figures.Mark(label=pair, style=judge(cell), **cell)
 
-    drawn = {"models": figures.intervals({d: model_marks(d) for d in domains}, axis="bits per byte", number=_bits)}
+    marks = {d: model_marks(d) for d in domains}
+    drawn = {"models": figures.intervals(marks, axis="bits per byte", number=format_bits)}
     for pair in ("fused-clm", "fused-base"):
         drawn[pair] = figures.intervals(
             {d: [difference_mark(pair, d)] for d in domains},
             axis="← fused better · bits per byte · fused worse →",
-            number=_minus,
+            number=format_minus,
             zero=True,
             width=figures.WIDTH // 2 - 20,
         )
@@ -248,7 +253,7 @@ def _figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping
     )
     sources = {n: s for n, s in styles.items() if n not in TARGETS}
     drawn["shares"] = figures.shares(summary["fusion"]["shares"], sources)
-    drawn["stages"] = figures.bars(summary["stages"], number=duration)
+    drawn["stages"] = figures.bars(summary["stages"], number=format_duration)
     return drawn
 
 
@@ -272,22 +277,21 @@ def _terms(histories: Mapping[str, Mapping], term: str) -> list[figures.Line]:
 def card(summary: Mapping) -> str:
     """The model card of the fused model, Markdown with YAML front matter."""
     resolved = summary["config"]
-    models = {"target": _public(resolved["target"])} | {n: _public(s) for n, s in resolved["sources"].items()}
+    models = {"target": resolved["target"]["model"]} | {n: s["model"] for n, s in resolved["sources"].items()}
+    models = {name: model.removesuffix(".gguf") for name, model in models.items()}
     front = {
         "library_name": "transformers",
-        "base_model": models["target"],
+        "base_model": escape_controls(models["target"]),
         "pipeline_tag": "text-generation",
         "tags": ["fuselm", "knowledge-fusion"],
     }
-    front_matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    files = [Path(file).name for file in resolved["corpus"]["files"]]
-    return _render("card.md.jinja", summary, autoescape=False, front_matter=front_matter, models=models, files=files)
+    front_matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf)
+    return _render("card.md.jinja", summary, front_matter=front_matter, models=models)
 
 
-def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> str:
-    return render(
+def _render(template: str, summary: Mapping, **context) -> str:
+    return pages.render(
         template,
-        autoescape=autoescape,
         summary=summary,
         config=summary["config"],
         domains=list(summary["heldout"]),
@@ -297,75 +301,3 @@ def _render(template: str, summary: Mapping, *, autoescape: bool, **context) -> 
         written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
         **context,
     )
-
-
-def render(template: str, *, autoescape: bool, **context) -> str:
-    """One of the package's templates, with the filters for numbers and names."""
-    environment = Environment(
-        loader=FunctionLoader(lambda name: resources.files("fuselm").joinpath(name).read_text(encoding="utf-8")),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "bits": _bits,
-        "signed": _signed,
-        "minus": _minus,
-        "ratio": _ratio,
-        "percent": _percent,
-        "duration": duration,
-        "name": _name,
-        "cell": _markdown_cell,
-    }
-    return environment.get_template(template).render(**context)
-
-
-def _bits(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 4) + 0.0:+.4f}"
-
-
-def _typeset(text: str) -> str:
-    """With real minus signs, and no line broken within an interval."""
-    return re.sub(r"(\[\S+) ", "\\1\N{NO-BREAK SPACE}", re.sub(r"-(?=[ \d])", "−", text))
-
-
-def _minus(value: float) -> str:
-    return _signed(value).replace("-", "−")
-
-
-def _ratio(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def _name(model: str) -> str:
-    """The last part of a hub id or path, without its ending."""
-    return Path(model).name.removesuffix(".gguf")
-
-
-def _public(source: Mapping) -> str:
-    """A hub id as it is; of a path its last part, for a card says nothing of the machine it was written on."""
-    model = source["model"]
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
-    return model if is_hub_id else _name(model)
-
-
-def _markdown_cell(text: str) -> str:
-    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -3,14 +3,15 @@
 Both have the same tables; what is not made yet is a dash in them.
 """
 
+import html
 import re
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from fuselm import figures, manifest, report
+from fuselm import figures, manifest, pages, report
 from fuselm.figures import Line, Mark
+from fuselm.foreign_text import escape_controls
 from fuselm.trials import told
 
 DASH = "–"
@@ -26,20 +27,20 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
     """`results.md`, `figures/*.svg` and `study.html` in `out`. Figures of experiments that are no more stay there."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_experiment(experiment, result) for experiment in result["experiments"]]
-    css = report.render("style.css.jinja", autoescape=False)
+    css = pages.render("style.css.jinja")
     for experiment in shown:
         for kind, drawn in experiment["figures"].items():
             svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
             manifest.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
     shared |= {"dash": DASH, "told": told}
-    manifest.write_text(out / "results.md", report.render("study.md.jinja", autoescape=False, **shared))
-    manifest.write_text(out / "study.html", report.render("study.html.jinja", autoescape=True, prose=prose, **shared))
+    manifest.write_text(out / "results.md", pages.render("study.md.jinja", **shared))
+    manifest.write_text(out / "study.html", pages.render("study.html.jinja", prose=prose, **shared))
 
 
 def prose(text: str) -> str:
     """Paragraphs, `code`, **bold** and links of Markdown as HTML; all else is text."""
-    text = escape(text, quote=False)
+    text = html.escape(escape_controls(text, keep="\n"), quote=False)
     text = re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda found: f"<b>{found[1] or found[2]}</b>", text)
     text = re.sub(r"\[([^\]]+)\]\((https?://[^)\s\"]+)\)", r'<a href="\2">\1</a>', text)
     return "".join(f'<p class="note">{part.strip()}</p>' for part in text.split("\n\n") if part.strip())

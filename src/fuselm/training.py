@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.data import Subset
-from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, forward, manifest, needs, processes
+from fuselm import adapters, companions, forward, manifest, needs, processes
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import DTYPES, Model, load_model
 from fuselm.progress import Progress
+from fuselm.scalar_log import ScalarLog
 from fuselm.store import Store
 from fuselm.trainable import go_on
 from fuselm.trainer import FusionTrainer, Report, Settings
@@ -197,7 +197,7 @@ def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]
         return []
     result: list[TrainerCallback] = []
     if "tensorboard" in settings.trackers:
-        result.append(TensorBoardCallback(SummaryWriter(str(out / "logs"), purge_step=step + 1)))
+        result.append(ScalarLog(out / "logs", first=step + 1))
     if "wandb" in settings.trackers:
         result.append(WandbCallback())
     return result
@@ -251,10 +251,7 @@ def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target
         product = adapters.merged(target, folder / ".adapters").to(dtype)
         shutil.rmtree(folder / ".adapters")
     product.save_pretrained(folder)
-    for path in sorted(target.folder.iterdir()):
-        is_weights = path.suffix in (".safetensors", ".bin", ".gguf") or path.name.endswith(".index.json")
-        if path.is_file() and not is_weights and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    companions.copy_companions(target.folder, folder)
 
 
 def dev_steps(steps: int, evaluations: int) -> set[int]:

@@ -18,8 +18,8 @@ from rich.table import Column, Table
 from fuselm import config, corpus, manifest, plan
 from fuselm.corpus import Document
 from fuselm.foreign_text import put_on_one_line
+from fuselm.pages import format_duration
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
-from fuselm.report import duration
 from fuselm.steps import Step
 from fuselm.study import Arm, Study
 from fuselm.terminal import plain
@@ -250,11 +250,11 @@ def table(grid: Grid) -> Table:
         total += known
         trained = sum(t.trained is not None and t.trained.done for t in now.trials)
         done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
-        time = "" if not times else "unknown" if None in times else duration(known)
+        time = "" if not times else "unknown" if None in times else format_duration(known)
         result.add_row(str(seed), plain(arm.name), str(len(now.trials)) if arm.method else "", done, time)
     result.add_section()
     count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
-    result.add_row("", "in all", "", count, duration(total) + (" and what is unknown" if unknown else ""))
+    result.add_row("", "in all", "", count, format_duration(total) + (" and what is unknown" if unknown else ""))
     return result
 
 
