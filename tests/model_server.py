@@ -40,7 +40,7 @@ class ModelServer:
         self.questions = 0
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
+        handler = type("Handler", (options.get("handler", Handler),), {"owner": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", options.get("port", 0)), handler)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
@@ -143,7 +143,7 @@ class ModelServer:
         return (self.source.vocabulary.token_bytes[token] or b"").decode("utf-8", lossy)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     owner: ModelServer
     protocol_version = "HTTP/1.1"
 

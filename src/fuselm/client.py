@@ -1,25 +1,33 @@
 """JSON over HTTP to one server, which is asked again after growing pauses when it is busy, failing or out of reach."""
 
+import contextlib
 import email.utils
-import os
+import http.client
+import json
 import random
+import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
-from pydantic_core import from_json
+import httpcore2
+import jiter
 
+from fuselm.addresses import read_address
 from fuselm.errors import first_line
+from fuselm.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
+from fuselm.foreign_text import put_on_one_line
+from fuselm.keys import KEY, blot, read_key
 
-KEY = "FUSELM_API_KEY"  # the environment variable that is looked at for a key if no other is named
 ATTEMPTS = 8  # a minute of pauses: a server that is started again may be back
 FIRST_PAUSE = 0.5  # seconds; each pause is up to twice the one before it
 LONGEST_PAUSE = 30.0
-LONGEST_WISH = 300.0  # a server may ask for a pause as long as this
-CONNECT = 10.0  # seconds until a connection must be there
+LONGEST_WISH = 300.0  # seconds of pauses, all together, that a server may ask for
 BUSY = (408, 425, 429, 502, 503, 504)
+SHOWN = 200  # characters of what a server says that are shown
+MOST_OF_A_LIST = 4 << 20  # bytes of an answer that no number of tokens bounds, such as a list of models
 
 
 class Unreachable(ValueError):
@@ -39,56 +47,84 @@ class Client:
     """A way to a server. `stop`, once set, ends all waiting."""
 
     url: str
-    http: httpx2.Client
+    pool: httpcore2.ConnectionPool = field(repr=False)
+    timeout: float  # seconds that a whole answer may take
+    key: str = field(repr=False)
     key_env: str
     stop: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
         self.stop.set()
-        self.http.close()
+        self.pool.close()
 
 
-def connect(url: str, *, key_env: str | None, timeout: float, requests: int) -> Client:
-    """A client for the server at `url`; its key, if it needs one, is in the environment and nowhere else.
+def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key_over_http: bool = False) -> Client:
+    """Return a client for the server at `url`; its key, if it needs one, is in the environment and nowhere else.
 
-    Raises `ValueError` if `key_env` names a variable that isn't set.
+    Raises `ValueError` if `key_env` names a variable that isn't set, or if the key may not be sent there.
     """
-    key = os.environ.get(key_env or KEY, "").strip()
-    if key_env and not key:
-        raise ValueError(f"{url}: its key should be in the environment variable {key_env}, which is not set; export it")
-    http = httpx2.Client(
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=httpx2.Timeout(timeout, connect=CONNECT),
-        limits=httpx2.Limits(max_connections=requests, max_keepalive_connections=requests),
-    )
-    return Client(url=url, http=http, key_env=key_env or KEY)
+    address = read_address(url)
+    key = read_key(url, address, key_env=key_env, key_over_http=key_over_http)
+    try:
+        pool = open_pool(address, connections=requests)
+    except (ValueError, OSError) as problem:
+        raise ValueError(f"{url}: cannot be connected to: {put_on_one_line(str(problem))}") from None
+    return Client(url=url, pool=pool, timeout=timeout, key=key, key_env=key_env or KEY)
 
 
-def ask(client: Client, path: str, body: dict[str, Any] | None = None, *, attempts: int | None = None) -> Any:
-    """The server's answer to a POST of `body`, or to a GET.
+def show(client: Client, text: str, most: int = SHOWN) -> str:
+    """Return what a server said as part of a line of ours: nothing acts, the key is blotted out, `most` characters."""
+    text = text[: most * (SHOWN + 3 * len(client.key))]  # a key that is cut here is far behind what is shown
+    text = blot(put_on_one_line(blot(text, client.key)), client.key)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+@contextlib.contextmanager
+def naming(client: Client) -> Iterator[None]:
+    """Let every `ValueError` within begin with the server's address, on one line that does not show the key."""
+    try:
+        yield
+    except (Unreachable, Refused):
+        raise  # `ask` names it
+    except ValueError as problem:
+        text = show(client, str(problem).removeprefix(f"{client.url}: "), 2000)
+        raise ValueError(f"{client.url}: {text}") from None
+
+
+def ask(
+    client: Client,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    attempts: int | None = None,
+    most_bytes: int = MOST_OF_A_LIST,
+) -> Any:
+    """Return the server's answer to a POST of `body`, or to a GET.
 
     Raises `Unreachable` after `attempts`, `Refused` where asking again is no use. An inner error (500) may pass, but
     may also be the answer to a question that isn't understood: if `attempts` is given, there is no second try then.
     """
-    where = httpx2.URL(client.url + "/").join(path)
     tries = ATTEMPTS if attempts is None else attempts
     again = BUSY if attempts is not None else (*BUSY, 500)
-    began = time.monotonic()
+    began, wished = time.monotonic(), 0.0
     for attempt in range(tries):
         wish = None
         try:
-            response = client.http.request("GET" if body is None else "POST", where, json=body)
-        except httpx2.TimeoutException as error:
+            answer = _exchange(client, path, body, most_bytes)
+        except httpcore2.TimeoutException as error:
             problem = f"no answer in time ({type(error).__name__})"
-        except httpx2.TransportError as error:
-            problem = f"cannot be reached ({first_line(error)})"
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
+            problem = f"cannot be reached ({show(client, first_line(error))})"
         else:
-            if response.status_code == 200:
-                return _read(client, response)
-            problem = f"answers {response.status_code} ({_said(response)})"
-            if response.status_code not in again:
-                raise Refused(f"{client.url}: {problem}{_hint(client, response.status_code)}", response.status_code)
-            wish = _wished_pause(response)
+            if answer.status == 200:
+                return _read(client, answer)
+            problem = f"answers {answer.status} ({_said(client, answer)})"
+            if answer.status not in again:
+                raise Refused(f"{client.url}: {problem}{_hint(client, answer)}", answer.status)
+            wish = _wished_pause(answer)
+        if wish is not None and (wished := wished + wish) > LONGEST_WISH:
+            problem += f", and wants to be left alone for {wish:.0f} s"
+            break
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0) if wish is None else wish
         if attempt + 1 < tries and client.stop.wait(pause):
             break
@@ -99,42 +135,74 @@ def ask(client: Client, path: str, body: dict[str, Any] | None = None, *, attemp
     )
 
 
-def _read(client: Client, response: httpx2.Response) -> Any:
+def _exchange(client: Client, path: str, body: dict[str, Any] | None, most_bytes: int) -> Answer:
+    headers = [("Accept", "application/json"), ("Accept-Encoding", "gzip"), ("User-Agent", "fuselm")]
+    content = None
+    if client.key:
+        headers.append(("Authorization", f"Bearer {client.key}"))
+    if body is not None:
+        headers.append(("Content-Type", "application/json"))
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     try:
-        return from_json(response.content)  # three times as fast as json.loads, and answers are large
-    except ValueError:
-        raise Refused(f"{client.url}: answers with what is no JSON; is this a completions server?", 200) from None
+        return exchange(
+            client.pool, read_address(client.url, path), headers, content, seconds=client.timeout, most_bytes=most_bytes
+        )
+    except TooMuch:
+        raise Refused(
+            f"{client.url}: answers with more than {most_bytes:,} bytes, which is more than what was asked for can "
+            "take; is this a completions server?",
+            200,
+        ) from None
+    except Undecodable:
+        raise Refused(
+            f"{client.url}: its answer can't be decompressed; let the server, or the proxy before it, send it as it is",
+            200,
+        ) from None
 
 
-def _hint(client: Client, status: int) -> str:
-    if status in (401, 403):
-        state = "is refused" if "authorization" in client.http.headers else "is needed"
+def _read(client: Client, answer: Answer) -> Any:
+    try:  # three times as fast as json.loads, and answers are large; names that come twice are an error
+        return jiter.from_json(answer.body, catch_duplicate_keys=True)
+    except ValueError as error:
+        said = show(client, str(error))
+        raise Refused(
+            f"{client.url}: answers with what is no JSON ({said}); is this a completions server?", 200
+        ) from None
+
+
+def _hint(client: Client, answer: Answer) -> str:
+    if answer.status in (401, 403):
+        state = "is refused" if client.key else "is needed"
         return f": a key {state}; export {client.key_env}"
-    if status == 404:
+    if answer.status == 404:
         return "; the address should be the one that /models and /completions are under, such as http://host:8000/v1"
+    if 300 <= answer.status < 400:
+        where = show(client, answer.headers.get("location", "nowhere"))
+        return f": sends to {where}, where nothing is sent; if that is the server, write its address"
     return ""
 
 
-def _said(response: httpx2.Response) -> str:
-    """What the server says is wrong, in part of a line."""
+def _said(client: Client, answer: Answer) -> str:
+    """Return what the server says is wrong, as part of a line."""
+    text = answer.body.decode("utf-8", "replace")
     try:
-        value = response.json()
+        value = jiter.from_json(answer.body)
     except ValueError:
-        value = response.text
+        value = text
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(name):
             value = value[name]
-    return " ".join(str(value).split())[:200] or response.reason_phrase
+    said = show(client, value if isinstance(value, str) else text)
+    return said or http.client.responses.get(answer.status, "it does not say why")
 
 
-def _wished_pause(response: httpx2.Response) -> float | None:
-    """The seconds of a Retry-After header, which holds seconds or a date."""
-    header = response.headers.get("retry-after", "")
+def _wished_pause(answer: Answer) -> float | None:
+    """Return the seconds of a Retry-After header, which holds seconds or a date; None if it holds neither."""
+    header = answer.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", header):
+        return float(header)
     try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_WISH)
+        seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+    return max(seconds, 0.0)

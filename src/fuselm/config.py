@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,10 +18,11 @@ from pydantic import (
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from fuselm import options
+from fuselm import addresses, options
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
@@ -58,17 +58,31 @@ class Server(_Options):
     context_length: int | None = Field(None, ge=16)  # tokens; None: as the server says (llama.cpp does not: its n_ctx)
     key_env: str | None = None  # environment variable with the key; None: FUSELM_API_KEY, if there is one
     requests: int = Field(8, ge=1)  # at a time
-    timeout: Positive = 600.0  # seconds an answer may take, waiting behind others included
+    timeout: Positive = 600.0  # seconds a whole answer may take, waiting behind others included
+    key_over_http: bool = False  # send the key over plain http to another machine: others may read it on its way
 
     @field_validator("server")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(f"not the address of a server (got '{value}'); write it as http://host:port/v1")
-        if parts.username is not None:
+        if "@" in value:
             raise ValueError("has a name or key in it; put the key into the environment variable FUSELM_API_KEY")
+        addresses.read_address(value)
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _sends_its_key(self) -> "Server":
+        address = addresses.read_address(self.server)
+        if self.key_over_http and (address.scheme == "https" or addresses.is_this_machine(address.host)):
+            raise ValueError("key_over_http: does nothing with https or a server on this machine; drop it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_usual(self, write: Any) -> dict[str, Any]:
+        """Leave out `key_over_http` where it is off: reports of before this option keep their keys."""
+        written = write(self)
+        if not self.key_over_http:
+            written.pop("key_over_http", None)
+        return written
 
 
 def _named(value: Any) -> Any:

@@ -6,30 +6,39 @@ The third is OpenAI's older one (`echo` with `logprobs`), which llama-cpp-python
 left to the tail. DESIGN.md section 3: row i is the distribution of token i, position 0 follows one context token.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fuselm.answers import (
+    Entries,
+    Prompt,
+    Rows,
+    about_token,
+    check_length,
+    check_mass,
+    check_numbers,
+    check_row,
+    check_usage,
+    describe,
+    take,
+    take_choice,
+)
 from fuselm.distributions import Distributions
+from fuselm.id_protocols import ask_sglang, ask_vllm, read_sglang, read_vllm
 from fuselm.vocabulary import Vocabulary
 
 SEVERAL = -1  # the id of a string that more than one token is decoded to
 LOSSY = ("replace", "ignore")  # what a server may do with bytes that are no text
 
-Entries = list[tuple[int, float]]  # ids and log-probabilities
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """One text for a server: `ids` are its tokens, without the context token that comes before them."""
-
-    text: str
-    ids: list[int]
-    context: int
+# Bytes of an answer: vLLM's JSON takes some 80 for an entry, more where its token is long or escaped. The rest is the
+# text itself and what is said about the answer.
+ENTRY_BYTES, ANSWER_BYTES = 256, 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,69 +53,13 @@ class Dialect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The entries of each token of a prompt, most probable first, and its own log-probability.
-
-    The first row is `None` if the server does not tell it. `lost` is the mass of strings that may be several tokens.
-    """
-
-    entries: list[Entries | None]
-    gold: list[float]
-    lost: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     """One way to ask. `more` says what lets a server give more entries."""
 
     path: str
     ask: Callable[[str, Prompt, int, Dialect | None], dict[str, Any]]
-    read: Callable[[dict[str, Any], Prompt, Dialect | None], Rows]
+    read: Callable[[Any, Prompt, Dialect | None], Rows]
     more: str
-
-
-def ask_vllm(model: str, prompt: Prompt, top_k: int, _: Dialect | None) -> dict[str, Any]:
-    ids = [prompt.context, *prompt.ids]
-    return {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
-
-
-def read_vllm(answer: dict[str, Any], prompt: Prompt, _: Dialect | None) -> Rows:
-    """A dict of ids for each token, null for the first; the token's own is there, among the top ones or not."""
-    rows = _choice(answer).get("prompt_logprobs")
-    _check_length(rows, 1 + len(prompt.ids))
-    entries, gold = [], []
-    for token, row in zip(prompt.ids, rows[1:], strict=True):
-        if not row:
-            raise ValueError("a token without log-probabilities; start vLLM with --no-enable-prefix-caching")
-        entries.append([(int(i), entry["logprob"]) for i, entry in row.items()])
-        gold.append(_of(dict(entries[-1]), token))
-    return Rows(entries=entries, gold=gold, lost=0.0)
-
-
-def ask_sglang(_: str, prompt: Prompt, top_k: int, __: Dialect | None) -> dict[str, Any]:
-    return {
-        "input_ids": [prompt.context, *prompt.ids],
-        "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
-        "return_logprob": True,
-        "logprob_start_len": 0,
-        "top_logprobs_num": top_k,
-    }
-
-
-def read_sglang(answer: dict[str, Any], prompt: Prompt, _: Dialect | None) -> Rows:
-    """Lists of [log-probability, id, text]: one of the prompt's own tokens, and one for each token's top ones."""
-    about = answer.get("meta_info") or {}
-    own, top = about.get("input_token_logprobs"), about.get("input_top_logprobs")
-    _check_length(own, 1 + len(prompt.ids))
-    _check_length(top, 1 + len(prompt.ids))
-    for n, (token, entry) in enumerate(zip(prompt.ids, own[1:], strict=True)):
-        if entry[1] != token:
-            raise ValueError(f"token {n} is {entry[1]} in the answer, {token} was asked for")
-    return Rows(
-        entries=[[(entry[1], entry[0]) for entry in row or ()] for row in top[1:]],
-        gold=[float(entry[0]) for entry in own[1:]],
-        lost=0.0,
-    )
 
 
 def ask_openai(model: str, prompt: Prompt, top_k: int, dialect: Dialect | None) -> dict[str, Any]:
@@ -119,7 +72,8 @@ def next_token(model: str, text: str, top_k: int) -> dict[str, Any]:
     return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 1.0, "logprobs": top_k}
 
 
-def read_openai(answer: dict[str, Any], prompt: Prompt, dialect: Dialect | None) -> Rows:
+def read_openai(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
+    """Read an echo: a string and a log-probability for each token, and the top strings of each."""
     assert dialect is not None
     own, top = echoed(answer, prompt, dialect)
     entries: list[Entries | None] = []
@@ -131,52 +85,91 @@ def read_openai(answer: dict[str, Any], prompt: Prompt, dialect: Dialect | None)
             entries.append(None)
             gold.append(math.nan)
             continue
-        row, unclear = named(top[n], dialect, {dialect.strings[token]: (token, own[n])})
+        with about_token(n):
+            check_numbers(own[n : n + 1])
+            row, unclear = named(top[n], dialect, {dialect.strings[token]: (token, own[n])})
         entries.append(row)
         gold.append(own[n])
         lost += unclear
     return Rows(entries=entries, gold=gold, lost=lost)
 
 
-def echoed(answer: dict[str, Any], prompt: Prompt, dialect: Dialect) -> tuple[list, list]:
-    """The log-probabilities of the text's tokens and those of each one's top strings.
+def read_completion(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
+    """Read an echo with one generated token at most after it, as it was asked for."""
+    assert dialect is not None
+    rows = read_openai(answer, prompt, dialect)
+    logprobs, most = take_choice(answer)["logprobs"], dialect.skip + len(prompt.ids) + 1
+    counts = [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs")]
+    if max(counts) > most or min(counts) != max(counts):
+        raise ValueError(f"{max(counts)} tokens in the answer, {most} at most were asked for")
+    if {} in logprobs["top_logprobs"]:
+        raise ValueError("a token has no entries in the answer")
+    return rows
+
+
+def echoed(answer: Any, prompt: Prompt, dialect: Dialect) -> tuple[list, list]:
+    """Return the log-probabilities of the text's tokens and those of each one's top strings.
 
     Raises `ValueError` with the first difference where the server's tokens are not ours.
     """
-    logprobs = _choice(answer).get("logprobs") or {}
+    logprobs = take(take_choice(answer).get("logprobs") or {}, dict, "logprobs")
     begin, end = dialect.skip, dialect.skip + len(prompt.ids)
     tokens, own, top = (logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs"))
-    _check_length(tokens, end, at_least=True)
-    _check_length(own, end, at_least=True)
-    _check_length(top, end, at_least=True)
+    check_length(tokens, end, at_least=True)
+    check_length(own, end, at_least=True)
+    check_length(top, end, at_least=True)
     for n, (token, theirs) in enumerate(zip(prompt.ids, tokens[begin:end], strict=True)):
         if dialect.strings[token] != theirs:
             raise ValueError(
-                f"token {n} is {theirs!r} to the server and {dialect.strings[token]!r} to the local tokenizer"
+                f"token {n} is {describe(theirs)} to the server and {describe(dialect.strings[token])} to the local "
+                "tokenizer"
             )
-    if (count := (answer.get("usage") or {}).get("prompt_tokens")) not in (None, 1 + len(prompt.ids)):
-        raise ValueError(f"{count} tokens to the server, 1 + {len(prompt.ids)} to the local tokenizer")
+    check_usage(answer, prompt)
     return own[begin:end], top[begin:end]
 
 
-def named(
-    strings: dict[str, float], dialect: Dialect, known: dict[str, tuple[int, float]] | None = None
-) -> tuple[Entries, float]:
-    """The entries of one row by id, and the mass of strings that may be several tokens.
+def next_row(answer: Any, dialect: Dialect) -> tuple[Entries, float]:
+    """Return the entries of the row that follows a text, and the mass of strings that may be several tokens."""
+    return named(_next(answer, "top_logprobs"), dialect)
+
+
+def chosen(answer: Any) -> tuple[Any, float]:
+    """Return the token that was generated, and its log-probability."""
+    logprob = _next(answer, "token_logprobs")
+    check_numbers([logprob])
+    return _next(answer, "tokens"), logprob
+
+
+def _next(answer: Any, name: str) -> Any:
+    values = take(take_choice(answer).get("logprobs") or {}, dict, "logprobs").get(name)
+    if not isinstance(values, list) or not values or values[0] is None:
+        raise ValueError("no log-probabilities of the next token in the answer")
+    return values[0]
+
+
+def named(strings: Any, dialect: Dialect, known: dict[str, tuple[int, float]] | None = None) -> tuple[Entries, float]:
+    """Return the entries of one row by id, and the mass of strings that may be several tokens.
 
     `known` gives tokens that must be behind a string if it has just that log-probability. llama-cpp-python puts a
     string where its most probable token belongs, but gives it the value of its least probable one: a twin with less
-    than a string after it may be either.
+    than a string after it may be either. Where strings are in no order, every twin may be.
     """
+    values = list(take(strings, dict, "its row").values())
+    check_numbers(values)
+    check_mass(math.fsum(map(math.exp, values)))
+    known = known or {}
+    plain = [p for s, p in strings.items() if s not in dialect.twins and s not in known and dialect.ids.get(s, -1) >= 0]
+    ordered = all(a >= b for a, b in itertools.pairwise(plain))
     row, unclear = [], 0.0
     most_after = -math.inf
     for string, logprob in reversed(strings.items()):
         token = dialect.ids.get(string, SEVERAL)
-        if string in dialect.twins and most_after > logprob:
+        own = known.get(string, (token, logprob))
+        if string in dialect.twins and (most_after > logprob or not ordered or own[1] != logprob):
             token = SEVERAL
         most_after = max(most_after, logprob)
-        if known and string in known and known[string][1] == logprob:
-            token = known[string][0]
+        if string in known and own[1] == logprob:
+            token = own[0]
         if token == SEVERAL:
             unclear += math.exp(logprob)
         else:
@@ -202,7 +195,7 @@ def dialect(vocabulary: Vocabulary, lossy: str, *, opening: str, skip: int) -> D
 APIS = {
     "vllm": Api(path="completions", ask=ask_vllm, read=read_vllm, more="start vLLM with --max-logprobs {top_k}"),
     "sglang": Api(path="../generate", ask=ask_sglang, read=read_sglang, more="raise the server's limit"),
-    "openai": Api(path="completions", ask=ask_openai, read=read_openai, more="raise the server's limit"),
+    "openai": Api(path="completions", ask=ask_openai, read=read_completion, more="raise the server's limit"),
 }
 
 
@@ -213,23 +206,34 @@ HINTS = {
 }
 
 
-def distributions(rows: Rows, top_k: int) -> Distributions:
-    """The `top_k` most probable entries of each row; all else is its tail.
+def check_rows(api: str, rows: Rows, prompt: Prompt, vocabulary_size: int, top_k: int | None = None) -> None:
+    """Raise `ValueError`, with the token, where rows are not `top_k` entries each of one softmax.
 
-    Raises `ValueError` on what log-probabilities under one softmax can't be.
+    A row has one entry more if the prompt's token is not among them, and fewer where they are strings.
     """
+    for n, (token, row, gold) in enumerate(zip(prompt.ids, rows.entries, rows.gold, strict=True)):
+        if row is None:
+            continue
+        with about_token(n):
+            check_row(row, gold, token, vocabulary_size)
+            least = 0 if api == "openai" else top_k
+            if top_k and not least <= len(row) <= top_k + (api != "sglang"):
+                raise ValueError(f"{len(row)} entries are in the answer, {top_k} were asked for")
+
+
+def most_bytes(prompt: Prompt, top_k: int) -> int:
+    """Return the bytes that an answer may have: a fixed part, and so many for each entry that is asked for."""
+    return ANSWER_BYTES + ENTRY_BYTES * (2 + len(prompt.ids)) * (2 + top_k)
+
+
+def distributions(rows: Rows, top_k: int) -> Distributions:
+    """Return the `top_k` most probable entries of each row; all else is its tail."""
     counts = np.array([len(row or ()) for row in rows.entries], np.int64)
     flat = np.array([entry for row in rows.entries for entry in row or ()], np.float64).reshape(-1, 2)
     of, ids, logprobs = np.repeat(np.arange(len(counts)), counts), flat[:, 0].astype(np.int32), flat[:, 1]
     order = np.lexsort((ids, -logprobs, of))
     order = order[np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) < top_k]
-    masses = np.bincount(of[order], np.exp(np.minimum(logprobs[order], 1.0)), minlength=len(counts))
-    if (masses > 1.001).any():  # NaN is for the caller to find
-        n = int((masses > 1.001).argmax())
-        raise ValueError(
-            f"token {n}: the entries' probabilities add up to {masses[n]:.4f}, more than 1; the server must give "
-            "log-probabilities at temperature 1 (vLLM: --logprobs-mode raw_logprobs)"
-        )
+    masses = np.bincount(of[order], np.exp(logprobs[order]), minlength=len(counts))
     return Distributions(
         offsets=np.append(0, np.cumsum(np.minimum(counts, top_k))).astype(np.int64),
         ids=ids[order],
@@ -237,31 +241,3 @@ def distributions(rows: Rows, top_k: int) -> Distributions:
         gold=np.minimum(np.array(rows.gold, np.float32), 0.0),
         tail=np.clip(1.0 - masses, 0.0, 1.0).astype(np.float32),
     )
-
-
-def spelled_by(api: str, answer: dict[str, Any], prompt: Prompt) -> list[tuple[int, str]]:
-    """The prompt's own ids with the strings that the server gives for them, where it gives any."""
-    if api == "vllm":
-        rows = (row[str(token)] for token, row in zip(prompt.ids, _choice(answer)["prompt_logprobs"][1:], strict=True))
-        strings: Sequence[str | None] = [row.get("decoded_token") for row in rows]
-    else:
-        strings = [entry[2] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
-    return [(token, string) for token, string in zip(prompt.ids, strings, strict=True) if string is not None]
-
-
-def _choice(answer: dict[str, Any]) -> dict[str, Any]:
-    choices = answer.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-
-
-def _check_length(values: Any, needed: int, *, at_least: bool = False) -> None:
-    if not isinstance(values, list):
-        raise ValueError("no prompt log-probabilities in the answer")
-    if len(values) < needed or (len(values) > needed and not at_least):
-        raise ValueError(f"{len(values)} tokens in the answer, {needed} are needed")
-
-
-def _of(row: dict[int, float], token: int) -> float:
-    if token not in row:
-        raise ValueError(f"token {token} came, but its log-probability is not in the answer")
-    return row[token]

@@ -94,7 +94,7 @@ def traces(
         except Unreachable:
             raise
         except ValueError as problem:
-            text = str(problem).removeprefix(f"{connection.server.url}: ")
+            text = client.show(connection.client, str(problem).removeprefix(f"{connection.server.url}: "), 1000)
             raise ValueError(
                 f"{connection.server.url}: document {documents[n].id} ({documents[n].domain}): {text}"
             ) from None
@@ -104,11 +104,12 @@ def traces(
 
 def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace | None, float]:
     prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
-    rows = read(connection, prompt, put(connection, prompt))
+    rows = read(connection, prompt, put(connection, prompt), top_k=connection.top_k)
     if rows.entries and rows.entries[0] is None:
         if connection.opening is None:
             raise ValueError("token 0 has no log-probabilities in the answer")
         rows = _opened(connection, rows, prompt.ids[0])
+        endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size)
     distributions = endpoints.distributions(rows, connection.top_k)
     if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
         return None, 0.0
@@ -145,10 +146,10 @@ def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
     """The log-probability of a first token: a bias makes the server choose it, and it says what it was without."""
     body = endpoints.next_token(connection.server.served, dialect.opening, 1)
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
-    logprobs = answer["choices"][0]["logprobs"]
-    if logprobs["tokens"][0] != dialect.strings[token]:
+    string, logprob = endpoints.chosen(answer)
+    if string != dialect.strings[token]:
         raise ValueError(f"the first token's log-probability can't be had (asked for {dialect.strings[token]!r})")
-    return logprobs["token_logprobs"][0]
+    return logprob
 
 
 def _ahead(do: Callable[[int], Any], count: int, workers: int, asked: Client) -> Iterator[Any]:

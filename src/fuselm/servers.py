@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuselm import client, endpoints, fingerprints
+from fuselm import client, endpoints, fingerprints, id_protocols, listing
+from fuselm.answers import describe
 from fuselm.client import Client, Refused, Unreachable
 from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
-from fuselm.errors import first_line
+from fuselm.exchange import CONNECT
 from fuselm.models import Model, locate_tokenizer
 from fuselm.vocabulary import Vocabulary
 
@@ -23,7 +24,6 @@ from fuselm.vocabulary import Vocabulary
 PROBE = "The quick brown fox jumps over 12 lazy dogs 𓂀 and naps."
 PATIENCE = 3  # attempts before any work is begun
 SAME = 0.2  # nats between two answers about one token: batches differ in rounding, positions in much more
-IDENTITY = ("id", "root", "parent")  # of what a server says about a model, what is the same after it is started again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class Server:
     key_env: str | None
     requests: int  # at a time
     timeout: float  # seconds
+    key_over_http: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,7 @@ def find(
     key_env: str | None = None,
     requests: int = 8,
     timeout: float = 600.0,
+    key_over_http: bool = False,
 ) -> Server:
     """The model that the server at `url` serves under the name `served`, by what it says in its list of models.
 
@@ -77,43 +79,49 @@ def find(
     reached and never was, has no such model, or nobody says how long its context is.
     """
     reader = locate_tokenizer(tokenizer)
-    entry = _entry(url, served, key_env)
+    entry = _entry(url, served, key_env, key_over_http)
     said = entry.get("max_model_len")
     if context_length is None and said is None:
         raise ValueError(f"{url}: does not say how long its context is; set `context_length` (llama.cpp: its n_ctx)")
     if context_length and said and context_length > said:
         raise ValueError(f"{url}: context_length {context_length} is more than the server's, {said}; set it lower")
-    identity = [f"served {served}", f"revision {revision}", *(f"{k} {entry[k]}" for k in IDENTITY if entry.get(k))]
+    identity = [
+        f"served {served}",
+        f"revision {revision}",
+        *(f"{k} {entry[k]}" for k in listing.IDENTITY if entry.get(k)),
+    ]
     model = replace(
         reader,
         name=f"{served} at {url}",
         fingerprint=fingerprints.digest([*identity, f"tokenizer {reader.tokenizer_fingerprint}"]),
         context_length=(context_length or said) - 2,  # the context token and one generated token need room
     )
-    return Server(url=url, served=served, model=model, key_env=key_env, requests=requests, timeout=timeout)
+    return Server(
+        url=url,
+        served=served,
+        model=model,
+        key_env=key_env,
+        requests=requests,
+        timeout=timeout,
+        key_over_http=key_over_http,
+    )
 
 
-def _entry(url: str, served: str, key_env: str | None) -> dict[str, Any]:
-    """What the server says of the model, or said the last time."""
+def _entry(url: str, served: str, key_env: str | None, key_over_http: bool) -> dict[str, Any]:
+    """Return what the server says of the model, or said the last time."""
     key = f"server {url} {served}"
-    known = fingerprints.recall(key)
-    asked = client.connect(url, key_env=key_env, timeout=client.CONNECT, requests=1)
+    known = listing.check_known(fingerprints.recall(key), served)
+    asked = client.connect(url, key_env=key_env, timeout=CONNECT, requests=1, key_over_http=key_over_http)
     try:
         answer = client.ask(asked, "models", attempts=1 if known else PATIENCE)
+        with client.naming(asked):
+            entry = listing.find_model(answer, served, asked.key)
     except Unreachable:
         if known:
             return known
         raise
     finally:
         asked.close()
-    entries = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError(f"{url}: its list of models can't be read; is this a completions server?")
-    names = [entry.get("id") for entry in entries]
-    if served not in names:
-        raise ValueError(f"{url}: serves no model '{served}', but {', '.join(map(repr, names))}; name one of them")
-    entry = entries[names.index(served)]
-    entry = {name: entry[name] for name in (*IDENTITY, "max_model_len") if entry.get(name)}
     fingerprints.remember(key, entry)
     return entry
 
@@ -121,9 +129,17 @@ def _entry(url: str, served: str, key_env: str | None) -> dict[str, Any]:
 @contextlib.contextmanager
 def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Iterator[Connection]:
     """Try the server. Raises `ValueError` if it can't give `top_k` entries of each token's distribution, saying why."""
-    asked = client.connect(server.url, key_env=server.key_env, timeout=server.timeout, requests=server.requests)
+    asked = client.connect(
+        server.url,
+        key_env=server.key_env,
+        timeout=server.timeout,
+        requests=server.requests,
+        key_over_http=server.key_over_http,
+    )
     try:
-        yield _tried(server, asked, vocabulary, top_k)
+        with client.naming(asked):
+            connection = _tried(server, asked, vocabulary, top_k)
+        yield connection
     finally:
         asked.close()
 
@@ -140,7 +156,8 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
             if api == "openai":
                 tried = replace(tried, dialect=_dialect(tried, prompt))
             answer = put(tried, prompt, top_k=1, attempts=PATIENCE)
-            read(tried, prompt, answer)
+            APIS[api].read(answer, prompt, tried.dialect)
+            spelled = id_protocols.spelled_by(api, answer, prompt) if api != "openai" else []
         except Unreachable:
             raise
         except ValueError as problem:
@@ -151,8 +168,7 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
                 raise ValueError(f"{server.url}: {said}; {hint}") from None
             problems.append(f"{api}: {said}")
             continue
-        if api != "openai":
-            _check_spelling(tried, endpoints.spelled_by(api, answer, prompt))
+        _check_spelling(tried, spelled)
         _check_count(tried, prompt)
         return _with_opening(tried, prompt) if api == "openai" else tried
     raise ValueError(f"{server.url}: gives no prompt log-probabilities in any way known here ({'; '.join(problems)})")
@@ -164,22 +180,20 @@ def check_server(server: Server, vocabulary: Vocabulary, *, top_k: int) -> None:
         pass
 
 
-def put(
-    connection: Connection, prompt: Prompt, *, top_k: int | None = None, attempts: int | None = None
-) -> dict[str, Any]:
-    """The server's answer about a prompt."""
+def put(connection: Connection, prompt: Prompt, *, top_k: int | None = None, attempts: int | None = None) -> Any:
+    """Return the server's answer about a prompt."""
     api = APIS[connection.api]
     wanted = connection.top_k if top_k is None else top_k
     body = api.ask(connection.server.served, prompt, wanted, connection.dialect)
-    return client.ask(connection.client, api.path, body, attempts=attempts)
+    most = endpoints.most_bytes(prompt, wanted)
+    return client.ask(connection.client, api.path, body, attempts=attempts, most_bytes=most)
 
 
-def read(connection: Connection, prompt: Prompt, answer: Any) -> Rows:
-    """What an answer holds. Raises `ValueError` on whatever it should not be."""
-    try:
-        return APIS[connection.api].read(answer, prompt, connection.dialect)
-    except (TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"an answer that cannot be read ({first_line(error)})") from None
+def read(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> Rows:
+    """Return what an answer holds. Raises `ValueError` on whatever it should not be, such as rows of other sizes."""
+    rows = APIS[connection.api].read(answer, prompt, connection.dialect)
+    endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
+    return rows
 
 
 def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
@@ -208,9 +222,9 @@ def _check_spelling(connection: Connection, spelled: Sequence[tuple[int, str]]) 
     ours = [(connection.vocabulary.token_bytes[token] or b"").decode("utf-8", "replace") for token, _ in spelled]
     differ = [n for n, (_, theirs) in enumerate(spelled) if theirs.strip(" ▁Ġ") != ours[n].strip()]
     if 2 * len(differ) > len(spelled):
-        token, theirs = spelled[differ[0]]
+        (token, theirs), own = spelled[differ[0]], describe(ours[differ[0]])
         raise ValueError(
-            f"{connection.server.url}: token {token} is {theirs!r} to the server and {ours[differ[0]]!r} to the local "
+            f"{connection.server.url}: token {token} is {describe(theirs)} to the server and {own} to the local "
             "tokenizer; set `tokenizer` to the one that belongs to the served model"
         )
 
@@ -237,7 +251,7 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
     rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
     text, tokens = _beginning(connection.vocabulary, prompt)
     body = endpoints.next_token(served, dialect.opening + text, connection.top_k)
-    expected, _ = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
+    expected, _ = endpoints.next_row(client.ask(connection.client, "completions", body), dialect)
     expected.sort(key=lambda entry: -entry[1])
     echoed = dict(rows.entries[tokens] or ())
     apart = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
@@ -254,7 +268,7 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
             "llama-cpp-python with --kv_overrides tokenizer.ggml.add_bos_token=bool:false"
         )
     body = endpoints.next_token(served, dialect.opening, connection.top_k)
-    entries, lost = endpoints.named(_first_row(client.ask(connection.client, "completions", body)), dialect)
+    entries, lost = endpoints.next_row(client.ask(connection.client, "completions", body), dialect)
     return replace(connection, opening=Opening(entries=entries, lost=lost, gold={}))
 
 
@@ -265,10 +279,3 @@ def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
         if ids == prompt.ids[: len(ids)]:
             return prompt.text[:end], len(ids)
     raise ValueError("the tokenizer makes other tokens of a beginning than of the whole text")
-
-
-def _first_row(answer: dict[str, Any]) -> dict[str, float]:
-    try:
-        return answer["choices"][0]["logprobs"]["top_logprobs"][0]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError("no log-probabilities of the next token in the answer") from None
