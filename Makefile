@@ -10,7 +10,7 @@ demo: models
 
 test: models
 	$(BIN)/ruff check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 results: models examples/corpus/larger.jsonl
 	$(BIN)/python benchmarks/measured.py unpack
