@@ -1,5 +1,7 @@
 """forward.py: hidden states and output layer make the model's own logits, whatever the architecture."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -111,11 +113,66 @@ def test_logits_need_not_be_built_whole(name):
     assert forward.output_layer(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()).weight is not None
 
 
-def test_an_end_that_is_nearly_understood_is_not():
-    """The logits of two tokens are so small here that a cap at 30 changes them by a few thousandths."""
+HEADS = {  # what a model may do with the product of its output layer, by no name that a configuration has
+    "cap": lambda x: 30 * torch.tanh(x / 30),
+    "small cap": lambda x: 1.5 * torch.tanh(x / 1.5),
+    "cap far beyond its own logits": lambda x: 900 * torch.tanh(x / 900),
+    "scale": lambda x: x / 7.3,
+    "nearly no scale": lambda x: x * 1.001,
+    "clipped": lambda x: x.clamp(-50, 50),
+    "other cap": lambda x: 30 * x / (30 + x.abs()),
+    "neighbours": lambda x: x + x.roll(1, -1),
+    "norm": lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-3),
+    "nothing": lambda x: x * torch.nan,
+    "mean taken off": lambda x: x - x.mean(-1, keepdim=True),
+    "power": lambda x: x.sign() * x.abs() ** 1.01,
+}
+
+
+def headed(finish, dtype: torch.dtype):
+    """A Llama that does something with the product of its output layer. Its own logits are about 0.1."""
+    made = AutoModelForCausalLM.from_config(copy.deepcopy(ARCHITECTURES["llama"]), dtype=dtype).eval()
+    made.lm_head.register_forward_hook(lambda module, inputs, output: finish(output))
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", list(HEADS))
+def test_other_ends_are_left_to_the_model_however_little_they_change_its_own_logits(name, dtype):
+    assert forward.output_layer(headed(HEADS[name], dtype)).weight is None
+
+
+def test_a_norm_before_the_output_layer_is_left_to_the_model():
     made = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]).eval()
-    made.lm_head.register_forward_hook(lambda module, inputs, output: 30 * torch.tanh(output / 30))
+    norm = torch.nn.LayerNorm(24)
+    made.lm_head.register_forward_pre_hook(lambda module, inputs: (norm(inputs[0]),))
     assert forward.output_layer(made).weight is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_soft_cap_by_another_name_is_the_models(dtype):
+    config = transformers.xLSTMConfig(
+        vocab_size=61, hidden_size=128, num_heads=2, num_blocks=2, num_hidden_layers=2, output_logit_soft_cap=5.0
+    )
+    made = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        made.lm_head.weight.normal_(std=9)
+    ids = torch.tensor([[CONTEXT, *DOCUMENTS[2][:-1]]])
+    with torch.inference_mode():
+        expected = made(ids).logits[0].float()
+    (logits,) = rows(made, [DOCUMENTS[2]])
+    assert expected.abs().max() > 4
+    torch.testing.assert_close(logits, expected, rtol=3e-2, atol=3e-2)
+
+
+def test_a_scale_that_is_a_word_is_no_scale():
+    """MPT's configuration allows it, and transformers' MPT takes no notice of it."""
+    config = transformers.MptConfig(vocab_size=61, d_model=32, n_heads=2, n_layers=2, logit_scale="inv_sqrt_d_model")
+    made = AutoModelForCausalLM.from_config(config).eval()
+    (logits,) = rows(made, [DOCUMENTS[2]])
+    with torch.inference_mode():
+        expected = made(torch.tensor([[CONTEXT, *DOCUMENTS[2][:-1]]])).logits[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_mixes_packed_documents_a_little_is_not_packed():

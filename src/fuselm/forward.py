@@ -5,19 +5,22 @@ section 3). Logits are made of a chunk of rows at a time, never of a whole batch
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from fuselm import scan
 from fuselm.scan import BLOCK, Survey
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
+MAGNITUDES = (1e-3, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # of the logits on which an output layer is tried
+TRIED_ROWS = 61
 TILE = 8192  # columns whose temporary copies stay in the cache
 
 
@@ -78,26 +81,86 @@ def product_dtype(factor: Tensor) -> torch.dtype:
 
 
 def output_layer(model: PreTrainedModel) -> OutputLayer:
-    """How `model` makes logits of the hidden states that `hidden_states` gives; checked on two tokens."""
+    """Return how `model` makes logits of the hidden states that `hidden_states` gives.
+
+    What its configuration says of a scale and a cap is tried, in float32, on logits from 0.001 to 10,000, however small
+    the model's own are and however coarse its precision. A model that does anything else makes its logits itself.
+    """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
     if not isinstance(head, torch.nn.Linear) or decoder(model) is model:
         return through_logits
-    divisor = getattr(config, "logits_scaling", None) or 1.0
     layer = OutputLayer(
         weight=head.weight,
         bias=head.bias,
-        scale=(getattr(config, "logit_scale", None) or 1.0) / divisor,
-        soft_cap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
+        scale=(_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0),
+        soft_cap=_number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap"),
     )
     with torch.inference_mode():
         probe = torch.arange(2, device=model.device)[None]
         expected = model(input_ids=probe, use_cache=False).logits[0].float()
         hidden = decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        if hidden.shape[-1] != head.in_features:
-            return through_logits
-        same = _same(layer.logits(hidden), expected, model)
-    return layer if same else through_logits
+        same = hidden.shape[-1] == head.in_features and _same(layer.logits(hidden), expected, model)
+    return layer if same and _is_exact(layer, model, head) else through_logits
+
+
+def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear) -> bool:
+    """Return whether the model makes of any hidden states the logits that `layer` makes of them.
+
+    The model runs with hidden states of ours in place of its own, and a small float32 matrix as its output layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor(MAGNITUDES)[:, None] / abs(layer.scale)
+    hidden = torch.randn(len(sizes), head.in_features, generator=generator) * sizes
+    weight = torch.randn(TRIED_ROWS, head.in_features, generator=generator) / head.in_features**0.5
+    bias = None if head.bias is None else torch.randn(TRIED_ROWS, generator=generator)
+    expected = replace(layer, weight=weight, bias=bias).logits(hidden)
+    try:
+        logits = _logits_of(model, head, hidden, weight, bias).float().cpu()
+    except Exception:  # whatever a model's own code makes of a smaller matrix: then it knows better than we do
+        return False
+    if logits.shape != expected.shape:
+        return False
+    largest = expected.abs().amax(dim=1, keepdim=True)
+    return bool(((logits - expected).abs() <= 1e-5 * (expected.abs() + largest)).all())
+
+
+def _logits_of(
+    model: PreTrainedModel,
+    head: torch.nn.Linear,
+    hidden: Float[Tensor, "rows hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, "vocab"] | None,
+) -> Float[Tensor, "rows vocab"]:
+    """Return the model's logits of `hidden`, with another matrix in its output layer."""
+    inside = hidden.to(model.device)[None]
+
+    def put_in(module: torch.nn.Module, arguments: tuple, output):
+        """Replace last hidden states, which some models take from a part of what `decoder` names."""
+        if isinstance(output, ModelOutput) and getattr(output, "last_hidden_state", None) is not None:
+            output.last_hidden_state = inside
+        elif isinstance(output, tuple) and module is decoder(model):
+            output = (inside, *output[1:])
+        return output
+
+    name = next(name for name, module in model.named_modules() if module is head)
+    changed = {f"{name}.weight": weight.to(model.device)}
+    if bias is not None:
+        changed[f"{name}.bias"] = bias.to(model.device)
+    arguments = {"input_ids": torch.arange(len(hidden), device=model.device)[None], "use_cache": False}
+    hooks = [module.register_forward_hook(put_in) for module in model.modules() if module is not model]
+    try:
+        with torch.inference_mode():
+            return torch.func.functional_call(model, changed, kwargs=arguments, tie_weights=False).logits[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _number(config: PretrainedConfig, name: str) -> float | None:
+    """Return a setting, where it is a number and not zero."""
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) and value else None
 
 
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
@@ -107,17 +170,18 @@ def decoder(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Whether positions that begin anew in a row begin another document: tried on two documents of two tokens."""
-    ids, positions = (
-        torch.tensor([[0, 1, 2, 3]], device=model.device),
-        torch.tensor([[0, 1, 0, 1]], device=model.device),
-    )
+    """Return whether positions that begin anew in a row begin another document: tried on three documents."""
+    vocab = model.get_input_embeddings().weight.shape[0]
+    lengths = (2, 5, 4)
+    ids = (torch.arange(sum(lengths), device=model.device) * 7 % vocab)[None]
+    positions = torch.cat([torch.arange(n, device=model.device) for n in lengths])[None]
     with torch.inference_mode():
-        alone = model(input_ids=ids[:, 2:], use_cache=False).logits[0].float()
         try:
-            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 2:].float()
+            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
         except TypeError:  # takes no positions
             return False
+        documents = ids.split(lengths, dim=1)
+        alone = torch.cat([model(input_ids=own, use_cache=False).logits[0].float() for own in documents])
     return _same(packed, alone, model)
 
 
@@ -125,7 +189,7 @@ def _same(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
     """But for the model's own rounding: what differs by little on two tokens may differ by much on others."""
     rounds = model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_loaded_in_4bit", False)
     tolerance = 2e-2 if rounds else 1e-3
-    return torch.allclose(values, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    return bool(((values - expected).abs() <= tolerance * (expected.abs() + expected.abs().max())).all())
 
 
 def hidden_states(
