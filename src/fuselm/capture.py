@@ -21,11 +21,11 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, manifest, passages, retention, store
+from fuselm import forward, manifest, passages, probe, retention, store
 from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
-from fuselm.models import Model, load_model
+from fuselm.models import Model
 from fuselm.passages import Passage, Prefix
 from fuselm.progress import Progress
 from fuselm.retention import Kept, Policy
@@ -61,10 +61,11 @@ class Batch:
 
 
 def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
-    loaded = load_model(model, dtype=dtype)
+    """Load a model that can be read, tried if it was not before."""
+    loaded, layer = probe.load(model, dtype=dtype)
     return Source(
         model=loaded,
-        layer=forward.output_layer(loaded),
+        layer=layer,
         vocabulary=vocabulary,
         context_token=model.context_token,
         context_length=model.context_length,

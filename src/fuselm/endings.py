@@ -36,6 +36,10 @@ def run(command: Callable[[], int]) -> int:
         return code
     except ValueError as error:
         return _fail(str(error))
+    except MemoryError as error:
+        return _fail(
+            f"out of memory ({error or 'no more than that is known'}); make batches smaller, or take a larger machine"
+        )
     except Stopped as stopped:
         if processes.rank() == 0:
             _say("stopped; run the same command again and it resumes here", before="\n")

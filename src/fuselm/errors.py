@@ -1,7 +1,39 @@
 """What another library's exception says, in one line of ours."""
 
+import contextlib
+from collections.abc import Iterator
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+
+
+class ModelError(ValueError):
+    """A model's own code failed; the message names the model."""
+
 
 def first_line(error: BaseException) -> str:
     """Its type and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def name_model(name: str, doing: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises into one line that names the model and what it was doing."""
+    try:
+        yield
+    except ModelError:  # named already
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            what = "out of memory; make batches smaller (batch_tokens, batch_documents), or take a narrower dtype"
+        else:
+            what = f"its own code fails ({first_line(error)}); try another dtype, or leave the model out"
+        raise ModelError(f"{name}: {doing}: {what}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, numpy, torch or the device ran out of memory."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+    )

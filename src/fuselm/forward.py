@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from fuselm import scan
+from fuselm.errors import name_model
 from fuselm.scan import BLOCK, Survey
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
@@ -199,9 +200,10 @@ def hidden_states(
     mask: Int[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length hidden"]:
     """The last hidden states; or the logits, where `layer` says so."""
-    if layer.weight is None:
-        return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-    return decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+    with name_model(model.name_or_path, "reading a batch"):
+        if layer.weight is None:
+            return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+        return decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:

@@ -64,13 +64,12 @@ def score(
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
         return evaluation.totals(bits, documents)
-    from fuselm import forward
-    from fuselm.models import load_model
+    from fuselm import probe
 
-    loaded = load_model(model, dtype=dtype)
+    loaded, layer = probe.load(model, dtype=dtype)
     return evaluation.score(
         loaded,
-        forward.output_layer(loaded),
+        layer,
         vocabulary,
         model.context_token,
         documents,

@@ -123,6 +123,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
             f"{model.name}: {len(missing)} weights are missing from the checkpoint, the first {missing[0]}"
         )
     try:
+        loaded.name_or_path = model.name  # which errors say
         return loaded.to(_device() if device == "auto" else torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: cannot be used ({first_line(error)})") from error

@@ -82,6 +82,16 @@ class Pipeline:
             )
         if any(s.stage == "train" for s in todo):
             needs.check(self.inputs.target, self.run.train)
+        if processes.rank() == 0 and any(s.stage in ("write", "capture", "train", "evaluate") for s in todo):
+            self._try_models()
+
+    def _try_models(self) -> None:
+        """Try the target and every source that a run loads, before the first of them is read."""
+        from fuselm import probe
+
+        own = self.inputs.sources.keys() - self.inputs.servers.keys()
+        sources = [(self.inputs.sources[name], self._dtype(name)) for name in sorted(own)]
+        probe.try_all([(self.inputs.target, self.run.target.dtype), *sources])
 
     def corpus(self) -> Path:
         options = self.run.corpus

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fuselm.errors import name_model
 from fuselm.forward import OutputLayer, decoder
 
 Then = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
@@ -35,9 +36,13 @@ def go_on(model: PreTrainedModel, layer: OutputLayer) -> None:
         **_: object,  # what adapters' wrappers add
     ) -> dict[str, Tensor]:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        with name_model(self.name_or_path, "reading a batch"):
+            if layer.weight is None:
+                hidden = logits(**inputs, use_cache=False).logits[known]
+            else:
+                hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[known]
         if layer.weight is None:
-            return then(logits(**inputs, use_cache=False).logits[known], layer)
-        hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[known]
+            return then(hidden, layer)
         head = self.get_output_embeddings()
         return then(hidden, replace(layer, weight=head.weight, bias=head.bias))
 

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from fuselm import evaluation, forward, manifest
 from fuselm.averaging import Averaging
+from fuselm.errors import name_model
 from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
@@ -107,6 +108,10 @@ class FusionTrainer(Trainer):
         result = model(**inputs, known=known, then=then)
         self._terms = self._terms.to(result["terms"].device) + result["terms"]
         return result["loss"]
+
+    def training_step(self, model, *arguments, **options):
+        with name_model(self.accelerator.unwrap_model(model).name_or_path, "training"):
+            return super().training_step(model, *arguments, **options)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # of the step that is over

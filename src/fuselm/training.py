@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, companions, forward, manifest, needs, processes
+from fuselm import adapters, companions, forward, manifest, needs, probe, processes
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import DTYPES, Model, load_model
@@ -168,10 +168,10 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
     """The target as it is trained: its forward goes on to the loss, with adapters if there are to be any."""
     if settings.quantize is not None:
         model = adapters.load_in_4_bits(target)
+        layer = forward.output_layer(model)
     else:
         device = "auto" if processes.count() == 1 else "cpu"  # else the Trainer says where
-        model = load_model(target, dtype="float32", device=device)
-    layer = forward.output_layer(model)
+        model, layer = probe.load(target, dtype="float32", device=device)
     if layer.weight is None:
         progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")
     if settings.pack_tokens is not None and not forward.keeps_documents_apart(model):

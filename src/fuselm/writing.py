@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from fuselm import corpus, manifest, passages
 from fuselm.capture import Source
 from fuselm.corpus import Document
+from fuselm.errors import name_model
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
@@ -147,7 +148,8 @@ def _sample(source: Source, prompts: Sequence[list[int]], *, seed: int) -> list[
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
+        with name_model(source.model.name_or_path, "writing texts"):
+            outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
     return [_spell(source.vocabulary, row) for row in outputs[:, inputs.shape[1] :].cpu().numpy()]
 
 
