@@ -17,6 +17,8 @@ from typing import Any
 
 from model_server import Handler, ModelServer
 
+from fuselm.servers import PROBE
+
 KEY = "sk-a+secret/of-ours=="
 NASTY = "\x1b]0;owned\x07\x1b[31mred\r\n\u202eback\u2028\x9b2J\x00"
 Act = Callable[["HostileHandler", int, Any], None]
@@ -40,9 +42,11 @@ class HostileHandler(Handler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         asked = body.get("prompt", body.get("input_ids"))
-        first = self.owner.behaviour.where == "questions"
-        about = "documents" if "Zu" in str(body.get("prompt")) or len(asked) == self.owner.length else "questions"
-        self._do("questions" if first else about, *self.owner.answer(self.path, body))
+        if self.owner.kind == "llama":
+            about = "next tokens" if "echo" not in body else "questions" if PROBE in asked else "documents"
+        else:
+            about = "questions" if isinstance(asked, str) or len(asked) == self.owner.length else "documents"
+        self._do(about, *self.owner.answer(self.path, body))
 
     def _do(self, where: str, status: int, value: Any) -> None:
         self.owner.asked.append((self.path, dict(self.headers)))
@@ -55,10 +59,11 @@ class HostileHandler(Handler):
             self.close_connection = True  # the client went away, as it should
 
 
-def serve(behaviour: Behaviour, source, folder, *, length: int) -> ModelServer:
-    """Return a server. `length` is how many tokens a question about a document has, and no other question."""
+def serve(behaviour: Behaviour, source, folder) -> ModelServer:
+    """Return a server that does as it should in all but one place."""
     server = ModelServer(behaviour.kind, source, folder, handler=HostileHandler)
-    server.behaviour, server.length, server.asked = behaviour, length, []
+    server.length = 1 + len(source.vocabulary.segment(PROBE).ids)  # tokens of the first questions
+    server.behaviour, server.asked = behaviour, []
     return server
 
 
@@ -370,6 +375,11 @@ VLLM: dict[str, tuple[Act, str]] = {
         of_row(lambda row: {k: v for k, v in list(row.items())[1:]} | {"3": {"logprob": -30.0}}),
         "came, but its log-probability is not in the answer",
     ),
+    "gold above the rest and one entry more": (
+        of_row(lambda row: row | {"1": {"logprob": -99.0}} if len(row) == 7 else put_first("logprob", -0.7)(row)),
+        "8 entries are in the answer, but its token is one of the first 7",
+    ),
+    "another prompt's ids": (of_choice(put("prompt_token_ids", [1, 2, 3])), "the answer is about another prompt"),
     "another count": (change(put("usage", {"prompt_tokens": 3})), "3 tokens to the server, 1 + "),
     "a count in words": (change(put("usage", {"prompt_tokens": NASTY})), "tokens to the server, 1 + "),
     "a body without end": (drip(OK + b"\r\n", b" " * 65536, 0), "answers with more than "),
@@ -447,6 +457,16 @@ LLAMA: dict[str, tuple[Act, str]] = {
     "tokens more": (echo(lambda p: [p[k].extend(p[k][-1:] * 9) for k in p if p[k]] and None), "at most were asked for"),
 }
 
+NEXT: dict[str, tuple[Act, str]] = {
+    "null": (answer(b"null"), "the answer is null, not an object"),
+    "a list": (answer(b"[[]]"), "the answer is a list, not an object"),
+    "logprobs are a number": (of_choice(put("logprobs", 5)), "logprobs is 5, not an object"),
+    "rows are a string": (echo(put("top_logprobs", "x")), "no log-probabilities of the next token in the answer"),
+    "a row is a number": (echo(put("top_logprobs", [5])), "its row is 5, not an object"),
+    "a value is an object": (echo(put("top_logprobs", [{"e": {}}])), "a log-probability is an object"),
+    "a value above 0": (echo(put("top_logprobs", [{"e": 800}])), "a log-probability is 800, above 0"),
+}
+
 BEHAVIOURS = {
     f"{where} {kind}: {name}": Behaviour(where=where, kind=kind, act=act, says=says)
     for where, kind, table in [
@@ -455,6 +475,7 @@ BEHAVIOURS = {
         ("documents", "vllm", VLLM),
         ("documents", "sglang", SGLANG),
         ("documents", "llama", LLAMA),
+        ("next tokens", "llama", NEXT),
     ]
     for name, (act, says) in table.items()
 }

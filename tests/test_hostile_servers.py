@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import gzip
+import http.server
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -44,7 +46,7 @@ def capture_from(behaviour: Behaviour, plain):
     folder, source = plain
     segmentation = source.vocabulary.segment(DOCUMENT.text)
     length = None if behaviour.kind == "llama" else 512
-    with serve(behaviour, source, folder, length=1 + len(segmentation.ids)) as server:
+    with serve(behaviour, source, folder) as server:
         found = servers.find(server.url, "tiny", str(folder), context_length=length, timeout=0.4)
         with servers.connect(found, source.vocabulary, top_k=TOP_K) as connection:
             return list(remote.traces(connection, [DOCUMENT], [segmentation])), server.asked
@@ -61,6 +63,29 @@ def test_a_hostile_answer_is_one_line_that_names_the_server(plain, name):
 
 
 CHUNKED, LAST = OK + b"transfer-encoding: chunked\r\n\r\n", b"0\r\n\r\n"
+RUNS = [
+    "models vllm: deep JSON",
+    "models vllm: a nasty id",
+    "models vllm: 401 with the key",
+    "questions vllm: decoded tokens with the key",
+    "documents vllm: gold above 0",
+    "documents vllm: a row is a string",
+    "documents sglang: another token",
+]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_a_hostile_server_ends_in_one_line(tmp_path, plain, texts, name):
+    folder, source = plain
+    with serve(BEHAVIOURS[name], source, folder) as server:
+        path = run_file(tmp_path, plain, tiny_run.short(texts), server.url)
+        outcome = tiny_run.fuselm("capture", path, "capture={policy: top_k, top_k: 7}")
+    assert outcome.code == 2 and BEHAVIOURS[name].says in outcome.err
+    assert outcome.err.splitlines()[-1].startswith(f"fuselm: {server.url}: ") and "Traceback" not in outcome.err
+    assert KEY not in outcome.err + outcome.out and "\x1b" not in outcome.err.splitlines()[-1]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
 GOOD = {
     "HTTP/1.0 without a length": lambda h, _, v: raw(b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(v).encode())(h, 200, v),
     "hints first": lambda h, s, v: (h.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n"), h._send(s, v)),
@@ -106,7 +131,7 @@ except ValueError as problem:
 @pytest.mark.parametrize("name", HUNGRY)
 def test_no_answer_takes_more_than_200_mb(plain, name):
     folder, source = plain
-    with serve(Behaviour(where="models", act=HUNGRY[name], says=""), source, folder, length=0) as server:
+    with serve(Behaviour(where="models", act=HUNGRY[name], says=""), source, folder) as server:
         done = subprocess.run([sys.executable, "-c", MEASURED, server.url], capture_output=True, text=True, check=True)
     kilobytes, said = done.stdout.split(" ", 1)
     print(f"{name}: {int(kilobytes) >> 10} MB")
@@ -203,8 +228,6 @@ def test_this_machine_is_reached_without_the_proxy_that_others_are(plain, monkey
 
 def test_a_proxy_sees_what_goes_through_it_and_no_tunnel(monkeypatch):
     """Over http a proxy reads the request, and the key if the run file allows it; over https the name of the host."""
-    import http.server
-
     seen = []
 
     class Proxy(http.server.BaseHTTPRequestHandler):
@@ -270,3 +293,49 @@ def test_without_a_key_nothing_is_blotted_out():
     assert keys.blot(NASTY, "") == NASTY and keys.blot("a word", "other") == "a word"
     assert keys.blot("an EMPTY word", "EMPTY") == f"an {keys.BLOTTED} word"
     assert math.isclose(len(keys.blot("x" * 9, "x")), 9 * len(keys.BLOTTED))
+
+
+# ---- the hub
+
+HUB = """
+import sys
+from fuselm.models import locate
+try:
+    locate("me/model", revision=None)
+except ValueError as problem:
+    print(problem)
+"""
+HUB_ANSWERS = {
+    "403 with the token": (403, b"{}", {"X-Error-Message": f"no, {KEY}"}),
+    "500": (500, b"", {}),
+    "no JSON": (200, b"<html>", {}),
+    "a list": (200, b"[5]", {}),
+    "files are a number": (200, b'{"id": "a", "sha": "b", "siblings": 5}', {}),
+}
+
+
+@pytest.mark.parametrize("name", HUB_ANSWERS)
+def test_a_hostile_hub_is_one_line_without_the_token(tmp_path, name):
+    status, body, headers = HUB_ANSWERS[name]
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            for header, value in {**headers, "content-length": str(len(body))}.items():
+                self.send_header(header, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
+        place = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}", "HF_HOME": str(tmp_path)}
+        own = os.environ | place | {"HF_TOKEN": KEY, "HF_HUB_OFFLINE": "0", "FUSELM_CACHE": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, env=own)
+        hub.shutdown()
+    assert done.returncode == 0 and done.stdout.startswith("me/model: could not be downloaded (")
+    assert len(done.stdout.splitlines()) == 1 and KEY not in done.stdout + done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fuselm.answers import (
+    ROUNDING,
     Entries,
     Prompt,
     Rows,
@@ -219,6 +220,8 @@ def check_rows(api: str, rows: Rows, prompt: Prompt, vocabulary_size: int, top_k
             least = 0 if api == "openai" else top_k
             if top_k and not least <= len(row) <= top_k + (api != "sglang"):
                 raise ValueError(f"{len(row)} entries are in the answer, {top_k} were asked for")
+            if len(row) == 1 + (top_k or len(row)) and gold > ROUNDING + min(p for i, p in row if i != token):
+                raise ValueError(f"{len(row)} entries are in the answer, but its token is one of the first {top_k}")
 
 
 def most_bytes(prompt: Prompt, top_k: int) -> int:

@@ -32,6 +32,8 @@ def read_vllm(answer: Any, prompt: Prompt, _: None) -> Rows:
     rows = choice.get("prompt_logprobs")
     check_length(rows, 1 + len(prompt.ids))
     check_usage(answer, prompt)
+    if choice.get("prompt_token_ids") not in (None, [prompt.context, *prompt.ids]):
+        raise ValueError("the answer is about another prompt")
     if rows[0] is not None:
         raise ValueError(f"the first row is {describe(rows[0])}, not null")
     entries, gold = [], []

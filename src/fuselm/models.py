@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from fuselm import fingerprints, gguf_files
 from fuselm.errors import first_line
+from fuselm.keys import blot
 
 if TYPE_CHECKING:
     import transformers
@@ -303,7 +304,7 @@ def _downloaded(spec: str, revision: str | None, weights: bool = True) -> Path:
         )
     if not _HUB_ID.fullmatch(spec):
         raise ValueError(f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path")
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, get_token, snapshot_download
 
     try:
         wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
@@ -317,6 +318,7 @@ def _downloaded(spec: str, revision: str | None, weights: bool = True) -> Path:
         needed = f"no revision {revision!r} on the hub; give a branch, tag or commit that exists"
     except errors.RepositoryNotFoundError:
         needed = "not on the hub, or private; check the name, or run `hf auth login`"
-    except (OSError, errors.RevisionResolutionError, errors.XetDownloadError, errors.HFValidationError) as error:
-        needed = f"could not be downloaded ({first_line(error)}); check the network, or give a local folder"
+    except Exception as error:  # what a hub or mirror answers ends in errors of any type, with its words in them
+        said = blot(first_line(error), get_token() or "")
+        needed = f"could not be downloaded ({said}); check the network, or give a local folder"
     raise ValueError(f"{spec}: {needed}")
