@@ -59,6 +59,7 @@ class Vocabulary:
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
         self.token_bytes: list[bytes | None] = _token_bytes(pipeline, self.token_strings)
         self.word_mark = _word_mark(pipeline)
+        self.largest_collapse = _largest_collapse(pipeline)
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
         self._encoded: dict[bytes, tuple[int, ...]] = {}
@@ -144,6 +145,20 @@ class Vocabulary:
     def count_tokens(self, texts: list[str]) -> list[int]:
         return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def token_ends(self, text: str) -> Int[ndarray, "tokens"]:
+        """Return the character at which each token ends.
+
+        The bytes that tokens spell say it; where these are not the text's, the tokenizer does, and may err.
+        """
+        data = text.encode()
+        ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ends = np.cumsum(np.diff(self.packed_bytes[0])[np.array(ids, np.int64)])
+        if not ids or ends[-1] - len(data) not in (0, 1):  # one is a space that is put before the text
+            offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+            return np.array([end for _, end in offsets], np.int64)
+        begun = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
+        return np.append(0, begun)[np.maximum(ends - (ends[-1] - len(data)), 0)]
+
     def encode_bytes(self, strings: list[bytes]) -> list[tuple[int, ...]]:
         """The tokens that the tokenizer would go on with for each string; `UNMAPPED` ends what it can't spell.
 
@@ -191,6 +206,16 @@ def _starts_from_offsets(text: str, data: bytes, spelled: list[bytes], offsets: 
         else:
             position = max(position, end)
     return starts
+
+
+def _largest_collapse(pipeline: dict) -> int:
+    """Return by how many tokens a text may get fewer, at most, when characters are put behind it.
+
+    A token that is completed takes the place of its parts. WordPiece makes one token of a word that becomes too long.
+    """
+    added = max((len(token["content"]) for token in pipeline["added_tokens"]), default=0)
+    word = pipeline["model"].get("max_input_chars_per_word") or 0
+    return 32 + min(added, 1000) + min(word, 1000)
 
 
 def _spelling_types(pipeline: dict) -> set[str]:
