@@ -98,7 +98,7 @@ BAD = {
     ),
     "empty corpus": (bad_corpus("empty.jsonl"), "corpus: no text in {folder}/empty.jsonl; each line needs"),
     "blank corpus": (bad_corpus("blank.jsonl"), "corpus: no text in {folder}/blank.jsonl; each line needs"),
-    "not UTF-8": (bad_corpus("latin1.jsonl"), "{folder}/latin1.jsonl: not UTF-8 (byte 11 is 0xe9); convert it"),
+    "not UTF-8": (bad_corpus("latin1.jsonl"), "{folder}/latin1.jsonl:1: not UTF-8 (byte 11 is 0xe9); convert it"),
     "small domain": (bad_corpus("small.jsonl"), "corpus: domain 'a' has 2 documents, too few to hold some out; "),
     "no object": (bad_corpus("list.jsonl"), "{folder}/list.jsonl:2: no 'text' string; each line needs one"),
     "not JSON": (bad_corpus("cut.jsonl"), "{folder}/cut.jsonl:2: not JSON ("),

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fuselm import corpus, models
-from fuselm.corpus import FILE, RESERVED, SPLITS, Document, Reader, Row, cut_to_fit, prepare, read_documents, read_texts
+from fuselm.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
+from fuselm.cutting import Reader
+from fuselm.progress import Progress
+from fuselm.texts import Row, read_texts
 from fuselm.vocabulary import Vocabulary
 
 
@@ -24,7 +28,18 @@ def rows_of(**counts: int) -> list[dict]:
 
 def prepared(*files: Path, out: Path, readers=(), max_bytes=10_000, dev=0.2, heldout=0.3, share=1.0, seed=0) -> dict:
     out.mkdir(exist_ok=True)
-    return prepare(files, out, readers=readers, max_bytes=max_bytes, dev=dev, heldout=heldout, share=share, seed=seed)
+    return prepare(
+        files,
+        out,
+        domains=[file.stem for file in files],
+        readers=readers,
+        max_bytes=max_bytes,
+        dev=dev,
+        heldout=heldout,
+        share=share,
+        seed=seed,
+        progress=Progress(Console(quiet=True), "corpus"),
+    )
 
 
 def message(call, *arguments, **options) -> str:
@@ -101,13 +116,6 @@ def test_what_is_held_out_is_not_learnt_from_or_chosen_by(tmp_path):
     assert message(prepared, write(tmp_path / "b.jsonl", same), out=tmp_path / "none") == (
         "corpus: all texts of domain 'en' in dev are held out too; drop what is there twice"
     )
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    file = write(tmp_path / "a.jsonl", rows_of(en=3))
-    marked = tmp_path / "marked.jsonl"
-    marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert list(corpus.read_texts(marked)) == list(corpus.read_texts(file))
 
 
 def test_the_split_is_the_seeds(tmp_path):
@@ -275,71 +283,6 @@ def test_a_corpus_without_text_is_refused(tmp_path):
     file = write(tmp_path / "a.jsonl", [{"text": " "}])
     expected = f"corpus: no text in {file}; each line needs a 'text' that is not empty"
     assert message(prepared, file, out=tmp_path / "out") == expected
-
-
-# ---- reading
-
-
-def test_rows_without_a_domain_have_the_files_name(tmp_path):
-    file = write(
-        tmp_path / "notes.jsonl", [{"text": "one"}, {"text": "two", "domain": "en"}, {"text": "3", "domain": 3}]
-    )
-    assert list(read_texts(file)) == [
-        Row(domain="notes", text="one"),
-        Row(domain="en", text="two"),
-        Row(domain="3", text="3"),
-    ]
-
-
-def test_a_plain_file_is_one_document_byte_for_byte(tmp_path):
-    file = tmp_path / "prose.txt"
-    file.write_bytes("é\r\n\r\nb\n".encode())
-    assert list(read_texts(file)) == [Row(domain="prose", text="é\r\n\r\nb\n")]
-
-
-def test_blank_lines_and_line_separators_within_text_are_no_matter(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes('\n{"text": "a\u2028b"}\r\n\n{"text": "c\x85"}'.encode())
-    assert list(read_texts(file)) == [Row(domain="a", text="a\u2028b"), Row(domain="a", text="c\x85")]
-
-
-def test_what_can_not_be_read_is_told_with_its_place(tmp_path):
-    file = tmp_path / "a.jsonl"
-    assert message(list, read_texts(file)) == f"{file}: no such file"
-    assert message(list, read_texts(tmp_path)) == f"{tmp_path}: is a folder; name its files"
-    file.write_bytes('{"text": "Größe"}'.encode("latin-1"))
-    assert message(list, read_texts(file)) == f"{file}: not UTF-8 (byte 12 is 0xf6); convert it"
-    file.write_text('{"text": "fine"}\n{"text": \n')
-    found = message(list, read_texts(file))
-    assert found.startswith(f"{file}:2: not JSON (") and found.endswith("); one object a line is needed")
-
-
-@pytest.mark.parametrize("row", [{}, {"text": None}, {"text": 3}, {"txt": "a"}, [], "a", None])
-def test_a_line_without_text_is_told_with_its_number(tmp_path, row):
-    file = write(tmp_path / "a.jsonl", [{"text": "fine"}, row])
-    expected = f"{file}:2: no 'text' string; each line needs one, and may have a 'domain'"
-    assert message(list, read_texts(file)) == expected
-
-
-def test_half_a_surrogate_pair_is_told_with_its_line(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
-    expected = f"{file}:2: 'text' has half of a surrogate pair, which is no text; mend or drop it"
-    assert message(list, read_texts(file)) == expected
-
-
-def test_a_row_may_say_its_split_and_null_is_none(tmp_path):
-    file = write(tmp_path / "a.jsonl", [{"text": "x", "split": split} for split in ("train", "dev", "heldout", None)])
-    assert [row.split for row in read_texts(file)] == ["train", "dev", "heldout", None]
-
-
-@pytest.mark.parametrize("split", ["test", "", "Train", 3, ["train"]])
-def test_an_unknown_split_is_told_with_its_line(tmp_path, split):
-    file = write(tmp_path / "a.jsonl", [{"text": "fine"}, {"text": "x", "split": split}])
-    assert message(list, read_texts(file)) == (
-        f"{file}:2: 'split' is {split!r}, and needs to be one of train, dev, heldout; rename it, or leave it out to "
-        "have it drawn"
-    )
 
 
 def test_documents_of_each_domain_are_counted_without_the_empty(tmp_path):

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from fuselm import capture, corpus, manifest, passages, writing
-from fuselm.corpus import Document, Reader
+from fuselm.corpus import Document
+from fuselm.cutting import Reader
 from fuselm.models import load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary

@@ -28,6 +28,7 @@ RunFile = Annotated[Path, typer.Argument(help="YAML file with the options of the
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
 ]
+TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run file; or, with --texts, a model.", show_default=False)],
     overrides: Overrides = None,
-    texts: Annotated[Path | None, typer.Option(help="JSON lines with `text` and maybe `domain`.")] = None,
+    texts: Annotated[Path | None, TextsOption] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
 ) -> None:
@@ -229,7 +230,7 @@ def diagnose(
 def fidelity(
     source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
-    texts: Annotated[Path, typer.Option(help="JSON lines with `text` and maybe `domain`.")],
+    texts: Annotated[Path, TextsOption],
     method: Annotated[
         list[str],
         typer.Option(

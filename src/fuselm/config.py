@@ -3,6 +3,7 @@
 Paths of models and texts are looked up from the current directory, then from the run file's folder.
 """
 
+import glob
 import math
 import os
 from collections.abc import Sequence
@@ -100,7 +101,8 @@ SourceOption = Annotated[
 
 
 class Corpus(_Options):
-    # JSON lines with `text`, maybe `domain`, maybe `split`; or plain text, one document each.
+    # Files, folders and patterns: rows with `text`, maybe `domain`, maybe `split`, as JSON lines or lists, CSV, TSV or
+    # Parquet; or plain text, one document each. docs/texts.md.
     files: list[str] = Field(min_length=1)
     max_bytes: int = Field(4096, ge=16)  # longer documents are cut; so are those too long for a model's context
     # Shares of each domain's documents to choose checkpoints on, and that only the result sees. Rows whose `split` says
@@ -434,11 +436,16 @@ def _known_options(location: list[str]) -> list[str]:
     return list(known.model_fields)
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file or folder, or one that matches the pattern."""
+    return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
+
+
 def _with_paths(run: Run, folder: Path) -> Run:
     def found(spec: str) -> str:
         spec = os.path.expanduser(spec)
         beside = folder / spec
-        return str(beside) if not Path(spec).exists() and beside.exists() else spec
+        return str(beside) if not _is_there(Path(spec)) and _is_there(beside) else spec
 
     def model(source: Source | Server) -> Source | Server:
         names = ("tokenizer",) if isinstance(source, Server) else ("model", "store")

@@ -7,32 +7,22 @@ pieces are the document.
 
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from fuselm import manifest
-from fuselm.vocabulary import Vocabulary
+from fuselm import cutting, manifest
+from fuselm.cutting import Reader
+from fuselm.progress import Progress
+from fuselm.texts import SPLITS, Row, read_texts
 
-SPLITS = ("train", "dev", "heldout")
 DRAWN = "drawn"  # in counts, the split of rows that say none
 FILE = "documents.jsonl"
 RESERVED = ("average", "step")  # columns of results
-_BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A text of a file, and its split, if the file says one."""
-
-    domain: str
-    text: str
-    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,38 +36,33 @@ class Document:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """A model, as far as it limits the length of documents."""
-
-    name: str
-    vocabulary: Vocabulary
-    max_tokens: int
-
-
 def prepare(
     files: Sequence[Path],
     out: Path,
     *,
+    domains: Sequence[str],
     readers: Sequence[Reader],
     max_bytes: int,
     dev: float,
     heldout: float,
     share: float,
     seed: int,
+    progress: Progress,
 ) -> dict:
     """Write `documents.jsonl` to `out`; return what was counted.
 
-    `dev` and `heldout` are shares of those of each domain's documents that say no split, `share` is what is kept of
-    its training documents. Raises `ValueError` on files that can't be read, or a domain too small to hold out from.
+    `domains` are those of rows that say none, by file. `dev` and `heldout` are shares of those of each domain's
+    documents that say no split, `share` is what is kept of its training documents. Raises `ValueError` on files that
+    can't be read, or a domain too small to hold out from.
     """
-    rows = [row for file in files for row in read_texts(file)]
+    rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain)]
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     drawn = list(split(kept, dev=dev, heldout=heldout, seed=seed))
     apart = without_repeated(drawn)
     whole = part(apart, share, seed=seed)
-    pieces = list(cut_to_fit(whole, readers, max_bytes))
+    progress.start(sum(len(d.text) for d in whole), unit="characters")
+    pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
     counts = count_tokens(pieces, readers)
     read = counts.all(axis=0)
     documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
@@ -122,12 +107,6 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
     return [d for d in documents if split in (None, d.split)]
 
 
-def check_file(file: Path) -> None:
-    """Raises `ValueError` if there is no such file."""
-    if not file.is_file():
-        raise ValueError(f"{file}: {'is a folder; name its files' if file.is_dir() else 'no such file'}")
-
-
 def count_domains(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     """How many documents that are not empty say each split or none (`DRAWN`), by domain."""
     counts: dict[str, Counter[str]] = {}
@@ -164,41 +143,6 @@ def check_domains(
 def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
     """Of so many documents of one domain how many are drawn for dev and held-out: at least one of each."""
     return max(1, round(dev * count)), max(1, round(heldout * count))
-
-
-def read_texts(file: Path) -> Iterator[Row]:
-    """Each document: JSON lines with `text` and maybe `domain` and `split`, or one plain-text document.
-
-    Without a `domain`, the file's name is the domain. A `split` of null is none. Raises `ValueError`, with the line, on
-    what is neither.
-    """
-    check_file(file)
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: not UTF-8 (byte {error.start} is {error.object[error.start]:#x}); convert it"
-        ) from None
-    if file.suffix not in (".jsonl", ".json", ".ndjson"):
-        yield Row(domain=file.stem, text=content)
-        return
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: not JSON ({error}); one object a line is needed") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise ValueError(f"{file}:{number}: no 'text' string; each line needs one, and may have a 'domain'")
-        if any("\ud800" <= c <= "\udfff" for c in row["text"]):
-            raise ValueError(f"{file}:{number}: 'text' has half of a surrogate pair, which is no text; mend or drop it")
-        if (said := row.get("split")) not in (None, *SPLITS):
-            raise ValueError(
-                f"{file}:{number}: 'split' is {said!r}, and needs to be one of {', '.join(SPLITS)}; rename it, or "
-                "leave it out to have it drawn"
-            )
-        yield Row(domain=str(row.get("domain", file.stem)), text=row["text"], split=said)
 
 
 def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
@@ -249,49 +193,20 @@ def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Docu
 
 
 def cut_to_fit(
-    documents: Iterable[Document], readers: Sequence[Reader], max_bytes: int | None = None
+    documents: Iterable[Document],
+    readers: Sequence[Reader],
+    max_bytes: int | None = None,
+    *,
+    advance: Callable[[int], None] = lambda characters: None,
 ) -> Iterator[Document]:
-    """The documents, those in pieces that are longer than `max_bytes` or than a reader can take."""
-    limits = [_fits(reader) for reader in readers]
-    if max_bytes is not None:
-        limits.insert(0, lambda text: len(text.encode()) <= max_bytes)
+    """Yield the documents, those in pieces that are longer than `max_bytes` or than a reader can take.
+
+    `advance` is told the characters of each piece.
+    """
     for document in documents:
-        pieces = list(_cut(document.text, lambda text: all(fits(text) for fits in limits)))
+        pieces = list(cutting.cut(document.text, readers, max_bytes, advance=advance))
         if len(pieces) == 1:
             yield document
             continue
         for n, piece in enumerate(pieces):
-            yield Document(
-                id=f"{document.id}.{n}",
-                origin=document.origin,
-                domain=document.domain,
-                split=document.split,
-                text=piece,
-            )
-
-
-def _fits(reader: Reader) -> Callable[[str], bool]:
-    return lambda text: reader.vocabulary.count_tokens([text])[0] + 1 <= reader.max_tokens  # one for the context token
-
-
-def _cut(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
-    """Pieces of `text` that fit: each as long as it may be, cut at the coarsest border in its second half."""
-    while not fits(text):
-        low, high = 1, len(text)  # the longest prefix that fits is in [low, high)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(text[:middle]) else (low, middle)
-        end = _last_border(text, low)
-        if end == 1 and not fits(text[:1]):
-            raise ValueError(f"corpus: max_bytes or a model's context is too small for the one character {text[:1]!r}")
-        yield text[:end]
-        text = text[end:]
-    yield text
-
-
-def _last_border(text: str, limit: int) -> int:
-    for border in _BORDERS:
-        ends = [m.end() for m in border.finditer(text, limit // 2, limit)]
-        if ends:
-            return ends[-1]
-    return limit
+            yield replace(document, id=f"{document.id}.{n}", text=piece)

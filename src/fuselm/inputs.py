@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm import config, corpus, fingerprints
+from fuselm import config, corpus, fingerprints, text_files, texts
+from fuselm.cutting import Reader
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
@@ -17,7 +18,7 @@ class Inputs:
     """Raises `ValueError` for whatever of them can't be used."""
 
     def __init__(self, run: config.Run):
-        self.files = [Path(file) for file in run.corpus.files]
+        self.files = text_files.find_files(run.corpus.files)
         self._check_texts(run.corpus)
         self.target = locate(run.target.model, revision=run.target.revision)
         self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
@@ -41,10 +42,20 @@ class Inputs:
         """What identifies `readers`."""
         return {f"tokenizer {name}": str(model.context_length) for name, model in self._shortest().items()}
 
-    def readers(self) -> list[corpus.Reader]:
+    @property
+    def identities(self) -> dict[str, str]:
+        """What identifies the texts: names and hashes of their files, and domains that are not a file's name."""
+        named = zip(self.files, self.file_domains, strict=True)
+        return {
+            f"file {n}": f"{file.name} {fingerprints.sha256(file)}"
+            + ("" if domain == text_files.stem(file) else f" {domain}")
+            for n, (file, domain) in enumerate(named)
+        }
+
+    def readers(self) -> list[Reader]:
         """What all texts have to fit."""
         return [
-            corpus.Reader(
+            Reader(
                 name=name,
                 vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
                 max_tokens=model.context_length,
@@ -66,15 +77,12 @@ class Inputs:
         counts: dict[str, Counter[str]] = {}
         hashes: dict[str, Path] = {}
         for file in self.files:
-            corpus.check_file(file)
-            if (same := hashes.setdefault(fingerprints.sha256(file), file)) is not file:
+            if (same := hashes.setdefault(fingerprints.sha256(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
-            found = fingerprints.remembered(
-                f"splits {file.name} {fingerprints.sha256(file)}",
-                lambda file=file: corpus.count_domains(corpus.read_texts(file)),
-            )
-            for domain, said in found.items():
-                counts.setdefault(domain, Counter()).update(said)
+        self.file_domains = text_files.name_domains(self.files, lambda file: _count(file, text_files.stem(file)))
+        for file, domain in zip(self.files, self.file_domains, strict=True):
+            for name, said in _count(file, domain).items():
+                counts.setdefault(name, Counter()).update(said)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)
 
@@ -126,6 +134,14 @@ class Inputs:
         for name, model in self.sources.items():
             if (other := first.setdefault(model.fingerprint, name)) != name:
                 raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
+
+
+def _count(file: Path, domain: str) -> dict[str, dict[str, int]]:
+    """Count a file's documents by domain, once for a file that stays as it is."""
+    return fingerprints.remembered(
+        f"rows {file.name} {domain} {fingerprints.sha256(file)}",
+        lambda: corpus.count_domains(texts.read_texts(file, domain)),
+    )
 
 
 def _length(options: config.Write) -> int:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
-from fuselm import corpus, manifest, progress
+from fuselm import corpus, manifest, progress, text_files, texts
+from fuselm.cutting import Reader
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
@@ -21,14 +23,15 @@ BATCH_TOKENS = 1024
 
 def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> dict:
     """By domain and on average: bits per byte, documents, bytes."""
-    rows = _rows(texts)
+    title = f"evaluate {spec}"
+    rows = _rows(texts, title, console)
     model = locate(spec)
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
-    documents = _documents(rows, [(model, vocabulary)])
+    documents = _documents(rows, [(model, vocabulary)], title, console)
 
     from fuselm import evaluation
 
-    with progress.show(console, f"evaluate {spec}") as shown:
+    with progress.show(console, title) as shown:
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
     values = evaluation.bits_per_byte(scores)
     average = values.pop("average")
@@ -98,10 +101,11 @@ def fidelity(
     _check_methods(methods)
     if report is not None:
         check_report(report)
-    rows = _rows(texts)
+    title = f"fidelity {source_spec}"
+    rows = _rows(texts, title, console)
     source, target = locate(source_spec), locate(target_spec)
     vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
-    documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)))
+    documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     from fuselm import capture, forward, retention, spans
     from fuselm.alignment import Aligner
@@ -119,7 +123,7 @@ def fidelity(
     cuts: list[spans.Spans] = []
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     of = {d.id: d for d in documents}
-    with progress.show(console, f"fidelity {source_spec}") as shown:
+    with progress.show(console, title) as shown:
         shown.start(sum(len(s.ids) for s in segmentations), unit="tokens")
         for batch in forward.batches([len(s.ids) for s in segmentations], BATCH_TOKENS):
             chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
@@ -180,18 +184,30 @@ def check_report(path: Path) -> None:
         raise ValueError(f"--report {path}: cannot write in {path.parent}; name a file elsewhere")
 
 
-def _rows(texts: Path) -> list[corpus.Row]:
-    rows = [row for row in corpus.read_texts(texts) if row.text]
+def _rows(named: Path, title: str, console: Console) -> list[texts.Row]:
+    """Read the texts that `named` stands for: a file, a folder or a pattern."""
+    files = text_files.find_files([named])
+    rows: list[texts.Row] = []
+    with console.status(Text(f"{title}: reading texts")):
+        domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
+        for file, domain in zip(files, domains, strict=True):
+            rows += [row for row in texts.read_texts(file, domain) if row.text]
     if not rows:
-        raise ValueError(f"{texts}: no text in it; each line needs a 'text' that is not empty")
+        raise ValueError(f"{named}: no text in it; each line needs a 'text' that is not empty")
+    if "average" in {row.domain for row in rows}:
+        raise ValueError(f"{named}: a domain is named 'average', which results use for themselves; rename it")
     return rows
 
 
-def _documents(rows: list[corpus.Row], models: list[tuple[Model, Vocabulary]]) -> list[corpus.Document]:
-    """The texts, cut where a model's context demands it."""
+def _documents(
+    rows: list[texts.Row], models: list[tuple[Model, Vocabulary]], title: str, console: Console
+) -> list[corpus.Document]:
+    """Cut the texts where a model's context demands it."""
     whole = (
         corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split="heldout", text=row.text)
         for n, row in enumerate(rows)
     )
-    readers = [corpus.Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
-    return list(corpus.cut_to_fit(whole, readers))
+    readers = [Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
+    with progress.show(console, f"{title}: cutting texts") as shown:
+        shown.start(sum(len(row.text) for row in rows), unit="characters")
+        return list(corpus.cut_to_fit(whole, readers, advance=shown.advance))

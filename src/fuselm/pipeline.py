@@ -99,20 +99,21 @@ class Pipeline:
         recipe = Recipe(
             stage="corpus",
             parameters=options.model_dump(exclude={"files"}) | {"seed": self.run.seed},
-            inputs={f"file {n}": f"{file.name} {fingerprints.sha256(file)}" for n, file in enumerate(inputs.files)}
-            | inputs.contexts,
+            inputs=inputs.identities | inputs.contexts,
         )
 
-        def build(out: Path, _: Progress) -> dict:
+        def build(out: Path, shown: Progress) -> dict:
             return corpus.prepare(
                 inputs.files,
                 out,
+                domains=inputs.file_domains,
                 readers=inputs.readers(),
                 max_bytes=options.max_bytes,
                 dev=options.dev,
                 heldout=options.heldout,
                 share=options.share,
                 seed=self.run.seed,
+                progress=shown,
             )
 
         return self._steps.make("corpus", "", recipe, build)

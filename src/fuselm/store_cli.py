@@ -250,7 +250,8 @@ def _say(out: Path, done: bool) -> None:
 
 def _documents(path: Path) -> "list[Document]":
     """A run's documents.jsonl. Raises `ValueError` if it is none."""
-    from fuselm.corpus import Document, check_file
+    from fuselm.corpus import Document
+    from fuselm.text_files import check_file
 
     check_file(path)
     try:
@@ -261,8 +262,8 @@ def _documents(path: Path) -> "list[Document]":
 
 def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
     """Documents that a file names. Of a run's file, those that the store has: it captured one split."""
-    from fuselm.corpus import check_file
     from fuselm.store import Store
+    from fuselm.text_files import check_file
 
     check_file(path)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

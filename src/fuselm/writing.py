@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from fuselm import corpus, manifest, passages
 from fuselm.capture import Source
 from fuselm.corpus import Document
+from fuselm.cutting import Reader
 from fuselm.errors import name_model
 from fuselm.progress import Progress
 from fuselm.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ def write(
     documents: Sequence[Document],
     out: Path,
     *,
-    readers: Sequence[corpus.Reader],
+    readers: Sequence[Reader],
     name: str,
     size: float | Mapping[str, float],
     prompt_tokens: int,

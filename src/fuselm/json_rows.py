@@ -1,0 +1,105 @@
+"""Read JSON as people write rows: an object a line, or one list of objects, however it is laid out."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_LONGEST_INTEGER = 4000  # digits; Python refuses longer ones, and no row needs them
+
+
+def _parse_integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_integer)
+
+
+def records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
+    """Yield each value with its file and line; `may_span_lines`, whether one object may be all of the file.
+
+    Raises `ValueError`, with the line, on what is no JSON.
+    """
+    begin = _skip_space(content, 0)
+    if content.startswith("[", begin):
+        yield from _list_records(file, content, begin + 1)
+    elif may_span_lines and _spans_lines(content, begin):
+        yield _whole_record(file, content, begin)
+    else:
+        yield from _line_records(file, content)
+
+
+def _line_records(file: Path, content: str) -> Iterator[tuple[str, Any]]:
+    needed = "one object a line is needed"
+    if "\r" in content:  # never within a JSON string
+        content = content.replace("\r\n", "\n").replace("\r", "\n")
+    for number, line in enumerate(content.split("\n"), 1):
+        line = line.strip("\ufeff")  # files that were put behind one another have a byte order mark each
+        if line.strip():
+            value, end = _parse(file, line, _skip_space(line, 0), needed, first_line=number)
+            _check_end(file, line, end, needed, first_line=number)
+            yield f"{file}:{number}", value
+
+
+def _list_records(file: Path, content: str, at: int) -> Iterator[tuple[str, Any]]:
+    needed = "a list of objects is needed"
+    line, counted = 1, 0
+    at = _skip_space(content, at)
+    while not content.startswith("]", at):
+        line, counted = line + content.count("\n", counted, at), at
+        value, end = _parse(file, content, at, needed)
+        yield f"{file}:{line}", value
+        at = _skip_space(content, end)
+        if content.startswith(",", at):
+            at = _skip_space(content, at + 1)
+        elif not content.startswith("]", at):
+            what = "the list has no end" if at == len(content) else "no comma between two objects"
+            raise ValueError(f"{file}:{_line_of(content, end)}: not JSON ({what}); {needed}")
+    _check_end(file, content, at + 1, needed)
+
+
+def _whole_record(file: Path, content: str, begin: int) -> tuple[str, Any]:
+    needed = "one object, a list of objects, or an object a line is needed"
+    value, end = _parse(file, content, begin, needed)
+    _check_end(file, content, end, needed)
+    return f"{file}:{_line_of(content, begin)}", value
+
+
+def _spans_lines(content: str, begin: int) -> bool:
+    """Return whether the first line is no whole value, as in a file that is laid out over lines."""
+    end = content.find("\n", begin)
+    try:
+        _DECODER.raw_decode(content[begin : end if end >= 0 else len(content)])
+    except (ValueError, RecursionError):
+        return end >= 0
+    return False
+
+
+def _parse(file: Path, content: str, at: int, needed: str, *, first_line: int = 1) -> tuple[Any, int]:
+    """Return a value and where it ends."""
+    try:
+        return _DECODER.raw_decode(content, at)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ValueError(f"{file}:{line}: not JSON ({error.msg}: column {error.colno}); {needed}") from None
+    except RecursionError:
+        raise ValueError(f"{file}:{first_line + _line_of(content, at) - 1}: nested too deeply; {needed}") from None
+
+
+def _check_end(file: Path, content: str, end: int, needed: str, *, first_line: int = 1) -> None:
+    end = _skip_space(content, end)
+    if end < len(content):
+        line = first_line + _line_of(content, end) - 1
+        raise ValueError(f"{file}:{line}: not JSON (more behind the end: {content[end : end + 20]!a}); {needed}")
+
+
+def _skip_space(content: str, at: int) -> int:
+    match = _SPACE.match(content, at)
+    assert match is not None
+    return match.end()
+
+
+def _line_of(content: str, at: int) -> int:
+    return content.count("\n", 0, at) + 1

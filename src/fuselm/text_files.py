@@ -1,0 +1,101 @@
+"""Find the files of texts that a user names: files, folders and patterns; and the domain of rows that say none."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+JSON = (".jsonl", ".jsonlines", ".ndjson", ".json")
+TABLES = {".csv": ",", ".tsv": "\t"}
+PARQUET = (".parquet", ".pq")
+PLAIN = (".txt", ".text", ".md", ".markdown", ".rst", ".tex")
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
+KINDS = (*JSON, *TABLES, *PARQUET, *PLAIN)
+_ABOUT_A_FOLDER = ("readme", "license", "licence")  # files that describe a folder of texts
+
+
+def find_files(names: Sequence[str | Path]) -> list[Path]:
+    """Return the files that names of files and folders and patterns stand for, in this order, each sorted.
+
+    A folder stands for all files below it of kinds that can be read, without hidden ones and those that are about the
+    folder. Raises `ValueError` on what is not there, stands for nothing, or is of another kind.
+    """
+    found = [file for name in names for file in _find(os.path.expanduser(name))]
+    for file in found:
+        kind_of(file)
+    return found
+
+
+def check_file(file: Path) -> None:
+    """Raise `ValueError` if there is no such file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: {'is a folder; name its files' if file.is_dir() else 'no such file'}")
+
+
+def kind_of(file: Path) -> str:
+    """Return the ending that says how a file is read, in lower case. Raises `ValueError` on one that is not known."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+        if suffixes and suffixes[-1] in PARQUET:
+            raise ValueError(f"{file}: Parquet that is compressed as a whole; unpack it, for it is compressed inside")
+    if not suffixes or suffixes[-1] not in KINDS:
+        what = f"a kind of file that is not read ({file.suffix})" if file.suffix else "has no ending that says its kind"
+        raise ValueError(
+            f"{file}: {what}; needed is {', '.join(KINDS)}, which may be compressed ({', '.join(COMPRESSED)}); convert "
+            "it, or give plain text the ending .txt"
+        )
+    return suffixes[-1]
+
+
+def name_domains(files: Sequence[Path], domains_of: Callable[[Path], Iterable[str]]) -> list[str]:
+    """Return the domain of rows that say none, for each file: its name.
+
+    Several plain text files of one folder have the folder's name, for each is but one document, unless rows of another
+    file are of a domain with the plain file's name; `domains_of` says those of a file of rows.
+    """
+    is_plain = [kind_of(file) in PLAIN for file in files]
+    folders = [file.absolute().parent for file, plain in zip(files, is_plain, strict=True) if plain]
+    crowded = {folder for folder in folders if folders.count(folder) > 1 and folder.name}
+    if not crowded:
+        return [stem(file) for file in files]
+    named = {d for file, plain in zip(files, is_plain, strict=True) if not plain for d in domains_of(file)}
+    return [
+        file.absolute().parent.name
+        if plain and file.absolute().parent in crowded and stem(file) not in named
+        else stem(file)
+        for file, plain in zip(files, is_plain, strict=True)
+    ]
+
+
+def _find(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if _belongs(file.relative_to(path)) and file.is_file()]
+        if not found:
+            raise ValueError(f"{path}: no file below this folder is of a kind that is read ({', '.join(KINDS)})")
+        return found
+    if not glob.has_magic(name):
+        raise ValueError(f"{path}: no such file")
+    matched = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    files = [match for match in matched if match.is_file()] or [f for match in matched for f in _find(str(match))]
+    if not files:
+        raise ValueError(f"{path}: no file matches")
+    return files
+
+
+def _belongs(file: Path) -> bool:
+    if any(part.startswith(".") for part in file.parts) or file.name.lower().startswith(_ABOUT_A_FOLDER):
+        return False
+    try:
+        kind_of(file)
+    except ValueError:
+        return False
+    return True
+
+
+def stem(file: Path) -> str:
+    """Return the file's name without its ending, and without what says that it is compressed."""
+    return Path(file.stem).stem if file.suffix.lower() in COMPRESSED else file.stem
