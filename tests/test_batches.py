@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import batches, store
+from fuselm import batches, parts
 from fuselm.batches import Batches, Collator, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
@@ -41,7 +41,7 @@ def ragged(text: str, chance: np.random.Generator) -> Distributions:
 @pytest.fixture
 def fused(tmp_path, monkeypatch) -> Store:
     """With some row groups."""
-    monkeypatch.setattr(store, "GROUP_TOKENS", 5)
+    monkeypatch.setattr(parts, "GROUP_TOKENS", 5)
     chance = np.random.default_rng(0)
     traces = [drawn.trace(VOCABULARY.segment(d.text), ragged(d.text, chance), document=d.id) for d in DOCUMENTS]
     build_once(tmp_path / "store", Recipe(stage="fuse"), lambda partial: write_parts(partial, traces))
@@ -117,8 +117,8 @@ def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
 @pytest.mark.parametrize("keep_tokens", [0, 7, 1000])
 def test_row_groups_that_are_kept_are_not_read_again(fused, monkeypatch, keep_tokens):
     found, read = Store(fused.folder, keep_tokens=keep_tokens), []
-    whole = Store._table
-    monkeypatch.setattr(Store, "_table", lambda self, *which: read.append(which) or whole(self, *which))
+    whole = Store._checked
+    monkeypatch.setattr(Store, "_checked", lambda self, *which: read.append(which) or whole(self, *which))
     for _ in range(2):
         for document in DOCUMENTS:
             found.read_flat(document.id)

@@ -387,15 +387,10 @@ def stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
         golds = {name: [math.log(0.75 if name.startswith(good) else 0.25)] * 3 for name in names}
         traces = [replace(tokens_with_gold(gold), document=name) for name, gold in golds.items()]
         manifest.build_once(
-            folder / f"{source}-done", manifest.Recipe(stage="align"), lambda out, t=traces: _written(out, t)
+            folder / f"{source}-done", manifest.Recipe(stage="align"), lambda out, t=traces: write_parts(out, t)
         )
         opened[source] = Store(folder / f"{source}-done")
     return opened
-
-
-def _written(out: Path, traces: list[Trace]) -> dict:
-    write_parts(out, traces)
-    return {}
 
 
 def documents(*names: str) -> list[Document]:

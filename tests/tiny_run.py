@@ -19,8 +19,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from fuselm import capture, cli
+from fuselm.progress import Progress
+
+QUIET = Progress(Console(quiet=True), "")
 
 TRAIN = {
     "learning_rate": 3e-3,

@@ -62,6 +62,8 @@ class Aligner:
                 f"document {trace.document}: captured from {trace.size} bytes of text, which now has {len(data)}; "
                 "capture again"
             )
+        span.require_trace(trace, self.source.size, len(data))
+        self._require_spelled(trace, text, data)
         target = self.target.segment(text)
         if self._same_vocabulary and np.array_equal(trace.tokens, target.ids):
             return trace
@@ -72,6 +74,21 @@ class Aligner:
             distributions=self._method(self, trace, target, data),
             weights=np.zeros((len(target.ids), 0), np.float32),
         )
+
+    def _require_spelled(self, trace: Trace, text: str, data: bytes) -> None:
+        """Raise `ValueError` unless the tokens of a trace spell its text, or are what the tokenizer makes of it."""
+        spelled = [self.source.token_bytes[i] or b"" for i in trace.tokens.tolist()]
+        joined = b"".join(spelled)
+        if joined in (data, b" " + data):
+            lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
+            if np.array_equal(np.cumsum(lengths) - lengths - (len(joined) - len(data)), trace.starts):
+                return
+        own = self.source.segment(text)
+        if not (np.array_equal(own.ids, trace.tokens) and np.array_equal(own.starts, trace.starts)):
+            raise ValueError(
+                f"document {trace.document}: its tokens neither spell its text nor are the source tokenizer's; capture "
+                "again"
+            )
 
     @functools.cached_property
     def spelling(self) -> spelling.Spelling:
@@ -106,7 +123,7 @@ def align_store(
 
     counts = write_parts(out, aligned())
     fidelity = {domain: sums.summary() for domain, sums in sorted(measured.items())}
-    return {**counts, "fidelity": fidelity}
+    return {**counts, "fidelity": fidelity, "vocabulary_size": aligner.target.size}
 
 
 def follow(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from fuselm import forward
+from fuselm import doors, forward
 from fuselm.corpus import Document
 from fuselm.passages import packs
 from fuselm.rows import FlatRows
@@ -136,6 +136,10 @@ class Collator:
 
 
 def _pad_rows(documents: Sequence[FlatRows]) -> dict[str, torch.Tensor]:
+    for d in documents:
+        doors.require_offsets("fused rows", d.offsets, len(d.ids))
+        doors.require_lengths("fused rows", len(d.ids), d.logprobs)
+        doors.require_lengths("fused rows", len(d.tail), d.tokens, d.offsets[1:])
     edges = np.cumsum([0, *(len(d.tail) for d in documents)])
     shape = edges[-1], max(_widest(d.offsets) for d in documents)
     ids, logprobs = np.empty(shape, np.int64), np.empty(shape, np.float32)

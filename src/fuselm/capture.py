@@ -99,7 +99,8 @@ def capture(
 
     lengths = [len(s.ids) for s in segmentations]
     prefix = Prefix.of(source.vocabulary, source.context_length, prefix_tokens)
-    return write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    return counts | {"vocabulary_size": source.vocabulary.size}
 
 
 def write_all(

@@ -65,7 +65,8 @@ def capture(
 
     lengths = vocabulary.count_tokens([d.text for d in documents])
     prefix = Prefix.of(vocabulary, model.context_length, prefix_tokens)
-    return write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    return counts | {"vocabulary_size": vocabulary.size}
 
 
 class Worker:

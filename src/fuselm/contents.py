@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 from rich.console import RenderableType
 from rich.table import Table
@@ -26,23 +25,14 @@ def info(folder: Path) -> dict[str, Any]:
     made, index = found.manifest, found.index
     tokens = max(pc.sum(index["tokens"]).as_py() or 0, 1)
     size = pc.sum(index["bytes"]).as_py() or 0
-    on_disk: dict[str, int] = {}
     tail = nats = 0.0
     informed = 0
-    for path in sorted(folder.glob("part-*.parquet")):
-        if path.name not in made["files"]:
-            continue
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                of = file.metadata.row_group(group)
-                for column in (of.column(n) for n in range(of.num_columns)):
-                    name = column.path_in_schema.partition(".")[0]
-                    on_disk[name] = on_disk.get(name, 0) + column.total_compressed_size
-                rows = file.read_row_group(group, columns=["tail", "counts", "nats"])
-                counts = pc.list_flatten(rows["counts"]).to_numpy()
-                tail += float(pc.list_flatten(rows["tail"]).to_numpy()[counts > 0].sum(dtype=float))
-                informed += int((counts > 0).sum())
-                nats += pc.sum(rows["nats"]).as_py() or 0.0
+    for rows in found.columns(["tail", "counts", "nats"]):
+        counts = pc.list_flatten(rows["counts"]).to_numpy()
+        tail += float(pc.list_flatten(rows["tail"]).to_numpy()[counts > 0].sum(dtype=float))
+        informed += int((counts > 0).sum())
+        nats += pc.sum(rows["nats"]).as_py() or 0.0
+    on_disk = found.bytes_on_disk()
     files = sum((folder / name).stat().st_size for name in made["files"] if (folder / name).is_file())
     return {
         "folder": str(folder),

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from fuselm import bpe
+from fuselm import bpe, doors
 from fuselm.distributions import Distributions
 from fuselm.spelling import flat
 from fuselm.vocabulary import Vocabulary
@@ -53,6 +53,13 @@ def places(
 
 def go_on(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
     """What the target makes of the entries of `rows`, which begin `at` those places."""
+    doors.require_within("an id", rows.ids, source.size)
+    doors.require_offsets("rows", rows.offsets, len(rows.ids))
+    doors.require_lengths("places", len(rows.offsets) - 1, at.begins, at.within)
+    doors.require_within("where a row begins", at.begins, len(at.stream) + 1)
+    doors.require_within("where a row begins in its token", at.begins - at.within, len(at.stream) + 1)
+    doors.require_within("the bytes of a token before a row", at.within, len(at.stream) + 1)
+    doors.require_within("the hidden bytes", np.array([at.hidden]), len(at.stream) + 1)
     if target.merges is None:
         return _by_tokenizer(source, target, rows, at)
     return Continued(*_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))

@@ -90,7 +90,7 @@ def import_files(
         progress.start(sum(file.stat().st_size for file in files), unit="bytes")
         traces = read_traces(files, reading, tokens, ids=ids, counted=counted, advance=progress.advance)
         counts = store.write_parts(partial, traces)
-        return {**counts, **counted, "skipped": []}
+        return {**counts, **counted, "skipped": [], "vocabulary_size": tokens.vocabulary.size}
 
     return make(out, recipe, build)
 

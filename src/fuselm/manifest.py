@@ -21,6 +21,17 @@ from typing import Any
 from fuselm import processes
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
+_SHA256 = re.compile("[0-9a-f]{64}")
+FIELDS = {  # of a manifest, with their types
+    "stage": str,
+    "key": str,
+    "parameters": dict,
+    "inputs": dict,
+    "about": dict,
+    "counts": dict,
+    "seconds": (int, float),
+    "files": dict,
+}
 # What torch, safetensors and shutil say of a full disk, in errors of their own.
 _FULL = re.compile("unexpected pos|PytorchStreamWriter|No space left")
 
@@ -42,20 +53,41 @@ class Recipe:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished stage. Raises `ValueError` if there is none, or it is damaged."""
+    """Return the manifest of a finished stage. Raises `ValueError` if there is none, or it is damaged."""
+    path = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads(path.read_bytes())
         if not isinstance(manifest, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
         raise ValueError(f"{folder}: not a finished stage (no manifest.json); run `fuselm run` again") from None
-    except ValueError:
-        raise ValueError(f"{folder}/manifest.json: damaged; delete {folder} and run again") from None
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder}: written in format {manifest.get('format')}, this fuselm reads {FORMAT}; run the stage again"
-        )
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: damaged; delete {folder} and run again") from None
+    if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
+        given = str(manifest.get("format"))[:20]
+        raise ValueError(f"{folder}: written in format {given}, this fuselm reads {FORMAT}; run the stage again")
+    if wrong := _wrong_field(manifest):
+        raise ValueError(f"{path}: damaged ({wrong}); delete {folder} and run again")
     return manifest
+
+
+def _wrong_field(manifest: dict[str, Any]) -> str | None:
+    """Say which field is missing or of another type than `build_once` writes, if any."""
+    for name, kind in FIELDS.items():
+        if name not in manifest:
+            return f"no field {name}"
+        if not isinstance(manifest[name], kind):
+            return f"{name} is a {type(manifest[name]).__name__}"
+    for name, fingerprint in manifest["inputs"].items():
+        if not isinstance(fingerprint, str):
+            return f"the input {name!r:.40} is a {type(fingerprint).__name__}"
+    for name, sha256 in manifest["files"].items():
+        parts = name.split("/")
+        if not name.isprintable() or name.startswith("/") or "\\" in name or {"", ".", ".."} & set(parts):
+            return f"{name!r:.40} names no file of this folder"
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            return f"no SHA-256 of {name:.40}"
+    return None
 
 
 def read_json(path: Path, *, drop: Path | None = None) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import fingerprints, manifest, mined
+from fuselm import doors, fingerprints, manifest, mined
 from fuselm.nearest import nearest_tokens, tied_tokens
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -59,6 +59,7 @@ def cooccurrence_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str
     for begin in range(0, len(seen), CHUNK):
         tokens = seen[begin : begin + CHUNK]
         ties = tied_tokens([strings[i] for i in tokens], target.token_strings)
+        doors.require_within("a tied token", np.concatenate(ties), target.size)
         ends = np.cumsum([len(tied) for tied in ties])
         ids[tokens] = _most_alike(tokens, np.concatenate(ties), ends, of_source, of_target)
     return _of_text(ids, target)

@@ -93,7 +93,8 @@ def merge(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
         counts = copy(partial, _without(stores, elsewhere, progress))
         skipped = {document for s in stores for document in s.manifest["counts"].get("skipped", [])}
         skipped = {document for document in skipped if not any(document in s for s in stores)}
-        return {**counts, "stores": len(stores), "repeated": sum(map(len, elsewhere)), "skipped": sorted(skipped)}
+        joined = {"stores": len(stores), "repeated": sum(map(len, elsewhere)), "skipped": sorted(skipped)}
+        return {**counts, **joined, **_vocabulary(stores)}
 
     return make(out, recipe, build)
 
@@ -138,6 +139,12 @@ def _kind(of: Store) -> dict[str, Any]:
 
 def _identity(of: Store) -> str:
     return fingerprints.digest(f"{name} {sha256}" for name, sha256 in sorted(of.manifest["files"].items()))
+
+
+def _vocabulary(stores: Sequence[Store]) -> dict[str, int]:
+    """Return how many ids the vocabulary has, where a store says it."""
+    said = [s.manifest["counts"]["vocabulary_size"] for s in stores if "vocabulary_size" in s.manifest["counts"]]
+    return {"vocabulary_size": min(said)} if said else {}
 
 
 def _repeated(stores: Sequence[Store]) -> list[set[str]]:
@@ -197,7 +204,7 @@ def subset(
 
     Raises `ValueError` for a document that isn't there, and for a policy that keeps what the store has not kept.
     """
-    whole = Store(folder)
+    whole = Store(folder, salvage=documents is not None)
     made = whole.manifest
     skipped = made["counts"].get("skipped", [])
     if documents is not None:
@@ -220,7 +227,8 @@ def subset(
             progress.advance(len(table))
             yield table if policy is None else cut(table, Policy(**policy), draws=draws, where=str(folder))
 
-    about_rows = {name: made["counts"][name] for name in ("sources",) if name in made["counts"]}  # of the weights
+    kept = ("sources", "vocabulary_size")  # of the weights, and of the ids
+    about_rows = {name: made["counts"][name] for name in kept if name in made["counts"]}
     return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
 
 

@@ -80,6 +80,8 @@ class Pipeline:
             servers.check_server(
                 self.inputs.servers[name], self.inputs.source_vocabulary(name), top_k=self.run.capture_of(name).top_k
             )
+        if any(s.stage in ("write", "capture") for s in todo):  # hours, after which a store would be found wrong
+            self._check_stores()
         if any(s.stage == "train" for s in todo):
             needs.check(self.inputs.target, self.run.train)
         if processes.rank() == 0 and any(s.stage in ("write", "capture", "train", "evaluate") for s in todo):
@@ -210,12 +212,22 @@ class Pipeline:
         if folder not in self._expected:
             from fuselm import store
 
-            model, found = self.inputs.sources[name], store.Store(folder)
+            model = self.inputs.sources[name]
+            found = store.Store(folder, vocabulary_size=model.output_size)
             wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
             if is_written:  # else it is not known yet what is to be in it
                 found.expect(wanted, {d.id: d.text for d in self.learnt}, where=f"sources.{name}.store")
                 self._expected.add(folder)
         return self._steps.take("capture", name, folder, fingerprints.sha256(folder / "manifest.json")[:16])
+
+    def _check_stores(self) -> None:
+        """Read all rows of the user's stores that are not known to be sound. Raises `ValueError`."""
+        from fuselm import store
+
+        for name, options in self.run.sources.items():
+            if isinstance(options, config.Captured) and options.store is not None:
+                size = self.inputs.sources[name].output_size
+                store.Store(Path(options.store), vocabulary_size=size).check()
 
     def _dtype(self, name: str) -> str:
         options = self.run.sources[name]
@@ -237,7 +249,7 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import alignment, store
 
-            source = store.Store(captured, draws=draws)
+            source = store.Store(captured, draws=draws, vocabulary_size=self.inputs.sources[name].output_size)
             documents = [d for d in self.learnt if d.id in source]
             aligner = alignment.Aligner(
                 self.inputs.source_vocabulary(name),
@@ -260,7 +272,8 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import fusion, store
 
-            stores = {name: store.Store(path) for name, path in sorted(aligned.items())}
+            size = self.inputs.target.output_size
+            stores = {name: store.Store(path, vocabulary_size=size) for name, path in sorted(aligned.items())}
             return fusion.fuse_stores(
                 stores,
                 self.learnt,
@@ -314,7 +327,8 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import batches, store, training
 
-            rows = None if fused is None else store.Store(fused, keep_tokens=batches.KEPT_TOKENS)
+            kept = {"keep_tokens": batches.KEPT_TOKENS, "vocabulary_size": self.inputs.target.output_size}
+            rows = None if fused is None else store.Store(fused, **kept)
             documents = [d for d in self.documents if d.split == "train"]
             return training.train(
                 self.inputs.target,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import tails
+from fuselm import doors, tails
 from fuselm.distributions import Distributions
 
 
@@ -51,6 +51,10 @@ def geometric(
 
 
 def _stack(rows: Sequence[Distributions]) -> _Rows:
+    for d in rows:
+        doors.require_offsets("rows", d.offsets, len(d.ids))
+        doors.require_lengths("rows", len(d.ids), d.logprobs)
+        doors.require_lengths("rows", len(rows[0]), d.gold, d.tail, d.offsets[1:])
     begins = np.cumsum([0, *(len(d.ids) for d in rows)])
     return _Rows(
         ids=np.concatenate([d.ids for d in rows]),

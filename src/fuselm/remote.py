@@ -60,7 +60,11 @@ def capture(
 
         lengths = [len(s.ids) for s in segmentations]
         counts = write_all(read_all, documents, lengths, out, prefix=Prefix(), batch_tokens=ONE, progress=progress)
-    return counts | {"api": connection.api, "unclear": lost / max(tokens, 1)}
+    return counts | {
+        "api": connection.api,
+        "unclear": lost / max(tokens, 1),
+        "vocabulary_size": vocabulary.size,
+    }
 
 
 def document_bits(

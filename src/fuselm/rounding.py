@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from fuselm import doors
+
 ROOTS = 160  # steps of an entry's square root; at 160 a byte tells all values apart, and zstd likes whole bytes
 SMALLEST_ROOT = 8  # below its square, 1/400, quarters of a nat
 QUARTERS = 4
@@ -57,6 +59,7 @@ def order_by_id(
     offsets: Int[ndarray, "edges"], ids: Int[ndarray, "entries"], logprobs: Float[ndarray, "entries"]
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """Each row by its ids, which compress better so."""
+    _require_rows(offsets, ids, logprobs)
     ids, logprobs = ids.astype(np.int32), logprobs.astype(np.float32)
     return _sorted_rows(offsets, ids.astype(np.int64), ids, logprobs)
 
@@ -71,6 +74,7 @@ def restore(
 
     Where entries were drawn from a tail (-inf), they share it.
     """
+    _require_rows(offsets, ids, logprobs)
     logprobs, tail = normalise(offsets, logprobs, tail)
     keys = np.abs(logprobs).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
     return *_sorted_rows(offsets, keys, ids, logprobs), tail
@@ -80,9 +84,16 @@ def normalise(
     offsets: Int[ndarray, "edges"], logprobs: Float[ndarray, "entries"], tail: Float[ndarray, "tokens"]
 ) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
     """What `restore` makes of them, in the order they are on disk."""
+    doors.require_offsets("rows", offsets, len(logprobs))
+    doors.require_lengths("rows", len(offsets) - 1, tail)
     logprobs, tail = logprobs.copy(), tail.copy()
     _normalise(offsets, np.exp(logprobs), logprobs, tail)  # numpy's exp takes many at a time, numba's does not
     return logprobs, tail
+
+
+def _require_rows(offsets: Int[ndarray, "edges"], ids: Int[ndarray, "_"], logprobs: Float[ndarray, "_"]) -> None:
+    doors.require_offsets("rows", offsets, len(ids))
+    doors.require_lengths("rows", len(ids), logprobs)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -108,33 +108,67 @@ def to_table(traces: Iterable[Trace]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-class Rows:
-    """A row group, its columns checked and flat; of `FLAT` alone for `flat`, of all for `trace`.
-
-    `draws` as of `Store`. Raises `ValueError` where columns do not fit together.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The columns of a row group, flat. `edges[name]` is where the values of each document begin in a list column;
+    the entries of token i are `offsets[i]` to `offsets[i + 1]`.
     """
 
-    def __init__(self, table: pa.Table, *, draws: bool = True):
-        self._flat: dict[str, ndarray] = {}
-        edges: dict[str, ndarray] = {}
-        for field in table.schema:
-            column = joined(table, field.name)
-            if pa.types.is_list(field.type):
-                begins = column.offsets.to_numpy()
-                edges[field.name] = begins - begins[0]
-                column = column.flatten()
-            self._flat[field.name] = column.to_numpy(zero_copy_only=False)
-        counts = self._flat["counts"]
-        self._offsets = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=self._offsets[1:])
-        expected = {name: edges["tokens"] for name in ("starts", "gold", "tail", "counts")}
-        expected |= {name: self._offsets[edges["tokens"]] for name in ("ids", "logprobs")}
-        for name, wanted in expected.items():
-            if name in edges and not np.array_equal(edges[name], wanted):
-                raise ValueError(f"column {name} does not fit the document's tokens")
-        weights = np.diff(edges.get("weights", 0 * edges["tokens"]))
-        if counts.min(initial=0) < 0 or (weights % np.maximum(np.diff(edges["tokens"]), 1)).any():
-            raise ValueError("columns counts or weights do not fit the document's tokens")
+    documents: pa.Array
+    texts: pa.Array | None
+    flat: dict[str, ndarray]
+    edges: dict[str, ndarray]
+    offsets: Int[ndarray, "_"]
+
+    @property
+    def largest(self) -> int:
+        """Return the largest token or id; -1 if there is none."""
+        return max(int(self.flat[name].max(initial=-1)) for name in ("tokens", "ids"))
+
+
+def flatten(table: pa.Table) -> Columns:
+    """Return the numbers of a row group. Raises `ValueError` where columns do not fit together."""
+    flat: dict[str, ndarray] = {}
+    edges: dict[str, ndarray] = {}
+    for field in table.schema:
+        column = joined(table, field.name)
+        if column.null_count:
+            raise ValueError(f"column {field.name} has nulls")
+        if pa.types.is_list(field.type):
+            begins = column.offsets.to_numpy()
+            edges[field.name] = begins - begins[0]
+            column = column.flatten()
+        if not pa.types.is_string(column.type):
+            flat[field.name] = column.to_numpy(zero_copy_only=False)
+    counts = flat["counts"]
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    fits = {name: edges["tokens"] for name in ("starts", "gold", "tail", "counts")}
+    for name, wanted in fits.items():
+        if name in edges and not np.array_equal(edges[name], wanted):
+            raise ValueError(f"column {name} does not fit the document's tokens")
+    if counts.min(initial=0) < 0:
+        raise ValueError("column counts does not fit the document's tokens")
+    for name in ("ids", "logprobs"):
+        if name in edges and not np.array_equal(edges[name], offsets[edges["tokens"]]):
+            raise ValueError(f"column {name} does not fit the document's tokens")
+    weights = np.diff(edges.get("weights", 0 * edges["tokens"]))
+    if (weights % np.maximum(np.diff(edges["tokens"]), 1)).any():
+        raise ValueError("column weights does not fit the document's tokens")
+    texts = joined(table, "text") if "text" in table.schema.names else None
+    return Columns(documents=joined(table, "document"), texts=texts, flat=flat, edges=edges, offsets=offsets)
+
+
+class Rows:
+    """A row group, its columns flat, which are taken over; of `FLAT` alone for `flat`, of all for `trace`.
+
+    `draws` as of `Store`.
+    """
+
+    def __init__(self, columns: Columns, *, draws: bool = True):
+        self._flat, edges, self._offsets = columns.flat, columns.edges, columns.offsets
+        self._documents = columns.documents.to_pylist()
+        self._texts = [] if columns.texts is None else columns.texts.to_pylist()
         if not draws:
             head = self._flat["logprobs"] > -np.inf
             self._offsets = np.append(0, np.cumsum(head, dtype=np.int64))[self._offsets]
@@ -143,7 +177,7 @@ class Rows:
         self._edges = {name: edges[name].tolist() for name in ("tokens", "ids", "weights") if name in edges}
 
     def __len__(self) -> int:
-        return len(self._flat["document"])
+        return len(self._documents)
 
     def __iter__(self) -> Iterator[Trace]:
         return map(self.trace, range(len(self)))
@@ -176,8 +210,8 @@ class Rows:
             offsets, flat["ids"][entries], flat["logprobs"][entries], flat["tail"][tokens]
         )
         return Trace(
-            document=flat["document"][n],
-            text=flat["text"][n],
+            document=self._documents[n],
+            text=self._texts[n],
             size=int(flat["bytes"][n]),
             nats=float(flat["nats"][n]),
             tokens=flat["tokens"][tokens],
@@ -195,7 +229,7 @@ class Rows:
 
 def from_table(table: pa.Table, *, draws: bool = True) -> list[Trace]:
     """Rows as traces; `draws` as of `Store`. Raises `ValueError` where columns do not fit together."""
-    return list(Rows(table, draws=draws))
+    return list(Rows(flatten(table), draws=draws))
 
 
 def joined(table: pa.Table, name: str) -> pa.Array:

@@ -20,6 +20,8 @@ from numba.extending import intrinsic
 from numpy import ndarray
 from torch import Tensor
 
+from fuselm import doors
+
 BLOCK = 64  # columns
 SUMS = {"reassoc", "contract", "nsz", "arcp"}  # may be reordered, products and sums joined; NaN stays NaN
 # 2**f for f in [0, 1), to 1e-7 of it; the first is of f**5.
@@ -63,6 +65,8 @@ def above(
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """How many entries of each row are at least its bound; their ids, ascending in a row, and values."""
     raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
+    _require_survey(raw, largest)
+    doors.require_lengths("bounds", len(raw), bounds)
     counts = np.empty(len(raw), np.int64)
     _in_threads(_count, raw, largest, bounds, counts)
     begins = np.cumsum(counts) - counts
@@ -86,9 +90,20 @@ def draw(
     counts, tail = np.empty(len(raw), np.int64), np.empty(len(raw), np.float32)
     ids, logprobs = np.empty((len(raw), room), np.int32), np.empty((len(raw), room), np.float32)
     known = (found.maxima.numpy(), found.sums.numpy(), found.log_z.numpy())
+    _require_survey(raw, *known[:2])
+    doors.require_lengths("rows", len(raw), known[2], gold.numpy(), uniform)
+    doors.require_within("a gold id", gold.numpy(), raw.shape[1])
     _in_threads(_draw, raw, *known, gold.numpy(), uniform, counts, ids, logprobs, tail)
     real = np.arange(room) < counts[:, None]
     return counts, ids[real], logprobs[real], tail
+
+
+def _require_survey(raw: ndarray, *blocks: ndarray) -> None:
+    """Raise `ValueError` unless these are numbers of each block of columns of `raw`."""
+    shape = len(raw), -(-raw.shape[1] // BLOCK)
+    for of in blocks:
+        if of.shape != shape:
+            raise ValueError(f"a survey of {of.shape} blocks, these logits have {shape}")
 
 
 def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import continuation
+from fuselm import continuation, doors
 from fuselm.continuation import Continued, grown
 from fuselm.distributions import Distributions
 from fuselm.spelling import Spelling, child
@@ -69,6 +69,12 @@ def follow(
     the same share.
     """
     d = trace.distributions
+    require_trace(trace, source.size, len(data))
+    doors.require_within("a target token", segmentation.ids, target.size)
+    doors.require_within("where a target token begins", segmentation.starts, len(data) + 1, start=-1)
+    doors.require_ascending("target tokens", segmentation.starts)
+    doors.require_lengths("spelling", source.size, spelling.begins)
+    doors.require_lengths("spelling", target.size, spelling.ids_begun)
     stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]: a space may be put at -1
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
@@ -86,6 +92,18 @@ def follow(
         top_k,
     )
     return Distributions(offsets=offsets, ids=ids, logprobs=_log(masses), gold=_log(gold), tail=tail), lost
+
+
+def require_trace(trace: Trace, vocabulary_size: int, size: int) -> None:
+    """Raise `ValueError` unless a trace is one of a text of `size` bytes, in a vocabulary of so many ids."""
+    d, what = trace.distributions, f"document {trace.document}"
+    doors.require_within(f"{what}: token", trace.tokens, vocabulary_size)
+    doors.require_within(f"{what}: id", d.ids, vocabulary_size)
+    doors.require_within(f"{what}: where a token begins", trace.starts, size + 1, start=-1)
+    doors.require_ascending(f"{what}: tokens", trace.starts)
+    doors.require_offsets(what, d.offsets, len(d.ids))
+    doors.require_lengths(what, len(d.ids), d.logprobs)
+    doors.require_lengths(what, len(d.offsets) - 1, trace.tokens, trace.starts, d.gold, d.tail)
 
 
 def _exp(logprobs: Float[ndarray, "_"]) -> Float[ndarray, "_"]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import bpe
+from fuselm import bpe, doors
 from fuselm.vocabulary import Vocabulary
 
 # Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
@@ -42,6 +42,7 @@ def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
     """Every source id in the target's tokens, as its tokenizer would go on with it."""
     known = [i for i, string in enumerate(source.token_bytes) if string is not None]
     known_offsets, tokens = flat(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
+    doors.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
     begins, steps = np.zeros(source.size, BEGIN), np.zeros(len(tokens), STEP)
     begins["at"][known], begins["stop"][known] = known_offsets[:-1], known_offsets[1:]
     steps["token"] = tokens

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import manifest, progress
+from fuselm import manifest, progress, trust
 from fuselm.manifest import Recipe
 from fuselm.progress import Progress
 from fuselm.terminal import plain
@@ -78,6 +78,7 @@ class Steps:
         began = time.monotonic()
         with progress.show(self.console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
+            trust.remember_made(folder)
         done_in = plain(f"  done in {time.monotonic() - began:,.1f} s  ")
         self.console.print(done_in.append_text(plain(str(folder), style="dim")), soft_wrap=True)
         self.worked = True

@@ -7,143 +7,33 @@ file is written whole or not at all, so an interrupted stage goes on after its l
 import bisect
 import functools
 import hashlib
-import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int
+from numpy import ndarray
 
-from fuselm import manifest
+from fuselm import manifest, parts, rules, trust
 from fuselm.errors import first_line
-from fuselm.rows import FLAT, SCHEMA, FlatRows, Rows, Trace, joined, to_table
+from fuselm.index import INDEX, INDEX_SCHEMA, PART_TOKENS, finish, read_index, write_part, write_parts, wrong_index
+from fuselm.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
+from fuselm.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
 
-GROUP_TOKENS = 4096  # of a row group, which is read as a whole: few enough for one document, enough to compress
-PART_TOKENS = 1 << 19  # of a part where nothing else decides
 OPEN_FILES = 64
-BUFFER_BYTES = 1 << 15  # of a file that is read; without, small columns cost a call each
 NAMES_STEP = 32  # of the names in the index, one of so many is at hand
-INDEX = "index.parquet"
-DAMAGED = (pa.ArrowException, OSError, ValueError)  # what reading a damaged file may raise
 
-INDEX_SCHEMA = pa.schema(
-    [pa.field(name, pa.string(), nullable=False) for name in ("document", "text")]
-    + [pa.field(name, pa.int32(), nullable=False) for name in ("bytes", "tokens", "part", "group", "row")]
-)
-# The smallest of Parquet's encodings for each column, measured by benchmarks/store.py on real captures.
-ENCODING = {
-    "ids": "PLAIN",
-    "tokens": "PLAIN",
-    "starts": "DELTA_BINARY_PACKED",
-    "gold": "BYTE_STREAM_SPLIT",
-    "counts": "BYTE_STREAM_SPLIT",
-}
-WRITER = {
-    "compression": "zstd",
-    "compression_level": 9,
-    "use_dictionary": ["document", "text"] + [f"{name}.list.element" for name in ("tail", "logprobs", "weights")],
-    "column_encoding": {f"{name}.list.element": encoding for name, encoding in ENCODING.items()},
-    "write_statistics": False,
-    "write_page_checksum": True,
-}
+__all__ = ["DAMAGED", "GROUP_TOKENS", "INDEX", "INDEX_SCHEMA", "PART_TOKENS", "SCHEMA", "Store", "Trace", "finish"]
+__all__ += ["part_path", "text_fingerprint", "to_table", "write_part", "write_parts", "write_tables"]
 
 
 def text_fingerprint(text: str) -> str:
     """16 hex digits of a text's sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ---- writing
-
-
-def write_part(folder: Path, number: int, traces: Iterable[Trace]) -> None:
-    """Write `part-<number>.parquet`, whole or not at all."""
-    write_tables(part_path(folder, number), [to_table(traces)])
-
-
-def write_parts(folder: Path, traces: Iterable[Trace]) -> dict[str, int]:
-    """Write all of `traces` to parts and `finish`, never holding more than a row group of them."""
-    traces = iter(traces)
-    for number in itertools.count():
-        if (first := next(traces, None)) is None:
-            return finish(folder)
-        part = _up_to(PART_TOKENS, itertools.chain([first], traces))
-        write_tables(part_path(folder, number), _tables(part))
-
-
-def _tables(traces: Iterable[Trace]) -> Iterator[pa.Table]:
-    traces = iter(traces)
-    while group := list(_up_to(GROUP_TOKENS, traces)):
-        yield to_table(group)
-
-
-def _up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
-    """The next traces, until there are so many tokens."""
-    taken = 0
-    while taken < tokens and (trace := next(traces, None)) is not None:
-        taken += max(len(trace.tokens), 1)
-        yield trace
-
-
-def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) -> None:
-    """Write rows as they are on disk, in groups of `GROUP_TOKENS`, whole or not at all; `seal` as in manifest.py."""
-
-    def write(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, SCHEMA, **WRITER) as writer:
-            for table in tables:
-                for group in _groups(table):
-                    writer.write_table(group, row_group_size=max(len(group), 1))
-
-    manifest.write_bytes(path, write, seal=seal)
-
-
-def _groups(table: pa.Table) -> Iterator[pa.Table]:
-    ends = np.cumsum(np.maximum(pc.list_value_length(table["tokens"]).to_numpy(), 1))
-    begin = 0
-    while begin < len(table):
-        before = ends[begin - 1] if begin else 0
-        end = int(np.searchsorted(ends, before + GROUP_TOKENS)) + 1
-        yield table.slice(begin, end - begin)
-        begin = end
-
-
-def finish(folder: Path) -> dict[str, int]:
-    """Write the index of the parts in `folder`; return how many documents, tokens and entries there are."""
-    columns: list[pa.Table] = []
-    entries = 0
-    for number, path in enumerate(sorted(folder.glob("part-*.parquet"))):
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group, columns=["document", "text", "bytes", "counts"])
-            entries += pc.sum(pc.list_flatten(rows["counts"])).as_py() or 0
-            place = {
-                "tokens": pc.list_value_length(rows["counts"]).combine_chunks(),
-                "part": pa.array(np.full(len(rows), number, np.int32)),
-                "group": pa.array(np.full(len(rows), group, np.int32)),
-                "row": pa.array(np.arange(len(rows), dtype=np.int32)),
-            }
-            known = {name: rows[name].combine_chunks() for name in ("document", "text", "bytes")}
-            columns.append(pa.table(known | place, schema=INDEX_SCHEMA))
-    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *columns]).sort_by("document")
-    names = index["document"]
-    twice = pc.index(pc.equal(names.slice(1), names.slice(0, max(len(names) - 1, 0))), True).as_py()
-    if twice >= 0:
-        raise ValueError(f"{folder}: document {names[twice].as_py()} is there twice; take it from one store only")
-    manifest.write_bytes(
-        folder / INDEX,
-        lambda path: pq.write_table(index, path, compression="zstd", write_statistics=False, write_page_checksum=True),
-    )
-    return {"documents": len(index), "tokens": pc.sum(index["tokens"]).as_py() or 0, "entries": entries}
-
-
-def part_path(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.parquet"
-
-
-# ---- reading
 
 
 class Store:
@@ -152,20 +42,34 @@ class Store:
     In memory are its index, and the row group that a document was last read from; or the last row groups with up to
     `keep_tokens` in all, for documents that are read in another order than they are on disk.
 
+    A store that is not known to be sound (trust.py) is checked as it is read: each file by its checksum, each row group
+    by the rules of `store verify`, before anything is made of its numbers; `vocabulary_size` is that of the model its
+    ids belong to, if that is known better than by the manifest. `salvage` is for what is left of a damaged one: then
+    row groups are checked alone, and of those only the documents that are asked for.
+
     What was drawn from a row's tail shares its mass; without `draws`, it is left out, and the mass stays in the tail.
     Raises `ValueError` if the folder is no store or the store is damaged.
     """
 
-    def __init__(self, folder: Path, *, draws: bool = True, keep_tokens: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        draws: bool = True,
+        keep_tokens: int = 0,
+        vocabulary_size: int | None = None,
+        salvage: bool = False,
+    ):
         self.folder = folder
-        self._draws = draws
+        self._draws, self._salvage = draws, salvage
         self.manifest = manifest.read(folder)
         try:
-            index = pq.read_table(folder / INDEX, page_checksum_verification=True, use_threads=False)
-            if not index.schema.equals(INDEX_SCHEMA):
-                raise ValueError("other columns than an index has")
-        except DAMAGED as error:
-            raise ValueError(self._damaged(folder / INDEX, "not a readable Parquet file", error)) from None
+            self._expected = rules.expected(self.manifest, vocabulary_size)
+        except ValueError as error:
+            raise ValueError(self._damaged(folder / "manifest.json", "damaged", error)) from None
+        largest = trust.largest_id(folder, self.manifest)
+        is_known = largest is not None and largest < self._expected.vocabulary_size
+        index = self._read_index(is_known)
         self.index = index.select(["document", "text", "bytes", "tokens"])
         self._names = joined(index, "document")
         self._some_names = self._names.take(pa.array(np.arange(0, len(index), NAMES_STEP))).to_pylist()
@@ -177,6 +81,26 @@ class Store:
         self._keep_tokens = keep_tokens
         self._kept: OrderedDict[tuple[int, Sequence[str] | None], Rows] = OrderedDict()  # least recently read first
         self._kept_tokens = 0
+        self._unchecked = set() if is_known else set(np.unique(self._groups).tolist())
+        self._unhashed = set() if is_known or salvage else {group >> 32 for group in self._unchecked}
+        self._largest, self._entries = -1, 0  # of what was checked
+
+    def _read_index(self, is_known: bool) -> pa.Table:
+        path = self.folder / INDEX
+        index = read_index(self.folder)
+        try:
+            if not is_known and not self._salvage:
+                self._check_hash(path)
+            if wrong := wrong_index(index, self.manifest):
+                raise ValueError(wrong)
+        except DAMAGED as error:
+            raise ValueError(self._damaged(path, "damaged", error)) from None
+        return index
+
+    def check(self) -> None:
+        """Read what was not checked yet, so that nothing is found wrong later. Raises `ValueError`."""
+        for group in sorted(self._unchecked):
+            self._table(group)
 
     @property
     def documents(self) -> list[str]:
@@ -198,8 +122,24 @@ class Store:
         chosen = None if documents is None else pa.array(sorted(documents), pa.string())
         wanted = ... if chosen is None else pc.is_in(self._names, chosen).to_numpy(zero_copy_only=False)
         for group in np.unique(self._groups[wanted]).tolist():
-            table = self._table(group)
+            table = self._table(group, wanted=chosen)
             yield table if chosen is None else table.filter(pc.is_in(table["document"], chosen))
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield a few columns, as they are on disk, by row group."""
+        for group in np.unique(self._groups).tolist():
+            yield self._table(group, ["document", *names]).select(list(names))
+
+    def bytes_on_disk(self) -> dict[str, int]:
+        """Return the compressed size of each column."""
+        sizes: dict[str, int] = {}
+        for number in np.unique(self._groups >> 32).tolist():
+            metadata = self._file(number).metadata
+            for group in map(metadata.row_group, range(metadata.num_row_groups)):
+                for column in map(group.column, range(group.num_columns)):
+                    name = column.path_in_schema.partition(".")[0]
+                    sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+        return sizes
 
     def read(self, document: str) -> Trace:
         """Raises `KeyError` for a document that isn't there, `ValueError` for one that is damaged."""
@@ -222,6 +162,12 @@ class Store:
         """Raises `ValueError` unless the store was made of these inputs (name to fingerprint) and holds these texts
         (document to text), but for documents that the capture had to skip.
         """
+        if self.manifest["stage"] != "capture":
+            raise ValueError(f"{where}: {self.folder} is of stage {self.manifest['stage']}, needs a capture")
+        if "tokenizer" not in self.manifest["inputs"]:
+            raise ValueError(
+                f"{where}: {self.folder} does not say whose tokens it has (inputs.tokenizer); capture again"
+            )
         for name, fingerprint in wanted.items():
             if (made_of := self.manifest["inputs"].get(name)) not in (fingerprint, None):
                 raise ValueError(
@@ -264,36 +210,84 @@ class Store:
         return rows
 
     def _unpacked(self, group: int, columns: Sequence[str] | None = None) -> Rows:
-        table = self._table(group, columns)
+        table, found = self._checked(group, columns)
         try:
-            return Rows(table, draws=self._draws)
+            return Rows(flatten(table) if found is None else found, draws=self._draws)
         except DAMAGED as error:
             raise self._damaged_group(group, error) from None
 
-    def _table(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def _table(self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None) -> pa.Table:
+        return self._checked(group, columns, wanted=wanted)[0]
+
+    def _checked(
+        self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None
+    ) -> tuple[pa.Table, Columns | None]:
+        """Return a row group; and all of it, flat, if it was checked for that."""
         file = self._file(group >> 32)
+        is_checked = group not in self._unchecked
         try:
-            table = file.read_row_group(group & 0xFFFFFFFF, columns, use_threads=False)
+            names, found = list(columns) if columns is not None and is_checked else None, None
+            table = parts.read_group(file, group & 0xFFFFFFFF, names)
             at = self._order[slice(*np.searchsorted(self._groups_in_order, (group, group + 1)))]
             if not joined(table, "document").equals(self._names.take(pa.array(at))):
                 raise ValueError("other documents than the index says")
+            if not is_checked:
+                found = self._check(group, table, at, wanted if self._salvage else None)
+                table = table if columns is None else table.select(list(columns))
         except DAMAGED as error:
             raise self._damaged_group(group, error) from None
-        return table
+        return table, found
 
-    def _open(self, part: int) -> pq.ParquetFile:
-        path = part_path(self.folder, part)
+    def _check(self, group: int, table: pa.Table, at: Int[ndarray, "documents"], wanted: pa.Array | None) -> Columns:
+        """Check a row group by all rules; of a damaged store, the documents that are wanted."""
+        table.validate(full=True)
+        found = flatten(table)
+        broken = rules.broken(found, self._expected)
+        counted = pa.array(np.diff(found.edges["tokens"]).astype(np.int32))
+        for name, column in {"text": table["text"], "bytes": table["bytes"], "tokens": counted}.items():
+            said = joined(self.index, name).take(pa.array(at))
+            if not said.equals(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column):
+                differ = pc.not_equal(said, column).to_numpy(zero_copy_only=False)
+                broken |= {n: f"the index has other {name} of it" for n in np.flatnonzero(differ).tolist()}
+        names = found.documents.take(pa.array(sorted(broken), pa.int64()))
+        bad = names.filter(pc.is_in(names, wanted)) if wanted is not None else names
+        if len(bad):
+            rule = broken[found.documents.index(bad[0]).as_py()]
+            raise ValueError(f"document {bad[0].as_py()}: {rule}")
+        if broken:
+            return found
+        self._unchecked.discard(group)
+        self._largest, self._entries = max(self._largest, found.largest), self._entries + len(found.flat["ids"])
+        if not self._unchecked and not self._salvage:
+            counted = self.manifest["counts"]["entries"]
+            if self._entries != counted:
+                raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")
+            trust.remember(self.folder, self.manifest, self._largest)
+        return found
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        path = part_path(self.folder, number)
         try:
-            file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
-            if not file.schema_arrow.equals(SCHEMA):
-                raise ValueError("other columns than a store has")
-        except DAMAGED as error:
-            raise ValueError(self._damaged(path, "not a readable Parquet file", error)) from None
+            file = parts.open_parquet(path, SCHEMA)
+            if number in self._unhashed:
+                self._check_hash(path)
+                self._unhashed.discard(number)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._advice}") from None
         return file
+
+    def _check_hash(self, path: Path) -> None:
+        if manifest.sha256(path) != self.manifest["files"].get(path.name):
+            raise ValueError(f"{path}: checksum differs, it is not the file that was written")
 
     def _damaged_group(self, group: int, error: Exception) -> ValueError:
         path = part_path(self.folder, group >> 32)
         return ValueError(self._damaged(path, f"row group {group & 0xFFFFFFFF} is damaged", error))
 
     def _damaged(self, path: Path, what: str, error: Exception) -> str:
-        return f"{path}: {what} ({first_line(error)}); `fuselm store verify {self.folder}` says what is left"
+        said = str(error) if type(error) is ValueError else first_line(error)
+        return f"{path}: {what} ({said}); {self._advice}"
+
+    @property
+    def _advice(self) -> str:
+        return f"`fuselm store verify {self.folder}` says what is left"

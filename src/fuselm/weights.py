@@ -63,6 +63,8 @@ def bayes(evidence: Evidence) -> Matrix:
     probability `switch` (Herbster and Warmuth 1998, fixed share). One that says nothing of a token keeps its weight
     (Freund et al. 1997, specialists)."""
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in evidence.traces], axis=1)
+    if gold.shape != evidence.allowed.shape or evidence.prior.shape != gold.shape[1:]:
+        raise ValueError(f"weights: golds of {gold.shape}, {evidence.allowed.shape} allowed, {evidence.prior.shape}")
     return _track(gold, evidence.allowed, _share(evidence.prior[None])[0], evidence.switch)
 
 

@@ -1,0 +1,44 @@
+"""Which stores are known to be sound: what one check found is remembered, by the hash of what was checked.
+
+A store is its manifest, by its contents, and the files that the manifest names, each by size, time and inode as in
+fingerprints.py. Whoever changes one of them has it checked again.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fuselm import fingerprints, manifest
+
+VERSION = 1  # of the rules; raise it when one is added
+
+
+def largest_id(folder: Path, made: Mapping[str, Any]) -> int | None:
+    """Return the largest token or id of a store that was found to be sound; None: it was not checked."""
+    found = fingerprints.recall(_key(folder, made))
+    return found if type(found) is int else None
+
+
+def remember(folder: Path, made: Mapping[str, Any], largest: int) -> None:
+    """Take a store as sound from now on."""
+    fingerprints.remember(_key(folder, made), largest)
+
+
+def remember_made(folder: Path) -> None:
+    """Take what this run has just made as sound, if it is a store: its ids were checked when they were written."""
+    made = manifest.read(folder)
+    size = made["counts"].get("vocabulary_size", made["parameters"].get("vocabulary_size"))
+    if made["stage"] in ("capture", "align", "fuse") and isinstance(size, int):
+        remember(folder, made, size - 1)
+
+
+def _key(folder: Path, made: Mapping[str, Any]) -> str:
+    lines = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()]
+    for name in sorted(made["files"]):
+        try:
+            stat = (folder / name).stat()
+            lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+        except OSError:
+            lines.append(f"{name} is missing")
+    return f"store {VERSION} {folder.resolve()} {fingerprints.digest(lines)}"
