@@ -167,13 +167,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: no config.json; {f'name the file: {folder / ggufs[0]}' if ggufs else hint}")
     config = _read_json(folder / "config.json")
     names = config.get("architectures") or []
-    causal = any(part in name for name in names for part in ("CausalLM", "LMHeadModel", "ConditionalGeneration"))
-    if config.get("is_encoder_decoder") or (names and not causal):
+    usual = any(part in name for name in names for part in ("CausalLM", "LMHeadModel", "ConditionalGeneration"))
+    if config.get("is_encoder_decoder") or (names and not usual and not _is_listed_as_causal(names)):
         raise ValueError(
             f"{folder}: not a causal language model (config.json: {', '.join(names) or 'encoder-decoder'}); "
             "needs one that predicts the next token (...ForCausalLM)"
         )
     return config
+
+
+def _is_listed_as_causal(names: list[str]) -> bool:
+    """Tell whether transformers lists one of these classes as a causal language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names)
 
 
 def _weight_files(folder: Path) -> list[Path]:
