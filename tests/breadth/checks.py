@@ -108,11 +108,16 @@ def examine_folder(name: str, documents: Sequence[Document], folder: Path) -> Ou
 def compare(name: str, located: Model, source: capture.Source, documents: Sequence[Document], folder: Path) -> Outcome:
     """Measure all differences of a model that fuselm takes."""
     cells: dict[str, Cell] = {}
+    why_not = why_not_trainable(located, source.vocabulary, documents)
     for column, measure in (("source", measure_source), ("target", measure_target), ("product", measure_product)):
         try:
             cells[column] = measure(located, source.vocabulary, documents, folder)
         except Exception as error:  # a fault of fuselm, or of a model in its hands
-            cells[column] = Cell(text="error", faults=[one_line(error)])
+            cells[column] = Cell(text="error", faults=[one_line(error, folder)])
+            if why_not and column != "source":
+                said = isinstance(error, ValueError) and "\n" not in str(error)
+                fault = [] if said or column == "target" else [f"not one line for users: {one_line(error)}"]
+                cells[column] = Cell(text=REFUSED, faults=fault, notes=[why_not] if column == "target" else [])
     notes = [] if source.layer.weight is not None else ["logits are made whole"]
     return Outcome(
         name=name,
@@ -145,6 +150,17 @@ def why_not_causal(folder: Path, documents: Sequence[Document]) -> str:
         moved = float((rows - whole[: len(rows)]).abs().max())
         if moved > MOVED:
             return f"{what} earlier logits by {moved:.2g}"
+    return ""
+
+
+def why_not_trainable(located: Model, vocabulary: Vocabulary, documents: Sequence[Document]) -> str:
+    """Say why the plain model can't be trained on a text of any length; empty if it can."""
+    ids = vocabulary.segment(documents[0].text).ids
+    try:
+        inputs = torch.tensor([[located.context_token, *ids[:-1].tolist()]])
+        plain(located.folder, torch.float32).train()(input_ids=inputs, use_cache=False).logits.sum().backward()
+    except Exception as error:
+        return f"transformers can't train it on a text of any length ({one_line(error)})"
     return ""
 
 
