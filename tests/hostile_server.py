@@ -64,6 +64,7 @@ def serve(behaviour: Behaviour, source, folder) -> ModelServer:
     server = ModelServer(behaviour.kind, source, folder, handler=HostileHandler)
     server.length = 1 + len(source.vocabulary.segment(PROBE).ids)  # tokens of the first questions
     server.behaviour, server.asked = behaviour, []
+    server._http.handle_error = lambda *_: None  # a client that goes away is no news
     return server
 
 

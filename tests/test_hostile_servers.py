@@ -33,7 +33,6 @@ def hurry(monkeypatch):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     monkeypatch.setattr(servers, "PATIENCE", 1)
-    monkeypatch.setattr(servers, "CONNECT", 0.4)
     monkeypatch.setenv(client.KEY, KEY)
 
 
@@ -42,22 +41,26 @@ def plain(byte_level):
     return byte_level, source_of(byte_level)
 
 
-def capture_from(behaviour: Behaviour, plain):
+def capture_from(behaviour: Behaviour, plain, *, timeout: float = 30.0):
     folder, source = plain
     segmentation = source.vocabulary.segment(DOCUMENT.text)
     length = None if behaviour.kind == "llama" else 512
     with serve(behaviour, source, folder) as server:
-        found = servers.find(server.url, "tiny", str(folder), context_length=length, timeout=0.4)
+        found = servers.find(server.url, "tiny", str(folder), context_length=length, timeout=timeout)
         with servers.connect(found, source.vocabulary, top_k=TOP_K) as connection:
             return list(remote.traces(connection, [DOCUMENT], [segmentation])), server.asked
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
-def test_a_hostile_answer_is_one_line_that_names_the_server(plain, name):
+def test_a_hostile_answer_is_one_line_that_names_the_server(plain, monkeypatch, name):
+    behaviour = BEHAVIOURS[name]
+    is_late = behaviour.says == "no answer in time"
+    monkeypatch.setattr(client, "ATTEMPTS", 1 if is_late else 2)
+    monkeypatch.setattr(servers, "CONNECT", 0.3 if is_late and behaviour.where == "models" else 10.0)
     with pytest.raises(ValueError) as error:
-        capture_from(BEHAVIOURS[name], plain)
+        capture_from(behaviour, plain, timeout=2.0 if is_late else 30.0)
     said = str(error.value)
-    assert said.startswith("http://127.0.0.1:") and BEHAVIOURS[name].says in said
+    assert said.startswith("http://127.0.0.1:") and behaviour.says in said
     assert said.isprintable() and len(said) < 1500
     assert KEY not in said and KEY[3:-2] not in said
 

@@ -124,6 +124,7 @@ def check_mass(mass: float) -> None:
 
 
 def take_choice(answer: Any) -> dict[str, Any]:
+    """Return the one choice of an answer, empty where there is none. Raises `ValueError` if there are several."""
     choices = take(answer, dict, "the answer").get("choices")
     if isinstance(choices, list) and len(choices) > 1:
         raise ValueError(f"{len(choices)} choices in the answer, 1 was asked for")
@@ -131,6 +132,7 @@ def take_choice(answer: Any) -> dict[str, Any]:
 
 
 def check_usage(answer: dict[str, Any], prompt: Prompt) -> None:
+    """Raise `ValueError` if the server counts other tokens than the prompt has."""
     usage = answer.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     if count is not None and (type(count) is not int or count != 1 + len(prompt.ids)):
@@ -138,6 +140,7 @@ def check_usage(answer: dict[str, Any], prompt: Prompt) -> None:
 
 
 def check_length(values: Any, needed: int, *, at_least: bool = False) -> None:
+    """Raise `ValueError` unless there are as many values as tokens are needed."""
     if not isinstance(values, list):
         raise ValueError("no prompt log-probabilities in the answer")
     if len(values) < needed or (len(values) > needed and not at_least):

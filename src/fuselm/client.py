@@ -67,8 +67,12 @@ def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key
     key = read_key(url, address, key_env=key_env, key_over_http=key_over_http)
     try:
         pool = open_pool(address, connections=requests)
-    except (ValueError, OSError) as problem:
-        raise ValueError(f"{url}: cannot be connected to: {put_on_one_line(str(problem))}") from None
+    except ValueError as problem:
+        raise ValueError(f"{url}: {problem}") from None
+    except OSError as problem:
+        raise ValueError(
+            f"{url}: its certificate can't be checked ({first_line(problem)}); fix SSL_CERT_FILE or SSL_CERT_DIR"
+        ) from None
     return Client(url=url, pool=pool, timeout=timeout, key=key, key_env=key_env or KEY)
 
 

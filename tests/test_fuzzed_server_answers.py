@@ -1,0 +1,38 @@
+"""A bounded run of fuzz/server_answers.py, and proof that it finds what is wrong."""
+
+import random
+from collections import Counter
+
+import pytest
+from fuzz import server_answers
+
+from fuselm import endpoints, id_protocols
+
+CASES = 1500
+
+
+def run(cases: int) -> Counter:
+    return Counter(
+        (case.kind, server_answers.check_case(case))
+        for case in (server_answers.make_case(random.Random(seed)) for seed in range(cases))
+    )
+
+
+def test_every_mutated_answer_is_read_right_or_refused():
+    outcomes = run(CASES)
+    assert sum(outcomes.values()) == CASES
+    assert all(outcomes[kind, read] > CASES // 30 for kind in server_answers.KINDS for read in (True, False))
+
+
+@pytest.mark.parametrize(
+    "module, name, instead",
+    [
+        (id_protocols, "pair", lambda ids, logprobs: list(zip(ids, logprobs, strict=True))),
+        (endpoints, "check_row", lambda *_: None),
+        (endpoints, "check_numbers", lambda _: None),
+    ],
+)
+def test_a_check_left_out_is_found(monkeypatch, module, name, instead):
+    monkeypatch.setattr(module, name, instead)
+    with pytest.raises((AssertionError, TypeError, OverflowError)):
+        run(2 * CASES)
