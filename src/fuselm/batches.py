@@ -9,12 +9,12 @@ import random
 from collections.abc import Sequence
 from typing import no_type_check
 
-import numba
 import numpy as np
 import torch
 from numpy import ndarray
 
 from fuselm import doors, forward
+from fuselm.compiling import compiled
 from fuselm.corpus import Document
 from fuselm.passages import packs
 from fuselm.rows import FlatRows
@@ -152,7 +152,7 @@ def _pad_rows(documents: Sequence[FlatRows]) -> dict[str, torch.Tensor]:
     }
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _widest(offsets: ndarray) -> int:
     widest = 1
@@ -161,7 +161,7 @@ def _widest(offsets: ndarray) -> int:
     return widest
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _fill(offsets: ndarray, ids: ndarray, logprobs: ndarray, padded_ids: ndarray, padded_logprobs: ndarray) -> None:
     for row in range(len(offsets) - 1):

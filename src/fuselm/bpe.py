@@ -7,10 +7,11 @@ pre-tokenizer would not cut, such as the rest of a token and what may follow it.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
+
+from fuselm.compiling import compiled
 
 NOTHING = -1  # no token spells it
 NEVER = np.iinfo(np.int64).max  # rank of a pair that is not merged
@@ -48,7 +49,7 @@ def new_table(keys: int) -> Int[ndarray, "slots"]:
     return np.full(1 << max(2 * keys, 4).bit_length(), NOTHING, np.int64)
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _fill(table: ndarray, keys: ndarray) -> ndarray:
     at = np.empty(len(keys), np.int64)
@@ -58,7 +59,7 @@ def _fill(table: ndarray, keys: ndarray) -> ndarray:
     return at
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
     for i in range(len(keys)):
@@ -67,7 +68,7 @@ def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
             pairs[slot, 0], pairs[slot, 1] = keys[i], values[i]
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def slot_of(table: ndarray, key: int) -> int:
     """Where `key` is, or the free slot where it would be."""
@@ -77,7 +78,7 @@ def slot_of(table: ndarray, key: int) -> int:
     return slot
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _pair_slot(pairs: ndarray, key: int) -> int:
     slot = _mixed(key) & (len(pairs) - 1)
@@ -86,14 +87,14 @@ def _pair_slot(pairs: ndarray, key: int) -> int:
     return slot
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _mixed(key: int) -> int:
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     return np.int64(mixed >> np.uint64(32))
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> int:
     """Put the tokens of `string` (bytes) into `ids`, and return how many they are; both arrays are as long at least."""
@@ -117,7 +118,7 @@ def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> in
     return count
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
     count = i = 0
@@ -142,7 +143,7 @@ def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
     return count
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check
 def _merge(merges: Merges, left: int, right: int) -> int:
     """Rank << 32 | merged id of two neighbours."""

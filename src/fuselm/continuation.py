@@ -5,12 +5,12 @@ By the merges of a BPE tokenizer, compiled; by the tokenizer itself where it is 
 
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from fuselm import bpe, doors
+from fuselm.compiling import compiled
 from fuselm.distributions import Distributions
 from fuselm.spelling import flat
 from fuselm.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ def _by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, a
     return Continued(base, *flat(target.encode_bytes(strings)))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _by_merges(
     merges: bpe.Merges,
@@ -125,7 +125,7 @@ def _by_merges(
     return base, result_offsets, tokens[:filled].copy()
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def grown(array: ndarray, length: int) -> ndarray:
     """A longer array that begins with the same items."""

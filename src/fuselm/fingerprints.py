@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,28 @@ from fuselm import manifest
 
 
 def cache() -> Path:
-    """Where fuselm keeps what can be made again."""
-    return Path(os.environ.get("FUSELM_CACHE") or "~/.cache/fuselm").expanduser()
+    """Where fuselm keeps what can be made again. Raises `ValueError` if that is nowhere."""
+    try:
+        return Path(os.environ.get("FUSELM_CACHE") or "~/.cache/fuselm").expanduser()
+    except RuntimeError:  # a user without a home, as in a container
+        if (own := own_temporary_folder()) is not None:
+            return own
+    raise ValueError("FUSELM_CACHE: not set, and this user has no home folder; set it to a folder that can be written")
+
+
+def own_temporary_folder() -> Path | None:
+    """Return a temporary folder that nobody else can write in; None if another user's is in its place.
+
+    What is in it is trusted, and anybody may write in the folder above.
+    """
+    folder = Path(tempfile.gettempdir()) / f"fuselm-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if safe else None
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -22,9 +44,9 @@ def digest(lines: Iterable[str]) -> str:
 
 def sha256(path: Path) -> str:
     """Of the file's contents; computed once for a file that keeps its path, size, time and inode."""
-    stat = path.stat()
-    key = f"sha256 {path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    return remembered(key, lambda: manifest.sha256(path)) if stat.st_size > 1 << 20 else manifest.sha256(path)
+    found = path.stat()
+    key = f"sha256 {path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    return remembered(key, lambda: manifest.sha256(path)) if found.st_size > 1 << 20 else manifest.sha256(path)
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:
@@ -42,8 +64,8 @@ def recall(key: str) -> Any:
 
 
 def remember(key: str, value: Any) -> None:
-    store = _store()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        store = _store()
         store.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(store, json.dumps({**_known(), key: value}, indent=0))
 

@@ -1,11 +1,13 @@
 """GGUF files to ordinary folders: transformers dequantises them; what it gets wrong or leaves out is mended here."""
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +40,7 @@ def converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     reader = _read_gguf(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _lock(path, folder):
         if not folder.is_dir():
             _log.info("%s: converting to an ordinary folder (once; about a minute)", path)
             partial = folder.with_suffix(".partial")
@@ -50,6 +50,22 @@ def converted(path: Path) -> Path:
             partial.rename(folder)
             _sync(folder.parent)
     return folder
+
+
+@contextlib.contextmanager
+def _lock(path: Path, folder: Path) -> Iterator[None]:
+    """Wait for other processes that convert the same file. Raises `ValueError` where nothing can be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_suffix(".lock"), "w")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise ValueError(
+            f"{path}: has to be converted, and {folder.parent} cannot be written ({error.strerror}); set FUSELM_CACHE "
+            "to a folder that can be"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _sync(folder: Path) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import doors, fingerprints, manifest, mined
+from fuselm.compiling import compiled
 from fuselm.nearest import nearest_tokens, tied_tokens
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -137,7 +137,7 @@ def _rows(rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarr
     return np.searchsorted(rows, np.arange(size + 1)), columns, counts
 
 
-@numba.njit(cache=True)
+@compiled()
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
     """The first of each token's ties whose row in `of_target` has the greatest cosine with its row in `of_source`."""

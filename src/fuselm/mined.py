@@ -5,13 +5,13 @@ Wan et al. 2024, section 3.2. Ties are broken as the released code breaks them: 
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+from fuselm.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
@@ -46,7 +46,7 @@ def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
     return np.array([place[token] for token in tokens])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
     """By blocks of `rows` source positions: forwards for the totals before each block, backwards for the steps."""
@@ -77,7 +77,7 @@ def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int
     return path[at:]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _next_row(totals: ndarray, costs: ndarray, targets: ndarray, steps: ndarray) -> None:
     """From the totals of one source position to the next one's, in place; `totals` has a border before it."""

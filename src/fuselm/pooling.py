@@ -6,12 +6,12 @@ Sums are taken in an order that does not depend on that of the sources, so neith
 from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from fuselm import doors, tails
+from fuselm.compiling import compiled
 from fuselm.distributions import Distributions
 
 
@@ -87,7 +87,7 @@ def _cut(
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _mix(ids, logprobs, edges, weights):
     out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
     counts, written = np.zeros(len(weights), np.int64), 0
@@ -110,7 +110,7 @@ def _mix(ids, logprobs, edges, weights):
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
     tokens, sources = weights.shape
     out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
@@ -154,7 +154,7 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _gather(i, ids, logprobs, edges, weights):
     """Ids, log-probabilities and source of the entries that count at token i, by id."""
     sources = weights.shape[1]
@@ -174,7 +174,7 @@ def _gather(i, ids, logprobs, edges, weights):
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _end(keys, begin):
     end = begin + 1
     while end < len(keys) and keys[end] == keys[begin]:
@@ -183,7 +183,7 @@ def _end(keys, begin):
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _write(keys, values, out_ids, out_logprobs, written):
     """The most probable first, of equal ones the lowest id."""
     for n in np.argsort(-values, kind="mergesort"):

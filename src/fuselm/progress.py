@@ -1,5 +1,6 @@
 """What is being done, how much of it is done, how fast, how long yet: on stderr, a bar on a terminal, else lines."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ from fuselm.foreign_text import escape_controls
 from fuselm.terminal import plain
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_OF_SILENCE = 1.0  # after which what is being done is said, before there is anything to count
+
+_shown: "list[Progress]" = []  # stages that are on the screen, the innermost last
+_screen: Console | None = None  # of the command, for what is done outside of any stage
 
 
 class Progress:
@@ -24,6 +29,8 @@ class Progress:
         self._done = 0
         self._skipped = 0
         self._unit = ""
+        self._began = self._line = time.monotonic()
+        self._compiled: set[str] = set()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -61,9 +68,25 @@ class Progress:
             left = (self._total - self._done) / max(speed, 1e-9)
             self.note(f"{self._done:,.0f} of {self._total:,.0f} {self._unit}, {text}, {left:,.0f} s left")
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether a bar or a line says how much is done."""
+        return self._total > 0
+
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(plain(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
+
+    def compilation_began(self, stage: str, seconds: float) -> None:
+        """Say, once a stage, that its kernels are compiled."""
+        if stage not in self._compiled:
+            self._compiled.add(stage)
+            self.note(f"compiling for this machine, once: about {seconds:,.0f} s")
+
+    def compilation_ended(self, seconds: float) -> None:
+        """Leave the seconds of a compilation out of the rate."""
+        self._began += seconds
+        self._line = time.monotonic()
 
     def stop(self) -> None:
         if self._bar is not None:
@@ -75,7 +98,48 @@ class Progress:
 def show(console: Console, title: str) -> Iterator[Progress]:
     """A stage's progress, taken off the screen however the stage ends."""
     progress = Progress(console, title)
+    _shown.append(progress)
     try:
         yield progress
     finally:
+        _shown.remove(progress)
         progress.stop()
+
+
+def show_on(console: Console) -> None:
+    """Say there what `doing` does."""
+    global _screen
+    _screen = console
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say what is being done, if it takes longer than `SECONDS_OF_SILENCE` and no bar says it."""
+    timer = threading.Timer(SECONDS_OF_SILENCE, _say, [what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say(what: str) -> None:
+    if _shown and not _shown[-1].is_counting:
+        _shown[-1].note(what)
+    elif not _shown and _screen is not None:
+        _screen.print(f"  {what}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def compilation_began(stage: str, seconds: float) -> None:
+    """Tell the stage on the screen that a kernel is being compiled."""
+    if _shown:
+        _shown[-1].compilation_began(stage, seconds)
+    elif _screen is not None:
+        Progress(_screen, stage).compilation_began(stage, seconds)
+
+
+def compilation_ended(seconds: float) -> None:
+    """Tell all stages on the screen how long it took."""
+    for shown in _shown:
+        shown.compilation_ended(seconds)

@@ -7,12 +7,12 @@ probable first. docs/store.md states the bounds.
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from fuselm import doors
+from fuselm.compiling import compiled
 
 ROOTS = 160  # steps of an entry's square root; at 160 a byte tells all values apart, and zstd likes whole bytes
 SMALLEST_ROOT = 8  # below its square, 1/400, quarters of a nat
@@ -96,7 +96,7 @@ def _require_rows(offsets: Int[ndarray, "edges"], ids: Int[ndarray, "_"], logpro
     doors.require_lengths("rows", len(ids), logprobs)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _normalise(offsets: ndarray, masses: ndarray, logprobs: ndarray, tail: ndarray) -> None:
     for row in range(len(offsets) - 1):
@@ -115,7 +115,7 @@ def _normalise(offsets: ndarray, masses: ndarray, logprobs: ndarray, tail: ndarr
         tail[row] = tail[row] / total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _sorted_rows(offsets: ndarray, keys: ndarray, ids: ndarray, logprobs: ndarray) -> tuple[ndarray, ndarray]:
     """Stably, by ascending keys below 2 ** 31."""

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +20,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from fuselm import doors
+from fuselm.compiling import compiled
 
 BLOCK = 64  # columns
 SUMS = {"reassoc", "contract", "nsz", "arcp"}  # may be reordered, products and sums joined; NaN stays NaN
@@ -156,7 +156,7 @@ def _ordered(_context, bits):
     return types.int32(bits), code
 
 
-@numba.njit(cache=True, fastmath=SUMS)
+@compiled(fastmath=SUMS)
 @no_type_check
 def _power(exponent):
     """2**exponent, of one up to 127."""
@@ -168,7 +168,7 @@ def _power(exponent):
     return (((((a * f + b) * f + c) * f + d) * f + e) * f + g) * _float(bits)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=SUMS)
+@compiled(nogil=True, fastmath=SUMS)
 @no_type_check
 def _survey(raw, maxima, sums, log_z):
     vocab = raw.shape[1]
@@ -213,7 +213,7 @@ def _survey(raw, maxima, sums, log_z):
         log_z[i] = math.log(total) + top
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _count(raw, maxima, bound, counts):
     for i in range(len(raw)):
@@ -224,7 +224,7 @@ def _count(raw, maxima, bound, counts):
                     counts[i] += _float(_bits(raw[i, j])) >= bound[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _fill(raw, maxima, bound, begins, ids, values):
     for i in range(len(raw)):
@@ -238,7 +238,7 @@ def _fill(raw, maxima, bound, begins, ids, values):
                         at += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _draw(raw, maxima, sums, log_z, gold, uniform, counts, ids, logprobs, tail):
     vocab, draws = raw.shape[1], ids.shape[1] - MORE

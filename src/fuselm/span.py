@@ -8,12 +8,12 @@ to the source's own of the text, whatever the two segmentations are.
 
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from fuselm import continuation, doors
+from fuselm.compiling import compiled
 from fuselm.continuation import Continued, grown
 from fuselm.distributions import Distributions
 from fuselm.spelling import Spelling, child
@@ -115,7 +115,7 @@ def _log(masses: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
         return np.minimum(np.log(masses), 0.0).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _follow(
     rows: _Rows,
@@ -227,7 +227,7 @@ def _follow(
     return offsets, ids[:filled].copy(), masses[:filled].copy(), gold, tail, lost
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _leave(
     rows: _Rows,
@@ -285,7 +285,7 @@ def _leave(
     return path * on_path, entries, path * rest, wordless
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int, float]:
     """Every entry votes for its next token, the gold path for `token`; returns how many got votes, and the mass of the
@@ -310,7 +310,7 @@ def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int,
     return candidates, voteless
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _count_kept(ballot: _Ballot, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
     """How many of the entries of a tail's row are still live, and how many of them go on beyond `token`; and into
@@ -328,7 +328,7 @@ def _count_kept(ballot: _Ballot, candidates: int, token: int, live: ndarray) -> 
     return len(live), beyond
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _share(ballot: _Ballot, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
     """Add a tail's share to the masses of the candidates: `per_id` for each id of the source that goes on with it after
@@ -356,7 +356,7 @@ def _share(ballot: _Ballot, candidates: int, node: int, per_id: float, spelling:
     return shared
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _new_ballot(most: int) -> _Ballot:
     slots = 64
@@ -366,7 +366,7 @@ def _new_ballot(most: int) -> _Ballot:
     return _Ballot(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _slot(ballot: _Ballot, token: int) -> int:
     slot = (token * 0x9E3779B1 >> 7) & (len(ballot.slots) - 1)
@@ -375,7 +375,7 @@ def _slot(ballot: _Ballot, token: int) -> int:
     return slot
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _sort(ballot: _Ballot, candidates: int) -> None:
     """By insertion: entries come sorted, and few of them meet."""

@@ -6,12 +6,12 @@ What `span` follows: which source ids go on like the target's tokens so far, and
 from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import bpe, doors
+from fuselm.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 # Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
@@ -68,7 +68,7 @@ def flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], I
     return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     """Give each step its node; return `ids_below`, `ids_beyond`, and each node's parent and token."""
@@ -100,7 +100,7 @@ def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[
     return below, below - ids_ended[:nodes], parents[:nodes].copy(), tokens[:nodes].copy()
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def child(spelling: Spelling, node: int, token: int) -> int:
     """The node after one more token; -1 if no id goes on so."""

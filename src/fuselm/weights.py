@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm import tails
+from fuselm.compiling import compiled
 from fuselm.store import Trace
 
 Matrix = Float[ndarray, "tokens sources"]
@@ -163,7 +163,7 @@ def _share(weights: Matrix) -> Matrix:
 
 
 @no_type_check
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _track(gold, allowed, prior, switch):
     tokens, sources = gold.shape
     weights = np.zeros((tokens, sources))
