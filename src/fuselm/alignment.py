@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import maps, mined, span, spelling
+from fuselm import machine, maps, mined, span, spelling
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity
@@ -111,7 +111,7 @@ def align_store(
 
     def aligned() -> Iterator[Trace]:
         traces = (trace for trace in captured if trace.document in of)
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor(machine.worker_threads()) as threads:
             while block := list(itertools.islice(traces, BLOCK)):
                 if not measured:  # builds the maps, before several threads ask for them
                     aligner.align(block[0], of[block[0].document].text)

@@ -14,6 +14,9 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt32, UInt64
 from numpy import ndarray
 
+from fuselm import machine
+from fuselm.compiling import compiled
+
 CHUNK = 2048  # strings that a thread takes at a time
 BLOCK = 256  # tokens whose bounds are computed at a time
 FAR = 1 << 30  # above any distance
@@ -34,7 +37,7 @@ def tied_tokens(strings: list[str], vocabulary: list[str | None]) -> list[Int[nd
 
 
 def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) -> list[Int[ndarray, "ids"]]:
-    """On as many threads as numba would take."""
+    """Search on as many threads as cores are free."""
     ids = np.array([i for i, token in enumerate(vocabulary) if token is not None], np.int64)
     assert len(ids), "a vocabulary without a token"
     tokens = [token for token in vocabulary if token is not None]
@@ -53,7 +56,7 @@ def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) ->
         found, ends = _search_chunk(*wanted, *known, ids, first_of_length, len(alphabet), every)
         return np.split(found, ends[:-1])
 
-    with ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS) as threads:
+    with ThreadPoolExecutor(min(machine.worker_threads(), numba.config.NUMBA_NUM_THREADS)) as threads:
         found = [ids for chunk in threads.map(search, range(0, len(strings), CHUNK)) for ids in chunk]
     return [found[i] for i in np.argsort(order)]
 
@@ -79,7 +82,7 @@ def _encode(
     return characters, starts, *_signatures(characters, starts, len(alphabet))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[ndarray, ndarray]:
     signatures = np.zeros((2, len(starts) - 1), np.uint64)
@@ -98,7 +101,7 @@ def _signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[nd
     return signatures, foreign
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _search_chunk(
     wanted: ndarray,
@@ -167,7 +170,7 @@ def _search_chunk(
     return found[:total], ends
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray, bounds: ndarray) -> int:
     """The least that the distance can be, of a string of signature (a, b) and each of some tokens of one length.
@@ -184,7 +187,7 @@ def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray
     return least
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 @no_type_check
 def _count_bits(x: int) -> int:
     """In the way that LLVM knows to be one instruction."""
@@ -194,7 +197,7 @@ def _count_bits(x: int) -> int:
     return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _distance(
     masks: ndarray, length: int, characters: ndarray, begin: int, end: int, column: ndarray, limit: int
