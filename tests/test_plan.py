@@ -137,7 +137,7 @@ def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most
         return fusion_loss(hidden, *arguments)
 
     monkeypatch.setattr(calibration, "fusion_loss", spied)
-    assert calibration.trained(pipeline, documents).speed > 0
+    assert calibration.trained(pipeline, documents, precision="float32").speed > 0
     tokens, learns = seen[-1]
     assert learns and tokens >= sum(sorted(lengths)[:least])
     assert tokens <= (most if most == 293 else sum(sorted(lengths)[-most:]))

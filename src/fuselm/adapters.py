@@ -53,7 +53,7 @@ def add(
     return adapted
 
 
-def load_in_4_bits(target: Model) -> PreTrainedModel:
+def load_in_4_bits(target: Model, *, precision: str) -> PreTrainedModel:
     """The target with its linear layers in NF4 (Dettmers et al. 2023, QLoRA), for training adapters only."""
     _check_quantizer()
     from transformers import BitsAndBytesConfig
@@ -62,7 +62,7 @@ def load_in_4_bits(target: Model) -> PreTrainedModel:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     model = AutoModelForCausalLM.from_pretrained(
         target.folder, quantization_config=config, local_files_only=True, trust_remote_code=False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, capture, forward, passages, remote, retention, servers, training
+from fuselm import batches, capture, forward, machine, passages, remote, retention, servers, training
 from fuselm.corpus import Document
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
@@ -26,13 +26,12 @@ class Measured:
     mass: float = 0.0
 
 
-def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, prefix_tokens: int) -> Measured:
+def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, dtype: str, prefix_tokens: int) -> Measured:
     """Of a source, or without a name of the target."""
     model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
     vocabulary = pipeline.inputs.source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
-    options = pipeline.run.sources[name] if name else pipeline.run.target
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    source = capture.load(model, vocabulary, dtype=options.dtype)
+    source = capture.load(model, vocabulary, dtype=dtype)
     prefix = passages.Prefix.of(vocabulary, model.context_length, prefix_tokens)
     members, lengths = passages.by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
     window = slice(0, len(documents))
@@ -70,12 +69,13 @@ def asked(pipeline: Pipeline, name: str, documents: Sequence[Document]) -> Measu
     )
 
 
-def trained(pipeline: Pipeline, documents: Sequence[Document]) -> Measured:
+def trained(pipeline: Pipeline, documents: Sequence[Document], *, precision: str) -> Measured:
     """Of one batch forwards and backwards, with its share of the optimizer's step; on the text alone, for fused rows
     cost next to nothing.
     """
     rate = pipeline.run.train.of("clm").learning_rates[0]
-    settings = training.Settings(**pipeline.settings("clm", rate))
+    settings = training.Settings(**pipeline.settings("clm", rate, precision=precision))
+    machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
     model = training.load(target, settings, shown)
     dataset = batches.Batches(

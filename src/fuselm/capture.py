@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, manifest, passages, probe, retention, store
+from fuselm import forward, machine, manifest, passages, probe, retention, store
 from fuselm.background import Background
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
@@ -62,6 +62,7 @@ class Batch:
 
 def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
     """Load a model that can be read, tried if it was not before."""
+    machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)
     return Source(
         model=loaded,

@@ -51,14 +51,22 @@ def _run_command() -> int:
 
 def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
     """The run, checked as far as it can be before the stages up to `last` are made."""
-    from fuselm import config, plan, processes, terminal
+    from fuselm import plan
+
+    pipeline = _start(run_file, overrides)
+    plan.check_disk(pipeline)
+    pipeline.check(last)
+    return pipeline
+
+
+def _start(run_file: Path, overrides: list[str] | None):
+    """The run, its folder made and its inputs looked at."""
+    from fuselm import config, processes, terminal
     from fuselm.pipeline import Pipeline
 
     console = terminal.open_console(stderr=True, quiet=processes.rank() > 0)
     pipeline = Pipeline(config.load(run_file, overrides or []), console)
     pipeline.start()
-    plan.check_disk(pipeline)
-    pipeline.check(last)
     return pipeline
 
 
@@ -143,9 +151,19 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
     from fuselm import plan, terminal
 
-    pipeline, console = _pipeline(run_file, overrides, "capture"), terminal.open_console()
+    pipeline, console, failed = _start(run_file, overrides), terminal.open_console(), []
+    for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
+        try:
+            check()
+        except ValueError as error:
+            failed.append(str(error))
     console.print(plan.tokens_table(pipeline))
-    console.print(plan.table(pipeline))
+    rows, chosen, of_calibration = plan.calibrated(pipeline)
+    if chosen:
+        console.print(plan.machine_table(chosen))
+    console.print(plan.table(rows))
+    if failed := [*failed, *of_calibration]:
+        raise ValueError(failed[0])  # below the tables, which say what can be said
 
 
 @app.command()

@@ -40,7 +40,8 @@ class Source(_Options):
 
     model: str  # hub id, folder or GGUF file
     revision: str | None = None  # of a hub id
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the checkpoint's
+    # auto: the fastest on this machine of those that are no less precise than the checkpoint's; docs/machines.md.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 class Captured(Source):
@@ -295,7 +296,8 @@ class Train(_Options):
     patience: int | None = Field(None, ge=1)  # end after so many evaluations without a better one
     weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["bf16", "float32"] = "bf16"  # bf16: autocast, with weights in float32
+    # bf16: autocast, with weights in float32; auto: the faster of the two on the machine where the run began.
+    precision: Literal["auto", "bf16", "float32"] = "auto"
     lora_rank: int | None = Field(None, ge=1)  # train adapters of this rank, then merge them; None: all weights
     lora_alpha: Positive | None = None  # adapters count alpha / rank times; None: twice the rank
     lora_dropout: float | None = Field(None, ge=0, lt=1)  # None: 0

@@ -67,8 +67,9 @@ def score(
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
         return evaluation.totals(bits, documents)
-    from fuselm import probe
+    from fuselm import machine, probe
 
+    machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)
     return evaluation.score(
         loaded,

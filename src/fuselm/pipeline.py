@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, fingerprints, manifest, needs, processes, publish
+from fuselm import config, corpus, fingerprints, manifest, needs, processes, publish, run_precision
 from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
-from fuselm.models import load_tokenizer, locate
+from fuselm.models import Model, load_tokenizer, locate
 from fuselm.progress import Progress
 from fuselm.public_names import name_publicly
+from fuselm.run_precision import RunPrecision
 from fuselm.steps import Step, Steps
 from fuselm.vocabulary import Vocabulary
 
@@ -39,13 +40,14 @@ WEIGHTS = "model"  # folder of a trained model in its stage's
 class Pipeline:
     """One run. A stage is a method that makes the stages before it, then its own folders, and returns their paths."""
 
-    def __init__(self, run: config.Run, console: Console):
+    def __init__(self, run: config.Run, console: Console, *, precision_file: Path | None = None):
         self.run = run
         self.folder = Path(run.output)
         self.console = console
-        self._steps = Steps(self.folder, console)
-        self._expected: set[Path] = set()  # stores of the user's that are of this run's texts
         self.inputs = Inputs(run)
+        self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
+        self._steps = Steps(self.folder, console, begin=lambda: self.precision.begin(self.local_models))
+        self._expected: set[Path] = set()  # stores of the user's that are of this run's texts
 
     @cached_property
     def documents(self) -> list[corpus.Document]:
@@ -69,6 +71,12 @@ class Pipeline:
         """Whether anything was made that was not there."""
         return self._steps.worked
 
+    @property
+    def local_models(self) -> dict[str, Model]:
+        """The models that this run loads, by role."""
+        sources = {f"source {n}": m for n, m in self.inputs.sources.items() if n not in self.inputs.servers}
+        return {"target": self.inputs.target} | sources
+
     def check(self, last: str, making: Callable[[], object] | None = None) -> None:
         """Try what the stages up to `last` of `making` something, else of the whole run, need that is no file of the
         run: servers, and what training takes. Raises `ValueError` on what can't do what is asked of it.
@@ -91,9 +99,7 @@ class Pipeline:
         """Try the target and every source that a run loads, before the first of them is read."""
         from fuselm import probe
 
-        own = self.inputs.sources.keys() - self.inputs.servers.keys()
-        sources = [(self.inputs.sources[name], self._dtype(name)) for name in sorted(own)]
-        probe.try_all([(self.inputs.target, self.run.target.dtype), *sources])
+        probe.try_all([(model, self.precision.dtype(role, model)) for role, model in self.local_models.items()])
 
     def corpus(self) -> Path:
         options = self.run.corpus
@@ -153,10 +159,12 @@ class Pipeline:
         def build(out: Path, shown: Progress) -> dict:
             from fuselm import capture, writing
 
-            source = capture.load(model, self.inputs.source_vocabulary(name), dtype=self._dtype(name))
+            dtype = self._read_dtype(name, out)
+            source = capture.load(model, self.inputs.source_vocabulary(name), dtype=dtype)
             documents = [d for d in self.documents if d.split == "train"]
             readers = self.inputs.readers()
-            return writing.write(source, documents, out, readers=readers, name=name, **asked, progress=shown)
+            counts = writing.write(source, documents, out, readers=readers, name=name, **asked, progress=shown)
+            return counts | {"dtype": dtype}
 
         return self._steps.make("write", name, recipe, build)
 
@@ -196,13 +204,14 @@ class Pipeline:
                 return remote.capture(self.inputs.servers[name], vocabulary, documents, out, **asked)
             asked["prefix_tokens"] = self.run.capture.prefix_tokens
             asked["batch_tokens"] = self.run.capture.batch_tokens
+            dtype = self._read_dtype(name, out)
             if self.run.capture.engine == "ray":
                 from fuselm import cluster
 
                 asked |= {"workers": self.run.capture.processes, "revision": options.revision}
-                return cluster.capture(model, vocabulary, documents, out, dtype=self._dtype(name), **asked)
-            source = capture.load(model, vocabulary, dtype=self._dtype(name))
-            return capture.capture(source, documents, out, **asked)
+                return cluster.capture(model, vocabulary, documents, out, dtype=dtype, **asked) | {"dtype": dtype}
+            source = capture.load(model, vocabulary, dtype=dtype)
+            return capture.capture(source, documents, out, **asked) | {"dtype": dtype}
 
         return self._steps.make("capture", name, recipe, build)
 
@@ -232,6 +241,11 @@ class Pipeline:
     def _dtype(self, name: str) -> str:
         options = self.run.sources[name]
         return "the server's" if isinstance(options, config.Server) else options.dtype
+
+    def _read_dtype(self, name: str, out: Path) -> str:
+        """Return what a source is read in: as its folder, which may be an interrupted one, or else its run began."""
+        model = self.inputs.sources[name]
+        return run_precision.keep_dtype(out, self.precision.dtype(f"source {name}", model), model)
 
     def align(self, *, draws: bool | None = None) -> dict[str, Path]:
         """Of rows with what was drawn of them, or without; None: as the run fuses them."""
@@ -304,10 +318,11 @@ class Pipeline:
             self._train(method, rates[best])
         return folders[best]
 
-    def settings(self, method: str, rate: float) -> dict[str, Any]:
-        """Of one training, `training.Settings`."""
+    def settings(self, method: str, rate: float, *, precision: str | None = None) -> dict[str, Any]:
+        """Return `training.Settings` of one training; `precision` in place of the run's own."""
         options = self.run.train.of(method).model_dump(exclude={"learning_rate", "clm"})
         options |= {"learning_rate": rate, "seed": self.run.seed}
+        options["precision"] = precision or self.precision.training(looking=self._steps.looking)
         if method == "clm":
             options |= {name: config.Train.model_fields[name].default for name in OF_FUSED_ROWS} | {"lambda_clm": 1.0}
         return options
@@ -350,7 +365,7 @@ class Pipeline:
 
     def scored(self, name: str) -> Path:
         """The scores of `base`, a source or a method's best model."""
-        model, dtype = self.inputs.target, self.run.target.dtype
+        model, dtype, role = self.inputs.target, self.run.target.dtype, "target"
         fingerprint = model.fingerprint
         tokenizer = model.tokenizer_fingerprint
         if name in METHODS:
@@ -359,6 +374,8 @@ class Pipeline:
             source, of_source = self.inputs.sources[name], self._dtype(name)
             if (source.fingerprint, source.tokenizer_fingerprint, of_source) == (fingerprint, tokenizer, dtype):
                 name = "base"
+            else:
+                role = f"source {name}"
             model, fingerprint, tokenizer, dtype = source, source.fingerprint, source.tokenizer_fingerprint, of_source
         recipe = Recipe(
             stage="evaluate",
@@ -370,17 +387,18 @@ class Pipeline:
             from fuselm import evaluation, measure
 
             located = locate(str(self.trained(name) / WEIGHTS)) if name in METHODS else model
+            read_in = dtype if name in self.inputs.servers else self.precision.dtype(role, located)
             scores = measure.score(
                 located,
                 Vocabulary(load_tokenizer(located), located.output_size),
                 [d for d in self.documents if d.split == "heldout"],
-                dtype=dtype,
+                dtype=read_in,
                 batch_tokens=self.run.evaluate.batch_tokens,
                 progress=shown,
                 server=self.inputs.servers.get(name),
             )
             manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
-            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores)}
+            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores), "dtype": read_in}
 
         return self._steps.make("evaluate", name, recipe, build)
 

@@ -7,7 +7,7 @@ a short calibration (calibration.py).
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -131,9 +131,8 @@ def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> N
         )
 
 
-def table(pipeline: "Pipeline") -> Table:
-    """The estimates, calibrated, as a table for the terminal."""
-    rows = _calibrated(pipeline, estimates(pipeline))
+def table(rows: Sequence[Estimate]) -> Table:
+    """Return estimates as a table for the terminal."""
     result = Table(
         "stage", "keeps", *(_right(h) for h in ("tokens", "bytes/token", "disk", "memory", "time")), show_footer=False
     )
@@ -168,11 +167,36 @@ def tokens_table(pipeline: "Pipeline") -> Table:
     return result
 
 
-def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
-    from fuselm import calibration
+def machine_table(chosen: Mapping[str, str]) -> Table:
+    """Return what was found of this machine, and what that lets the run choose: `calibrated` gives `chosen`."""
+    from fuselm import machine, precision
 
+    result = Table("machine", "", show_header=False)
+    device, *speeds = precision.describe()
+    result.add_row("device", device)
+    result.add_row("threads", f"{machine.use_free_cores()} ({machine.usable_cores()} cores may be used)")
+    for what, of in speeds:
+        result.add_row(f"GFLOP/s, {what}", of)
+    for role, of in chosen.items():
+        result.add_row("trains in" if role == "train" else f"{role} is read in", of)
+    return result
+
+
+def calibrated(pipeline: "Pipeline") -> tuple[list[Estimate], dict[str, str], list[str]]:
+    """Return the estimates with time and memory, the precision of each model, and what kept a stage from being tried.
+
+    A stage that cannot be tried has no time; the others do.
+    """
+    rows = estimates(pipeline)
+    failed: list[str] = []
+    if not rows:
+        return [], {}, failed
+    from fuselm import calibration, machine
+
+    machine.use_free_cores()
+    chosen = pipeline.precision.choose(pipeline.local_models)
     documents = calibration.spread([d for d in pipeline.documents if d.split == "train"], CALIBRATION_DOCUMENTS)
-    measured: dict[str, tuple[calibration.Measured, int]] = {}
+    measured: dict[str, tuple[calibration.Measured, int] | None] = {}
     result = []
     todo = [step for step in pipeline.steps() if not step.done]
     for step, row in zip(todo, rows, strict=False):
@@ -187,14 +211,23 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
         name = step.name if step.name in pipeline.inputs.sources and task != "train" else ""
         if f"{task} {name}" not in measured:
             pipeline.console.print(plain(f"calibrating: {task} {name or 'target'}", style="dim"))
-            if task == "train":
-                found = calibration.trained(pipeline, documents)
-            elif name in pipeline.inputs.servers:
-                found = calibration.asked(pipeline, name, documents)
-            else:
-                found = calibration.read(pipeline, name, documents, prefix_tokens=prefix)
-            measured[f"{task} {name}"] = (found, _peak_memory())
-        found, memory = measured[f"{task} {name}"]
+            try:
+                if task == "train":
+                    found = calibration.trained(pipeline, documents, precision=chosen["train"])
+                elif name in pipeline.inputs.servers:
+                    found = calibration.asked(pipeline, name, documents)
+                else:
+                    dtype = chosen[f"source {name}" if name else "target"]
+                    found = calibration.read(pipeline, name, documents, dtype=dtype, prefix_tokens=prefix)
+                measured[f"{task} {name}"] = (found, _peak_memory())
+            except ValueError as error:
+                measured[f"{task} {name}"] = None
+                failed.append(str(error))
+        outcome = measured[f"{task} {name}"]
+        if outcome is None:
+            result.append(row)
+            continue
+        found, memory = outcome
         speed = found.speed
         if step.stage == "train" and pipeline.run.train.of(step.name).average:
             memory += MEAN_BYTES * _trained_parameters(pipeline.inputs.target, pipeline.run.train.lora_rank)
@@ -206,7 +239,7 @@ def _calibrated(pipeline: "Pipeline", rows: list[Estimate]) -> list[Estimate]:
             if name not in pipeline.inputs.servers:
                 speed *= pipeline.run.capture.processes
         result.append(replace(row, seconds=row.tokens / speed, memory=memory))
-    return result + [replace(row, seconds=1.0) for row in rows[len(todo) :]]
+    return result + [replace(row, seconds=1.0) for row in rows[len(todo) :]], chosen, failed
 
 
 def _peak_memory() -> int:

@@ -128,7 +128,7 @@ def _say(what: str) -> None:
     if _shown and not _shown[-1].is_counting:
         _shown[-1].note(what)
     elif not _shown and _screen is not None:
-        _screen.print(f"  {what}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        _screen.print(plain(f"  {what}", style="dim"), soft_wrap=True)
 
 
 def compilation_began(stage: str, seconds: float) -> None:

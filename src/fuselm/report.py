@@ -100,7 +100,7 @@ def _sizes(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
 
 def _training(folder: Path) -> dict:
     record = manifest.read(folder)
-    names = ("learning_rate", "lr_schedule", "passes", "average", "lambda_clm", "lambda_final")
+    names = ("learning_rate", "lr_schedule", "passes", "average", "lambda_clm", "lambda_final", "precision")
     settings = {n: record["parameters"][n] for n in names}
     counts = {n: record["counts"][n] for n in ("steps", "best_step", "dev_bits_per_byte", "tokens", "text_tokens")}
     planned = record["counts"].get("planned_steps", counts["steps"])  # older folders do not have it

@@ -31,7 +31,8 @@ class Step:
 class Steps:
     """Of one run. `worked` says whether any was made."""
 
-    def __init__(self, folder: Path, console: Console):
+    def __init__(self, folder: Path, console: Console, *, begin: Callable[[], object] = lambda: None):
+        self._begin = begin  # called before anything but the corpus is made
         self.folder = folder
         self.console = console
         self.worked = False
@@ -75,6 +76,8 @@ class Steps:
         if done or self.looking:
             return folder
         self.console.print(plain(title, style="bold"))
+        if stage not in ("corpus", "report"):
+            self._begin()
         began = time.monotonic()
         with progress.show(self.console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)

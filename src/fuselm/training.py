@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, companions, forward, manifest, needs, probe, processes
+from fuselm import adapters, companions, forward, machine, manifest, needs, probe, processes
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import DTYPES, Model, load_model
@@ -79,6 +79,7 @@ def train(
     batches = Subset(dataset, range(step * batches_of_step)) if over else dataset
     arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs without a launcher the first, and no DataParallel
+    machine.use_free_cores()
     model = load(target, settings, progress)
     trainer = FusionTrainer(
         model=model,
@@ -167,7 +168,7 @@ def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
 def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Module:
     """The target as it is trained: its forward goes on to the loss, with adapters if there are to be any."""
     if settings.quantize is not None:
-        model = adapters.load_in_4_bits(target)
+        model = adapters.load_in_4_bits(target, precision=settings.precision)
         layer = forward.output_layer(model)
     else:
         device = "auto" if processes.count() == 1 else "cpu"  # else the Trainer says where

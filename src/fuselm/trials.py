@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuselm import config, corpus, manifest, plan
+from fuselm import config, corpus, manifest, plan, run_precision
 from fuselm.corpus import Document
 from fuselm.foreign_text import put_on_one_line
 from fuselm.pages import format_duration
@@ -132,7 +132,8 @@ class Grid:
         return self._looking[cell]
 
     def pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
-        return Pipeline(self.study.run(arm, seed, arm.trials[trial]), self.console)
+        run = self.study.run(arm, seed, arm.trials[trial])
+        return Pipeline(run, self.console, precision_file=self.study.output / run_precision.FILE)
 
     def state(self, arm: Arm, seed: int) -> State:
         """Makes nothing but the corpus."""

@@ -1,0 +1,214 @@
+"""Choose the precision that a model is read and trained in: no less than its checkpoint's, and the fastest of those.
+
+A CPU without bf16 instructions multiplies bfloat16 matrices several times slower than float32 ones, one with them four
+times faster. Which it is, is measured once for a machine and device, on products as large as real ones, and remembered.
+"""
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fuselm import fingerprints, machine
+
+if TYPE_CHECKING:
+    from fuselm.models import Model
+
+# What a checkpoint of each type may be read in. Any other is read as it is: float32 has no equal that is faster.
+AS_PRECISE = {"bfloat16": ("bfloat16", "float32"), "float16": ("float16", "float32")}
+TRAINING = ("bf16", "float32")  # bf16: autocast, with weights in float32
+ROWS, INPUTS, OUTPUTS = 512, 576, 1536  # of a product on a CPU: a batch of a small model
+DEVICE_SIZE = 4096  # rows, inputs and outputs elsewhere, where a small product is all overhead
+REPETITIONS = 4
+SECONDS = 0.2  # after which no more repetitions begin
+ROOM = 1.1  # memory that a loaded model takes, over its weights
+# What decides in torch, and in the libraries under it, which instructions a product is made with.
+VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
+
+def read_dtype(model: "Model", *, device: str = "auto") -> str:
+    """Return what `model` is read in where nobody says it; "auto" where its checkpoint is of a type that stays."""
+    own = checkpoint_dtype(model)
+    if own not in AS_PRECISE:
+        return "auto"
+    if not _fits_in_float32(model, device):
+        return own
+    speeds = measured(device)["forward"]
+    return max(AS_PRECISE[own], key=lambda dtype: speeds.get(dtype, 0.0))
+
+
+def training_precision(*, device: str = "auto") -> str:
+    """Return the faster of `TRAINING` on this machine."""
+    speeds = measured(device)["training"]
+    return max(TRAINING, key=lambda precision: speeds.get(precision, 0.0))
+
+
+def checkpoint_dtype(model: "Model") -> str | None:
+    """Return the type that transformers' dtype "auto" reads `model` in, from its files; None if they don't tell."""
+    config = json.loads((model.folder / "config.json").read_bytes())
+    if config.get("quantization_config"):
+        return None
+    for section in (config, config.get("text_config") or {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(name := section.get(key), str):
+                return name.removeprefix("torch.")
+    return _first_type(model)
+
+
+def _first_type(model: "Model") -> str | None:
+    """Return the type of the first floating-point weight of the first file, as transformers looks for it."""
+    from safetensors import safe_open
+
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+    for file in sorted(model.folder.glob("model*.safetensors"))[:1]:
+        with safe_open(file, "np") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                if (found := names.get(weights.get_slice(name).get_dtype())) is not None:
+                    return found
+    return None
+
+
+def _fits_in_float32(model: "Model", device: str) -> bool:
+    """Tell whether the memory has room for twice the checkpoint's bytes, or has none for the checkpoint either."""
+    free = _free_memory(device)
+    needed = ROOM * model.parameters_bytes
+    return free is None or 2 * needed <= free or needed > free
+
+
+def _free_memory(device: str) -> int | None:
+    import torch
+
+    if _kind(device) == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return machine.available_memory()
+
+
+def measured(device: str = "auto") -> dict[str, dict[str, float]]:
+    """Return GFLOP/s of matrix products, `forward` by dtype and `training` (with the casts of autocast) by precision.
+
+    What torch cannot do on the device is left out. Measured once for what `_key` tells apart.
+    """
+    key = f"precision {fingerprints.digest(_key(device))}"
+    known = fingerprints.recall(key)
+    if not _is_measurement(known):
+        known = {"forward": _forward(device), "training": _training(device)}
+        fingerprints.remember(key, known)
+    return known
+
+
+def _is_measurement(value: Any) -> bool:
+    tables = [value.get(name) for name in ("forward", "training")] if isinstance(value, dict) else [None]
+    return all(isinstance(t, dict) and t and all(isinstance(v, float) for v in t.values()) for t in tables)
+
+
+def _key(device: str) -> list[str]:
+    import torch
+
+    facts = [_kind(device), importlib.metadata.version("torch"), f"float32 {torch.get_float32_matmul_precision()}"]
+    if facts[0] == "cuda":
+        return [*facts, torch.cuda.get_device_name(), str(torch.cuda.get_device_capability()), str(torch.version.cuda)]
+    enabled = f"oneDNN {torch.backends.mkldnn.is_available()} {torch._C._get_mkldnn_enabled()}"
+    told = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
+    return [*facts, machine.processor_key(), f"{torch.get_num_threads()} threads", enabled, *told]
+
+
+def _kind(device: str) -> str:
+    from fuselm import models
+
+    return models.find_device() if device == "auto" else device.partition(":")[0]
+
+
+def _forward(device: str) -> dict[str, float]:
+    import torch
+
+    rows, inputs, outputs = _sizes(device)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, inputs, generator=generator) for n in (rows, outputs))
+    kind = _kind(device)
+
+    def of(dtype: torch.dtype) -> Callable[[], object]:
+        factors = x.to(kind, dtype), w.to(kind, dtype)
+        return lambda: torch.nn.functional.linear(*factors)
+
+    makes = {name: lambda name=name: of(getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
+    with torch.inference_mode():
+        seconds = _fastest(makes, kind)
+    return {name: 2 * rows * inputs * outputs / s / 1e9 for name, s in seconds.items()}
+
+
+def _training(device: str) -> dict[str, float]:
+    import torch
+
+    rows, inputs, outputs = _sizes(device)
+    kind = _kind(device)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, inputs, generator=generator).to(kind).requires_grad_() for n in (rows, outputs))
+
+    def step(enabled: bool) -> None:
+        with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=enabled):
+            y = torch.nn.functional.linear(x, w)
+        torch.autograd.grad(y, (x, w), torch.ones_like(y))
+
+    makes = {name: lambda name=name: lambda: step(name == "bf16") for name in TRAINING}
+    return {name: 6 * rows * inputs * outputs / s / 1e9 for name, s in _fastest(makes, kind).items()}
+
+
+def _sizes(device: str) -> tuple[int, int, int]:
+    return (ROWS, INPUTS, OUTPUTS) if _kind(device) == "cpu" else (DEVICE_SIZE, DEVICE_SIZE, DEVICE_SIZE)
+
+
+def _fastest(makes: dict[str, Callable[[], Callable[[], object]]], kind: str) -> dict[str, float]:
+    """Return the least seconds of each, tried by turns, each once before to warm up.
+
+    On a CPU they are seconds of work, which other processes do not lengthen.
+    """
+    works = {}
+    for name, make in makes.items():
+        try:
+            works[name] = make()
+            works[name]()
+        except (RuntimeError, TypeError):  # a type that this device does not have
+            works.pop(name, None)
+    least: dict[str, float] = {}
+    spent = dict.fromkeys(works, 0.0)
+    for _ in range(REPETITIONS):
+        for name, work in works.items():
+            if spent[name] > SECONDS:
+                continue
+            began = _now(kind)
+            work()
+            seconds = max(_now(kind) - began, 1e-9)
+            spent[name] += seconds
+            least[name] = min(seconds, least.get(name, seconds))
+    return least
+
+
+def _now(kind: str) -> float:
+    import torch
+
+    if kind == "cpu":
+        return time.process_time()
+    getattr(torch, kind).synchronize()
+    return time.perf_counter()
+
+
+def describe(device: str = "auto") -> list[Any]:
+    """Return the device's name, and for each kind of product the name of the kind and what was measured of it."""
+    import torch
+
+    name = torch.cuda.get_device_name() if _kind(device) == "cuda" else machine.processor()
+    each = " a core" if _kind(device) == "cpu" else ""
+    speeds = measured(device).items()
+    return [name, *((f"{what}{each}", ", ".join(f"{n} {s:,.0f}" for n, s in of.items())) for what, of in speeds)]
