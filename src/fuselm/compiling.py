@@ -28,12 +28,13 @@ CHECKSUM_BYTES = 32
 # Where kernels are, by the stage that first needs them; and the seconds that they took to compile, with all that they
 # call, on one core of an AMD EPYC of 2024 with nothing beside it.
 STAGES = {
-    "capture": ("scan",),
+    "capture": ("scan", "doors"),
     "align": ("bpe", "spelling", "continuation", "span", "rounding", "mined", "maps", "nearest"),
     "fuse": ("pooling", "weights"),
     "train": ("batches",),
+    "verify": ("rules",),
 }
-SECONDS = {"capture": 3.0, "align": 14.0, "fuse": 7.0, "train": 0.5}
+SECONDS = {"capture": 3.0, "align": 14.0, "fuse": 7.0, "train": 0.5, "verify": 1.0}
 
 
 def compiled(**options: Any) -> Callable[[Callable], Dispatcher]:

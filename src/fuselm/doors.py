@@ -6,9 +6,10 @@ A kernel that numba compiles reads whatever memory an index points to. So the fu
 
 from typing import no_type_check
 
-import numba
 import numpy as np
 from numpy import ndarray
+
+from fuselm.compiling import compiled
 
 
 def require_within(what: str, numbers: ndarray, stop: int, *, start: int = 0) -> None:
@@ -31,7 +32,7 @@ def require_lengths(what: str, length: int, *arrays: ndarray) -> None:
             raise ValueError(f"{what}: an array of {len(array)} items, needs {length}")
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _cuts(offsets, length):
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != length:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm import rounding
+from fuselm.compiling import compiled
 from fuselm.rows import Columns
 
 STAGES = ("capture", "align", "fuse")
@@ -117,7 +117,7 @@ class _Group:
 BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM = (1 << n for n in range(7))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _scan(offsets, tokens, ids, logprobs, masses, tail, size, own):
     """Return the rules that the entries of each row break, as bits, and find each row's gold entry."""
