@@ -323,7 +323,7 @@ def partly(result: Mapping) -> str:
 def table(result: Mapping) -> Group:
     """Bits per byte of sources, ways and the oracle; who wins; the verdict."""
     columns = [*result["domains"], "average"]
-    bits = Table("", *map(plain, columns), "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+    bits = Table("", *columns, "expected", box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     bits.title = Text("bits per byte of the training documents; lower is better", style="bold")
     for column in bits.columns[1:]:
         column.justify = "right"
@@ -333,7 +333,7 @@ def table(result: Mapping) -> Group:
         label = f"{name} (the target)" if name == result["target"] else name
         cells = [_best(row["bits_per_byte"][c], [r["bits_per_byte"][c] for r in _group(result, name)]) for c in columns]
         bits.add_row(plain(label), *cells, f"{row['expected']['average']:.3f}", end_section=name in ends)
-    wins = Table("", *map(plain, result["domains"]), box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
+    wins = Table("", *result["domains"], box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     wins.title = Text("predicted best: share of tokens, of documents", style="bold")
     for column in wins.columns[1:]:
         column.justify = "right"

@@ -181,7 +181,7 @@ def reopen(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all."""
-    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False) -> None:
