@@ -58,7 +58,7 @@ def test_what_was_moved_elsewhere_is_brought_again(made, gone):
 def test_a_model_cut_off_between_two_renames_is_not_lost(made):
     run, reported, model = made
     (run / "model/notes.txt").write_text("mine")
-    (run / "model").rename(run / "model.old")
+    (run / "model").rename(run / ".model.old")
     publish(run, reported, model, key="2", folders={"train fused": model})
     assert (run / "model/notes.txt").read_text() == "mine"
-    assert not (run / "model.old").exists()
+    assert not (run / ".model.old").exists()

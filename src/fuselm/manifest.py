@@ -1,24 +1,25 @@
 """The stage contract: a stage is a recipe and a function that fills a folder.
 
 `build_once` runs the function in `<folder>.partial` and, once it is done, writes `manifest.json` there and renames the
-folder to its final name. So a folder with its final name is complete, a `.partial` one can be gone on with, and a
-folder that has the recipe's key in its name never has to be overwritten: another recipe is another folder.
+folder to its final name. So a folder with its final name is complete, a `.partial` one can be resumed, and a folder
+that has the recipe's key in its name never has to be overwritten: another recipe is another folder.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuselm import processes
+from fuselm import file_lock, processes
+from fuselm.disk_errors import name_disk_errors
+from fuselm.temporaries import sweep_temporaries, temporary_path
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -32,8 +33,6 @@ FIELDS = {  # of a manifest, with their types
     "seconds": (int, float),
     "files": dict,
 }
-# What torch, safetensors and shutil say of a full disk, in errors of their own.
-_FULL = re.compile("unexpected pos|PytorchStreamWriter|No space left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +113,12 @@ def size_so_far(folder: Path) -> int:
 def build_once(
     folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]], *, together: bool = False
 ) -> bool:
-    """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Returns whether anything was done.
+    """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Return whether anything was done.
 
-    `build` is called with whatever an interrupted call left in the partial folder, and goes on from it.
+    `build` is called with whatever an interrupted call left in the partial folder, and resumes from it.
     Of several processes of one run only the first builds, and the others wait; or all call `build`, `together`, and
-    the first does the rest. Raises `ValueError` when another run is at it.
+    the first does the rest. Raises `ValueError` when another run is at it, `OSError` with a file or folder in it where
+    the disk takes no more.
     """
     if is_finished(folder):
         return False
@@ -127,55 +127,71 @@ def build_once(
     partial = folder.with_name(folder.name + ".partial")
     if processes.rank() > 0:
         if together:
-            processes.wait_until((partial / ".lock").exists)
-            build(partial)
+            processes.wait_until(lambda: (partial / ".lock").exists() or is_finished(folder))
+            is_built = _is_built(partial, recipe)  # before the other question, for the folder may be renamed just now
+            if not is_built and not is_finished(folder):
+                build(partial)
         processes.wait_until(lambda: is_finished(folder))
         return True
     partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
+    with name_disk_errors(partial), _locked(partial):
         if is_finished(folder):  # another process did it while this one waited to begin
+            shutil.rmtree(partial)
             return False
-        started = time.perf_counter()
-        for leftover in partial.rglob(".*.tmp"):
-            leftover.unlink()
-        with full_disk_named(partial):
-            counts = build(partial)
-        for product in _product_files(partial):
-            _fsync(product)
-        manifest = {
-            "format": FORMAT,
-            "stage": recipe.stage,
-            "key": recipe.key,
-            "parameters": recipe.parameters,
-            "inputs": recipe.inputs,
-            "about": recipe.about,
-            "counts": counts,
-            "seconds": round(time.perf_counter() - started, 3),
-            "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
-        }
-        write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
+        if not _is_built(partial, recipe):  # else it was cut off while its name was changed
+            _build(partial, recipe, build)
+        for scaffold in partial.glob(".*"):
+            if scaffold.name != ".lock":
+                scaffold.unlink()
         os.rename(partial, folder)
-        for scaffold in folder.glob(".*"):
-            scaffold.unlink()
+        (folder / ".lock").unlink()
         _fsync(folder.parent)
     return True
 
 
-@contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Whatever a full disk raises is an `OSError`, with `folder` in it if it has no file."""
+def sweep(folder: Path) -> None:
+    """Remove what a kill may have left in a finished stage: the lock of who renamed it."""
+    file_lock.remove_unheld(folder / ".lock")
+
+
+def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Fill a partial folder, and write the manifest of what is there."""
+    started = time.perf_counter()
+    (partial / "manifest.json").unlink(missing_ok=True)
+    for leftover in partial.rglob(".*.tmp"):
+        leftover.unlink()
+    counts = build(partial)
+    for product in _product_files(partial):
+        _fsync(product)
+    manifest = {
+        "format": FORMAT,
+        "stage": recipe.stage,
+        "key": recipe.key,
+        "parameters": recipe.parameters,
+        "inputs": recipe.inputs,
+        "about": recipe.about,
+        "counts": counts,
+        "seconds": round(time.perf_counter() - started, 3),
+        "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
+    }
+    write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _is_built(partial: Path, recipe: Recipe) -> bool:
+    """Whether a partial folder has its manifest, which is written last, and every file of it."""
     try:
-        yield
-    except Exception as error:
-        if getattr(error, "errno", None) is not None or not _FULL.search(str(error)):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        made = json.loads((partial / "manifest.json").read_bytes())
+        return made["key"] == recipe.key and all((partial / name).is_file() for name in made["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def reopen(folder: Path) -> None:
     """Have a finished stage built again, from what is there of it. Of several processes the first does it."""
     if processes.rank() == 0:
-        os.rename(folder, folder.with_name(folder.name + ".partial"))
+        partial = folder.with_name(folder.name + ".partial")
+        os.rename(folder, partial)
+        (partial / "manifest.json").unlink()
     processes.wait_until(lambda: not is_finished(folder))
 
 
@@ -190,8 +206,9 @@ def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False)
     Sealed, it has its checksum in a hidden file beside it, until the stage is done: `is_whole` looks there. Raises
     `OSError`, with `path` in it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
+        sweep_temporaries(path)
         write(temporary)
         _fsync(temporary)
         if seal:

@@ -5,25 +5,34 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fuselm import manifest
+from fuselm import file_lock, manifest
+from fuselm.disk_errors import name_disk_errors
 
-RECORD = "run.json"  # what of this is the last run file's
+RECORD = "run.json"  # which of this belongs to the last run file; for this machine, it may name folders elsewhere
 PAGES = ("summary.json", "report.html")
+LOCK, FRESH, OLD = ".publish.lock", ".model.partial", ".model.old"  # while it is done; a kill leaves them to the next
 
 
 def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mapping[str, Path]) -> None:
     """Copy the report, and the fused model with its card, each whole or not at all; and write down the `folders` they
     are from. Nothing is done if they are there. What else lies in `model` stays there.
     """
-    record = run / RECORD
-    try:
-        before = json.loads(record.read_bytes())
-    except (FileNotFoundError, ValueError):
-        before = {}
-    if before.get("report") == key and all((run / name).exists() for name in (*PAGES, "model")):
-        return
-    with manifest.full_disk_named(run):
-        _bring(run, reported, model, before.get("model"), key, folders)
+    with name_disk_errors(run), file_lock.hold(run / LOCK):
+        _recover(run)
+        try:
+            before = json.loads((run / RECORD).read_bytes())
+        except (FileNotFoundError, ValueError):
+            before = {}
+        if before.get("report") != key or not all((run / name).exists() for name in (*PAGES, "model")):
+            _bring(run, reported, model, before.get("model"), key, folders)
+
+
+def _recover(run: Path) -> None:
+    """Undo what was cut off: the model that was there is there again, or the new one is, and nothing beside it."""
+    if (run / OLD).exists() and not (run / "model").exists():
+        (run / OLD).rename(run / "model")
+    for leftover in (run / FRESH, run / OLD):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _bring(
@@ -31,11 +40,7 @@ def _bring(
 ) -> None:
     for name in PAGES:
         manifest.write_bytes(run / name, lambda path, name=name: shutil.copyfile(reported / name, path))
-    place, fresh, old = run / "model", run / "model.partial", run / "model.old"
-    if old.exists() and not place.exists():  # cut off between the two renames
-        old.rename(place)
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    place, fresh, old = run / "model", run / FRESH, run / OLD
     shutil.copytree(model, fresh)
     shutil.copyfile(reported / "README.md", fresh / "README.md")
     ours = sorted(path.name for path in fresh.iterdir())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import manifest, progress, trust
+from fuselm import manifest, processes, progress, trust
 from fuselm.manifest import Recipe
 from fuselm.progress import Progress
 from fuselm.terminal import plain
@@ -73,6 +73,8 @@ class Steps:
         title = f"{stage} {title or name}".strip()
         done = manifest.is_finished(folder)
         self._seen[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
+        if done and not self.looking and processes.rank() == 0:
+            manifest.sweep(folder)
         if done or self.looking:
             return folder
         self.console.print(plain(title, style="bold"))

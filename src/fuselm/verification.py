@@ -119,7 +119,7 @@ def _wrong_files(folder: Path, files: dict[str, str]) -> Iterator[Problem]:
             yield Problem(path=folder / name, what="checksum differs, it is not the file that was written")
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in files and name != "manifest.json":
+        if path.is_file() and name not in files and name not in ("manifest.json", ".lock"):  # of a killed process
             yield Problem(path=path, what="is not in the manifest; nothing reads it, move it away")
 
 

@@ -1,0 +1,55 @@
+"""Temporary files beside what they become: named by their process, so that what a kill left can be told and swept."""
+
+import hashlib
+import os
+import re
+import time
+from functools import cache
+from glob import escape
+from pathlib import Path
+
+SECONDS_OF_OTHERS = 86_400.0  # after which a file of another machine, whose processes cannot be seen, is a leftover
+
+_NAME = re.compile(r"\..+\.(\d+)(?:-([0-9a-f]{8}))?\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which this process writes what becomes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.tmp")
+
+
+def sweep_temporaries(path: Path) -> None:
+    """Remove what killed processes left of writing `path`, and nothing that a live one is writing."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if _is_leftover(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        return False
+    if found[2] == _machine():
+        return not _is_alive(int(found[1]))
+    try:
+        return time.time() - path.stat().st_mtime > SECONDS_OF_OTHERS
+    except FileNotFoundError:
+        return False
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Return a digest of where process numbers are unique: this host, and this container on it."""
+    namespace = Path("/proc/self/ns/pid")
+    inode = namespace.stat().st_ino if namespace.exists() else 0
+    return hashlib.sha256(f"{os.uname().nodename} {inode}".encode()).hexdigest()[:8]
