@@ -255,7 +255,8 @@ def _documents(path: Path) -> "list[Document]":
 
     check_file(path)
     try:
-        return [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:  # whose lines end at line feeds alone, unlike those of splitlines
+            return [Document(**json.loads(line)) for line in file]
     except (ValueError, TypeError):
         raise ValueError(f"{path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)") from None
 
@@ -266,7 +267,8 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
     from fuselm.text_files import check_file
 
     check_file(path)
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with open(path, encoding="utf-8") as file:
+        lines = [line for line in file if line.strip()]
     if not all(line.startswith("{") for line in lines):
         if domains:
             raise ValueError(f"--domain: {path} has ids only; --documents names the run's documents.jsonl")

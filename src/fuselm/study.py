@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from fuselm import config, options
+from fuselm.foreign_text import escape_controls
 from fuselm.pipeline import OF_FUSED_ROWS
 
 # What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.
@@ -127,8 +128,11 @@ class Study:
 
 
 def _yaml(value: Any) -> str:
-    """JSON, with characters as they are: YAML reads half of an escaped pair as a character."""
-    return json.dumps(value, ensure_ascii=False)
+    """Return JSON with characters as they are, for YAML reads half of an escaped pair as a character.
+
+    Those that YAML does not take are escaped as both languages do it.
+    """
+    return escape_controls(json.dumps(value, ensure_ascii=False))
 
 
 def arms_of(experiment: ExperimentOptions) -> list[str]:
