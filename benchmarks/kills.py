@@ -1,13 +1,17 @@
-"""kill -9 at random moments over one capture, which must end in the bytes of one that nothing happened to:
-`python benchmarks/kills.py [--kills 200]`.
+"""kill -9 at random moments in every stage of whole runs, from the corpus to what is published, which must end in the
+summary and the files of one that nothing happened to: `python benchmarks/kills.py [--kills 200]`. With `--capture`,
+over one capture, which must end in the same bytes.
 
-A tiny model with bytes for tokens reads the quickstart's corpus. It keeps a block of each batch, and its windows are
-small, so that there is as much to interrupt as in a capture of days.
+Tiny models with bytes for tokens read the quickstart's corpus. Captures keep a block of each batch, so that there is as
+much to interrupt as in one of days.
 """
 
 import argparse
+import collections
 import json
 import os
+import random
+import re
 import sys
 import tempfile
 import time
@@ -18,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny_run
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,16 +31,105 @@ from fuselm import manifest
 from fuselm.store import Store
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
+STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report", "publish")
+OF_STAGE = 5  # kills in each stage of one run, before another is begun
+LEFT = re.compile(r"\.(tmp|lock|partial|old|dropped|sha256)$|/\.[^/]*$")  # what kills may leave and the next run sweeps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--capture", action="store_true", help="over one capture")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.kills)
+        os.environ["FUSELM_CACHE"] = f"{folder}/cache"
+        result = (measure if options.capture else measure_runs)(Path(folder), options.kills)
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
+
+
+def measure_runs(folder: Path, kills: int) -> dict:
+    """Kill runs until there are as many kills, in one stage after the other."""
+    run_file = run_of_all_stages(folder)
+    began = time.monotonic()
+    files = watch(run_file, folder / "whole")
+    assert files is not None and all(files[stage] for stage in STAGES), files
+    uninterrupted = time.monotonic() - began
+    moments, stages = random.Random(0), collections.Counter[str]()
+    killed = runs = same = 0
+    left: list[str] = []
+    while killed < kills:
+        runs += 1
+        cut = folder / f"cut-{runs}"
+        for stage in [stage for stage in STAGES for _ in range(OF_STAGE)][: kills - killed]:
+            after, then = int(moments.random() ** 2 * files[stage] / OF_STAGE), moments.uniform(0, 0.05)
+            if watch(run_file, cut, stage=stage, stop_after=after, then=then) is None:
+                killed += 1
+                stages[stage] += 1
+        watch(run_file, cut)
+        same += is_same(cut, folder / "whole")
+        left += [name for name in sorted(names(cut)) if LEFT.search(name)]
+    return {
+        "killed": killed,
+        "runs": runs,
+        "runs_with_the_same_summary_weights_and_files": same,
+        "left_behind": left,
+        "killed_in": dict(stages),
+        "files_made_uninterrupted": dict(files),
+        "seconds_uninterrupted": uninterrupted,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def watch(
+    run_file: Path, out: Path, *, stage: str = "", stop_after: float = float("inf"), then: float = 0.0
+) -> collections.Counter[str] | None:
+    """Return how many files a run made in each stage until it ended; None if it was killed, seconds after it had made
+    more than so many in one of them.
+    """
+    before, seen, counts = names(out), set[str](), collections.Counter[str]()
+    process = tiny_run.start("run", run_file, f"output={out}")
+    while process.exitcode is None and counts[stage] <= stop_after:
+        seen |= names(out) - before
+        counts = collections.Counter(map(stage_of, seen))
+        time.sleep(0.002)
+    process.join(then if counts[stage] > stop_after else None)
+    killed = process.exitcode is None
+    process.kill()
+    process.join()
+    assert killed or process.exitcode == 0, (out, process.exitcode)
+    return None if killed else counts
+
+
+def names(out: Path) -> set[str]:
+    """All files and folders in a folder that may be changing."""
+    found = set[str]()
+    for parent, folders, files in os.walk(out):
+        found |= {os.path.relpath(os.path.join(parent, name), out) for name in (*folders, *files)}
+    return found
+
+
+def stage_of(name: str) -> str:
+    """Return what makes a file or folder of a run."""
+    stage = name.partition("/")[0]
+    return stage if stage in STAGES else "" if stage.startswith((".config", "config")) else "publish"
+
+
+def is_same(cut: Path, whole: Path) -> bool:
+    """Whether a run has the numbers, the weights, the pages and the files of another, and each as its manifest says."""
+    pages = ("model/model.safetensors", "model/README.md")
+    manifests = [path.parent for path in cut.glob("*/*/manifest.json")]
+    return (
+        tiny_run.summary(cut) == tiny_run.summary(whole)
+        and all((cut / name).read_bytes() == (whole / name).read_bytes() for name in pages)
+        and kept(cut) == kept(whole)
+        and all(manifest.sha256(of / n) == s for of in manifests for n, s in manifest.read(of)["files"].items())
+    )
+
+
+def kept(out: Path) -> set[str]:
+    """The files of a finished run, except TensorBoard's, of which each start makes one."""
+    return {name for name in names(out) if "tfevents" not in name}
 
 
 def measure(folder: Path, kills: int) -> dict:
@@ -62,6 +156,38 @@ def measure(folder: Path, kills: int) -> dict:
 
 def run(folder: Path) -> Path:
     """A run file of the tiny model and the demo's corpus."""
+    return tiny_run.write(
+        folder,
+        target=write_model(folder / "tiny", 0),
+        sources={"tiny": folder / "tiny"},
+        rows=quickstart(),
+        corpus={"files": [str(folder / "corpus.jsonl")], "max_bytes": 256},
+        capture={"batch_tokens": 256},
+    )
+
+
+def run_of_all_stages(folder: Path) -> Path:
+    """A run file of two tiny models, one of which writes, and a part of the demo's corpus."""
+    sources = {"own": write_model(folder / "own", 0), "other": write_model(folder / "other", 1)}
+    return tiny_run.write(
+        folder,
+        target=folder / "own",
+        sources=sources,
+        rows=quickstart()[::40],
+        corpus={"files": [str(folder / "corpus.jsonl")], "max_bytes": 256},
+        write={"ratio": {"other": 0.3}, "tokens": 40, "prompt_tokens": 60},
+        capture={"batch_tokens": 1024, "prefix_tokens": 60},
+        train=tiny_run.TRAIN | {"passes": 1, "evaluations_per_pass": 3},
+    )
+
+
+def quickstart() -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in CORPUS.read_text("utf-8").splitlines()]
+    return [{"domain": row["domain"], "text": row["text"]} for row in rows]
+
+
+def write_model(folder: Path, seed: int) -> Path:
+    """Write a model with bytes for tokens."""
     spelled = {string: n for n, string in enumerate(["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(BPE(vocab=spelled, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -77,17 +203,10 @@ def run(folder: Path) -> Path:
         bos_token_id=None,
         eos_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder / "tiny")
-    rows = [json.loads(line) for line in CORPUS.read_text("utf-8").splitlines()]
-    return tiny_run.write(
-        folder,
-        target=folder / "tiny",
-        sources={"tiny": folder / "tiny"},
-        rows=[{"domain": row["domain"], "text": row["text"]} for row in rows],
-        corpus={"files": [str(folder / "corpus.jsonl")], "max_bytes": 256},
-        capture={"batch_tokens": 256},
-    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
 
 
 if __name__ == "__main__":
