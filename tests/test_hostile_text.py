@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 PLAIN = "[b]x\x1b]0;title\x07\x9b\u202e<script>alert(1)<script>&\"'`|*_{{ 7*7 }}%s{0}$x$~~:smile:\n# h\r\t\u2028#"
 HOSTILE = PLAIN + "[/quote]</title></pre></script>-->"  # with what a file's name cannot have
+DOMAIN = "".join(c for c in HOSTILE if unicodedata.category(c) not in ("Cc", "Zl", "Zp"))  # others are refused
 SECRETS = ("secret-user-name", "secret-host")
 LOCAL = ("config.yaml", "run.json")  # in a run's folder; docs/security.md says that they are not published
 
@@ -57,7 +58,7 @@ def model(place, byte_level) -> Path:
 def run(place, model, texts) -> Path:
     """The file of a finished run, made on a machine with a telling name."""
     rows = [row | {"text": f"{HOSTILE} {row['text']}"} for row in tiny_run.short(texts, length=61)]
-    rows = [row | {"domain": HOSTILE if row["domain"] == "french" else "plain"} for row in rows]
+    rows = [row | {"domain": DOMAIN if row["domain"] == "french" else "plain"} for row in rows]
     train = tiny_run.TRAIN | {"passes": 1}
     run_file = tiny_run.write(place, target=model, sources={"own": model}, rows=rows, train=train)
     corpus = (place / "corpus.jsonl").rename(place / f"{PLAIN}.jsonl")
@@ -177,7 +178,7 @@ def test_pages_and_cards_have_no_element_of_text(run):
     out = run.parent / "out"
     assert_page(out / "report.html")
     assert_markdown(out / "model/README.md", {"Results", "Use", "Licence", "Citation"})
-    assert json.loads((out / "summary.json").read_text())["heldout"].keys() == {HOSTILE, "plain"}
+    assert json.loads((out / "summary.json").read_text())["heldout"].keys() == {DOMAIN, "plain"}
     assert_harmless((out / "summary.json").read_text())
 
 
