@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from fuselm import evaluation, forward, manifest
 from fuselm.averaging import Averaging
+from fuselm.corpus import Document
 from fuselm.errors import name_model
 from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.progress import Progress
@@ -120,10 +121,11 @@ class FusionTrainer(Trainer):
             self._terms = torch.zeros(len(TERMS))
         super().log(logs, start_time)
 
-    def dev_bits_per_byte(self) -> dict[str, float]:
-        """Each process scores its share."""
-        model, (vocabulary, context_token), documents = self.model_wrapped, self._reader, self.eval_dataset
+    def document_bits(self, documents: Sequence[Document]) -> dict[str, float]:
+        """Return the bits of each document; each process scores its share. The model is left as it trains."""
+        model, (vocabulary, context_token) = self.model_wrapped, self._reader
         model.eval()
+        before = _changes(model)
 
         def gold_logprobs(inputs, mask, gold):
             known = mask.bool()
@@ -141,7 +143,23 @@ class FusionTrainer(Trainer):
         everyones: dict[str, float] = {}
         for some in gather_object([bits]):
             everyones |= some
-        return evaluation.bits_per_byte(evaluation.totals(everyones, documents))
+        model.train()
+        if _changes(model) != before:  # RWKV divides weights in place to score, and multiplies them again to train
+            inputs = torch.full((1, 2), context_token, device=self.args.device)
+            mask = torch.ones_like(inputs)
+            with torch.no_grad(), torch.random.fork_rng():
+                model(
+                    input_ids=inputs,
+                    attention_mask=mask,
+                    known=mask.bool(),
+                    then=lambda hidden, _: {"sum": hidden.sum()},
+                )
+        return everyones
+
+    def dev_bits_per_byte(self) -> dict[str, float]:
+        """Return the score on the development split, by domain and on average."""
+        bits = self.document_bits(self.eval_dataset)
+        return evaluation.bits_per_byte(evaluation.totals(bits, self.eval_dataset))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         try:
@@ -156,6 +174,11 @@ class FusionTrainer(Trainer):
         self.state.log_history[-1]["eval_domains"] = domains
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _changes(model: torch.nn.Module) -> list[int]:
+    """Count how often each weight was changed in place."""
+    return [weight._version for weight in model.parameters()]
 
 
 class Report(TrainerCallback):

@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, companions, forward, machine, manifest, needs, probe, processes
+from fuselm import adapters, companions, forward, machine, manifest, needs, probe, processes, reload
 from fuselm.batches import Batches, Collator
 from fuselm.corpus import Document
 from fuselm.models import DTYPES, Model, load_model
@@ -116,6 +116,7 @@ def train(
         history = {"dev": dev, "log": _loss_rows(state.log_history)}
         (out / "history.json").write_text(json.dumps(history, sort_keys=True))
         save_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
+    _check_saved(trainer, target, vocabulary, dev_documents, out / "model", settings)
     counts = {
         "steps": state.global_step,
         "planned_steps": steps,  # more, where patience ended it
@@ -239,11 +240,40 @@ def last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
     return None
 
 
+def _check_saved(
+    trainer: FusionTrainer,
+    target: Model,
+    vocabulary: Vocabulary,
+    dev_documents: Sequence[Document],
+    folder: Path,
+    settings: Settings,
+) -> None:
+    """Raise `ValueError` unless the folder, loaded afresh, scores what the model in memory scores."""
+    sample, dtype = reload.choose_sample(dev_documents, vocabulary), saved_dtype(target)
+    allowed = reload.SAME
+    if settings.lora_rank is None:
+        reload.round_weights(trainer.model, dtype)
+    elif settings.quantize is not None:
+        allowed = reload.QUANTIZED
+    elif dtype != torch.float32:
+        allowed = reload.ROUNDED
+    trained = trainer.document_bits(sample)
+    if processes.rank() == 0:
+        options = {"device": trainer.args.device, "autocast": trainer.accelerator.autocast()}
+        loaded = reload.score(folder, target, vocabulary, sample, **options)
+        reload.compare(f"train, {folder}", trained, loaded, sample, allowed)
+
+
+def saved_dtype(target: Model) -> torch.dtype:
+    """Return the target's own type of weights, which a model trained from it is saved in."""
+    config = transformers.AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
+    dtype = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return getattr(torch, dtype) if dtype in DTYPES and dtype != "auto" else torch.float32
+
+
 def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
     """An ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
-    dtype = getattr(transformers.AutoConfig.from_pretrained(target.folder), "dtype", None)
-    if str(dtype).removeprefix("torch.") not in DTYPES:
-        dtype = torch.float32
+    dtype = saved_dtype(target)
     if isinstance(model, PreTrainedModel):
         product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
         product.load_state_dict(weights)

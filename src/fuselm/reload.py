@@ -1,0 +1,76 @@
+"""Load a trained model's folder afresh, as a user will, and compare what it scores with what training scored.
+
+What lies in a folder may differ from what was trained: a library may rescale weights when it scores, tie or drop some,
+or save another state. The numbers of a run are worth nothing for such a folder, so the run fails.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fuselm import evaluation, forward
+from fuselm.corpus import Document
+from fuselm.models import Model, load_model
+from fuselm.vocabulary import Vocabulary
+
+SAMPLE_TOKENS = 1024  # of the development split: one batch
+SAME = 1e-3  # of the bits: the same weights and arithmetic, in batches of another process at most
+ROUNDED = 2e-2  # ... where weights were rounded to half precision, or adapters merged, between the two
+QUANTIZED = 0.2  # ... where adapters were trained beside 4-bit weights, and are merged into whole ones
+
+
+def choose_sample(documents: Sequence[Document], vocabulary: Vocabulary) -> list[Document]:
+    """Return the first documents, as many as one batch holds."""
+    lengths = vocabulary.count_tokens([d.text for d in documents[:SAMPLE_TOKENS]])
+    total, count = 0, 0
+    for length in lengths:
+        total += length
+        if count and total > SAMPLE_TOKENS:
+            break
+        count += 1
+    return list(documents[:count])
+
+
+def score(
+    folder: Path,
+    target: Model,
+    vocabulary: Vocabulary,
+    documents: Sequence[Document],
+    *,
+    device: torch.device,
+    autocast: AbstractContextManager,
+) -> dict[str, float]:
+    """Return the bits of each document, by the model in `folder` in float32 under training's `autocast`."""
+    loaded = load_model(replace(target, name=str(folder), folder=folder), dtype="float32", device=str(device))
+    layer = forward.output_layer(loaded)
+
+    def gold_logprobs(inputs, mask, gold):
+        return forward.gold_logprobs(forward.hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold)
+
+    with torch.no_grad(), autocast:
+        return evaluation.document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
+
+
+def compare(
+    where: str, trained: Mapping[str, float], loaded: Mapping[str, float], documents: Sequence[Document], allowed: float
+) -> None:
+    """Raise `ValueError` unless the folder scores what training scored, up to a part `allowed` of it."""
+    size = sum(len(d.text.encode()) for d in documents)
+    before, after = (sum(bits[d.id] for d in documents) / max(size, 1) for bits in (trained, loaded))
+    if not abs(before - after) <= allowed * before:
+        raise ValueError(
+            f"{where}: loaded afresh, the trained model scores {after:.4f} bits per byte on {len(documents)} documents "
+            f"of the development split, and in training it scored {before:.4f}: the folder does not hold what was "
+            "trained, so this is not finished; take another target, or another version of transformers"
+        )
+
+
+def round_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights in place to what a folder of this type holds."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.is_floating_point():
+                weight.copy_(weight.to(dtype))
