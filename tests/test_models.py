@@ -192,6 +192,7 @@ def test_a_tokenizer_with_neither_bos_nor_eos_is_refused(folder):
 def replace_config(folder: Path, config, architecture: str) -> None:
     config.save_pretrained(folder)
     change_json(folder / "config.json", architectures=[architecture], bos_token_id=0)
+    save_file({"rows": torch.zeros(1 << 18, dtype=torch.int8)}, folder / "model.safetensors")
 
 
 def test_sizes_of_a_nested_config_are_the_language_models(folder):

@@ -5,32 +5,26 @@ or transformers unless a GGUF file has to be converted. What takes long to find 
 converted from GGUF) is kept under `$FUSELM_CACHE`, by default `~/.cache/fuselm`.
 """
 
-import json
-import logging
+import contextlib
 import os
-import re
-import struct
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints, gguf_files
+from fuselm import checkpoints, fingerprints, gguf_files, hub, tokenizer_files
+from fuselm.checkpoints import UNLIMITED
 from fuselm.errors import first_line
-from fuselm.keys import blot
 
 if TYPE_CHECKING:
     import transformers
 
-UNLIMITED = 1 << 31  # the context length of a model whose configuration sets none (RWKV, Mamba)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_NEEDED = "needs a Hugging Face model folder: config.json, weights, tokenizer files"
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_TOKENIZER_FILES = ("*.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-_log = logging.getLogger("fuselm")
+MOST_PARAMETERS_A_BYTE = 2  # of weights that are not packed: 8-bit ones have one
+FEW_PARAMETERS = 1 << 20
+MOST_BUFFERS = 1 << 33  # bytes that a model makes beside its weights: masks and tables of positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +53,7 @@ def locate(spec: str, *, revision: str | None = None) -> Model:
         return _describe(spec, path)
     if path.is_file():
         return _describe(spec, gguf_files.converted(path))
-    return _describe(spec, _downloaded(spec, revision))
+    return _describe(spec, hub.download(spec, revision))
 
 
 def locate_tokenizer(spec: str) -> Model:
@@ -69,11 +63,12 @@ def locate_tokenizer(spec: str) -> Model:
     Raises `ValueError` if there is no such tokenizer.
     """
     path = Path(os.path.expanduser(spec))
-    folder = gguf_files.converted(path) if path.is_file() else path if path.is_dir() else _downloaded(spec, None, False)
-    has_config = (folder / "config.json").is_file()
-    choice = _special_choice(folder, _read_json(folder / "config.json") if has_config else {})
-    fingerprint = _tokenizer_fingerprint(folder, choice)
-    size = _sizes(folder, _read_json(folder / "config.json"))[0] if has_config else None
+    folder = (
+        gguf_files.converted(path) if path.is_file() else path if path.is_dir() else hub.download(spec, None, False)
+    )
+    config = checkpoints.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    fingerprint, context_token = tokenizer_files.identify(folder, config)
+    size = checkpoints.sizes(folder, config)[0] if config else None
     return Model(
         name=spec,
         folder=folder,
@@ -81,26 +76,14 @@ def locate_tokenizer(spec: str) -> Model:
         tokenizer_fingerprint=fingerprint,
         output_size=size or 1 + max(load_tokenizer(folder).get_vocab().values()),
         context_length=UNLIMITED,
-        context_token=fingerprints.remembered(f"context {fingerprint}", lambda: _context_token(folder, choice)),
+        context_token=context_token,
         parameters_bytes=0,
     )
 
 
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
     """The model's fast tokenizer, which neither truncates nor pads."""
-    folder = model.folder if isinstance(model, Model) else Path(model)
-    try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ValueError(f"{folder}: cannot load a fast tokenizer ({first_line(error)}); {_NEEDED}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return tokenizer_files.load(model.folder if isinstance(model, Model) else Path(model))
 
 
 def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "transformers.PreTrainedModel":
@@ -116,6 +99,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     from fuselm import precision
 
     transformers.utils.logging.disable_progress_bar()  # a second or two; ours is the only bar
+    _check_fits(model)
     if dtype == "auto":
         dtype = precision.read_dtype(model, device=device)
     try:
@@ -143,196 +127,59 @@ def find_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _check_fits(model: Model) -> None:
+    """Raise `ValueError` if `AutoModelForCausalLM` has no class for the model, or one much larger than its weights.
+
+    The model is built without memory for that, and once: what its configuration claims may need more than there is.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    key = f"fits {model.fingerprint} {version('transformers')}"
+    if not model.fingerprint or fingerprints.recall(key):
+        return
+    try:
+        config = AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
+        raise ValueError(f"{model.name}: transformers cannot load it ({first_line(error)})") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(
+            f"{model.name}: transformers has no causal language model for {type(config).__name__} (of images or speech "
+            "as well as text, maybe); give its language model, saved by itself"
+        )
+    size = buffers = 0
+    with contextlib.suppress(Exception), torch.device("meta"):  # some can't be built so, and fail as they are loaded
+        built = AutoModelForCausalLM.from_config(config)
+        size = sum(weight.numel() for weight in built.parameters())
+        buffers = sum(buffer.nbytes for buffer in built.buffers())
+    packed = 8 if getattr(config, "quantization_config", None) else 1  # weights in a byte
+    if size > MOST_PARAMETERS_A_BYTE * packed * model.parameters_bytes + FEW_PARAMETERS or (
+        buffers > max(MOST_BUFFERS, 4 * model.parameters_bytes)
+    ):
+        raise ValueError(
+            f"{model.name}: config.json describes {size:,} parameters and {buffers:,} bytes beside, and the weights "
+            f"have {model.parameters_bytes:,} bytes; they are not of the same model"
+        )
+    fingerprints.remember(key, True)
+
+
 def _describe(name: str, folder: Path) -> Model:
-    config = _read_config(folder)
-    weights = _weight_files(folder)
-    choice = _special_choice(folder, config)
-    tokenizer_fingerprint = _tokenizer_fingerprint(folder, choice)
-    size, context_length = _sizes(folder, config)
+    config = checkpoints.read_config(folder)
+    weights = checkpoints.weight_files(folder, config)
+    tokenizer_fingerprint, context_token = tokenizer_files.identify(folder, config)
+    size, context_length = checkpoints.sizes(folder, config)
+    if not 0 <= context_token < size:
+        raise ValueError(
+            f"{folder}: a text begins with token {context_token}, and the model has rows for 0 to {size - 1}; enlarge "
+            "its embeddings, or name another bos_token in tokenizer_config.json"
+        )
     return Model(
         name=name,
         folder=folder,
-        fingerprint=_fingerprint_of([*weights, folder / "config.json"]),
+        fingerprint=tokenizer_files.digest([*weights, folder / "config.json"]),
         tokenizer_fingerprint=tokenizer_fingerprint,
         output_size=size,
         context_length=context_length,
-        context_token=fingerprints.remembered(
-            f"context {tokenizer_fingerprint}", lambda: _context_token(folder, choice)
-        ),
+        context_token=context_token,
         parameters_bytes=sum(path.stat().st_size for path in weights),
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, if it is one of a causal language model."""
-    files = sorted(path.name for path in folder.iterdir())
-    if not files:
-        raise ValueError(f"{folder}: empty folder; {_NEEDED}")
-    if "config.json" not in files:
-        ggufs = [file for file in files if file.endswith(".gguf")]
-        hint = "an adapter without its base model; merge it first" if "adapter_config.json" in files else _NEEDED
-        raise ValueError(f"{folder}: no config.json; {f'name the file: {folder / ggufs[0]}' if ggufs else hint}")
-    config = _read_json(folder / "config.json")
-    names = config.get("architectures") or []
-    usual = any(part in name for name in names for part in ("CausalLM", "LMHeadModel", "ConditionalGeneration"))
-    if config.get("is_encoder_decoder") or (names and not usual and not _is_listed_as_causal(names)):
-        raise ValueError(
-            f"{folder}: not a causal language model (config.json: {', '.join(names) or 'encoder-decoder'}); "
-            "needs one that predicts the next token (...ForCausalLM)"
-        )
-    return config
-
-
-def _is_listed_as_causal(names: list[str]) -> bool:
-    """Tell whether transformers lists one of these classes as a causal language model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return any(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would load, in its order of preference; all there and of the right length."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{stem}.index.json"
-        if (folder / stem).is_file():
-            files = [folder / stem]
-        elif index.is_file():
-            files = [folder / file for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-        else:
-            continue
-        if files:
-            for file in files:
-                _check_weights(file)
-            return files
-    raise ValueError(f"{folder}: no weights (model.safetensors or pytorch_model.bin, whole or sharded); {_NEEDED}")
-
-
-def _check_weights(path: Path) -> None:
-    """Raise if the file is absent, or a safetensors file is not as long as its header says."""
-    if not path.is_file():
-        raise ValueError(f"{path}: this part of the weights is missing; download the model again")
-    if path.suffix != ".safetensors":
-        return
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        end = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-        whole = path.stat().st_size == 8 + length + end
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({path.stat().st_size} bytes: cut off, or only a pointer to "
-            "large-file storage); download the model again"
-        )
-
-
-def _sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
-    """Rows of the output layer, and context length in tokens."""
-    text = {**config, **(config.get("text_config") or {})}
-    size, length = text.get("vocab_size"), _context_length(text)
-    if size is None or length is None:  # what equals its class's default may be left out of config.json
-
-        def defaults() -> list[int | None]:
-            from transformers import AutoConfig
-
-            whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            full = {key: getattr(whole.get_text_config(), key, None) for key in ("vocab_size", *_CONTEXT_KEYS)}
-            return [full["vocab_size"], _context_length(full)]
-
-        try:
-            size, length = fingerprints.remembered(f"sizes {fingerprints.sha256(folder / 'config.json')}", defaults)
-        except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
-            raise ValueError(f"{folder}/config.json: transformers cannot read it ({first_line(error)})") from error
-    if not isinstance(size, int):
-        raise ValueError(f"{folder}/config.json: no vocab_size; {_NEEDED}")
-    return size, length or UNLIMITED
-
-
-def _context_length(config: dict[str, Any]) -> int | None:
-    return next((config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int) and config[key] > 0), None)
-
-
-def _special_choice(folder: Path, config: dict[str, Any]) -> dict[str, str | int | None]:
-    """BOS and EOS as the folder's files name them (a string or an id); None where there is none.
-
-    The first file that mentions it decides, even if it says null (Qwen's says that there is no BOS).
-    """
-    paths = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
-    files = [_read_json(path) for path in paths if path.is_file()]
-    choice: dict[str, str | int | None] = {}
-    for name in ("bos_token", "eos_token"):
-        value = next((file[name] for file in files if name in file), config.get(f"{name}_id"))
-        value = next(iter(value), None) if isinstance(value, list) else value
-        choice[name] = value.get("content") if isinstance(value, dict) else value
-    return choice
-
-
-def _tokenizer_fingerprint(folder: Path, choice: dict[str, str | int | None]) -> str:
-    files = [folder / "tokenizer.json"]
-    if not files[0].is_file():
-        files = sorted(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
-    if not files:
-        raise ValueError(
-            f"{folder}: no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt); {_NEEDED}"
-        )
-    return _fingerprint_of(files, json.dumps(choice, sort_keys=True))
-
-
-def _fingerprint_of(files: list[Path], *settings: str) -> str:
-    return fingerprints.digest([*settings, *(f"{file.name} {fingerprints.sha256(file)}" for file in files)])
-
-
-def _context_token(folder: Path, choice: dict[str, str | int | None]) -> int:
-    """BOS if the tokenizer has one, else the end-of-text token."""
-    tokenizer = load_tokenizer(folder)
-    for value in (choice["bos_token"], choice["eos_token"]):
-        token = tokenizer.token_to_id(value) if isinstance(value, str) else value
-        if token is not None:
-            return token
-    raise ValueError(
-        f"{folder}: the tokenizer has neither a BOS nor an EOS token to begin a text with; "
-        "name one in tokenizer_config.json (bos_token)"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({first_line(error)}); download the model again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, needs an object; download the model again")
-    return value
-
-
-def _downloaded(spec: str, revision: str | None, weights: bool = True) -> Path:
-    """The snapshot of a hub repository: its configuration, tokenizer and weights, safetensors if it has them."""
-    if spec.startswith((".", "/", "~")) or spec.endswith(".gguf"):
-        raise ValueError(f"{spec}: no such folder or GGUF file; check the path")
-    owner = Path(spec).parent
-    if owner != Path() and owner.is_dir():  # a path mistyped, rather than a hub id
-        raise ValueError(
-            f"{spec}: no such folder or GGUF file; check the path ({owner} is a folder here, not a hub owner)"
-        )
-    if not _HUB_ID.fullmatch(spec):
-        raise ValueError(f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path")
-    from huggingface_hub import errors, get_token, snapshot_download
-
-    try:
-        wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
-        folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-        if weights and not any(folder.glob("model*.safetensors")):
-            snapshot_download(spec, revision=revision, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
-        return folder
-    except errors.GatedRepoError:
-        needed = "gated on the hub; accept its terms on its page there, then run `hf auth login`"
-    except errors.RevisionNotFoundError:
-        needed = f"no revision {revision!r} on the hub; give a branch, tag or commit that exists"
-    except errors.RepositoryNotFoundError:
-        needed = "not on the hub, or private; check the name, or run `hf auth login`"
-    except Exception as error:  # what a hub or mirror answers ends in errors of any type, with its words in them
-        said = blot(first_line(error), get_token() or "")
-        needed = f"could not be downloaded ({said}); check the network, or give a local folder"
-    raise ValueError(f"{spec}: {needed}")

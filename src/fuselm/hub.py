@@ -1,0 +1,40 @@
+"""Fetch a model's files from the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from fuselm.errors import first_line
+from fuselm.keys import blot
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def download(spec: str, revision: str | None, weights: bool = True) -> Path:
+    """Return the snapshot of a hub repository: its configuration, tokenizer and weights, safetensors if it has them."""
+    if spec.startswith((".", "/", "~")) or spec.endswith(".gguf"):
+        raise ValueError(f"{spec}: no such folder or GGUF file; check the path")
+    owner = Path(spec).parent
+    if owner != Path() and owner.is_dir():  # a path mistyped, rather than a hub id
+        raise ValueError(
+            f"{spec}: no such folder or GGUF file; check the path ({owner} is a folder here, not a hub owner)"
+        )
+    if not _HUB_ID.fullmatch(spec):
+        raise ValueError(f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path")
+    from huggingface_hub import errors, get_token, snapshot_download
+
+    try:
+        wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
+        folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        if weights and not any(folder.glob("model*.safetensors")):
+            snapshot_download(spec, revision=revision, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
+        return folder
+    except errors.GatedRepoError:
+        needed = "gated on the hub; accept its terms on its page there, then run `hf auth login`"
+    except errors.RevisionNotFoundError:
+        needed = f"no revision {revision!r} on the hub; give a branch, tag or commit that exists"
+    except errors.RepositoryNotFoundError:
+        needed = "not on the hub, or private; check the name, or run `hf auth login`"
+    except Exception as error:  # what a hub or mirror answers ends in errors of any type, with its words in them
+        said = blot(first_line(error), get_token() or "")
+        needed = f"could not be downloaded ({said}); check the network, or give a local folder"
+    raise ValueError(f"{spec}: {needed}")

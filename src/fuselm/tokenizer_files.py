@@ -1,0 +1,156 @@
+"""Read a model's tokenizer, and find what a text begins with: what the tokenizer puts in front, else BOS or EOS."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from fuselm import fingerprints
+from fuselm.checkpoints import NEEDED, read_json
+from fuselm.errors import first_line
+
+Choice = dict[str, str | int | None]
+
+MOST_GROWTH = 2000  # bytes that normalizers may make of one
+_OLDER_FILES = ("*.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_UNICODE_FORMS = {
+    "NFKD": 18,
+    "NFKC": 18,
+    "NFD": 4,
+    "NFC": 3,
+    "Precompiled": 18,
+    "Nmt": 2,
+    "Lowercase": 3,
+    "ByteLevel": 2,
+}
+_log = logging.getLogger("fuselm")
+
+
+def load(folder: Path) -> Tokenizer:
+    """Return the folder's fast tokenizer, which neither truncates nor pads."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            ).backend_tokenizer
+    except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
+        if not _is_foreign(error):
+            raise
+        raise ValueError(f"{folder}: cannot load a fast tokenizer ({first_line(error)}); {NEEDED}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _is_foreign(error: BaseException) -> bool:
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def read_choice(folder: Path, config: dict[str, Any]) -> Choice:
+    """Return BOS and EOS as the folder's files name them (a string or an id); None where there is none.
+
+    The first file that mentions it decides, even if it says null (Qwen's says that there is no BOS).
+    """
+    files = {path: read_json(path) for name in _SETTINGS if (path := folder / name).is_file()}
+    files[folder / "config.json"] = {f"{n}_token": config.get(f"{n}_token_id") for n in ("bos", "eos")}
+    choice: Choice = {}
+    for name in ("bos_token", "eos_token"):
+        where, value = next((path, file[name]) for path, file in files.items() if name in file)
+        value = next(iter(value), None) if isinstance(value, list) else value
+        spelled = isinstance(value, dict)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, bool) or not isinstance(value, str | None if spelled else str | int | None):
+            raise ValueError(f"{where}: {name} is a {type(value).__name__}, needs a token or its id")
+        choice[name] = value
+    return choice
+
+
+def identify(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
+    """Return a hash of what decides how text is cut into tokens and what it begins with; and the token it begins with.
+
+    That is what the tokenizer itself puts in front of a text, if it is one token; else BOS, or else EOS.
+    """
+    choice = read_choice(folder, config)
+    files, settings = [folder / "tokenizer.json"], [json.dumps(choice, sort_keys=True)]
+    if not files[0].is_file():
+        files = sorted(path for pattern in _OLDER_FILES for path in folder.glob(pattern))
+        if files:  # transformers makes a fast tokenizer of them, by a class that these name
+            files += [path for name in _SETTINGS if (path := folder / name).is_file()]
+            settings.append(str(config.get("model_type")))
+    if not files:
+        raise ValueError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt); {NEEDED}")
+    known = digest(files, *settings)
+    front, usual = fingerprints.remembered(f"begins {known}", lambda: _begin(folder, choice))
+    if len(front) == 1:
+        return known if front[0] == usual else digest(files, *settings, f"front {front[0]}"), front[0]
+    if usual is None:
+        raise ValueError(
+            f"{folder}: the tokenizer has neither a BOS nor an EOS token to begin a text with; "
+            "name one in tokenizer_config.json (bos_token)"
+        )
+    if front:
+        ids = ", ".join(map(str, front))
+        _log.warning("%s: its tokenizer puts tokens %s before a text; fuselm begins one with %d", folder, ids, usual)
+    return known, usual
+
+
+def digest(files: list[Path], *settings: str) -> str:
+    """Return a hash of settings, and of the files' names and contents."""
+    return fingerprints.digest([*settings, *(f"{file.name} {fingerprints.sha256(file)}" for file in files)])
+
+
+def _begin(folder: Path, choice: Choice) -> tuple[list[int], int | None]:
+    """Return the special tokens that the tokenizer puts before a text; and BOS, or else EOS.
+
+    Raises `ValueError` if the tokenizer can't read a text.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        pipeline = read_json(path)
+        for part in ("normalizer", "decoder"):
+            _check_growth(path, part, pipeline.get(part))
+    tokenizer = load(folder)
+    try:
+        encoding = tokenizer.encode("a b 1", add_special_tokens=True)
+        usual = None
+        for value in (choice["bos_token"], choice["eos_token"]):
+            usual = (tokenizer.token_to_id(value) if isinstance(value, str) else value) if usual is None else usual
+    except BaseException as error:  # as above
+        if not _is_foreign(error):
+            raise
+        raise ValueError(f"{folder}: the tokenizer cannot read a text ({first_line(error)}); {NEEDED}") from error
+    mask = encoding.special_tokens_mask
+    return encoding.ids[: mask.index(0) if 0 in mask else 0], usual
+
+
+def _check_growth(path: Path, part: str, value: object) -> None:
+    growth = _growth(value)
+    if growth > MOST_GROWTH:
+        raise ValueError(
+            f"{path}: the {part} makes up to {growth:.3g} bytes of one; needs one that leaves text as it is"
+        )
+
+
+def _growth(part: object) -> float:
+    """Return an upper bound of how many bytes a part of the pipeline makes of one."""
+    if not isinstance(part, dict):
+        return 1.0
+    growth = float(_UNICODE_FORMS.get(str(part.get("type")), 1))
+    if part.get("type") == "Replace":
+        pattern, content = part.get("pattern"), str(part.get("content"))
+        replaced = pattern.get("String") if isinstance(pattern, dict) else None
+        made = len(content.encode("utf-8", "replace"))
+        growth = max(1.0, made / len(replaced.encode())) if isinstance(replaced, str) and replaced else made + 1.0
+    elif part.get("type") == "Prepend":
+        growth = 1.0 + len(str(part.get("prepend")).encode("utf-8", "replace"))
+    for name in ("normalizers", "decoders"):
+        for inner in part.get(name) or [] if isinstance(part.get(name), list) else []:
+            growth *= _growth(inner)
+    return growth
