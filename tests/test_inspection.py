@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm import corpus, store
+from fuselm import corpus, run_folders, store
 from fuselm.models import load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
@@ -77,9 +77,68 @@ def test_a_document_that_is_not_there_is_one_line(finished, number):
     assert outcome.err.startswith(f"fuselm: --doc {number}: the run has training documents 0 to ")
 
 
-def test_a_run_that_is_not_finished_is_one_line(tmp_path):
-    outcome = fuselm("inspect", tmp_path)
-    assert outcome.code == 2
-    assert outcome.err == (
-        f"fuselm: {tmp_path}: no finished run there; start it with `fuselm run`, or name another folder\n"
-    )
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
+    """A run file of which nothing is made yet."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    rows = tiny_run.short(texts, domains=1)
+    return tiny_run.write(folder, target=byte_level, sources={"alpha": sentence_piece, "zeta": byte_level}, rows=rows)
+
+
+def test_a_run_is_shown_as_far_as_it_has_come(unfinished, tmp_path_factory, byte_level, sentence_piece):
+    out = unfinished.parent / "out"
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    (text,) = [d.text for n, d in enumerate(training(unfinished, cache)) if n == 1]
+    for stage, names in (("capture", []), ("align", ["alpha", "zeta"]), ("fuse", ["alpha", "zeta", "fused"])):
+        assert fuselm(stage, unfinished, cache=cache).code == 0
+        outcome = fuselm("inspect", out, "--doc", 1)
+        assert outcome.code == 0, outcome.err
+        assert ("Not fused yet: `fuselm fuse` or `fuselm run` does that." in outcome.out) == (stage != "fuse")
+        rows = [row for row in table(outcome.out) if row[-1]]
+        for name, model in (("zeta", byte_level), ("alpha", sentence_piece)):
+            assert (f"{name}, captured and not aligned yet: " in outcome.out) == (stage == "capture")
+            ids = vocabulary_of(model if stage == "capture" else byte_level).segment(text).ids.tolist()
+            spelled = [shown(vocabulary_of(model if stage == "capture" else byte_level).token_bytes[i]) for i in ids]
+            assert [row[0] for row in rows][-len(spelled) :] == spelled
+            if stage == "capture":
+                rows = rows[: -len(spelled)]
+        for name in names:
+            assert any(name in line and "token" in line for line in outcome.out.splitlines())
+
+
+def test_what_is_shown_belongs_together(unfinished, tmp_path_factory):
+    """Of several captures and alignments, those that were made last, from one another."""
+    cache, out = tmp_path_factory.getbasetemp() / "cache", unfinished.parent / "out"
+    for number, options in enumerate((["align.top_k=5"], ["capture.draws=7", "align.top_k=5"], ["align.top_k=3"])):
+        assert fuselm("align", unfinished, *options, cache=cache).code == 0
+        if number == 2:
+            continue  # its captures were there before
+        stages = run_folders.find_stages(out)
+        for name in ("alpha", "zeta"):
+            captured = json.loads((stages[f"capture {name}"] / "manifest.json").read_text())
+            aligned = json.loads((stages[f"align {name}"] / "manifest.json").read_text())
+            assert aligned["inputs"]["captured"] == captured["key"] and aligned["parameters"]["top_k"] == 5
+            assert captured["parameters"]["draws"] == (7 if number else 13)
+            corpus_of = json.loads((stages["corpus"] / "manifest.json").read_text())
+            assert corpus_of["files"]["documents.jsonl"] == captured["inputs"]["corpus"]
+
+
+def training(run_file: Path, cache: Path) -> list[corpus.Document]:
+    assert fuselm("capture", run_file, cache=cache).code == 0
+    (folder,) = (run_file.parent / "out" / "corpus").iterdir()
+    return corpus.read_documents(folder, "train")
+
+
+def vocabulary_of(folder: Path) -> Vocabulary:
+    model = locate(str(folder))
+    return Vocabulary(load_tokenizer(model), model.output_size)
+
+
+def test_what_is_no_run_is_one_line(tmp_path, unfinished):
+    for where, expected in (
+        (tmp_path, "no run there that captured anything; start it with `fuselm run`, or name another"),
+        (unfinished, "a file; name the run's folder, the `output` of its run file"),
+        (tmp_path / "absent", "no such folder; name a run's folder, the `output` of its run file"),
+    ):
+        outcome = fuselm("inspect", where)
+        assert (outcome.code, outcome.out, outcome.err) == (2, "", f"fuselm: {where}: {expected}\n")

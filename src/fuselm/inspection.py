@@ -1,7 +1,7 @@
 """One document of a run, token by token: what each source and the fusion expect, and which source won."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import corpus, manifest
+from fuselm import config, corpus, manifest, run_folders
 from fuselm.foreign_text import escape_controls
 from fuselm.models import load_tokenizer, locate
 from fuselm.store import Store, Trace
@@ -18,39 +18,85 @@ from fuselm.vocabulary import Vocabulary
 
 
 def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]:
-    """Lines and a table for training document `number` of the finished run in `folder`.
+    """Yield lines and a table for training document `number` of the run in `folder`.
 
-    Raises `ValueError` if the run isn't finished or has no such document.
+    A run that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured.
+    Raises `ValueError` if nothing was captured, or there is no such document.
     """
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder}: no finished run there; start it with `fuselm run`, or name another folder")
-    stages = {
-        stage: folder / path
-        for stage, path in manifest.read_json(folder / "run.json", drop=folder / "run.json")["folders"].items()
-    }
-    target = locate(str(folder / "model"))  # it has the target's tokenizer
-    vocabulary = Vocabulary(load_tokenizer(target), target.output_size)
+    stages = run_folders.find_stages(folder)
     documents = corpus.read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):
         raise ValueError(f"--doc {number}: the run has training documents 0 to {len(documents) - 1}")
     chosen = documents[number]
-    fused = Store(stages["fuse"]).read(chosen.id)
-    names = manifest.read(stages["fuse"])["counts"]["sources"]
-    aligned = [Store(stages[f"align {name}"]).read(chosen.id) for name in names]
-
-    yield plain(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}, {len(fused.tokens)} tokens")
+    names = _names(stages, "align")
+    if "fuse" in stages:
+        names = manifest.read(stages["fuse"])["counts"]["sources"]
+    aligned = {name: _read(stages[f"align {name}"], chosen.id) for name in names}
+    size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
+    yield plain(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
+    if "fuse" not in stages:
+        yield plain(f"Not fused yet: `fuselm fuse` or `fuselm run` does that. Aligned: {', '.join(names) or 'none'}.")
     yield plain(f"Under each model: probability of the token that came, then the {top} most expected.", style="dim")
-    table = Table("token", "won", *names, "fused", show_edge=False, pad_edge=False)
-    for i, token in enumerate(fused.tokens.tolist()):
-        cells = [_expected(trace, i, vocabulary, top) for trace in [*aligned, fused]]
-        table.add_row(shown(vocabulary.token_bytes[token]), _winner(fused, i, names), *cells)
+    if aligned:
+        yield from _aligned(aligned, _read(stages["fuse"], chosen.id) if "fuse" in stages else None, folder, top)
+    for name in _names(stages, "capture"):
+        if name not in aligned:
+            yield from _captured(name, _read(stages[f"capture {name}"], chosen.id), folder, top)
+
+
+def _names(stages: Mapping[str, Path], stage: str) -> list[str]:
+    return sorted(key.removeprefix(f"{stage} ") for key in stages if key.startswith(f"{stage} "))
+
+
+def _read(store: Path, document: str) -> Trace:
+    opened = Store(store)
+    if document not in opened:
+        raise ValueError(f"{store}: does not have document {document}; take another --doc")
+    return opened.read(document)
+
+
+def _aligned(aligned: Mapping[str, Trace], fused: Trace | None, folder: Path, top: int) -> Iterator[RenderableType]:
+    """Yield what sources expect of the target's tokens, and what their fusion does and which source won, if there."""
+    vocabulary = _vocabulary(folder, None)
+    names = list(aligned)
+    won = ["won"] if fused is not None else []
+    table = Table("token", *won, *names, *(["fused"] if won else []), show_edge=False, pad_edge=False)
+    for i, token in enumerate(next(iter(aligned.values())).tokens.tolist()):
+        cells = [_expected(trace, i, vocabulary, top) for trace in aligned.values()]
+        if fused is not None:
+            cells = [_winner(fused, i, names), *cells, _expected(fused, i, vocabulary, top)]
+        table.add_row(shown(vocabulary.token_bytes[token]), *cells)
     yield table
-    bits = ", ".join(
-        f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}"
-        for name, trace in zip(names, aligned, strict=True)
-    )
-    mixed = -float(fused.distributions.gold.sum(dtype=float)) / max(fused.size, 1) / math.log(2)
-    yield plain(f"Bits per byte of this document: {bits}, fused {mixed:.3f}")
+    bits = ", ".join(f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}" for name, trace in aligned.items())
+    if fused is not None:
+        mixed = -float(fused.distributions.gold.sum(dtype=float)) / max(fused.size, 1) / math.log(2)
+        bits += f", fused {mixed:.3f}"
+    yield plain(f"Bits per byte of this document: {bits}")
+
+
+def _captured(name: str, trace: Trace, folder: Path, top: int) -> Iterator[RenderableType]:
+    """Yield what a source expects of its own tokens."""
+    vocabulary = _vocabulary(folder, name)
+    yield plain(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
+    table = Table("token", name, show_edge=False, pad_edge=False)
+    for i, token in enumerate(trace.tokens.tolist()):
+        table.add_row(shown(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
+    yield table
+    yield plain(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
+
+
+def _vocabulary(folder: Path, source: str | None) -> Vocabulary:
+    """Return a source's vocabulary, or the target's, which the fused model has."""
+    if source is None and (folder / "model").is_dir():
+        model = locate(str(folder / "model"))
+    else:
+        run = config.load(folder / "config.yaml")
+        if source is not None and source not in run.sources:
+            raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
+        of = run.target if source is None else run.sources[source]
+        named = of.tokenizer if isinstance(of, config.Server) else of.model
+        model = locate(named, revision=None if isinstance(of, config.Server) else of.revision)
+    return Vocabulary(load_tokenizer(model), model.output_size)
 
 
 def _winner(fused: Trace, i: int, names: list[str]) -> str:

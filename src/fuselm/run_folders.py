@@ -1,0 +1,61 @@
+"""Find which of the folders in a run's folder belong together, whether or not the run is finished."""
+
+from pathlib import Path
+
+from fuselm import corpus, manifest
+
+RECORD = "run.json"  # of a finished run
+
+
+def find_stages(folder: Path) -> dict[str, Path]:
+    """Return the folders of a run's stages by name, such as `corpus`, `capture NAME`, `align NAME` and `fuse`.
+
+    A finished run says which they are. Of another one they are the newest that were made from one another. Raises
+    `ValueError` where there is nothing of a run.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file; name the run's folder, the `output` of its run file")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
+    if (folder / RECORD).is_file():
+        named = manifest.read_json(folder / RECORD, drop=folder / RECORD)["folders"]
+        return {stage: folder / path for stage, path in named.items()}
+    stages = _newest_by_source(folder, "capture") | _newest_by_source(folder, "align")
+    for stage, aligned in list(stages.items()):
+        name = stage.removeprefix("align ")
+        if name != stage and (captured := _find_key(folder, "capture", manifest.read(aligned)["inputs"]["captured"])):
+            stages[f"capture {name}"] = captured
+    if not stages:
+        raise ValueError(f"{folder}: no run there that captured anything; start it with `fuselm run`, or name another")
+    if (text := _find_text(folder, stages)) is None:
+        raise ValueError(f"{folder}: the corpus of what was captured is not there; run the same command again")
+    stages["corpus"] = text
+    keys = sorted(manifest.read(path)["key"] for stage, path in stages.items() if stage.startswith("align "))
+    for fused in _finished(folder, "fuse"):
+        if sorted(manifest.read(fused)["inputs"].values()) == keys:
+            stages["fuse"] = fused
+    return stages
+
+
+def _finished(folder: Path, stage: str) -> list[Path]:
+    """List a stage's finished folders, the newest last."""
+    found = [path for path in (folder / stage).glob("*") if path.suffix != ".partial" and manifest.is_finished(path)]
+    return sorted(found, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))
+
+
+def _newest_by_source(folder: Path, stage: str) -> dict[str, Path]:
+    return {f"{stage} {path.name.rpartition('-')[0]}": path for path in _finished(folder, stage)}
+
+
+def _find_key(folder: Path, stage: str, key: str) -> Path | None:
+    return next((path for path in _finished(folder, stage) if path.name.rpartition("-")[2] == key), None)
+
+
+def _find_text(folder: Path, stages: dict[str, Path]) -> Path | None:
+    """Return the corpus that was captured; the newest where only stores of the user's were aligned."""
+    captured = [manifest.read(path) for stage, path in stages.items() if stage.startswith("capture ")]
+    wanted = {of["inputs"].get("corpus") for of in captured}
+    texts = _finished(folder, "corpus")
+    if not wanted:
+        return texts[-1] if texts else None
+    return next((t for t in reversed(texts) if manifest.read(t)["files"].get(corpus.FILE) in wanted), None)
