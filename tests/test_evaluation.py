@@ -1,6 +1,7 @@
 """evaluation.py: bits per byte and bootstrap intervals, against the loops in reference.py."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from fuselm import evaluation, forward
 from fuselm.corpus import Document
-from fuselm.evaluation import Bootstrap, Score, bits_per_byte, summarize
+from fuselm.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
 from fuselm.models import load_model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
 
 RESAMPLES = 211
 
 
-def scores(seed: int = 0, documents: int = 17) -> list[Score]:
+def scores(seed: int = 0, documents: int = 23) -> list[Score]:
     rng = np.random.default_rng(seed)
     return [
         Score(
@@ -57,7 +58,7 @@ def assert_same(ours, theirs, rel: float = 1e-10) -> None:
         assert ours[name] == pytest.approx(values, rel=rel, abs=1e-12)
 
 
-@pytest.mark.parametrize("documents", [3, 4, 17])
+@pytest.mark.parametrize("documents", [18, 19, 29])
 def test_intervals_are_those_of_the_looped_bootstrap_on_the_same_draws(documents):
     of = scores(documents=documents)
     ours = Bootstrap(of, resamples=RESAMPLES, seed=5).intervals(of)
@@ -92,10 +93,31 @@ def test_a_constant_difference_per_byte_is_certain():
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_one_document_has_an_interval_of_a_point():
-    of = scores(documents=1)
-    interval = Bootstrap(of).intervals(of)["average"]
-    assert interval.value == interval.low == interval.high == pytest.approx(of[0].bits / of[0].bytes)
+@pytest.mark.parametrize("documents", [1, 3, 15, 16, 17, 18])
+def test_a_domain_of_few_documents_has_no_interval_and_neither_has_an_average_over_it(documents):
+    one, other = scores(0, documents=documents), scores(1, documents=documents)
+    counts = Counter(s.domain for s in one)
+    for intervals in (Bootstrap(one).intervals(one), Bootstrap(one).intervals(one, other)):
+        for domain, interval in intervals.items():
+            enough = min(counts.values()) >= 6 if domain == "average" else counts[domain] >= 6
+            assert (interval.low is not None, interval.high is not None) == (enough, enough)
+        assert intervals["average"].value == pytest.approx(np.mean([intervals[d].value for d in counts]))
+
+
+def test_fewest_documents_are_those_whose_extent_misses_the_middle_in_at_most_a_twentieth_of_draws():
+    missed = {n: 2 * 0.5**n for n in range(1, 20)}  # all on one side of it
+    assert min(n for n, share in missed.items() if share <= 1 - LEVEL) == FEWEST_DOCUMENTS
+
+
+def test_intervals_of_the_fewest_documents_hold_the_truth_far_more_often_than_of_fewer():
+    """Of draws from a skewed distribution; a percentile interval of few is too narrow, and of three absurdly so."""
+    held, rng = {}, np.random.default_rng(3)
+    for documents in (2, 3, 6, 12):
+        held[documents] = 0
+        for draw in rng.gamma(2.0, size=(300, documents)):
+            resampled = rng.choice(draw, size=(199, documents)).mean(axis=1)
+            held[documents] += np.quantile(resampled, 0.025) <= 2.0 <= np.quantile(resampled, 0.975)
+    assert held[2] < 0.55 * 300 and held[3] < 0.75 * 300 and held[6] > 0.75 * 300 and held[12] > 0.85 * 300
 
 
 def test_the_order_of_documents_does_not_matter():

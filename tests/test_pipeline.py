@@ -70,7 +70,7 @@ def test_a_run_ends_with_results_in_its_folder(finished):
         row = (numbers["models"] | numbers["differences"])[name]
         assert set(row) == {"domains", "average"} and set(row["domains"]) == {"english", "french"}
         for cell in [row["average"], *row["domains"].values()]:
-            assert set(cell) == {key, "low", "high"} and cell["low"] <= cell[key] <= cell["high"]
+            assert set(cell) == {key, "low", "high"} and cell["low"] is cell["high"] is None  # of few
     assert numbers["models"]["own"] == numbers["models"]["base"]
 
 

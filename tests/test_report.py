@@ -16,7 +16,7 @@ from fuselm import config, figures, report
 from fuselm.evaluation import Bootstrap, Score
 from fuselm.manifest import Recipe, build_once
 
-HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 5}  # documents of each domain
+HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 13}  # documents of each domain
 STEPS = 13
 LEVELS = {"gemma": 1.05, "qwen": 0.9, "base": 1.2, "clm": 1.1, "fused": 1.0}  # bits per byte, about
 
@@ -254,6 +254,30 @@ def test_verdict_says_better_level_or_worse(make, run, fused, noise, word):
 def test_verdict_says_where_fused_is_not_better_than_base(make, run):
     summary = report.summarize_run(run, make(LEVELS | {"base": 0.9}, 0.001))
     assert report.verdict(summary).startswith("fused is better than base on 0 of 3 domains (worse on 3);")
+
+
+def test_nothing_is_judged_by_few_documents(run, tmp_path):
+    """A domain of five has no interval, so the average has none; the other domain has."""
+    folders = make_folders(tmp_path, LEVELS | {"base": 1.3}, {"few": 5, "enough": 6}, noise=0.001)
+    summary = report.summarize_run(run, folders)
+    for rows in (summary["models"], summary["differences"]):
+        for row in rows.values():
+            cells = {"few": row["domains"]["few"], "average": row["average"]}
+            assert all(cell["low"] is cell["high"] is None for cell in cells.values())
+            assert row["domains"]["enough"]["low"] <= row["domains"]["enough"]["high"]
+    assert report.verdict(summary) == (
+        "fused is better than base on 1 of 2 domains (unknown on 1); "
+        f"fused - clm = {summary['differences']['fused-clm']['average']['value']:+.4f} bits per byte on average: "
+        "unknown, for a domain has fewer than 6 held-out documents"
+    )
+    text = printed(report.table(summary), 120)
+    assert "– fewer than 6 held-out documents, too few for an interval" in " ".join(text.split()) and "None" not in text
+    (fused,) = [line.split() for line in text.splitlines() if line.startswith("fused ") and "is" not in line.split()]
+    assert [cell.startswith("*") for cell in fused[1:]] == [True, False, False]  # enough, few, average
+    histories = {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()}
+    page = report.page(summary, histories)
+    assert "no interval: too few documents" in page and "None" not in page and "unknown" in page
+    assert "(–)" in report.card(summary) and "None" not in report.card(summary)
 
 
 def test_the_same_model_twice_is_level(make, run):

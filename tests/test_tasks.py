@@ -130,7 +130,7 @@ def test_a_difference_is_of_the_shares_and_the_bits_a_word():
     assert only == {"en": (3, 1, pytest.approx(10 / 16)), "de": (1, 0, 1.0)}
     assert (found["acc"]["average"]["only_first"], found["acc"]["average"]["p"]) == (4, pytest.approx(12 / 32))
     for cell in [*found["bits"]["domains"].values(), found["bits"]["average"]]:  # each word is better by two nats
-        assert [cell[name] for name in ("value", "low", "high")] == pytest.approx([-2 / math.log(2)] * 3)
+        assert cell["value"] == pytest.approx(-2 / math.log(2)) and cell["low"] is None  # of few documents
 
 
 def test_a_models_average_is_the_mean_of_domains_with_their_errors():
@@ -149,7 +149,7 @@ def test_the_page_has_a_row_for_each_model_and_difference():
         "### cloze, % right", "### cloze, bits a word"
     ]  # fmt: skip
     assert page.splitlines()[2] == "|  | en | de | average |"
-    assert page.count("| fused − clm | +0.0 [+0.0, +0.0]; 0 : 0, p = 1 |") == 1
+    assert page.count("| fused − clm | +0.0 –; 0 : 0, p = 1 |") == 1
 
 
 # ---- a run

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from fuselm.evaluation import Bootstrap, Score
+from fuselm.pages import format_interval
 
 METRICS = {"cloze": ("acc", "bits"), "continuation": ("acc", "acc_norm")}
 TITLES = {"acc": "% right", "acc_norm": "% right by probability per character", "bits": "bits a word"}
@@ -111,9 +112,11 @@ def _table(summary: Mapping, kind: str, metric: str) -> str:
         return f"{of[metric] * factor:.{digits}f} ± {of[f'{metric}_stderr'] * factor:.{digits}f}"
 
     def difference(of: Mapping) -> str:
-        value, low, high = (f"{of[name] * factor:+.{digits}f}".replace("-", "−") for name in ("value", "low", "high"))
+        def form(value: float) -> str:
+            return f"{value * factor:+.{digits}f}".replace("-", "−")
+
         test = f"; {of['only_first']} : {of['only_second']}, p = {of['p']:.2g}" if "p" in of else ""
-        return f"{value} [{low}, {high}]{test}"
+        return f"{form(of['value'])} {format_interval(of, form)}{test}"
 
     rows = [["", *(domain.replace("_", " ") for domain in domains), "average"]]
     rows.append(["---"] * len(rows[0]))

@@ -6,6 +6,7 @@ Intervals resample documents within each domain; a difference of two models resa
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,10 @@ from fuselm.corpus import Document
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# A percentile interval lies between the smallest and the largest document. So of n documents it misses the middle of
+# what they are drawn from with a probability of at least 2^(1-n), that all are above it or all below: 1 for one
+# document, a half for two, 6.25 % for five, and only from six on less than the 5 % that it is to have.
+FEWEST_DOCUMENTS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +37,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A value and its 95% bootstrap interval."""
+    """A value and its 95% bootstrap interval; None where a domain has fewer than `FEWEST_DOCUMENTS`."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def score(
@@ -149,8 +154,11 @@ class Bootstrap:
             value, samples = value - other.value, samples - other.samples
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         names = [*self.domains, "average"]
+        counts = Counter(domain for domain, _ in self.order)
+        few = {d for d in self.domains if counts[d] < FEWEST_DOCUMENTS}
+        unknown = few | ({"average"} if few else set())
         return {
-            n: Interval(value=v, low=lo, high=hi)
+            n: Interval(value=v, low=None if n in unknown else lo, high=None if n in unknown else hi)
             for n, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
         }
 

@@ -25,13 +25,13 @@ _DOTS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A value with its interval."""
+    """A value with its interval, if it has one."""
 
     label: str
     style: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def intervals(
     name_width = _width_of(groups) + 14
     left = name_width + (0 if single else _width_of(m.label for m in marks) + 14)
     right = width - _width_of(number(m.value) for m in marks) - 22
-    extent = [x for m in marks for x in (m.low, m.high, m.value)] + [0.0] * zero
+    extent = [x for m in marks for x in (m.low, m.high, m.value) if x is not None] + [0.0] * zero
     scale, ticks = _scale(min(extent), max(extent), left, right, count=max(2, int((right - left) / 70)))
     height = sum(len(group) * row + gap for group in groups.values()) + 8
     out = [_grid(ticks, scale, height)]
@@ -86,10 +86,13 @@ def intervals(
             middle = y + row / 2
             out.append(f'<g class="{mark.style}">')
             out.append(f"<title>{escape(f'{name}, {mark.label}: {number(mark.value)}')}, ")
-            out.append(f"95% interval {number(mark.low)} to {number(mark.high)}</title>")
+            if mark.low is None or mark.high is None:
+                out.append("no interval: too few documents</title>")
+            else:
+                out.append(f"95% interval {number(mark.low)} to {number(mark.high)}</title>")
+                out.append(f'<path class="whisker" d="M{scale(mark.low):.1f} {middle:.1f}H{scale(mark.high):.1f}"/>')
             if not single:
                 out.append(_label(mark.label, left - 14, middle + 4, "end"))
-            out.append(f'<path class="whisker" d="M{scale(mark.low):.1f} {middle:.1f}H{scale(mark.high):.1f}"/>')
             out.append(f'<circle class="dot" cx="{scale(mark.value):.1f}" cy="{middle:.1f}" r="4.5"/>')
             out.append(f'<text class="number" x="{width}" y="{middle + 4:.1f}">{number(mark.value)}</text></g>')
             y += row

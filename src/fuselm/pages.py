@@ -4,6 +4,7 @@ Whatever a template puts in is shown as text: escaped for the language of the pa
 """
 
 import re
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def format_signed(value: float) -> str:
 def format_minus(value: float) -> str:
     """Return four decimals with a real minus sign."""
     return format_signed(value).replace("-", "−")
+
+
+def format_interval(cell: Mapping, form: Callable[[float], str]) -> str:
+    """Return a cell's interval; a dash where it is of too few documents to have one."""
+    return "–" if cell["low"] is None else f"[{form(cell['low'])}, {form(cell['high'])}]"
 
 
 def format_ratio(value: float | None) -> str:

@@ -5,7 +5,7 @@ runs of the same thing.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import config, figures, manifest, pages
-from fuselm.evaluation import Score, summarize
+from fuselm.evaluation import FEWEST_DOCUMENTS, Score, summarize
 from fuselm.foreign_text import escape_controls, write_json
-from fuselm.pages import format_bits, format_duration, format_minus, format_signed
+from fuselm.pages import format_bits, format_duration, format_interval, format_minus, format_signed
 from fuselm.public_names import name_options_publicly
 from fuselm.terminal import plain
 
-VERSION = 3
+VERSION = 4
 TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them
 SOURCE_STYLES = 6  # colours of sources in the style sheet; more sources begin again
 
@@ -127,8 +127,12 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def judge(difference: Mapping[str, float]) -> str:
-    """Of fewer bits per byte: `better` where the interval is below zero, `worse` above, else `level`."""
+def judge(difference: Mapping[str, float | None]) -> str:
+    """Judge a difference of bits per byte by its interval: `better` where that is below zero, `worse` above, else
+    `level`; `unknown` where there is none.
+    """
+    if difference["low"] is None:
+        return "unknown"
     if difference["high"] < 0:
         return "better"
     return "worse" if difference["low"] > 0 else "level"
@@ -137,14 +141,19 @@ def judge(difference: Mapping[str, float]) -> str:
 def verdict(summary: Mapping) -> str:
     """What came out, in one sentence."""
     over_base = [judge(d) for d in summary["differences"]["fused-base"]["domains"].values()]
-    others = [f"{word} on {over_base.count(word)}" for word in ("level", "worse") if word in over_base]
+    others = [f"{word} on {over_base.count(word)}" for word in ("level", "worse", "unknown") if word in over_base]
     average = summary["differences"]["fused-clm"]["average"]
-    value, low, high = (format_signed(average[name]) for name in ("value", "low", "high"))
+    value = format_signed(average["value"])
+    interval = "" if average["low"] is None else f" {format_interval(average, format_signed)}"
     return (
         f"fused is better than base on {over_base.count('better')} of {len(over_base)} domains"
-        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {value} [{low}, {high}] bits per byte on "
-        f"average: {judge(average)}"
+        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {value}{interval} bits per byte on "
+        f"average: {judge(average)}{_reason(average)}"
     )
+
+
+def _reason(cell: Mapping) -> str:
+    return f", for a domain has fewer than {FEWEST_DOCUMENTS} held-out documents" if cell["low"] is None else ""
 
 
 def best_source(summary: Mapping) -> str:
@@ -159,7 +168,8 @@ def table(summary: Mapping) -> Table:
     domains = list(summary["heldout"])
     shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left", caption_justify="left")
     shown.title = Text("bits per byte of held-out text, with 95% intervals; lower is better", style="bold")
-    shown.caption = Text(f"* the best of {', '.join(TARGETS)}\n\n{verdict(summary)}", style="bold")
+    few = f"\n– fewer than {FEWEST_DOCUMENTS} held-out documents, too few for an interval" if _has_few(summary) else ""
+    shown.caption = Text(f"* the best of {', '.join(TARGETS)}{few}\n\n{verdict(summary)}", style="bold")
     shown.title_style = shown.caption_style = ""
     shown.add_column("", overflow="fold")
     for domain in [*domains, "average"]:
@@ -168,22 +178,29 @@ def table(summary: Mapping) -> Table:
         cells = []
         for domain in [*domains, "average"]:
             cell = _cell(row, domain)
-            best = name in TARGETS and cell["bits_per_byte"] == min(
-                _cell(models[t], domain)["bits_per_byte"] for t in TARGETS
-            )
+            least = min(_cell(models[t], domain)["bits_per_byte"] for t in TARGETS)
+            best = name in TARGETS and cell["low"] is not None and cell["bits_per_byte"] == least
             value = Text(f"{'*' * best}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
-            cells.append(Group(value, Text(f"{cell['low']:.3f}, {cell['high']:.3f}", style="dim")))
+            cells.append(Group(value, Text(_bare_interval(cell, format_bits), style="dim")))
         last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
         shown.add_row(plain(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
-    colours = {"better": "green", "level": "yellow", "worse": "red"}
+    colours = {"better": "green", "level": "yellow", "worse": "red", "unknown": "dim"}
     for name in ("fused-clm", "fused-base", f"fused-{best_source(summary)}"):
         cells = []
         for domain in [*domains, "average"]:
             cell = _cell(differences[name], domain)
-            value, low, high = (format_signed(cell[part]) for part in ("value", "low", "high"))
-            cells.append(Group(Text(value, style=colours[judge(cell)]), Text(f"{low}, {high}", style="dim")))
+            value = Text(format_signed(cell["value"]), style=colours[judge(cell)])
+            cells.append(Group(value, Text(_bare_interval(cell, format_signed), style="dim")))
         shown.add_row(plain(name), *cells)
     return shown
+
+
+def _bare_interval(cell: Mapping, form: Callable[[float], str]) -> str:
+    return format_interval(cell, form).strip("[]")
+
+
+def _has_few(summary: Mapping) -> bool:
+    return any(of["documents"] < FEWEST_DOCUMENTS for of in summary["heldout"].values())
 
 
 def _cell(row: Mapping, domain: str) -> Mapping[str, float]:
@@ -200,6 +217,8 @@ def page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
         summary,
         headline=pages.typeset(verdict(summary)),
         judge=judge,
+        interval=format_interval,
+        fewest=FEWEST_DOCUMENTS,
         bits=format_bits,
         minus=format_minus,
         sources=sources,

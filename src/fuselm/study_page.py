@@ -35,7 +35,8 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
     shared |= {"dash": DASH, "told": told}
     manifest.write_text(out / "results.md", pages.render("study.md.jinja", **shared))
-    manifest.write_text(out / "study.html", pages.render("study.html.jinja", prose=prose, **shared))
+    judging = {"judge": report.judge, "interval": pages.format_interval, "minus": pages.format_minus}
+    manifest.write_text(out / "study.html", pages.render("study.html.jinja", prose=prose, **judging, **shared))
 
 
 def prose(text: str) -> str:
@@ -95,7 +96,7 @@ def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], colum
     return {
         "name": name,
         "cells": [f"{cells[c]['value']:.4f}" if cells else DASH for c in columns],
-        "interval": f"[{cells['average']['low']:.3f}, {cells['average']['high']:.3f}]" if cells else "",
+        "interval": pages.format_interval(cells["average"], _bits) if cells else "",
         "spread": DASH if spread is None else f"{spread:.4f}",
         "seeds": f"{done}" if done == len(arm["seeds"]) else f"{done} of {len(arm['seeds'])}",
     }
