@@ -75,7 +75,12 @@ def make_folders(
             "best_step": 8,
             "dev_bits_per_byte": levels[method],
         }
-        rest = {"lambda_final": None, "lr_schedule": "constant", "average": method == "fused" and average}
+        rest = {
+            "lambda_final": None,
+            "precision": "float32",
+            "lr_schedule": "constant",
+            "average": method == "fused" and average,
+        }
         parameters = {"learning_rate": 1e-4, "passes": 2, "lambda_clm": lambda_clm if method == "fused" else 1.0}
         return folder("train", method, counts, parameters | rest, history={"dev": dev, "log": log})
 
@@ -173,6 +178,7 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
         "average": 1.2,
         "lambda_clm": 0.5,
         "lambda_final": None,
+        "precision": "float32",
         "steps": STEPS,
         "best_step": 8,
         "dev_bits_per_byte": 1.0,
