@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -145,6 +146,38 @@ def source_trace(trace: Trace) -> reference.SourceTrace:
         gold_probabilities=np.exp(trace.distributions.gold.astype(np.float64)).tolist(),
         rows=rows_of(trace.distributions),
         tails=trace.distributions.tail.astype(np.float64).tolist(),
+    )
+
+
+def stretches(source, target) -> Iterator[tuple[slice, slice]]:
+    """Yield source and target tokens of two segmentations of one text that spell the same stretch, token by token.
+
+    A stretch begins where a token of each begins, or with the text, and ends before what either does not spell.
+    """
+    source_spans, target_spans = (spans(s.starts, s.size) for s in (source, target))
+    first = None  # target token and source token that the stretch begins with
+    for i, (begin, end) in enumerate([*target_spans, (0, 0)]):
+        over = [j for j, (b, e) in enumerate(source_spans) if b < end and e > begin]
+        good = i < len(target_spans) and target.spelled[i] and bool(source.spelled[over].all())
+        if first and not good:
+            until = target_spans[i - 1][1]
+            yield slice(first[1], max(j for j, s in enumerate(source_spans) if s[0] < until) + 1), slice(first[0], i)
+            first = None
+        if good and not first:
+            meets = [j for j, s in enumerate(source_spans) if s[0] == begin and source.spelled[j]]
+            if i == 0 and source_spans and source.spelled[0]:
+                meets = [0]
+            first = (i, meets[0]) if meets else None
+
+
+def take(trace: reference.SourceTrace, rows: slice) -> reference.SourceTrace:
+    """Return some of the source's tokens by themselves."""
+    return reference.SourceTrace(
+        spans=trace.spans[rows],
+        ids=trace.ids[rows],
+        gold_probabilities=trace.gold_probabilities[rows],
+        rows=trace.rows[rows],
+        tails=trace.tails[rows],
     )
 
 

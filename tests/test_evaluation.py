@@ -167,7 +167,9 @@ def test_bits_are_those_of_the_models_dense_softmax(tiny, texts):
         ids = vocabulary.segment(document.text).ids.tolist()
         with torch.inference_mode():
             logits = double(torch.tensor([[model.context_token, *ids[:-1]]])).logits[0]
-        assert score.bits == pytest.approx(sum(reference.causal_bits(logits, ids)), rel=1e-5)
+        lacking = vocabulary.segment(document.text).unspelled_bytes
+        assert score.unspelled == lacking and ("unspelled" in score.as_row()) == (lacking > 0)
+        assert score.bits == pytest.approx(sum(reference.causal_bits(logits, ids)) + 8 * lacking, rel=1e-5)
         assert (score.document, score.bytes) == (document.id, len(document.text.encode()))
 
 

@@ -20,7 +20,8 @@ def planned(lengths, domains, *, batch_tokens=61, window=None, context=9973, **p
 
 
 def segmentation(ids: list[int]) -> Segmentation:
-    return Segmentation(ids=np.array(ids, np.int32), starts=np.arange(len(ids), dtype=np.int32), size=len(ids))
+    starts, spelled = np.arange(len(ids), dtype=np.int32), np.ones(len(ids), bool)
+    return Segmentation(ids=np.array(ids, np.int32), starts=starts, spelled=spelled, size=len(ids))
 
 
 @settings(deadline=None)

@@ -106,7 +106,10 @@ def test_nothing_is_lost_between_any_two_kinds(source_kind, target_kind, vocabul
         aligned = aligner.align(trace, text)
         check(aligned.distributions, target.size)
         has_text = np.diff(np.append(aligned.starts, aligned.size)) > 0
-        assert np.array_equal(aligned.distributions.informed, has_text)
+        informed, spelled = aligned.distributions.informed, target.segment(text).spelled
+        if spelled.all() and source.segment(text).spelled.all():
+            assert np.array_equal(informed, has_text)
+        assert not (informed & ~(spelled & has_text)).any()
         assert total(aligned) >= total(trace) * (1 + 1e-5) - 1e-4  # more only if other ways to the same tokens add up
 
 
@@ -203,9 +206,8 @@ def test_ids_under_which_no_text_is_written_are_followed_all_the_same():
     """A token that its own tokenizer never makes, as gold: the trace of another tokenization of the text."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])
     a, b = source.id_of[b"a"], source.id_of[b"b"]
-    segmentation = drawn.Segmentation(
-        ids=np.array([a, b, a], np.int32), starts=np.array([0, 1, 2], np.int32), size=3
-    )  # not ab, a
+    ids, starts = np.array([a, b, a], np.int32), np.array([0, 1, 2], np.int32)  # not ab, a
+    segmentation = drawn.Segmentation(ids=ids, starts=starts, spelled=np.ones(3, bool), size=3)
     rows = [{a: 0.5, b: 0.5}] * 3
     trace = drawn.trace(segmentation, drawn.distributions_of(rows, [0.0] * 3, [np.log(0.5)] * 3))
     aligned = Aligner(source, target).align(trace, "aba")

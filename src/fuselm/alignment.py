@@ -7,6 +7,7 @@ information of the source.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,8 +22,10 @@ from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity
 from fuselm.progress import Progress
+from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.store import Store, Trace, write_parts
-from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
+from fuselm.stretches import clear_rows
+from fuselm.vocabulary import UNMAPPED, Vocabulary
 
 BLOCK = 64  # documents that threads align at a time
 
@@ -54,6 +57,7 @@ class Aligner:
     def align(self, trace: Trace, text: str) -> Trace:
         """The trace in the target's tokens; the same trace where both have the same tokens.
 
+        Tokens that do not spell their bytes carry no information, and each such byte of the source adds to `nats`.
         Raises `ValueError` if the trace was not made of this text.
         """
         data = text.encode()
@@ -65,10 +69,16 @@ class Aligner:
         span.require_trace(trace, self.source.size, len(data))
         self._require_spelled(trace, text, data)
         target = self.target.segment(text)
+        spelled = self.source.find_spelled(trace.tokens, trace.starts, text)
+        unspelled = count_unspelled(trace.starts, spelled, trace.size)
+        nats = trace.nats + BITS_PER_UNSPELLED_BYTE * math.log(2) * unspelled
         if self._same_vocabulary and np.array_equal(trace.tokens, target.ids):
-            return trace
+            if spelled.all() and not unspelled:
+                return trace
+            return replace(trace, nats=nats, distributions=clear_rows(trace.distributions, ~spelled))
         return replace(
             trace,
+            nats=nats,
             tokens=target.ids,
             starts=target.starts,
             distributions=self._method(self, trace, target, data),
@@ -89,6 +99,11 @@ class Aligner:
                 f"document {trace.document}: its tokens neither spell its text nor are the source tokenizer's; capture "
                 "again"
             )
+
+    def count_unspelled(self, trace: Trace, text: str) -> int:
+        """Count the bytes of a text that the source's tokens do not spell."""
+        spelled = self.source.find_spelled(trace.tokens, trace.starts, text)
+        return count_unspelled(trace.starts, spelled, trace.size)
 
     @functools.cached_property
     def spelling(self) -> spelling.Spelling:
@@ -117,7 +132,9 @@ def align_store(
                     aligner.align(block[0], of[block[0].document].text)
                 results = threads.map(aligner.align, block, [of[trace.document].text for trace in block])
                 for trace, result in zip(block, results, strict=True):
-                    measured.setdefault(of[trace.document].domain, Fidelity()).add(trace, result)
+                    document = of[trace.document]
+                    unspelled = aligner.count_unspelled(trace, document.text)
+                    measured.setdefault(document.domain, Fidelity()).add(trace, result, unspelled)
                     progress.advance(1)
                     yield result
 
@@ -141,25 +158,25 @@ def exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> 
         if t is not None and (int(b), t) in source_row
     ]
     equal = aligner.map_once("exact", lambda: _equal_tokens(aligner.source, aligner.target))
-    return _mapped(aligner, trace, target, np.array(pairs, np.int64).reshape(-1, 2), equal)
+    return _mapped(aligner, trace, target, data, np.array(pairs, np.int64).reshape(-1, 2), equal)
 
 
 def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """MinED: one-to-one pairs of positions, where the source's gold token maps to the target's."""
     nearest = aligner.map_once("mined", lambda: maps.nearest_map(aligner.source, aligner.target))
-    return _paired(aligner, trace, target, nearest)
+    return _paired(aligner, trace, target, data, nearest)
 
 
 def cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """As `paper`, with ties of edit distance broken by the company of tokens in the aligner's texts."""
     ids = aligner.map_once("cooccurrence", lambda: maps.cooccurrence_map(aligner.source, aligner.target, aligner.texts))
-    return _paired(aligner, trace, target, ids)
+    return _paired(aligner, trace, target, data, ids)
 
 
 def statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """FuseChat's: as `paper`, with the map that the pairs of positions in the aligner's texts suggest."""
     ids = aligner.map_once("statistics", lambda: maps.statistics_map(aligner.source, aligner.target, aligner.texts))
-    return _paired(aligner, trace, target, ids)
+    return _paired(aligner, trace, target, data, ids)
 
 
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {
@@ -171,7 +188,7 @@ METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions
 }
 
 
-def _paired(aligner: Aligner, trace: Trace, target: Segmentation, ids: Int[ndarray, "v"]) -> Distributions:
+def _paired(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes, ids: Int[ndarray, "v"]) -> Distributions:
     """Use one-to-one pairs of positions whose gold tokens map to each other, by a map of ids."""
     path = mined.pair_positions(
         mined.unmarked(aligner.source, trace.tokens), mined.unmarked(aligner.target, target.ids)
@@ -179,13 +196,23 @@ def _paired(aligner: Aligner, trace: Trace, target: Segmentation, ids: Int[ndarr
     sources, targets = path[:, 0], path[:, 1]
     once = (np.bincount(sources, minlength=1)[sources] == 1) & (np.bincount(targets, minlength=1)[targets] == 1)
     meets = ids[trace.tokens[sources]] == target.ids[targets]
-    return _mapped(aligner, trace, target, path[once & meets][:, ::-1], ids)
+    return _mapped(aligner, trace, target, data, path[once & meets][:, ::-1], ids)
 
 
 def _mapped(
-    aligner: Aligner, trace: Trace, target: Segmentation, pairs: Int[ndarray, "pairs 2"], ids: Int[ndarray, "v"]
+    aligner: Aligner,
+    trace: Trace,
+    target: Segmentation,
+    data: bytes,
+    pairs: Int[ndarray, "pairs 2"],
+    ids: Int[ndarray, "v"],
 ) -> Distributions:
-    """Each paired (target, source) row gets the latter's entries by a map of ids, but gold for gold."""
+    """Each paired (target, source) row gets the latter's entries by a map of ids, but gold for gold.
+
+    A pair of which one does not spell its bytes is no pair.
+    """
+    spelled = find_spelled(aligner.source.spell(trace.tokens.tolist()), trace.starts, data)
+    pairs = pairs[target.spelled[pairs[:, 0]] & spelled[pairs[:, 1]]]
     d = _with_gold_entries(trace).distributions
     entries, owner = _entries_of(d, pairs[:, 1])
     is_gold = d.ids[entries] == trace.tokens[pairs[owner, 1]]

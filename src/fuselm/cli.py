@@ -285,6 +285,7 @@ def _show(result: dict, as_json: bool) -> None:
     from rich.table import Table
 
     from fuselm import terminal
+    from fuselm.notes import unspelled_notes
 
     console = terminal.open_console()
     for method, of in result.get("methods", {"": result}).items():
@@ -297,11 +298,14 @@ def _show(result: dict, as_json: bool) -> None:
             verdict = terminal.plain(of["verdict"], style="bold").append_text(
                 terminal.plain(
                     f": {arrives:.1%} of the source's bits lie in spans with information; "
-                    f"fidelity there {_cell(fidelity)}",
+                    f"fidelity there {_cell(fidelity)}; {of['candidates_spelled']:.1%} of its other candidates spell "
+                    "what their bytes say",
                     style="not bold",
                 )
             )
             console.print(verdict)
+        for note in unspelled_notes(of):
+            console.print(terminal.plain(note, style="dim"))
 
 
 def _cell(value: float | int | None) -> str:

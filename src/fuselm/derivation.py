@@ -13,8 +13,8 @@ import numpy as np
 from fuselm import foreign, store
 from fuselm.distributions import Distributions, check
 from fuselm.foreign import Foreign, Tokens
+from fuselm.segmentation import Segmentation
 from fuselm.store import Trace
-from fuselm.vocabulary import Segmentation
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
 SMALLEST_TAIL = 2.0**-16  # of a softmax, which leaves something to every id
@@ -89,7 +89,8 @@ def _segmented(
     lengths = np.array([len(tokens.vocabulary.token_bytes[i] or b"") for i in ids], np.int64)
     starts = (np.cumsum(lengths) - lengths).astype(np.int32)
     whole = spelled if spelled.encode() == joined else None
-    return Segmentation(ids=np.array(ids, np.int32), starts=starts, size=len(joined)), whole
+    all_spelled = np.ones(len(ids), bool)
+    return Segmentation(ids=np.array(ids, np.int32), starts=starts, spelled=all_spelled, size=len(joined)), whole
 
 
 def _distributions(

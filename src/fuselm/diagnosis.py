@@ -24,10 +24,11 @@ from rich.text import Text
 from fuselm import corpus, manifest, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.fusion import fuse, learn
+from fuselm.fusion import fuse, learn, unspelled_shares
 from fuselm.models import locate
 from fuselm.progress import Progress
 from fuselm.report import finite
+from fuselm.segmentation import COMPARABLE
 from fuselm.store import Store, Trace
 from fuselm.terminal import plain
 
@@ -112,7 +113,8 @@ def diagnose(
     `sources` and `ways` have `bits_per_byte` by domain and on average, and what was `expected`; `compared` the shares
     of bytes that these are of: an alignment that leaves tokens without a row leaves them out; `wins` the shares of
     tokens and documents of a domain that each source predicts best; `agreement` is of pairs of sources; `write` is the
-    `write.ratio` of the writers that know far more than the target.
+    `write.ratio` of the writers that know far more than the target. `unspelled` is there where a source's tokenizer
+    does not spell bytes: their shares by domain. A source has no bits where it is more than `COMPARABLE`.
     """
     names = list(stores)
     missing = sum(any(d.id not in s for s in stores.values()) for d in documents)
@@ -122,13 +124,16 @@ def diagnose(
     domains = sorted({d.domain for d in documents})
     learned = learn(stores, documents, {d: [1.0] * len(names) for d in domains}, [1.0] * len(names), vocabulary_size)
     ways = {way: options for way, options in WAYS.items() if not (drawn and way in OF_TAILS)}
+    unspelled = {name: unspelled_shares(store) for name, store in stores.items()}
+    left_out = {domain: _left_out(names, unspelled, domain, own) for domain in domains}
     sums = {name: _Sums(domains) for name in [*names, *ways, ORACLE]}
     wins = {domain: {"tokens": np.zeros(len(names)), "documents": np.zeros(len(names))} for domain in domains}
     pairs = {pair: np.zeros(3) for pair in combinations(range(len(names)), 2)}
     progress.start(len(documents), unit="documents")
     for document in documents:
         traces = [store.read(document.id) for store in stores.values()]
-        common = np.logical_and.reduce([trace.distributions.informed for trace in traces])
+        heard = np.array([name not in left_out[document.domain] for name in names])
+        common = np.logical_and.reduce([traces[n].distributions.informed for n in np.flatnonzero(heard)])
         for name, trace in zip(names, traces, strict=True):
             sums[name].add(document.domain, trace, common, vocabulary_size)
         for way, options in ways.items():
@@ -137,8 +142,8 @@ def diagnose(
             sums[way].add(document.domain, fused, common, vocabulary_size)
         best = fuse(traces, vocabulary_size=vocabulary_size, function=ORACLE)
         sums[ORACLE].add(document.domain, best, common, vocabulary_size)
-        wins[document.domain]["tokens"] += best.weights.sum(axis=0, dtype=float)
-        nats = np.array([trace.nats for trace in traces])
+        wins[document.domain]["tokens"] += best.weights.sum(axis=0, dtype=float) * heard
+        nats = np.where(heard, [trace.nats for trace in traces], np.inf)
         wins[document.domain]["documents"] += (nats == nats.min()) / (nats == nats.min()).sum()
         for (a, b), total in pairs.items():
             total += _agreement(traces[a].distributions, traces[b].distributions, vocabulary_size)
@@ -150,6 +155,9 @@ def diagnose(
                 f"no token of domain '{domain}' has rows of all sources; take another align.method, such as span, or "
                 "other sources"
             )
+    for domain, silent in left_out.items():
+        for name in silent:
+            sums[name].nats[domain] = sums[name].expected[domain] = math.inf
     values = {name: total.summary() for name, total in sums.items()}
     result = {
         "documents": len(documents),
@@ -173,12 +181,22 @@ def diagnose(
             for (a, b), (count, same, overlap) in pairs.items()
         ],
     }
+    if any(unspelled.values()):
+        result["unspelled"] = {name: of for name, of in unspelled.items() if of}
     result["best_source"] = _best_source(result)
     result["gains"] = _gains(result)
     if own is not None:
         result["judged"] = {domain: _judged(result, domain) for domain in [*domains, "average"]}
         result["write"] = _write(result, writers)
     return finite(result | {"verdict": _verdict(result)})
+
+
+def _left_out(
+    names: Sequence[str], unspelled: Mapping[str, Mapping[str, float]], domain: str, own: str | None
+) -> set[str]:
+    """Return the sources that do not spell enough of a domain to be compared; none if all are so, never the target."""
+    lacking = {name for name in names if unspelled[name].get(domain, 0.0) > COMPARABLE}
+    return set() if len(lacking) == len(names) else lacking - {own}
 
 
 class _Sums:
@@ -225,7 +243,8 @@ def _agreement(left: Distributions, right: Distributions, vocabulary_size: int) 
 
 
 def _best_source(result: Mapping) -> str:
-    """The source, other than the target, with the fewest bits per byte on average."""
+    """The source, other than the target, with the fewest bits per byte on average; of those that spell all domains, if
+    there are any."""
     others = [name for name in result["sources"] if name != result["target"]] or list(result["sources"])
     return min(others, key=lambda n: result["sources"][n]["bits_per_byte"]["average"])
 
@@ -290,7 +309,11 @@ def _verdict(result: Mapping) -> list[str]:
         ]
         lines.append(f"By domain: {'; '.join(parts)}.")
     if len(result["sources"]) > 1:
-        share = average["over_best_source"] / max(result["sources"][alone]["bits_per_byte"]["average"], 1e-9)
+        whole = result["sources"][alone]["bits_per_byte"]["average"]
+        if not math.isfinite(whole):
+            lines.append("Mixing: it takes more than one source, for none spells the text of every domain.")
+            return lines
+        share = average["over_best_source"] / max(whole, 1e-9)
         enough = (
             f"{alone} alone would do as well" if share < JUDGED["hardly helps"] else "it takes more than one source"
         )
@@ -317,6 +340,21 @@ def partly(result: Mapping) -> str:
     return (
         f"Bits per byte are of the {compared['average']:.0%} of the text of which every source's aligned rows say "
         f"something ({of}). `fuselm fidelity` says what an align.method loses; span loses least."
+    )
+
+
+def lacking(result: Mapping) -> str:
+    """Say which sources do not spell the text, and where they are left out."""
+    parts = [
+        f"{name} {share:.1%} of {domain}"
+        for name, of in result.get("unspelled", {}).items()
+        for domain, share in of.items()
+    ]
+    if not parts:
+        return ""
+    return (
+        f"Bytes that a source's tokenizer cannot spell: {', '.join(parts)}. It says nothing of them; where they are "
+        f"more than {COMPARABLE:.0%} it is not compared (∞), unless nobody spells more."
     )
 
 
@@ -350,7 +388,9 @@ def table(result: Mapping) -> Group:
         )
         for pair in result["agreement"]
     ]
-    notes = [plain(note, style="dim") for note in (partly(result), DRAWN if result["drawn"] else "") if note]
+    notes = [
+        plain(note, style="dim") for note in (partly(result), lacking(result), DRAWN if result["drawn"] else "") if note
+    ]
     verdict = [plain(line, style="bold") for line in result["verdict"]]
     return Group(bits, Text(), *notes, *([Text()] if notes else []), wins, Text(), *agreement, Text(), *verdict)
 

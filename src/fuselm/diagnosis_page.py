@@ -22,6 +22,7 @@ def page(result: Mapping) -> str:
         result=result,
         drawn=diagnosis.DRAWN,
         partly=diagnosis.partly(result),
+        lacking=diagnosis.lacking(result),
         columns=columns,
         styles=styles | {BEST: "fused", diagnosis.ORACLE: "better"},
         judged=result.get("judged"),

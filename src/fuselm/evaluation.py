@@ -1,6 +1,7 @@
 """Bits per byte of held-out text, with bootstrap intervals over documents. DESIGN.md sections 3 and 7.
 
 A model's score of a domain is its bits over the bytes of all its documents; the average is the plain mean of domains.
+Every byte that its tokenizer does not spell adds 8 bits to those of its tokens. docs/tokenizers.md
 Intervals resample documents within each domain; a difference of two models resamples the same documents for both.
 """
 
@@ -8,7 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fuselm.corpus import Document
+from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -27,12 +29,17 @@ FEWEST_DOCUMENTS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A model's bits on one document."""
+    """A model's bits on one document; `unspelled` of its bytes are not spelled by the model's tokenizer."""
 
     document: str
     domain: str
     bits: float
     bytes: int
+    unspelled: int = 0
+
+    def as_row(self) -> dict[str, str | int | float]:
+        """Return it as JSON; without `unspelled` where that is 0."""
+        return {name: value for name, value in asdict(self).items() if name != "unspelled" or value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +83,7 @@ def score(
             batch_tokens=batch_tokens,
             advance=advance,
         )
-    return totals(bits, documents)
+    return totals(bits, documents, count_unspelled(vocabulary, documents))
 
 
 def document_bits(
@@ -115,16 +122,46 @@ def document_bits(
     return bits
 
 
-def totals(bits: Mapping[str, float], documents: Sequence[Document]) -> list[Score]:
-    """Documents as they were before they were cut: the bits and bytes of their pieces added up."""
+def count_unspelled(vocabulary, documents: Sequence[Document]) -> dict[str, int]:
+    """Count the bytes of each document that no token spells, by its id; those without any are left out."""
+    counts = {d.id: vocabulary.segment(d.text).unspelled_bytes for d in documents}
+    return {document: count for document, count in counts.items() if count}
+
+
+def totals(bits: Mapping[str, float], documents: Sequence[Document], unspelled: Mapping[str, int]) -> list[Score]:
+    """Documents as they were before they were cut: the bits and bytes of their pieces added up.
+
+    `bits` are those of tokens; `unspelled` bytes, by document, add 8 each.
+    """
     whole: dict[str, float] = {}
     sizes: dict[str, int] = {}
+    lacking: dict[str, int] = {}
     domains: dict[str, str] = {}
     for d in documents:
-        whole[d.origin] = whole.get(d.origin, 0.0) + bits[d.id]
+        missing = unspelled.get(d.id, 0)
+        whole[d.origin] = whole.get(d.origin, 0.0) + bits[d.id] + BITS_PER_UNSPELLED_BYTE * missing
         sizes[d.origin] = sizes.get(d.origin, 0) + len(d.text.encode())
+        lacking[d.origin] = lacking.get(d.origin, 0) + missing
         domains[d.origin] = d.domain
-    return [Score(document=o, domain=domains[o], bits=whole[o], bytes=n) for o, n in sizes.items()]
+    return [
+        Score(document=o, domain=domains[o], bits=whole[o], bytes=n, unspelled=lacking[o]) for o, n in sizes.items()
+    ]
+
+
+def unspelled_shares(scores: Sequence[Score]) -> dict[str, float]:
+    """Return the share of bytes that the tokenizer does not spell, of those domains where it is not 0, and the mean of
+    all domains under `average`. Empty if every byte is spelled.
+    """
+    domains = {d: [s for s in scores if s.domain == d] for d in sorted({s.domain for s in scores})}
+    shares = {d: sum(s.unspelled for s in ss) / max(sum(s.bytes for s in ss), 1) for d, ss in domains.items()}
+    lacking = {d: share for d, share in shares.items() if share}
+    return lacking | {"average": sum(shares.values()) / len(shares)} if lacking else {}
+
+
+def is_comparable(unspelled: Mapping[str, float], domain: str) -> bool:
+    """Tell whether bits per byte of a domain may be set beside other models'; an average, if all domains' may."""
+    shares = unspelled.values() if domain == "average" else [unspelled.get(domain, 0.0)]
+    return all(share <= COMPARABLE for share in shares)
 
 
 def bits_per_byte(scores: Sequence[Score]) -> dict[str, float]:
@@ -190,11 +227,14 @@ def pooled(seeds: Sequence[Sequence[Score]]) -> list[Score]:
     """Scores of several seeds as one: of each document the sums over those seeds that held it out. A resample then
     draws a document with all that was made of it, as texts that several seeds hold out are no more than one text.
     """
-    sums: dict[tuple[str, str], tuple[float, int]] = {}
+    sums: dict[tuple[str, str], tuple[float, int, int]] = {}
     for score in itertools.chain.from_iterable(seeds):
-        bits, size = sums.get((score.domain, score.document), (0.0, 0))
-        sums[score.domain, score.document] = (bits + score.bits, size + score.bytes)
-    return [Score(document=d, domain=of, bits=bits, bytes=size) for (of, d), (bits, size) in sums.items()]
+        bits, size, lacking = sums.get((score.domain, score.document), (0.0, 0, 0))
+        sums[score.domain, score.document] = (bits + score.bits, size + score.bytes, lacking + score.unspelled)
+    return [
+        Score(document=d, domain=of, bits=bits, bytes=size, unspelled=lacking)
+        for (of, d), (bits, size, lacking) in sums.items()
+    ]
 
 
 def summarize(scores: Mapping[str, Sequence[Score]], pairs: Sequence[tuple[str, str]]) -> dict:
@@ -205,7 +245,15 @@ def summarize(scores: Mapping[str, Sequence[Score]], pairs: Sequence[tuple[str, 
         cells = {n: {key: i.value, "low": i.low, "high": i.high} for n, i in intervals.items()}
         return {"domains": {n: c for n, c in cells.items() if n != "average"}, "average": cells["average"]}
 
+    def with_unspelled(row: dict, shares: Mapping[str, float]) -> dict:
+        for domain, share in shares.items():
+            (row["average"] if domain == "average" else row["domains"][domain])["unspelled"] = share
+        return row
+
     return {
-        "models": {name: row(bootstrap.intervals(s), "bits_per_byte") for name, s in scores.items()},
+        "models": {
+            name: with_unspelled(row(bootstrap.intervals(s), "bits_per_byte"), unspelled_shares(s))
+            for name, s in scores.items()
+        },
         "differences": {f"{a}-{b}": row(bootstrap.intervals(scores[a], scores[b]), "value") for a, b in pairs},
     }

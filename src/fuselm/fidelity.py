@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.store import Trace
 
 # The least share of the source's bits in informed spans, and the largest fidelity there.
@@ -27,18 +28,26 @@ class Fidelity:
     aligned_nats: float = 0.0
     informed: int = 0
     tail: float = 0.0  # of rows with information
+    unspelled: int = 0  # bytes
 
-    def add(self, source: Trace, aligned: Trace) -> None:
+    def add(self, source: Trace, aligned: Trace, unspelled: int = 0) -> None:
+        """Add a document, of which the source does not spell so many bytes."""
         d = aligned.distributions
         self.bytes += source.size
         self.tokens += len(d)
         self.own_nats -= float(source.distributions.gold.astype(np.float64).sum())  # `nats` but for rounding
+        self.own_nats += unspelled * BITS_PER_UNSPELLED_BYTE * math.log(2)
+        self.unspelled += unspelled
         self.aligned_nats -= float(d.gold.astype(np.float64).sum())
         self.informed += int(d.informed.sum())
         self.tail += float(d.tail[d.informed].astype(np.float64).sum())
 
     def summary(self) -> dict[str, float]:
-        """`mass_lost` is the mean mass that reached no target id, in positions with source information."""
+        """Return the numbers of these documents.
+
+        `mass_lost` is the mean mass that reached no target id, in positions with source information; `unspelled` the
+        share of bytes that the source does not spell, if there are any.
+        """
         own, aligned = (n / max(self.bytes, 1) / math.log(2) for n in (self.own_nats, self.aligned_nats))
         return {
             "own_bits_per_byte": own,
@@ -46,9 +55,15 @@ class Fidelity:
             "fidelity": aligned / own if own else 1.0,
             "coverage": self.informed / max(self.tokens, 1),
             "mass_lost": self.tail / max(self.informed, 1),
+            **({"unspelled": self.unspelled / self.bytes} if self.unspelled else {}),
         }
 
 
-def verdict(own_bits_informed: float, fidelity: float) -> str:
-    """The first of `VERDICTS` whose bounds hold."""
-    return next(word for word, (least, most) in VERDICTS.items() if own_bits_informed >= least and fidelity <= most)
+def verdict(own_bits_informed: float, fidelity: float, candidates_spelled: float = 1.0) -> str:
+    """Return the first of `VERDICTS` whose bounds hold.
+
+    `candidates_spelled` is the share of the source's own candidates whose bytes are right (candidates.py); it has to
+    reach what the share of bits does, for what is learned of the others goes to wrong tokens.
+    """
+    share = min(own_bits_informed, candidates_spelled)
+    return next(word for word, (least, most) in VERDICTS.items() if share >= least and fidelity <= most)

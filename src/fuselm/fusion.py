@@ -16,6 +16,7 @@ from fuselm import pooling, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.progress import Progress
+from fuselm.segmentation import COMPARABLE, describe_shares
 from fuselm.store import Store, Trace, write_parts
 from fuselm.weights import FUNCTIONS, Evidence
 from fuselm.weights import learn as weights_of
@@ -135,6 +136,9 @@ def fuse_stores(
     if weights == LEARNED:
         learnt = [d for d in documents if learn_from is None or d.id in learn_from]
         priors = learn(stores, learnt, priors, tempered, vocabulary_size)
+        for name, store in stores.items():
+            if lacking_text := describe_shares(unspelled_shares(store)):
+                progress.note(f"{name} cannot spell {lacking_text}; it has no learned weight there")
     progress.start(len(documents), unit="documents")
     given = {d.domain: np.zeros(len(stores)) for d in documents}
     tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
@@ -170,6 +174,12 @@ def fuse_stores(
     }
 
 
+def unspelled_shares(store: Store) -> dict[str, float]:
+    """Return the shares of bytes that the source of an aligned store does not spell, by domain, where there are any."""
+    fidelity = store.manifest["counts"].get("fidelity", {})
+    return {domain: of["unspelled"] for domain, of in fidelity.items() if of.get("unspelled")}
+
+
 def learn(
     stores: Mapping[str, Store],
     documents: Sequence[Document],
@@ -177,8 +187,13 @@ def learn(
     temperatures: Sequence[float],
     vocabulary_size: int,
 ) -> dict[str, list[float]]:
-    """For each domain the weights under which the mixture gives its text the greatest probability."""
+    """For each domain the weights under which the mixture gives its text the greatest probability.
+
+    A source has weight 0 in a domain of which its tokenizer does not spell more than `COMPARABLE`, if others do: what
+    it predicts of the rest is no measure of it.
+    """
     learned = {}
+    unspelled = [unspelled_shares(store) for store in stores.values()]
     for domain, prior in priors.items():
         gold, allowed, tokens = [], [], 0
         for document in (d for d in documents if d.domain == domain):
@@ -192,6 +207,9 @@ def learn(
             allowed.append(np.stack([d.informed for d in rows], axis=1))
             tokens += len(gold[-1])
         start = np.array(prior, np.float64)
+        comparable = np.array([shares.get(domain, 0.0) <= COMPARABLE for shares in unspelled])
+        if (start * comparable).any():
+            start = start * comparable
         best = weights_of(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
         learned[domain] = best.tolist()
     return learned

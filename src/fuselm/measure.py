@@ -22,7 +22,7 @@ BATCH_TOKENS = 1024
 
 
 def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> dict:
-    """By domain and on average: bits per byte, documents, bytes."""
+    """Return by domain and on average: bits per byte, documents, bytes; and the share that is not spelled, if any."""
     title = f"evaluate {spec}"
     rows = _rows(texts, title, console)
     model = locate(spec)
@@ -35,16 +35,24 @@ def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> di
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
     values = evaluation.bits_per_byte(scores)
     average = values.pop("average")
+    unspelled = evaluation.unspelled_shares(scores)
+    shares = {d: {"unspelled": unspelled.get(d, 0.0)} if unspelled else {} for d in [*values, "average"]}
     return {
         "domains": {
             domain: {
                 "bits_per_byte": value,
+                **shares[domain],
                 "documents": sum(s.domain == domain for s in scores),
                 "bytes": sum(s.bytes for s in scores if s.domain == domain),
             }
             for domain, value in values.items()
         },
-        "average": {"bits_per_byte": average, "documents": len(scores), "bytes": sum(s.bytes for s in scores)},
+        "average": {
+            "bits_per_byte": average,
+            **shares["average"],
+            "documents": len(scores),
+            "bytes": sum(s.bytes for s in scores),
+        },
     }
 
 
@@ -66,7 +74,7 @@ def score(
         from fuselm import remote
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
-        return evaluation.totals(bits, documents)
+        return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
     from fuselm import machine, probe
 
     machine.use_free_cores()
@@ -95,8 +103,9 @@ def fidelity(
 ) -> dict:
     """How much of one source survives alignment to one target's tokens, by each method; and a page of it.
 
-    `domains` and `average` are `fidelity.Fidelity.summary`; `spans`, `categories`, `causes` and `informed` are of
-    spans.py, and `verdict` judges by the last. All are the first method's; of several, `methods` has each one's.
+    `domains` and `average` are `fidelity.Fidelity.summary`; `spans`, `categories`, `causes`, `informed` and `unspelled`
+    (shares of bytes, if any) are of spans.py, `candidates_spelled` is of candidates.py; `verdict` judges by `informed`
+    and `candidates_spelled`. All are the first method's; of several, `methods` has each one's.
     """
     methods = list(dict.fromkeys(methods))
     _check_methods(methods)
@@ -110,6 +119,7 @@ def fidelity(
 
     from fuselm import capture, forward, retention, spans
     from fuselm.alignment import Aligner
+    from fuselm.candidates import Candidates
     from fuselm.fidelity import Fidelity
     from fuselm.report import finite
 
@@ -122,6 +132,7 @@ def fidelity(
     sums = {method: {domain: Fidelity() for domain in domains} for method in methods}
     outcomes: dict[str, list[spans.Outcome]] = {method: [] for method in methods}
     cuts: list[spans.Spans] = []
+    candidates = Candidates()
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     of = {d.id: d for d in documents}
     with progress.show(console, title) as shown:
@@ -130,16 +141,17 @@ def fidelity(
             chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
             for trace in capture.trace_batch(reader, *chosen, policy=policy):
                 document = of[trace.document]
+                candidates.add(vocabularies[0], trace)
                 for number, (method, aligner) in enumerate(aligners.items()):
                     aligned = aligner.align(trace, document.text)
                     for of_texts in (sums[method][document.domain], averages[method]):
-                        of_texts.add(trace, aligned)
+                        of_texts.add(trace, aligned, aligner.count_unspelled(trace, document.text))
                     if number == 0:
                         cuts.append(spans.cut(trace, aligned, document.text, vocabularies))
                     mass = spans.mass_lost(aligner, method, cuts[-1], trace, aligned)
                     outcomes[method].append(spans.judge(cuts[-1], aligned, mass))
                 shown.advance(len(trace.tokens))
-    results = {m: finite(_fidelity_of(sums[m], averages[m], cuts, outcomes[m])) for m in methods}
+    results = {m: finite(_fidelity_of(sums[m], averages[m], cuts, outcomes[m], candidates.share)) for m in methods}
     if report is not None:
         from fuselm import fidelity_page
 
@@ -150,15 +162,19 @@ def fidelity(
     return results[methods[0]] | ({"methods": results} if len(methods) > 1 else {})
 
 
-def _fidelity_of(domains: dict, average, cuts: list, outcomes: list) -> dict:
+def _fidelity_of(domains: dict, average, cuts: list, outcomes: list, candidates_spelled: float) -> dict:
     from fuselm import fidelity, spans
 
     informed = spans.informed(cuts, outcomes)
+    unspelled = spans.unspelled_shares(cuts)
+    filled = {"unspelled": 0.0} if average.unspelled else {}
     return {
-        "domains": {domain: sums.summary() for domain, sums in domains.items()},
+        "domains": {domain: sums.summary() | filled | sums.summary() for domain, sums in domains.items()},
         "average": average.summary(),
-        "verdict": fidelity.verdict(informed["own_bits"], informed["fidelity"]),
+        "verdict": fidelity.verdict(informed["own_bits"], informed["fidelity"], candidates_spelled),
         "informed": informed,
+        "candidates_spelled": candidates_spelled,
+        **({"unspelled": unspelled} if unspelled else {}),
         "spans": spans.by_kind(cuts),
         "categories": spans.by_category(cuts, outcomes),
         "causes": spans.by_cause(cuts, outcomes),

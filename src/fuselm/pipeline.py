@@ -6,7 +6,6 @@ run's folder says which folders belong to its last run file.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -397,7 +396,7 @@ class Pipeline:
                 progress=shown,
                 server=self.inputs.servers.get(name),
             )
-            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
+            manifest.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores), "dtype": read_in}
 
         return self._steps.make("evaluate", name, recipe, build)

@@ -9,16 +9,18 @@ to the source's own of the text, whatever the two segmentations are.
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
 from fuselm import continuation, doors
 from fuselm.compiling import compiled
 from fuselm.continuation import Continued, grown
 from fuselm.distributions import Distributions
+from fuselm.segmentation import Segmentation, find_spelled
 from fuselm.spelling import Spelling, child
 from fuselm.store import Trace
-from fuselm.vocabulary import Segmentation, Vocabulary
+from fuselm.stretches import find_stretches, place_rows, take_rows
+from fuselm.vocabulary import Vocabulary
 
 CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
 # An entry that has left the gold path. Its target tokens still to come are steps of the spelling, or, of a row that
@@ -66,9 +68,8 @@ def follow(
     """The distributions of the target's tokens, and the mass that reached no id, by `CAUSES`: it sums to the tail.
 
     A target token without text of its own gets no entries. Of a row's tail, each id that was not kept is taken to have
-    the same share.
+    the same share. Only what both tokenizers spell is followed: elsewhere rows have no entries (stretches.py).
     """
-    d = trace.distributions
     require_trace(trace, source.size, len(data))
     doors.require_within("a target token", segmentation.ids, target.size)
     doors.require_within("where a target token begins", segmentation.starts, len(data) + 1, start=-1)
@@ -78,13 +79,46 @@ def follow(
     stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]: a space may be put at -1
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
+    spelled = find_spelled(source.spell(trace.tokens.tolist()), trace.starts, data)
+    ends = np.append(begins, len(stream))
+    parts, lost = [], np.zeros((len(segmentation.ids), len(CAUSES)), np.float32)
+    for rows, tokens in find_stretches(ends, spelled, target_begins, segmentation.spelled):
+        part, lost[tokens] = _follow_stretch(
+            source,
+            target,
+            spelling,
+            trace.tokens[rows],
+            begins[rows],
+            take_rows(trace.distributions, rows),
+            segmentation.ids[tokens],
+            target_begins[tokens.start : tokens.stop + 1],
+            stream,
+            top_k,
+        )
+        parts.append((tokens, part))
+    return place_rows(len(segmentation.ids), parts), lost
+
+
+def _follow_stretch(
+    source: Vocabulary,
+    target: Vocabulary,
+    spelling: Spelling,
+    tokens: Int[ndarray, "rows"],
+    begins: Int[ndarray, "rows"],
+    d: Distributions,
+    target_ids: Int[ndarray, "tokens"],
+    target_begins: Int[ndarray, "tokens+1"],
+    stream: UInt8[ndarray, "bytes"],
+    top_k: int,
+) -> tuple[Distributions, Float[ndarray, "tokens causes"]]:
+    """Follow rows along target tokens that both spell, and begin at the same byte but for a space before the text."""
     at = continuation.places(stream, begins, target_begins)
     agreeing = 1.0  # share of the first row's ids that agree with the space that is hidden from the target
     if at.hidden:
         agreeing = source.count_continuing(stream[: at.hidden].tobytes()) / max(source.count_with_bytes(), 1)
     offsets, ids, masses, gold, tail, lost = _follow(
-        _Rows(trace.tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
-        segmentation.ids,
+        _Rows(tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
+        target_ids,
         target_begins,
         spelling,
         continuation.go_on(source, target, d, at),

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from fuselm import span
 from fuselm.alignment import Aligner
+from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.store import Trace
 from fuselm.vocabulary import Vocabulary
 
@@ -23,13 +24,14 @@ CATEGORIES = ("words", "digits", "punctuation", "CJK", "emoji", "other", "white_
 WHITE_SPACE, UNKNOWN = CATEGORIES.index("white_space"), CATEGORIES.index("unknown_tokens")
 # Why mass reaches no target id. Those of `span.CAUSES`; of the methods that pair tokens, an entry whose token has no
 # partner, or is beyond the largest `top_k`; and of positions without information, why they have none.
-SPLIT, UNPAIRED = "split_differently", "not_paired"
-CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token", SPLIT, UNPAIRED)
+SPLIT, UNPAIRED, UNSPELLED = "split_differently", "not_paired", "not_spelled"
+CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token", SPLIT, UNPAIRED, UNSPELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """One text as both tokenizers read it. Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits.
+    """One text as both tokenizers read it. Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits, 8
+    of them for each byte that it does not spell. `unspelled` has those bytes of the source and of the target.
 
     A token belongs to the span that it begins in; one without text (several tokens of one character, made by a
     normaliser) to that of the byte before it; a space that a tokenizer puts before the text, to the first.
@@ -44,6 +46,7 @@ class Spans:
     of_target: Int[ndarray, "target_tokens"]
     categories: Int[ndarray, "spans"]
     own: Float[ndarray, "spans"]
+    unspelled: Int[ndarray, "2 spans"]
     edges: Int[ndarray, "spans+1"]
 
     @property
@@ -84,6 +87,12 @@ def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary,
     for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True):
         nameless = np.array([vocabulary.token_bytes[i] is None for i in trace.tokens], bool)
         categories[of[nameless]] = UNKNOWN
+    unspelled = np.stack(
+        [
+            _unspelled(trace, of, vocabulary, text, len(edges) - 1)
+            for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True)
+        ]
+    )
     return Spans(
         text=text,
         source_ids=source.tokens,
@@ -93,7 +102,8 @@ def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary,
         of_source=of_source,
         of_target=of_target,
         categories=categories,
-        own=_bits(source, of_source, len(edges) - 1),
+        own=_bits(source, of_source, len(edges) - 1) + BITS_PER_UNSPELLED_BYTE * unspelled[0],
+        unspelled=unspelled,
         edges=edges,
     )
 
@@ -148,9 +158,11 @@ def mass_lost(
         result[:, 0] = np.minimum(beyond.clip(0)[rows.clip(0)], tails)
         result[:, CAUSES.index("maps_to_no_token")] = tails - result[:, 0]
     result[~d.informed] = 0.0
+    lacking = ~d.informed & ((method == "span") | spans.unspelled.any(axis=0)[spans.of_target])
+    result[lacking, CAUSES.index(UNSPELLED)] = 1.0
     alike = spans.kinds[spans.of_target] == 0
-    result[~d.informed & alike, CAUSES.index(UNPAIRED)] = 1.0
-    result[~d.informed & ~alike, CAUSES.index(SPLIT)] = 1.0
+    result[~d.informed & ~lacking & alike, CAUSES.index(UNPAIRED)] = 1.0
+    result[~d.informed & ~lacking & ~alike, CAUSES.index(SPLIT)] = 1.0
     return result
 
 
@@ -195,14 +207,24 @@ def by_cause(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, d
     information, as shares of all its bits.
     """
     kinds, own, informed = _joined(texts, "kinds"), _joined(texts, "own"), _joined(outcomes, "informed")
+    spelled = np.concatenate([~text.unspelled.any(axis=0) for text in texts])
     mass = _joined(outcomes, "mass").sum(axis=0) / max(int(_joined(texts, "target_counts").sum()), 1)
-    return {
+    causes = {
         "mass": dict(zip(CAUSES, mass.tolist(), strict=True)),
         "bits": {
-            SPLIT: _share(own[~informed & (kinds > 0)], own),
-            UNPAIRED: _share(own[~informed & (kinds == 0)], own),
+            SPLIT: _share(own[~informed & spelled & (kinds > 0)], own),
+            UNPAIRED: _share(own[~informed & spelled & (kinds == 0)], own),
+            UNSPELLED: _share(own[~informed & ~spelled], own),
         },
     }
+    return {unit: {c: v for c, v in of.items() if c != UNSPELLED or v} for unit, of in causes.items()}
+
+
+def unspelled_shares(texts: Sequence[Spans]) -> dict[str, float]:
+    """Return the shares of bytes that the source and the target do not spell; empty if both spell all."""
+    source, target = np.sum([text.unspelled.sum(axis=1) for text in texts], axis=0).tolist()
+    size = max(int(_joined(texts, "sizes").sum()), 1)
+    return {"source": source / size, "target": target / size} if source or target else {}
 
 
 def informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -243,6 +265,17 @@ def _span_of(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edg
 def _bits(trace: Trace, of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
     nats = -trace.distributions.gold.astype(np.float64)
     return np.bincount(of, weights=nats, minlength=count) / np.log(2)
+
+
+def _unspelled(
+    trace: Trace, of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str, count: int
+) -> Int[ndarray, "spans"]:
+    """Count the bytes of each span that its tokens do not spell; without tokens, all of them, in the first span."""
+    if not len(trace.tokens):
+        return np.bincount([0], weights=[trace.size], minlength=max(count, 1)).astype(np.int64)[:count]
+    lengths = _ends(trace) - trace.starts.clip(0)
+    lengths[vocabulary.find_spelled(trace.tokens, trace.starts, text)] = 0
+    return np.bincount(of, weights=lengths, minlength=count).astype(np.int64)
 
 
 def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from fuselm import fingerprints
 from fuselm.checkpoints import NEEDED, read_json
 from fuselm.errors import first_line
+from fuselm.twins import check_twins
 
 Choice = dict[str, str | int | None]
 
@@ -30,7 +31,10 @@ _log = logging.getLogger("fuselm")
 
 
 def load(folder: Path) -> Tokenizer:
-    """Return the folder's fast tokenizer, which neither truncates nor pads."""
+    """Return the folder's fast tokenizer, which neither truncates nor pads.
+
+    Raises `ValueError` if there is none, or a SentencePiece file beside it has other pieces.
+    """
     try:
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -46,6 +50,7 @@ def load(folder: Path) -> Tokenizer:
         raise ValueError(f"{folder}: cannot load a fast tokenizer ({first_line(error)}); {NEEDED}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    check_twins(folder, tokenizer)
     return tokenizer
 
 

@@ -66,6 +66,7 @@ class FusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # ... which the Trainer counts only for models that say so
         self._settings = settings
         self._reader = reader
+        self._unspelled: dict[str, int] | None = None  # bytes of development documents, counted once
         self._terms = torch.zeros(len(TERMS))
         self._lambda = settings.lambda_clm
         self._averaging: Averaging | None = None
@@ -159,7 +160,9 @@ class FusionTrainer(Trainer):
     def dev_bits_per_byte(self) -> dict[str, float]:
         """Return the score on the development split, by domain and on average."""
         bits = self.document_bits(self.eval_dataset)
-        return evaluation.bits_per_byte(evaluation.totals(bits, self.eval_dataset))
+        if self._unspelled is None:
+            self._unspelled = evaluation.count_unspelled(self._reader[0], self.eval_dataset)
+        return evaluation.bits_per_byte(evaluation.totals(bits, self.eval_dataset, self._unspelled))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         try:

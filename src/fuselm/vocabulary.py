@@ -1,42 +1,25 @@
-"""A tokenizer, described by the bytes that each id stands for; and texts as byte spans.
+"""A tokenizer, described by the bytes that each id stands for; and how text becomes ids.
 
-The pipeline of the tokenizer itself says how a token's string spells bytes: the byte-level alphabet, SentencePiece's
-space mark and byte fallback, WordPiece's continuation prefix. No class or model name is looked at. DESIGN.md section 3.
+The tokenizer's own decoder says what the bytes are (token_bytes.py). No class or model name is looked at.
 """
 
 import bisect
 import functools
+import hashlib
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 from tokenizers import Tokenizer
 
-from fuselm import bpe
+from fuselm import bpe, fingerprints, segmentation, token_bytes, token_strings
+from fuselm.segmentation import Segmentation
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE_MARK = "\u2581"  # SentencePiece's
 UNMAPPED = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segmentation:
-    """A text as tokens. Token i covers the bytes `starts[i]` to `starts[i+1]` (the last one: to `size`).
-
-    `starts[0]` is -1 where the tokenizer puts a space of its own before the text. Spans tile the text; a token has
-    an empty span where a normaliser made several tokens of one character.
-    """
-
-    ids: Int[ndarray, "tokens"]
-    starts: Int[ndarray, "tokens"]  # bytes
-    size: int  # bytes of text
-
-    @property
-    def ends(self) -> Int[ndarray, "tokens"]:
-        return np.append(self.starts[1:], self.size)[: len(self.starts)]
+SLOW = 20_000  # tokens; of more, what decoding them corrected is remembered
+FORMAT = 1  # of what is remembered; raise it when the same tokenizer would be read otherwise
 
 
 class Vocabulary:
@@ -47,7 +30,8 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer, output_size: int):
-        pipeline = json.loads(tokenizer.to_str())
+        description = tokenizer.to_str()
+        pipeline = json.loads(description)
         special = {added["id"] for added in pipeline["added_tokens"] if added["special"]}  # no text is made of them
         needed = 1 + max((i for i in tokenizer.get_vocab().values() if i not in special), default=-1)
         if needed > output_size:
@@ -57,11 +41,15 @@ class Vocabulary:
             )
         self.size = output_size
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
-        self.token_bytes: list[bytes | None] = _token_bytes(pipeline, self.token_strings)
-        self.word_mark = _word_mark(pipeline)
+        self.word_mark = token_strings.word_mark(pipeline)
         self.largest_collapse = _largest_collapse(pipeline)
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
+        spelled = token_strings.spell_strings(pipeline, self.token_strings)
+        self.token_bytes: list[bytes | None] = _decoded(tokenizer, description, pipeline, spelled)
+        self._corrected = {
+            i for i, pair in enumerate(zip(spelled, self.token_bytes, strict=True)) if pair[0] != pair[1]
+        }
         self._encoded: dict[bytes, tuple[int, ...]] = {}
 
     @functools.cached_property
@@ -77,8 +65,9 @@ class Vocabulary:
     @functools.cached_property
     def id_of(self) -> dict[bytes, int]:
         """The id of every byte string that is a token: of several the lowest, byte fallback tokens last."""
+        is_byte = [bool(token_strings.BYTE_TOKEN.fullmatch(string or "")) for string in self.token_strings]
         ids: dict[bytes, int] = {}
-        for i in sorted(range(self.size), key=lambda i: bool(_BYTE_TOKEN.fullmatch(self.token_strings[i] or ""))):
+        for i in sorted(range(self.size), key=is_byte.__getitem__):
             if spelled := self.token_bytes[i]:
                 ids.setdefault(spelled, i)
         return ids
@@ -88,20 +77,21 @@ class Vocabulary:
         """The tokenizer as compiled BPE, without its pre-tokenizer; None if it is of another kind or changes text."""
         pipeline = json.loads(self._tokenizer.to_str())
         model = pipeline["model"]
-        changes = set(_types(pipeline["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"}
+        changes = set(token_strings.component_types(pipeline["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"}
         decorated = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout")
-        if model["type"] != "BPE" or changes or decorated:
+        if model["type"] != "BPE" or changes or decorated or self._corrected.intersection(model["vocab"].values()):
             return None
         ids = model["vocab"]
         pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-        byte_level = "ByteLevel" in _spelling_types(pipeline)
+        mark = token_strings.space_mark(pipeline)
+        byte_level = "ByteLevel" in token_strings.spelling_types(pipeline)
         singles = {s: i for s, i in ids.items() if len(s) == 1}
         return bpe.compile_merges(
             [(ids[a], ids[b], ids[a + b]) for a, b in pairs if a in ids and b in ids and a + b in ids],
-            {} if byte_level else {c.replace(_SPACE_MARK, " ").encode(): i for c, i in singles.items()},
-            {_byte_alphabet()[c]: i for c, i in singles.items()}
+            {} if byte_level else {c.replace(mark, " ").encode(): i for c, i in singles.items()},
+            {token_strings.byte_alphabet()[c]: i for c, i in singles.items()}
             if byte_level
-            else {int(m[1], 16): i for s, i in ids.items() if (m := _BYTE_TOKEN.fullmatch(s))},
+            else {int(m[1], 16): i for s, i in ids.items() if (m := token_strings.BYTE_TOKEN.fullmatch(s))},
         )
 
     @functools.cached_property
@@ -131,16 +121,21 @@ class Vocabulary:
     def segment(self, text: str) -> Segmentation:
         """Tokenize, without special tokens, and find the bytes of `text` that each token covers."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        data = text.encode()
-        spelled = [self.token_bytes[i] or b"" for i in encoding.ids]
-        lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
-        starts = np.cumsum(lengths) - lengths
-        joined = b"".join(spelled)
-        if joined == b" " + data:
-            starts = starts - 1
-        elif joined != data:
-            starts = _starts_from_offsets(text, data, spelled, encoding.offsets)
-        return Segmentation(ids=np.array(encoding.ids, np.int32), starts=starts.astype(np.int32), size=len(data))
+        return segmentation.segment(text, encoding.ids, self.spell(encoding.ids), encoding.offsets)
+
+    def spell(self, ids: Iterable[int]) -> list[bytes | None]:
+        """Return the bytes of each token."""
+        return [self.token_bytes[i] for i in ids]
+
+    def find_spelled(
+        self, ids: Int[ndarray, "tokens"], starts: Int[ndarray, "tokens"], text: str
+    ) -> Bool[ndarray, "tokens"]:
+        """Tell of each token of a text, which begin at those bytes of it, whether it spells what it covers."""
+        return segmentation.find_spelled(self.spell(ids.tolist()), starts, text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return what the tokenizer itself makes of tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -187,25 +182,21 @@ class Vocabulary:
         return tuple(ids)
 
 
-def _starts_from_offsets(text: str, data: bytes, spelled: list[bytes], offsets: list[tuple[int, int]]) -> ndarray:
-    """Spans where the tokens don't spell the text (a normaliser changed it, or dropped white space).
+def _decoded(tokenizer: Tokenizer, description: str, pipeline: dict, spelled: list[bytes | None]) -> list[bytes | None]:
+    """Return `spelled` as the tokenizer's own decoder corrects it."""
 
-    A token that spells what follows covers that; another one covers what follows up to the end of the characters
-    the tokenizer says it came from. What no token came from belongs to the token after it, at the end of the text to
-    the last one.
-    """
-    byte_of = np.zeros(len(text) + 1, np.int64)
-    np.cumsum([len(c.encode()) for c in text], out=byte_of[1:])
-    starts = np.zeros(len(spelled), np.int64)
-    position = 0
-    for i, (token, (_, last)) in enumerate(zip(spelled, offsets, strict=True)):
-        starts[i] = position
-        end = int(byte_of[last])
-        if token and data.startswith(token, position) and position + len(token) <= end:
-            position += len(token)
-        else:
-            position = max(position, end)
-    return starts
+    def correct() -> dict[str, str]:
+        return {str(i): text for i, text in token_bytes.find_corrections(tokenizer, pipeline, spelled).items()}
+
+    if len(spelled) < SLOW:
+        corrections = correct()
+    else:
+        key = hashlib.sha256(description.encode()).hexdigest()[:16]
+        corrections = fingerprints.remembered(f"token bytes {FORMAT} {key} {len(spelled)}", correct)
+    result = list(spelled)
+    for token, text in corrections.items():
+        result[int(token)] = text.encode() or None
+    return result
 
 
 def _largest_collapse(pipeline: dict) -> int:
@@ -216,73 +207,6 @@ def _largest_collapse(pipeline: dict) -> int:
     added = max((len(token["content"]) for token in pipeline["added_tokens"]), default=0)
     word = pipeline["model"].get("max_input_chars_per_word") or 0
     return 32 + min(added, 1000) + min(word, 1000)
-
-
-def _spelling_types(pipeline: dict) -> set[str]:
-    """Types of the components that say how token strings spell text: the decoder's, else those before the model."""
-    parts = ["decoder"] if pipeline["decoder"] else ["pre_tokenizer", "normalizer"]
-    return {t for part in parts for t in _types(pipeline[part])}
-
-
-def _word_mark(pipeline: dict) -> str:
-    """The character that stands for the space before a word in token strings; none in WordPiece."""
-    types = _spelling_types(pipeline)
-    return "\u0120" if "ByteLevel" in types else "" if "WordPiece" in types else _SPACE_MARK
-
-
-def _token_bytes(pipeline: dict, strings: list[str | None]) -> list[bytes | None]:
-    types = _spelling_types(pipeline)
-    if "ByteLevel" in types:
-        spell = _spell_byte_level
-    elif "WordPiece" in types:
-        prefix = pipeline["model"].get("continuing_subword_prefix") or "##"
-        spell = functools.partial(_spell_word_piece, prefix=prefix)
-    else:
-        spell = functools.partial(_spell_plain, byte_fallback="ByteFallback" in types)
-    result = [None if s is None else spell(s) for s in strings]
-    for added in pipeline["added_tokens"]:
-        if added["id"] < len(result):
-            result[added["id"]] = None if added["special"] else added["content"].encode()
-    unknown = pipeline["model"].get("unk_token")
-    if pipeline["model"].get("unk_id") is not None:
-        result[pipeline["model"]["unk_id"]] = None
-    elif unknown is not None and unknown in strings:
-        result[strings.index(unknown)] = None
-    return [r or None for r in result]
-
-
-def _types(part: dict | None) -> list[str]:
-    """Type names of a tokenizer component and of those inside it."""
-    if part is None:
-        return []
-    nested = [p for name in ("decoders", "pretokenizers", "normalizers") for p in part.get(name, [])]
-    return [part["type"], *(t for p in nested for t in _types(p))]
-
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte, inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-def _spell_byte_level(string: str) -> bytes | None:
-    alphabet = _byte_alphabet()
-    return bytes(alphabet[c] for c in string) if all(c in alphabet for c in string) else string.encode()
-
-
-def _spell_plain(string: str, byte_fallback: bool) -> bytes:
-    if byte_fallback and (match := _BYTE_TOKEN.fullmatch(string)):
-        return bytes([int(match[1], 16)])
-    return string.replace(_SPACE_MARK, " ").encode()
-
-
-def _spell_word_piece(string: str, prefix: str) -> bytes:
-    """WordPiece drops white space: a piece that begins a word, but no punctuation, stands for the space too."""
-    if string.startswith(prefix) and string != prefix:
-        return string[len(prefix) :].encode()
-    return (" " + string if string[:1].isalnum() else string).encode()
 
 
 def _without_dummy_prefix(part: dict | None) -> dict | None:

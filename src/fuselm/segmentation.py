@@ -1,0 +1,109 @@
+"""A text as tokens: the bytes that each covers, and whether it spells them. docs/tokenizers.md"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+BITS_PER_UNSPELLED_BYTE = 8  # the uniform code over bytes: no credit
+COMPARABLE = 0.01  # share of bytes that are not spelled; no verdict is drawn from a model beyond it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """A text as tokens. Token i covers the bytes `starts[i]` to `starts[i+1]` (the last one: to `size`).
+
+    `starts[0]` is -1 where the tokenizer puts a space of its own before the text. Spans tile the text; a token has
+    an empty span where a normaliser made several tokens of one character. Token i is `spelled` if its own bytes are
+    those that it covers.
+    """
+
+    ids: Int[ndarray, "tokens"]
+    starts: Int[ndarray, "tokens"]  # bytes
+    spelled: Bool[ndarray, "tokens"]
+    size: int  # bytes of text
+
+    @property
+    def ends(self) -> Int[ndarray, "tokens"]:
+        return np.append(self.starts[1:], self.size)[: len(self.starts)]
+
+    @property
+    def unspelled_bytes(self) -> int:
+        """Count the bytes of text that no token spells."""
+        return count_unspelled(self.starts, self.spelled, self.size)
+
+
+def segment(text: str, ids: Sequence[int], spelled: Sequence[bytes | None], offsets: Sequence[tuple[int, int]]):
+    """Find the bytes of `text` that each token covers, by the bytes that it stands for and by its characters."""
+    data = text.encode()
+    strings = [b or b"" for b in spelled]
+    joined = b"".join(strings)
+    if joined in (data, b" " + data):
+        lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+        starts = np.cumsum(lengths) - lengths - (len(joined) - len(data))
+        is_spelled = np.ones(len(strings), bool)
+    else:
+        starts = _starts_from_offsets(text, data, strings, offsets)
+        is_spelled = find_spelled(strings, starts, data)
+    return Segmentation(ids=np.array(ids, np.int32), starts=starts.astype(np.int32), spelled=is_spelled, size=len(data))
+
+
+def find_spelled(
+    strings: Sequence[bytes | None], starts: Int[ndarray, "tokens"], data: bytes
+) -> Bool[ndarray, "tokens"]:
+    """Tell of each token whether its bytes are those that it covers in a text.
+
+    The first may begin, and the last may end, with a space that the tokenizer puts around the text.
+    """
+    if not len(starts):
+        return np.zeros(0, bool)
+    stream, first = b" " + data, int(starts[0]) + 1
+    if b"".join(b or b"" for b in strings) == stream[first:]:
+        lengths = [len(b or b"") for b in strings]
+        if np.array_equal(np.cumsum([first - 1, *lengths[:-1]]), starts):
+            return np.ones(len(starts), bool)
+    ends = [*(starts[1:] + 1).tolist(), len(stream)]
+    covered = [stream[begin:end] for begin, end in zip((starts + 1).tolist(), ends, strict=True)]
+    result = np.array([(b or b"") == part for b, part in zip(strings, covered, strict=True)])
+    result[-1] |= strings[-1] == covered[-1] + b" "
+    return result
+
+
+def count_unspelled(starts: Int[ndarray, "tokens"], spelled: Bool[ndarray, "tokens"], size: int) -> int:
+    """Count the bytes of a text that no token spells; all of them where there are no tokens."""
+    begins = starts.clip(0).astype(np.int64)
+    lengths = np.append(begins[1:], size)[: len(begins)] - begins
+    return size - int(lengths[spelled].sum())
+
+
+def describe_shares(shares: Mapping[str, float]) -> str:
+    """Name the domains of which too much is not spelled, with the shares."""
+    return ", ".join(f"{share:.1%} of {d}" for d, share in shares.items() if d != "average" and share > COMPARABLE)
+
+
+def _starts_from_offsets(text: str, data: bytes, strings: list[bytes], offsets: Sequence[tuple[int, int]]) -> ndarray:
+    """Find spans where the tokens don't spell the text (a normaliser changed it, or dropped white space).
+
+    A token that spells what follows covers that, if it ends before the characters that the next one came from; another
+    one covers what follows up to the end of the characters the tokenizer says it came from. What no token came from
+    belongs to the token after it, at the end of the text to the last one.
+    """
+    byte_of = np.zeros(len(text) + 1, np.int64)
+    np.cumsum([len(c.encode()) for c in text], out=byte_of[1:])
+    starts = np.zeros(len(strings), np.int64)
+    position = 0
+    nexts = [*(first for first, _ in offsets[1:]), len(text)][: len(offsets)]
+    for i, (token, (_, last), following) in enumerate(zip(strings, offsets, nexts, strict=True)):
+        starts[i] = position
+        end = int(byte_of[last])
+        limit = max(end, int(byte_of[following]))
+        if token and data.startswith(token, position) and position + len(token) <= limit:
+            position += len(token)
+        elif i == 0 and len(token) > 1 and (b" " + data).startswith(token) and len(token) - 1 <= limit:
+            starts[i] = -1
+            position = len(token) - 1
+        else:
+            position = max(position, end)
+    return starts

@@ -1,0 +1,97 @@
+"""The stretches of a text that a source's tokens and a target's both spell, and rows of distributions by stretch.
+
+What a token covers without spelling it, an unknown character or a capital that became small, is predicted by nobody:
+rows there have no entries. Behind it both begin anew where a token of each begins at the same byte. docs/tokenizers.md
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from fuselm.distributions import Distributions
+
+
+def find_stretches(
+    source_edges: Int[ndarray, "row_edges"],
+    source_spelled: Bool[ndarray, "rows"],
+    target_edges: Int[ndarray, "token_edges"],
+    target_spelled: Bool[ndarray, "tokens"],
+) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of source rows and target tokens that cover the same stretch, in order of the text.
+
+    The first slices begin at the first row and token, whether or not one of them has a space before the text.
+    """
+    if source_spelled.all() and target_spelled.all():
+        yield slice(0, len(source_spelled)), slice(0, len(target_spelled))
+        return
+    targets = _runs(target_spelled)
+    for first, stop in _runs(source_spelled):
+        for target_first, target_stop in targets:
+            if first == target_first == 0:
+                row = token = 0
+            else:
+                shared, rows, tokens = np.intersect1d(
+                    source_edges[first:stop], target_edges[target_first:target_stop], return_indices=True
+                )
+                if not len(shared):
+                    continue
+                row, token = first + int(rows[0]), target_first + int(tokens[0])
+            end = np.searchsorted(target_edges[token + 1 : target_stop + 1], source_edges[stop], side="right")
+            if end == 0:
+                continue
+            last = int(target_edges[token + end])
+            rows_end = row + int(np.searchsorted(source_edges[row:stop], last))
+            yield slice(row, max(rows_end, row + 1)), slice(token, token + int(end))
+
+
+def take_rows(d: Distributions, rows: slice) -> Distributions:
+    """Return some rows by themselves."""
+    if rows == slice(0, len(d)):
+        return d
+    entries = slice(int(d.offsets[rows.start]), int(d.offsets[rows.stop]))
+    return Distributions(
+        offsets=d.offsets[rows.start : rows.stop + 1] - d.offsets[rows.start],
+        ids=d.ids[entries],
+        logprobs=d.logprobs[entries],
+        gold=d.gold[rows],
+        tail=d.tail[rows],
+    )
+
+
+def place_rows(count: int, parts: Sequence[tuple[slice, Distributions]]) -> Distributions:
+    """Return `count` rows: the parts in their places, and no information elsewhere."""
+    if len(parts) == 1 and len(parts[0][1]) == count:
+        return parts[0][1]
+    counts, gold, tail = np.zeros(count, np.int64), np.zeros(count, np.float32), np.ones(count, np.float32)
+    for place, part in parts:
+        counts[place], gold[place], tail[place] = part.counts, part.gold, part.tail
+    empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Distributions(
+        offsets=np.append(0, np.cumsum(counts)),
+        ids=np.concatenate([empty[0], *(part.ids for _, part in parts)]),
+        logprobs=np.concatenate([empty[1], *(part.logprobs for _, part in parts)]),
+        gold=gold,
+        tail=tail,
+    )
+
+
+def clear_rows(d: Distributions, cleared: Bool[ndarray, "tokens"]) -> Distributions:
+    """Return the same rows, those that are `cleared` without information."""
+    kept = ~cleared[d.rows]
+    return replace(
+        d,
+        offsets=np.append(0, np.cumsum(np.where(cleared, 0, d.counts))),
+        ids=d.ids[kept],
+        logprobs=d.logprobs[kept],
+        gold=np.where(cleared, np.float32(0.0), d.gold),
+        tail=np.where(cleared, np.float32(1.0), d.tail),
+    )
+
+
+def _runs(flags: Bool[ndarray, "items"]) -> list[tuple[int, int]]:
+    """List where runs of flags that are set begin and end."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,0 +1,81 @@
+"""Whether a folder's fast tokenizer and its own SentencePiece file are of one vocabulary and read text alike.
+
+Weights were trained with one of them. Where ids mean different pieces the model is refused, for nobody can tell which
+is right. Where only a text is cut otherwise, the tokens still spell it: that is said, and tokenizer.json is used.
+"""
+
+import functools
+import logging
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from fuselm import fingerprints
+
+SAMPLES = (
+    "a The quick brown fox jumps over 13 lazy dogs; isn't it, at 3.5 km/h?",
+    "a def f(x):\n    return x + 1  # two  spaces\n",
+    "a naïve Ærøskøbing, été, Größe, 知识融合, привет, 한국어, 🙂",
+)
+FORMAT = 1  # of what is remembered; raise it when the same files would be judged otherwise
+
+
+def check_twins(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise `ValueError` if ids mean different pieces in tokenizer.json and a SentencePiece file beside it.
+
+    Ids may be shifted as a whole, as in models that came from fairseq. A file of another kind is left alone.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    for file in sorted(folder.glob("*.model")):
+        key = f"twins {FORMAT} {fingerprints.sha256(folder / 'tokenizer.json')} {fingerprints.sha256(file)}"
+        pieces, text = fingerprints.remembered(key, lambda file=file: _differences(file, tokenizer))
+        if pieces:
+            raise ValueError(
+                f"{folder}: tokenizer.json and {file.name} differ: {pieces}; the weights were trained with one, "
+                "so remove the other one"
+            )
+        if text:
+            _warn_once(f"{folder}: tokenizer.json and {file.name} differ: {text}; tokenizer.json is used")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("fuselm").warning(message)
+
+
+def _differences(file: Path, tokenizer: Tokenizer) -> list[str]:
+    """Describe the first differences of pieces and of texts; empty if there is none, or the file is of another kind."""
+    import sentencepiece
+
+    try:
+        twin = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError):
+        return ["", ""]
+    return [_piece_difference(twin, tokenizer), _text_difference(twin, tokenizer)]
+
+
+def _piece_difference(twin, tokenizer: Tokenizer) -> str:
+    """Compare the pieces that text is made of; controls and unknown ones may have other names."""
+    ordinary = [i for i in range(len(twin)) if not (twin.is_control(i) or twin.is_unknown(i) or twin.is_unused(i))]
+    found = {i: tokenizer.token_to_id(twin.id_to_piece(i)) for i in ordinary}
+    shifts = Counter(to - i for i, to in found.items() if to is not None)
+    shift = shifts.most_common(1)[0][0] if shifts else 0
+    for i, to in found.items():
+        if to != i + shift:
+            there = tokenizer.id_to_token(i + shift)
+            return f"id {i + shift} is {there!r} in one and {twin.id_to_piece(i)!r} in the other"
+    return ""
+
+
+def _text_difference(twin, tokenizer: Tokenizer) -> str:
+    """Compare how both cut a few texts, without the first token: a space in front of it may be an option."""
+    for text in SAMPLES:
+        ours = tokenizer.encode(text, add_special_tokens=False).tokens
+        theirs = twin.encode(text, out_type=str)
+        pair = next((p for p in zip(ours[1:], theirs[1:], strict=False) if p[0] != p[1]), None)
+        if pair or len(ours) != len(theirs):
+            one, other = pair or (f"{len(ours)} tokens", f"{len(theirs)} tokens")
+            return f"of {text!r} one makes {one!r} where the other makes {other!r}"
+    return ""
