@@ -48,7 +48,7 @@ console = Console(stderr=True)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--parts", default="bytes,gradient,capture,reading,many", help="which to measure")
+    parser.add_argument("--parts", default="bytes,gradient,capture,reading,checking,many", help="which to measure")
     parser.add_argument("--models", default=",".join(MODELS), help="on which models")
     parser.add_argument("--documents", type=int, default=8, help="of the gradients, and of a timed capture")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -63,6 +63,7 @@ def main() -> None:
         "gradient": lambda: {name: gradient(name, options.documents) for name in models},
         "capture": lambda: {name: throughput(name, options.documents) for name in models},
         "reading": reading,
+        "checking": checking,
         "many": many,
     }
     if unknown := set(options.parts.split(",")) - set(parts):
@@ -245,6 +246,29 @@ def reading() -> dict:
         "tokens_per_second_into_shuffled_batches": tokens / median(one_pass),
         "random_document_milliseconds": one(Store(folder).read),
         "random_document_for_training_milliseconds": one(Store(folder).read_flat),
+    }
+
+
+def checking() -> dict:
+    """What the check of a store costs that is not known to be sound: seconds of CPU of its first reading and of its
+    second, with what `verify` takes. Medians of runs by turns, for the machine may be busy.
+    """
+    from fuselm import fingerprints
+    from fuselm.verification import verify
+
+    folder, known = copied(), fingerprints.cache() / "fingerprints.json"
+    took: dict[str, list[float]] = {"first": [], "second": [], "verify": []}
+    steps = {"first": lambda: deque(Store(folder), maxlen=0), "second": lambda: deque(Store(folder), maxlen=0)}
+    steps["verify"] = lambda: verify(folder, progress=quiet())
+    for _ in range(RUNS + 1):
+        known.unlink(missing_ok=True)
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            took[name].append(time.process_time() - began)
+    seconds_of = {name: statistics.median(values[1:]) for name, values in took.items()}  # the first one compiles
+    return {"tokens": manifest.read(folder)["counts"]["tokens"], "seconds": seconds_of} | {
+        "ratio": seconds_of["first"] / seconds_of["second"]
     }
 
 

@@ -160,7 +160,7 @@ class Capture(_Options):
     @model_validator(mode="before")
     @classmethod
     def _of_policy(cls, options: Any) -> Any:
-        if not isinstance(options, dict) or (policy := options.get("policy", "sampled")) not in POLICIES:
+        if not isinstance(options, dict) or (policy := options.get("policy", "sampled")) not in list(POLICIES):
             return options
         for name in sorted(set().union(*POLICIES.values()) - set(POLICIES[policy])):
             if options.get(name) is not None:

@@ -7,6 +7,7 @@ cut off before rows were renormalised can't be derived: the user has to say it.
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,7 @@ def to_trace(
     if end and found.tokens[0] == tokens.context:
         begin = 1
     spelled = tokens.vocabulary.token_bytes
-    if outside := [t for t in found.tokens if not 0 <= t < len(spelled)]:
-        raise ValueError(f"token {outside[0]} is outside the vocabulary of {len(spelled)}; is it another tokenizer's?")
+    require_numbers(found, tokens.vocabulary.size)
     while end > begin and spelled[found.tokens[end - 1]] is None:
         end -= 1
     ids, rows, gold = found.tokens[begin:end], rows[begin:end], gold[begin:end]
@@ -52,6 +52,36 @@ def to_trace(
         weights=np.zeros((len(ids), 0), np.float32),
     )
     return trace, text
+
+
+def require_numbers(found: Foreign, vocabulary_size: int) -> None:
+    """Raise `ValueError` where a record has something else than ids of the vocabulary and log-probabilities."""
+    for token in found.tokens:
+        _require_id("token", token, vocabulary_size)
+    for row in found.rows:
+        for entry, logprob in row or ():
+            _require_id("id", entry, vocabulary_size)
+            _require_logprob(logprob)
+            if math.isnan(logprob):
+                raise ValueError(f"the log-probability of id {entry} is NaN")
+    for logprob in found.gold:
+        _require_logprob(logprob)
+
+
+def _require_id(what: str, given: Any, vocabulary_size: int) -> None:
+    if type(given) is not int:
+        raise ValueError(f"{what} {given!r:.40} is a {type(given).__name__}, needs a whole number")
+    if not 0 <= given < vocabulary_size:
+        raise ValueError(
+            f"{what} {given!r:.40} is outside the vocabulary of {vocabulary_size}; is it another tokenizer's?"
+        )
+
+
+def _require_logprob(given: Any) -> None:
+    if type(given) not in (int, float):
+        raise ValueError(f"{given!r:.40} is a {type(given).__name__}, needs a log-probability")
+    if abs(given) == math.inf and given > 0:
+        raise ValueError("a log-probability is infinite")
 
 
 def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Row | None], list[float]]:
@@ -125,6 +155,9 @@ def _distributions(
         rest = np.full(len(kept), tail)
     # gold: as it is told; else the entry's; else an even share of the tail
     own = np.array(gold, np.float64)
+    if (own > math.log(MOST)).any():
+        n = int(np.nanargmax(own))
+        raise ValueError(f"token {n}: its log-probability is {own[n]:.4g}, above 0")
     among = np.flatnonzero((ids == np.array(tokens, np.int64)[of]) & np.isnan(own)[of])
     own[of[among]] = logprobs[among]
     guessed = np.isnan(own) & informed

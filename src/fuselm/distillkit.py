@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
 _WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_SPECIAL = {"sqrt": np.sqrt, "exp": np.exp}
 _KNOWN = {"d", "k", "exact_k", "exact_dtype", "polynomial_terms", "term_dtype", "residual_bins", "delta_encoding"}
 _KNOWN |= {"error_diffusion", "normalize_t"}
 
@@ -25,7 +26,41 @@ def check(compression: Any) -> dict[str, Any]:
         raise ValueError(f"'{unknown[0]}' is no option of DistillKit's compression that is known here")
     defaults = {"exact_dtype": "float32", "term_dtype": "float32", "polynomial_terms": None, "residual_bins": []}
     defaults |= {"delta_encoding": True, "normalize_t": False}
-    return defaults | compression
+    checked = defaults | compression
+    if wrong := _wrong_option(checked):
+        raise ValueError(f"DistillKit's compression: {wrong}")
+    return checked
+
+
+def _wrong_option(c: dict[str, Any]) -> str | None:
+    """Say which option has a value that no such file can have."""
+    for name, least, most in (("d", 1, 1 << 31), ("k", 0, 1 << 24), ("exact_k", 0, 1 << 24)):
+        if not _is_whole(c[name], least, most):
+            return f"{name} is {c[name]!r:.40}, needs {least} to {most}"
+    if c["exact_k"] > c["k"]:
+        return f"exact_k is {c['exact_k']}, more than k, {c['k']}"
+    for name in ("exact_dtype", "term_dtype"):
+        if not isinstance(c[name], str) or c[name] not in _WIDTHS:
+            return f"{name} is {c[name]!r:.40}, needs one of {', '.join(_WIDTHS)}"
+    terms, bins = c["polynomial_terms"], c["residual_bins"]
+    if not (terms is None or isinstance(terms, list)) or any(
+        t not in _SPECIAL if isinstance(t, str) else type(t) not in (int, float) for t in terms or ()
+    ):
+        return f"polynomial_terms is {terms!r:.40}, needs a list of exponents"
+    if not isinstance(bins, list):
+        return f"residual_bins is {bins!r:.40}, needs a list"
+    for residual in bins:
+        if not isinstance(residual, dict) or residual.get("scale_dtype") not in list(_WIDTHS):
+            return f"the residual bin {residual!r:.40} has no known scale_dtype"
+        if not _is_whole(residual.get("num_elements"), 0, c["k"]) or not _is_whole(residual.get("element_bits"), 1, 32):
+            return f"the residual bin {residual!r:.60} needs num_elements and element_bits"
+    if sum(residual["num_elements"] for residual in bins) > c["k"] - c["exact_k"]:
+        return "residual_bins have more elements than there are inexact entries"
+    return None
+
+
+def _is_whole(given: Any, least: int, most: int) -> bool:
+    return type(given) is int and least <= given <= most
 
 
 def decompress(
@@ -73,8 +108,7 @@ def unpack(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[n
 
 def _powers(terms: list[int | str], count: int, normalised: bool) -> Float[ndarray, "count terms"]:
     rank = np.linspace(0, 1, count, dtype=np.float32) if normalised else np.arange(count, dtype=np.float32)
-    special = {"sqrt": np.sqrt, "exp": np.exp}
-    return np.stack([special[t](rank) if isinstance(t, str) else rank**t for t in terms], axis=1)
+    return np.stack([_SPECIAL[t](rank) if isinstance(t, str) else rank**t for t in terms], axis=1)
 
 
 def _floats(data: UInt8[ndarray, "rows bytes"], dtype: str) -> Float[ndarray, "rows count"]:

@@ -92,7 +92,7 @@ def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
     rows: list[Row | None] = []
     gold = []
     for token, row in zip(ids, given, strict=True):
-        entries = {int(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()}
+        entries = {_id(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()}
         gold.append(_least(entries[token]["logprob"]) if token in entries else math.nan)
         kept = [  # the token that came is there whatever its rank; as one of the most probable only up to the last
             (i, entry["logprob"])
@@ -101,6 +101,13 @@ def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
         ]
         rows.append(kept if row else None)
     return Foreign(text=text, tokens=ids, rows=rows, gold=gold)
+
+
+def _id(key: str) -> int:
+    """Return the id that a key of JSON says. Raises `ValueError` for a key that is no number as JSON writes it."""
+    if not (key.isascii() and key.isdecimal() and str(int(key[:20])) == key):
+        raise ValueError(f"{key!r:.40} is no id")
+    return int(key)
 
 
 def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:

@@ -127,8 +127,10 @@ def read_traces(
         for where, record, size in records(files):
             advance(size)
             try:
-                yield where, _id_in(record), layout.read(record, tokens)
-            except (TypeError, AttributeError, KeyError, IndexError) as error:
+                one = layout.read(record, tokens)
+                derivation.require_numbers(one, tokens.vocabulary.size)
+                yield where, _id_in(record), one
+            except (TypeError, AttributeError, LookupError, OverflowError) as error:
                 raise ValueError(f"{where}: not a record of {reading.layout} ({first_line(error)})") from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None

@@ -99,12 +99,12 @@ def _groups(table: pa.Table) -> Iterator[pa.Table]:
 # ---- reading
 
 
-def open_parquet(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+def open_parquet(path: Path, schema: pa.Schema, *, page_checksums: bool = True) -> pq.ParquetFile:
     """Open a file of these columns. Raises `ValueError`, with the path, where it is none or claims too much."""
     try:
         if not path.is_file():
             raise ValueError("is missing" if not path.exists() else "is no file")
-        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=page_checksums)
         if not file.schema_arrow.equals(schema):
             raise ValueError("other columns than such a file has")
         for group in range(file.num_row_groups):

@@ -5,13 +5,13 @@ numbers it looks at: only the sizes of columns, which `rows.flatten` has compare
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from numpy import ndarray
 
 from fuselm import rounding
@@ -65,138 +65,160 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
     )
 
 
+# A bit of each rule, in the order in which a document that breaks several is told of them.
+RULES = {
+    1 << n: rule
+    for n, rule in enumerate(
+        (
+            "an id is below 0",
+            "an id is outside the vocabulary",
+            "ids are not ascending, each once in a row",
+            "a log-probability is above 0",
+            "a tail is no probability",
+            "an entry was drawn from a tail of 0",
+            "entries and tail do not sum to 1",
+            "a row without entries has a tail other than 1, or gold",
+            "gold is not what its entry or the tail says",
+            "a token is below 0",
+            "a token is outside the vocabulary",
+            "tokens begin outside the text, or not in order",
+            "the cross-entropy is not that of its golds",
+            "weights do not fit the stage, its sources or the tokens",
+            "the text's fingerprint is none",
+        )
+    )
+}
+BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM, EMPTY, GOLD, TOKEN, FOREIGN, STARTS, NATS, WEIGHTS, TEXT = RULES
+
+
 def broken(columns: Columns, rows: Expected) -> dict[int, str]:
     """Return the documents of a row group, by number, that break a rule, with the first one that each breaks."""
-    found: dict[int, str] = {}
-    with np.errstate(all="ignore"):
-        group = _Group(columns, rows)
-        for rule, broken_at in RULES.items():
-            flags, edges = broken_at(group)
-            if not flags.any():
-                continue
-            places = np.flatnonzero(flags)
-            documents = places if edges is None else np.searchsorted(edges, places, side="right") - 1
-            for document in np.unique(documents).tolist():
-                found.setdefault(document, rule)
-    return found
+    flat, edges = columns.flat, columns.edges["tokens"]
+    with np.errstate(over="ignore"):
+        masses = np.exp(flat["logprobs"])  # numpy takes many at a time
+    flags = _scan(
+        edges.astype(np.int64),
+        columns.offsets,
+        *(flat[name] for name in ("tokens", "starts", "gold", "tail", "ids", "logprobs")),
+        masses,
+        *(flat[name] for name in ("bytes", "nats")),
+        rows.vocabulary_size,
+        rows.stage == "capture",
+        rows.is_made and rows.stage != "fuse",
+        rows.is_made and rows.stage == "capture",
+        rows.slack,
+    )
+    flags |= np.where(_weights_astray(columns, rows), WEIGHTS, 0)
+    known = pc.match_substring_regex(columns.texts, FINGERPRINT).to_numpy(zero_copy_only=False)
+    flags |= np.where(known, 0, TEXT)
+    if not flags.any():
+        return {}
+    return {n: RULES[int(flags[n] & -flags[n])] for n in np.flatnonzero(flags).tolist()}
 
 
-class _Group:
-    """The columns of a row group, and what several rules look at."""
-
-    def __init__(self, columns: Columns, rows: Expected):
-        self.columns, self.rows, flat = columns, rows, columns.flat
-        self.edges = columns.edges["tokens"]
-        self.documents = len(self.edges) - 1
-        self.gold, self.tail, self.starts = (flat[name] for name in ("gold", "tail", "starts"))
-        self.informed = flat["counts"] > 0
-        masses = np.exp(flat["logprobs"])
-        self.own = np.empty(len(self.tail), np.float32)  # log-probability of the gold entry; NaN: none, 1: drawn
-        self.flags = _scan(
-            columns.offsets,
-            flat["tokens"],
-            flat["ids"],
-            flat["logprobs"],
-            masses,
-            self.tail,
-            rows.vocabulary_size,
-            self.own,
-        )
-
-    def entries(self, bit: int) -> tuple[Bool[ndarray, "tokens"], Int[ndarray, "_"]]:
-        return (self.flags & bit) > 0, self.edges
-
-    def sums(self, values: ndarray) -> Float[ndarray, "documents"]:
-        """Add up a value of each token by document."""
-        if not self.documents:
-            return np.zeros(0)
-        sums = np.add.reduceat(np.append(values, 0.0), self.edges[:-1])
-        return np.where(np.diff(self.edges) > 0, sums, 0.0)
+STEP = 1 / rounding.ROOTS  # of a root, half of it twice: from a root to its logarithm
+LARGEST_STEP = 1 / (2 * rounding.QUARTERS)
+GOLD_STEP = 1 / (2 * rounding.GOLD_STEPS)
+TAIL_STEP = 2 / rounding.TAIL_ROOTS
+NOISE = 0.06  # of a probability, that approximations of others' make of nothing
+LOG_NOISE = math.log(NOISE)
 
 
-BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM = (1 << n for n in range(7))
-
-
-@compiled(nogil=True)
+@compiled(nogil=True, fastmath={"reassoc"})  # sums in any order; NaN stays NaN
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _scan(offsets, tokens, ids, logprobs, masses, tail, size, own):
-    """Return the rules that the entries of each row break, as bits, and find each row's gold entry."""
-    flags = np.zeros(len(tail), np.uint8)
-    for row in range(len(tail)):
-        found, before, drawn, total = 0, -(1 << 40), False, np.float64(tail[row])
-        token, own_logprob = tokens[row], np.float32(np.nan)
-        for e in range(offsets[row], offsets[row + 1]):
-            entry, logprob = ids[e], logprobs[e]
-            if entry <= before:
+def _scan(
+    edges,
+    offsets,
+    tokens,
+    starts,
+    gold,
+    tail,
+    ids,
+    logprobs,
+    masses,
+    sizes,
+    nats,
+    vocabulary,
+    is_capture,
+    knows_golds,
+    knows_nats,
+    slack,
+):
+    """Return the rules that each document breaks, as bits. All columns have the lengths that `flatten` compared."""
+    flags = np.zeros(len(sizes), np.int64)
+    for document in range(len(sizes)):
+        found, golds, guesses, before_start = 0, 0.0, 0, np.int64(-1)
+        for row in range(edges[document], edges[document + 1]):
+            begin, end, token = offsets[row], offsets[row + 1], tokens[row]
+            before, unsorted, negative, drawn = np.int64(-1) << 40, False, True, False
+            total, own = np.float64(tail[row]), np.float64(np.nan)  # the gold entry's log-probability; NaN: none
+            for e in range(begin, end):
+                entry, logprob = ids[e], logprobs[e]
+                unsorted |= entry <= before
+                negative &= logprob <= 0.0
+                drawn |= logprob == -np.inf
+                total += masses[e]
+                if entry == token:
+                    own = logprob
+                before = entry
+            if unsorted:
                 found |= UNSORTED
-            if entry < 0:
+            if begin < end and ids[begin] < 0:
                 found |= BELOW
-            if entry >= size:
+            if begin < end and ids[end - 1] >= vocabulary:
                 found |= BEYOND
-            if not logprob <= 0.0:
+            if not (negative and gold[row] <= 0.0):
                 found |= POSITIVE
-            if logprob == -np.inf:
-                drawn = True
-            if entry == token:
-                own_logprob = logprob if logprob > -np.inf else np.float32(1.0)
-            before = entry
-            total += masses[e]
-        if not (tail[row] >= 0.0 and tail[row] <= 1.0):
-            found |= TAIL
-        if drawn and not tail[row] > 0.0:
-            found |= DRAWN
-        if not abs(total - 1.0) <= MOST_ROUNDED:
-            found |= SUM
-        flags[row], own[row] = found, own_logprob
+            if not (tail[row] >= 0.0 and tail[row] <= 1.0):
+                found |= TAIL
+            if drawn and not tail[row] > 0.0:
+                found |= DRAWN
+            if not abs(total - 1.0) <= MOST_ROUNDED:
+                found |= SUM
+            if token < 0:
+                found |= TOKEN
+            if token >= vocabulary:
+                found |= FOREIGN
+            if starts[row] < before_start:
+                found |= STARTS
+            before_start = starts[row]
+            if begin == end:
+                guesses += 1
+                if tail[row] != 1.0 or (gold[row] != 0.0 and (is_capture or gold[row] != -np.inf)):
+                    found |= EMPTY
+                continue
+            golds += gold[row]
+            if not knows_golds or own == -np.inf:  # drawn: nobody knows how probable
+                continue
+            if own <= 0.0:
+                apart = abs(gold[row] - own) - GOLD_STEP - slack
+                if not apart <= STEP and not apart <= min(STEP * np.exp(-own / 2), LARGEST_STEP):
+                    found |= GOLD
+            elif gold[row] > LOG_NOISE and np.exp(gold[row]) > 1.4 * (np.sqrt(tail[row]) + TAIL_STEP) ** 2 + NOISE:
+                found |= GOLD
+        first, last = edges[document], edges[document + 1] - 1
+        if sizes[document] < 0 or (first <= last and (starts[first] > 0 or starts[last] > sizes[document])):
+            found |= STARTS
+        said = nats[document]
+        if not said >= 0.0 or (knows_nats and (said == np.inf) != (golds == -np.inf)):
+            found |= NATS
+        elif knows_nats and said < np.inf:
+            more, rounded = said + golds, (last + 1 - first) * GOLD_STEP + 1e-4 + 1e-5 * said
+            if not (more >= -rounded and more <= guesses * np.log(vocabulary) + rounded):
+                found |= NATS
+        flags[document] = found
     return flags
 
 
-def _golds_astray(group: _Group) -> Bool[ndarray, "tokens"]:
-    """Flag the golds that are not what their entries say or, without one, are more than the tail holds."""
-    gold, own = group.gold, group.own
-    if not group.rows.is_made or group.rows.stage == "fuse":
-        return np.zeros(len(gold), bool)
-    step = np.minimum(2 / (2 * rounding.ROOTS) * np.exp(-own / 2), 1 / (2 * rounding.QUARTERS))
-    astray = np.abs(gold - own) > step + 1 / (2 * rounding.GOLD_STEPS) + group.rows.slack
-    most = 1.4 * (np.sqrt(group.tail) + 2 / rounding.TAIL_ROOTS) ** 2 + 0.06
-    without = np.isnan(own) & group.informed
-    return (astray & (own <= 0)) | (without & (np.exp(gold) > most))
-
-
-def _nats_astray(group: _Group) -> Bool[ndarray, "documents"]:
-    """Flag the documents whose cross-entropy is not the sum of their golds; rows without entries count as guesses."""
-    nats = group.columns.flat["nats"]
-    if not group.rows.is_made or group.rows.stage != "capture":
-        return ~(nats >= 0)
-    more = nats + group.sums(np.where(group.informed, group.gold, 0.0).astype(np.float64))
-    tokens = np.diff(group.edges)
-    guessed = group.sums((~group.informed).astype(np.float64)) * math.log(group.rows.vocabulary_size)
-    rounded = tokens / (2 * rounding.GOLD_STEPS) + 1e-4 + 1e-5 * np.abs(nats)
-    both = np.isposinf(nats) & (group.sums(np.isneginf(group.gold).astype(np.float64)) > 0)
-    near = np.isfinite(nats) & (more >= -rounded) & (more <= guessed + rounded)
-    return ~(nats >= 0) | ~(both | near)
-
-
-def _starts_astray(group: _Group) -> Bool[ndarray, "documents"]:
-    starts, edges, size = group.starts, group.edges, group.columns.flat["bytes"]
-    has_tokens = np.diff(edges) > 0
-    falls = np.append(False, starts[1:] < starts[:-1])[: len(starts)]
-    falls[edges[:-1][has_tokens]] = False
-    wrong = (size < 0) | (group.sums(falls.astype(np.float64)) > 0)
-    first, last = starts[edges[:-1][has_tokens]], starts[edges[1:][has_tokens] - 1]
-    wrong[has_tokens] |= (first < -1) | (first > 0) | (last > size[has_tokens])
-    return wrong
-
-
-def _weights_astray(group: _Group) -> Bool[ndarray, "documents"]:
+def _weights_astray(columns: Columns, rows: Expected) -> Bool[ndarray, "documents"]:
     """Flag weights where there are none, a number of columns that is not that of the sources, and what is no share."""
-    weights, edges = group.columns.flat["weights"], group.columns.edges["weights"]
-    tokens, sources = np.diff(group.edges), group.rows.sources
+    weights, edges = columns.flat["weights"], columns.edges["weights"]
+    tokens, sources = np.diff(columns.edges["tokens"]), rows.sources
     wrong = np.zeros(len(tokens), bool)
-    if not np.isfinite(weights).all():
+    if len(weights) and not np.isfinite(weights).all():
         wrong[np.searchsorted(edges, np.flatnonzero(~np.isfinite(weights)), side="right") - 1] = True
-    if group.rows.stage != "fuse":
-        return wrong | (group.rows.is_made & (np.diff(edges) > 0))
+    if rows.stage != "fuse":
+        return wrong | (rows.is_made & (np.diff(edges) > 0))
     if sources is None:
         return wrong
     wrong |= np.diff(edges) != tokens * sources
@@ -204,42 +226,7 @@ def _weights_astray(group: _Group) -> Bool[ndarray, "documents"]:
         shares = weights.reshape(-1, sources)
         sums = shares.sum(axis=1)
         rounded = sources / (2 * rounding.WEIGHT_STEPS) + 1e-3
-        is_share = (shares.min(axis=1) >= 0) & ((np.abs(sums - 1) <= rounded) | (sums == 0))
-        wrong |= group.sums((~is_share).astype(np.float64)) > 0
+        is_share = (shares.min(axis=1, initial=0) >= 0) & ((np.abs(sums - 1) <= rounded) | (sums == 0))
+        owner = np.searchsorted(columns.edges["tokens"], np.flatnonzero(~is_share), side="right") - 1
+        wrong[owner] = True
     return wrong
-
-
-def _tokens(flag: Callable[[_Group], ndarray]) -> Callable[[_Group], tuple[ndarray, ndarray]]:
-    return lambda group: (flag(group), group.edges)
-
-
-def _documents(flag: Callable[[_Group], ndarray]) -> Callable[[_Group], tuple[ndarray, None]]:
-    return lambda group: (flag(group), None)
-
-
-# A flag of each token, with the edges of documents, or of each document.
-RULES: dict[str, Callable[[_Group], tuple[ndarray, Int[ndarray, "_"] | None]]] = {
-    "an id is below 0": lambda group: group.entries(BELOW),
-    "an id is outside the vocabulary": lambda group: group.entries(BEYOND),
-    "ids are not ascending, each once in a row": lambda group: group.entries(UNSORTED),
-    "a log-probability is above 0": _tokens(
-        lambda group: ((group.flags & POSITIVE) > 0) | ~(group.gold <= 0),
-    ),
-    "a tail is no probability": lambda group: group.entries(TAIL),
-    "an entry was drawn from a tail of 0": lambda group: group.entries(DRAWN),
-    "entries and tail do not sum to 1": lambda group: group.entries(SUM),
-    "a row without entries has a tail other than 1, or gold": _tokens(
-        lambda g: ~g.informed & ((g.tail != 1) | ((g.gold != 0) & ((g.rows.stage == "capture") | ~np.isneginf(g.gold))))
-    ),
-    "gold is not what its entry or the tail says": _tokens(_golds_astray),
-    "a token is below 0": _tokens(lambda group: group.columns.flat["tokens"] < 0),
-    "a token is outside the vocabulary": _tokens(
-        lambda group: group.columns.flat["tokens"] >= group.rows.vocabulary_size
-    ),
-    "tokens begin outside the text, or not in order": _documents(_starts_astray),
-    "the cross-entropy is not that of its golds": _documents(_nats_astray),
-    "weights do not fit the stage, its sources or the tokens": _documents(_weights_astray),
-    "the text's fingerprint is none": _documents(
-        lambda group: ~pc.match_substring_regex(group.columns.texts, FINGERPRINT).to_numpy(zero_copy_only=False)
-    ),
-}

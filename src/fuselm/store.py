@@ -71,7 +71,8 @@ class Store:
         is_known = largest is not None and largest < self._expected.vocabulary_size
         index = self._read_index(is_known)
         self.index = index.select(["document", "text", "bytes", "tokens"])
-        self._names = joined(index, "document")
+        self._names, self._texts = joined(index, "document"), joined(index, "text")
+        self._sizes, self._lengths = index["bytes"].to_numpy(), index["tokens"].to_numpy()
         self._some_names = self._names.take(pa.array(np.arange(0, len(index), NAMES_STEP))).to_pylist()
         self._rows = index["row"].to_numpy()
         self._groups = index["part"].to_numpy().astype(np.int64) << 32 | index["group"].to_numpy()
@@ -243,32 +244,35 @@ class Store:
         table.validate(full=True)
         found = flatten(table)
         broken = rules.broken(found, self._expected)
-        counted = pa.array(np.diff(found.edges["tokens"]).astype(np.int32))
-        for name, column in {"text": table["text"], "bytes": table["bytes"], "tokens": counted}.items():
-            said = joined(self.index, name).take(pa.array(at))
-            if not said.equals(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column):
-                differ = pc.not_equal(said, column).to_numpy(zero_copy_only=False)
-                broken |= {n: f"the index has other {name} of it" for n in np.flatnonzero(differ).tolist()}
+        said = [("text", ~pc.equal(self._texts.take(pa.array(at)), found.texts).to_numpy(zero_copy_only=False))]
+        said += [("bytes", self._sizes[at] != found.flat["bytes"])]
+        said += [("tokens", self._lengths[at] != np.diff(found.edges["tokens"]))]
+        for name, differ in said:
+            broken |= {n: f"the index has other {name} of it" for n in np.flatnonzero(differ).tolist()}
+        if not broken:
+            self._unchecked.discard(group)
+            self._largest, self._entries = max(self._largest, found.largest), self._entries + len(found.flat["ids"])
+            if not self._unchecked and not self._salvage:
+                self._remember()
+            return found
         names = found.documents.take(pa.array(sorted(broken), pa.int64()))
         bad = names.filter(pc.is_in(names, wanted)) if wanted is not None else names
         if len(bad):
             rule = broken[found.documents.index(bad[0]).as_py()]
             raise ValueError(f"document {bad[0].as_py()}: {rule}")
-        if broken:
-            return found
-        self._unchecked.discard(group)
-        self._largest, self._entries = max(self._largest, found.largest), self._entries + len(found.flat["ids"])
-        if not self._unchecked and not self._salvage:
-            counted = self.manifest["counts"]["entries"]
-            if self._entries != counted:
-                raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")
-            trust.remember(self.folder, self.manifest, self._largest)
         return found
+
+    def _remember(self) -> None:
+        """Know from now on that the store is sound. Raises `ValueError` where the manifest counts other entries."""
+        counted = self.manifest["counts"]["entries"]
+        if self._entries != counted:
+            raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")
+        trust.remember(self.folder, self.manifest, self._largest)
 
     def _open(self, number: int) -> pq.ParquetFile:
         path = part_path(self.folder, number)
         try:
-            file = parts.open_parquet(path, SCHEMA)
+            file = parts.open_parquet(path, SCHEMA, page_checksums=number not in self._unhashed)
             if number in self._unhashed:
                 self._check_hash(path)
                 self._unhashed.discard(number)
