@@ -1,7 +1,7 @@
 """What is in a store, for people: counts and bytes of each column, and rows as text."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,12 @@ def table(facts: dict[str, Any]) -> Table:
     return result
 
 
-def tokenizer_of(found: Store, spec: str | None) -> Model | None:
+def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Model | None:
     """The tokenizer that a store's ids belong to: `spec`, else that of the model it was made of, where it is here.
 
     Raises `ValueError` if `spec` is another tokenizer.
     """
-    made = found.manifest
-    name = spec or _named_by_its_run(found.folder) or made["about"].get("model")
+    name = spec or _named_by_its_run(folder) or made["about"].get("model")
     if name is None or (spec is None and not Path(name).expanduser().exists()):
         return None
     model = locate_tokenizer(name)
@@ -93,7 +92,7 @@ def tokenizer_of(found: Store, spec: str | None) -> Model | None:
     if spec is None:
         return None
     raise ValueError(
-        f"{found.folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
+        f"{folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
         "point to the tokenizer it was made with"
     )
 
@@ -112,7 +111,7 @@ def _named_by_its_run(folder: Path) -> str | None:
 def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:
     """The first rows of the first documents, without what was drawn: as text if there is a tokenizer, else as ids."""
     found = Store(folder, draws=False)
-    model = tokenizer_of(found, tokenizer)
+    model = tokenizer_of(folder, found.manifest, tokenizer)
     vocabulary = None if model is None else Vocabulary(load_tokenizer(model), model.output_size)
     if vocabulary is None:
         yield plain("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")

@@ -43,12 +43,17 @@ def verify(
     good: Annotated[
         Path | None, typer.Option(help="File for the ids of the documents that can be kept, for `subset --documents`.")
     ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder, hub id or GGUF file of the model, to check ids by its vocabulary.")
+    ] = None,
 ) -> None:
     """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
-    from fuselm import manifest, verification
+    from fuselm import contents, manifest, verification
 
+    found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
     with _progress("verify") as progress:
-        verdict = verification.verify(folder, progress=progress)
+        size = None if found is None else found.output_size
+        verdict = verification.verify(folder, progress=progress, vocabulary_size=size)
     if good is not None:
         manifest.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
     if as_json:
@@ -178,7 +183,7 @@ def _export(
     from fuselm.store import Store
 
     given = Store(folder)
-    found = contents.tokenizer_of(given, tokenizer)
+    found = contents.tokenizer_of(folder, given.manifest, tokenizer)
     if found is None:
         raise ValueError(f"{folder}: its tokenizer is not here; --tokenizer names it")
     with _progress(f"convert to {layout}") as progress:
