@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints, manifest
+from fuselm import fingerprints, gguf_claims, manifest
 from fuselm.errors import first_line
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def _read_gguf(path: Path) -> "gguf.GGUFReader":
     from gguf import GGUFReader
 
     try:
+        gguf_claims.check(path)
         reader = GGUFReader(path)
     except Exception as error:  # the reader trusts the file: anything can come of a damaged one
         raise ValueError(f"{path}: GGUF file cut off or damaged ({first_line(error)}); download it again") from error

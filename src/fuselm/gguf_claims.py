@@ -1,0 +1,79 @@
+"""What a GGUF file claims of itself, held against its size before a reader believes it.
+
+A length of 2^60 in a file of a few kilobytes keeps a reader busy for ever. The layout is that of docs/gguf.md in ggml.
+"""
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by type
+STRING, ARRAY = 8, 9
+VERSIONS = (2, 3)  # of which this layout is
+LEAST_TENSOR = 24  # bytes that say a tensor's name, shape, type and place
+MOST_DIMENSIONS = 4
+
+
+def check(path: Path) -> None:
+    """Raise `ValueError` where the metadata or the list of tensors does not fit into the file."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(4)
+        (version,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
+        if version not in VERSIONS:
+            return  # another byte order, or one that the reader refuses
+        tensors, fields = _number(file, size), _number(file, size)
+        for _ in range(fields):
+            _skip(file, size, _number(file, size))
+            _skip_value(file, size, _kind(file))
+        if tensors * LEAST_TENSOR > size:
+            raise ValueError(f"{tensors} tensors are said to be in {size} bytes")
+        for _ in range(tensors):
+            _skip(file, size, _number(file, size))
+            dimensions = _kind(file)
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(f"a tensor is said to have {dimensions} dimensions")
+            _skip(file, size, 8 * dimensions + 4 + 8)
+
+
+def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
+    if kind == STRING:
+        _skip(file, size, _number(file, size))
+    elif kind == ARRAY:
+        of, count = _kind(file), _number(file, size)
+        if of == STRING:
+            for _ in range(count):
+                _skip(file, size, _number(file, size))
+        else:
+            _skip(file, size, count * _size(of))
+    else:
+        _skip(file, size, _size(kind))
+
+
+def _size(kind: int) -> int:
+    if kind not in SIZES:
+        raise ValueError(f"a value is of type {kind}, which is none")
+    return SIZES[kind]
+
+
+def _kind(file: BinaryIO) -> int:
+    data = file.read(4)
+    if len(data) < 4:
+        raise ValueError("the file ends within its metadata")
+    return struct.unpack("<I", data)[0]
+
+
+def _number(file: BinaryIO, size: int) -> int:
+    """Read a count or a length, which cannot be larger than the file."""
+    data = file.read(8)
+    if len(data) < 8:
+        raise ValueError("the file ends within its metadata")
+    (number,) = struct.unpack("<Q", data)
+    if number > size:
+        raise ValueError(f"{number} things are said to be in {size} bytes")
+    return number
+
+
+def _skip(file: BinaryIO, size: int, count: int) -> None:
+    if file.seek(count, 1) > size:
+        raise ValueError("the file ends within its metadata")
