@@ -173,12 +173,17 @@ def run_of_all_stages(folder: Path) -> Path:
         folder,
         target=folder / "own",
         sources=sources,
-        rows=quickstart()[::40],
+        rows=short_texts(),
         corpus={"files": [str(folder / "corpus.jsonl")], "max_bytes": 256},
         write={"ratio": {"other": 0.3}, "tokens": 40, "prompt_tokens": 60},
         capture={"batch_tokens": 1024, "prefix_tokens": 60},
         train=tiny_run.TRAIN | {"passes": 1, "evaluations_per_pass": 3},
     )
+
+
+def short_texts() -> list[dict[str, str]]:
+    """Return the beginnings of a few documents of two of its domains."""
+    return tiny_run.short(quickstart(), length=200)[::6]
 
 
 def quickstart() -> list[dict[str, str]]:
