@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.exit(2, f"apart: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\napart: stopped; the same command goes on from here\n")
+        parser.exit(130, "\napart: stopped; run the same command again and it resumes here\n")
     print(json.dumps(result, indent=1)) if options.json else Console().print(table(result))
 
 

@@ -20,6 +20,7 @@ from test_capture import Interrupted, captured, documents, source_of  # noqa: F4
 from tiny_run import fuselm
 
 from fuselm import capture, manifest, plan, store
+from fuselm.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -232,3 +233,47 @@ def test_a_capture_killed_at_random_moments_ends_in_the_same_bytes(tmp_path, byt
     assert tiny_run.kill(run_file, tmp_path / "cut", kills=8, files=files) >= 4
     whole, cut = (next((tmp_path / name / "capture").glob("own-*")) for name in ("whole", "cut"))
     assert_same(cut, whole)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_file_larger_than_allowed_in_training_is_one_line_and_costs_nothing(tmp_path, byte_level, texts, share):
+    """In a checkpoint's weights, or its moments, by the share of the largest file that is allowed."""
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"own": byte_level},
+        rows=tiny_run.short(texts),
+        train=tiny_run.TRAIN | {"passes": 1},
+    )
+    assert fuselm("fuse", run_file).code == 0
+    moments = 2 * 4 * sum(file.stat().st_size for file in byte_level.glob("*.safetensors")) // 4
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(moments * share), before[1]))
+    try:
+        outcome = fuselm("train", run_file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = outcome.err.splitlines()[-1]
+    assert outcome.code == 2 and said.startswith(f"fuselm: {tmp_path}/out/train/"), outcome.err
+    assert said.endswith(": File too large; fix this and run the same command again; it resumes here")
+    assert fuselm("run", run_file).code == 0
+
+
+def test_a_stage_folder_that_is_deleted_while_it_is_made_is_one_line(tmp_path, byte_level, texts, monkeypatch):
+    run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
+    advance = Progress.advance
+    for stage in ("corpus", "capture", "align", "train"):
+
+        def delete_and_advance(*arguments, stage=stage):
+            for path in (tmp_path / "out").glob(f"{stage}/*.partial"):
+                shutil.rmtree(path)
+            advance(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "advance", delete_and_advance)
+            outcome = fuselm("capture" if stage == "corpus" else stage, run_file)
+        said = outcome.err.splitlines()[-1]
+        assert outcome.code == 2 and said.startswith(f"fuselm: {tmp_path}/out/{stage}/"), outcome.err
+        assert said.endswith(": No such file or directory; fix this and run the same command again; it resumes here")
+        assert "Traceback" not in outcome.err and outcome.out == ""
+        assert stage == "corpus" or fuselm(stage, run_file).code == 0

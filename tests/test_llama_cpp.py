@@ -133,7 +133,7 @@ def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, docume
             process.send_signal(signal.SIGKILL)
 
         threading.Thread(target=kill, daemon=True).start()
-        with pytest.raises(ValueError, match="the same command goes on from here"):
+        with pytest.raises(ValueError, match="run the same command again; it resumes here"):
             captured(tmp_path / "far", server, vocabulary, documents)
     with llama(file, port):
         counts = captured(tmp_path / "far", server, vocabulary, documents)["counts"]

@@ -135,7 +135,7 @@ def ask(
     seconds = time.monotonic() - began
     raise Unreachable(
         f"{client.url}: {problem}, asked {attempt + 1} times in {seconds:.0f} s; is the server up? "
-        "Then the same command goes on from here"
+        "Then run the same command again; it resumes here"
     )
 
 
