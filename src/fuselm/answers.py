@@ -93,7 +93,7 @@ def pair(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
         twice = next(i for n, i in enumerate(ids) if i in ids[:n])
         raise ValueError(f"two entries are of id {twice}")
     check_numbers(logprobs)
-    return list(zip(ids, logprobs, strict=True))
+    return list(zip(ids, map(float, logprobs), strict=True))
 
 
 def check_row(row: Entries, gold: float, token: int, vocabulary_size: int) -> None:

@@ -88,9 +88,9 @@ def read_openai(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
             continue
         with about_token(n):
             check_numbers(own[n : n + 1])
-            row, unclear = named(top[n], dialect, {dialect.strings[token]: (token, own[n])})
+            row, unclear = named(top[n], dialect, {dialect.strings[token]: (token, float(own[n]))})
         entries.append(row)
-        gold.append(own[n])
+        gold.append(float(own[n]))
         lost += unclear
     return Rows(entries=entries, gold=gold, lost=lost)
 
@@ -138,7 +138,7 @@ def chosen(answer: Any) -> tuple[Any, float]:
     """Return the token that was generated, and its log-probability."""
     logprob = _next(answer, "token_logprobs")
     check_numbers([logprob])
-    return _next(answer, "tokens"), logprob
+    return _next(answer, "tokens"), float(logprob)
 
 
 def _next(answer: Any, name: str) -> Any:
@@ -174,7 +174,7 @@ def named(strings: Any, dialect: Dialect, known: dict[str, tuple[int, float]] | 
         if token == SEVERAL:
             unclear += math.exp(logprob)
         else:
-            row.append((token, logprob))
+            row.append((token, float(logprob)))
     return row[::-1], unclear
 
 
