@@ -8,6 +8,7 @@ python benchmarks/breadth.py --write    # all of them, and the table in docs/arc
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,22 +24,24 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
+FAULT = "FAULT:"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="model types and variants; all of them without any")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/architectures.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into the table of docs/architectures.md")
     options = parser.parse_args(arguments)
-    if options.write and options.names:
-        parser.error("--write needs all architectures; leave the names out")
+    if unknown := set(options.names) - set(architectures.names()):
+        parser.error(f"no such architecture: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     outcomes = examine_all(options.names or architectures.names())
     if options.write:
-        page = PAGE.read_text(encoding="utf-8")
-        head, rest = page.split(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{table(outcomes)}{END}{rest.split(END)[1]}", encoding="utf-8")
+        head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        old, tail = rest.split(END)
+        rows = rows_of(old) | {outcome.name: row_of(outcome) for outcome in outcomes}
+        PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}{END}{tail}", encoding="utf-8")
     return int(any(outcome.faults for outcome in outcomes))
 
 
@@ -52,29 +55,36 @@ def examine_all(names: Sequence[str]) -> list[checks.Outcome]:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             outcomes.append(checks.examine(name, tokenizer, documents, Path(folder)))
-        print(row_of(outcomes[-1]), *outcomes[-1].faults, sep="\n    ", flush=True)
+        print(row_of(outcomes[-1]), flush=True)
     return outcomes
 
 
-def table(outcomes: Sequence[checks.Outcome]) -> str:
-    """Return the outcomes as a Markdown table, with their counts and versions."""
-    unusable = (checks.NOT_BUILT, checks.REFUSED)
-    used = sum(outcome.source not in unusable and not outcome.faults for outcome in outcomes)
-    refused = sum(outcome.source == checks.REFUSED and not outcome.faults for outcome in outcomes)
-    faulty = sum(bool(outcome.faults) for outcome in outcomes)
-    built = sum(outcome.source != checks.NOT_BUILT for outcome in outcomes)
+def rows_of(page: str) -> dict[str, str]:
+    """Return the rows of a table of this transformers, by architecture; none if it is of another."""
+    same = f"transformers {transformers.__version__} " in page
+    return {m[1]: m[0] for m in re.finditer(r"^\| `([^`]+)` \|.*$", page, re.MULTILINE)} if same else {}
+
+
+def table(rows: dict[str, str]) -> str:
+    """Return the rows as a Markdown table, with their counts and versions."""
+    lines = [rows[name] for name in architectures.names() if name in rows]
+    not_built = sum(f"| {checks.NOT_BUILT} |" in line for line in lines)
+    faulty = sum(FAULT in line for line in lines)
+    refused = sum(line.split("|")[2].strip() == checks.REFUSED and FAULT not in line for line in lines)
+    used = len(lines) - not_built - faulty - refused
     return (
-        f"With transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}: {len(outcomes)} "
-        f"architectures and variants,\n{built} built; {used} equal plain transformers in all three columns, {refused} "
-        f"are rightly refused, {faulty} have a fault.\n\n"
+        f"With transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}: {len(lines)} "
+        f"architectures and variants.\n{used} equal plain transformers, {refused} are rightly refused, {not_built} are "
+        f"not built, {faulty} have a fault.\n\n"
         "| architecture | source | target | product | note |\n|---|---|---|---|---|\n"
-        + "".join(f"{row_of(outcome)}\n" for outcome in outcomes)
+        + "".join(f"{line}\n" for line in lines)
     )
 
 
 def row_of(outcome: checks.Outcome) -> str:
-    note = "; ".join(part for part in ("; ".join(outcome.faults), outcome.note) if part).replace("|", "/")
-    return f"| `{outcome.name}` | {outcome.source} | {outcome.target} | {outcome.product} | {note} |"
+    notes = [*(f"{FAULT} {fault}" for fault in outcome.faults), *([outcome.note] if outcome.note else [])]
+    cells = [f"`{outcome.name}`", outcome.source, outcome.target, outcome.product, "; ".join(notes).replace("|", "/")]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def _shrunk(cls: type[PreTrainedConfig], overrides: dict) -> PreTrainedConfig:
 
 def _small_values(default: PreTrainedConfig) -> dict:
     fields = {f.name for f in dataclasses.fields(default)}  # what follows from them is not set
+    fields |= {default.attribute_map.get(name, name) for name in fields}
     values = {k: v for k, v in default.to_dict().items() if k in fields and k not in ("id2label", "label2id")}
     changes: dict = {}
     special = 0
@@ -97,7 +98,9 @@ def _cut_layers(values: dict) -> dict:
         first.setdefault(repr(kind), n)
     kept = sorted(first.values())
     kept = sorted({*kept, *range(2 if len(kept) < 2 else 0)})[:6]
-    return {k: [v[n] for n in kept] for k, v in lists.items()} | {"num_hidden_layers": len(kept)}
+    cut = {k: [v[n] for n in kept] for k, v in lists.items()}
+    sizes = {k: [min(size, n) for n in v] for k, v in cut.items() if (size := _size(k)) and isinstance(v[0], int)}
+    return cut | sizes | {"num_hidden_layers": len(kept)}
 
 
 QWEN4_INDEXER = {
@@ -121,9 +124,13 @@ OVERRIDES: dict[str, dict] = {
         "patcher_config": {"vocab_size": ROWS},
     },
     "dots3_note": {
+        "text_config": {"per_layer_config": {}, "head_dim": 16},
         "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
         "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
     },
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": 16},  # of more heads in layers with a window
+    "gemma4_text": {"global_head_dim": 16},
+    "gemma4_unified_text": {"global_head_dim": 16},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
