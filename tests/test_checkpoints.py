@@ -439,3 +439,25 @@ def test_the_logits_of_a_located_model_are_transformers_own(folder):
         layer = forward.output_layer(loaded)
         ours = layer.logits(forward.hidden_states(loaded, layer, ids, torch.ones_like(ids))[0])
     torch.testing.assert_close(ours, expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_ids_without_rows_are_one_line(folder, tmp_path):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"zyx{n}" for n in range(97)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    corpus = tiny_run.write_rows(tmp_path / "texts.jsonl", [{"text": "one two"}])
+    ended = tiny_run.fuselm("evaluate", folder, "--texts", corpus)
+    assert ended.code == 2 and ended.out == "" and len(ended.err.splitlines()) == 1
+    assert "697 tokens, but the model's output layer has 641 rows" in ended.err
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_one_line(folder, tmp_path):
+    pipeline = json.loads((folder / "tokenizer.json").read_text())
+    letters = [[c, -1.0] for c in "abcdefghijklmnopqrstuvwxyz 1"]
+    pipeline |= {"model": {"type": "Unigram", "unk_id": None, "vocab": letters, "byte_fallback": False}}
+    pipeline |= {"pre_tokenizer": None, "decoder": {"type": "Fuse"}, "normalizer": None}
+    pipeline["added_tokens"][0]["id"] = len(letters)
+    (folder / "tokenizer.json").write_text(json.dumps(pipeline))
+    corpus = tiny_run.write_rows(tmp_path / "texts.jsonl", [{"text": "one 漢字"}])
+    ended = tiny_run.fuselm("evaluate", folder, "--texts", corpus)
+    assert ended.code == 2 and ended.out == "" and len(ended.err.splitlines()) == 1 and "Traceback" not in ended.err

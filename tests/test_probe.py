@@ -228,3 +228,21 @@ def test_an_output_layer_smaller_than_the_configuration_says_is_refused(llama, m
     assert wider["vocab_size"] == len(layer.weight)
     with pytest.raises(ValueError, match=r"config.json says 999 rows of the output layer, and it has 613"):
         probe.check(replace(model, output_size=999), loaded, layer)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_loss_that_has_more_than_the_next_tokens_is_told(asked):
+    config = transformers.MixtralConfig(
+        **{**SIZES, "hidden_size": 32, "intermediate_size": 32},
+        num_local_experts=4,
+        num_key_value_heads=1,
+        output_router_logits=asked,
+        router_aux_loss_coef=0.1,
+    )
+    said = probe.describe_other_loss(AutoModelForCausalLM.from_config(config).eval())
+    assert (said is not None) == asked and (not asked or "without what a router or other parts add" in said)
+
+
+@pytest.mark.parametrize("name", list(CAUSAL))
+def test_the_loss_of_other_models_is_that_of_the_next_tokens(name):
+    assert probe.describe_other_loss(AutoModelForCausalLM.from_config(CAUSAL[name]).eval()) is None

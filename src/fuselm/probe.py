@@ -80,6 +80,24 @@ def check(model: Model, loaded: PreTrainedModel, layer: forward.OutputLayer) -> 
         )
 
 
+def describe_other_loss(loaded: PreTrainedModel) -> str | None:
+    """Return what a model's own loss has beside that of the next tokens, such as a router's; None if nothing."""
+    ids = torch.arange(8, device=loaded.device)[None] % len(loaded.get_input_embeddings().weight)
+    with name_model(loaded.name_or_path, "tried on a few tokens"), torch.inference_mode():
+        try:
+            output = loaded(input_ids=ids, labels=ids, use_cache=False)
+        except TypeError:  # has no loss of its own
+            return None
+        tokens = torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[0, 1:])
+    own = getattr(output, "loss", None)
+    if own is None or abs(float(own) - float(tokens)) <= 1e-3 * float(tokens):
+        return None
+    return (
+        f"its own loss of a few tokens is {float(own):.4f}, and that of predicting them {float(tokens):.4f}; fuselm "
+        "trains the latter, without what a router or other parts add"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
     """What a model makes of a text alone, beside copies that differ from a token on, and beside shorter ones."""

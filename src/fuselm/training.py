@@ -176,6 +176,8 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
         model, layer = probe.load(target, dtype="float32", device=device)
     if layer.weight is None:
         progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")
+    if (beside := probe.describe_other_loss(model)) is not None:
+        progress.note(f"{target.name}: {beside}")
     if settings.pack_tokens is not None and not forward.keeps_documents_apart(model):
         raise ValueError(f"train.pack_tokens: {target.name} mixes documents of one row; leave pack_tokens out")
     if settings.gradient_checkpointing:
