@@ -31,6 +31,22 @@ def name_model(name: str, doing: str) -> Iterator[None]:
         raise ModelError(f"{name}: {doing}: {what}") from error
 
 
+@contextlib.contextmanager
+def tokenizing() -> Iterator[None]:
+    """Turn whatever the tokenizers library raises, panics included, into one line."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise ValueError(f"a tokenizer cannot read a text ({first_line(error)}); leave its model out") from error
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Return whether another library may have raised it; what Rust panics with is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, numpy, torch or the device ran out of memory."""
     said = str(error).lower()

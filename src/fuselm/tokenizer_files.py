@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from fuselm import fingerprints
 from fuselm.checkpoints import NEEDED, read_json
-from fuselm.errors import first_line
+from fuselm.errors import first_line, is_foreign
 from fuselm.twins import check_twins
 
 Choice = dict[str, str | int | None]
@@ -45,17 +45,13 @@ def load(folder: Path) -> Tokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             ).backend_tokenizer
     except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
-        if not _is_foreign(error):
+        if not is_foreign(error):
             raise
         raise ValueError(f"{folder}: cannot load a fast tokenizer ({first_line(error)}); {NEEDED}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     check_twins(folder, tokenizer)
     return tokenizer
-
-
-def _is_foreign(error: BaseException) -> bool:
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def read_choice(folder: Path, config: dict[str, Any]) -> Choice:
@@ -128,7 +124,7 @@ def _begin(folder: Path, choice: Choice) -> tuple[list[int], int | None]:
         for value in (choice["bos_token"], choice["eos_token"]):
             usual = (tokenizer.token_to_id(value) if isinstance(value, str) else value) if usual is None else usual
     except BaseException as error:  # as above
-        if not _is_foreign(error):
+        if not is_foreign(error):
             raise
         raise ValueError(f"{folder}: the tokenizer cannot read a text ({first_line(error)}); {NEEDED}") from error
     mask = encoding.special_tokens_mask

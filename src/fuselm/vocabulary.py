@@ -15,6 +15,7 @@ from numpy import ndarray
 from tokenizers import Tokenizer
 
 from fuselm import bpe, fingerprints, segmentation, token_bytes, token_strings
+from fuselm.errors import tokenizing
 from fuselm.segmentation import Segmentation
 
 UNMAPPED = -1
@@ -120,7 +121,8 @@ class Vocabulary:
 
     def segment(self, text: str) -> Segmentation:
         """Tokenize, without special tokens, and find the bytes of `text` that each token covers."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with tokenizing():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return segmentation.segment(text, encoding.ids, self.spell(encoding.ids), encoding.offsets)
 
     def spell(self, ids: Iterable[int]) -> list[bytes | None]:
@@ -138,7 +140,8 @@ class Vocabulary:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
-        return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with tokenizing():
+            return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def token_ends(self, text: str) -> Int[ndarray, "tokens"]:
         """Return the character at which each token ends.
@@ -146,7 +149,8 @@ class Vocabulary:
         The bytes that tokens spell say it; where these are not the text's, the tokenizer does, and may err.
         """
         data = text.encode()
-        ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        with tokenizing():
+            ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         ends = np.cumsum(np.diff(self.packed_bytes[0])[np.array(ids, np.int64)])
         if not ids or ends[-1] - len(data) not in (0, 1):  # one is a space that is put before the text
             offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
@@ -161,7 +165,9 @@ class Vocabulary:
         """
         missing = list({s for s in strings if s not in self._encoded})
         texts = [s.decode("utf-8", "ignore") for s in missing]
-        for s, encoding in zip(missing, self._bare.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+        with tokenizing():
+            encodings = self._bare.encode_batch_fast(texts, add_special_tokens=False)
+        for s, encoding in zip(missing, encodings, strict=True):
             ids = tuple(encoding.ids)
             spelled = b"".join(self.token_bytes[i] or b"\xff" for i in ids)  # 0xff is in no text
             if not s.startswith(spelled):
