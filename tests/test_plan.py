@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import adapters, calibration, config, manifest, plan
+from fuselm import adapters, calibration, cli, compiling, config, manifest, plan
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
 
@@ -181,3 +181,57 @@ def test_what_an_interrupted_training_has_written_is_not_asked_for_again(run_fil
     written.write_bytes(bytes(99_999_999))  # more than it can need again
     row = next(e for e in plan.estimates(pipeline) if e.title == step.title)
     assert plan.room(plan.estimates(pipeline)) == needed - row.disk - row.scratch
+
+
+def test_plan_counts_what_has_to_be_compiled_once(run_file, monkeypatch):
+    seconds = {}
+    for of_stage in (0.0, 1000.0):
+        monkeypatch.setattr(compiling, "seconds_to_compile", lambda stage, of_stage=of_stage: of_stage)
+        monkeypatch.setattr(calibration, "read", lambda *_, **__: calibration.Measured(speed=1.0))
+        monkeypatch.setattr(calibration, "trained", lambda *_, **__: calibration.Measured(speed=1.0))
+        rows, _, _ = plan.calibrated(pipeline_of(run_file))
+        seconds[of_stage] = {row.title: row.seconds for row in rows}
+    later = {title: seconds[1000.0][title] - seconds[0.0][title] for title in seconds[0.0]}
+    assert {title: round(s) for title, s in later.items() if s} == {"align own": 1000, "fuse": 1000}
+
+
+def test_an_error_comes_below_the_tables_and_leaves_out_one_stage_alone(run_file, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("other: cannot be read here")
+
+    read = calibration.read
+    monkeypatch.setattr(
+        calibration,
+        "read",
+        lambda pipeline, name, *a, **k: (fails if name == "other" else read)(pipeline, name, *a, **k),
+    )
+    order = []
+    monkeypatch.setattr("sys.stdout", _Recorder(order, "out"))
+    monkeypatch.setattr("sys.stderr", _Recorder(order, "err"))
+    monkeypatch.setattr("sys.argv", ["fuselm", "plan", str(run_file)])
+    monkeypatch.setenv("COLUMNS", "211")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    shown = "".join(text for _, text in order)
+    for heading in ("tokens of", "GFLOP/s", "capture own", "evaluate fused", "in all"):
+        assert heading in shown and shown.index(heading) < shown.index("fuselm: other: cannot be read here")
+    assert shown.rstrip().endswith("other: cannot be read here") and shown.count("cannot be read here") == 1
+
+
+def test_a_disk_that_is_too_small_is_said_below_what_would_be_needed(run_file, monkeypatch):
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1})())
+    outcome = fuselm("plan", run_file)
+    assert outcome.code == 2 and "in all" in outcome.out and "GiB free, but the run may need" in outcome.err
+
+
+class _Recorder(io.StringIO):
+    """A stream that notes, in one list for several, what is written when."""
+
+    def __init__(self, order: list[tuple[str, str]], name: str):
+        super().__init__()
+        self._order, self._name = order, name
+
+    def write(self, text: str) -> int:
+        self._order.append((self._name, text))
+        return len(text)

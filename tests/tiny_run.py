@@ -21,7 +21,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import capture, cli
+from fuselm import capture, cli, progress
 from fuselm.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
@@ -86,6 +86,7 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("TOKENIZERS_PARALLELISM", "true")
         patch.setenv("COLUMNS", "211")
+        patch.setattr(progress, "SECONDS_OF_SILENCE", 3600.0)  # what is said does not depend on how busy the machine is
         if cache is not None:
             patch.setenv("FUSELM_CACHE", str(cache))
         patch.setattr(sys, "argv", ["fuselm", *map(str, arguments)])
@@ -99,7 +100,8 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
 WATCHED = ("numpy", "torch", "transformers")
 COMMAND = f"""
 import atexit, os, sys
-from fuselm import cli
+from fuselm import cli, progress
+progress.SECONDS_OF_SILENCE = 3600.0
 atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))
 cli.main()
 """

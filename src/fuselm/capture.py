@@ -27,7 +27,7 @@ from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.models import Model
 from fuselm.passages import Passage, Prefix
-from fuselm.progress import Progress
+from fuselm.progress import Progress, doing
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
 from fuselm.vocabulary import Segmentation, Vocabulary
@@ -92,7 +92,8 @@ def capture(
     neither does any byte. A document that the model gives NaN for is left out, and named in the counts' `skipped`.
     Raises `ValueError` where those are more than `MOST_SKIPPED`.
     """
-    segmentations = [source.vocabulary.segment(d.text) for d in documents]
+    with doing("tokenizing"):
+        segmentations = [source.vocabulary.segment(d.text) for d in documents]
 
     def read_all(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:
         for batch in batches:

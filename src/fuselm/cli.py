@@ -61,12 +61,13 @@ def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
 
 def _start(run_file: Path, overrides: list[str] | None):
     """The run, its folder made and its inputs looked at."""
-    from fuselm import config, processes, terminal
+    from fuselm import config, processes, progress
     from fuselm.pipeline import Pipeline
 
-    console = terminal.open_console(stderr=True, quiet=processes.rank() > 0)
-    pipeline = Pipeline(config.load(run_file, overrides or []), console)
-    pipeline.start()
+    console = _stderr(quiet=processes.rank() > 0)
+    with progress.doing(f"reading {run_file}, its texts and models"):
+        pipeline = Pipeline(config.load(run_file, overrides or []), console)
+        pipeline.start()
     return pipeline
 
 
@@ -176,14 +177,16 @@ def study(
     """A grid of runs from the same caches, as tables and figures."""
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
-    from fuselm import comparison, study_page, terminal, trials
+    console = _stderr()
+    from fuselm import comparison, progress, study_page, terminal, trials
     from fuselm import study as studies
 
-    checked = studies.load(study_file, overrides or [])
-    grid = trials.Grid(checked, terminal.open_console(stderr=True))
-    grid.check()
-    trials.start(checked)
-    grid.check_texts()
+    with progress.doing(f"reading {study_file}, its texts and models"):
+        checked = studies.load(study_file, overrides or [])
+        grid = trials.Grid(checked, console)
+        grid.check()
+        trials.start(checked)
+        grid.check_texts()
     if plan:
         terminal.open_console().print(trials.table(grid))
         return
@@ -271,10 +274,13 @@ def fidelity(
         print_line(report)
 
 
-def _stderr():
-    from fuselm import terminal
+def _stderr(*, quiet: bool = False):
+    """The console of a command that takes long, on which it says what it is doing."""
+    from fuselm import progress, terminal
 
-    return terminal.open_console(stderr=True)
+    console = terminal.open_console(stderr=True, quiet=quiet)
+    progress.show_on(console)
+    return console
 
 
 def _show(result: dict, as_json: bool) -> None:

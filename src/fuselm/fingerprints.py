@@ -46,7 +46,12 @@ def sha256(path: Path) -> str:
     """Of the file's contents; computed once for a file that keeps its path, size, time and inode."""
     found = path.stat()
     key = f"sha256 {path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
-    return remembered(key, lambda: manifest.sha256(path)) if found.st_size > 1 << 20 else manifest.sha256(path)
+    if found.st_size <= 1 << 20:
+        return manifest.sha256(path)
+    from fuselm import progress
+
+    with progress.doing(f"hashing {path.name}, once"):
+        return remembered(key, lambda: manifest.sha256(path))
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:

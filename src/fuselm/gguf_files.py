@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints, gguf_claims, manifest
+from fuselm import fingerprints, gguf_claims, manifest, progress
 from fuselm.errors import first_line
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def converted(path: Path) -> Path:
     reader = _read_gguf(path)
     with _lock(path, folder):
         if not folder.is_dir():
-            _log.info("%s: converting to an ordinary folder (once; about a minute)", path)
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            _convert(path, reader, partial)
+            with progress.doing(f"converting {path.name} to an ordinary folder, once: about a minute"):
+                _convert(path, reader, partial)
             _sync(partial)
             partial.rename(folder)
             _sync(folder.parent)

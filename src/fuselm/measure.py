@@ -25,11 +25,13 @@ def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> di
     """Return by domain and on average: bits per byte, documents, bytes; and the share that is not spelled, if any."""
     title = f"evaluate {spec}"
     rows = _rows(texts, title, console)
-    model = locate(spec)
+    with progress.doing(f"reading {spec}"):
+        model = locate(spec)
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     documents = _documents(rows, [(model, vocabulary)], title, console)
 
-    from fuselm import evaluation
+    with progress.doing("starting torch"):
+        from fuselm import evaluation
 
     with progress.show(console, title) as shown:
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
@@ -113,15 +115,17 @@ def fidelity(
         check_report(report)
     title = f"fidelity {source_spec}"
     rows = _rows(texts, title, console)
-    source, target = locate(source_spec), locate(target_spec)
+    with progress.doing(f"reading {source_spec} and {target_spec}"):
+        source, target = locate(source_spec), locate(target_spec)
     vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
-    from fuselm import capture, forward, retention, spans
-    from fuselm.alignment import Aligner
-    from fuselm.candidates import Candidates
-    from fuselm.fidelity import Fidelity
-    from fuselm.report import finite
+    with progress.doing("starting torch"):
+        from fuselm import capture, forward, retention, spans
+        from fuselm.alignment import Aligner
+        from fuselm.candidates import Candidates
+        from fuselm.fidelity import Fidelity
+        from fuselm.report import finite
 
     reader = capture.load(source, vocabularies[0], dtype=dtype)
     policy = retention.Policy(policy="top_k", top_k=top_k)

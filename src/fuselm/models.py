@@ -96,16 +96,17 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     import transformers
     from transformers import AutoModelForCausalLM
 
-    from fuselm import precision
+    from fuselm import precision, progress
 
     transformers.utils.logging.disable_progress_bar()  # a second or two; ours is the only bar
     _check_fits(model)
     if dtype == "auto":
         dtype = precision.read_dtype(model, device=device)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            model.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        with progress.doing(f"loading {model.name}"):
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                model.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
     except Exception as error:  # whatever a broken or unknown checkpoint makes transformers raise
         raise ValueError(f"{model.name}: transformers cannot load it ({first_line(error)})") from error
     if info["missing_keys"]:

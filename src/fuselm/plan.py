@@ -191,17 +191,21 @@ def calibrated(pipeline: "Pipeline") -> tuple[list[Estimate], dict[str, str], li
     failed: list[str] = []
     if not rows:
         return [], {}, failed
-    from fuselm import calibration, machine
+    from fuselm import calibration, compiling, machine
 
     machine.use_free_cores()
     chosen = pipeline.precision.choose(pipeline.local_models)
     documents = calibration.spread([d for d in pipeline.documents if d.split == "train"], CALIBRATION_DOCUMENTS)
     measured: dict[str, tuple[calibration.Measured, int] | None] = {}
     result = []
+    compiled: set[str] = set()
     todo = [step for step in pipeline.steps() if not step.done]
     for step, row in zip(todo, rows, strict=False):
         if step.stage in ("align", "fuse"):
-            result.append(replace(row, seconds=row.tokens * ALIGN_SECONDS, memory=_peak_memory()))
+            compilation = 0.0 if step.stage in compiled else compiling.seconds_to_compile(step.stage)
+            compiled.add(step.stage)
+            seconds = row.tokens * ALIGN_SECONDS + compilation
+            result.append(replace(row, seconds=seconds, memory=_peak_memory()))
             continue
         if step.stage == "write":  # nobody knows before it is tried how fast a model writes
             result.append(row)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fuselm import fingerprints, machine
+from fuselm import fingerprints, machine, progress
 
 if TYPE_CHECKING:
     from fuselm.models import Model
@@ -103,7 +103,8 @@ def measured(device: str = "auto") -> dict[str, dict[str, float]]:
     key = f"precision {fingerprints.digest(_key(device))}"
     known = fingerprints.recall(key)
     if not _is_measurement(known):
-        known = {"forward": _forward(device), "training": _training(device)}
+        with progress.doing("measuring matrix products on this machine, once"):
+            known = {"forward": _forward(device), "training": _training(device)}
         fingerprints.remember(key, known)
     return known
 

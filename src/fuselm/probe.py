@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from fuselm import fingerprints, forward
+from fuselm import fingerprints, forward, progress
 from fuselm.errors import name_model
 from fuselm.models import UNLIMITED, Model, load_model, load_tokenizer
 
@@ -42,7 +42,8 @@ def load(model: Model, *, dtype: str, device: str = "auto") -> tuple[PreTrainedM
     with name_model(model.name, "tried on a few tokens"):
         layer = forward.output_layer(loaded)
     if fingerprints.recall(key := _key(model, dtype)) is None:
-        check(model, loaded, layer)
+        with progress.doing(f"trying {model.name} on a few tokens, once"):
+            check(model, loaded, layer)
         fingerprints.remember(key, True)
     return loaded, layer
 

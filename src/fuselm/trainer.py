@@ -197,6 +197,7 @@ class Report(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Scores the untrained target, unless an earlier run has."""
         if state.global_step == 0:
+            self._progress.note("scoring the target on the development split first")
             domains = self._trainer.dev_bits_per_byte()
             if state.is_world_process_zero:
                 manifest.write_text(self._start, json.dumps(domains))

@@ -1,0 +1,74 @@
+"""progress.py: something is on the screen within seconds, and a rate is of work alone."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from fuselm import progress
+
+
+@pytest.fixture
+def screen(monkeypatch) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(progress, "_screen", None)
+    progress.show_on(Console(file=stream, width=211))
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.01)
+    return stream
+
+
+def wait_for(text: str, stream: io.StringIO) -> None:
+    until = time.monotonic() + 30
+    while text not in stream.getvalue():
+        assert time.monotonic() < until, stream.getvalue()
+        time.sleep(0.005)
+
+
+def test_what_takes_long_is_said_before_anything_is_counted(screen):
+    with progress.doing("hashing the weights"):
+        wait_for("  hashing the weights\n", screen)
+
+
+def test_what_is_quick_or_over_is_not_said(screen, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.1)
+    with progress.doing("reading"):
+        pass
+    time.sleep(0.2)
+    assert not screen.getvalue()
+
+
+def test_a_stage_says_what_it_does_until_it_counts(screen):
+    console = Console(file=screen, width=211)
+    with progress.show(console, "capture own") as shown:
+        with progress.doing("loading own"):
+            wait_for("  capture own: loading own\n", screen)
+        shown.start(7, unit="tokens")
+        with progress.doing("tokenizing"):
+            time.sleep(0.1)
+    assert "tokenizing" not in screen.getvalue()
+
+
+def test_without_a_screen_nothing_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "_screen", None)
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
+    with progress.doing("reading"):
+        time.sleep(0.1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_compilation_is_announced_once_and_not_part_of_the_rate(screen, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.show(Console(file=screen, width=211), "align own") as shown:
+        shown.start(61, unit="documents")
+        for _ in range(2):
+            progress.compilation_began("align", 14.0)
+            now[0] += 500
+            progress.compilation_ended(500.0)
+        now[0] += 11
+        shown.advance(11)
+        text = screen.getvalue()
+        assert text.count("compiling for this machine, once: about 14 s") == 1
+        assert re.search(r"11 of 61 documents, 1\.00/s, 50 s left", text)
