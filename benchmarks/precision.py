@@ -34,26 +34,21 @@ MODELS = {
     "qwen": ROOT / "models/qwen2.5-coder-0.5b-instruct.gguf",
 }
 MACHINES = {"as it is": "", "without bf16, with AVX-512": "AVX512_CORE", "without AVX-512": "AVX2"}
-TOKENS = 384
+TOKENS, WARM_UP = 128, 16
 POLICY = retention.Policy(policy="sampled", draws=28)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Return the seconds that the second call works; the first one warms up."""
-    for _ in range(2):
-        began = time.process_time()
-        work()
-        seconds = time.process_time() - began
-    return seconds
+def seconds_of(work: Callable[[int], object]) -> float:
+    """Return the seconds that `work` on `TOKENS` tokens takes, after a short one that warms up."""
+    work(WARM_UP)
+    began = time.process_time()
+    work(TOKENS)
+    return time.process_time() - began
 
 
-def documents() -> list[Document]:
+def text() -> str:
     lines = (ROOT / "examples/corpus/quickstart.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[::60]]
-    return [
-        Document(id=str(n), origin=str(n), domain=row["domain"], split="train", text=row["text"][:700])
-        for n, row in enumerate(rows)
-    ]
+    return "\n".join(json.loads(line)["text"] for line in lines[:3])
 
 
 def read_batch(model: Model, dtype: str) -> float:
@@ -67,27 +62,30 @@ def read_batch(model: Model, dtype: str) -> float:
         context_token=model.context_token,
         context_length=model.context_length,
     )
-    texts = documents()
-    segmentations = [vocabulary.segment(d.text) for d in texts]
-    count = 1
-    while sum(len(s.ids) for s in segmentations[: count + 1]) <= TOKENS:
-        count += 1
-    batch = passages.alone(range(count))
-    return seconds_of(lambda: capture.read(source, texts, segmentations, batch, policy=POLICY))
+    whole = vocabulary.segment(text())
+
+    def work(tokens: int) -> None:
+        cut = text().encode()[: whole.starts[tokens]].decode("utf-8", "ignore")
+        document = Document(id="0", origin="0", domain="english", split="train", text=cut)
+        segmentations = [vocabulary.segment(cut)]
+        capture.read(source, [document], segmentations, passages.alone([0]), policy=POLICY)
+
+    return seconds_of(work)
 
 
 def train_step(model: Model, chosen: str) -> float:
     """Return the seconds of a step on `TOKENS` tokens: forwards, backwards and AdamW."""
     loaded = load_model(model, dtype="float32", device="cpu").train()
     go_on(loaded, forward.output_layer(loaded))
-    ids = [i for d in documents() for i in load_tokenizer(model).encode(d.text).ids][:TOKENS]
-    inputs, gold = torch.tensor([ids]), torch.tensor(ids)
+    ids = load_tokenizer(model).encode(text()).ids
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0)
 
-    def loss(hidden: torch.Tensor, layer: forward.OutputLayer) -> dict[str, torch.Tensor]:
-        return {"loss": fusion_loss(hidden, layer, gold, None, 1.0).total}
+    def step(tokens: int) -> None:
+        inputs, gold = torch.tensor([ids[:tokens]]), torch.tensor(ids[:tokens])
 
-    def step() -> None:
+        def loss(hidden: torch.Tensor, layer: forward.OutputLayer) -> dict[str, torch.Tensor]:
+            return {"loss": fusion_loss(hidden, layer, gold, None, 1.0).total}
+
         with torch.autocast("cpu", torch.bfloat16, enabled=chosen == "bf16"):
             result = loaded(input_ids=inputs, known=torch.ones_like(inputs, dtype=torch.bool), then=loss)
         result["loss"].backward()
