@@ -58,8 +58,7 @@ def make(folder: Path, **qualities: tuple[float, float]) -> tuple[dict[str, Stor
         ]
 
         def build(out: Path, _: object = None, traces: list[Trace] = traces) -> dict:
-            write_parts(out, traces)
-            return {}
+            return write_parts(out, traces)
 
         manifest.build_once(folder / source, manifest.Recipe(stage="align"), build)
         stores[source] = Store(folder / source)
@@ -110,8 +109,7 @@ def silent(store: Store, folder: Path, rows: slice) -> Store:
             for n in range(TOKENS)[rows]:
                 kept[n], gold[n], tail[n] = {}, 0.0, 1.0
             traces.append(replace(whole, distributions=drawn.distributions_of(kept, tail, gold)))
-        write_parts(out, traces)
-        return {}
+        return write_parts(out, traces)
 
     manifest.build_once(folder, manifest.Recipe(stage="align"), build)
     return Store(folder)

@@ -21,3 +21,19 @@ def unspelled_notes(result: Mapping) -> Iterator[str]:
         yield f"unspelled: the share of bytes that the tokenizer cannot spell; {SCORED}."
         if not is_comparable(shares, "average"):
             yield f"Not comparable with other models where it is above {COMPARABLE:.0%}: {describe_shares(shares)}."
+
+
+def unspelled_of(row: Mapping) -> dict[str, float]:
+    """Return the shares of bytes that a model of a run's summary does not spell, by domain, where there are any."""
+    return {d: cell["unspelled"] for d, cell in row["domains"].items() if cell.get("unspelled")}
+
+
+def describe_unspelled(models: Mapping[str, Mapping]) -> str:
+    """Say which models of a run's summary do not spell all bytes, and what that means; empty if all do."""
+    parts = [f"{name} {share:.1%} of {d}" for name, row in models.items() for d, share in unspelled_of(row).items()]
+    if not parts:
+        return ""
+    return (
+        f"Bytes that a tokenizer cannot spell: {', '.join(parts)}; {SCORED}. Numbers with over {COMPARABLE:.0%} of "
+        "them are marked † and not to be compared with others."
+    )

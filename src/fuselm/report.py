@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import config, figures, manifest, pages
-from fuselm.evaluation import FEWEST_DOCUMENTS, Score, summarize
+from fuselm.evaluation import FEWEST_DOCUMENTS, Score, is_comparable, summarize
 from fuselm.foreign_text import escape_controls, write_json
+from fuselm.notes import describe_unspelled, unspelled_of
 from fuselm.pages import format_bits, format_duration, format_interval, format_minus, format_signed
 from fuselm.public_names import name_options_publicly
 from fuselm.terminal import plain
@@ -157,9 +158,11 @@ def _reason(cell: Mapping) -> str:
 
 
 def best_source(summary: Mapping) -> str:
-    """The source with the fewest bits per byte on average."""
+    """The source with the fewest bits per byte on average; of those that spell all domains, if there are any."""
     models = summary["models"]
-    return min((n for n in models if n not in TARGETS), key=lambda n: models[n]["average"]["bits_per_byte"])
+    sources = [n for n in models if n not in TARGETS]
+    comparable = [n for n in sources if is_comparable(unspelled_of(models[n]), "average")]
+    return min(comparable or sources, key=lambda n: models[n]["average"]["bits_per_byte"])
 
 
 def table(summary: Mapping) -> Table:
@@ -169,7 +172,10 @@ def table(summary: Mapping) -> Table:
     shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left", caption_justify="left")
     shown.title = Text("bits per byte of held-out text, with 95% intervals; lower is better", style="bold")
     few = f"\n– fewer than {FEWEST_DOCUMENTS} held-out documents, too few for an interval" if _has_few(summary) else ""
-    shown.caption = Text(f"* the best of {', '.join(TARGETS)}{few}\n\n{verdict(summary)}", style="bold")
+    note = describe_unspelled(models)
+    shown.caption = Text(
+        f"* the best of {', '.join(TARGETS)}{few}{note and chr(10) + note}\n\n{verdict(summary)}", style="bold"
+    )
     shown.title_style = shown.caption_style = ""
     shown.add_column("", overflow="fold")
     for domain in [*domains, "average"]:
@@ -180,7 +186,8 @@ def table(summary: Mapping) -> Table:
             cell = _cell(row, domain)
             least = min(_cell(models[t], domain)["bits_per_byte"] for t in TARGETS)
             best = name in TARGETS and cell["low"] is not None and cell["bits_per_byte"] == least
-            value = Text(f"{'*' * best}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
+            mark = "" if is_comparable(unspelled_of(row), domain) else "†"
+            value = Text(f"{'*' * best}{mark}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
             cells.append(Group(value, Text(_bare_interval(cell, format_bits), style="dim")))
         last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
         shown.add_row(plain(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
@@ -317,6 +324,7 @@ def _render(template: str, summary: Mapping, **context) -> str:
         prefix_tokens=_prefix_tokens(summary["config"]),
         targets=TARGETS,
         verdict=verdict(summary),
+        unspelled=describe_unspelled(summary["models"]),
         written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
         **context,
     )
