@@ -5,6 +5,7 @@ all documents in padded batches, through `forward.output_layer`, and trains by `
 """
 
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -327,4 +328,4 @@ def one_line(error: Exception, folder: Path | None = None) -> str:
     """Return the message on one line, without the folder of this test; the kind of error where it is not ours."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     message = " ".join(f"{kind}{error}".split())
-    return (message.replace(f"{folder}/", "") if folder else message)[:160]
+    return textwrap.shorten(message.replace(f"{folder}/", "") if folder else message, 160, placeholder=" …")
