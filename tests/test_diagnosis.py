@@ -97,6 +97,24 @@ def test_bits_are_those_of_the_gold_tokens_and_the_oracle_takes_the_best_of_each
     assert (result["documents"], result["tokens"], result["bytes"]) == (6, 6 * TOKENS, 6 * SIZE)
 
 
+def test_a_source_that_cannot_spell_a_domain_is_neither_compared_nor_weighted_there(usual):
+    """Its rows say much of few tokens, as those of a source do that reads a text as unknown characters."""
+    stores, documents = usual
+    stores["alpha"].manifest["counts"]["fidelity"] = {DOMAINS[0]: {"unspelled": 0.9}}
+    stores["beta"].manifest["counts"]["fidelity"] = {DOMAINS[1]: {"unspelled": 0.009}}
+    result = diagnosed(stores, documents, own="own")
+    assert result["unspelled"] == {"alpha": {DOMAINS[0]: 0.9}, "beta": {DOMAINS[1]: 0.009}}
+    bits = {name: row["bits_per_byte"] for name, row in result["sources"].items()}
+    assert bits["alpha"][DOMAINS[0]] is None and bits["alpha"]["average"] is None
+    assert bits["alpha"][DOMAINS[1]] and all(bits["beta"].values())
+    assert result["best_source"] == "beta" and result["gains"][DOMAINS[0]]["best_source"] == "beta"
+    assert result["weights"][DOMAINS[0]]["alpha"] == 0 and result["weights"][DOMAINS[1]]["alpha"] > 0
+    assert result["wins"][DOMAINS[0]]["tokens"]["alpha"] == result["wins"][DOMAINS[0]]["documents"]["alpha"] == 0
+    printed = Console(width=200, record=True, file=io.StringIO())
+    printed.print(diagnosis.table(result))
+    assert "alpha 90.0%" in printed.export_text()
+
+
 def silent(store: Store, folder: Path, rows: slice) -> Store:
     """The same without those rows of each document, as an alignment may leave it."""
 

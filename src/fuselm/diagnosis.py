@@ -370,7 +370,7 @@ def table(result: Mapping) -> Group:
     for name, row in rows.items():
         label = f"{name} (the target)" if name == result["target"] else name
         cells = [_best(row["bits_per_byte"][c], [r["bits_per_byte"][c] for r in _group(result, name)]) for c in columns]
-        bits.add_row(plain(label), *cells, f"{row['expected']['average']:.3f}", end_section=name in ends)
+        bits.add_row(plain(label), *cells, _best(row["expected"]["average"], []), end_section=name in ends)
     wins = Table("", *result["domains"], box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     wins.title = Text("predicted best: share of tokens, of documents", style="bold")
     for column in wins.columns[1:]:
