@@ -178,6 +178,7 @@ def machine_table(chosen: Mapping[str, str]) -> Table:
     for what, of in speeds:
         result.add_row(f"GFLOP/s, {what}", of)
     for role, of in chosen.items():
+        of = "its checkpoint's type" if of == "auto" else of
         result.add_row("trains in" if role == "train" else f"{role} is read in", of)
     return result
 
