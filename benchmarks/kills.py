@@ -63,9 +63,10 @@ def measure_runs(folder: Path, kills: int) -> dict:
         cut = folder / f"cut-{runs}"
         for stage in [stage for stage in STAGES for _ in range(OF_STAGE)][: kills - killed]:
             after, then = int(moments.random() ** 2 * files[stage] / OF_STAGE), moments.uniform(0, 0.05)
-            if watch(run_file, cut, stage=stage, stop_after=after, then=then) is None:
-                killed += 1
-                stages[stage] += 1
+            if watch(run_file, cut, stage=stage, stop_after=after, then=then) is not None:
+                break
+            killed += 1
+            stages[stage] += 1
         watch(run_file, cut)
         same += is_same(cut, folder / "whole")
         left += [name for name in sorted(names(cut)) if LEFT.search(name)]
@@ -85,15 +86,16 @@ def watch(
     run_file: Path, out: Path, *, stage: str = "", stop_after: float = float("inf"), then: float = 0.0
 ) -> collections.Counter[str] | None:
     """Return how many files a run made in each stage until it ended; None if it was killed, seconds after it had made
-    more than so many in one of them.
+    more than so many in one of them or, if that is done, in those after it.
     """
+    counted = STAGES[STAGES.index(stage) :] if stage else ()
     before, seen, counts = names(out), set[str](), collections.Counter[str]()
     process = tiny_run.start("run", run_file, f"output={out}")
-    while process.exitcode is None and counts[stage] <= stop_after:
+    while process.exitcode is None and sum(counts[later] for later in counted) <= stop_after:
         seen |= names(out) - before
         counts = collections.Counter(map(stage_of, seen))
         time.sleep(0.002)
-    process.join(then if counts[stage] > stop_after else None)
+    process.join(then if sum(counts[later] for later in counted) > stop_after else None)
     killed = process.exitcode is None
     process.kill()
     process.join()

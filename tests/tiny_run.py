@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import capture, cli, progress
+from fuselm import capture, cli, endings, progress
 from fuselm.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
@@ -83,6 +84,7 @@ def short(texts: Sequence[Mapping[str, str]], *, domains: int = 2, length: int =
 def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
     """A command in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in endings.STOPPING}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("TOKENIZERS_PARALLELISM", "true")
         patch.setenv("COLUMNS", "211")
@@ -94,6 +96,9 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
             cli.main()
         except SystemExit as ended:
             code = ended.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
 
