@@ -85,6 +85,28 @@ def other_tokens(contents):
     row["nats"] = 20.0 * len(row["gold"])
 
 
+def draw_gold(contents):
+    """Say of the entry of a token that came that it was drawn."""
+    for row in contents.rows:
+        owners = [token for token, count in zip(row["tokens"], row["counts"], strict=True) for _ in range(count)]
+        for n, (token, entry) in enumerate(zip(owners, row["ids"], strict=True)):
+            if token == entry and row["logprobs"][n] < -2:
+                row["logprobs"][n] = -math.inf
+                return
+
+
+def draw_beside_gold(contents):
+    """Say that an entry was drawn of a row whose token that came is not among the entries."""
+    row = contents.row()
+    begins = [sum(row["counts"][:n]) for n in range(len(row["counts"]))]
+    entries = [set(row["ids"][b : b + count]) for b, count in zip(begins, row["counts"], strict=True)]
+    n = next(n for n, count in enumerate(row["counts"]) if count > 2)
+    row["ids"][begins[n] : begins[n] + row["counts"][n]] = sorted(entries[n] - {row["tokens"][n]} | {0, 1, 2})[
+        : row["counts"][n]
+    ]
+    row["logprobs"][begins[n]] = -math.inf
+
+
 def to_weights(contents):
     for row in contents.rows:
         row["weights"] = [1.0] * len(row["tokens"])
@@ -107,6 +129,8 @@ ROWS = {  # what is said of the row, and the change
     "gold above 0": (set_last("gold", 0.5), "log-probability is above 0"),
     "gold that is NaN": (set_last("gold", math.nan), "log-probability is above 0"),
     "gold 0 everywhere": (set_all("gold", 0.0), "gold is not what its entry"),
+    "a draw of the token that came": (draw_gold, "gold is not what its entry"),
+    "a draw in a row without the token that came": (draw_beside_gold, "do not sum to 1|gold is not what"),
     "a count below 0": (set_last("counts", -1), "counts"),
     "a count too large": (set_last("counts", HUGE), "fit"),
     "a token outside the vocabulary": (set_last("tokens", HUGE), "outside the vocabulary"),

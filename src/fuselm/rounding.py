@@ -104,6 +104,8 @@ def _normalise(offsets: ndarray, masses: ndarray, logprobs: ndarray, tail: ndarr
         for e in range(offsets[row], offsets[row + 1]):
             total += masses[e]
             drawn += logprobs[e] == -np.inf
+        if not total > 0.0:  # no distribution: nothing to divide by
+            continue
         shift = np.float32(np.log(total))
         if drawn:
             share, tail[row] = np.float32(np.log(tail[row] / drawn)), 0.0

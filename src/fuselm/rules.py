@@ -78,9 +78,9 @@ RULES = {
             "an entry was drawn from a tail of 0",
             "entries and tail do not sum to 1",
             "a row without entries has a tail other than 1, or gold",
-            "gold is not what its entry or the tail says",
             "a token is below 0",
             "a token is outside the vocabulary",
+            "gold is not what its entry or the tail says",
             "tokens begin outside the text, or not in order",
             "the cross-entropy is not that of its golds",
             "weights do not fit the stage, its sources or the tokens",
@@ -88,7 +88,7 @@ RULES = {
         )
     )
 }
-BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM, EMPTY, GOLD, TOKEN, FOREIGN, STARTS, NATS, WEIGHTS, TEXT = RULES
+BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM, EMPTY, TOKEN, FOREIGN, GOLD, STARTS, NATS, WEIGHTS, TEXT = RULES
 
 
 def broken(columns: Columns, rows: Expected) -> dict[int, str]:
@@ -188,9 +188,11 @@ def _scan(
                     found |= EMPTY
                 continue
             golds += gold[row]
-            if not knows_golds or own == -np.inf:  # drawn: nobody knows how probable
+            if not knows_golds:
                 continue
-            if own <= 0.0:
+            if drawn and not own > -np.inf:  # the token that came is in the head: it is never drawn
+                found |= GOLD
+            elif own <= 0.0:
                 apart = abs(gold[row] - own) - GOLD_STEP - slack
                 if not apart <= STEP and not apart <= min(STEP * np.exp(-own / 2), LARGEST_STEP):
                     found |= GOLD

@@ -165,7 +165,7 @@ class Store:
         """
         if self.manifest["stage"] != "capture":
             raise ValueError(f"{where}: {self.folder} is of stage {self.manifest['stage']}, needs a capture")
-        if "tokenizer" not in self.manifest["inputs"]:
+        if "tokenizer" in wanted and "tokenizer" not in self.manifest["inputs"]:
             raise ValueError(
                 f"{where}: {self.folder} does not say whose tokens it has (inputs.tokenizer); capture again"
             )

@@ -14,7 +14,6 @@ import torch
 from fuselm import batches, mined, nearest, pooling, rounding, scan, span, spelling, weights
 from fuselm.distributions import Distributions
 from fuselm.rows import FlatRows, Trace
-from fuselm.vocabulary import Segmentation
 
 NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31 - 1])
 
@@ -53,7 +52,7 @@ def _span(made, random: np.random.Generator) -> None:
         weights=trace.weights,
     )
     cut = target.segment(text)
-    cut = Segmentation(ids=_hurt(cut.ids, random), starts=_hurt(cut.starts, random), size=cut.size)
+    cut = replace(cut, ids=_hurt(cut.ids, random), starts=_hurt(cut.starts, random))
     if len(cut.ids) != len(cut.starts):
         return
     span.follow(source, target, spelled, hurt, cut, text.encode(), 4)
