@@ -95,7 +95,7 @@ def score_ensemble(
             batch_tokens=batch_tokens,
             advance=advance,
         )
-    return evaluation.totals(bits, documents)
+    return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
 
 
 def merge(models: Sequence[Model], target: Model, folder: Path) -> None:

@@ -175,7 +175,7 @@ def captured(
     how |= {"prefix_tokens": PREFIX}
     manifest.build_once(
         folder,
-        Recipe(stage="capture"),
+        Recipe(stage="capture", inputs={"tokenizer": "0" * 16}),
         lambda out: capture.capture(source, documents, out, **how, progress=progress),
     )
     return manifest.read(folder)

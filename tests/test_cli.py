@@ -254,7 +254,7 @@ def test_evaluate_prints_json_alone(tmp_path, word_piece, text_file):
     assert set(result) == {"domains", "average"}
     assert set(result["domains"]) == {"english", "french", "odd", "texts"}
     for row in result["domains"].values():
-        assert set(row) == {"bits_per_byte", "documents", "bytes"}
+        assert set(row) == {"bits_per_byte", "unspelled", "documents", "bytes"}  # WordPiece makes capitals small
     rows = [json.loads(line) for line in text_file.read_text(encoding="utf-8").splitlines()]
     for name, row in result["domains"].items():
         of_domain = [r["text"] for r in rows if r.get("domain", "texts") == name and r["text"]]
@@ -269,7 +269,8 @@ def test_fidelity_prints_json_alone(tmp_path, byte_level, sentence_piece, text_f
     outcome = fuselm(*arguments, "--method", method, "--json")
     assert outcome.code == 0, outcome.err
     result = strict(outcome.out)
-    assert set(result) == {"domains", "average", "verdict", "informed", "spans", "categories", "causes"}
+    expected = {"domains", "average", "verdict", "informed", "candidates_spelled", "spans", "categories", "causes"}
+    assert set(result) == expected
     assert set(result["domains"]) == {"english", "french", "odd", "texts"}
     for row in [result["average"], *result["domains"].values()]:
         assert set(row) == {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
@@ -363,7 +364,10 @@ def test_without_json_there_is_a_table(byte_level, text_file):
             ["fidelity", "--source", "absent", "--target", "absent", "--texts", "TEXTS", "--report", "EMPTY"],
             "--report {empty}: there already, and no HTML page; name another file",
         ),
-        (["inspect", "FOLDER"], "{folder}: no finished run there; start it with `fuselm run`, or name another folder"),
+        (
+            ["inspect", "FOLDER"],
+            "{folder}: no run there that captured anything; start it with `fuselm run`, or name another folder",
+        ),
     ],
 )
 def test_bad_arguments_of_other_commands_are_one_line(tmp_path, byte_level, text_file, arguments, message):

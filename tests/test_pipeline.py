@@ -266,7 +266,10 @@ def test_every_kind_of_tokenizer_is_a_target_of_every_other(tmp_path, request, t
     numbers = summary(tmp_path / "out")
     assert all(numbers["models"][kind]["average"]["bits_per_byte"] > 0 for kind in KINDS)
     own = numbers["alignment"][target]
-    assert all(row["fidelity"] == 1 and row["coverage"] == 1 for row in own.values())
+    if target == "word_piece":  # it makes capitals small: rows of the others are as they were
+        assert all(row["coverage"] < 1 and row["fidelity"] < 1 and 0 < row["unspelled"] < 0.3 for row in own.values())
+    else:
+        assert all(row["fidelity"] == 1 and row["coverage"] == 1 for row in own.values())
 
 
 @pytest.mark.parametrize(
