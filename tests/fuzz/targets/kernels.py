@@ -22,9 +22,10 @@ def prepare(folder: Path):
     source, target = drawn.byte_pairs([(0, 1), (2, 0)]), drawn.byte_pairs([(1, 0), (0, 0)])
     pieces = drawn.word_pieces(["ab", "##ba"])
     made = [(source, target, spelling.spell(source, target)), (source, pieces, spelling.spell(source, pieces))]
-    for seed in range(3 * len(KERNELS)):  # compiles what each calls
-        with contextlib.suppress(ValueError):
-            case(made, np.random.default_rng(seed), folder, kernel=KERNELS[seed % len(KERNELS)])
+    for kernel in KERNELS:  # compiles what each calls, which a slow machine takes longer for than a case may
+        for seed in range(12):
+            with contextlib.suppress(ValueError):
+                case(made, np.random.default_rng(seed), folder, kernel=kernel)
     return made
 
 
