@@ -35,6 +35,7 @@ from torch import Tensor
 from fuselm import config, corpus, evaluation, forward, manifest, measure, progress, training
 from fuselm.evaluation import Score
 from fuselm.models import Model, load_model, locate
+from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import WEIGHTS, Pipeline
 from fuselm.vocabulary import Vocabulary
 
@@ -274,7 +275,7 @@ def table(result: Mapping) -> Table:
         )
     for pair in result["differences"]:
         values = [
-            Group(Text(f"{cell['value']:+.4f}"), Text(f"{cell['low']:+.4f}, {cell['high']:+.4f}", style="dim"))
+            Group(Text(format_signed(cell["value"])), Text(format_interval(cell, format_signed), style="dim"))
             for cell in cells("differences", pair)
         ]
         shown.add_row(pair.replace("-", " - ", 1), *values, "")

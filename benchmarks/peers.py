@@ -29,6 +29,7 @@ from rich.console import Console
 
 from fuselm import batches, config, corpus, evaluation, forward, manifest, store, training
 from fuselm.models import Model, load_model, locate
+from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import Pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -259,7 +260,7 @@ def main() -> None:
             line += f" {way['seconds_a_step']:7.2f} s a step {way['peak_mib']:7,d} MiB  {told}"
         print(line)
     for pair, of in result["differences"].items():
-        print(f"{pair:30s} {of['average']['value']:+.4f} [{of['average']['low']:+.4f}, {of['average']['high']:+.4f}]")
+        print(f"{pair:30s} {format_signed(of['average']['value'])} {format_interval(of['average'], format_signed)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fuselm import manifest
+from fuselm.pages import format_interval, format_signed
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -56,7 +57,7 @@ def bits(cell: Mapping[str, float]) -> str:
 
 
 def difference(cell: Mapping[str, float]) -> str:
-    return f"{cell['value']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]"
+    return f"{format_signed(cell['value'])} {format_interval(cell, format_signed)}"
 
 
 def main() -> None:
