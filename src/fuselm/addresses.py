@@ -11,7 +11,7 @@ LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a server is. `host` is ASCII, as a connection is made to it: an IPv6 address has no brackets."""
+    """Name the place of a server. `host` is ASCII, as a connection is made to it: an IPv6 address has no brackets."""
 
     scheme: str
     host: str

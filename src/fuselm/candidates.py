@@ -1,4 +1,4 @@
-"""Whether a source's candidates off the text spell what their bytes say: a number for `fuselm fidelity`.
+"""Measure whether a source's candidates off the text spell what their bytes say, for `fuselm fidelity`.
 
 On the text itself a wrong map of tokens to bytes may not show. So the likeliest other tokens of some rows are decoded
 after the tokens before them, and what they add is compared with their bytes; then it is tokenized again.

@@ -49,7 +49,7 @@ def compiled(**options: Any) -> Callable[[Callable], Dispatcher]:
 
 
 class KernelCache(caching.NullCache):
-    """What was compiled of one kernel, a file for each signature: a checksum, then a pickle."""
+    """Keep what was compiled of one kernel, a file for each signature: a checksum, then a pickle."""
 
     def __init__(self, function: Callable, options: dict[str, Any]):
         self._function = function

@@ -97,7 +97,7 @@ def _last_border(text: str, begin: int, longest: int) -> int:
 
 
 class _PrefixCounter:
-    """Which prefixes of a rest of text a reader takes.
+    """Tell which prefixes of a rest of text a reader takes.
 
     Two things are taken for granted. A text that goes on has at most `largest_collapse` tokens fewer than it had
     before, so that a window with so many too many is not tokenized further. And the tokens of a prefix are, but for so

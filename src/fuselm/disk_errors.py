@@ -1,4 +1,4 @@
-"""What libraries say of a disk that takes no more, as the system's own error, with a file or folder in it."""
+"""Turn what libraries say of a disk that takes no more into the system's own error, with a file or folder in it."""
 
 import contextlib
 import errno

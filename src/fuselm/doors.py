@@ -1,4 +1,4 @@
-"""What compiled code may be given: numbers that it indexes with, checked before it is called.
+"""Check the numbers that compiled code indexes with, before it is called.
 
 A kernel that numba compiles reads whatever memory an index points to. So the function that calls one asks here first:
 `ValueError` names the array and what is wrong with it. Each check is a pass over an array that the kernel reads anyway.

@@ -1,4 +1,4 @@
-"""How a command ends: an exit code, and at most one line on stderr.
+"""End a command: with an exit code, and at most one line on stderr.
 
 `ValueError` and the system's refusals are the user's to fix (2). Ctrl-C and SIGTERM stop a command that the next call
 resumes (130, 143); a second one stops it at once. Where nobody reads what it prints, a command ends in silence (141).

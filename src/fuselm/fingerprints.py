@@ -14,7 +14,7 @@ from fuselm import manifest
 
 
 def cache() -> Path:
-    """Where fuselm keeps what can be made again. Raises `ValueError` if that is nowhere."""
+    """Return the folder for what can be made again. Raises `ValueError` if there can be none."""
     try:
         return Path(os.environ.get("FUSELM_CACHE") or "~/.cache/fuselm").expanduser()
     except RuntimeError:  # a user without a home, as in a container
