@@ -282,6 +282,40 @@ def test_a_missing_or_mistyped_field_of_the_manifest_is_one_line_in_every_comman
             assert outcome.code == 2 and outcome.err.count("\n") == 1 and str(folder) in outcome.err, outcome.err
 
 
+MISTYPED = {
+    "about.model": [-1, 0.5, True, [], ["a"], {"a": {}}, math.nan],
+    "about.revision": [5, []],
+    "parameters.draws": [0, -1, 0.5, True, "28", [], {}, math.nan],
+    "parameters.top_k": [0, "x", [], math.inf],
+    "parameters.threshold": [-1, "x", [], math.nan, True],
+    "parameters.mass": [-2, "x", {}, math.nan],
+}
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_what_a_manifest_says_of_model_and_policy_is_text_and_numbers(captured, tmp_path, name):
+    section, field = name.split(".")
+    for value in MISTYPED[name]:
+        folder = tamper(
+            captured, tmp_path / "store", lambda contents, value=value: contents.made[section].update({field: value})
+        )
+        subset = ["subset", tmp_path / "out", folder, "--policy", "top_k", "--top-k", 3]
+        for command in (["info", folder], ["verify", folder], ["head", folder], subset):
+            outcome = fuselm("store", *command)
+            assert outcome.code == 2 and outcome.err.count("\n") == 1 and name in outcome.err, (value, outcome.err)
+            assert str(folder / "manifest.json") in outcome.err
+
+
+@pytest.mark.parametrize(
+    "model", [".", "/", "~nobody-of-this-name/a", "a" * 5000, "\ud800", "\0", "\n[/quote]\x1b[31m"]
+)
+def test_a_model_of_any_name_is_only_a_name(captured, tmp_path, model):
+    folder = tamper(captured, tmp_path / "store", lambda contents: contents.made["about"].update(model=model))
+    for command in ("info", "verify", "head"):
+        outcome = fuselm("store", command, folder)
+        assert outcome.code == 0 and "\x1b" not in outcome.out + outcome.err, outcome.err
+
+
 FILES = {
     "a path up": {"../part-00000.parquet": "0" * 64},
     "an absolute path": {"/etc/passwd": "0" * 64},

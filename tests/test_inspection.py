@@ -142,3 +142,15 @@ def test_what_is_no_run_is_one_line(tmp_path, unfinished):
     ):
         outcome = fuselm("inspect", where)
         assert (outcome.code, outcome.out, outcome.err) == (2, "", f"fuselm: {where}: {expected}\n")
+
+
+RECORDS = ["[]", "{}", '"x"', '{"folders": []}', '{"folders": {"fuse": 5}}', '{"folders": {}}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("written", RECORDS, ids=range(len(RECORDS)))
+def test_a_damaged_record_of_a_run_is_one_line(tmp_path, written):
+    (tmp_path / "run.json").write_text(written)
+    for command in ("inspect", "diagnose"):
+        outcome = fuselm(command, tmp_path)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+        assert f"{tmp_path}/run.json: damaged" in outcome.err

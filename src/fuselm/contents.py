@@ -83,9 +83,15 @@ def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Mod
     Raises `ValueError` if `spec` is another tokenizer.
     """
     name = spec or _named_by_its_run(folder) or made["about"].get("model")
-    if name is None or (spec is None and not Path(name).expanduser().exists()):
-        return None
-    model = locate_tokenizer(name)
+    if spec is None:
+        if not isinstance(name, str) or not _is_here(name):
+            return None
+        try:
+            model = locate_tokenizer(name)
+        except ValueError:  # a folder of that name, which has nothing to do with it
+            return None
+    else:
+        model = locate_tokenizer(spec)
     wanted = made["inputs"].get("tokenizer")
     if wanted in (None, model.tokenizer_fingerprint):
         return model
@@ -95,6 +101,14 @@ def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Mod
         f"{folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
         "point to the tokenizer it was made with"
     )
+
+
+def _is_here(name: str) -> bool:
+    """Tell whether a model is a file or folder of this machine; its name is anybody's text."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, a home that is nobody's, half a character
+        return False
 
 
 def _named_by_its_run(folder: Path) -> str | None:

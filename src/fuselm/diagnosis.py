@@ -21,7 +21,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import corpus, manifest, tails
+from fuselm import corpus, manifest, run_folders, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fusion import fuse, learn, unspelled_shares
@@ -57,10 +57,7 @@ def of_run(folder: Path) -> dict:
     """What `diagnose` needs, of the finished run in `folder`. Raises `ValueError` if none is there."""
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
-    stages = {
-        stage: folder / path
-        for stage, path in manifest.read_json(folder / "run.json", drop=folder / "run.json")["folders"].items()
-    }
+    stages = run_folders.read_record(folder)
     captured = {
         s.removeprefix("capture "): manifest.read(path) for s, path in stages.items() if s.startswith("capture ")
     }

@@ -1,7 +1,7 @@
 """One document of a run, token by token: what each source and the fusion expect, and which source won."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
     chosen = documents[number]
     names = _names(stages, "align")
     if "fuse" in stages:
-        names = manifest.read(stages["fuse"])["counts"]["sources"]
+        names = _fused_names(stages)
     aligned = {name: _read(stages[f"align {name}"], chosen.id) for name in names}
     size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
     yield plain(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
@@ -48,6 +48,28 @@ def _names(stages: Mapping[str, Path], stage: str) -> list[str]:
     return sorted(key.removeprefix(f"{stage} ") for key in stages if key.startswith(f"{stage} "))
 
 
+def _fused_names(stages: Mapping[str, Path]) -> list[str]:
+    """Return the sources that were fused. Raises `ValueError` where they are not those that were aligned."""
+    names = manifest.read(stages["fuse"])["counts"].get("sources")
+    if not isinstance(names, list) or sorted(map(str, names)) != _names(stages, "align"):
+        raise ValueError(
+            f"{stages['fuse']}: fused of other sources than were aligned; delete it and run the same command again"
+        )
+    return names
+
+
+def _check(traces: Iterable[Trace], vocabulary: Vocabulary, document: str) -> None:
+    """Raise `ValueError` unless all have the same tokens, and only what the vocabulary has."""
+    tokens = None
+    for trace in traces:
+        largest = max(int(numbers.max(initial=-1)) for numbers in (trace.tokens, trace.distributions.ids))
+        if largest >= len(vocabulary.token_bytes):
+            raise ValueError(f"document {document}: token {largest} is none of the model's; run `fuselm store verify`")
+        if tokens is not None and not np.array_equal(tokens, trace.tokens):
+            raise ValueError(f"document {document}: stores of the run have other tokens of it; run it again")
+        tokens = trace.tokens
+
+
 def _read(store: Path, document: str) -> Trace:
     opened = Store(store)
     if document not in opened:
@@ -58,6 +80,7 @@ def _read(store: Path, document: str) -> Trace:
 def _aligned(aligned: Mapping[str, Trace], fused: Trace | None, folder: Path, top: int) -> Iterator[RenderableType]:
     """Yield what sources expect of the target's tokens, and what their fusion does and which source won, if there."""
     vocabulary = _vocabulary(folder, None)
+    _check([*aligned.values(), *([] if fused is None else [fused])], vocabulary, next(iter(aligned.values())).document)
     names = list(aligned)
     won = ["won"] if fused is not None else []
     table = Table("token", *won, *names, *(["fused"] if won else []), show_edge=False, pad_edge=False)
@@ -77,6 +100,7 @@ def _aligned(aligned: Mapping[str, Trace], fused: Trace | None, folder: Path, to
 def _captured(name: str, trace: Trace, folder: Path, top: int) -> Iterator[RenderableType]:
     """Yield what a source expects of its own tokens."""
     vocabulary = _vocabulary(folder, name)
+    _check([trace], vocabulary, trace.document)
     yield plain(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
     table = Table("token", name, show_edge=False, pad_edge=False)
     for i, token in enumerate(trace.tokens.tolist()):

@@ -96,7 +96,7 @@ def read_json(path: Path, *, drop: Path | None = None) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise ValueError(f"{path}: {what}; delete {drop or path.parent} and run again") from None
 

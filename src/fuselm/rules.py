@@ -50,6 +50,7 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
         given = counts.get(name, [])
         if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
             raise ValueError(f"counts.{name} is no list of names")
+    _check_facts(made)
     said = [of["vocabulary_size"] for of in (counts, parameters) if "vocabulary_size" in of]
     if any(type(size) is not int or size < 1 for size in said):
         raise ValueError(f"vocabulary_size is {said[0]!r:.40}, needs a whole number above 0")
@@ -63,6 +64,22 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
         is_made="tokenizer" in made["inputs"],
         slack=0.02 if exact else NORMALISED - (math.log1p(-cut_off) if cut_off < 1 else -math.inf),
     )
+
+
+def _check_facts(made: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where what is said of the model is no text, or an option of a policy no number."""
+    for name, value in made["about"].items():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"about.{name} is {value!r:.40}, needs a text")
+    is_capture = made["stage"] == "capture"
+    for name in ("draws", "top_k", "mass", "threshold"):
+        value = made["parameters"].get(name)
+        if value is None or (name == "draws" and isinstance(value, bool) and not is_capture):  # whether there are any
+            continue
+        if name in ("draws", "top_k") and (type(value) is not int or value < 1):
+            raise ValueError(f"parameters.{name} is {value!r:.40}, needs a whole number above 0")
+        if is_capture and (type(value) not in (int, float) or not value >= 0):
+            raise ValueError(f"parameters.{name} is {value!r:.40}, needs a number of at least 0")
 
 
 # A bit of each rule, in the order in which a document that breaks several is told of them.

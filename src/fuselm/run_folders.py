@@ -18,8 +18,7 @@ def find_stages(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
     if (folder / RECORD).is_file():
-        named = manifest.read_json(folder / RECORD, drop=folder / RECORD)["folders"]
-        return {stage: folder / path for stage, path in named.items()}
+        return read_record(folder)
     stages = _newest_by_source(folder, "capture") | _newest_by_source(folder, "align")
     for stage, aligned in list(stages.items()):
         name = stage.removeprefix("align ")
@@ -35,6 +34,19 @@ def find_stages(folder: Path) -> dict[str, Path]:
         if sorted(manifest.read(fused)["inputs"].values()) == keys:
             stages["fuse"] = fused
     return stages
+
+
+def read_record(folder: Path) -> dict[str, Path]:
+    """Return the folders of a finished run's stages. Raises `ValueError` where its record is damaged."""
+    path = folder / RECORD
+    record = manifest.read_json(path, drop=path)
+    named = record.get("folders") if isinstance(record, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(place, str) for place in named.values()):
+        raise ValueError(f"{path}: damaged; delete {path} and run again")
+    for stage in ("corpus", "fuse", "train clm"):
+        if stage not in named:
+            raise ValueError(f"{path}: damaged (it has no folder of {stage}); delete {path} and run again")
+    return {stage: folder / place for stage, place in named.items()}
 
 
 def _finished(folder: Path, stage: str) -> list[Path]:
