@@ -485,6 +485,47 @@ def test_weights_that_are_missing_are_not_made_up(folder):
     assert "1 weights are missing from the checkpoint, the first lm_head.weight" in message(models.load_model, model)
 
 
+@pytest.mark.parametrize(
+    ("claims", "left_out"),
+    [
+        ({"num_hidden_layers": 1}, "9 weights that config.json leaves out, the first model.layers.1."),
+        ({"attention_bias": False}, "8 weights that config.json leaves out, the first model.layers.0.self_attn.k_proj"),
+    ],
+)
+def test_weights_that_the_configuration_leaves_out_are_not_dropped_in_silence(folder, capsys, claims, left_out):
+    tiny_llama(seed=0, attention_bias="attention_bias" in claims).save_pretrained(folder)
+    change_json(folder / "config.json", **claims)
+    assert left_out in message(models.load_model, models.locate(str(folder)))
+    assert "UNEXPECTED" not in capsys.readouterr().err  # transformers' table of them
+
+
+def test_weights_of_another_head_do_not_matter(folder):
+    weights = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(2, 8)}
+    weights |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert models.load_model(models.locate(str(folder))).name_or_path == str(folder)
+
+
+def test_layers_that_predict_later_tokens_may_be_left_out(folder):
+    change_json(folder / "config.json", num_hidden_layers=1, num_nextn_predict_layers=1)
+    assert models.load_model(models.locate(str(folder))).config.num_hidden_layers == 1
+
+
+def test_weights_of_another_shape_are_named_in_one_line(folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", intermediate_size=config["intermediate_size"] // 2)
+    said = message(models.load_model, models.locate(str(folder)))
+    assert "config.json describes model.layers.0.mlp.down_proj.weight as " in said
+    assert "MISMATCH" not in capsys.readouterr().err
+
+
+def test_a_field_that_transformers_refuses_is_said_with_the_reason(folder):
+    change_json(folder / "config.json", rms_norm_eps="x")
+    assert "'rms_norm_eps': TypeError: Field 'rms_norm_eps' expected float" in message(
+        models.load_model, models.locate(str(folder))
+    )
+
+
 def test_an_architecture_that_transformers_does_not_know_is_said(folder):
     change_json(folder / "config.json", model_type="nonesuch", architectures=["NonesuchForCausalLM"])
     assert "transformers cannot load it" in message(models.load_model, models.locate(str(folder)))

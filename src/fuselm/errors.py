@@ -11,9 +11,10 @@ class ModelError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Its type and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """Return its type and the first line of its message, with the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    shown = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {shown}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ converted from GGUF) is kept under `$FUSELM_CACHE`, by default `~/.cache/fuselm`
 
 import contextlib
 import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,22 +105,71 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     if dtype == "auto":
         dtype = precision.read_dtype(model, device=device)
     try:
-        with progress.doing(f"loading {model.name}"):
+        with progress.doing(f"loading {model.name}"), _without_load_report():
             loaded, info = AutoModelForCausalLM.from_pretrained(
-                model.folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                model.folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
             )
     except Exception as error:  # whatever a broken or unknown checkpoint makes transformers raise
         raise ValueError(f"{model.name}: transformers cannot load it ({first_line(error)})") from error
+    if info["mismatched_keys"]:
+        name, stored, described = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{model.name}: config.json describes {name} as {_shape(described)}, and the checkpoint has "
+            f"{_shape(stored)}; they are not of the same model"
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
             f"{model.name}: {len(missing)} weights are missing from the checkpoint, the first {missing[0]}"
+        )
+    if left_out := _left_out(loaded, info["unexpected_keys"]):
+        raise ValueError(
+            f"{model.name}: the checkpoint has {len(left_out)} weights that config.json leaves out, the first "
+            f"{left_out[0]}; correct its number of layers, or what else says that they are there"
         )
     try:
         loaded.name_or_path = model.name  # which errors say
         return loaded.to(find_device() if device == "auto" else torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: cannot be used ({first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from printing a table of the weights that do not fit: what matters of it is one line here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _left_out(loaded: "transformers.PreTrainedModel", unread: Iterable[str]) -> list[str]:
+    """Return the unread weights that belong to the model: of a layer beyond its last, or biases of its own parts.
+
+    Weights of anything else, such as another head, change nothing that is computed here; neither do the layers that
+    some models have behind their last one to predict later tokens.
+    """
+    if getattr(loaded.config, "num_nextn_predict_layers", 0):
+        return []
+
+    def part(name: str) -> str:
+        return re.sub(r"\d+", "#", name.rpartition(".")[0])
+
+    parts = {part(name) for name, _ in loaded.named_parameters()}
+    return sorted(name for name in unread if name.endswith((".weight", ".bias")) and part(name) in parts)
+
+
+def _shape(size: Iterable[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def find_device() -> str:
