@@ -316,6 +316,15 @@ def test_a_model_of_any_name_is_only_a_name(captured, tmp_path, model):
         assert outcome.code == 0 and "\x1b" not in outcome.out + outcome.err, outcome.err
 
 
+def test_documents_of_deep_json_are_one_line(captured, tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"id": ' + "[" * 100_000 + "\n")
+    outcome = fuselm("store", "subset", tmp_path / "out", captured, "--documents", path)
+    assert outcome.code == 2 and outcome.err == (
+        f"fuselm: {path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)\n"
+    )
+
+
 FILES = {
     "a path up": {"../part-00000.parquet": "0" * 64},
     "an absolute path": {"/etc/passwd": "0" * 64},

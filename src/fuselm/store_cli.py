@@ -262,7 +262,7 @@ def _documents(path: Path) -> "list[Document]":
     try:
         with open(path, encoding="utf-8") as file:  # whose lines end at line feeds alone, unlike those of splitlines
             return [Document(**json.loads(line)) for line in file]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)") from None
 
 
