@@ -310,6 +310,21 @@ def test_fidelity_of_several_methods_is_one_result_and_a_page(tmp_path, byte_lev
     assert "<b>html" not in html and "<i>" not in html
     for text in (*METHODS, "<b>html</b>", "<", "&", "emoji", "CJK", "one to many", "Usable with span"):
         assert text in page.texts, text
+    other = f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say."
+    assert any(other in text for text in page.texts)
+    assert "Not spelled:" not in html and "not spelled</th>" not in html
+
+
+def test_a_page_says_what_is_not_spelled(tmp_path, byte_level, word_piece):
+    texts = tiny_run.write_rows(tmp_path / "texts.jsonl", [{"text": "words 12 and Capital 你好", "domain": "mixed"}])
+    arguments = ["fidelity", "--source", word_piece, "--target", byte_level, "--texts", texts, "--json"]
+    outcome = fuselm(*arguments, "--method", "exact", "--method", "span", "--report", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    result = strict(outcome.out)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert result["unspelled"]["source"] > 0 == result["unspelled"]["target"]
+    assert f"Not spelled: {result['unspelled']['source']:.1%} of the bytes by the source, 0.0% by the target" in html
+    assert "not spelled</th>" in html and f"{result['causes']['bits']['not_spelled']:.1%}</td>" in html
 
 
 def test_fidelity_and_evaluate_agree_on_the_sources_own_bits(byte_level, sentence_piece, text_file):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 from fuselm import fidelity, inspection, pages, spans
+from fuselm.notes import unspelled_notes
 from fuselm.public_names import name_publicly
 from fuselm.spans import Outcome, Spans
 from fuselm.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ CAUSE_STYLES = {
     "maps_to_no_token": "source-3",
     spans.UNPAIRED: "clm",
     spans.SPLIT: "worse",
+    spans.UNSPELLED: "source-4",
 }
 
 
@@ -50,6 +52,7 @@ def page(
         results=results,
         first=first,
         headline=headline(results[first], first),
+        notes=list(unspelled_notes(results[first])),
         advice=list(advice(results, first)),
         verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
         bounds=fidelity.VERDICTS,
@@ -83,7 +86,8 @@ def headline(result: Mapping, method: str) -> tuple[str, str]:
         f"{result['verdict'].capitalize()} with {method}",
         f"{positions} informed and {bits} of the source's bits arrive, at {ratio} times their own number. "
         f"{average['mass_lost']:.1%} of the probability{where} reaches no token, most of it by the "
-        f"{_words(max(spans.CAUSES[:-2], key=lambda cause: mass[cause]))}.",
+        f"{_words(max(spans.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
+        f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say.",
     )
 
 
@@ -190,7 +194,7 @@ def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> 
 
 
 def _arrived(mass: Mapping[str, float]) -> dict[str, float]:
-    return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), **mass}
+    return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), spans.UNSPELLED: 0.0, **mass}
 
 
 def _tenths(bits: float) -> str:
