@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import lossy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -253,6 +254,28 @@ def test_bytes_and_tokens_are_counted_by_split(tmp_path, readers):
         assert counts["bytes"][split] == sum(len(text.encode()) for text in texts)
         for reader in readers:
             assert counts["tokens"][reader.name][split] == sum(reader.vocabulary.count_tokens(texts))
+
+
+def test_bytes_that_a_reader_does_not_spell_are_counted_by_domain(tmp_path, training_texts):
+    families = ("byte-level", "metaspace", "WordPiece, lower case", "unigram, squeezed")
+    readers = [
+        Reader(name=family, vocabulary=lossy.vocabulary(family, training_texts), max_tokens=97) for family in families
+    ]
+    rows = rows_of(en=5) + [{"domain": "zh", "text": f"{n} 知识融合, Words" + " " * n} for n in range(5)]
+    counts = prepared(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out", readers=readers, max_bytes=23)
+    documents = read_documents(tmp_path / "out")
+    assert "byte-level" not in counts["unspelled"] and len(counts["unspelled"]) == 3
+    for reader in readers[1:]:
+        found = counts["unspelled"][reader.name]
+        lacking = {d.id: reader.vocabulary.segment(d.text).unspelled_bytes for d in documents}
+        sizes = {d.id: len(d.text.encode()) for d in documents}
+        assert found["share"] == sum(lacking.values()) / sum(sizes.values()) > 0
+        for domain in ("en", "zh"):
+            ids = [d.id for d in documents if d.domain == domain]
+            share = sum(lacking[i] for i in ids) / sum(sizes[i] for i in ids)
+            assert found["domains"].get(domain, 0) == share
+    spelled = prepared(write(tmp_path / "b.jsonl", rows), out=tmp_path / "spelled", readers=readers[:1])
+    assert "unspelled" not in spelled
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path):

@@ -47,6 +47,8 @@ def check(vocabulary: Vocabulary, text: str) -> None:
             assert (strings[i] or b"") in (covered, *last)
             total += end - max(begin, 0)
     assert total + segmentation.unspelled_bytes == segmentation.size
+    counted = vocabulary.count_tokens_and_unspelled([text])
+    assert counted == ([len(segmentation.ids)], [segmentation.unspelled_bytes])
 
 
 @every_family

@@ -49,7 +49,7 @@ def prepare(
     seed: int,
     progress: Progress,
 ) -> dict:
-    """Write `documents.jsonl` to `out`; return what was counted.
+    """Write `documents.jsonl` to `out`; return what was counted: `unspelled` only if a reader does not spell all.
 
     `domains` are those of rows that say none, by file. `dev` and `heldout` are shares of those of each domain's
     documents that say no split, `share` is what is kept of its training documents. Raises `ValueError` on files that
@@ -63,7 +63,7 @@ def prepare(
     whole = part(apart, share, seed=seed)
     progress.start(sum(len(d.text) for d in whole), unit="characters")
     pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
-    counts = count_tokens(pieces, readers)
+    counts, unspelled = _count_read(pieces, readers)
     read = counts.all(axis=0)
     documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     _check_read(pieces, documents)
@@ -80,6 +80,7 @@ def prepare(
             reader.name: {s: int(of[read & (splits == s)].sum()) for s in SPLITS}
             for reader, of in zip(readers, counts, strict=True)
         },
+        **({"unspelled": shares} if (shares := _unspelled_shares(documents, readers, unspelled[:, read])) else {}),
     }
 
 
@@ -87,6 +88,39 @@ def count_tokens(documents: Sequence[Document], readers: Sequence[Reader]) -> In
     """Of each document for each reader; some tokenizers drop control characters, and so whole documents of them."""
     texts = [document.text for document in documents]
     return np.array([r.vocabulary.count_tokens(texts) for r in readers], int).reshape(len(readers), len(texts))
+
+
+def _count_read(
+    pieces: Sequence[Document], readers: Sequence[Reader]
+) -> tuple[Int[np.ndarray, "readers pieces"], Int[np.ndarray, "readers pieces"]]:
+    """Count the tokens of each piece for each reader, and the bytes that they do not spell."""
+    texts = [piece.text for piece in pieces]
+    counts = [reader.vocabulary.count_tokens_and_unspelled(texts) for reader in readers]
+    both = np.array(counts, int).reshape(len(readers), 2, len(texts))
+    return both[:, 0], both[:, 1]
+
+
+def _unspelled_shares(
+    documents: Sequence[Document], readers: Sequence[Reader], unspelled: Int[np.ndarray, "readers documents"]
+) -> dict[str, dict]:
+    """Return the share of bytes that a reader does not spell, in all and by domain, of those that do not spell all."""
+    return {
+        reader.name: share_by_domain(documents, of.tolist())
+        for reader, of in zip(readers, unspelled, strict=True)
+        if of.any()
+    }
+
+
+def share_by_domain(documents: Sequence[Document], unspelled: Sequence[int]) -> dict:
+    """Return the `share` of all bytes that are not spelled, and that of those `domains` where there are any."""
+    lacking, whole = Counter[str](), Counter[str]()
+    for document, count in zip(documents, unspelled, strict=True):
+        lacking[document.domain] += count
+        whole[document.domain] += len(document.text.encode())
+    return {
+        "share": lacking.total() / max(whole.total(), 1),
+        "domains": {domain: lacking[domain] / whole[domain] for domain in sorted(lacking) if lacking[domain]},
+    }
 
 
 def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> None:

@@ -99,7 +99,7 @@ def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
         share = results[best]["informed"]["own_bits"]
         yield f"Align with {best} instead of {first}: {share:.1%} of the source's bits arrive."
     elif result["informed"]["own_bits"] < fidelity.VERDICTS["usable"][0] and "span" not in results:
-        yield "Try `--method span`, which informs every position, whatever the two tokenizers are."
+        yield "Try `--method span`, which informs every position that both tokenizers spell."
     mass = result["causes"]["mass"]
     if mass["tail_of_the_source"] > 0.05:
         share = mass["tail_of_the_source"]

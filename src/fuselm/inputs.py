@@ -63,6 +63,11 @@ class Inputs:
             for name, model in self._shortest().items()
         ]
 
+    def name_readers(self, tokenizer: str) -> str:
+        """Name the target and the sources that have this tokenizer, given by its fingerprint."""
+        models = {"target": self.target} | self.sources
+        return ", ".join(name for name, model in models.items() if model.tokenizer_fingerprint == tokenizer)
+
     def _shortest(self) -> dict[str, Model]:
         """Of each tokenizer the model with the shortest context."""
         result: dict[str, Model] = {}

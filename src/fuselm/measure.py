@@ -223,7 +223,9 @@ def _rows(named: Path, title: str, console: Console) -> list[texts.Row]:
 def _documents(
     rows: list[texts.Row], models: list[tuple[Model, Vocabulary]], title: str, console: Console
 ) -> list[corpus.Document]:
-    """Cut the texts where a model's context demands it."""
+    """Cut the texts where a model's context demands it, and say which bytes a model cannot spell."""
+    from fuselm import notes
+
     whole = (
         corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split="heldout", text=row.text)
         for n, row in enumerate(rows)
@@ -231,4 +233,10 @@ def _documents(
     readers = [Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
     with progress.show(console, f"{title}: cutting texts") as shown:
         shown.start(sum(len(row.text) for row in rows), unit="characters")
-        return list(corpus.cut_to_fit(whole, readers, advance=shown.advance))
+        documents = list(corpus.cut_to_fit(whole, readers, advance=shown.advance))
+        for reader in readers:
+            _, unspelled = reader.vocabulary.count_tokens_and_unspelled([d.text for d in documents])
+            if any(unspelled):
+                found = corpus.share_by_domain(documents, unspelled)
+                shown.note(notes.describe_unspelled_text(reader.name, found, is_learned_from=False))
+    return documents

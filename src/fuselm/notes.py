@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from fuselm.evaluation import is_comparable
 from fuselm.segmentation import COMPARABLE, describe_shares
 
+NAMED = 3  # domains in one line
 SCORED = "each such byte adds 8 bits to those of the tokens, so none is credited as predicted"
 
 
@@ -23,14 +24,39 @@ def unspelled_notes(result: Mapping) -> Iterator[str]:
             yield f"Not comparable with other models where it is above {COMPARABLE:.0%}: {describe_shares(shares)}."
 
 
+def describe_unspelled_text(name: str, found: Mapping, *, is_learned_from: bool) -> str:
+    """Say which bytes of texts a model cannot spell, when they are read; `found` is of `corpus.share_by_domain`."""
+    domains = sorted(found["domains"].items(), key=lambda pair: -pair[1])
+    parts = [f"{domain} {_percent(share)}" for domain, share in domains[:NAMED]]
+    parts += [f"{len(domains) - NAMED} more"] if len(domains) > NAMED else []
+    return (
+        f"{name} cannot spell {_percent(found['share'])} of the bytes ({', '.join(parts)}): they cost 8 bits each"
+        f"{' and are not learned from' if is_learned_from else ''}; docs/tokenizers.md"
+    )
+
+
+def _percent(share: float) -> str:
+    return "less than 0.1%" if share < 0.0005 else f"{share:.1%}"
+
+
 def unspelled_of(row: Mapping) -> dict[str, float]:
     """Return the shares of bytes that a model of a run's summary does not spell, by domain, where there are any."""
     return {d: cell["unspelled"] for d, cell in row["domains"].items() if cell.get("unspelled")}
 
 
-def describe_unspelled(models: Mapping[str, Mapping]) -> str:
-    """Say which models of a run's summary do not spell all bytes, and what that means; empty if all do."""
-    parts = [f"{name} {share:.1%} of {d}" for name, row in models.items() for d, share in unspelled_of(row).items()]
+def mark_of(shares: Mapping[str, float], domain: str) -> str:
+    """Return the mark of a number that is not to be compared with other models'; empty if it may be."""
+    return "" if is_comparable(shares, domain) else "†"
+
+
+def describe_unspelled(models: Mapping[str, Mapping[str, float]]) -> str:
+    """Say which models do not spell all bytes, and what that means; empty if all do.
+
+    `models` has the shares by domain of each, with or without their `average`.
+    """
+    parts = [
+        f"{name} {share:.1%} of {d}" for name, shares in models.items() for d, share in shares.items() if d != "average"
+    ]
     if not parts:
         return ""
     return (

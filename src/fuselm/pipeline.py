@@ -110,7 +110,9 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            return corpus.prepare(
+            from fuselm import notes
+
+            counts = corpus.prepare(
                 inputs.files,
                 out,
                 domains=inputs.file_domains,
@@ -122,6 +124,10 @@ class Pipeline:
                 seed=self.run.seed,
                 progress=shown,
             )
+            for tokenizer, found in counts.get("unspelled", {}).items():
+                name = inputs.name_readers(tokenizer)
+                shown.note(notes.describe_unspelled_text(name, found, is_learned_from=True))
+            return counts
 
         return self._steps.make("corpus", "", recipe, build)
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from fuselm import config, figures, manifest, pages
 from fuselm.evaluation import FEWEST_DOCUMENTS, Score, is_comparable, summarize
 from fuselm.foreign_text import escape_controls, write_json
-from fuselm.notes import describe_unspelled, unspelled_of
+from fuselm.notes import describe_unspelled, mark_of, unspelled_of
 from fuselm.pages import format_bits, format_duration, format_interval, format_minus, format_signed
 from fuselm.public_names import name_options_publicly
 from fuselm.terminal import plain
@@ -78,7 +78,10 @@ def _corpus(folders: dict) -> dict:
         if name not in TARGETS[1:]:
             tokenizer = manifest.read(path)["inputs"]["tokenizer"]
             readers.setdefault(tokenizer, []).append("target" if name == "base" else name)
-    return counts | {"tokens": {", ".join(readers[t]): of for t, of in counts["tokens"].items() if t in readers}}
+    by_reader = [name for name in ("tokens", "unspelled") if name in counts]
+    return counts | {
+        name: {", ".join(readers[t]): of for t, of in counts[name].items() if t in readers} for name in by_reader
+    }
 
 
 def _way(options: config.Fuse) -> str:
@@ -172,7 +175,7 @@ def table(summary: Mapping) -> Table:
     shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left", caption_justify="left")
     shown.title = Text("bits per byte of held-out text, with 95% intervals; lower is better", style="bold")
     few = f"\n– fewer than {FEWEST_DOCUMENTS} held-out documents, too few for an interval" if _has_few(summary) else ""
-    note = describe_unspelled(models)
+    note = describe_unspelled({name: unspelled_of(row) for name, row in models.items()})
     shown.caption = Text(
         f"* the best of {', '.join(TARGETS)}{few}{note and chr(10) + note}\n\n{verdict(summary)}", style="bold"
     )
@@ -186,7 +189,7 @@ def table(summary: Mapping) -> Table:
             cell = _cell(row, domain)
             least = min(_cell(models[t], domain)["bits_per_byte"] for t in TARGETS)
             best = name in TARGETS and cell["low"] is not None and cell["bits_per_byte"] == least
-            mark = "" if is_comparable(unspelled_of(row), domain) else "†"
+            mark = mark_of(unspelled_of(row), domain)
             value = Text(f"{'*' * best}{mark}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
             cells.append(Group(value, Text(_bare_interval(cell, format_bits), style="dim")))
         last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
@@ -324,7 +327,8 @@ def _render(template: str, summary: Mapping, **context) -> str:
         prefix_tokens=_prefix_tokens(summary["config"]),
         targets=TARGETS,
         verdict=verdict(summary),
-        unspelled=describe_unspelled(summary["models"]),
+        unspelled=describe_unspelled({name: unspelled_of(row) for name, row in summary["models"].items()}),
+        mark=lambda name, domain: mark_of(unspelled_of(summary["models"][name]), domain),
         written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
         **context,
     )

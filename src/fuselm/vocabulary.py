@@ -143,6 +143,22 @@ class Vocabulary:
         with tokenizing():
             return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def count_tokens_and_unspelled(self, texts: list[str]) -> tuple[list[int], list[int]]:
+        """Count the tokens of each text, and those of its bytes that no token spells."""
+        tokens, unspelled = [], []
+        with tokenizing():
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids, data = encoding.ids, text.encode()
+            joined = b"".join([self._covered_bytes[i] for i in ids])
+            tokens.append(len(ids))
+            unspelled.append(0 if joined in (data, b" " + data) else self.segment(text).unspelled_bytes)
+        return tokens, unspelled
+
+    @functools.cached_property
+    def _covered_bytes(self) -> list[bytes]:
+        return [b or b"" for b in self.token_bytes]
+
     def token_ends(self, text: str) -> Int[ndarray, "tokens"]:
         """Return the character at which each token ends.
 
