@@ -265,6 +265,26 @@ def test_half_a_study_is_shown_with_dashes(finished, tmp_path):
     assert "3 of 10 done" in plan.out and " s" in plan.out
 
 
+def test_scores_of_bytes_that_are_not_spelled_are_marked_and_explained(finished, tmp_path):
+    shutil.copytree(finished / "study", tmp_path / "study")
+    before = result_of(tmp_path)
+    assert not any("unspelled" in experiment for experiment in before["experiments"])
+    assert "†" not in (tmp_path / "study/results.md").read_text() + (tmp_path / "study/study.html").read_text()
+    for path in (tmp_path / "study").glob("seed-*/evaluate/base-*/scores.json"):
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row | {"unspelled": row["bytes"] * (row["domain"] == "french")} for row in rows]))
+    outcome = fuselm("study", finished / "study.yaml", f"output={tmp_path / 'study'}", "--report")
+    assert outcome.code == 0, outcome.err
+    main = result_of(tmp_path)["experiments"][0]
+    assert main["unspelled"] == {"base": {"french": 1.0, "average": 0.5}}
+    text, page = ((tmp_path / "study" / name).read_text() for name in ("results.md", "study.html"))
+    cells = main["values"]["base"]
+    row = f"| base | {cells['english']['value']:.4f} | †{cells['french']['value']:.4f} | †"
+    assert row in text and f"<b>†{cells['average']['value']:.4f}</b>" in page
+    for shown in (text, page):
+        assert "Bytes that a tokenizer cannot spell: base 100.0% of french; " in shown
+
+
 def test_weights_that_were_dropped_are_made_again_if_they_are_needed(finished, tmp_path):
     """By a run in the same folder."""
     shutil.copytree(finished / "study", tmp_path / "study")

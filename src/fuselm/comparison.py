@@ -89,6 +89,11 @@ class Pools:
         of = self._scores[arm]
         return {str(seed): evaluation.bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
 
+    def unspelled(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
+        """Return the shares of bytes that an arm does not spell, by domain; empty if there are none."""
+        rows = self._scores[arm]
+        return evaluation.unspelled_shares(evaluation.pooled([rows[seed] for seed in seeds if seed in rows]))
+
     def _bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
         if seeds not in self._bootstraps:
             self._bootstraps[seeds] = Bootstrap(evaluation.pooled([self._scores[arm][seed] for seed in seeds]))
@@ -161,6 +166,8 @@ def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pool
         "spread": {n: float(np.std(list(v.values()), ddof=1)) if len(v) > 1 else None for n, v in averages.items()},
         "differences": {name: pools.intervals(seeds, name, rival) for name, rival in rivals.items()},
     }
+    shares = {name: found for name in names if (found := pools.unspelled(seeds, name))}
+    result |= {"unspelled": shares} if shares else {}
     return result | {"curves": _curves(options, arms, values)} if options.lines else result
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fuselm import figures, manifest, pages, report
 from fuselm.figures import Line, Mark
 from fuselm.foreign_text import escape_controls
+from fuselm.notes import describe_unspelled, mark_of
 from fuselm.trials import told
 
 DASH = "–"
@@ -70,6 +71,7 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
             "tokens": line_styles,
         },
         "rows": [_row(name, experiment, result["arms"][name], columns) for name in experiment["arms"]],
+        "note": describe_unspelled(experiment.get("unspelled", {})),
         "seeds": experiment["seeds"],
         "differences": [_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()],
         "needed": _needed(experiment),
@@ -92,10 +94,11 @@ def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
 
 def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     cells, spread = experiment["values"][name], experiment["spread"][name]
+    shares = experiment.get("unspelled", {}).get(name, {})
     done = sum(seed["bits_per_byte"] is not None for seed in arm["seeds"].values())
     return {
         "name": name,
-        "cells": [f"{cells[c]['value']:.4f}" if cells else DASH for c in columns],
+        "cells": [f"{mark_of(shares, c)}{cells[c]['value']:.4f}" if cells else DASH for c in columns],
         "interval": pages.format_interval(cells["average"], _bits) if cells else "",
         "spread": DASH if spread is None else f"{spread:.4f}",
         "seeds": f"{done}" if done == len(arm["seeds"]) else f"{done} of {len(arm['seeds'])}",
