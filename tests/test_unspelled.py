@@ -1,5 +1,6 @@
 """Whole runs of models that cannot spell some of the text: what is said, what is marked and what is learned."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import lossy
 import pytest
 import tiny_run
 from conftest import SIZES, saved
+from rich.console import Console
 from tiny_run import fuselm
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fuselm import manifest
+from fuselm import config, manifest
+from fuselm.inputs import Inputs
+from fuselm.pipeline import Pipeline
 
 CHINESE = "知识融合是把几个不同结构的语言模型的长处合并到一个模型里的方法。它先记录每个模型对语料的下一个词的分布。"
 
@@ -18,9 +23,12 @@ CHINESE = "知识融合是把几个不同结构的语言模型的长处合并到
 @pytest.fixture(scope="module")
 def unknowing(tmp_path_factory, training_texts) -> Path:
     """A Llama whose tokenizer makes `<unk>` of characters that it does not know, such as Chinese ones."""
-    tokenizer = lossy.metaspace(training_texts)
+    return llama(tmp_path_factory.mktemp("models") / "unknowing", lossy.metaspace(training_texts))
+
+
+def llama(folder: Path, tokenizer: Tokenizer) -> Path:
     return saved(
-        tmp_path_factory.mktemp("models") / "unknowing",
+        folder,
         LlamaForCausalLM,
         LlamaConfig(**SIZES, vocab_size=tokenizer.get_vocab_size(), num_key_value_heads=2, eos_token_id=1),
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|end|>"),
@@ -71,3 +79,20 @@ def test_a_target_that_cannot_spell_a_domain_is_trained_and_marked(tmp_path, byt
         assert summary["models"][name]["domains"]["chinese"]["unspelled"] > 0.9
     assert "unspelled" not in summary["models"]["other"]["average"]
     assert "†" in outcome.out and "Bytes that a tokenizer cannot spell: base" in " ".join(outcome.out.split())
+
+
+def test_what_a_corrected_tokenizer_had_aligned_is_aligned_again(tmp_path, byte_level, training_texts, monkeypatch):
+    """Older versions knew nothing of corrections, and their keys were without them."""
+    sources = {"own": byte_level, "joined": llama(tmp_path / "joined", lossy.words(training_texts))}
+    rows = [{"domain": "english", "text": f"the model and the other {n}"} for n in range(9)]
+    run_file = tiny_run.write(tmp_path / "run", target=byte_level, sources=sources, rows=rows)
+
+    def folders() -> dict[str, str]:
+        steps = Pipeline(config.load(run_file, []), Console(file=io.StringIO())).steps()
+        return {step.title: step.folder.name for step in steps}
+
+    now = folders()
+    monkeypatch.setattr(Inputs, "is_corrected", lambda self, model: False)
+    before = folders()
+    changed = {title.partition(",")[0] for title in now if now[title] != before.get(title)}
+    assert now.keys() == before.keys() and changed == {"align joined", "fuse", "train fused", "evaluate fused"}

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm import config, corpus, fingerprints, text_files, texts
+from fuselm import config, corpus, fingerprints, text_files, texts, vocabulary
 from fuselm.cutting import Reader
 from fuselm.models import Model, load_tokenizer, locate
 from fuselm.vocabulary import Vocabulary
@@ -36,6 +36,13 @@ class Inputs:
 
     def source_vocabulary(self, name: str) -> Vocabulary:
         return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
+
+    def is_corrected(self, model: Model) -> bool:
+        """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""
+        return fingerprints.remembered(
+            f"corrected {vocabulary.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
+            lambda: Vocabulary(load_tokenizer(model), model.output_size).is_corrected,
+        )
 
     @property
     def contexts(self) -> dict[str, str]:

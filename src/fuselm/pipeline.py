@@ -259,9 +259,13 @@ class Pipeline:
         return {name: self._align(name, captured[name], draws) for name in self.inputs.sources}
 
     def _align(self, name: str, captured: Path, draws: bool) -> Path:
+        # Versions that took strings for what tokens spell aligned these wrongly, under the key without it.
+        is_corrected = any(map(self.inputs.is_corrected, (self.inputs.sources[name], self.inputs.target)))
         recipe = Recipe(
             stage="align",
-            parameters=self.run.align.model_dump() | {"draws": draws},
+            parameters=self.run.align.model_dump()
+            | {"draws": draws}
+            | ({"token_bytes": "decoded"} if is_corrected else {}),
             inputs={"captured": self._steps.key(captured), "tokenizer": self.inputs.target.tokenizer_fingerprint},
         )
 

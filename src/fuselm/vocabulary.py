@@ -53,6 +53,11 @@ class Vocabulary:
         }
         self._encoded: dict[bytes, tuple[int, ...]] = {}
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a token stands for other bytes than its string seems to spell."""
+        return bool(self._corrected)
+
     @functools.cached_property
     def _bare(self) -> Tokenizer:
         """The same tokenizer for text that goes on rather than begins: it puts no space of its own before it."""
