@@ -220,6 +220,17 @@ def test_a_model_alone_is_tried_before_it_is_scored(byte_level, tmp_path):
     assert ended.code == 2 and ended.out == "" and ": not causal: " in ended.err
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_make_every_row_nan_are_refused(dtype, byte_level, tmp_path):
+    folder = saved(tmp_path / "model", CAUSAL["llama"], byte_level)
+    made = AutoModelForCausalLM.from_pretrained(folder)
+    made.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    made.save_pretrained(folder)
+    assert refusal(folder, dtype=dtype).endswith(
+        "gives NaN for every token of a text; its weights are damaged; download the model again"
+    )
+
+
 def test_an_output_layer_smaller_than_the_configuration_says_is_refused(llama, monkeypatch):
     model = models.locate(str(llama))
     loaded = models.load_model(model)

@@ -140,6 +140,8 @@ class _Rows:
     def fault(self, *, fine: bool) -> str | None:
         """Return what is wrong with the model. Not `fine`: it computes in half precision."""
         moved = MOVED if fine else MOVED_COARSELY
+        if bool(self.alone.isnan().any(dim=-1).all()):
+            return "gives NaN for every token of a text; its weights are damaged; download the model again"
         again = _moved(self.changed[1], self.changed[0], len(self.inputs[0])) > moved
         later = [_moved(self.changed[n], self.changed[0], cut) > moved for n, cut in enumerate(self.cuts, 2)]
         padded = [_moved(self.padded[n], self.padded[0], end) > moved for n, end in enumerate(self.ends, 1)]
