@@ -63,10 +63,14 @@ def measure_runs(folder: Path, kills: int) -> dict:
         cut = folder / f"cut-{runs}"
         for stage in [stage for stage in STAGES for _ in range(OF_STAGE)][: kills - killed]:
             after, then = int(moments.random() ** 2 * files[stage] / OF_STAGE), moments.uniform(0, 0.05)
-            if watch(run_file, cut, stage=stage, stop_after=after, then=then) is not None:
+            if stage == "publish":  # which takes a few thousandths of a second; without the record it is done again
+                (cut / "run.json").unlink(missing_ok=True)
+                then /= 10
+            if watch(run_file, cut, stage=stage, stop_after=after, then=then) is None:
+                killed += 1
+                stages[stage] += 1
+            elif stage != "publish":
                 break
-            killed += 1
-            stages[stage] += 1
         watch(run_file, cut)
         same += is_same(cut, folder / "whole")
         left += [name for name in sorted(names(cut)) if LEFT.search(name)]
