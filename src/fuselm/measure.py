@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from fuselm import corpus, manifest, progress, text_files, texts
 from fuselm.cutting import Reader
 from fuselm.models import Model, load_tokenizer, locate
+from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _rows(named: Path, title: str, console: Console) -> list[texts.Row]:
     """Read the texts that `named` stands for: a file, a folder or a pattern."""
     files = text_files.find_files([named])
     rows: list[texts.Row] = []
-    with console.status(Text(f"{title}: reading texts")):
+    with console.status(plain(f"{title}: reading texts")):
         domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
         for file, domain in zip(files, domains, strict=True):
             rows += [row for row in texts.read_texts(file, domain) if row.text]
