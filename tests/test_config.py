@@ -165,6 +165,11 @@ def test_a_home_folder_may_be_written_as_a_tilde(run_file, tmp_path, monkeypatch
     assert (run.sources["a"].model, run.sources["a"].store) == (str(home / "a"), str(home / "stores/a"))
 
 
+def test_a_home_folder_of_nobody_is_refused(run_file):
+    expected = "output: no home folder is known for ~nobody-here (got ~nobody-here/runs); write the whole path"
+    assert problem(run_file(output="~nobody-here/runs")) == expected
+
+
 def test_a_text_may_look_like_a_number(run_file):
     assert config.load(run_file(), ["target.revision='12345e6'"]).target.revision == "12345e6"
     assert config.load(run_file(), ["target.revision=12345e6"]).target.revision == "12345e6"

@@ -61,6 +61,12 @@ def test_a_signal_that_is_ignored_stays_ignored():
     assert ended(process) == (0, "done\n", "")
 
 
+def test_a_line_of_endless_names_keeps_its_beginning_and_its_end():
+    code, _, err = ended(start("raise ValueError('model ' + 'x' * 99_999 + ': do this')"))
+    assert code == 2 and err.startswith("fuselm: model xxx") and err.endswith("xxx: do this\n")
+    assert len(err) < 2100
+
+
 PRINTERS = {
     "lines": "for _ in range(99_999): print_line('a line')",
     "one line": "print_line('a line')",

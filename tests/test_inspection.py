@@ -144,7 +144,8 @@ def test_what_is_no_run_is_one_line(tmp_path, unfinished):
         assert (outcome.code, outcome.out, outcome.err) == (2, "", f"fuselm: {where}: {expected}\n")
 
 
-RECORDS = ["[]", "{}", '"x"', '{"folders": []}', '{"folders": {"fuse": 5}}', '{"folders": {}}', "[" * 100_000]
+UNALIGNED = json.dumps({"folders": {"corpus": "c", "fuse": "f", "train clm": "t", "capture a": "x"}})
+RECORDS = [UNALIGNED, "[]", "{}", '"x"', '{"folders": []}', '{"folders": {"fuse": 5}}', '{"folders": {}}', "[" * 10**5]
 
 
 @pytest.mark.parametrize("written", RECORDS, ids=range(len(RECORDS)))

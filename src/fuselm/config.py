@@ -456,7 +456,7 @@ def _with_paths(run: Run, folder: Path) -> Run:
 
     return run.model_copy(
         update={
-            "output": os.path.expanduser(run.output),
+            "output": options.expand_home(run.output, "output"),
             "target": model(run.target),
             "sources": {name: model(source) for name, source in run.sources.items()},
             "corpus": run.corpus.model_copy(update={"files": [found(f) for f in run.corpus.files]}),

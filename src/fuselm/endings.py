@@ -17,6 +17,7 @@ from fuselm.foreign_text import put_on_one_line
 from fuselm.streams import OutputClosed, prepare_streams
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+LONGEST = 2000  # characters of a line, which names of others may fill
 
 
 class Stopped(BaseException):
@@ -72,7 +73,10 @@ def _fail(message: str) -> int:
 
 def _say(message: str, *, before: str = "") -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it
-        print(f"{before}fuselm: {put_on_one_line(message)}", file=sys.stderr, flush=True)
+        line = put_on_one_line(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} […] {line[-LONGEST // 2 :]}"
+        print(f"{before}fuselm: {line}", file=sys.stderr, flush=True)
 
 
 def _drop_what_nobody_takes() -> None:

@@ -1,6 +1,7 @@
 """Files of options: YAML in which nothing is given twice, overrides, and one line for what is wrong."""
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def read(path: Path, command: str, needs: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a {command} file; it needs {needs}")
     return options
+
+
+def expand_home(path: str, name: str) -> str:
+    """Return a path with `~` as the home folder it stands for. Raises `ValueError` if there is no such user."""
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"{name}: no home folder is known for {path.split('/')[0]} (got {path}); write the whole path")
+    return expanded
 
 
 class _Loader(yaml.SafeLoader):

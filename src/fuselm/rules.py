@@ -22,6 +22,7 @@ STAGES = ("capture", "align", "fuse")
 MOST_IDS = 1 << 24  # of a vocabulary, where nothing tells how many it has
 MOST_ROUNDED = 0.25  # that rounding moves the sum of a row by; docs/store.md
 NORMALISED = 0.35  # nats that dividing a row by its sum, after rounding, moves an entry by, but not the gold
+SERVED, DERIVED = 0.002, 0.06  # of a probability: what servers round, what approximations of others' make of nothing
 FINGERPRINT = "^([0-9a-f]{16})?$"
 
 
@@ -36,6 +37,7 @@ class Expected:
     sources: int | None  # that a fused store has weights of
     is_made: bool  # by a stage
     slack: float  # nats between gold and its entry, beside rounding
+    noise: float  # of the probability of a gold token that is no entry, beyond the tail that it is in
 
 
 def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Expected:
@@ -54,15 +56,19 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
     said = [of["vocabulary_size"] for of in (counts, parameters) if "vocabulary_size" in of]
     if any(type(size) is not int or size < 1 for size in said):
         raise ValueError(f"vocabulary_size is {said[0]!r:.40}, needs a whole number above 0")
-    cut_off = parameters.get("tail", 0.0)
-    cut_off = min(max(cut_off, 0.0), 1.0) if isinstance(cut_off, int | float) and "layout" in parameters else 0.0
-    exact = made["stage"] == "capture" and "layout" not in parameters
+    cut_off, layout = 0.0, parameters.get("layout")
+    if layout is not None:
+        cut_off = parameters.get("tail", 0.0)
+        if type(cut_off) not in (int, float) or not 0 <= cut_off < 1:
+            raise ValueError(f"parameters.tail is {cut_off!r:.40}, needs a share below 1")
+    exact = made["stage"] == "capture" and layout is None
     return Expected(
         stage=made["stage"],
         vocabulary_size=min([MOST_IDS, *said, *([] if vocabulary_size is None else [vocabulary_size])]),
         sources=len(counts["sources"]) if made["stage"] == "fuse" and "sources" in counts else None,
         is_made="tokenizer" in made["inputs"],
-        slack=0.02 if exact else NORMALISED - (math.log1p(-cut_off) if cut_off < 1 else -math.inf),
+        slack=0.02 if exact else NORMALISED - math.log1p(-cut_off),
+        noise=SERVED if exact else DERIVED,
     )
 
 
@@ -124,6 +130,7 @@ def broken(columns: Columns, rows: Expected) -> dict[int, str]:
         rows.is_made and rows.stage != "fuse",
         rows.is_made and rows.stage == "capture",
         rows.slack,
+        rows.noise,
     )
     flags |= np.where(_weights_astray(columns, rows), WEIGHTS, 0)
     known = pc.match_substring_regex(columns.texts, FINGERPRINT).to_numpy(zero_copy_only=False)
@@ -137,8 +144,6 @@ STEP = 1 / rounding.ROOTS  # of a root, half of it twice: from a root to its log
 LARGEST_STEP = 1 / (2 * rounding.QUARTERS)
 GOLD_STEP = 1 / (2 * rounding.GOLD_STEPS)
 TAIL_STEP = 2 / rounding.TAIL_ROOTS
-NOISE = 0.06  # of a probability, that approximations of others' make of nothing
-LOG_NOISE = math.log(NOISE)
 
 
 @compiled(nogil=True, fastmath={"reassoc"})  # sums in any order; NaN stays NaN
@@ -160,9 +165,11 @@ def _scan(
     knows_golds,
     knows_nats,
     slack,
+    noise,
 ):
     """Return the rules that each document breaks, as bits. All columns have the lengths that `flatten` compared."""
     flags = np.zeros(len(sizes), np.int64)
+    log_noise, stretched = np.log(noise), 1.02 if noise == SERVED else 1.4  # by rounding, and by normalising
     for document in range(len(sizes)):
         found, golds, guesses, before_start = 0, 0.0, 0, np.int64(-1)
         for row in range(edges[document], edges[document + 1]):
@@ -213,8 +220,10 @@ def _scan(
                 apart = abs(gold[row] - own) - GOLD_STEP - slack
                 if not apart <= STEP and not apart <= min(STEP * np.exp(-own / 2), LARGEST_STEP):
                     found |= GOLD
-            elif gold[row] > LOG_NOISE and np.exp(gold[row]) > 1.4 * (np.sqrt(tail[row]) + TAIL_STEP) ** 2 + NOISE:
-                found |= GOLD
+            elif gold[row] > log_noise:
+                most = stretched * (np.sqrt(tail[row]) + TAIL_STEP) ** 2 + noise
+                if np.exp(gold[row]) > most:
+                    found |= GOLD
         first, last = edges[document], edges[document + 1] - 1
         if sizes[document] < 0 or (first <= last and (starts[first] > 0 or starts[last] > sizes[document])):
             found |= STARTS

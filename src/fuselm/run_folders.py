@@ -43,7 +43,8 @@ def read_record(folder: Path) -> dict[str, Path]:
     named = record.get("folders") if isinstance(record, dict) else None
     if not isinstance(named, dict) or not all(isinstance(place, str) for place in named.values()):
         raise ValueError(f"{path}: damaged; delete {path} and run again")
-    for stage in ("corpus", "fuse", "train clm"):
+    aligned = [stage.replace("capture ", "align ", 1) for stage in named if stage.startswith("capture ")]
+    for stage in ("corpus", "fuse", "train clm", *aligned):
         if stage not in named:
             raise ValueError(f"{path}: damaged (it has no folder of {stage}); delete {path} and run again")
     return {stage: folder / place for stage, place in named.items()}

@@ -272,8 +272,11 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
     from fuselm.text_files import check_file
 
     check_file(path)
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8; needs a document's id a line, or a run's documents.jsonl") from None
     if not all(line.startswith("{") for line in lines):
         if domains:
             raise ValueError(f"--domain: {path} has ids only; --documents names the run's documents.jsonl")

@@ -174,7 +174,7 @@ def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
     base = Study(
         file=file,
         run_file=run_file,
-        output=Path(read.output).expanduser(),
+        output=Path(options.expand_home(read.output, "output")),
         seeds=read.seeds,
         settings=read.set,
         sources=sources,
