@@ -27,7 +27,7 @@ from rich.console import Console
 from fuselm import capture, corpus, forward, manifest, measure, mined, nearest
 from fuselm.alignment import METHODS, Aligner, follow
 from fuselm.distributions import Distributions
-from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.models import load_model, load_vocabulary, locate
 from fuselm.progress import show
 from fuselm.retention import Policy
 from fuselm.store import Store, Trace
@@ -296,7 +296,7 @@ def whole_characters(data: bytes) -> str | None:
 def vocabulary(name: str) -> Vocabulary:
     if name not in _vocabularies:
         model = locate(MODELS[name])
-        _vocabularies[name] = Vocabulary(load_tokenizer(model), model.output_size)
+        _vocabularies[name] = load_vocabulary(model)
     return _vocabularies[name]
 
 

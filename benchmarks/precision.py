@@ -22,10 +22,9 @@ import torch
 from fuselm import capture, forward, passages, precision, retention
 from fuselm.capture import Source
 from fuselm.corpus import Document
-from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.models import Model, load_model, load_tokenizer, load_vocabulary, locate
 from fuselm.objective import fusion_loss
 from fuselm.trainable import go_on
-from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 MODELS = {
@@ -53,7 +52,7 @@ def text() -> str:
 
 def read_batch(model: Model, dtype: str) -> float:
     """Return the seconds in which a source reads documents of `TOKENS` tokens, and keeps what a capture keeps."""
-    vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
+    vocabulary = load_vocabulary(model)
     loaded = load_model(model, dtype=dtype, device="cpu")
     source = Source(
         model=loaded,

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from fuselm import config, corpus, manifest, store
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import Model, load_vocabulary, locate
 from fuselm.rows import Trace, from_table
 from fuselm.store import Store
 from fuselm.vocabulary import Vocabulary
@@ -355,7 +355,7 @@ WORKERS: dict[str, Callable[[str, int], dict]] = {
 
 def model_of(name: str) -> tuple[Model, Vocabulary]:
     model = locate(MODELS[name])
-    return model, Vocabulary(load_tokenizer(model), model.output_size)
+    return model, load_vocabulary(model)
 
 
 def documents() -> list[corpus.Document]:

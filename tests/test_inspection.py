@@ -136,7 +136,7 @@ def vocabulary_of(folder: Path) -> Vocabulary:
 
 def test_what_is_no_run_is_one_line(tmp_path, unfinished):
     for where, expected in (
-        (tmp_path, "no run there that captured anything; start it with `fuselm run`, or name another"),
+        (tmp_path, "no run there that captured anything; start it with `fuselm run`, or name another folder"),
         (unfinished, "a file; name the run's folder, the `output` of its run file"),
         (tmp_path / "absent", "no such folder; name a run's folder, the `output` of its run file"),
     ):

@@ -229,6 +229,7 @@ def test_what_is_there_in_place_of_text_is_said(tmp_path, row, expected):
         ('[{"text": "a"},\n{"text": "b"}', "2: not JSON (the list has no end); a list of objects is needed"),
         ('[{"text": "a"}\n{"text": "b"}]', "1: not JSON (no comma between two objects); a list of objects is needed"),
         ('[{"text": "a"},\n\n{"text": b"}]', "3: not JSON ("),
+        ('[{"text": "a"}, ]', "1: not JSON (a comma before the end); a list of objects is needed"),
         ('[{"text": "a"}]\n[{"text": "b"}]', "2: not JSON (more behind the end: "),
         ('[["a"], {"text": "b"}]', "1: no 'text' string"),
         ("[" * 100_000, "1: nested too deeply; "),
@@ -338,6 +339,8 @@ def test_folders_patterns_and_home_stand_for_their_files(tmp_path, monkeypatch):
 
 def test_what_is_not_there_is_told(tmp_path):
     assert problem(lambda: find_files([tmp_path / "a.jsonl"])) == f"{tmp_path}/a.jsonl: no such file"
+    assert problem(lambda: find_files(["/dev/null"])) == "/dev/null: no ordinary file"
+    assert problem(lambda: find_files([""])) == "texts: an empty name (got ''); name a file, a folder or a pattern"
     assert problem(lambda: check_file(tmp_path)) == f"{tmp_path}: is a folder; name its files"
     assert problem(lambda: list(read_texts(tmp_path / "a.jsonl"))) == f"{tmp_path}/a.jsonl: no such file"
     put(tmp_path, "only/a.pdf", "x")

@@ -123,7 +123,7 @@ def train(run_file: RunFile, overrides: Overrides = None) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run file; or, with --texts, a model.", show_default=False)],
     overrides: Overrides = None,
-    texts: Annotated[Path | None, TextsOption] = None,
+    texts: Annotated[str | None, TextsOption] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
 ) -> None:
@@ -251,7 +251,7 @@ def diagnose(
 def fidelity(
     source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
-    texts: Annotated[Path, TextsOption],
+    texts: Annotated[str, TextsOption],
     method: Annotated[
         list[str],
         typer.Option(

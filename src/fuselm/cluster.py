@@ -16,7 +16,7 @@ from fuselm import passages
 from fuselm.capture import load, read_passages, write_all
 from fuselm.corpus import Document
 from fuselm.errors import first_line
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import Model, load_vocabulary, locate
 from fuselm.passages import Passage, Prefix
 from fuselm.progress import Progress
 from fuselm.retention import Policy
@@ -78,7 +78,7 @@ class Worker:
         if here.fingerprint != model.fingerprint:
             raise ValueError(f"{model.name}: another model on this machine than where the run was started")
         self._policy = policy
-        self._source = load(here, Vocabulary(load_tokenizer(here), here.output_size), dtype=dtype)
+        self._source = load(here, load_vocabulary(here), dtype=dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         documents, batch = pickle.loads(row["batch"])

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import inspection
-from fuselm.models import Model, load_tokenizer, locate_tokenizer
+from fuselm.models import Model, load_vocabulary, locate_tokenizer
 from fuselm.store import Store, Trace
 from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
@@ -126,7 +126,7 @@ def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | 
     """The first rows of the first documents, without what was drawn: as text if there is a tokenizer, else as ids."""
     found = Store(folder, draws=False)
     model = tokenizer_of(folder, found.manifest, tokenizer)
-    vocabulary = None if model is None else Vocabulary(load_tokenizer(model), model.output_size)
+    vocabulary = None if model is None else load_vocabulary(model)
     if vocabulary is None:
         yield plain("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
     for document in found.documents[:documents]:

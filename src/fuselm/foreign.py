@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from fuselm import distillkit, endpoints
 from fuselm.endpoints import Dialect, Prompt
-from fuselm.models import Model, load_tokenizer
+from fuselm.models import Model, load_vocabulary
 from fuselm.store import Trace
 from fuselm.vocabulary import Vocabulary
 
@@ -66,7 +66,7 @@ class Layout:
 
 def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) -> Tokens:
     return Tokens(
-        vocabulary=Vocabulary(load_tokenizer(tokenizer), tokenizer.output_size),
+        vocabulary=load_vocabulary(tokenizer),
         context=tokenizer.context_token,
         compression=None if compression is None else dict(compression),
     )

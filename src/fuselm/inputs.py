@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fuselm import config, corpus, fingerprints, text_files, texts, vocabulary
 from fuselm.cutting import Reader
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import Model, load_vocabulary, locate
 from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ class Inputs:
 
     @cached_property
     def target_vocabulary(self) -> Vocabulary:
-        return Vocabulary(load_tokenizer(self.target), self.target.output_size)
+        return load_vocabulary(self.target)
 
     def source_vocabulary(self, name: str) -> Vocabulary:
-        return Vocabulary(load_tokenizer(self.sources[name]), self.sources[name].output_size)
+        return load_vocabulary(self.sources[name])
 
     def is_corrected(self, model: Model) -> bool:
         """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""
         return fingerprints.remembered(
             f"corrected {vocabulary.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
-            lambda: Vocabulary(load_tokenizer(model), model.output_size).is_corrected,
+            lambda: load_vocabulary(model).is_corrected,
         )
 
     @property
@@ -64,7 +64,7 @@ class Inputs:
         return [
             Reader(
                 name=name,
-                vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
+                vocabulary=load_vocabulary(model),
                 max_tokens=model.context_length,
             )
             for name, model in self._shortest().items()

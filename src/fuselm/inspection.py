@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fuselm import config, corpus, manifest, run_folders
 from fuselm.foreign_text import escape_controls
-from fuselm.models import load_tokenizer, locate
+from fuselm.models import load_vocabulary, locate
 from fuselm.store import Store, Trace
 from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
@@ -120,7 +120,7 @@ def _vocabulary(folder: Path, source: str | None) -> Vocabulary:
         of = run.target if source is None else run.sources[source]
         named = of.tokenizer if isinstance(of, config.Server) else of.model
         model = locate(named, revision=None if isinstance(of, config.Server) else of.revision)
-    return Vocabulary(load_tokenizer(model), model.output_size)
+    return load_vocabulary(model)
 
 
 def _winner(fused: Trace, i: int, names: list[str]) -> str:

@@ -54,6 +54,8 @@ def _list_records(file: Path, content: str, at: int) -> Iterator[tuple[str, Any]
         at = _skip_space(content, end)
         if content.startswith(",", at):
             at = _skip_space(content, at + 1)
+            if content.startswith("]", at):
+                raise ValueError(f"{file}:{_line_of(content, at)}: not JSON (a comma before the end); {needed}")
         elif not content.startswith("]", at):
             what = "the list has no end" if at == len(content) else "no comma between two objects"
             raise ValueError(f"{file}:{_line_of(content, end)}: not JSON ({what}); {needed}")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fuselm import corpus, manifest, progress, text_files, texts
 from fuselm.cutting import Reader
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import Model, load_vocabulary, locate
 from fuselm.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
@@ -21,13 +21,13 @@ METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
 BATCH_TOKENS = 1024
 
 
-def bits_per_byte(spec: str, texts: Path, *, dtype: str, console: Console) -> dict:
+def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console) -> dict:
     """Return by domain and on average: bits per byte, documents, bytes; and the share that is not spelled, if any."""
     title = f"evaluate {spec}"
     rows = _rows(texts, title, console)
     with progress.doing(f"reading {spec}"):
         model = locate(spec)
-    vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
+    vocabulary = load_vocabulary(model)
     documents = _documents(rows, [(model, vocabulary)], title, console)
 
     with progress.doing("starting torch"):
@@ -95,7 +95,7 @@ def score(
 def fidelity(
     source_spec: str,
     target_spec: str,
-    texts: Path,
+    texts: str | Path,
     *,
     methods: Sequence[str],
     top_k: int,
@@ -117,7 +117,7 @@ def fidelity(
     rows = _rows(texts, title, console)
     with progress.doing(f"reading {source_spec} and {target_spec}"):
         source, target = locate(source_spec), locate(target_spec)
-    vocabularies = tuple(Vocabulary(load_tokenizer(model), model.output_size) for model in (source, target))
+    vocabularies = tuple(load_vocabulary(model) for model in (source, target))
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
@@ -205,7 +205,7 @@ def check_report(path: Path) -> None:
         raise ValueError(f"--report {path}: cannot write in {path.parent}; name a file elsewhere")
 
 
-def _rows(named: Path, title: str, console: Console) -> list[texts.Row]:
+def _rows(named: str | Path, title: str, console: Console) -> list[texts.Row]:
     """Read the texts that `named` stands for: a file, a folder or a pattern."""
     files = text_files.find_files([named])
     rows: list[texts.Row] = []

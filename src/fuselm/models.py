@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from fuselm import checkpoints, fingerprints, gguf_files, hub, tokenizer_files
 from fuselm.checkpoints import UNLIMITED
 from fuselm.errors import first_line
+from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import transformers
@@ -86,6 +87,14 @@ def locate_tokenizer(spec: str) -> Model:
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
     """The model's fast tokenizer, which neither truncates nor pads."""
     return tokenizer_files.load(model.folder if isinstance(model, Model) else Path(model))
+
+
+def load_vocabulary(model: Model) -> Vocabulary:
+    """Return the bytes of every id of the model's output layer. Raises `ValueError`, which names the model."""
+    try:
+        return Vocabulary(load_tokenizer(model), model.output_size)
+    except ValueError as error:
+        raise error if model.name in str(error) else ValueError(f"{model.name}: {error}") from None
 
 
 def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "transformers.PreTrainedModel":

@@ -16,12 +16,11 @@ from rich.console import Console
 from fuselm import config, corpus, fingerprints, manifest, needs, processes, publish, run_precision
 from fuselm.inputs import Inputs
 from fuselm.manifest import Recipe
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models import Model, load_vocabulary, locate
 from fuselm.progress import Progress
 from fuselm.public_names import name_publicly
 from fuselm.run_precision import RunPrecision
 from fuselm.steps import Step, Steps
-from fuselm.vocabulary import Vocabulary
 
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
@@ -399,7 +398,7 @@ class Pipeline:
             read_in = dtype if name in self.inputs.servers else self.precision.dtype(role, located)
             scores = measure.score(
                 located,
-                Vocabulary(load_tokenizer(located), located.output_size),
+                load_vocabulary(located),
                 [d for d in self.documents if d.split == "heldout"],
                 dtype=read_in,
                 batch_tokens=self.run.evaluate.batch_tokens,

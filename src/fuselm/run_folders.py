@@ -25,7 +25,9 @@ def find_stages(folder: Path) -> dict[str, Path]:
         if name != stage and (captured := _find_key(folder, "capture", manifest.read(aligned)["inputs"]["captured"])):
             stages[f"capture {name}"] = captured
     if not stages:
-        raise ValueError(f"{folder}: no run there that captured anything; start it with `fuselm run`, or name another")
+        raise ValueError(
+            f"{folder}: no run there that captured anything; start it with `fuselm run`, or name another folder"
+        )
     if (text := _find_text(folder, stages)) is None:
         raise ValueError(f"{folder}: the corpus of what was captured is not there; run the same command again")
     stages["corpus"] = text

@@ -69,6 +69,8 @@ def name_domains(files: Sequence[Path], domains_of: Callable[[Path], Iterable[st
 
 
 def _find(name: str) -> list[Path]:
+    if not name:
+        raise ValueError("texts: an empty name (got ''); name a file, a folder or a pattern")
     path = Path(name)
     if path.is_file():
         return [path]
@@ -78,7 +80,7 @@ def _find(name: str) -> list[Path]:
             raise ValueError(f"{path}: no file below this folder is of a kind that is read ({', '.join(KINDS)})")
         return found
     if not glob.has_magic(name):
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'no ordinary file' if path.exists() else 'no such file'}")
     matched = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
     files = [match for match in matched if match.is_file()] or [f for match in matched for f in _find(str(match))]
     if not files:

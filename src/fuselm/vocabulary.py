@@ -38,7 +38,7 @@ class Vocabulary:
         if needed > output_size:
             raise ValueError(
                 f"tokenizer: {needed} tokens, but the model's output layer has {output_size} rows; "
-                "tokenizer and model don't belong together"
+                "they don't belong together: take the tokenizer that the model came with"
             )
         self.size = output_size
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
