@@ -158,6 +158,15 @@ def test_candidates_off_the_text_show_a_wrong_map(vocabularies):
     assert candidates.is_spelled(wrong, before, token) is False
 
 
+def test_candidates_of_a_tokenizer_without_a_decoder_are_no_wrong_map(vocabularies):
+    whole = vocabularies["byte-level"]
+    description = json.loads(whole._tokenizer.to_str()) | {"decoder": None}
+    vocabulary = Vocabulary(Tokenizer.from_str(json.dumps(description)), whole.size)
+    assert vocabulary.token_bytes == whole.token_bytes
+    before = vocabulary.segment("x = a").ids.tolist()
+    assert candidates.is_spelled(vocabulary, before, vocabulary.token_strings.index("Ġthe"))
+
+
 # ---- a SentencePiece file beside tokenizer.json
 
 

@@ -141,7 +141,9 @@ class Vocabulary:
         return segmentation.find_spelled(self.spell(ids.tolist()), starts, text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return what the tokenizer itself makes of tokens."""
+        """Return what the tokenizer itself makes of tokens; what they spell, where it has no decoder to ask."""
+        if self._tokenizer.decoder is None:
+            return b"".join(b or b"" for b in self.spell(ids)).decode("utf-8", "replace")
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
