@@ -257,3 +257,17 @@ def test_a_loss_that_has_more_than_the_next_tokens_is_told(asked):
 @pytest.mark.parametrize("name", list(CAUSAL))
 def test_the_loss_of_other_models_is_that_of_the_next_tokens(name):
     assert probe.describe_other_loss(AutoModelForCausalLM.from_config(CAUSAL[name]).eval()) is None
+
+
+def test_a_loss_of_its_own_that_fails_is_said_and_not_needed(monkeypatch):
+    model = AutoModelForCausalLM.from_config(CAUSAL[next(iter(CAUSAL))]).eval()
+    forward = model.forward
+
+    def failing(*arguments, labels=None, **options):
+        if labels is not None:
+            raise ValueError("a batch of 0")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", failing)
+    expected = "its own loss fails (ValueError: a batch of 0); fuselm trains on its logits"
+    assert probe.describe_other_loss(model) == expected
