@@ -27,6 +27,7 @@ RESUMES = "\nfuselm: stopped; run the same command again and it resumes here\n"
 def start(body: str, **options) -> subprocess.Popen:
     script = PRELUDE.format(body="".join(f"    {line}\n" for line in body.splitlines()))
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} | options  # ignored behind `&`
     return subprocess.Popen([sys.executable, "-c", script], **options)
 
 

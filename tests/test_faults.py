@@ -266,7 +266,7 @@ def test_a_stage_folder_that_is_deleted_while_it_is_made_is_one_line(tmp_path, b
 
         def delete_and_advance(*arguments, stage=stage):
             for path in (tmp_path / "out").glob(f"{stage}/*.partial"):
-                shutil.rmtree(path)
+                shutil.rmtree(path.rename(tmp_path / "gone"))  # at once, whatever is written meanwhile
             advance(*arguments)
 
         with monkeypatch.context() as patch:

@@ -116,10 +116,7 @@ def document_bits(
         for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
             nats = -float(own.sum())
             if math.isnan(nats):
-                raise ValueError(
-                    f"document {documents[i].id} ({documents[i].domain}): the model gives NaN; try another dtype, or "
-                    "leave the document or the model out"
-                )
+                raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
             bits[documents[i].id] = nats / math.log(2)
         advance(sum(len(segmentations[i].ids) for i in batch))
     return bits
