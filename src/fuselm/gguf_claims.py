@@ -1,4 +1,4 @@
-"""What a GGUF file claims of itself, held against its size before a reader believes it.
+"""Hold what a GGUF file claims of itself against its size, before a reader believes it.
 
 A length of 2^60 in a file of a few kilobytes keeps a reader busy for ever. The layout is that of docs/gguf.md in ggml.
 """

@@ -51,7 +51,7 @@ class Inputs:
 
     @property
     def identities(self) -> dict[str, str]:
-        """What identifies the texts: names and hashes of their files, and domains that are not a file's name."""
+        """Return what identifies the texts: names and hashes of their files, domains that are no file's name."""
         named = zip(self.files, self.file_domains, strict=True)
         return {
             f"file {n}": f"{file.name} {fingerprints.sha256(file)}"

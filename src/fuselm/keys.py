@@ -1,4 +1,4 @@
-"""Who gets to see a server's key: that server, over a connection that nobody else can read, and no text of ours."""
+"""Show a server's key to that server alone, over a connection that nobody else can read, and in no text of ours."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""What a server's list of models says about the one that is wanted."""
+"""Read what a server's list of models says about the one that is wanted."""
 
 from typing import Any
 

@@ -179,7 +179,7 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
 
 
 def _is_built(partial: Path, recipe: Recipe) -> bool:
-    """Whether a partial folder has its manifest, which is written last, and every file of it."""
+    """Tell whether a partial folder has its manifest, which is written last, and every file of it."""
     try:
         made = json.loads((partial / "manifest.json").read_bytes())
         return made["key"] == recipe.key and all((partial / name).is_file() for name in made["files"])

@@ -103,7 +103,7 @@ def describe_other_loss(loaded: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """What a model makes of a text alone, beside copies that differ from a token on, and beside shorter ones."""
+    """Hold what a model makes of a text alone, beside copies that differ from a token on, and beside shorter ones."""
 
     inputs: Int[Tensor, "copies length"]
     cuts: Sequence[int]

@@ -70,7 +70,7 @@ class Progress:
 
     @property
     def is_counting(self) -> bool:
-        """Whether a bar or a line says how much is done."""
+        """Tell whether a bar or a line says how much is done."""
         return self._total > 0
 
     def note(self, text: str) -> None:
