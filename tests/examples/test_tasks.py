@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fuselm.corpus import Document
 
-TASKS = Path(__file__).parents[1] / "examples" / "tasks"
+TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 
 
 def load(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ import pytest
 import results
 from tiny_run import fuselm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def files(folder: Path) -> dict[str, bytes]:
