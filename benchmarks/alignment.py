@@ -24,13 +24,14 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.console import Console
 
-from fuselm import capture, corpus, forward, manifest, measure, mined, nearest
+from fuselm import capture, corpus, forward, measure, mined, nearest
 from fuselm.alignment import METHODS, Aligner, follow
 from fuselm.distributions import Distributions
 from fuselm.models import load_model, load_vocabulary, locate
-from fuselm.progress import show
 from fuselm.retention import Policy
 from fuselm.store import Store, Trace
+from fuselm.system import manifest
+from fuselm.system.progress import show
 from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]

@@ -32,11 +32,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config, corpus, evaluation, forward, manifest, measure, progress, training
+from fuselm import config, corpus, evaluation, forward, measure, training
 from fuselm.evaluation import Score
 from fuselm.models import Model, load_model, locate
 from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import WEIGHTS, Pipeline
+from fuselm.system import manifest, progress
 from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent

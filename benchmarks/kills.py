@@ -27,8 +27,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fuselm import manifest
 from fuselm.store import Store
+from fuselm.system import manifest
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report", "publish")

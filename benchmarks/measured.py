@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuselm import manifest
+from fuselm.system import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"

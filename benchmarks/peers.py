@@ -27,10 +27,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import batches, config, corpus, evaluation, forward, manifest, store, training
+from fuselm import batches, config, corpus, evaluation, forward, store, training
 from fuselm.models import Model, load_model, locate
 from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import Pipeline
+from fuselm.system import manifest
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {"qwen": "qwen2.5-coder-0.5b-instruct.gguf", "gemma": "gemma-3-270m.gguf"}

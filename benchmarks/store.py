@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from fuselm import config, corpus, manifest, store
+from fuselm import config, corpus, store
 from fuselm.models import Model, load_vocabulary, locate
 from fuselm.rows import Trace, from_table
 from fuselm.store import Store
+from fuselm.system import manifest
 from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -253,7 +254,7 @@ def checking() -> dict:
     """What the check of a store costs that is not known to be sound: seconds of CPU of its first reading and of its
     second, with what `verify` takes. Medians of runs by turns, for the machine may be busy.
     """
-    from fuselm import fingerprints
+    from fuselm.system import fingerprints
     from fuselm.verification import verify
 
     folder, known = copied(), fingerprints.cache() / "fingerprints.json"
@@ -380,8 +381,8 @@ def captured(name: str, options: dict) -> Path:
 
     def build(out: Path) -> dict:
         from fuselm import capture
-        from fuselm.progress import show
         from fuselm.retention import Policy
+        from fuselm.system.progress import show
 
         with show(console, f"capture {name} {options}") as shown:
             return capture.capture(
@@ -399,7 +400,7 @@ def kept(name: str, options: dict, build: Callable[[Path], dict]) -> Path:
 
 
 def quiet():
-    from fuselm.progress import Progress
+    from fuselm.system.progress import Progress
 
     return Progress(Console(file=open(os.devnull, "w"), force_terminal=False), "")
 

@@ -15,9 +15,9 @@ from fuselm import batches, parts
 from fuselm.batches import Batches, Collator, shuffled_passes
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.manifest import Recipe, build_once
 from fuselm.passages import packs
 from fuselm.store import Store, write_parts
+from fuselm.system.manifest import Recipe, build_once
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])
 TEXTS = ["abba", "", "a bé b", " ", "ba" * 7, "é"]

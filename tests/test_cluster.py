@@ -18,11 +18,12 @@ from test_faults import assert_same
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import capture, cluster, manifest
-from fuselm.manifest import Recipe
+from fuselm import capture, cluster
 from fuselm.models import load_tokenizer, locate
-from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of itself

@@ -13,7 +13,7 @@ from rich.console import Console
 from fuselm import corpus, models
 from fuselm.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
 from fuselm.cutting import Reader
-from fuselm.progress import Progress
+from fuselm.system.progress import Progress
 from fuselm.texts import Row, read_texts
 from fuselm.vocabulary import Vocabulary
 

@@ -15,12 +15,13 @@ import tiny_run
 from rich.console import Console
 from tiny_run import fuselm
 
-from fuselm import config, diagnosis, diagnosis_page, figures, manifest, options
+from fuselm import config, diagnosis, diagnosis_page, figures, options
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.inputs import Inputs
-from fuselm.progress import Progress
 from fuselm.store import Store, Trace, write_parts
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 
 VOCAB, TOKENS, SIZE = 19, 7, 23
 DOMAINS = ["<b>&", "tech"]

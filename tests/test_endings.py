@@ -12,7 +12,7 @@ import pytest
 PRELUDE = """
 import sys, time
 from fuselm import endings
-from fuselm.streams import print_line
+from fuselm.system.streams import print_line
 
 def command():
 {body}
@@ -71,7 +71,7 @@ def test_a_line_of_endless_names_keeps_its_beginning_and_its_end():
 PRINTERS = {
     "lines": "for _ in range(99_999): print_line('a line')",
     "one line": "print_line('a line')",
-    "a table": "from fuselm import terminal\nfor _ in range(999): terminal.open_console().print('a line')",
+    "a table": "from fuselm.system import terminal\nfor _ in range(999): terminal.open_console().print('a line')",
 }
 
 
@@ -128,7 +128,7 @@ def test_help_into_a_closed_pipe_has_no_traceback():
 @pytest.mark.parametrize(("term", "has_bar"), [("xterm", True), ("dumb", False)])
 def test_a_dumb_terminal_gets_lines_and_no_escapes(term, has_bar):
     body = (
-        "from fuselm import progress, terminal\n"
+        "from fuselm.system import progress; from fuselm.system import terminal\n"
         "with progress.show(terminal.open_console(stderr=True), 'stage') as shown:\n"
         "    shown.start(3, unit='tokens', done=1)\n"
         "    shown.advance(1, note='[b]')"

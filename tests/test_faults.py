@@ -19,8 +19,9 @@ import tiny_run
 from test_capture import Interrupted, captured, documents, source_of  # noqa: F401
 from tiny_run import fuselm
 
-from fuselm import capture, manifest, plan, store
-from fuselm.progress import Progress
+from fuselm import capture, plan, store
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 
 
 @pytest.fixture(autouse=True)

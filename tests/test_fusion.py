@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import manifest, tails
+from fuselm import tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.fusion import fuse, fuse_stores
-from fuselm.progress import Progress
 from fuselm.store import Store, Trace, write_parts
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 from fuselm.weights import FUNCTIONS, LEVELS, learn
 
 VOCAB, SIZE, WINDOW = 13, 17, 5

@@ -19,8 +19,9 @@ from hostile_server import BEHAVIOURS, KEY, NASTY, OK, Behaviour, answer, change
 from test_capture import source_of
 from test_servers import run_file
 
-from fuselm import addresses, client, keys, remote, servers
+from fuselm import client, remote, servers
 from fuselm.corpus import Document
+from fuselm.system import addresses, keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."
 DOCUMENT = Document(id="000000", origin="000000", domain="odd", split="train", text=TEXT)

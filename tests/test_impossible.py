@@ -13,8 +13,9 @@ import tiny_run
 from tampered import take_apart, tamper
 from tiny_run import fuselm
 
-from fuselm import manifest, store
+from fuselm import store
 from fuselm.store import Store
+from fuselm.system import manifest
 from fuselm.verification import verify
 
 HUGE = 50_000_000

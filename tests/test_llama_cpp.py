@@ -20,11 +20,12 @@ import pytest
 from rich.console import Console
 from test_capture import source_of
 
-from fuselm import capture, client, manifest, remote, servers, store
+from fuselm import capture, client, remote, servers, store
 from fuselm.corpus import Document
-from fuselm.manifest import Recipe
-from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
 
 PYTHON = os.environ.get("FUSELM_LLAMA_SERVER")
 CONTEXT = 512

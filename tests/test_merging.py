@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import manifest, merging, retention, store
-from fuselm.manifest import Recipe, build_once
-from fuselm.progress import Progress
+from fuselm import merging, retention, store
 from fuselm.retention import Policy
 from fuselm.rows import Trace, from_table
 from fuselm.store import Store
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe, build_once
+from fuselm.system.progress import Progress
 from fuselm.verification import verify
 
 QUIET = Progress(Console(quiet=True), "")

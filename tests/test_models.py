@@ -31,7 +31,8 @@ from transformers import (
     MambaConfig,
 )
 
-from fuselm import fingerprints, gguf_files, manifest, models
+from fuselm import gguf_files, models
+from fuselm.system import fingerprints, manifest
 
 TEXT = "the cat sat on the mat in 2024, and then it sat in the sun; the sun sat on the cat\n" * 3
 ROWS = 293  # of the output layer, a few more than the tokenizer has tokens

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from tiny_run import captured, files, fuselm, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import capture, config, manifest
-from fuselm.manifest import Recipe
+from fuselm import capture, config
 from fuselm.pipeline import Pipeline
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
 
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
 

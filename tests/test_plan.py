@@ -10,9 +10,10 @@ from rich.console import Console
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import adapters, calibration, cli, compiling, config, manifest, plan
+from fuselm import adapters, calibration, cli, config, plan
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
+from fuselm.system import compiling, manifest
 
 
 @pytest.fixture

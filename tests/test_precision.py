@@ -10,8 +10,9 @@ import torch
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture, fingerprints, machine, manifest, models, precision, run_precision
+from fuselm import capture, models, precision, run_precision
 from fuselm.models import locate
+from fuselm.system import fingerprints, machine, manifest
 
 WITH_BF16 = {
     "forward": {"bfloat16": 400.0, "float16": 20.0, "float32": 100.0},

@@ -12,7 +12,8 @@ import transformers
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import fingerprints, forward, models, probe
+from fuselm import forward, models, probe
+from fuselm.system import fingerprints
 
 ROWS = 613
 SIZES = {

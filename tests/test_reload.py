@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fuselm import models, reload, training
 from fuselm.corpus import Document
-from fuselm.progress import Progress
+from fuselm.system.progress import Progress
 from fuselm.trainer import Settings
 from fuselm.vocabulary import Vocabulary
 

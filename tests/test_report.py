@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fuselm import config, figures, report
 from fuselm.evaluation import Bootstrap, Score
-from fuselm.manifest import Recipe, build_once
+from fuselm.system.manifest import Recipe, build_once
 
 HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 13}  # documents of each domain
 STEPS = 13

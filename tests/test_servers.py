@@ -16,12 +16,13 @@ from rich.console import Console
 from test_capture import source_of
 from tiny_run import fuselm
 
-from fuselm import capture, client, diagnosis, endpoints, manifest, remote, servers, store
+from fuselm import capture, client, diagnosis, endpoints, remote, servers, store
 from fuselm.corpus import Document
 from fuselm.endpoints import Dialect, Prompt
-from fuselm.manifest import Recipe
-from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
 
 TOP_K = 7
 POLICY = Policy(policy="top_k", top_k=TOP_K)

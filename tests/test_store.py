@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from fuselm import store
-from fuselm.manifest import Recipe, build_once
 from fuselm.rows import Trace, from_table, to_table
 from fuselm.store import Store, finish, part_path, write_part, write_parts
+from fuselm.system.manifest import Recipe, build_once
 
 TEXTS = {"first": "abba", "second": "", "third": "a b\u00e9 b", "fourth": " "}
 

@@ -7,8 +7,8 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm import manifest
 from fuselm.store import Store, part_path
+from fuselm.system import manifest
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuselm import manifest, store
+from fuselm import store
 from fuselm.distributions import Distributions
 from fuselm.store import Store, Trace
+from fuselm.system import manifest
 
 GOLDEN = Path(__file__).parent / "data" / "store"
 

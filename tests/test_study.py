@@ -17,9 +17,10 @@ from rich.console import Console
 from test_report import Page
 from tiny_run import fuselm
 
-from fuselm import comparison, evaluation, manifest, report, study, study_page, trials
+from fuselm import comparison, evaluation, report, study, study_page, trials
 from fuselm.evaluation import Bootstrap, Score, bits_per_byte, pooled
 from fuselm.steps import Step
+from fuselm.system import manifest
 
 ARMS = {
     "clm": {"method": "clm", "try": {"train.learning_rate": [1e-6, 3e-3]}},

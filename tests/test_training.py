@@ -24,15 +24,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, capture, evaluation, forward, fusion, manifest, store, trainer, training
+from fuselm import adapters, capture, evaluation, forward, fusion, store, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.corpus import Document
-from fuselm.manifest import Recipe
 from fuselm.models import Model, load_model, load_tokenizer, locate
 from fuselm.objective import fusion_loss
 from fuselm.passages import packs
-from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
 from fuselm.trainable import go_on
 from fuselm.trainer import TERMS, Settings
 from fuselm.training import dev_steps, last_checkpoint

@@ -6,7 +6,8 @@ import tiny_run
 from numba.core.dispatcher import Dispatcher
 from tiny_run import QUIET, fuselm
 
-from fuselm import compiling, warm_up
+from fuselm import warm_up
+from fuselm.system import compiling
 
 
 def compiled() -> set[tuple[str, str]]:

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import items
 import results
 
-from fuselm import corpus, fingerprints, manifest
+from fuselm import corpus
 from fuselm.models import Model, locate
+from fuselm.system import fingerprints, manifest
 
 HERE = Path(__file__).parent
 KINDS = {"cloze": (items.cloze, "cloze.yaml"), "continuation": (items.continuation, "choice.yaml")}

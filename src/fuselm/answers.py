@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fuselm.foreign_text import put_on_one_line
+from fuselm.system.foreign_text import put_on_one_line
 
 Entries = list[tuple[int, float]]  # ids and log-probabilities
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from fuselm import doors, forward
-from fuselm.compiling import compiled
+from fuselm import forward
 from fuselm.corpus import Document
 from fuselm.passages import packs
 from fuselm.rows import FlatRows
 from fuselm.store import Store
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 BATCH_DOCUMENTS = 4  # where nothing else is said

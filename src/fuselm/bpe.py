@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm.compiling import compiled
+from fuselm.system.compiling import compiled
 
 NOTHING = -1  # no token spells it
 NEVER = np.iinfo(np.int64).max  # rank of a pair that is not merged

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, capture, forward, machine, passages, remote, retention, servers, training
+from fuselm import batches, capture, forward, passages, remote, retention, servers, training
 from fuselm.corpus import Document
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
-from fuselm.progress import Progress
+from fuselm.system import machine
+from fuselm.system.progress import Progress
 
 TOKENS = 1024  # of the batch that a model reads
 

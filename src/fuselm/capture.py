@@ -21,15 +21,16 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, machine, manifest, passages, probe, retention, store
-from fuselm.background import Background
+from fuselm import forward, passages, probe, retention, store
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
 from fuselm.models import Model
 from fuselm.passages import Passage, Prefix
-from fuselm.progress import Progress, doing
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
+from fuselm.system import machine, manifest
+from fuselm.system.background import Background
+from fuselm.system.progress import Progress, doing
 from fuselm.vocabulary import Segmentation, Vocabulary
 
 SECONDS_PER_BLOCK = 15  # what an interruption may cost

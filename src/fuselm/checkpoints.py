@@ -9,8 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from fuselm import fingerprints
-from fuselm.errors import first_line
+from fuselm.system import fingerprints
+from fuselm.system.errors import first_line
 
 UNLIMITED = 1 << 31  # the context length of a model whose configuration sets none (RWKV, Mamba)
 NEEDED = "needs a Hugging Face model folder: config.json, weights, tokenizer files"

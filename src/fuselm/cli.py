@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from fuselm import endings, store_cli
-from fuselm.foreign_text import escape_controls
-from fuselm.streams import print_line
+from fuselm.system.foreign_text import escape_controls
+from fuselm.system.streams import print_line
 
 app = typer.Typer(
     help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
@@ -61,8 +61,9 @@ def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
 
 def _start(run_file: Path, overrides: list[str] | None):
     """The run, its folder made and its inputs looked at."""
-    from fuselm import config, processes, progress
+    from fuselm import config
     from fuselm.pipeline import Pipeline
+    from fuselm.system import processes, progress
 
     console = _stderr(quiet=processes.rank() > 0)
     with progress.doing(f"reading {run_file}, its texts and models"):
@@ -85,7 +86,8 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
-    from fuselm import manifest, processes, report, terminal
+    from fuselm import report
+    from fuselm.system import manifest, processes, terminal
 
     if processes.rank() > 0:
         return
@@ -150,7 +152,8 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
-    from fuselm import plan, terminal
+    from fuselm import plan
+    from fuselm.system import terminal
 
     pipeline, console, failed = _start(run_file, overrides), terminal.open_console(), []
     for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
@@ -178,8 +181,9 @@ def study(
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
     console = _stderr()
-    from fuselm import comparison, progress, study_page, terminal, trials
+    from fuselm import comparison, study_page, trials
     from fuselm import study as studies
+    from fuselm.system import progress, terminal
 
     with progress.doing(f"reading {study_file}, its texts and models"):
         checked = studies.load(study_file, overrides or [])
@@ -211,7 +215,8 @@ def inspect(
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
     """One document, token by token: what each source and the fusion expect, and which source won."""
-    from fuselm import inspection, terminal
+    from fuselm import inspection
+    from fuselm.system import terminal
 
     console = terminal.open_console()
     for line in inspection.document(folder, doc, top=top):
@@ -226,7 +231,8 @@ def diagnose(
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
-    from fuselm import diagnosis, manifest, measure, progress, terminal
+    from fuselm import diagnosis, measure
+    from fuselm.system import manifest, progress, terminal
 
     if report is not None:
         measure.check_report(report)
@@ -276,7 +282,7 @@ def fidelity(
 
 def _stderr(*, quiet: bool = False):
     """The console of a command that takes long, on which it says what it is doing."""
-    from fuselm import progress, terminal
+    from fuselm.system import progress, terminal
 
     console = terminal.open_console(stderr=True, quiet=quiet)
     progress.show_on(console)
@@ -290,8 +296,8 @@ def _show(result: dict, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from fuselm import terminal
     from fuselm.notes import unspelled_notes
+    from fuselm.system import terminal
 
     console = terminal.open_console()
     for method, of in result.get("methods", {"": result}).items():

@@ -15,11 +15,11 @@ from typing import Any
 import httpcore2
 import jiter
 
-from fuselm.addresses import read_address
-from fuselm.errors import first_line
 from fuselm.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
-from fuselm.foreign_text import put_on_one_line
-from fuselm.keys import KEY, blot, read_key
+from fuselm.system.addresses import read_address
+from fuselm.system.errors import first_line
+from fuselm.system.foreign_text import put_on_one_line
+from fuselm.system.keys import KEY, blot, read_key
 
 ATTEMPTS = 8  # a minute of pauses: a server that is started again may be back
 FIRST_PAUSE = 0.5  # seconds; each pause is up to twice the one before it

@@ -8,8 +8,8 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fuselm import manifest
-from fuselm.public_names import name_publicly
+from fuselm.system import manifest
+from fuselm.system.public_names import name_publicly
 
 COMPANIONS = (
     "tokenizer*.json",

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import evaluation, manifest, trials
+from fuselm import evaluation, trials
 from fuselm.evaluation import Bootstrap, Interval, Resampled, Score
-from fuselm.foreign_text import write_json
-from fuselm.public_names import name_options_publicly
 from fuselm.report import finite
 from fuselm.study import ExperimentOptions, Study, arms_of
+from fuselm.system import manifest
+from fuselm.system.foreign_text import write_json
+from fuselm.system.public_names import name_options_publicly
 
 Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from fuselm import inspection
 from fuselm.models import Model, load_vocabulary, locate_tokenizer
 from fuselm.store import Store, Trace
-from fuselm.terminal import plain
+from fuselm.system.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from fuselm import bpe, doors
-from fuselm.compiling import compiled
+from fuselm import bpe
 from fuselm.distributions import Distributions
 from fuselm.spelling import flat
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from fuselm import cutting, manifest
+from fuselm import cutting
 from fuselm.cutting import Reader
-from fuselm.progress import Progress
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 from fuselm.texts import SPLITS, Row, read_texts
 
 DRAWN = "drawn"  # in counts, the split of rows that say none

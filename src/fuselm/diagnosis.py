@@ -21,16 +21,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import corpus, manifest, run_folders, tails
+from fuselm import corpus, run_folders, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fusion import fuse, learn, unspelled_shares
 from fuselm.models import locate
-from fuselm.progress import Progress
 from fuselm.report import finite
 from fuselm.segmentation import COMPARABLE
 from fuselm.store import Store, Trace
-from fuselm.terminal import plain
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
+from fuselm.system.terminal import plain
 
 # The ways to fuse that are tried, by what is said of them; of each the options of `fuse`.
 WAYS: dict[str, dict] = {

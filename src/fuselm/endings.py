@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from fuselm import processes
-from fuselm.foreign_text import put_on_one_line
-from fuselm.streams import OutputClosed, prepare_streams
+from fuselm.system import processes
+from fuselm.system.foreign_text import put_on_one_line
+from fuselm.system.streams import OutputClosed, prepare_streams
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 LONGEST = 2000  # characters of a line, which names of others may fill

@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpcore2
 
-from fuselm.addresses import DEFAULT_PORTS, Address, is_this_machine
+from fuselm.system.addresses import DEFAULT_PORTS, Address, is_this_machine
 
 CONNECT = 10.0  # seconds until a connection must be there
 LONGEST = 1e9  # seconds; sockets can't wait longer

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuselm import foreign, manifest, store
+from fuselm import foreign, store
 from fuselm.corpus import Document
 from fuselm.foreign import Tokens
 from fuselm.models import Model
-from fuselm.progress import Progress
 from fuselm.store import Store, Trace
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 
 GROUP_RECORDS = 256  # of Parquet, written at a time
 

@@ -9,8 +9,8 @@ from importlib import metadata
 
 from fuselm import fidelity, inspection, pages, spans
 from fuselm.notes import unspelled_notes
-from fuselm.public_names import name_publicly
 from fuselm.spans import Outcome, Spans
+from fuselm.system.public_names import name_publicly
 from fuselm.vocabulary import Vocabulary
 
 WORST = 12  # spans shown of each method

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fuselm.foreign_text import escape_controls
-from fuselm.foreign_text import escape_html as escape
+from fuselm.system.foreign_text import escape_controls
+from fuselm.system.foreign_text import escape_html as escape
 
 WIDTH = 1040
 POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training

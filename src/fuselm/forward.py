@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from fuselm import scan
-from fuselm.errors import name_model
 from fuselm.scan import BLOCK, Survey
+from fuselm.system.errors import name_model
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
 MAGNITUDES = (1e-3, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # of the logits on which an output layer is tried

@@ -15,9 +15,9 @@ import numpy as np
 from fuselm import pooling, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.progress import Progress
 from fuselm.segmentation import COMPARABLE, describe_shares
 from fuselm.store import Store, Trace, write_parts
+from fuselm.system.progress import Progress
 from fuselm.weights import FUNCTIONS, Evidence
 from fuselm.weights import learn as weights_of
 

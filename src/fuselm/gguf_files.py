@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints, gguf_claims, manifest, progress
-from fuselm.errors import first_line
+from fuselm import gguf_claims
+from fuselm.system import fingerprints, manifest, progress
+from fuselm.system.errors import first_line
 
 if TYPE_CHECKING:
     import gguf

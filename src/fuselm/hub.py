@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from fuselm.errors import first_line
-from fuselm.keys import blot
+from fuselm.system.errors import first_line
+from fuselm.system.keys import blot
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

@@ -12,16 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fuselm import derivation, distillkit, fingerprints, foreign, store
+from fuselm import derivation, distillkit, foreign, store
 from fuselm.corpus import Document
-from fuselm.errors import first_line
 from fuselm.foreign import Foreign, Tokens
-from fuselm.manifest import Recipe
 from fuselm.merging import make
 from fuselm.models import Model
-from fuselm.progress import Progress
-from fuselm.public_names import name_publicly
 from fuselm.store import Trace
+from fuselm.system import fingerprints
+from fuselm.system.errors import first_line
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.public_names import name_publicly
 
 PROBED_ROWS = 4096  # by which it is found out what a file's rows are
 BATCH_ROWS = 64  # of Parquet, read at a time

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuselm import manifest
-from fuselm.errors import first_line
 from fuselm.parts import DAMAGED, grouped_tables, is_part, open_parquet, part_number, part_path, up_to, write_tables
 from fuselm.rows import Trace, joined, to_table
+from fuselm.system import manifest
+from fuselm.system.errors import first_line
 
 PART_TOKENS = 1 << 19  # of a part where nothing else decides
 INDEX = "index.parquet"

@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm import config, corpus, fingerprints, text_files, texts, vocabulary
+from fuselm import config, corpus, text_files, texts, vocabulary
 from fuselm.cutting import Reader
 from fuselm.models import Model, load_vocabulary, locate
+from fuselm.system import fingerprints
 from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, corpus, manifest, run_folders
-from fuselm.foreign_text import escape_controls
+from fuselm import config, corpus, run_folders
 from fuselm.models import load_vocabulary, locate
 from fuselm.store import Store, Trace
-from fuselm.terminal import plain
+from fuselm.system import manifest
+from fuselm.system.foreign_text import escape_controls
+from fuselm.system.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 

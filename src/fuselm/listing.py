@@ -3,7 +3,7 @@
 from typing import Any
 
 from fuselm.answers import describe, take
-from fuselm.keys import LONG
+from fuselm.system.keys import LONG
 
 IDENTITY = ("id", "root", "parent")  # of what a server says about a model, what is the same after it is started again
 NAMES = 10  # that are shown of those that a server has

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import doors, fingerprints, manifest, mined
-from fuselm.compiling import compiled
+from fuselm import mined
 from fuselm.nearest import nearest_tokens, tied_tokens
+from fuselm.system import doors, fingerprints, manifest
+from fuselm.system.compiling import compiled
 from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 FORMAT = 1  # of a kept map; raise it when the same vocabularies would be mapped otherwise

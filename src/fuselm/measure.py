@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fuselm import corpus, manifest, progress, text_files, texts
+from fuselm import corpus, text_files, texts
 from fuselm.cutting import Reader
 from fuselm.models import Model, load_vocabulary, locate
-from fuselm.terminal import plain
+from fuselm.system import manifest, progress
+from fuselm.system.terminal import plain
 from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def score(
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
         return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
-    from fuselm import machine, probe
+    from fuselm import probe
+    from fuselm.system import machine
 
     machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)

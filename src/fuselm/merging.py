@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm import config, fingerprints, manifest, retention, rounding, store
-from fuselm.manifest import Recipe
-from fuselm.progress import Progress
+from fuselm import config, retention, rounding, store
 from fuselm.retention import Policy
 from fuselm.rows import from_table
 from fuselm.store import Store
+from fuselm.system import fingerprints, manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
 
 FREE = ("batch_tokens",)  # parameters that shards may differ in: they move no row by more than arithmetic does
 

@@ -11,7 +11,7 @@ from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from fuselm.compiling import compiled
+from fuselm.system.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each

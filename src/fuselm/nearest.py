@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt32, UInt64
 from numpy import ndarray
 
-from fuselm import machine
-from fuselm.compiling import compiled
+from fuselm.system import machine
+from fuselm.system.compiling import compiled
 
 CHUNK = 2048  # strings that a thread takes at a time
 BLOCK = 256  # tokens whose bounds are computed at a time

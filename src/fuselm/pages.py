@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from fuselm import foreign_text
+from fuselm.system import foreign_text
 
 
 def render(template: str, **context: Any) -> str:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuselm import manifest
-from fuselm.errors import first_line
 from fuselm.rows import SCHEMA, Trace, to_table
+from fuselm.system import manifest
+from fuselm.system.errors import first_line
 
 GROUP_TOKENS = 4096  # of a row group, which is read as a whole: few enough for one document, enough to compress
 

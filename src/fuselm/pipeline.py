@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, fingerprints, manifest, needs, processes, publish, run_precision
+from fuselm import config, corpus, needs, publish, run_precision
 from fuselm.inputs import Inputs
-from fuselm.manifest import Recipe
 from fuselm.models import Model, load_vocabulary, locate
-from fuselm.progress import Progress
-from fuselm.public_names import name_publicly
 from fuselm.run_precision import RunPrecision
 from fuselm.steps import Step, Steps
+from fuselm.system import fingerprints, manifest, processes
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.public_names import name_publicly
 
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")

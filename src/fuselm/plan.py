@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from safetensors import safe_open
 
-from fuselm import manifest
-from fuselm.terminal import plain
+from fuselm.system import manifest
+from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
     from fuselm import config
@@ -169,7 +169,8 @@ def tokens_table(pipeline: "Pipeline") -> Table:
 
 def machine_table(chosen: Mapping[str, str]) -> Table:
     """Return what was found of this machine, and what that lets the run choose: `calibrated` gives `chosen`."""
-    from fuselm import machine, precision
+    from fuselm import precision
+    from fuselm.system import machine
 
     result = Table("machine", "", show_header=False)
     device, *speeds = precision.describe()
@@ -192,7 +193,8 @@ def calibrated(pipeline: "Pipeline") -> tuple[list[Estimate], dict[str, str], li
     failed: list[str] = []
     if not rows:
         return [], {}, failed
-    from fuselm import calibration, compiling, machine
+    from fuselm import calibration
+    from fuselm.system import compiling, machine
 
     machine.use_free_cores()
     chosen = pipeline.precision.choose(pipeline.local_models)

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import doors, tails
-from fuselm.compiling import compiled
+from fuselm import tails
 from fuselm.distributions import Distributions
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 
 
 class _Rows(NamedTuple):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fuselm import fingerprints, machine, progress
+from fuselm.system import fingerprints, machine, progress
 
 if TYPE_CHECKING:
     from fuselm.models import Model

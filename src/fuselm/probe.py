@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from fuselm import fingerprints, forward, progress
-from fuselm.errors import first_line, name_model
+from fuselm import forward
 from fuselm.models import UNLIMITED, Model, load_model, load_tokenizer
+from fuselm.system import fingerprints, progress
+from fuselm.system.errors import first_line, name_model
 
 VERSION = 2  # of what is tried: whoever adds to it raises this
 TOKENS = 24  # of a row

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fuselm import file_lock, manifest
-from fuselm.disk_errors import name_disk_errors
+from fuselm.system import file_lock, manifest
+from fuselm.system.disk_errors import name_disk_errors
 
 RECORD = "run.json"  # which of this belongs to the last run file; for this machine, it may name folders elsewhere
 PAGES = ("summary.json", "report.html")

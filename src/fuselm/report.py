@@ -15,13 +15,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, figures, manifest, pages
+from fuselm import config, figures, pages
 from fuselm.evaluation import FEWEST_DOCUMENTS, Score, is_comparable, summarize
-from fuselm.foreign_text import escape_controls, write_json
 from fuselm.notes import describe_unspelled, mark_of, unspelled_of
 from fuselm.pages import format_bits, format_duration, format_interval, format_minus, format_signed
-from fuselm.public_names import name_options_publicly
-from fuselm.terminal import plain
+from fuselm.system import manifest
+from fuselm.system.foreign_text import escape_controls, write_json
+from fuselm.system.public_names import name_options_publicly
+from fuselm.system.terminal import plain
 
 VERSION = 4
 TARGETS = ("base", "clm", "fused")  # the rows of one size; the sources are before them

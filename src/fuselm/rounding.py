@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import doors
-from fuselm.compiling import compiled
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 
 ROOTS = 160  # steps of an entry's square root; at 160 a byte tells all values apart, and zstd likes whole bytes
 SMALLEST_ROOT = 8  # below its square, 1/400, quarters of a nat

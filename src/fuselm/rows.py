@@ -10,8 +10,9 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import manifest, rounding
+from fuselm import rounding
 from fuselm.distributions import Distributions
+from fuselm.system import manifest
 
 
 def _list(name: str, kind: pa.DataType) -> pa.Field:

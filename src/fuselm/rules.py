@@ -15,8 +15,8 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from fuselm import rounding
-from fuselm.compiling import compiled
 from fuselm.rows import Columns
+from fuselm.system.compiling import compiled
 
 STAGES = ("capture", "align", "fuse")
 MOST_IDS = 1 << 24  # of a vocabulary, where nothing tells how many it has

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fuselm import corpus, manifest
+from fuselm import corpus
+from fuselm.system import manifest
 
 RECORD = "run.json"  # of a finished run
 

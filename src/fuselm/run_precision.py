@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuselm import config, manifest, precision, processes
+from fuselm import config, precision
 from fuselm.models import DTYPES, Model
+from fuselm.system import manifest, processes
 
 FILE = "precision.json"
 PARTIAL_FILE = ".dtype"  # in a stage's folder until it is done

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from transformers import TrainerCallback
 
-from fuselm.foreign_text import escape_controls
+from fuselm.system.foreign_text import escape_controls
 
 VERSION = "brain.Event:2"  # of the format, as TensorBoard reads it
 

@@ -19,8 +19,8 @@ from numba.extending import intrinsic
 from numpy import ndarray
 from torch import Tensor
 
-from fuselm import doors
-from fuselm.compiling import compiled
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 
 BLOCK = 64  # columns
 SUMS = {"reassoc", "contract", "nsz", "arcp"}  # may be reordered, products and sums joined; NaN stays NaN

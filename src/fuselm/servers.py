@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuselm import client, endpoints, fingerprints, id_protocols, listing
+from fuselm import client, endpoints, id_protocols, listing
 from fuselm.answers import describe
 from fuselm.client import Client, Refused, Unreachable
 from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
 from fuselm.exchange import CONNECT
 from fuselm.models import Model, locate_tokenizer
+from fuselm.system import fingerprints
 from fuselm.vocabulary import Vocabulary
 
 # Words of several tokens, digits, and a character that hardly any vocabulary has whole

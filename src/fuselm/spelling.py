@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import bpe, doors
-from fuselm.compiling import compiled
+from fuselm import bpe
+from fuselm.system import doors
+from fuselm.system.compiling import compiled
 from fuselm.vocabulary import Vocabulary
 
 # Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import manifest, processes, progress, trust
-from fuselm.manifest import Recipe
-from fuselm.progress import Progress
-from fuselm.terminal import plain
+from fuselm import trust
+from fuselm.system import manifest, processes, progress
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.terminal import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

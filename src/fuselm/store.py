@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import manifest, parts, rules, trust
-from fuselm.errors import first_line
+from fuselm import parts, rules, trust
 from fuselm.index import INDEX, INDEX_SCHEMA, PART_TOKENS, finish, read_index, write_part, write_parts, wrong_index
 from fuselm.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
 from fuselm.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
+from fuselm.system import manifest
+from fuselm.system.errors import first_line
 
 OPEN_FILES = 64
 NAMES_STEP = 32  # of the names in the index, one of so many is at hand

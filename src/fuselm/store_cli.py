@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fuselm.streams import print_line
+from fuselm.system.streams import print_line
 
 if TYPE_CHECKING:
     from fuselm.corpus import Document
-    from fuselm.progress import Progress
+    from fuselm.system.progress import Progress
 
 app = typer.Typer(help="Look into, check, join, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -27,7 +27,8 @@ Documents = Annotated[
 @app.command()
 def info(folder: Folder, as_json: AsJson = False) -> None:
     """Model, tokenizer, policy, counts, bytes per token by column."""
-    from fuselm import contents, terminal
+    from fuselm import contents
+    from fuselm.system import terminal
 
     facts = contents.info(folder)
     if as_json:
@@ -48,7 +49,8 @@ def verify(
     ] = None,
 ) -> None:
     """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
-    from fuselm import contents, manifest, verification
+    from fuselm import contents, verification
+    from fuselm.system import manifest
 
     found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
     with _progress("verify") as progress:
@@ -77,7 +79,8 @@ def head(
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file, to show text by.")] = None,
 ) -> None:
     """The first rows as text."""
-    from fuselm import contents, terminal
+    from fuselm import contents
+    from fuselm.system import terminal
 
     console = terminal.open_console()
     for line in contents.head(folder, documents=documents, rows=rows, top=top, tokenizer=tokenizer):
@@ -108,7 +111,8 @@ def subset(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="threshold: the least probability.")] = None,
 ) -> None:
     """Cut a store by document, by policy or both."""
-    from fuselm import manifest, merging
+    from fuselm import merging
+    from fuselm.system import manifest
 
     numbers = {"top_k": top_k, "mass": mass, "threshold": threshold}
     if policy is None and (given := [name for name, value in numbers.items() if value is not None]):
@@ -214,8 +218,9 @@ def _import(
     compression: Path | None,
     texts: "list[Document] | None",
 ) -> None:
-    from fuselm import importing, manifest
+    from fuselm import importing
     from fuselm.models import locate, locate_tokenizer
+    from fuselm.system import manifest
 
     here = locate(model) if model is not None and Path(model).expanduser().exists() else None
     if tokenizer is None and here is None:
@@ -245,7 +250,7 @@ def _import(
 
 
 def _say(out: Path, done: bool) -> None:
-    from fuselm import manifest
+    from fuselm.system import manifest
 
     counts = manifest.read(out)["counts"]
     print_line(
@@ -290,7 +295,7 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
 
 @contextmanager
 def _progress(title: str) -> "Iterator[Progress]":
-    from fuselm import progress, terminal
+    from fuselm.system import progress, terminal
 
     with progress.show(terminal.open_console(stderr=True), title) as shown:
         yield shown

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from fuselm import config, options
-from fuselm.foreign_text import escape_controls
 from fuselm.pipeline import OF_FUSED_ROWS
+from fuselm.system.foreign_text import escape_controls
 
 # What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.
 OF_ARMS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm import figures, manifest, pages, report
+from fuselm import figures, pages, report
 from fuselm.figures import Line, Mark
-from fuselm.foreign_text import escape_controls
 from fuselm.notes import describe_unspelled, mark_of
+from fuselm.system import manifest
+from fuselm.system.foreign_text import escape_controls
 from fuselm.trials import told
 
 DASH = "–"

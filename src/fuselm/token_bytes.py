@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from fuselm import token_strings
-from fuselm.errors import first_line
+from fuselm.system.errors import first_line
 
 BLOCK = 1 << 15  # tokens that are decoded at a time
 CONTEXTS = (("a", "b"), (" ", " "), ("", ""), ("\n", "."))  # where a text is tried, to see which token it becomes

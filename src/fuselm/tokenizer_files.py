@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints
 from fuselm.checkpoints import NEEDED, read_json
-from fuselm.errors import first_line, is_foreign
+from fuselm.system import fingerprints
+from fuselm.system.errors import first_line, is_foreign
 from fuselm.twins import check_twins
 
 Choice = dict[str, str | int | None]

@@ -15,14 +15,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuselm import config, corpus, manifest, plan, run_precision
+from fuselm import config, corpus, plan, run_precision
 from fuselm.corpus import Document
-from fuselm.foreign_text import put_on_one_line
 from fuselm.pages import format_duration
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.steps import Step
 from fuselm.study import Arm, Study
-from fuselm.terminal import plain
+from fuselm.system import manifest
+from fuselm.system.foreign_text import put_on_one_line
+from fuselm.system.terminal import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

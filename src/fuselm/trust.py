@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuselm import fingerprints, manifest
+from fuselm.system import fingerprints, manifest
 
 VERSION = 2  # of the rules; raise it when one is added
 

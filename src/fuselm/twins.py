@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from fuselm import fingerprints
+from fuselm.system import fingerprints
 
 SAMPLES = (
     "a The quick brown fox jumps over 13 lazy dogs; isn't it, at 3.5 km/h?",

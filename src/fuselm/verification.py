@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fuselm import index as indexes
-from fuselm import manifest, parts, rules, trust
-from fuselm.errors import first_line
-from fuselm.progress import Progress
+from fuselm import parts, rules, trust
 from fuselm.rows import SCHEMA, flatten
+from fuselm.system import manifest
+from fuselm.system.errors import first_line
+from fuselm.system.progress import Progress
 
 NAMED = 5  # documents that a line names
 

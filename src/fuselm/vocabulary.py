@@ -14,9 +14,10 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 from tokenizers import Tokenizer
 
-from fuselm import bpe, fingerprints, segmentation, token_bytes, token_strings
-from fuselm.errors import tokenizing
+from fuselm import bpe, segmentation, token_bytes, token_strings
 from fuselm.segmentation import Segmentation
+from fuselm.system import fingerprints
+from fuselm.system.errors import tokenizing
 
 UNMAPPED = -1
 SLOW = 20_000  # tokens; of more, what decoding them corrected is remembered

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm import tails
-from fuselm.compiling import compiled
 from fuselm.store import Trace
+from fuselm.system.compiling import compiled
 
 Matrix = Float[ndarray, "tokens sources"]
 LEVELS = ("document", "window", "token")

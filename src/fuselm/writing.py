@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fuselm import corpus, manifest, passages
+from fuselm import corpus, passages
 from fuselm.capture import Source
 from fuselm.corpus import Document
 from fuselm.cutting import Reader
-from fuselm.errors import name_model
-from fuselm.progress import Progress
+from fuselm.system import manifest
+from fuselm.system.errors import name_model
+from fuselm.system.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
 BATCH = 64  # texts that are written together

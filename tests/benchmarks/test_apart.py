@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from fuselm import measure
 from fuselm.corpus import Document
 from fuselm.models import Model, load_tokenizer, locate
-from fuselm.progress import Progress
+from fuselm.system.progress import Progress
 from fuselm.vocabulary import Vocabulary
 
 DOMAINS = ("french", "german")

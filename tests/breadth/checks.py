@@ -24,8 +24,8 @@ from fuselm.batches import Collator
 from fuselm.corpus import Document
 from fuselm.models import Model
 from fuselm.objective import fusion_loss
-from fuselm.progress import Progress
 from fuselm.retention import Policy
+from fuselm.system.progress import Progress
 from fuselm.trainer import Settings
 from fuselm.vocabulary import Vocabulary
 

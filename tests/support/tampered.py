@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuselm import manifest, store
-from fuselm.manifest import Recipe
+from fuselm import store
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
 
 
 @dataclass

@@ -22,8 +22,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import capture, cli, endings, progress
-from fuselm.progress import Progress
+from fuselm import capture, cli, endings
+from fuselm.system import progress
+from fuselm.system.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
 
@@ -105,7 +106,8 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
 WATCHED = ("numpy", "torch", "transformers")
 COMMAND = f"""
 import atexit, os, sys
-from fuselm import cli, progress
+from fuselm import cli
+from fuselm.system import progress
 progress.SECONDS_OF_SILENCE = 3600.0
 atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))
 cli.main()

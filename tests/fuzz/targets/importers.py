@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from fuzz.targets.index_manifest import VALUES
 from rich.console import Console
 
-from fuselm import distillkit, foreign, importing, manifest, store, verification
-from fuselm.progress import Progress
+from fuselm import distillkit, foreign, importing, store, verification
+from fuselm.system import manifest
+from fuselm.system.progress import Progress
 
 TEXTS = ["ab é ba", "b a", "éé aab"]
 QUIET = Progress(Console(quiet=True), "")

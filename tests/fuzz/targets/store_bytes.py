@@ -8,7 +8,7 @@ from fuzz.targets import store_values
 from rich.console import Console
 
 from fuselm import store, verification
-from fuselm.progress import Progress
+from fuselm.system.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
 

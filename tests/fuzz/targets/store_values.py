@@ -8,7 +8,8 @@ import drawn
 import numpy as np
 from tampered import Contents, put_together, take_apart
 
-from fuselm import alignment, fusion, manifest, store, tails
+from fuselm import alignment, fusion, store, tails
+from fuselm.system import manifest
 
 TEXTS = ["ab é ba" * 3, "b a", "", "éé aab", "abba" * 5]
 NUMBERS = [-1, 0, 1, 2, 5, 7, 2**24, 50_000_000, 2**31 - 1, -(2**31)]

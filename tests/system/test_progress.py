@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from fuselm import progress
+from fuselm.system import progress
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import fuselm
-from fuselm import compiling
-from fuselm.compiling import compiled
+from fuselm.system import compiling
+from fuselm.system.compiling import compiled
 
 NOBODY = 65534
 # Where this is run by root, whose interpreter others may not be able to read: all that numba imports, then no rights.

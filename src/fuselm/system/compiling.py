@@ -21,7 +21,7 @@ from numba.core import caching, event, serialize
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 
-from fuselm import fingerprints, progress
+from fuselm.system import fingerprints, progress
 
 SUFFIX = ".kernel"
 CHECKSUM_BYTES = 32

@@ -13,9 +13,10 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from test_training import documents, fused, python_path, target, train, weights  # noqa: F401
 
-from fuselm import config, processes
+from fuselm import config
+from fuselm.system import processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SCRIPT = """
 import pickle, sys

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fuselm.foreign_text import escape_controls
-from fuselm.terminal import plain
+from fuselm.system.foreign_text import escape_controls
+from fuselm.system.terminal import plain
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_SILENCE = 1.0  # after which what is being done is said, before there is anything to count

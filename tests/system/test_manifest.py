@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from fuselm import manifest
-from fuselm.manifest import FORMAT, Recipe, build_once
+from fuselm.system import manifest
+from fuselm.system.manifest import FORMAT, Recipe, build_once
 
 RECIPE = Recipe(stage="capture", parameters={"top_k": 7}, inputs={"model": "0f"})
 
@@ -101,7 +101,7 @@ def test_cut_off_between_manifest_and_rename_it_ends_the_same(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from fuselm.manifest import Recipe, build_once
+from fuselm.system.manifest import Recipe, build_once
 
 def build(folder):
     (folder / "first").write_text("1")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuselm import machine
+from fuselm.system import machine
 
 TICK = os.sysconf("SC_CLK_TCK")
 SAMPLE = 0.1

@@ -5,8 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fuselm.foreign_text import escape_controls
-from fuselm.streams import OutputClosed
+from fuselm.system.foreign_text import escape_controls
+from fuselm.system.streams import OutputClosed
 
 
 class PlainConsole(Console):

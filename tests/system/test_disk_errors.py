@@ -15,8 +15,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from fuselm import manifest
-from fuselm.disk_errors import find_code, name_disk_errors
+from fuselm.system import manifest
+from fuselm.system.disk_errors import find_code, name_disk_errors
 
 SIZE = 1 << 16
 

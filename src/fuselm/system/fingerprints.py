@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fuselm import manifest
+from fuselm.system import manifest
 
 
 def cache() -> Path:
@@ -48,7 +48,7 @@ def sha256(path: Path) -> str:
     key = f"sha256 {path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
     if found.st_size <= 1 << 20:
         return manifest.sha256(path)
-    from fuselm import progress
+    from fuselm.system import progress
 
     with progress.doing(f"hashing {path.name}, once"):
         return remembered(key, lambda: manifest.sha256(path))

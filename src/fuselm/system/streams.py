@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from fuselm.foreign_text import escape_controls
+from fuselm.system.foreign_text import escape_controls
 
 
 class OutputClosed(BaseException):

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuselm import file_lock, processes
-from fuselm.disk_errors import name_disk_errors
-from fuselm.temporaries import sweep_temporaries, temporary_path
+from fuselm.system import file_lock, processes
+from fuselm.system.disk_errors import name_disk_errors
+from fuselm.system.temporaries import sweep_temporaries, temporary_path
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 _SHA256 = re.compile("[0-9a-f]{64}")

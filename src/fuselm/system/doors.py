@@ -9,7 +9,7 @@ from typing import no_type_check
 import numpy as np
 from numpy import ndarray
 
-from fuselm.compiling import compiled
+from fuselm.system.compiling import compiled
 
 
 def require_within(what: str, numbers: ndarray, stop: int, *, start: int = 0) -> None:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from markdown_it import MarkdownIt
 
-from fuselm import foreign_text, terminal
+from fuselm.system import foreign_text, terminal
 
 ACTING = "\x00\x07\x08\r\n\t\x1b\x7f\x85\x9b\u061c\u200e\u2028\u2029\u202e\u2066\ufeff\U000e0041\ud800\udcff\uffff"
 anything = st.text(st.one_of(st.characters(), st.sampled_from(ACTING + "[]<>&\"'`*_#|~$\\:/@-+.1 ")), max_size=31)

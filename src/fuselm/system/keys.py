@@ -5,7 +5,7 @@ import os
 import re
 from urllib.parse import quote
 
-from fuselm.addresses import Address, is_this_machine
+from fuselm.system.addresses import Address, is_this_machine
 
 KEY = "FUSELM_API_KEY"  # the environment variable that is looked at for a key if no other is named
 BLOTTED = "[key]"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuselm.public_names import name_options_publicly, name_publicly
+from fuselm.system.public_names import name_options_publicly, name_publicly
 
 
 @pytest.mark.parametrize(

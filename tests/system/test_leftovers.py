@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fuselm import file_lock, manifest, temporaries
-from fuselm.manifest import Recipe, build_once
+from fuselm.system import file_lock, manifest, temporaries
+from fuselm.system.manifest import Recipe, build_once
 
 RECIPE = Recipe(stage="capture", parameters={"top_k": 7})
 
