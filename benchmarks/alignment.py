@@ -24,15 +24,16 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.console import Console
 
-from fuselm import capture, corpus, forward, measure, mined, nearest
+from fuselm import capture, corpus, measure, mined, nearest
 from fuselm.alignment import METHODS, Aligner, follow
 from fuselm.distributions import Distributions
-from fuselm.models import load_model, load_vocabulary, locate
+from fuselm.models import forward
+from fuselm.models.model import load_model, load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.retention import Policy
 from fuselm.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import show
-from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "benchmarks"

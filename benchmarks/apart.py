@@ -32,13 +32,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config, corpus, evaluation, forward, measure, training
+from fuselm import config, corpus, evaluation, measure, training
 from fuselm.evaluation import Score
-from fuselm.models import Model, load_model, locate
+from fuselm.models import forward
+from fuselm.models.model import Model, load_model, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import WEIGHTS, Pipeline
 from fuselm.system import manifest, progress
-from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 OURS = ("output", "sources")  # options of a run that this sets itself

@@ -27,8 +27,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import batches, config, corpus, evaluation, forward, store, training
-from fuselm.models import Model, load_model, locate
+from fuselm import batches, config, corpus, evaluation, store, training
+from fuselm.models import forward
+from fuselm.models.model import Model, load_model, locate
 from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import Pipeline
 from fuselm.system import manifest

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from fuselm import capture, forward, passages, precision, retention
+from fuselm import capture, passages, retention
 from fuselm.capture import Source
 from fuselm.corpus import Document
-from fuselm.models import Model, load_model, load_tokenizer, load_vocabulary, locate
+from fuselm.models import forward, precision
+from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
 from fuselm.objective import fusion_loss
 from fuselm.trainable import go_on
 

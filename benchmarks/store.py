@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from fuselm import config, corpus, store
-from fuselm.models import Model, load_vocabulary, locate
+from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.rows import Trace, from_table
 from fuselm.store import Store
 from fuselm.system import manifest
-from fuselm.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "benchmarks"
@@ -165,7 +165,7 @@ def throughput(name: str, count: int) -> dict:
 
 def padding(name: str) -> float:
     """Share of what is read of the whole corpus that is padding."""
-    from fuselm import forward
+    from fuselm.models import forward
 
     _, vocabulary = model_of(name)
     lengths = vocabulary.count_tokens([d.text for d in documents()])
@@ -177,7 +177,8 @@ def worker(task: str) -> Callable[[str, int], dict]:
     def run(name: str, count: int) -> dict:
         import torch
 
-        from fuselm import capture, forward
+        from fuselm import capture
+        from fuselm.models import forward
         from fuselm.retention import Policy
 
         source, chosen = source_of(name), documents()[:: max(len(documents()) // count, 1)]
@@ -366,8 +367,9 @@ def documents() -> list[corpus.Document]:
 
 
 def source_of(name: str):
-    from fuselm import capture, forward
-    from fuselm.models import load_model
+    from fuselm import capture
+    from fuselm.models import forward
+    from fuselm.models.model import load_model
 
     model, vocabulary = model_of(name)
     loaded = load_model(model, dtype="bfloat16")

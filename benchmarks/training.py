@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fuselm import forward
-from fuselm.models import load_model, locate
+from fuselm.models import forward
+from fuselm.models.model import load_model, locate
 from fuselm.objective import FusedRows, fusion_loss
 from fuselm.trainable import go_on
 

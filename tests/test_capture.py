@@ -12,16 +12,17 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture, forward, passages, store
+from fuselm import capture, passages, store
 from fuselm.corpus import Document
-from fuselm.models import load_model, load_tokenizer, locate
+from fuselm.models import forward
+from fuselm.models.model import load_model, load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.passages import Prefix
 from fuselm.retention import Policy
 from fuselm.store import Trace
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 TOP_K = 7
 PREFIX = 41  # tokens

@@ -19,12 +19,12 @@ from tiny_run import fuselm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuselm import capture, cluster
-from fuselm.models import load_tokenizer, locate
+from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of itself
 has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'fuselm[ray]'")

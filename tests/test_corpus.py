@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import corpus, models
+from fuselm import corpus
 from fuselm.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
 from fuselm.cutting import Reader
+from fuselm.models import model as models
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
 from fuselm.texts import Row, read_texts
-from fuselm.vocabulary import Vocabulary
 
 
 def write(path: Path, rows: list) -> Path:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as kinds
 
-from fuselm import models
 from fuselm.cutting import Reader, cut
-from fuselm.vocabulary import Vocabulary
+from fuselm.models import model as models
+from fuselm.models.vocabulary import Vocabulary
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
 TEXTS = [json.loads(line)["text"] for line in QUICKSTART.read_text(encoding="utf-8").splitlines()[::7]]

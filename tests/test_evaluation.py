@@ -9,11 +9,12 @@ import reference
 import torch
 from transformers import AutoModelForCausalLM
 
-from fuselm import evaluation, forward
+from fuselm import evaluation
 from fuselm.corpus import Document
 from fuselm.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
-from fuselm.models import load_model, load_tokenizer, locate
-from fuselm.vocabulary import Vocabulary
+from fuselm.models import forward
+from fuselm.models.model import load_model, load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 
 RESAMPLES = 211
 

@@ -303,7 +303,7 @@ def test_without_a_key_nothing_is_blotted_out():
 
 HUB = """
 import sys
-from fuselm.models import locate
+from fuselm.models.model import locate
 try:
     locate("me/model", revision=None)
 except ValueError as problem:

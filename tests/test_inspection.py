@@ -9,8 +9,8 @@ import tiny_run
 from tiny_run import fuselm
 
 from fuselm import corpus, run_folders, store
-from fuselm.models import load_tokenizer, locate
-from fuselm.vocabulary import Vocabulary
+from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

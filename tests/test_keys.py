@@ -14,8 +14,8 @@ import tiny_run
 from rich.console import Console
 
 from fuselm import config
+from fuselm.models.token_strings import byte_alphabet
 from fuselm.pipeline import Pipeline
-from fuselm.token_strings import byte_alphabet
 
 HIDDEN, LAYERS, MIDDLE, VOCABULARY = 8, 1, 16, 257
 

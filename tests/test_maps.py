@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm import maps
-from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
+from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())
 few = settings(max_examples=40)

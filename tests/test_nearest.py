@@ -8,9 +8,9 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import models
+from fuselm.models import model as models
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.nearest import CHUNK, nearest_tokens, tied_tokens
-from fuselm.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 few_letters = st.text("abé日", max_size=5)

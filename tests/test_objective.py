@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fuselm import objective
-from fuselm.forward import OutputLayer
+from fuselm.models.forward import OutputLayer
 from fuselm.objective import Divergence, FusedRows, Loss, fusion_loss
 
 TOKENS, VOCAB, HIDDEN = 7, 11, 5

@@ -12,11 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fuselm import models, reload, training
+from fuselm import reload, training
 from fuselm.corpus import Document
+from fuselm.models import model as models
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
 from fuselm.trainer import Settings
-from fuselm.vocabulary import Vocabulary
 
 ROWS = 641
 SETTINGS = Settings(

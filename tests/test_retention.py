@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import forward, retention
+from fuselm import retention
 from fuselm.distributions import Distributions, check
+from fuselm.models import forward
 from fuselm.retention import Kept, Policy, keep, reduce
 
 ROWS, VOCAB, GOLD = 7, 211, 97

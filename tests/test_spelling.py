@@ -6,7 +6,7 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm.bpe import NOTHING
+from fuselm.models.bpe import NOTHING
 from fuselm.spelling import child, spell
 
 PAIRS = [

@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, capture, evaluation, forward, fusion, store, trainer, training
+from fuselm import adapters, capture, evaluation, fusion, store, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.corpus import Document
-from fuselm.models import Model, load_model, load_tokenizer, locate
+from fuselm.models import forward
+from fuselm.models.model import Model, load_model, load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import fusion_loss
 from fuselm.passages import packs
 from fuselm.retention import Policy
@@ -37,7 +39,6 @@ from fuselm.system.progress import Progress
 from fuselm.trainable import go_on
 from fuselm.trainer import TERMS, Settings
 from fuselm.training import dev_steps, last_checkpoint
-from fuselm.vocabulary import Vocabulary
 
 SETTINGS = Settings(
     learning_rate=3e-3,

@@ -14,10 +14,10 @@ from rich.console import Console
 from fuselm import capture, corpus, passages, writing
 from fuselm.corpus import Document
 from fuselm.cutting import Reader
-from fuselm.models import load_tokenizer, locate
+from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
 

@@ -30,7 +30,7 @@ import items
 import results
 
 from fuselm import corpus
-from fuselm.models import Model, locate
+from fuselm.models.model import Model, locate
 from fuselm.system import fingerprints, manifest
 
 HERE = Path(__file__).parent

@@ -7,16 +7,16 @@ _HOME = {
     "Aligner": "alignment",
     "Distributions": "distributions",
     "FusedRows": "objective",
-    "Model": "models",
+    "Model": "models.model",
     "Pipeline": "pipeline",
     "Store": "store",
     "Trace": "store",
-    "Vocabulary": "vocabulary",
+    "Vocabulary": "models.vocabulary",
     "fuse": "fusion",
     "fusion_loss": "objective",
-    "load_model": "models",
-    "load_tokenizer": "models",
-    "locate": "models",
+    "load_model": "models.model",
+    "load_tokenizer": "models.model",
+    "locate": "models.model",
 }
 
 __all__ = list(_HOME)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from fuselm.models import Model, load_model
+from fuselm.models.model import Model, load_model
 
 
 def check(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:

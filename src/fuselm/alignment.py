@@ -21,12 +21,12 @@ from fuselm import maps, mined, span, spelling
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity
-from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
+from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
+from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.store import Store, Trace, write_parts
 from fuselm.stretches import clear_rows
 from fuselm.system import machine
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import UNMAPPED, Vocabulary
 
 BLOCK = 64  # documents that threads align at a time
 

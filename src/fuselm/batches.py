@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from fuselm import forward
 from fuselm.corpus import Document
+from fuselm.models import forward
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.passages import packs
 from fuselm.rows import FlatRows
 from fuselm.store import Store
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
-from fuselm.vocabulary import Vocabulary
 
 BATCH_DOCUMENTS = 4  # where nothing else is said
 WINDOW = 8  # batches whose documents are grouped by length

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuselm.models.token_bytes import LOST
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.store import Trace
-from fuselm.token_bytes import LOST
-from fuselm.vocabulary import Vocabulary
 
 ROWS = 256  # of all documents, at most, are looked at
 EACH = 8  # rows of one document

@@ -21,17 +21,18 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import forward, passages, probe, retention, store
+from fuselm import passages, retention, store
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
-from fuselm.models import Model
+from fuselm.models import forward, probe
+from fuselm.models.model import Model
+from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.passages import Passage, Prefix
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
 from fuselm.system import machine, manifest
 from fuselm.system.background import Background
 from fuselm.system.progress import Progress, doing
-from fuselm.vocabulary import Segmentation, Vocabulary
 
 SECONDS_PER_BLOCK = 15  # what an interruption may cost
 WINDOW_TOKENS = 1 << 17  # enough documents to find some of like length, few enough to hold

@@ -15,13 +15,13 @@ from typing import Any
 from fuselm import passages
 from fuselm.capture import load, read_passages, write_all
 from fuselm.corpus import Document
-from fuselm.models import Model, load_vocabulary, locate
+from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.passages import Passage, Prefix
 from fuselm.retention import Policy
 from fuselm.store import Trace
 from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 
 def capture(

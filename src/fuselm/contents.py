@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import inspection
-from fuselm.models import Model, load_vocabulary, locate_tokenizer
+from fuselm.models.model import Model, load_vocabulary, locate_tokenizer
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.store import Store, Trace
 from fuselm.system.terminal import plain
-from fuselm.vocabulary import Vocabulary
 
 
 def info(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fuselm.vocabulary import Vocabulary
+from fuselm.models.vocabulary import Vocabulary
 
 _BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s"))
 _CHARACTERS_PER_TOKEN = 4.0  # of a text not seen yet

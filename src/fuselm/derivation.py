@@ -14,7 +14,7 @@ import numpy as np
 from fuselm import foreign, store
 from fuselm.distributions import Distributions, check
 from fuselm.foreign import Foreign, Tokens
-from fuselm.segmentation import Segmentation
+from fuselm.models.segmentation import Segmentation
 from fuselm.store import Trace
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to

@@ -25,9 +25,9 @@ from fuselm import corpus, run_folders, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
 from fuselm.fusion import fuse, learn, unspelled_shares
-from fuselm.models import locate
+from fuselm.models.model import locate
+from fuselm.models.segmentation import COMPARABLE
 from fuselm.report import finite
-from fuselm.segmentation import COMPARABLE
 from fuselm.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import Progress

@@ -32,7 +32,7 @@ from fuselm.answers import (
 )
 from fuselm.distributions import Distributions
 from fuselm.id_protocols import ask_sglang, ask_vllm, read_sglang, read_vllm
-from fuselm.vocabulary import Vocabulary
+from fuselm.models.vocabulary import Vocabulary
 
 SEVERAL = -1  # the id of a string that more than one token is decoded to
 LOSSY = ("replace", "ignore")  # what a server may do with bytes that are no text

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fuselm.corpus import Document
-from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
+from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -67,7 +67,7 @@ def score(
     """
     import torch
 
-    from fuselm import forward
+    from fuselm.models import forward
 
     def gold_logprobs(inputs, mask, gold):
         hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
@@ -103,7 +103,7 @@ def document_bits(
     """
     import torch
 
-    from fuselm import forward
+    from fuselm.models import forward
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fuselm import foreign, store
 from fuselm.corpus import Document
 from fuselm.foreign import Tokens
-from fuselm.models import Model
+from fuselm.models.model import Model
 from fuselm.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import Progress

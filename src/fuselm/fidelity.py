@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fuselm.segmentation import BITS_PER_UNSPELLED_BYTE
+from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.store import Trace
 
 # The least share of the source's bits in informed spans, and the largest fidelity there.

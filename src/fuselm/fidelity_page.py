@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 from fuselm import fidelity, inspection, pages, spans
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.notes import unspelled_notes
 from fuselm.spans import Outcome, Spans
 from fuselm.system.public_names import name_publicly
-from fuselm.vocabulary import Vocabulary
 
 WORST = 12  # spans shown of each method
 CONTEXT = 18  # bytes drawn before and after one, at least, where there are as many

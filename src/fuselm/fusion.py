@@ -15,7 +15,7 @@ import numpy as np
 from fuselm import pooling, tails
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.segmentation import COMPARABLE, describe_shares
+from fuselm.models.segmentation import COMPARABLE, describe_shares
 from fuselm.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress
 from fuselm.weights import FUNCTIONS, Evidence

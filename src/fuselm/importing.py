@@ -16,7 +16,7 @@ from fuselm import derivation, distillkit, foreign, store
 from fuselm.corpus import Document
 from fuselm.foreign import Foreign, Tokens
 from fuselm.merging import make
-from fuselm.models import Model
+from fuselm.models.model import Model
 from fuselm.store import Trace
 from fuselm.system import fingerprints
 from fuselm.system.errors import first_line

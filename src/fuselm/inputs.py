@@ -5,11 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm import config, corpus, text_files, texts, vocabulary
+from fuselm import config, corpus, text_files, texts
 from fuselm.cutting import Reader
-from fuselm.models import Model, load_vocabulary, locate
+from fuselm.models import vocabulary
+from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import fingerprints
-from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from fuselm import servers

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import config, corpus, run_folders
-from fuselm.models import load_vocabulary, locate
+from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import plain
-from fuselm.vocabulary import Vocabulary
 
 
 def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]:

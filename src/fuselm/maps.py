@@ -16,10 +16,10 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import mined
+from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 from fuselm.nearest import nearest_tokens, tied_tokens
 from fuselm.system import doors, fingerprints, manifest
 from fuselm.system.compiling import compiled
-from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 FORMAT = 1  # of a kept map; raise it when the same vocabularies would be mapped otherwise
 WINDOW = 5  # tokens on either side that are a token's company

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from fuselm import corpus, text_files, texts
 from fuselm.cutting import Reader
-from fuselm.models import Model, load_vocabulary, locate
+from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest, progress
 from fuselm.system.terminal import plain
-from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from fuselm import evaluation, servers
@@ -78,7 +78,7 @@ def score(
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
         return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
-    from fuselm import probe
+    from fuselm.models import probe
     from fuselm.system import machine
 
     machine.use_free_cores()
@@ -123,10 +123,11 @@ def fidelity(
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
-        from fuselm import capture, forward, retention, spans
+        from fuselm import capture, retention, spans
         from fuselm.alignment import Aligner
         from fuselm.candidates import Candidates
         from fuselm.fidelity import Fidelity
+        from fuselm.models import forward
         from fuselm.report import finite
 
     reader = capture.load(source, vocabularies[0], dtype=dtype)

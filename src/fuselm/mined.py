@@ -11,8 +11,8 @@ from numpy import ndarray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.compiling import compiled
-from fuselm.vocabulary import Vocabulary
 
 BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
 UNREACHED = 1 << 62

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 
 from fuselm import config
-from fuselm.models import Model
+from fuselm.models.model import Model
 
 
 def check(target: Model, options: config.Train) -> None:

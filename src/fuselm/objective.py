@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fuselm.forward import OutputLayer, chunks, product_dtype
+from fuselm.models.forward import OutputLayer, chunks, product_dtype
 
 PRODUCT_BYTES = 1 << 28  # of a chunk's logits, in the type of the matrix products
 BLOCK_BYTES = 1 << 22  # of the rows whose logits are in float32 at a time on a CPU: they stay in its cache

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm import forward
-from fuselm.vocabulary import UNMAPPED, Segmentation, Vocabulary
+from fuselm.models import forward
+from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 # What rows hold depends on these two, which are in no key: whoever changes them raises manifest.FORMAT.
 BETWEEN = b"\n\n"  # documents of one row

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fuselm import config, corpus, needs, publish, run_precision
 from fuselm.inputs import Inputs
-from fuselm.models import Model, load_vocabulary, locate
+from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.run_precision import RunPrecision
 from fuselm.steps import Step, Steps
 from fuselm.system import fingerprints, manifest, processes
@@ -96,7 +96,7 @@ class Pipeline:
 
     def _try_models(self) -> None:
         """Try the target and every source that a run loads, before the first of them is read."""
-        from fuselm import probe
+        from fuselm.models import probe
 
         probe.try_all([(model, self.precision.dtype(role, model)) for role, model in self.local_models.items()])
 

@@ -19,7 +19,7 @@ from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
     from fuselm import config
-    from fuselm.models import Model
+    from fuselm.models.model import Model
     from fuselm.pipeline import Pipeline
     from fuselm.steps import Step
 
@@ -169,7 +169,7 @@ def tokens_table(pipeline: "Pipeline") -> Table:
 
 def machine_table(chosen: Mapping[str, str]) -> Table:
     """Return what was found of this machine, and what that lets the run choose: `calibrated` gives `chosen`."""
-    from fuselm import precision
+    from fuselm.models import precision
     from fuselm.system import machine
 
     result = Table("machine", "", show_header=False)

@@ -17,12 +17,12 @@ from fuselm.client import Client, Unreachable
 from fuselm.corpus import Document
 from fuselm.distributions import check
 from fuselm.endpoints import Dialect, Prompt, Rows
+from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.passages import Passage, Prefix, documents_of
 from fuselm.retention import Policy
 from fuselm.servers import Connection, Server, connect, put, read
 from fuselm.store import Trace, text_fingerprint
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Segmentation, Vocabulary
 
 ONE = 1  # document a batch: the server makes its own
 

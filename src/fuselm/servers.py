@@ -17,9 +17,9 @@ from fuselm.answers import describe
 from fuselm.client import Client, Refused, Unreachable
 from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
 from fuselm.exchange import CONNECT
-from fuselm.models import Model, locate_tokenizer
+from fuselm.models.model import Model, locate_tokenizer
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import fingerprints
-from fuselm.vocabulary import Vocabulary
 
 # Words of several tokens, digits, and a character that hardly any vocabulary has whole
 PROBE = "The quick brown fox jumps over 12 lazy dogs 𓂀 and naps."

@@ -15,13 +15,13 @@ from numpy import ndarray
 from fuselm import continuation
 from fuselm.continuation import Continued, grown
 from fuselm.distributions import Distributions
-from fuselm.segmentation import Segmentation, find_spelled
+from fuselm.models.segmentation import Segmentation, find_spelled
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.spelling import Spelling, child
 from fuselm.store import Trace
 from fuselm.stretches import find_stretches, place_rows, take_rows
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
-from fuselm.vocabulary import Vocabulary
 
 CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
 # An entry that has left the gold path. Its target tokens still to come are steps of the spelling, or, of a row that

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import bpe
+from fuselm.models import bpe
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
-from fuselm.vocabulary import Vocabulary
 
 # Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
 BEGIN = np.dtype([("at", "i4"), ("stop", "i4"), ("token", "i4")])

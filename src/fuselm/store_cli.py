@@ -219,7 +219,7 @@ def _import(
     texts: "list[Document] | None",
 ) -> None:
     from fuselm import importing
-    from fuselm.models import locate, locate_tokenizer
+    from fuselm.models.model import locate, locate_tokenizer
     from fuselm.system import manifest
 
     here = locate(model) if model is not None and Path(model).expanduser().exists() else None

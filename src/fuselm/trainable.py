@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fuselm.forward import OutputLayer, decoder
+from fuselm.models.forward import OutputLayer, decoder
 from fuselm.system.errors import name_model
 
 Then = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]

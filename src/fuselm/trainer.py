@@ -10,14 +10,15 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from fuselm import evaluation, forward
+from fuselm import evaluation
 from fuselm.averaging import Averaging
 from fuselm.corpus import Document
+from fuselm.models import forward
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.system import manifest
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 TERMS = ("clm_loss", "fusion_loss")
 

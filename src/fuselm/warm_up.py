@@ -12,15 +12,16 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm import alignment, batches, fusion, retention, scan, store
+from fuselm import alignment, batches, fusion, retention, store
 from fuselm.alignment import Aligner
 from fuselm.config import Fuse
 from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.models import scan
+from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress, show, show_on
-from fuselm.vocabulary import Segmentation, Vocabulary
 
 TEXT = "the river rose, and nobody had seen it coming"
 DRAWS = 5

@@ -21,10 +21,10 @@ from fuselm import corpus, passages
 from fuselm.capture import Source
 from fuselm.corpus import Document
 from fuselm.cutting import Reader
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 BATCH = 64  # texts that are written together
 Prompt = tuple[Document, list[int]]

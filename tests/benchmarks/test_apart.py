@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from fuselm import measure
 from fuselm.corpus import Document
-from fuselm.models import Model, load_tokenizer, locate
+from fuselm.models.model import Model, load_tokenizer, locate
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
-from fuselm.vocabulary import Vocabulary
 
 DOMAINS = ("french", "german")
 

@@ -19,15 +19,16 @@ import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fuselm import capture, evaluation, models, training
+from fuselm import capture, evaluation, training
 from fuselm.batches import Collator
 from fuselm.corpus import Document
-from fuselm.models import Model
+from fuselm.models import model as models
+from fuselm.models.model import Model
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import fusion_loss
 from fuselm.retention import Policy
 from fuselm.system.progress import Progress
 from fuselm.trainer import Settings
-from fuselm.vocabulary import Vocabulary
 
 NOT_BUILT, REFUSED = "not built", "refused"
 SOURCE_NATS = 1e-3  # of any token, in float32

@@ -16,10 +16,10 @@ from numpy import ndarray
 from tokenizer_families import FAMILIES
 from tokenizers import Tokenizer
 
-from fuselm import models
 from fuselm.alignment import Aligner
 from fuselm.distributions import check
-from fuselm.vocabulary import Segmentation, Vocabulary
+from fuselm.models import model as models
+from fuselm.models.vocabulary import Segmentation, Vocabulary
 
 FAST = [
     "byte-level",

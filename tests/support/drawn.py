@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 
 from fuselm.distributions import Distributions
+from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.store import Trace
-from fuselm.vocabulary import Segmentation, Vocabulary
 
 ALPHABET = "ab é"  # é is two bytes
 FILLER_ROWS = 2  # of the output layer, more than the tokenizer has tokens

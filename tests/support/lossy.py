@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as kinds
 
-from fuselm.vocabulary import Vocabulary
+from fuselm.models.vocabulary import Vocabulary
 
 SPECIAL = ["<unk>", "<|end|>"]
 ADDED = [  # of all flags; among them characters of the byte alphabet, the space mark, and runs of white space

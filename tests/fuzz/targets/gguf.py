@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fuselm import gguf_files
+from fuselm.models import gguf_files
 
 
 def prepare(folder: Path):

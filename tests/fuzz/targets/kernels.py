@@ -11,8 +11,9 @@ import drawn
 import numpy as np
 import torch
 
-from fuselm import batches, mined, nearest, pooling, rounding, scan, span, spelling, weights
+from fuselm import batches, mined, nearest, pooling, rounding, span, spelling, weights
 from fuselm.distributions import Distributions
+from fuselm.models import scan
 from fuselm.rows import FlatRows, Trace
 
 NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31 - 1])

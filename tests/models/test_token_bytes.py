@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 
-from fuselm import candidates, twins
-from fuselm.vocabulary import Vocabulary
+from fuselm import candidates
+from fuselm.models import twins
+from fuselm.models.vocabulary import Vocabulary
 
 HOSTILE = [
     *("", " ", "  a", "\n\n", "\x00", "\ufeffa", "a\r\n\tb", "The  Café, it's (fine)!", "e\u0301 ﬁ ẞ Ⅷ ａ１"),

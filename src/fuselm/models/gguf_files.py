@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from fuselm import gguf_claims
+from fuselm.models import gguf_claims
 from fuselm.system import fingerprints, manifest, progress
 from fuselm.system.errors import first_line
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers import models as kinds
 
-from fuselm import models
-from fuselm.vocabulary import UNMAPPED, Vocabulary
+from fuselm.models import model as models
+from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 
-UNSEEN = Path(__file__).parent / "data" / "unseen.jsonl"
+UNSEEN = Path(__file__).parents[1] / "data" / "unseen.jsonl"
 KINDS = ["byte_level", "sentence_piece", "word_piece"]
 ODD = [
     "",

@@ -10,8 +10,10 @@ import torch
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture, models, precision, run_precision
-from fuselm.models import locate
+from fuselm import capture, run_precision
+from fuselm.models import model as models
+from fuselm.models import precision
+from fuselm.models.model import locate
 from fuselm.system import fingerprints, machine, manifest
 
 WITH_BF16 = {

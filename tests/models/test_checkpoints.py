@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
-from fuselm import forward, models, tokenizer_files
+from fuselm.models import forward, tokenizer_files
+from fuselm.models import model as models
 
 ROWS = 641
 SIZES = {
@@ -76,7 +77,8 @@ TRACE = """
 import json, os, sys
 from pathlib import Path
 import safetensors, safetensors.torch, transformers.core_model_loading, transformers.modeling_utils
-from fuselm import models, tokenizer_files
+from fuselm.models import model as models
+from fuselm.models import tokenizer_files
 opened = []
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[0], str):

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from fuselm import scan
-from fuselm.scan import BLOCK, Survey
+from fuselm.models import scan
+from fuselm.models.scan import BLOCK, Survey
 from fuselm.system.errors import name_model
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fuselm import forward
+from fuselm.models import forward
 
 SIZES = {
     "vocab_size": 61,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import forward, retention, scan
+from fuselm import retention
+from fuselm.models import forward, scan
 from fuselm.retention import Policy
 
 KINDS = [torch.float32, torch.bfloat16]

@@ -12,7 +12,8 @@ import transformers
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import forward, models, probe
+from fuselm.models import forward, probe
+from fuselm.models import model as models
 from fuselm.system import fingerprints
 
 ROWS = 613

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from fuselm import token_strings
+from fuselm.models import token_strings
 from fuselm.system.errors import first_line
 
 BLOCK = 1 << 15  # tokens that are decoded at a time

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from fuselm import forward
-from fuselm.models import UNLIMITED, Model, load_model, load_tokenizer
+from fuselm.models import forward
+from fuselm.models.model import UNLIMITED, Model, load_model, load_tokenizer
 from fuselm.system import fingerprints, progress
 from fuselm.system.errors import first_line, name_model
 

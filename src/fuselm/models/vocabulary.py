@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 from tokenizers import Tokenizer
 
-from fuselm import bpe, segmentation, token_bytes, token_strings
-from fuselm.segmentation import Segmentation
+from fuselm.models import bpe, segmentation, token_bytes, token_strings
+from fuselm.models.segmentation import Segmentation
 from fuselm.system import fingerprints
 from fuselm.system.errors import tokenizing
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fuselm.checkpoints import NEEDED, read_json
+from fuselm.models.checkpoints import NEEDED, read_json
+from fuselm.models.twins import check_twins
 from fuselm.system import fingerprints
 from fuselm.system.errors import first_line, is_foreign
-from fuselm.twins import check_twins
 
 Choice = dict[str, str | int | None]
 

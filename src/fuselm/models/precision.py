@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fuselm.system import fingerprints, machine, progress
 
 if TYPE_CHECKING:
-    from fuselm.models import Model
+    from fuselm.models.model import Model
 
 # What a checkpoint of each type may be read in. Any other is read as it is: float32 has no equal that is faster.
 AS_PRECISE = {"bfloat16": ("bfloat16", "float32"), "float16": ("float16", "float32")}
@@ -126,7 +126,7 @@ def _key(device: str) -> list[str]:
 
 
 def _kind(device: str) -> str:
-    from fuselm import models
+    from fuselm.models import model as models
 
     return models.find_device() if device == "auto" else device.partition(":")[0]
 

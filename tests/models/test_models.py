@@ -31,12 +31,13 @@ from transformers import (
     MambaConfig,
 )
 
-from fuselm import gguf_files, models
+from fuselm.models import gguf_files
+from fuselm.models import model as models
 from fuselm.system import fingerprints, manifest
 
 TEXT = "the cat sat on the mat in 2024, and then it sat in the sun; the sun sat on the cat\n" * 3
 ROWS = 293  # of the output layer, a few more than the tokenizer has tokens
-REAL = Path(__file__).parents[1] / "models"
+REAL = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(autouse=True)
@@ -638,7 +639,7 @@ def test_a_converted_gguf_file_is_located_without_torch_or_transformers(gguf_fil
 
 
 def test_processes_that_convert_at_once_get_one_whole_folder(gguf_file):
-    code = f"from fuselm import models; print(models.locate({str(gguf_file)!r}))"
+    code = f"from fuselm.models import model as models; print(models.locate({str(gguf_file)!r}))"
     processes = [run_python(code) for _ in range(2)]
     first, second = [process.communicate()[0] for process in processes]
     assert first == second == f"{models.locate(str(gguf_file))}\n"

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from fuselm import checkpoints, gguf_files, hub, tokenizer_files
-from fuselm.checkpoints import UNLIMITED
+from fuselm.models import checkpoints, gguf_files, hub, tokenizer_files
+from fuselm.models.checkpoints import UNLIMITED
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import fingerprints
 from fuselm.system.errors import first_line
-from fuselm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import transformers
@@ -108,7 +108,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     import transformers
     from transformers import AutoModelForCausalLM
 
-    from fuselm import precision
+    from fuselm.models import precision
     from fuselm.system import progress
 
     transformers.utils.logging.disable_progress_bar()  # a second or two; ours is the only bar
