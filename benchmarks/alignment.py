@@ -24,9 +24,10 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.console import Console
 
-from fuselm import capture, corpus, measure, mined, nearest
+from fuselm import capture, measure, mined, nearest
 from fuselm.alignment import METHODS, Aligner, follow
 from fuselm.distributions import Distributions
+from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary

@@ -32,7 +32,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config, corpus, evaluation, measure, training
+from fuselm import config, evaluation, measure, training
+from fuselm.documents import corpus
 from fuselm.evaluation import Score
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import batches, config, corpus, evaluation, store, training
+from fuselm import batches, config, evaluation, store, training
+from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.pages import format_interval, format_signed

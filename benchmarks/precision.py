@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from fuselm import capture, passages, retention
+from fuselm import capture, retention
 from fuselm.capture import Source
-from fuselm.corpus import Document
+from fuselm.documents import passages
+from fuselm.documents.corpus import Document
 from fuselm.models import forward, precision
 from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
 from fuselm.objective import fusion_loss

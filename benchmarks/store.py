@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from fuselm import config, corpus, store
+from fuselm import config, store
+from fuselm.documents import corpus
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.rows import Trace, from_table

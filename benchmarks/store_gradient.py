@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fuselm import retention, store
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model
 from fuselm.models.vocabulary import Vocabulary

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fuselm import batches, parts
 from fuselm.batches import Batches, Collator, shuffled_passes
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions
-from fuselm.passages import packs
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import packs
 from fuselm.store import Store, write_parts
 from fuselm.system.manifest import Recipe, build_once
 

@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture, passages, store
-from fuselm.corpus import Document
+from fuselm import capture, store
+from fuselm.documents import passages
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import Prefix
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.passages import Prefix
 from fuselm.retention import Policy
 from fuselm.store import Trace
 from fuselm.system import manifest

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fuselm import evaluation
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate

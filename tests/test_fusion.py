@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fuselm import tails
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions, check
+from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse, fuse_stores
 from fuselm.store import Store, Trace, write_parts
 from fuselm.system import manifest

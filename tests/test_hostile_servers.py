@@ -20,7 +20,7 @@ from test_capture import source_of
 from test_servers import run_file
 
 from fuselm import client, remote, servers
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.system import addresses, keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."

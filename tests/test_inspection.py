@@ -8,7 +8,8 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm import corpus, run_folders, store
+from fuselm import run_folders, store
+from fuselm.documents import corpus
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 

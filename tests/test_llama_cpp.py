@@ -21,7 +21,7 @@ from rich.console import Console
 from test_capture import source_of
 
 from fuselm import capture, client, remote, servers, store
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fuselm import reload, training
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress

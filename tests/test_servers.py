@@ -17,7 +17,7 @@ from test_capture import source_of
 from tiny_run import fuselm
 
 from fuselm import capture, client, diagnosis, endpoints, remote, servers, store
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.endpoints import Dialect, Prompt
 from fuselm.retention import Policy
 from fuselm.system import manifest

@@ -26,12 +26,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaC
 
 from fuselm import adapters, capture, evaluation, fusion, store, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import packs
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import fusion_loss
-from fuselm.passages import packs
 from fuselm.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe

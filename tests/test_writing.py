@@ -11,9 +11,10 @@ import tiny_run
 import torch
 from rich.console import Console
 
-from fuselm import capture, corpus, passages, writing
-from fuselm.corpus import Document
-from fuselm.cutting import Reader
+from fuselm import capture, writing
+from fuselm.documents import corpus, passages
+from fuselm.documents.corpus import Document
+from fuselm.documents.cutting import Reader
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest

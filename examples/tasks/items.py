@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 
 CLOZE, CONTINUATION = 150, 100  # questions of a domain at most; those of the second are read four times
 BEFORE = 120  # characters of the document before the answer, at least

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import items
 import results
 
-from fuselm import corpus
+from fuselm.documents import corpus
 from fuselm.models.model import Model, locate
 from fuselm.system import fingerprints, manifest
 

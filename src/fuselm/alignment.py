@@ -18,8 +18,8 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import maps, mined, span, spelling
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.documents.corpus import Document
 from fuselm.fidelity import Fidelity
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary

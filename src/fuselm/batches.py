@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import packs
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.passages import packs
 from fuselm.rows import FlatRows
 from fuselm.store import Store
 from fuselm.system import doors

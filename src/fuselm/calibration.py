@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, capture, passages, remote, retention, servers, training
-from fuselm.corpus import Document
+from fuselm import batches, capture, remote, retention, servers, training
+from fuselm.documents import passages
+from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline

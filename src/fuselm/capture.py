@@ -21,13 +21,14 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import passages, retention, store
-from fuselm.corpus import Document
+from fuselm import retention, store
 from fuselm.distributions import Distributions, check
+from fuselm.documents import passages
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import Passage, Prefix
 from fuselm.models import forward, probe
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.passages import Passage, Prefix
 from fuselm.retention import Kept, Policy
 from fuselm.store import Trace
 from fuselm.system import machine, manifest

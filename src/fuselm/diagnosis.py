@@ -21,9 +21,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import corpus, run_folders, tails
-from fuselm.corpus import Document
+from fuselm import run_folders, tails
 from fuselm.distributions import Distributions
+from fuselm.documents import corpus
+from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse, learn, unspelled_shares
 from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
 
 RESAMPLES = 10_000

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuselm import foreign, store
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.foreign import Tokens
 from fuselm.models.model import Model
 from fuselm.store import Store, Trace

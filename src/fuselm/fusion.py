@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fuselm import pooling, tails
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import COMPARABLE, describe_shares
 from fuselm.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from fuselm import derivation, distillkit, foreign, store
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.foreign import Foreign, Tokens
 from fuselm.merging import make
 from fuselm.models.model import Model

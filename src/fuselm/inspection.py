@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, corpus, run_folders
+from fuselm import config, run_folders
+from fuselm.documents import corpus
 from fuselm.models.model import load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.store import Store, Trace

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fuselm import corpus, text_files, texts
-from fuselm.cutting import Reader
+from fuselm.documents import corpus, text_files, texts
+from fuselm.documents.cutting import Reader
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest, progress

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fuselm import config, corpus, needs, publish, run_precision
+from fuselm import config, needs, publish, run_precision
+from fuselm.documents import corpus
 from fuselm.inputs import Inputs
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.run_precision import RunPrecision

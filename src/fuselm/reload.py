@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fuselm import evaluation
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model
 from fuselm.models.vocabulary import Vocabulary

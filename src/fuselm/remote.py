@@ -14,11 +14,11 @@ import numpy as np
 
 from fuselm import client, endpoints
 from fuselm.client import Client, Unreachable
-from fuselm.corpus import Document
 from fuselm.distributions import check
+from fuselm.documents.corpus import Document
+from fuselm.documents.passages import Passage, Prefix, documents_of
 from fuselm.endpoints import Dialect, Prompt, Rows
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.passages import Passage, Prefix, documents_of
 from fuselm.retention import Policy
 from fuselm.servers import Connection, Server, connect, put, read
 from fuselm.store import Trace, text_fingerprint

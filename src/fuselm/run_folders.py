@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fuselm import corpus
+from fuselm.documents import corpus
 from fuselm.system import manifest
 
 RECORD = "run.json"  # of a finished run

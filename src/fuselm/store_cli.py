@@ -11,7 +11,7 @@ import typer
 from fuselm.system.streams import print_line
 
 if TYPE_CHECKING:
-    from fuselm.corpus import Document
+    from fuselm.documents.corpus import Document
     from fuselm.system.progress import Progress
 
 app = typer.Typer(help="Look into, check, join, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
@@ -260,8 +260,8 @@ def _say(out: Path, done: bool) -> None:
 
 def _documents(path: Path) -> "list[Document]":
     """A run's documents.jsonl. Raises `ValueError` if it is none."""
-    from fuselm.corpus import Document
-    from fuselm.text_files import check_file
+    from fuselm.documents.corpus import Document
+    from fuselm.documents.text_files import check_file
 
     check_file(path)
     try:
@@ -273,8 +273,8 @@ def _documents(path: Path) -> "list[Document]":
 
 def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
     """Documents that a file names. Of a run's file, those that the store has: it captured one split."""
+    from fuselm.documents.text_files import check_file
     from fuselm.store import Store
-    from fuselm.text_files import check_file
 
     check_file(path)
     try:

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from fuselm import evaluation
 from fuselm.averaging import Averaging
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss

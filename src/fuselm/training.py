@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fuselm import adapters, companions, needs, reload
 from fuselm.batches import Batches, Collator
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models import forward, probe
 from fuselm.models.model import DTYPES, Model, load_model
 from fuselm.models.vocabulary import Vocabulary

@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuselm import config, corpus, plan, run_precision
-from fuselm.corpus import Document
+from fuselm import config, plan, run_precision
+from fuselm.documents import corpus
+from fuselm.documents.corpus import Document
 from fuselm.pages import format_duration
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.steps import Step

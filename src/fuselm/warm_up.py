@@ -15,8 +15,8 @@ from tokenizers.models import BPE
 from fuselm import alignment, batches, fusion, retention, store
 from fuselm.alignment import Aligner
 from fuselm.config import Fuse
-from fuselm.corpus import Document
 from fuselm.distributions import Distributions
+from fuselm.documents.corpus import Document
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.system import manifest

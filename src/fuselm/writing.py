@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fuselm import corpus, passages
 from fuselm.capture import Source
-from fuselm.corpus import Document
-from fuselm.cutting import Reader
+from fuselm.documents import corpus, passages
+from fuselm.documents.corpus import Document
+from fuselm.documents.cutting import Reader
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import manifest
 from fuselm.system.errors import name_model

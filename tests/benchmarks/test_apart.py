@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fuselm import measure
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models.model import Model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fuselm import capture, evaluation, training
 from fuselm.batches import Collator
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 from fuselm.models import model as models
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Vocabulary

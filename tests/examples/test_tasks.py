@@ -16,7 +16,7 @@ import tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.corpus import Document
+from fuselm.documents.corpus import Document
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 

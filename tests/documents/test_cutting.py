@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as kinds
 
-from fuselm.cutting import Reader, cut
+from fuselm.documents.cutting import Reader, cut
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
+QUICKSTART = Path(__file__).parents[2] / "examples" / "corpus" / "quickstart.jsonl"
 TEXTS = [json.loads(line)["text"] for line in QUICKSTART.read_text(encoding="utf-8").splitlines()[::7]]
 BORDERS = (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s")
 

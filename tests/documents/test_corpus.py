@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import corpus
-from fuselm.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
-from fuselm.cutting import Reader
+from fuselm.documents import corpus
+from fuselm.documents.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
+from fuselm.documents.cutting import Reader
+from fuselm.documents.texts import Row, read_texts
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
-from fuselm.texts import Row, read_texts
 
 
 def write(path: Path, rows: list) -> Path:
@@ -205,7 +205,7 @@ def test_a_second_file_that_says_train_only_adds_training_text(tmp_path):
 
 
 def test_the_larger_corpus_leaves_the_quickstarts_split_as_it_is(tmp_path):
-    quickstart = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
+    quickstart = Path(__file__).parents[2] / "examples" / "corpus" / "quickstart.jsonl"
     domains = [json.loads(line)["domain"] for line in quickstart.read_text(encoding="utf-8").splitlines()]
     larger = write(tmp_path / "larger.jsonl", saying("train", rows_of(**dict.fromkeys(domains, 7))))
     for seed in range(3):

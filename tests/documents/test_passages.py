@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import passages
+from fuselm.documents import passages
+from fuselm.documents.passages import Passage, Prefix
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.passages import Passage, Prefix
 
 DOMAINS = ("english", "french")
 documents = st.lists(st.tuples(st.integers(0, 23), st.sampled_from(DOMAINS)), max_size=19)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from fuselm import cutting
-from fuselm.cutting import Reader
+from fuselm.documents import cutting
+from fuselm.documents.cutting import Reader
+from fuselm.documents.texts import SPLITS, Row, read_texts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
-from fuselm.texts import SPLITS, Row, read_texts
 
 DRAWN = "drawn"  # in counts, the split of rows that say none
 FILE = "documents.jsonl"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fuselm import json_rows
-from fuselm.text_files import COMPRESSED, PARQUET, PLAIN, TABLES, check_file, kind_of, stem
+from fuselm.documents import json_rows
+from fuselm.documents.text_files import COMPRESSED, PARQUET, PLAIN, TABLES, check_file, kind_of, stem
 
 SPLITS = ("train", "dev", "heldout")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.text_files import PLAIN, check_file, find_files, name_domains
-from fuselm.texts import LONGEST_DOMAIN, Row, read_texts
+from fuselm.documents.text_files import PLAIN, check_file, find_files, name_domains
+from fuselm.documents.texts import LONGEST_DOMAIN, Row, read_texts
 
 ROWS = [
     {"text": 'one, "two"\nand\tthree', "domain": "prose", "split": "dev"},
