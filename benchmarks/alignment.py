@@ -26,13 +26,13 @@ from rich.console import Console
 
 from fuselm import capture, measure, mined, nearest
 from fuselm.alignment import METHODS, Aligner, follow
-from fuselm.distributions import Distributions
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.retention import Policy
-from fuselm.store import Store, Trace
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.retention import Policy
+from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import show
 

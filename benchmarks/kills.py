@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fuselm.store import Store
+from fuselm.stores.store import Store
 from fuselm.system import manifest
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"

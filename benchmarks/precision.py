@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 
-from fuselm import capture, retention
+from fuselm import capture
 from fuselm.capture import Source
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, precision
 from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
 from fuselm.objective import fusion_loss
+from fuselm.stores import retention
 from fuselm.trainable import go_on
 
 ROOT = Path(__file__).parents[1]

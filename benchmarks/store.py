@@ -27,12 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from fuselm import config, store
+from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.rows import Trace, from_table
-from fuselm.store import Store
+from fuselm.stores import store
+from fuselm.stores.rows import Trace, from_table
+from fuselm.stores.store import Store
 from fuselm.system import manifest
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ def columns(folder: Path) -> dict[str, float]:
 
 def reduced(name: str, options: dict) -> Path:
     """A store of what a policy keeps of the wide one's rows."""
-    from fuselm.retention import Policy, reduce
+    from fuselm.stores.retention import Policy, reduce
 
     wide, policy = Store(captured(name, WIDE)), Policy(**options)
 
@@ -180,7 +181,7 @@ def worker(task: str) -> Callable[[str, int], dict]:
 
         from fuselm import capture
         from fuselm.models import forward
-        from fuselm.retention import Policy
+        from fuselm.stores.retention import Policy
 
         source, chosen = source_of(name), documents()[:: max(len(documents()) // count, 1)]
         segmentations = [source.vocabulary.segment(d.text) for d in chosen]
@@ -256,8 +257,8 @@ def checking() -> dict:
     """What the check of a store costs that is not known to be sound: seconds of CPU of its first reading and of its
     second, with what `verify` takes. Medians of runs by turns, for the machine may be busy.
     """
+    from fuselm.stores.verification import verify
     from fuselm.system import fingerprints
-    from fuselm.verification import verify
 
     folder, known = copied(), fingerprints.cache() / "fingerprints.json"
     took: dict[str, list[float]] = {"first": [], "second": [], "verify": []}
@@ -384,7 +385,7 @@ def captured(name: str, options: dict) -> Path:
 
     def build(out: Path) -> dict:
         from fuselm import capture
-        from fuselm.retention import Policy
+        from fuselm.stores.retention import Policy
         from fuselm.system.progress import show
 
         with show(console, f"capture {name} {options}") as shown:

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuselm import retention, store
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.retention import Kept, Policy
-from fuselm.rows import from_table
+from fuselm.stores import retention, store
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.retention import Kept, Policy
+from fuselm.stores.rows import from_table
 
 HIDDEN, LENGTH = 64, 64
 DISTILLKIT = {50: (1, [0, 1, 0.5]), 128: (16, [0, 1, 2, 3, 4, 0.5])}  # k: exact_k, powers of the rank

@@ -14,12 +14,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fuselm.alignment import METHODS, Aligner
-from fuselm.distributions import check
 from fuselm.fidelity import Fidelity
 from fuselm.models import bpe
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Trace
+from fuselm.stores.distributions import check
+from fuselm.stores.store import Trace
 
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import batches, parts
+from fuselm import batches
 from fuselm.batches import Batches, Collator, shuffled_passes
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
-from fuselm.store import Store, write_parts
+from fuselm.stores import parts
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, write_parts
 from fuselm.system.manifest import Recipe, build_once
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fuselm import capture, cluster
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.retention import Policy
+from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress

@@ -16,10 +16,10 @@ from rich.console import Console
 from tiny_run import fuselm
 
 from fuselm import config, diagnosis, diagnosis_page, figures, options
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.inputs import Inputs
-from fuselm.store import Store, Trace, write_parts
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 

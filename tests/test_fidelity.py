@@ -6,9 +6,9 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm.distributions import Distributions
 from fuselm.fidelity import Fidelity, verdict
-from fuselm.store import Trace
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Trace
 
 KEYS = {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import derivation, distillkit, foreign, store
+from fuselm import derivation, distillkit, foreign
 from fuselm.foreign import Foreign, Tokens
-from fuselm.rows import Trace, from_table, to_table
+from fuselm.stores import store
+from fuselm.stores.rows import Trace, from_table, to_table
 
 TOP_K = 3
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fuselm import tails
-from fuselm.distributions import Distributions, check
 from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse, fuse_stores
-from fuselm.store import Store, Trace, write_parts
+from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 from fuselm.weights import FUNCTIONS, LEVELS, learn

@@ -8,10 +8,11 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm import run_folders, store
+from fuselm import run_folders
 from fuselm.documents import corpus
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.stores import store
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ import pytest
 from rich.console import Console
 from test_capture import source_of
 
-from fuselm import capture, client, remote, servers, store
+from fuselm import capture, client, remote, servers
 from fuselm.documents.corpus import Document
-from fuselm.retention import Policy
+from fuselm.stores import store
+from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress

@@ -16,10 +16,11 @@ from rich.console import Console
 from test_capture import source_of
 from tiny_run import fuselm
 
-from fuselm import capture, client, diagnosis, endpoints, remote, servers, store
+from fuselm import capture, client, diagnosis, endpoints, remote, servers
 from fuselm.documents.corpus import Document
 from fuselm.endpoints import Dialect, Prompt
-from fuselm.retention import Policy
+from fuselm.stores import store
+from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress

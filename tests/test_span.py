@@ -13,9 +13,9 @@ from tokenizers import models as kinds
 
 from fuselm import span
 from fuselm.alignment import Aligner
-from fuselm.distributions import Distributions, check
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.spelling import spell
+from fuselm.stores.distributions import Distributions, check
 
 HARD = {
     "characters cut in two": "日本語と漢字、naïve café – Straße",

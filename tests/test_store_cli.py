@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm.store import Store, part_path
+from fuselm.stores.store import Store, part_path
 from fuselm.system import manifest
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from fuselm import tails
-from fuselm.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check
 
 VOCAB = 997
 some = settings(max_examples=60)

@@ -5,12 +5,12 @@ from typing import Any
 
 _HOME = {
     "Aligner": "alignment",
-    "Distributions": "distributions",
+    "Distributions": "stores.distributions",
     "FusedRows": "objective",
     "Model": "models.model",
     "Pipeline": "pipeline",
-    "Store": "store",
-    "Trace": "store",
+    "Store": "stores.store",
+    "Trace": "stores.store",
     "Vocabulary": "models.vocabulary",
     "fuse": "fusion",
     "fusion_loss": "objective",

@@ -18,12 +18,12 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm import maps, mined, span, spelling
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.fidelity import Fidelity
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
-from fuselm.store import Store, Trace, write_parts
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.stretches import clear_rows
 from fuselm.system import machine
 from fuselm.system.progress import Progress

@@ -17,8 +17,8 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.rows import FlatRows
-from fuselm.store import Store
+from fuselm.stores.rows import FlatRows
+from fuselm.stores.store import Store
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
 

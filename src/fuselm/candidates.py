@@ -10,7 +10,7 @@ import numpy as np
 
 from fuselm.models.token_bytes import LOST
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Trace
+from fuselm.stores.store import Trace
 
 ROWS = 256  # of all documents, at most, are looked at
 EACH = 8  # rows of one document

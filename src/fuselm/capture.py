@@ -21,16 +21,16 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedModel
 
-from fuselm import retention, store
-from fuselm.distributions import Distributions, check
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.models import forward, probe
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.retention import Kept, Policy
-from fuselm.store import Trace
+from fuselm.stores import retention, store
+from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.retention import Kept, Policy
+from fuselm.stores.store import Trace
 from fuselm.system import machine, manifest
 from fuselm.system.background import Background
 from fuselm.system.progress import Progress, doing

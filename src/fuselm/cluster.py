@@ -18,8 +18,8 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.retention import Policy
-from fuselm.store import Trace
+from fuselm.stores.retention import Policy
+from fuselm.stores.store import Trace
 from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress
 

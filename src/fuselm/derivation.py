@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import foreign, store
-from fuselm.distributions import Distributions, check
+from fuselm import foreign
 from fuselm.foreign import Foreign, Tokens
 from fuselm.models.segmentation import Segmentation
-from fuselm.store import Trace
+from fuselm.stores import store
+from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.store import Trace
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
 SMALLEST_TAIL = 2.0**-16  # of a softmax, which leaves something to every id

@@ -22,14 +22,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm import run_folders, tails
-from fuselm.distributions import Distributions
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse, learn, unspelled_shares
 from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE
 from fuselm.report import finite
-from fuselm.store import Store, Trace
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import plain

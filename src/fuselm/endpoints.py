@@ -30,9 +30,9 @@ from fuselm.answers import (
     take,
     take_choice,
 )
-from fuselm.distributions import Distributions
 from fuselm.id_protocols import ask_sglang, ask_vllm, read_sglang, read_vllm
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.stores.distributions import Distributions
 
 SEVERAL = -1  # the id of a string that more than one token is decoded to
 LOSSY = ("replace", "ignore")  # what a server may do with bytes that are no text

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuselm import foreign, store
+from fuselm import foreign
 from fuselm.documents.corpus import Document
 from fuselm.foreign import Tokens
 from fuselm.models.model import Model
-from fuselm.store import Store, Trace
+from fuselm.stores import store
+from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 

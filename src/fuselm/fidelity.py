@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
-from fuselm.store import Trace
+from fuselm.stores.store import Trace
 
 # The least share of the source's bits in informed spans, and the largest fidelity there.
 VERDICTS = {"usable": (0.95, 1.05), "partly usable": (0.5, 1.25), "not usable": (0.0, math.inf)}

@@ -19,7 +19,7 @@ from fuselm import distillkit, endpoints
 from fuselm.endpoints import Dialect, Prompt
 from fuselm.models.model import Model, load_vocabulary
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Trace
+from fuselm.stores.store import Trace
 
 NOTHING = -1e9  # log-probability of padding
 LEAST = -9999.0  # what vLLM writes for minus infinity; JSON has none

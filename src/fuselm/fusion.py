@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fuselm import pooling, tails
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import COMPARABLE, describe_shares
-from fuselm.store import Store, Trace, write_parts
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress
 from fuselm.weights import FUNCTIONS, Evidence
 from fuselm.weights import learn as weights_of

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fuselm import derivation, distillkit, foreign, store
+from fuselm import derivation, distillkit, foreign
 from fuselm.documents.corpus import Document
 from fuselm.foreign import Foreign, Tokens
-from fuselm.merging import make
 from fuselm.models.model import Model
-from fuselm.store import Trace
+from fuselm.stores import store
+from fuselm.stores.merging import make
+from fuselm.stores.store import Trace
 from fuselm.system import fingerprints
 from fuselm.system.errors import first_line
 from fuselm.system.manifest import Recipe

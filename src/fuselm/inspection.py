@@ -13,7 +13,7 @@ from fuselm import config, run_folders
 from fuselm.documents import corpus
 from fuselm.models.model import load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Store, Trace
+from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import plain

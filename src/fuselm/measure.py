@@ -123,12 +123,13 @@ def fidelity(
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
-        from fuselm import capture, retention, spans
+        from fuselm import capture, spans
         from fuselm.alignment import Aligner
         from fuselm.candidates import Candidates
         from fuselm.fidelity import Fidelity
         from fuselm.models import forward
         from fuselm.report import finite
+        from fuselm.stores import retention
 
     reader = capture.load(source, vocabularies[0], dtype=dtype)
     policy = retention.Policy(policy="top_k", top_k=top_k)

@@ -199,7 +199,8 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import capture, retention
+            from fuselm import capture
+            from fuselm.stores import retention
 
             documents = self.learnt
             vocabulary = self.inputs.source_vocabulary(name)
@@ -225,7 +226,7 @@ class Pipeline:
         """A store that the user has. Raises `ValueError` if it is not of this source and these texts."""
         is_written = all(manifest.is_finished(path) for path in self.write().values())
         if folder not in self._expected:
-            from fuselm import store
+            from fuselm.stores import store
 
             model = self.inputs.sources[name]
             found = store.Store(folder, vocabulary_size=model.output_size)
@@ -237,7 +238,7 @@ class Pipeline:
 
     def _check_stores(self) -> None:
         """Read all rows of the user's stores that are not known to be sound. Raises `ValueError`."""
-        from fuselm import store
+        from fuselm.stores import store
 
         for name, options in self.run.sources.items():
             if isinstance(options, config.Captured) and options.store is not None:
@@ -271,7 +272,8 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import alignment, store
+            from fuselm import alignment
+            from fuselm.stores import store
 
             source = store.Store(captured, draws=draws, vocabulary_size=self.inputs.sources[name].output_size)
             documents = [d for d in self.learnt if d.id in source]
@@ -294,7 +296,8 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import fusion, store
+            from fuselm import fusion
+            from fuselm.stores import store
 
             size = self.inputs.target.output_size
             stores = {name: store.Store(path, vocabulary_size=size) for name, path in sorted(aligned.items())}
@@ -350,7 +353,8 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import batches, store, training
+            from fuselm import batches, training
+            from fuselm.stores import store
 
             kept = {"keep_tokens": batches.KEPT_TOKENS, "vocabulary_size": self.inputs.target.output_size}
             rows = None if fused is None else store.Store(fused, **kept)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from fuselm import tails
-from fuselm.distributions import Distributions
+from fuselm.stores.distributions import Distributions
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from fuselm import client, endpoints
 from fuselm.client import Client, Unreachable
-from fuselm.distributions import check
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix, documents_of
 from fuselm.endpoints import Dialect, Prompt, Rows
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.retention import Policy
 from fuselm.servers import Connection, Server, connect, put, read
-from fuselm.store import Trace, text_fingerprint
+from fuselm.stores.distributions import check
+from fuselm.stores.retention import Policy
+from fuselm.stores.store import Trace, text_fingerprint
 from fuselm.system.progress import Progress
 
 ONE = 1  # document a batch: the server makes its own
@@ -40,8 +40,8 @@ def capture(
 
     `unclear` of what was counted is the mean mass of a token's strings that may be several tokens.
     """
-    from fuselm import retention
     from fuselm.capture import write_all
+    from fuselm.stores import retention
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
     lost, tokens = 0.0, 0

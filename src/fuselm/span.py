@@ -14,11 +14,11 @@ from numpy import ndarray
 
 from fuselm import continuation
 from fuselm.continuation import Continued, grown
-from fuselm.distributions import Distributions
 from fuselm.models.segmentation import Segmentation, find_spelled
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.spelling import Spelling, child
-from fuselm.store import Trace
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Trace
 from fuselm.stretches import find_stretches, place_rows, take_rows
 from fuselm.system import doors
 from fuselm.system.compiling import compiled

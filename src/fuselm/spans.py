@@ -17,7 +17,7 @@ from fuselm import span
 from fuselm.alignment import Aligner
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Trace
+from fuselm.stores.store import Trace
 
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")  # source tokens to target tokens
 CATEGORIES = ("words", "digits", "punctuation", "CJK", "emoji", "other", "white_space", "unknown_tokens")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import trust
+from fuselm.stores import trust
 from fuselm.system import manifest, processes, progress
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress

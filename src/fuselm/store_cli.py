@@ -27,7 +27,7 @@ Documents = Annotated[
 @app.command()
 def info(folder: Folder, as_json: AsJson = False) -> None:
     """Model, tokenizer, policy, counts, bytes per token by column."""
-    from fuselm import contents
+    from fuselm.stores import contents
     from fuselm.system import terminal
 
     facts = contents.info(folder)
@@ -49,7 +49,7 @@ def verify(
     ] = None,
 ) -> None:
     """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
-    from fuselm import contents, verification
+    from fuselm.stores import contents, verification
     from fuselm.system import manifest
 
     found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
@@ -79,7 +79,7 @@ def head(
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file, to show text by.")] = None,
 ) -> None:
     """The first rows as text."""
-    from fuselm import contents
+    from fuselm.stores import contents
     from fuselm.system import terminal
 
     console = terminal.open_console()
@@ -92,7 +92,7 @@ def merge(
     out: Out, stores: Annotated[list[Path], typer.Argument(help="Stores of different documents.", show_default=False)]
 ) -> None:
     """Join the shards of several machines."""
-    from fuselm import merging
+    from fuselm.stores import merging
 
     with _progress("merge") as progress:
         done = merging.merge(stores, out, progress=progress)
@@ -111,7 +111,7 @@ def subset(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="threshold: the least probability.")] = None,
 ) -> None:
     """Cut a store by document, by policy or both."""
-    from fuselm import merging
+    from fuselm.stores import merging
     from fuselm.system import manifest
 
     numbers = {"top_k": top_k, "mass": mass, "threshold": threshold}
@@ -183,8 +183,9 @@ def _export(
     tokenizer: str | None,
     texts: "list[Document] | None",
 ) -> None:
-    from fuselm import contents, exporting, foreign
-    from fuselm.store import Store
+    from fuselm import exporting, foreign
+    from fuselm.stores import contents
+    from fuselm.stores.store import Store
 
     given = Store(folder)
     found = contents.tokenizer_of(folder, given.manifest, tokenizer)
@@ -274,7 +275,7 @@ def _documents(path: Path) -> "list[Document]":
 def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
     """Documents that a file names. Of a run's file, those that the store has: it captured one split."""
     from fuselm.documents.text_files import check_file
-    from fuselm.store import Store
+    from fuselm.stores.store import Store
 
     check_file(path)
     try:

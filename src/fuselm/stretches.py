@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm.distributions import Distributions
+from fuselm.stores.distributions import Distributions
 
 
 def find_stretches(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm.distributions import Distributions
+from fuselm.stores.distributions import Distributions
 
 LEAST = 2.0**-24  # a tail is known to that: it is 1 minus a sum of float32
 STEEPEST = -1e9  # x of a tail without mass

@@ -27,7 +27,7 @@ from fuselm.models import forward, probe
 from fuselm.models.model import DTYPES, Model, load_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.scalar_log import ScalarLog
-from fuselm.store import Store
+from fuselm.stores.store import Store
 from fuselm.system import machine, manifest, processes
 from fuselm.system.progress import Progress
 from fuselm.trainable import go_on

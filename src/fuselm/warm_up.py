@@ -12,13 +12,14 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm import alignment, batches, fusion, retention, store
+from fuselm import alignment, batches, fusion
 from fuselm.alignment import Aligner
 from fuselm.config import Fuse
-from fuselm.distributions import Distributions
 from fuselm.documents.corpus import Document
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
+from fuselm.stores import retention, store
+from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress, show, show_on

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm import tails
-from fuselm.store import Trace
+from fuselm.stores.store import Trace
 from fuselm.system.compiling import compiled
 
 Matrix = Float[ndarray, "tokens sources"]

@@ -26,7 +26,7 @@ from fuselm.models import model as models
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import fusion_loss
-from fuselm.retention import Policy
+from fuselm.stores.retention import Policy
 from fuselm.system.progress import Progress
 from fuselm.trainer import Settings
 

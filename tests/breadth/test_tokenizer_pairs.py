@@ -17,9 +17,9 @@ from tokenizer_families import FAMILIES
 from tokenizers import Tokenizer
 
 from fuselm.alignment import Aligner
-from fuselm.distributions import check
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Segmentation, Vocabulary
+from fuselm.stores.distributions import check
 
 FAST = [
     "byte-level",

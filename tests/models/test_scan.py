@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import retention
 from fuselm.models import forward, scan
-from fuselm.retention import Policy
+from fuselm.stores import retention
+from fuselm.stores.retention import Policy
 
 KINDS = [torch.float32, torch.bfloat16]
 

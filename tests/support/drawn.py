@@ -12,9 +12,9 @@ from numpy import ndarray
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 
-from fuselm.distributions import Distributions
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.store import Trace
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Trace
 
 ALPHABET = "ab é"  # é is two bytes
 FILLER_ROWS = 2  # of the output layer, more than the tokenizer has tokens

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuselm import store
+from fuselm.stores import store
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 

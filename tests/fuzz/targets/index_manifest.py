@@ -9,8 +9,8 @@ import numpy as np
 from fuzz.targets import store_values
 from tampered import put_together
 
-from fuselm import contents as told
-from fuselm import store
+from fuselm.stores import contents as told
+from fuselm.stores import store
 
 VALUES: list[Any] = [None, True, -1, 0, 1, 3, 99, 2**31, 10**30, 0.5, float("nan")]
 VALUES += ["", "x", "../x", [], [1], {}, {"a": 1}]

@@ -11,10 +11,11 @@ import drawn
 import numpy as np
 import torch
 
-from fuselm import batches, mined, nearest, pooling, rounding, span, spelling, weights
-from fuselm.distributions import Distributions
+from fuselm import batches, mined, nearest, pooling, span, spelling, weights
 from fuselm.models import scan
-from fuselm.rows import FlatRows, Trace
+from fuselm.stores import rounding
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.rows import FlatRows, Trace
 
 NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31 - 1])
 

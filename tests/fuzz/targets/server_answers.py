@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import client, distributions, endpoints
+from fuselm import client, endpoints
 from fuselm.answers import Prompt
 from fuselm.endpoints import APIS, Dialect
 from fuselm.exchange import Answer
+from fuselm.stores import distributions
 
 KINDS = ("vllm", "sglang", "openai")
 STRINGS = [*"abcdefghijklmno", "\n", "\n", "", "", " a", "é", "<s>"]  # of ids: a pair of twins, and two of no string

@@ -7,7 +7,7 @@ import numpy as np
 from fuzz.targets import store_values
 from rich.console import Console
 
-from fuselm import store, verification
+from fuselm.stores import store, verification
 from fuselm.system.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")

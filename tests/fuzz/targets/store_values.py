@@ -8,7 +8,8 @@ import drawn
 import numpy as np
 from tampered import Contents, put_together, take_apart
 
-from fuselm import alignment, fusion, store, tails
+from fuselm import alignment, fusion, tails
+from fuselm.stores import store
 from fuselm.system import manifest
 
 TEXTS = ["ab é ba" * 3, "b a", "", "éé aab", "abba" * 5]

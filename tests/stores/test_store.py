@@ -4,9 +4,9 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm import store
-from fuselm.rows import Trace, from_table, to_table
-from fuselm.store import Store, finish, part_path, write_part, write_parts
+from fuselm.stores import store
+from fuselm.stores.rows import Trace, from_table, to_table
+from fuselm.stores.store import Store, finish, part_path, write_part, write_parts
 from fuselm.system.manifest import Recipe, build_once
 
 TEXTS = {"first": "abba", "second": "", "third": "a b\u00e9 b", "fourth": " "}

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm import config, retention, rounding, store
-from fuselm.retention import Policy
-from fuselm.rows import from_table
-from fuselm.store import Store
+from fuselm import config
+from fuselm.stores import retention, rounding, store
+from fuselm.stores.retention import Policy
+from fuselm.stores.rows import from_table
+from fuselm.stores.store import Store
 from fuselm.system import fingerprints, manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress

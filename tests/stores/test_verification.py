@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from fuselm import store
-from fuselm.rows import from_table
-from fuselm.store import finish, part_path, write_part
+from fuselm.stores import store
+from fuselm.stores.rows import from_table
+from fuselm.stores.store import finish, part_path, write_part
+from fuselm.stores.verification import verify
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe, build_once
 from fuselm.system.progress import Progress
-from fuselm.verification import verify
 
 PARTS = {0: ("a", "b", "c"), 1: ("d", "e")}
 QUIET = Progress(Console(quiet=True), "")

@@ -12,8 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuselm.parts import DAMAGED, grouped_tables, is_part, open_parquet, part_number, part_path, up_to, write_tables
-from fuselm.rows import Trace, joined, to_table
+from fuselm.stores.parts import (
+    DAMAGED,
+    grouped_tables,
+    is_part,
+    open_parquet,
+    part_number,
+    part_path,
+    up_to,
+    write_tables,
+)
+from fuselm.stores.rows import Trace, joined, to_table
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 

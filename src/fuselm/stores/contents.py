@@ -15,7 +15,7 @@ from rich.text import Text
 from fuselm import inspection
 from fuselm.models.model import Model, load_vocabulary, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.store import Store, Trace
+from fuselm.stores.store import Store, Trace
 from fuselm.system.terminal import plain
 
 

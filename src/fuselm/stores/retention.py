@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from fuselm.distributions import Distributions
 from fuselm.models import forward, scan
 from fuselm.models.scan import Survey
+from fuselm.stores.distributions import Distributions
 
 SLACK = 1e-3  # nats below the threshold, within which rounding decides
 HEAD = 0.9  # of 1/draws: what is above belongs to the head, however it is rounded

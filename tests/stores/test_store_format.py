@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuselm import store
-from fuselm.distributions import Distributions
-from fuselm.store import Store, Trace
+from fuselm.stores import store
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 
-GOLDEN = Path(__file__).parent / "data" / "store"
+GOLDEN = Path(__file__).parents[1] / "data" / "store"
 
 
 def golden_traces() -> list[Trace]:

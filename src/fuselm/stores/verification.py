@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import index as indexes
-from fuselm import parts, rules, trust
-from fuselm.rows import SCHEMA, flatten
+from fuselm.stores import index as indexes
+from fuselm.stores import parts, rules, trust
+from fuselm.stores.rows import SCHEMA, flatten
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress

@@ -13,10 +13,10 @@ import tiny_run
 from tampered import take_apart, tamper
 from tiny_run import fuselm
 
-from fuselm import store
-from fuselm.store import Store
+from fuselm.stores import store
+from fuselm.stores.store import Store
+from fuselm.stores.verification import verify
 from fuselm.system import manifest
-from fuselm.verification import verify
 
 HUGE = 50_000_000
 

@@ -10,7 +10,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check
 
 VOCAB = 11
 

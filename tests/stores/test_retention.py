@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import retention
-from fuselm.distributions import Distributions, check
 from fuselm.models import forward
-from fuselm.retention import Kept, Policy, keep, reduce
+from fuselm.stores import retention
+from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.retention import Kept, Policy, keep, reduce
 
 ROWS, VOCAB, GOLD = 7, 211, 97
 LARGEST = [

@@ -10,8 +10,8 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import rounding
-from fuselm.distributions import Distributions
+from fuselm.stores import rounding
+from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
 
 

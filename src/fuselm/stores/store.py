@@ -18,10 +18,19 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import parts, rules, trust
-from fuselm.index import INDEX, INDEX_SCHEMA, PART_TOKENS, finish, read_index, write_part, write_parts, wrong_index
-from fuselm.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
-from fuselm.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
+from fuselm.stores import parts, rules, trust
+from fuselm.stores.index import (
+    INDEX,
+    INDEX_SCHEMA,
+    PART_TOKENS,
+    finish,
+    read_index,
+    write_part,
+    write_parts,
+    wrong_index,
+)
+from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
+from fuselm.stores.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 

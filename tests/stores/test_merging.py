@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import merging, retention, store
-from fuselm.retention import Policy
-from fuselm.rows import Trace, from_table
-from fuselm.store import Store
+from fuselm.stores import merging, retention, store
+from fuselm.stores.retention import Policy
+from fuselm.stores.rows import Trace, from_table
+from fuselm.stores.store import Store
+from fuselm.stores.verification import verify
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe, build_once
 from fuselm.system.progress import Progress
-from fuselm.verification import verify
 
 QUIET = Progress(Console(quiet=True), "")
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0), (1, 1)])

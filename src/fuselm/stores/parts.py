@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuselm.rows import SCHEMA, Trace, to_table
+from fuselm.stores.rows import SCHEMA, Trace, to_table
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import rounding
+from fuselm.stores import rounding
 
 LOGPROBS = np.concatenate([np.linspace(-40, 0, 10_007), np.log(np.linspace(1e-9, 1, 10_007))]).astype(np.float32)
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
-from fuselm import rounding
-from fuselm.rows import Columns
+from fuselm.stores import rounding
+from fuselm.stores.rows import Columns
 from fuselm.system.compiling import compiled
 
 STAGES = ("capture", "align", "fuse")
