@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from fuselm import capture
-from fuselm.capture import Source
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, precision
 from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
 from fuselm.objective import fusion_loss
+from fuselm.sources import capture
+from fuselm.sources.capture import Source
 from fuselm.stores import retention
 from fuselm.trainable import go_on
 

@@ -179,8 +179,8 @@ def worker(task: str) -> Callable[[str, int], dict]:
     def run(name: str, count: int) -> dict:
         import torch
 
-        from fuselm import capture
         from fuselm.models import forward
+        from fuselm.sources import capture
         from fuselm.stores.retention import Policy
 
         source, chosen = source_of(name), documents()[:: max(len(documents()) // count, 1)]
@@ -369,9 +369,9 @@ def documents() -> list[corpus.Document]:
 
 
 def source_of(name: str):
-    from fuselm import capture
     from fuselm.models import forward
     from fuselm.models.model import load_model
+    from fuselm.sources import capture
 
     model, vocabulary = model_of(name)
     loaded = load_model(model, dtype="bfloat16")
@@ -384,7 +384,7 @@ def captured(name: str, options: dict) -> Path:
     """A capture of the training documents, made once."""
 
     def build(out: Path) -> dict:
-        from fuselm import capture
+        from fuselm.sources import capture
         from fuselm.stores.retention import Policy
         from fuselm.system.progress import show
 

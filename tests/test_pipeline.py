@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from tiny_run import captured, files, fuselm, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import capture, config
+from fuselm import config
 from fuselm.pipeline import Pipeline
+from fuselm.sources import capture
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, capture, remote, servers, training
+from fuselm import batches, training
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
+from fuselm.sources import capture
+from fuselm.sources.servers import remote
+from fuselm.sources.servers import server as servers
 from fuselm.stores import retention
 from fuselm.system import machine
 from fuselm.system.progress import Progress

@@ -14,7 +14,7 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import fingerprints
 
 if TYPE_CHECKING:
-    from fuselm import servers
+    from fuselm.sources.servers import server as servers
 
 
 class Inputs:
@@ -165,7 +165,7 @@ def _length(options: config.Write) -> int:
 
 
 def _server(options: config.Server) -> "servers.Server":
-    from fuselm import servers
+    from fuselm.sources.servers import server as servers
 
     rest = options.model_dump(exclude={"server", "model", "tokenizer"})
     return servers.find(options.server, options.model, options.tokenizer, **rest)

@@ -16,7 +16,8 @@ from fuselm.system import manifest, progress
 from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
-    from fuselm import evaluation, servers
+    from fuselm import evaluation
+    from fuselm.sources.servers import server as servers
 
 METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
 BATCH_TOKENS = 1024
@@ -74,7 +75,7 @@ def score(
 
     progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
     if server is not None:
-        from fuselm import remote
+        from fuselm.sources.servers import remote
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
         return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
@@ -123,12 +124,13 @@ def fidelity(
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
-        from fuselm import capture, spans
+        from fuselm import spans
         from fuselm.alignment import Aligner
         from fuselm.candidates import Candidates
         from fuselm.fidelity import Fidelity
         from fuselm.models import forward
         from fuselm.report import finite
+        from fuselm.sources import capture
         from fuselm.stores import retention
 
     reader = capture.load(source, vocabularies[0], dtype=dtype)

@@ -83,7 +83,7 @@ class Pipeline:
         """
         todo = [s for s in self.steps(making) if not s.done and STAGES.index(s.stage) <= STAGES.index(last)]
         for name in sorted({s.name for s in todo if s.stage in ("capture", "evaluate")} & self.inputs.servers.keys()):
-            from fuselm import servers
+            from fuselm.sources.servers import server as servers
 
             servers.check_server(
                 self.inputs.servers[name], self.inputs.source_vocabulary(name), top_k=self.run.capture_of(name).top_k
@@ -163,7 +163,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import capture, writing
+            from fuselm.sources import capture, writing
 
             dtype = self._read_dtype(name, out)
             source = capture.load(model, self.inputs.source_vocabulary(name), dtype=dtype)
@@ -199,21 +199,21 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import capture
+            from fuselm.sources import capture
             from fuselm.stores import retention
 
             documents = self.learnt
             vocabulary = self.inputs.source_vocabulary(name)
             asked = {"policy": retention.Policy(**self.run.capture_of(name).retention), "progress": shown}
             if name in self.inputs.servers:
-                from fuselm import remote
+                from fuselm.sources.servers import remote
 
                 return remote.capture(self.inputs.servers[name], vocabulary, documents, out, **asked)
             asked["prefix_tokens"] = self.run.capture.prefix_tokens
             asked["batch_tokens"] = self.run.capture.batch_tokens
             dtype = self._read_dtype(name, out)
             if self.run.capture.engine == "ray":
-                from fuselm import cluster
+                from fuselm.sources import cluster
 
                 asked |= {"workers": self.run.capture.processes, "revision": options.revision}
                 return cluster.capture(model, vocabulary, documents, out, dtype=dtype, **asked) | {"dtype": dtype}

@@ -151,7 +151,7 @@ def convert(
     ] = None,
 ) -> None:
     """A store from others' files (--from), or files for others from a store (--to)."""
-    from fuselm import foreign
+    from fuselm.sources.interchange import foreign
 
     if (layout is None) == (to is None):
         raise ValueError("convert: needs either --from LAYOUT or --to LAYOUT")
@@ -183,7 +183,7 @@ def _export(
     tokenizer: str | None,
     texts: "list[Document] | None",
 ) -> None:
-    from fuselm import exporting, foreign
+    from fuselm.sources.interchange import exporting, foreign
     from fuselm.stores import contents
     from fuselm.stores.store import Store
 
@@ -219,8 +219,8 @@ def _import(
     compression: Path | None,
     texts: "list[Document] | None",
 ) -> None:
-    from fuselm import importing
     from fuselm.models.model import locate, locate_tokenizer
+    from fuselm.sources.interchange import importing
     from fuselm.system import manifest
 
     here = locate(model) if model is not None and Path(model).expanduser().exists() else None

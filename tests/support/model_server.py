@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from fuselm import capture
+from fuselm.sources import capture
 
 NAME = "tiny"
 

@@ -22,7 +22,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import capture, cli, endings
+from fuselm import cli, endings
+from fuselm.sources import capture
 from fuselm.system import progress
 from fuselm.system.progress import Progress
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from fuzz.targets.index_manifest import VALUES
 from rich.console import Console
 
-from fuselm import distillkit, foreign, importing
+from fuselm.sources.interchange import distillkit, foreign, importing
 from fuselm.stores import store, verification
 from fuselm.system import manifest
 from fuselm.system.progress import Progress

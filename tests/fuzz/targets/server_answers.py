@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import client, endpoints
-from fuselm.answers import Prompt
-from fuselm.endpoints import APIS, Dialect
-from fuselm.exchange import Answer
+from fuselm.sources.servers import client, endpoints
+from fuselm.sources.servers.answers import Prompt
+from fuselm.sources.servers.endpoints import APIS, Dialect
+from fuselm.sources.servers.exchange import Answer
 from fuselm.stores import distributions
 
 KINDS = ("vllm", "sglang", "openai")

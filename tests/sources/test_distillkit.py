@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import distillkit
+from fuselm.sources.interchange import distillkit
 
 ROWS, K, VOCABULARY = 3, 11, 97
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpcore2
 import jiter
 
-from fuselm.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
+from fuselm.sources.servers.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
 from fuselm.system.addresses import read_address
 from fuselm.system.errors import first_line
 from fuselm.system.foreign_text import put_on_one_line

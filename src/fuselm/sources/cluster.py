@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.capture import load, read_passages, write_all
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.capture import load, read_passages, write_all
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
 from fuselm.system.errors import first_line

@@ -16,9 +16,12 @@ from rich.console import Console
 from test_capture import source_of
 from tiny_run import fuselm
 
-from fuselm import capture, client, diagnosis, endpoints, remote, servers
+from fuselm import diagnosis
 from fuselm.documents.corpus import Document
-from fuselm.endpoints import Dialect, Prompt
+from fuselm.sources import capture
+from fuselm.sources.servers import client, endpoints, remote
+from fuselm.sources.servers import server as servers
+from fuselm.sources.servers.endpoints import Dialect, Prompt
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
@@ -29,7 +32,7 @@ TOP_K = 7
 POLICY = Policy(policy="top_k", top_k=TOP_K)
 KINDS = ["vllm", "sglang", "llama"]
 MODELS = ["byte_level", "sentence_piece"]
-RECORDED = json.loads((Path(__file__).parent / "data" / "servers" / "llama_cpp.json").read_text(encoding="utf-8"))
+RECORDED = json.loads((Path(__file__).parents[1] / "data" / "servers" / "llama_cpp.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)

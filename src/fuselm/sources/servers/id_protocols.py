@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fuselm.answers import (
+from fuselm.sources.servers.answers import (
     ROUNDING,
     Entries,
     Prompt,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import derivation, distillkit, foreign
-from fuselm.foreign import Foreign, Tokens
+from fuselm.sources.interchange import derivation, distillkit, foreign
+from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
 from fuselm.stores.rows import Trace, from_table, to_table
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import foreign
-from fuselm.foreign import Foreign, Tokens
 from fuselm.models.segmentation import Segmentation
+from fuselm.sources.interchange import foreign
+from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
 from fuselm.stores.distributions import Distributions, check
 from fuselm.stores.store import Trace

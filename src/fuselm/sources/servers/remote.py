@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import client, endpoints
-from fuselm.client import Client, Unreachable
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix, documents_of
-from fuselm.endpoints import Dialect, Prompt, Rows
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.servers import Connection, Server, connect, put, read
+from fuselm.sources.servers import client, endpoints
+from fuselm.sources.servers.client import Client, Unreachable
+from fuselm.sources.servers.endpoints import Dialect, Prompt, Rows
+from fuselm.sources.servers.server import Connection, Server, connect, put, read
 from fuselm.stores.distributions import check
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace, text_fingerprint
@@ -40,7 +40,7 @@ def capture(
 
     `unclear` of what was counted is the mean mass of a token's strings that may be several tokens.
     """
-    from fuselm.capture import write_all
+    from fuselm.sources.capture import write_all
     from fuselm.stores import retention
 
     segmentations = [vocabulary.segment(d.text) for d in documents]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fuselm.answers import describe, take
+from fuselm.sources.servers.answers import describe, take
 from fuselm.system.keys import LONG
 
 IDENTITY = ("id", "root", "parent")  # of what a server says about a model, what is the same after it is started again

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fuselm import foreign
 from fuselm.documents.corpus import Document
-from fuselm.foreign import Tokens
 from fuselm.models.model import Model
+from fuselm.sources.interchange import foreign
+from fuselm.sources.interchange.foreign import Tokens
 from fuselm.stores import store
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest

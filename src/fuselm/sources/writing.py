@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fuselm.capture import Source
 from fuselm.documents import corpus, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.capture import Source
 from fuselm.system import manifest
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress

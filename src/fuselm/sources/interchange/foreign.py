@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import distillkit, endpoints
-from fuselm.endpoints import Dialect, Prompt
 from fuselm.models.model import Model, load_vocabulary
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.interchange import distillkit
+from fuselm.sources.servers import endpoints
+from fuselm.sources.servers.endpoints import Dialect, Prompt
 from fuselm.stores.store import Trace
 
 NOTHING = -1e9  # log-probability of padding

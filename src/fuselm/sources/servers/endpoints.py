@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fuselm.answers import (
+from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.servers.answers import (
     ROUNDING,
     Entries,
     Prompt,
@@ -30,8 +31,7 @@ from fuselm.answers import (
     take,
     take_choice,
 )
-from fuselm.id_protocols import ask_sglang, ask_vllm, read_sglang, read_vllm
-from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.servers.id_protocols import ask_sglang, ask_vllm, read_sglang, read_vllm
 from fuselm.stores.distributions import Distributions
 
 SEVERAL = -1  # the id of a string that more than one token is decoded to

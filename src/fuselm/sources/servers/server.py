@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuselm import client, endpoints, id_protocols, listing
-from fuselm.answers import describe
-from fuselm.client import Client, Refused, Unreachable
-from fuselm.endpoints import APIS, Dialect, Entries, Prompt, Rows
-from fuselm.exchange import CONNECT
 from fuselm.models.model import Model, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.servers import client, endpoints, id_protocols, listing
+from fuselm.sources.servers.answers import describe
+from fuselm.sources.servers.client import Client, Refused, Unreachable
+from fuselm.sources.servers.endpoints import APIS, Dialect, Entries, Prompt, Rows
+from fuselm.sources.servers.exchange import CONNECT
 from fuselm.system import fingerprints
 
 # Words of several tokens, digits, and a character that hardly any vocabulary has whole

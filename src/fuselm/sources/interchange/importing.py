@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fuselm import derivation, distillkit, foreign
 from fuselm.documents.corpus import Document
-from fuselm.foreign import Foreign, Tokens
 from fuselm.models.model import Model
+from fuselm.sources.interchange import derivation, distillkit, foreign
+from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
 from fuselm.stores.merging import make
 from fuselm.stores.store import Trace

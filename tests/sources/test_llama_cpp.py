@@ -20,8 +20,10 @@ import pytest
 from rich.console import Console
 from test_capture import source_of
 
-from fuselm import capture, client, remote, servers
 from fuselm.documents.corpus import Document
+from fuselm.sources import capture
+from fuselm.sources.servers import client, remote
+from fuselm.sources.servers import server as servers
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest

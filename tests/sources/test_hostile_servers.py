@@ -19,8 +19,9 @@ from hostile_server import BEHAVIOURS, KEY, NASTY, OK, Behaviour, answer, change
 from test_capture import source_of
 from test_servers import run_file
 
-from fuselm import client, remote, servers
 from fuselm.documents.corpus import Document
+from fuselm.sources.servers import client, remote
+from fuselm.sources.servers import server as servers
 from fuselm.system import addresses, keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."
@@ -120,7 +121,8 @@ HUNGRY = {
 MEASURED = """
 import sys
 from pathlib import Path
-from fuselm import client, listing
+from fuselm.sources.servers import client
+from fuselm.sources.servers import listing
 asked = client.connect(sys.argv[1], key_env=None, timeout=20.0, requests=1)
 try:
     with client.naming(asked):

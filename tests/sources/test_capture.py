@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from fuselm import capture
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Prefix
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources import capture
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace

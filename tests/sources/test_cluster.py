@@ -18,9 +18,9 @@ from test_faults import assert_same
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import capture, cluster
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources import capture, cluster
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe

@@ -11,12 +11,12 @@ import tiny_run
 import torch
 from rich.console import Console
 
-from fuselm import capture, writing
 from fuselm.documents import corpus, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources import capture, writing
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
