@@ -24,8 +24,9 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.console import Console
 
-from fuselm import measure, mined, nearest
-from fuselm.alignment import METHODS, Aligner, follow
+from fuselm import measure
+from fuselm.alignment import mined, nearest
+from fuselm.alignment.aligner import METHODS, Aligner, follow
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_vocabulary, locate
@@ -146,7 +147,7 @@ def startup_seconds() -> float:
     """Of a new process, to load the compiled kernels and align its first document, beside what any process imports."""
     code = (
         "import sys, time, numpy as np; sys.path.insert(0, 'tests'); import drawn\n"
-        "from fuselm.alignment import Aligner\n"
+        "from fuselm.alignment.aligner import Aligner\n"
         "source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])\n"
         "trace = drawn.trace_of(source, 'ab ab', np.random.default_rng(0), top_k=3)\n"
         "began = time.perf_counter(); Aligner(source, target).align(trace, 'ab ab'); print(time.perf_counter() - began)"

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Aligner": "alignment",
+    "Aligner": "alignment.aligner",
     "Distributions": "stores.distributions",
     "FusedRows": "objective",
     "Model": "models.model",

@@ -124,10 +124,10 @@ def fidelity(
     documents = _documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
-        from fuselm import spans
-        from fuselm.alignment import Aligner
-        from fuselm.candidates import Candidates
-        from fuselm.fidelity import Fidelity
+        from fuselm.alignment import spans
+        from fuselm.alignment.aligner import Aligner
+        from fuselm.alignment.candidates import Candidates
+        from fuselm.alignment.fidelity import Fidelity
         from fuselm.models import forward
         from fuselm.report import finite
         from fuselm.sources import capture
@@ -173,7 +173,7 @@ def fidelity(
 
 
 def _fidelity_of(domains: dict, average, cuts: list, outcomes: list, candidates_spelled: float) -> dict:
-    from fuselm import fidelity, spans
+    from fuselm.alignment import fidelity, spans
 
     informed = spans.informed(cuts, outcomes)
     unspelled = spans.unspelled_shares(cuts)

@@ -272,7 +272,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import alignment
+            from fuselm.alignment import aligner as alignment
             from fuselm.stores import store
 
             source = store.Store(captured, draws=draws, vocabulary_size=self.inputs.sources[name].output_size)

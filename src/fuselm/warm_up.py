@@ -12,8 +12,9 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm import alignment, batches, fusion
-from fuselm.alignment import Aligner
+from fuselm import batches, fusion
+from fuselm.alignment import aligner as alignment
+from fuselm.alignment.aligner import Aligner
 from fuselm.config import Fuse
 from fuselm.documents.corpus import Document
 from fuselm.models import scan

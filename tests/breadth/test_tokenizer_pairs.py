@@ -16,7 +16,7 @@ from numpy import ndarray
 from tokenizer_families import FAMILIES
 from tokenizers import Tokenizer
 
-from fuselm.alignment import Aligner
+from fuselm.alignment.aligner import Aligner
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.stores.distributions import check

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 
-from fuselm import candidates
+from fuselm.alignment import candidates
 from fuselm.models import twins
 from fuselm.models.vocabulary import Vocabulary
 

@@ -202,5 +202,5 @@ def test_every_kernel_of_the_package_has_a_stage_that_says_how_long_it_compiles(
 def test_a_stage_whose_kernels_are_kept_needs_no_seconds(cache):
     assert compiling.seconds_to_compile("align") == compiling.SECONDS["align"] > 0
     cache.mkdir()
-    (cache / f"fuselm.span._follow-0123{compiling.SUFFIX}").write_bytes(b"")
+    (cache / f"fuselm.alignment.span._follow-0123{compiling.SUFFIX}").write_bytes(b"")
     assert compiling.seconds_to_compile("align") == compiling.seconds_to_compile("evaluate") == 0

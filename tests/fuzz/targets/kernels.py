@@ -11,7 +11,8 @@ import drawn
 import numpy as np
 import torch
 
-from fuselm import batches, mined, nearest, pooling, span, spelling, weights
+from fuselm import batches, pooling, weights
+from fuselm.alignment import mined, nearest, span, spelling
 from fuselm.models import scan
 from fuselm.stores import rounding
 from fuselm.stores.distributions import Distributions

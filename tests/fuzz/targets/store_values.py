@@ -8,7 +8,8 @@ import drawn
 import numpy as np
 from tampered import Contents, put_together, take_apart
 
-from fuselm import alignment, fusion, tails
+from fuselm import fusion, tails
+from fuselm.alignment import aligner as alignment
 from fuselm.stores import store
 from fuselm.system import manifest
 

@@ -9,9 +9,9 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.mined import BLOCK, pair_positions
+from fuselm.alignment.mined import BLOCK, pair_positions
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 tokens = st.lists(st.text("abé日", max_size=3), max_size=7)
 
 

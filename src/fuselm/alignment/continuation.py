@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
+from fuselm.alignment.spelling import flat
 from fuselm.models import bpe
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.spelling import flat
 from fuselm.stores.distributions import Distributions
 from fuselm.system import doors
 from fuselm.system.compiling import compiled

@@ -8,11 +8,11 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuselm.alignment.nearest import CHUNK, nearest_tokens, tied_tokens
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.nearest import CHUNK, nearest_tokens, tied_tokens
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 few_letters = st.text("abé日", max_size=5)
 many_letters = st.text(max_size=7)
 repeats = st.builds(str.__mul__, st.sampled_from(["a", "b", "ab", "日"]), st.integers(0, 71))  # over 64 characters

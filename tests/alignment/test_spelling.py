@@ -6,8 +6,8 @@ import drawn
 import numpy as np
 import pytest
 
+from fuselm.alignment.spelling import child, spell
 from fuselm.models.bpe import NOTHING
-from fuselm.spelling import child, spell
 
 PAIRS = [
     (drawn.byte_pairs([(0, 1), (1, 0), (5, 6), (7, 0)]), drawn.byte_pairs([(1, 0), (0, 0)])),

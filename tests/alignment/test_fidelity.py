@@ -6,7 +6,7 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm.fidelity import Fidelity, verdict
+from fuselm.alignment.fidelity import Fidelity, verdict
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
 

@@ -9,7 +9,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import maps
+from fuselm.alignment import maps
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import mined
+from fuselm.alignment import mined
+from fuselm.alignment.nearest import nearest_tokens, tied_tokens
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
-from fuselm.nearest import nearest_tokens, tied_tokens
 from fuselm.system import doors, fingerprints, manifest
 from fuselm.system.compiling import compiled
 

@@ -13,8 +13,8 @@ import reference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fuselm.alignment import METHODS, Aligner
-from fuselm.fidelity import Fidelity
+from fuselm.alignment.aligner import METHODS, Aligner
+from fuselm.alignment.fidelity import Fidelity
 from fuselm.models import bpe
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
@@ -24,7 +24,7 @@ from fuselm.stores.store import Trace
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))
 EVERYTHING = 10_000  # as top_k: keep all
-UNSEEN = Path(__file__).parent / "data" / "unseen.jsonl"
+UNSEEN = Path(__file__).parents[1] / "data" / "unseen.jsonl"
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 few = settings(max_examples=40)
 

@@ -11,10 +11,10 @@ from test_alignment import faithful, span_rows, total
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 
-from fuselm import span
-from fuselm.alignment import Aligner
+from fuselm.alignment import span
+from fuselm.alignment.aligner import Aligner
+from fuselm.alignment.spelling import spell
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.spelling import spell
 from fuselm.stores.distributions import Distributions, check
 
 HARD = {

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from fuselm import span
-from fuselm.alignment import Aligner
+from fuselm.alignment import span
+from fuselm.alignment.aligner import Aligner
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Trace

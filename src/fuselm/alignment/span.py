@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
-from fuselm import continuation
-from fuselm.continuation import Continued, grown
+from fuselm.alignment import continuation
+from fuselm.alignment.continuation import Continued, grown
+from fuselm.alignment.spelling import Spelling, child
+from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
 from fuselm.models.segmentation import Segmentation, find_spelled
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.spelling import Spelling, child
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
-from fuselm.stretches import find_stretches, place_rows, take_rows
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
 

@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm import maps, mined, span, spelling
+from fuselm.alignment import maps, mined, span, spelling
+from fuselm.alignment.fidelity import Fidelity
+from fuselm.alignment.stretches import clear_rows
 from fuselm.documents.corpus import Document
-from fuselm.fidelity import Fidelity
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
-from fuselm.stretches import clear_rows
 from fuselm.system import machine
 from fuselm.system.progress import Progress
 
