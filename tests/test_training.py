@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, evaluation, fusion, trainer, training
+from fuselm import adapters, evaluation, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
+from fuselm.fusion import fuse as fusion
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary

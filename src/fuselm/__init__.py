@@ -12,7 +12,7 @@ _HOME = {
     "Store": "stores.store",
     "Trace": "stores.store",
     "Vocabulary": "models.vocabulary",
-    "fuse": "fusion",
+    "fuse": "fusion.fuse",
     "fusion_loss": "objective",
     "load_model": "models.model",
     "load_tokenizer": "models.model",

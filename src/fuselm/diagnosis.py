@@ -21,10 +21,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import run_folders, tails
+from fuselm import run_folders
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.fusion import fuse, learn, unspelled_shares
+from fuselm.fusion import tails
+from fuselm.fusion.fuse import fuse, learn, unspelled_shares
 from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE
 from fuselm.report import finite

@@ -296,7 +296,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import fusion
+            from fuselm.fusion import fuse as fusion
             from fuselm.stores import store
 
             size = self.inputs.target.output_size

@@ -12,11 +12,12 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm import batches, fusion
+from fuselm import batches
 from fuselm.alignment import aligner as alignment
 from fuselm.alignment.aligner import Aligner
 from fuselm.config import Fuse
 from fuselm.documents.corpus import Document
+from fuselm.fusion import fuse as fusion
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.stores import retention, store

@@ -11,8 +11,9 @@ import drawn
 import numpy as np
 import torch
 
-from fuselm import batches, pooling, weights
+from fuselm import batches
 from fuselm.alignment import mined, nearest, span, spelling
+from fuselm.fusion import pooling, weights
 from fuselm.models import scan
 from fuselm.stores import rounding
 from fuselm.stores.distributions import Distributions

@@ -8,8 +8,9 @@ import drawn
 import numpy as np
 from tampered import Contents, put_together, take_apart
 
-from fuselm import fusion, tails
 from fuselm.alignment import aligner as alignment
+from fuselm.fusion import fuse as fusion
+from fuselm.fusion import tails
 from fuselm.stores import store
 from fuselm.system import manifest
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm import tails
+from fuselm.fusion import tails
 from fuselm.stores.distributions import Distributions
 from fuselm.system import doors
 from fuselm.system.compiling import compiled

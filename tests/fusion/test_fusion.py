@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fuselm import tails
 from fuselm.documents.corpus import Document
-from fuselm.fusion import fuse, fuse_stores
+from fuselm.fusion import tails
+from fuselm.fusion.fuse import fuse, fuse_stores
+from fuselm.fusion.weights import FUNCTIONS, LEVELS, learn
 from fuselm.stores.distributions import Distributions, check
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
-from fuselm.weights import FUNCTIONS, LEVELS, learn
 
 VOCAB, SIZE, WINDOW = 13, 17, 5
 every_function = pytest.mark.parametrize("function", FUNCTIONS)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from fuselm import tails
+from fuselm.fusion import tails
 from fuselm.stores.store import Trace
 from fuselm.system.compiling import compiled
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from fuselm import tails
+from fuselm.fusion import tails
 from fuselm.stores.distributions import Distributions, check
 
 VOCAB = 997

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fuselm import pooling, tails
 from fuselm.documents.corpus import Document
+from fuselm.fusion import pooling, tails
+from fuselm.fusion.weights import FUNCTIONS, Evidence
+from fuselm.fusion.weights import learn as weights_of
 from fuselm.models.segmentation import COMPARABLE, describe_shares
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress
-from fuselm.weights import FUNCTIONS, Evidence
-from fuselm.weights import learn as weights_of
 
 LEARNED = "learned"
 LEARNED_ON = 1_000_000  # tokens of a domain, at most, that learned weights come from
