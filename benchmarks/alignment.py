@@ -24,13 +24,13 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rich.console import Console
 
-from fuselm import measure
 from fuselm.alignment import mined, nearest
 from fuselm.alignment.aligner import METHODS, Aligner, follow
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.results import measure
 from fuselm.sources import capture
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.retention import Policy

@@ -32,14 +32,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config, evaluation, measure, training
+from fuselm import config, training
 from fuselm.documents import corpus
-from fuselm.evaluation import Score
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.pages import format_interval, format_signed
 from fuselm.pipeline import WEIGHTS, Pipeline
+from fuselm.results import evaluation, measure
+from fuselm.results.evaluation import Score
+from fuselm.results.pages.pages import format_interval, format_signed
 from fuselm.system import manifest, progress
 
 ROOT = Path(__file__).parent.parent

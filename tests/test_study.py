@@ -17,8 +17,10 @@ from rich.console import Console
 from test_report import Page
 from tiny_run import fuselm
 
-from fuselm import comparison, evaluation, report, study, study_page, trials
-from fuselm.evaluation import Bootstrap, Score, bits_per_byte, pooled
+from fuselm import comparison, study, trials
+from fuselm.results import evaluation, report
+from fuselm.results.evaluation import Bootstrap, Score, bits_per_byte, pooled
+from fuselm.results.pages import study_page
 from fuselm.steps import Step
 from fuselm.system import manifest
 

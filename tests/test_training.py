@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, evaluation, trainer, training
+from fuselm import adapters, trainer, training
 from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
@@ -33,6 +33,7 @@ from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.objective import fusion_loss
+from fuselm.results import evaluation
 from fuselm.sources import capture
 from fuselm.stores import store
 from fuselm.stores.retention import Policy

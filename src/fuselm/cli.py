@@ -86,7 +86,7 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
-    from fuselm import report
+    from fuselm.results import report
     from fuselm.system import manifest, processes, terminal
 
     if processes.rank() > 0:
@@ -138,7 +138,7 @@ def evaluate(
         return _stage("evaluate", Path(model), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: does nothing to a model with --texts; drop it")
-    from fuselm import measure
+    from fuselm.results import measure
 
     return _show(measure.bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
 
@@ -181,8 +181,9 @@ def study(
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
     console = _stderr()
-    from fuselm import comparison, study_page, trials
+    from fuselm import comparison, trials
     from fuselm import study as studies
+    from fuselm.results.pages import study_page
     from fuselm.system import progress, terminal
 
     with progress.doing(f"reading {study_file}, its texts and models"):
@@ -215,7 +216,7 @@ def inspect(
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
     """One document, token by token: what each source and the fusion expect, and which source won."""
-    from fuselm import inspection
+    from fuselm.results import inspection
     from fuselm.system import terminal
 
     console = terminal.open_console()
@@ -231,7 +232,7 @@ def diagnose(
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
-    from fuselm import diagnosis, measure
+    from fuselm.results import diagnosis, measure
     from fuselm.system import manifest, progress, terminal
 
     if report is not None:
@@ -242,7 +243,7 @@ def diagnose(
     with progress.show(_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
     if report is not None:
-        from fuselm import diagnosis_page
+        from fuselm.results.pages import diagnosis_page
 
         manifest.write_text(report, diagnosis_page.page(result))
     if as_json:
@@ -270,7 +271,7 @@ def fidelity(
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:
     """How much of a source survives alignment to a target, on any texts: before any training, is it of use?"""
-    from fuselm import measure
+    from fuselm.results import measure
 
     result = measure.fidelity(
         source, target, texts, methods=method, top_k=top_k, dtype=dtype, console=_stderr(), report=report
@@ -296,7 +297,7 @@ def _show(result: dict, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from fuselm.notes import unspelled_notes
+    from fuselm.results.notes import unspelled_notes
     from fuselm.system import terminal
 
     console = terminal.open_console()

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import evaluation, trials
-from fuselm.evaluation import Bootstrap, Interval, Resampled, Score
-from fuselm.report import finite
+from fuselm import trials
+from fuselm.results import evaluation
+from fuselm.results.evaluation import Bootstrap, Interval, Resampled, Score
+from fuselm.results.report import finite
 from fuselm.study import ExperimentOptions, Study, arms_of
 from fuselm.system import manifest
 from fuselm.system.foreign_text import write_json

@@ -111,7 +111,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import notes
+            from fuselm.results import notes
 
             counts = corpus.prepare(
                 inputs.files,
@@ -398,7 +398,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import evaluation, measure
+            from fuselm.results import evaluation, measure
 
             located = locate(str(self.trained(name) / WEIGHTS)) if name in METHODS else model
             read_in = dtype if name in self.inputs.servers else self.precision.dtype(role, located)
@@ -418,7 +418,7 @@ class Pipeline:
 
     def report(self) -> Path:
         """The run's results in its folder: `summary.json`, `report.html` and `model`."""
-        from fuselm import report
+        from fuselm.results import report
 
         fused, aligned, trained, scored = self.fuse(), self.align(), self.train(), self.evaluate()
         folders = {

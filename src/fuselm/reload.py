@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from fuselm import evaluation
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.results import evaluation
 
 SAMPLE_TOKENS = 1024  # of the development split: one batch
 SAME = 1e-3  # of the bits: the same weights and arithmetic, in batches of another process at most

@@ -18,8 +18,8 @@ from rich.table import Column, Table
 from fuselm import config, plan, run_precision
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.pages import format_duration
 from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
+from fuselm.results.pages.pages import format_duration
 from fuselm.steps import Step
 from fuselm.study import Arm, Study
 from fuselm.system import manifest

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuselm import fidelity_page
 from fuselm.alignment import aligner as alignment
 from fuselm.alignment import spans
 from fuselm.alignment.aligner import Aligner
+from fuselm.results.pages import fidelity_page
 
 METHODS = list(alignment.METHODS)
 vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fuselm import measure
 from fuselm.documents.corpus import Document
 from fuselm.models.model import Model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.results import measure
 from fuselm.system.progress import Progress
 
 DOMAINS = ("french", "german")

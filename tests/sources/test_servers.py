@@ -16,8 +16,8 @@ from rich.console import Console
 from test_capture import source_of
 from tiny_run import fuselm
 
-from fuselm import diagnosis
 from fuselm.documents.corpus import Document
+from fuselm.results import diagnosis
 from fuselm.sources import capture
 from fuselm.sources.servers import client, endpoints, remote
 from fuselm.sources.servers import server as servers

@@ -12,9 +12,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import inspection
 from fuselm.models.model import Model, load_vocabulary, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.results import inspection
 from fuselm.stores.store import Store, Trace
 from fuselm.system.terminal import plain
 

@@ -28,7 +28,7 @@ from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, learn, unspelled_shares
 from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE
-from fuselm.report import finite
+from fuselm.results.report import finite
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest

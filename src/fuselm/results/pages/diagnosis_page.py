@@ -6,8 +6,9 @@ All its numbers are those of the command's result.
 from collections.abc import Mapping
 from importlib import metadata
 
-from fuselm import diagnosis, figures, pages, report
-from fuselm.figures import Dot
+from fuselm.results import diagnosis, report
+from fuselm.results.pages import figures, pages
+from fuselm.results.pages.figures import Dot
 
 JUDGED = {"helps": "better", "hardly helps": "clm", "does not help": "worse"}
 BEST = "best way to fuse"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from fuselm.evaluation import is_comparable
 from fuselm.models.segmentation import COMPARABLE, describe_shares
+from fuselm.results.evaluation import is_comparable
 
 NAMED = 3  # domains in one line
 SCORED = "each such byte adds 8 bits to those of the tokens, so none is credited as predicted"

@@ -16,7 +16,7 @@ from fuselm.system import manifest, progress
 from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
-    from fuselm import evaluation
+    from fuselm.results import evaluation
     from fuselm.sources.servers import server as servers
 
 METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
@@ -33,7 +33,7 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
     documents = _documents(rows, [(model, vocabulary)], title, console)
 
     with progress.doing("starting torch"):
-        from fuselm import evaluation
+        from fuselm.results import evaluation
 
     with progress.show(console, title) as shown:
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
@@ -71,7 +71,7 @@ def score(
     server: "servers.Server | None" = None,
 ) -> "list[evaluation.Score]":
     """The bits that a model gives to each document: one that is loaded for it, or a server's."""
-    from fuselm import evaluation
+    from fuselm.results import evaluation
 
     progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
     if server is not None:
@@ -129,7 +129,7 @@ def fidelity(
         from fuselm.alignment.candidates import Candidates
         from fuselm.alignment.fidelity import Fidelity
         from fuselm.models import forward
-        from fuselm.report import finite
+        from fuselm.results.report import finite
         from fuselm.sources import capture
         from fuselm.stores import retention
 
@@ -163,7 +163,7 @@ def fidelity(
                 shown.advance(len(trace.tokens))
     results = {m: finite(_fidelity_of(sums[m], averages[m], cuts, outcomes[m], candidates.share)) for m in methods}
     if report is not None:
-        from fuselm import fidelity_page
+        from fuselm.results.pages import fidelity_page
 
         page = fidelity_page.page(
             results, cuts, outcomes, vocabularies, source=source_spec, target=target_spec, top_k=top_k
@@ -230,7 +230,7 @@ def _documents(
     rows: list[texts.Row], models: list[tuple[Model, Vocabulary]], title: str, console: Console
 ) -> list[corpus.Document]:
     """Cut the texts where a model's context demands it, and say which bytes a model cannot spell."""
-    from fuselm import notes
+    from fuselm.results import notes
 
     whole = (
         corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split="heldout", text=row.text)

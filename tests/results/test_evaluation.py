@@ -9,12 +9,12 @@ import reference
 import torch
 from transformers import AutoModelForCausalLM
 
-from fuselm import evaluation
 from fuselm.documents.corpus import Document
-from fuselm.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.results import evaluation
+from fuselm.results.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
 
 RESAMPLES = 211
 

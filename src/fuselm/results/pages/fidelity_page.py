@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
-from fuselm import inspection, pages
 from fuselm.alignment import fidelity, spans
 from fuselm.alignment.spans import Outcome, Spans
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.notes import unspelled_notes
+from fuselm.results import inspection
+from fuselm.results.notes import unspelled_notes
+from fuselm.results.pages import pages
 from fuselm.system.public_names import name_publicly
 
 WORST = 12  # spans shown of each method

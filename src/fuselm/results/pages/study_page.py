@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm import figures, pages, report
-from fuselm.figures import Line, Mark
-from fuselm.notes import describe_unspelled, mark_of
+from fuselm.results import report
+from fuselm.results.notes import describe_unspelled, mark_of
+from fuselm.results.pages import figures, pages
+from fuselm.results.pages.figures import Line, Mark
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
 from fuselm.trials import told
