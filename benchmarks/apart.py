@@ -32,7 +32,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config, training
+from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
@@ -42,6 +42,7 @@ from fuselm.results import evaluation, measure
 from fuselm.results.evaluation import Score
 from fuselm.results.pages.pages import format_interval, format_signed
 from fuselm.system import manifest, progress
+from fuselm.training import train as training
 
 ROOT = Path(__file__).parent.parent
 OURS = ("output", "sources")  # options of a run that this sets itself

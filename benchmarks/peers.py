@@ -27,7 +27,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import batches, config, training
+from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
@@ -36,6 +36,8 @@ from fuselm.results import evaluation
 from fuselm.results.pages.pages import format_interval, format_signed
 from fuselm.stores import store
 from fuselm.system import manifest
+from fuselm.training import batches
+from fuselm.training import train as training
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {"qwen": "qwen2.5-coder-0.5b-instruct.gguf", "gemma": "gemma-3-270m.gguf"}

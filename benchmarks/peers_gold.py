@@ -20,12 +20,12 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
 from trl.experimental.utils import is_byte_level_tokenizer
 
-from fuselm import training
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import evaluation
+from fuselm.training import train as training
 
 
 def train(

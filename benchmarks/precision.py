@@ -23,11 +23,11 @@ from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, precision
 from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
-from fuselm.objective import fusion_loss
 from fuselm.sources import capture
 from fuselm.sources.capture import Source
 from fuselm.stores import retention
-from fuselm.trainable import go_on
+from fuselm.training.objective import fusion_loss
+from fuselm.training.trainable import go_on
 
 ROOT = Path(__file__).parents[1]
 MODELS = {

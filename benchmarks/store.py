@@ -217,7 +217,7 @@ def reading() -> dict:
     batches, in that order and in the order of training; and milliseconds for one document at random, for whatever use
     and for training.
     """
-    from fuselm.batches import KEPT_TOKENS, Batches, Collator
+    from fuselm.training.batches import KEPT_TOKENS, Batches, Collator
 
     folder, (model, vocabulary) = copied(), model_of("gemma")
     chosen = [replace(d, id=f"{n:02d} {d.id}") for n in range(COPIES) for d in documents()]

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fuselm.models import forward
 from fuselm.models.model import load_model, locate
-from fuselm.objective import FusedRows, fusion_loss
-from fuselm.trainable import go_on
+from fuselm.training.objective import FusedRows, fusion_loss
+from fuselm.training.trainable import go_on
 
 MODELS = {"smollm2": "smollm2-135m-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
 WAYS = ("plain", "fused", "dense")

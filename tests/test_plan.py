@@ -10,10 +10,11 @@ from rich.console import Console
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import adapters, calibration, cli, config, plan
-from fuselm.objective import fusion_loss
+from fuselm import calibration, cli, config, plan
 from fuselm.pipeline import Pipeline
 from fuselm.system import compiling, manifest
+from fuselm.training import adapters
+from fuselm.training.objective import fusion_loss
 
 
 @pytest.fixture

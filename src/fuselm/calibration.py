@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fuselm import batches, training
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.objective import fusion_loss
 from fuselm.pipeline import Pipeline
 from fuselm.sources import capture
 from fuselm.sources.servers import remote
@@ -20,6 +18,9 @@ from fuselm.sources.servers import server as servers
 from fuselm.stores import retention
 from fuselm.system import machine
 from fuselm.system.progress import Progress
+from fuselm.training import batches
+from fuselm.training import train as training
+from fuselm.training.objective import fusion_loss
 
 TOKENS = 1024  # of the batch that a model reads
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fuselm import config, needs, publish, run_precision
+from fuselm import config, publish, run_precision
 from fuselm.documents import corpus
 from fuselm.inputs import Inputs
 from fuselm.models.model import Model, load_vocabulary, locate
@@ -23,6 +23,7 @@ from fuselm.system import fingerprints, manifest, processes
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
+from fuselm.training import needs
 
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report")
 METHODS = ("clm", "fused")
@@ -353,8 +354,9 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm import batches, training
             from fuselm.stores import store
+            from fuselm.training import batches
+            from fuselm.training import train as training
 
             kept = {"keep_tokens": batches.KEPT_TOKENS, "vocabulary_size": self.inputs.target.output_size}
             rows = None if fused is None else store.Store(fused, **kept)

@@ -12,7 +12,6 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm import batches
 from fuselm.alignment import aligner as alignment
 from fuselm.alignment.aligner import Aligner
 from fuselm.config import Fuse
@@ -25,6 +24,7 @@ from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress, show, show_on
+from fuselm.training import batches
 
 TEXT = "the river rose, and nobody had seen it coming"
 DRAWS = 5

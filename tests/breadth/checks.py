@@ -19,18 +19,18 @@ import transformers
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fuselm import training
-from fuselm.batches import Collator
 from fuselm.documents.corpus import Document
 from fuselm.models import model as models
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.objective import fusion_loss
 from fuselm.results import evaluation
 from fuselm.sources import capture
 from fuselm.stores.retention import Policy
 from fuselm.system.progress import Progress
-from fuselm.trainer import Settings
+from fuselm.training import train as training
+from fuselm.training.batches import Collator
+from fuselm.training.objective import fusion_loss
+from fuselm.training.trainer import Settings
 
 NOT_BUILT, REFUSED = "not built", "refused"
 SOURCE_NATS = 1e-3  # of any token, in float32

@@ -132,7 +132,9 @@ def fuselm_apart(*arguments: object, folder: Path) -> Outcome:
 def start(*arguments: object) -> BaseProcess:
     """A command in a process that begins quickly and may be killed. It writes a block of a store for each batch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fuselm.training", "fuselm.results.report", "fuselm.alignment.aligner", "tiny_run"])
+    context.set_forkserver_preload(
+        ["fuselm.training.train", "fuselm.results.report", "fuselm.alignment.aligner", "tiny_run"]
+    )
     process = context.Process(target=_child, args=(list(map(str, arguments)), dict(os.environ)), daemon=True)
     process.start()
     return process

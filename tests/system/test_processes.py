@@ -27,7 +27,8 @@ import test_training
 import os
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from fuselm import trainer, training
+from fuselm.training import trainer
+from fuselm.training import train as training
 
 load = training.load
 

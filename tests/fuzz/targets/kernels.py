@@ -11,13 +11,13 @@ import drawn
 import numpy as np
 import torch
 
-from fuselm import batches
 from fuselm.alignment import mined, nearest, span, spelling
 from fuselm.fusion import pooling, weights
 from fuselm.models import scan
 from fuselm.stores import rounding
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.rows import FlatRows, Trace
+from fuselm.training import batches
 
 NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31 - 1])
 

@@ -19,7 +19,9 @@ def render(template: str, **context: Any) -> str:
     """Return one of the package's templates, filled in."""
     is_html = template.endswith(".html.jinja")
     environment = Environment(
-        loader=FunctionLoader(lambda name: resources.files("fuselm.results").joinpath("templates", name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(
+            lambda name: resources.files("fuselm.results").joinpath("templates", name).read_text(encoding="utf-8")
+        ),
         autoescape=is_html,
         finalize=_show_in_html if is_html else _show_in_markdown,
         undefined=StrictUndefined,

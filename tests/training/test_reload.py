@@ -12,12 +12,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fuselm import reload, training
 from fuselm.documents.corpus import Document
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
-from fuselm.trainer import Settings
+from fuselm.training import reload
+from fuselm.training import train as training
+from fuselm.training.trainer import Settings
 
 ROWS = 641
 SETTINGS = Settings(

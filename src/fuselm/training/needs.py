@@ -11,7 +11,7 @@ def check(target: Model, options: config.Train) -> None:
     """Raises `ValueError` if the target can't be trained as the options say."""
     check_trackers(options.trackers)
     if options.lora_rank is not None:
-        from fuselm import adapters
+        from fuselm.training import adapters
 
         adapters.check(target, rank=options.lora_rank, modules=options.lora_modules, quantize=options.quantize)
 

@@ -10,15 +10,15 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from fuselm.averaging import Averaging
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.results import evaluation
 from fuselm.system import manifest
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
+from fuselm.training.averaging import Averaging
+from fuselm.training.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 
 TERMS = ("clm_loss", "fusion_loss")
 

@@ -20,18 +20,18 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm import adapters, companions, needs, reload
-from fuselm.batches import Batches, Collator
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, probe
 from fuselm.models.model import DTYPES, Model, load_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.scalar_log import ScalarLog
 from fuselm.stores.store import Store
 from fuselm.system import machine, manifest, processes
 from fuselm.system.progress import Progress
-from fuselm.trainable import go_on
-from fuselm.trainer import FusionTrainer, Report, Settings
+from fuselm.training import adapters, companions, needs, reload
+from fuselm.training.batches import Batches, Collator
+from fuselm.training.scalar_log import ScalarLog
+from fuselm.training.trainable import go_on
+from fuselm.training.trainer import FusionTrainer, Report, Settings
 
 SCHEDULES = {  # by the names that transformers gives them; its own `constant` knows no warm-up
     "cosine": "cosine",

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm import batches
-from fuselm.batches import Batches, Collator, shuffled_passes
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
 from fuselm.stores import parts
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, write_parts
 from fuselm.system.manifest import Recipe, build_once
+from fuselm.training import batches
+from fuselm.training.batches import Batches, Collator, shuffled_passes
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])
 TEXTS = ["abba", "", "a bé b", " ", "ba" * 7, "é"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from fuselm.averaging import Averaging
+from fuselm.training.averaging import Averaging
 
 STEPS = 13
 

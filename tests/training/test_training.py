@@ -24,15 +24,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm import adapters, trainer, training
-from fuselm.batches import Collator, reading_order, shuffled_passes
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
 from fuselm.fusion import fuse as fusion
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.objective import fusion_loss
 from fuselm.results import evaluation
 from fuselm.sources import capture
 from fuselm.stores import store
@@ -40,9 +37,13 @@ from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.trainable import go_on
-from fuselm.trainer import TERMS, Settings
-from fuselm.training import dev_steps, last_checkpoint
+from fuselm.training import adapters, trainer
+from fuselm.training import train as training
+from fuselm.training.batches import Collator, reading_order, shuffled_passes
+from fuselm.training.objective import fusion_loss
+from fuselm.training.train import dev_steps, last_checkpoint
+from fuselm.training.trainable import go_on
+from fuselm.training.trainer import TERMS, Settings
 
 SETTINGS = Settings(
     learning_rate=3e-3,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fuselm import objective
 from fuselm.models.forward import OutputLayer
-from fuselm.objective import Divergence, FusedRows, Loss, fusion_loss
+from fuselm.training import objective
+from fuselm.training.objective import Divergence, FusedRows, Loss, fusion_loss
 
 TOKENS, VOCAB, HIDDEN = 7, 11, 5
 KINDS = ("empty", "full", "no tail", "tail")
