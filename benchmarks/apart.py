@@ -32,15 +32,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.pipeline import WEIGHTS, Pipeline
 from fuselm.results import evaluation, measure
 from fuselm.results.evaluation import Score
 from fuselm.results.pages.pages import format_interval, format_signed
+from fuselm.runs import config
+from fuselm.runs.pipeline import WEIGHTS, Pipeline
 from fuselm.system import manifest, progress
 from fuselm.training import train as training
 

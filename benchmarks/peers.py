@@ -27,13 +27,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
-from fuselm.pipeline import Pipeline
 from fuselm.results import evaluation
 from fuselm.results.pages.pages import format_interval, format_signed
+from fuselm.runs import config
+from fuselm.runs.pipeline import Pipeline
 from fuselm.stores import store
 from fuselm.system import manifest
 from fuselm.training import batches

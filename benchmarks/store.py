@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from fuselm import config
 from fuselm.documents import corpus
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.runs import config
 from fuselm.stores import store
 from fuselm.stores.rows import Trace, from_table
 from fuselm.stores.store import Store

@@ -196,7 +196,7 @@ def test_what_the_system_refuses_is_one_line(run_file, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device", "/somewhere")
 
-    monkeypatch.setattr("fuselm.pipeline.Pipeline.report", refuse)
+    monkeypatch.setattr("fuselm.runs.pipeline.Pipeline.report", refuse)
     outcome = fuselm("run", run_file)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == (
@@ -208,13 +208,13 @@ def test_an_interrupt_is_not_an_error(run_file, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fuselm.pipeline.Pipeline.report", interrupt)
+    monkeypatch.setattr("fuselm.runs.pipeline.Pipeline.report", interrupt)
     outcome = fuselm("run", run_file)
     assert outcome.code == 130 and "Traceback" not in outcome.err
 
 
 def test_a_fault_of_our_own_is_not_hidden(run_file, monkeypatch):
-    monkeypatch.setattr("fuselm.pipeline.Pipeline.report", lambda *_: 1 / 0)
+    monkeypatch.setattr("fuselm.runs.pipeline.Pipeline.report", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fuselm("run", run_file)
 

@@ -8,7 +8,7 @@ _HOME = {
     "Distributions": "stores.distributions",
     "FusedRows": "training.objective",
     "Model": "models.model",
-    "Pipeline": "pipeline",
+    "Pipeline": "runs.pipeline",
     "Store": "stores.store",
     "Trace": "stores.store",
     "Vocabulary": "models.vocabulary",

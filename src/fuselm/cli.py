@@ -51,7 +51,7 @@ def _run_command() -> int:
 
 def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
     """The run, checked as far as it can be before the stages up to `last` are made."""
-    from fuselm import plan
+    from fuselm.runs import plan
 
     pipeline = _start(run_file, overrides)
     plan.check_disk(pipeline)
@@ -61,8 +61,8 @@ def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
 
 def _start(run_file: Path, overrides: list[str] | None):
     """The run, its folder made and its inputs looked at."""
-    from fuselm import config
-    from fuselm.pipeline import Pipeline
+    from fuselm.runs import config
+    from fuselm.runs.pipeline import Pipeline
     from fuselm.system import processes, progress
 
     console = _stderr(quiet=processes.rank() > 0)
@@ -152,7 +152,7 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
-    from fuselm import plan
+    from fuselm.runs import plan
     from fuselm.system import terminal
 
     pipeline, console, failed = _start(run_file, overrides), terminal.open_console(), []
@@ -181,9 +181,9 @@ def study(
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
     console = _stderr()
-    from fuselm import comparison, trials
-    from fuselm import study as studies
     from fuselm.results.pages import study_page
+    from fuselm.runs.studies import comparison, trials
+    from fuselm.runs.studies import study as studies
     from fuselm.system import progress, terminal
 
     with progress.doing(f"reading {study_file}, its texts and models"):

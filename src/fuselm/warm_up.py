@@ -14,11 +14,11 @@ from tokenizers.models import BPE
 
 from fuselm.alignment import aligner as alignment
 from fuselm.alignment.aligner import Aligner
-from fuselm.config import Fuse
 from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse as fusion
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
+from fuselm.runs.config import Fuse
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest

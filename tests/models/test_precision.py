@@ -10,10 +10,10 @@ import torch
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import run_precision
 from fuselm.models import model as models
 from fuselm.models import precision
 from fuselm.models.model import locate
+from fuselm.runs import run_precision
 from fuselm.sources import capture
 from fuselm.system import fingerprints, machine, manifest
 

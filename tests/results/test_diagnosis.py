@@ -15,11 +15,11 @@ import tiny_run
 from rich.console import Console
 from tiny_run import fuselm
 
-from fuselm import config, options
 from fuselm.documents.corpus import Document
-from fuselm.inputs import Inputs
 from fuselm.results import diagnosis
 from fuselm.results.pages import diagnosis_page, figures
+from fuselm.runs import config, options
+from fuselm.runs.inputs import Inputs
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest

@@ -8,10 +8,10 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm import run_folders
 from fuselm.documents import corpus
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.runs import run_folders
 from fuselm.stores import store
 
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import config
 from fuselm.results import report
 from fuselm.results.evaluation import Bootstrap, Score
 from fuselm.results.pages import figures
+from fuselm.runs import config
 from fuselm.system.manifest import Recipe, build_once
 
 HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 13}  # documents of each domain

@@ -19,7 +19,7 @@ import tiny_run
 from test_capture import Interrupted, captured, documents, source_of  # noqa: F401
 from tiny_run import fuselm
 
-from fuselm import plan
+from fuselm.runs import plan
 from fuselm.sources import capture
 from fuselm.stores import store
 from fuselm.system import manifest

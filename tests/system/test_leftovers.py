@@ -125,7 +125,7 @@ def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
 
 
 def test_a_folder_of_the_users_beside_the_model_stays(tmp_path):
-    from fuselm.publish import publish
+    from fuselm.runs.publish import publish
 
     run, reported, model = tmp_path / "run", tmp_path / "reported", tmp_path / "trained"
     for folder in (run / "model.old", run / "model.partial", reported, model):

@@ -13,7 +13,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from test_training import documents, fused, python_path, target, train, weights  # noqa: F401
 
-from fuselm import config
+from fuselm.runs import config
 from fuselm.system import processes
 
 ROOT = Path(__file__).parents[2]

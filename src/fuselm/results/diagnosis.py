@@ -21,7 +21,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import run_folders
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
@@ -29,6 +28,7 @@ from fuselm.fusion.fuse import fuse, learn, unspelled_shares
 from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE
 from fuselm.results.report import finite
+from fuselm.runs import run_folders
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest

@@ -9,10 +9,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm import config, run_folders
 from fuselm.documents import corpus
 from fuselm.models.model import load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.runs import config, run_folders
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm import config
+from fuselm.runs import config
 from fuselm.stores import retention, rounding, store
 from fuselm.stores.retention import Policy
 from fuselm.stores.rows import from_table

@@ -3,8 +3,8 @@
 import importlib.util
 from collections.abc import Sequence
 
-from fuselm import config
 from fuselm.models.model import Model
+from fuselm.runs import config
 
 
 def check(target: Model, options: config.Train) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import yaml
 from fuzz.targets.importers import _change
 
-from fuselm import config
+from fuselm.runs import config
 
 WHOLE = {
     "output": "out",

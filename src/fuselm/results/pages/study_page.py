@@ -13,9 +13,9 @@ from fuselm.results import report
 from fuselm.results.notes import describe_unspelled, mark_of
 from fuselm.results.pages import figures, pages
 from fuselm.results.pages.figures import Line, Mark
+from fuselm.runs.studies.trials import told
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
-from fuselm.trials import told
 
 DASH = "–"
 FIGURES = {

@@ -13,9 +13,9 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from fuselm import config
 from fuselm.models.token_strings import byte_alphabet
-from fuselm.pipeline import Pipeline
+from fuselm.runs import config
+from fuselm.runs.pipeline import Pipeline
 
 HIDDEN, LAYERS, MIDDLE, VOCABULARY = 8, 1, 16, 257
 

@@ -18,10 +18,10 @@ from fuselm.system import manifest
 from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
-    from fuselm import config
     from fuselm.models.model import Model
-    from fuselm.pipeline import Pipeline
-    from fuselm.steps import Step
+    from fuselm.runs import config
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
 
 ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
 ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7
@@ -193,7 +193,7 @@ def calibrated(pipeline: "Pipeline") -> tuple[list[Estimate], dict[str, str], li
     failed: list[str] = []
     if not rows:
         return [], {}, failed
-    from fuselm import calibration
+    from fuselm.runs import calibration
     from fuselm.system import compiling, machine
 
     machine.use_free_cores()

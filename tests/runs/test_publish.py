@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fuselm.publish import publish
+from fuselm.runs.publish import publish
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from fuselm import options
+from fuselm.runs import options
 from fuselm.system import addresses
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fuselm import config
+from fuselm.runs import config
 
 GOOD = {
     "output": "out",
@@ -78,7 +78,7 @@ def test_the_target_is_no_server(run_file):
 
 
 def test_the_examples_are_valid():
-    for path in (Path(__file__).parents[1] / "examples").glob("*.yaml"):
+    for path in (Path(__file__).parents[2] / "examples").glob("*.yaml"):
         if not path.name.startswith("study"):  # tests/test_study.py reads those
             config.load(path)
 

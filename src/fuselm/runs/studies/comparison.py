@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fuselm import trials
 from fuselm.results import evaluation
 from fuselm.results.evaluation import Bootstrap, Interval, Resampled, Score
 from fuselm.results.report import finite
-from fuselm.study import ExperimentOptions, Study, arms_of
+from fuselm.runs.studies import trials
+from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
 from fuselm.system import manifest
 from fuselm.system.foreign_text import write_json
 from fuselm.system.public_names import name_options_publicly

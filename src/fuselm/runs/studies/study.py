@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fuselm import config, options
-from fuselm.pipeline import OF_FUSED_ROWS
+from fuselm.runs import config, options
+from fuselm.runs.pipeline import OF_FUSED_ROWS
 from fuselm.system.foreign_text import escape_controls
 
 # What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.

@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm import config
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
 from fuselm.models import vocabulary
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.runs import config
 from fuselm.system import fingerprints
 
 if TYPE_CHECKING:

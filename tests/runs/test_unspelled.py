@@ -13,9 +13,9 @@ from tiny_run import fuselm
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fuselm import config
-from fuselm.inputs import Inputs
-from fuselm.pipeline import Pipeline
+from fuselm.runs import config
+from fuselm.runs.inputs import Inputs
+from fuselm.runs.pipeline import Pipeline
 from fuselm.system import manifest
 
 CHINESE = "知识融合是把几个不同结构的语言模型的长处合并到一个模型里的方法。它先记录每个模型对语料的下一个词的分布。"

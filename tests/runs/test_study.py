@@ -17,11 +17,11 @@ from rich.console import Console
 from test_report import Page
 from tiny_run import fuselm
 
-from fuselm import comparison, study, trials
 from fuselm.results import evaluation, report
 from fuselm.results.evaluation import Bootstrap, Score, bits_per_byte, pooled
 from fuselm.results.pages import study_page
-from fuselm.steps import Step
+from fuselm.runs.steps import Step
+from fuselm.runs.studies import comparison, study, trials
 from fuselm.system import manifest
 
 ARMS = {
@@ -619,7 +619,7 @@ def test_prose_is_text_with_a_little_markup():
 
 
 def test_the_examples_are_valid():
-    examples = Path(__file__).parents[1] / "examples"
+    examples = Path(__file__).parents[2] / "examples"
     names = {name: study.load(examples / f"{name}.yaml") for name in ("study", "study-parts", "study-tokens")}
     shown = {name: {e.name for e in of.experiments} for name, of in names.items()}
     assert {"main", "sources", "single", "written"} <= shown["study"] and shown["study-tokens"] == {"tokens"}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tiny_run import captured, files, fuselm, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm import config
-from fuselm.pipeline import Pipeline
+from fuselm.runs import config
+from fuselm.runs.pipeline import Pipeline
 from fuselm.sources import capture
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe

@@ -15,13 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuselm import config, plan, run_precision
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.results.pages.pages import format_duration
-from fuselm.steps import Step
-from fuselm.study import Arm, Study
+from fuselm.runs import config, plan, run_precision
+from fuselm.runs.pipeline import METHODS, WEIGHTS, Pipeline
+from fuselm.runs.steps import Step
+from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.terminal import plain

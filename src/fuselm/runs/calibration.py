@@ -11,7 +11,7 @@ import torch
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.pipeline import Pipeline
+from fuselm.runs.pipeline import Pipeline
 from fuselm.sources import capture
 from fuselm.sources.servers import remote
 from fuselm.sources.servers import server as servers

@@ -10,8 +10,9 @@ from rich.console import Console
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import calibration, cli, config, plan
-from fuselm.pipeline import Pipeline
+from fuselm import cli
+from fuselm.runs import calibration, config, plan
+from fuselm.runs.pipeline import Pipeline
 from fuselm.system import compiling, manifest
 from fuselm.training import adapters
 from fuselm.training.objective import fusion_loss

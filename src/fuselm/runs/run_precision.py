@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuselm import config
 from fuselm.models import precision
 from fuselm.models.model import DTYPES, Model
+from fuselm.runs import config
 from fuselm.system import manifest, processes
 
 FILE = "precision.json"

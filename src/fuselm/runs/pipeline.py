@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fuselm import config, publish, run_precision
 from fuselm.documents import corpus
-from fuselm.inputs import Inputs
 from fuselm.models.model import Model, load_vocabulary, locate
-from fuselm.run_precision import RunPrecision
-from fuselm.steps import Step, Steps
+from fuselm.runs import config, publish, run_precision
+from fuselm.runs.inputs import Inputs
+from fuselm.runs.run_precision import RunPrecision
+from fuselm.runs.steps import Step, Steps
 from fuselm.system import fingerprints, manifest, processes
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
