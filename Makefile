@@ -49,7 +49,7 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m fuselm.warm_up
+	$(BIN)/python -m fuselm.cli.warm_up
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm import cli
+from fuselm.cli import main as cli
 from fuselm.runs import calibration, config, plan
 from fuselm.runs.pipeline import Pipeline
 from fuselm.system import compiling, manifest

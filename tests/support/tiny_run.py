@@ -22,7 +22,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fuselm import cli, endings
+from fuselm.cli import endings
+from fuselm.cli import main as cli
 from fuselm.sources import capture
 from fuselm.system import progress
 from fuselm.system.progress import Progress
@@ -107,7 +108,7 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
 WATCHED = ("numpy", "torch", "transformers")
 COMMAND = f"""
 import atexit, os, sys
-from fuselm import cli
+from fuselm.cli import main as cli
 from fuselm.system import progress
 progress.SECONDS_OF_SILENCE = 3600.0
 atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))

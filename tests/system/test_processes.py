@@ -126,7 +126,7 @@ def test_a_run_in_two_processes_is_that_of_one(tmp_path, byte_level, sentence_pi
         if name == "one":
             assert tiny_run.fuselm("run", run_file, cache=tmp_path / "cache").code == 0
         else:
-            ended = in_two_processes(["-m", "fuselm.cli", "run", str(run_file)], tmp_path)
+            ended = in_two_processes(["-m", "fuselm.cli.main", "run", str(run_file)], tmp_path)
             assert ended.stdout.count("\nreport.html") == 1  # one of them speaks
         summaries.append(tiny_run.summary(tmp_path / name / "out"))
     one, two = summaries

@@ -1,4 +1,4 @@
-"""Compile every kernel that a usual run needs, before the first run: `python -m fuselm.warm_up`, a minute at most.
+"""Compile every kernel that a usual run needs, before the first run: `python -m fuselm.cli.warm_up`, a minute at most.
 
 It reads, aligns and fuses a text by two vocabularies of single characters and pairs of them, with random distributions.
 """

@@ -6,7 +6,7 @@ import tiny_run
 from numba.core.dispatcher import Dispatcher
 from tiny_run import QUIET, fuselm
 
-from fuselm import warm_up
+from fuselm.cli import warm_up
 from fuselm.system import compiling
 
 

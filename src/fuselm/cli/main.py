@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fuselm import endings, store_cli
+from fuselm.cli import endings, store_cli
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
 

@@ -11,7 +11,7 @@ import pytest
 
 PRELUDE = """
 import sys, time
-from fuselm import endings
+from fuselm.cli import endings
 from fuselm.system.streams import print_line
 
 def command():
@@ -119,7 +119,7 @@ def test_a_fault_of_our_own_keeps_its_traceback():
 def test_help_into_a_closed_pipe_has_no_traceback():
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "fuselm.cli", "--help"]
+    command = [sys.executable, "-m", "fuselm.cli.main", "--help"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert done.returncode in (1, 141) and done.stderr == ""

@@ -267,7 +267,7 @@ def test_a_terminal_gets_no_escape_that_is_not_ours(run, model):
     """In a real one: colours and bars are escapes too, but never a title's, a bell, or a change of direction."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
-    arguments = [sys.executable, "-m", "fuselm.cli", "capture", run, "seed=1"]
+    arguments = [sys.executable, "-m", "fuselm.cli.main", "capture", run, "seed=1"]
     process = subprocess.Popen(list(map(str, arguments)), stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
