@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import yaml
-from test_report import Page
+from html_page import Page
 from tiny_run import fuselm, fuselm_apart
 
 METHODS = ["span", "mined", "exact", "cooccurrence", "statistics"]

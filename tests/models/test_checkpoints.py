@@ -127,7 +127,7 @@ def read(pristine, tmp_path_factory) -> dict[Path, set[str]]:
     Tokenizer.from_file(str(folders["older"] / "tokenizer.json")).model.save(str(folders["older"]))
     (folders["older"] / "tokenizer.json").unlink()
     change(folders["older"] / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
-    environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", TRACE, *map(str, folders.values())],
         env=environment,

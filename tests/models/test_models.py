@@ -99,7 +99,7 @@ def message(call, *arguments, **options) -> str:
 
 
 def run_python(code: str, **environment) -> subprocess.Popen:
-    source = str(Path(models.__file__).parents[1])
+    source = str(Path(models.__file__).parents[2])
     settings = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen([sys.executable, "-c", code], env=settings, stdout=subprocess.PIPE, text=True)
 

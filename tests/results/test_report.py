@@ -5,11 +5,11 @@ import json
 import random
 import re
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from html_page import Page
 from rich.console import Console
 
 from fuselm.results import report
@@ -328,31 +328,6 @@ def printed(table, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
-
-
-class Page(HTMLParser):
-    """Checks that tags nest; collects text, tags and what they refer to."""
-
-    VOID = ("meta", "br", "link", "img")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.texts, self.references = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.seen.append(tag)
-        self.references += [v for n, v in attributes if n in ("src", "href", "xlink:href", "action", "style")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):

@@ -194,7 +194,8 @@ def test_a_kernel_is_compiled_again_where_one_that_it_calls_or_a_constant_has_ch
 
 def test_every_kernel_of_the_package_has_a_stage_that_says_how_long_it_compiles():
     package = Path(fuselm.__file__).parent
-    modules = {path.stem for path in package.glob("*.py") if "@compiled(" in path.read_text(encoding="utf-8")}
+    kernels = [path for path in package.rglob("*.py") if "@compiled(" in path.read_text(encoding="utf-8")]
+    modules = {".".join(path.relative_to(package).with_suffix("").parts) for path in kernels}
     assert modules == {module for of_stage in compiling.STAGES.values() for module in of_stage}
     assert compiling.STAGES.keys() == compiling.SECONDS.keys()
 

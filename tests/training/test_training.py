@@ -658,7 +658,9 @@ test_training.train(*arguments, **settings)
 
 
 def python_path() -> str:
-    return os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    here = Path(__file__).parent
+    folders = [str(here), str(here.parent / "support"), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, folders))
 
 
 @pytest.fixture

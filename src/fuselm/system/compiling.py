@@ -28,11 +28,15 @@ CHECKSUM_BYTES = 32
 # Where kernels are, by the stage that first needs them; and the seconds that they took to compile, with all that they
 # call, on one core of an AMD EPYC of 2024 with nothing beside it.
 STAGES = {
-    "capture": ("scan", "doors"),
-    "align": ("bpe", "spelling", "continuation", "span", "rounding", "mined", "maps", "nearest"),
-    "fuse": ("pooling", "weights"),
-    "train": ("batches",),
-    "verify": ("rules",),
+    "capture": ("models.scan", "system.doors"),
+    "align": (
+        "models.bpe",
+        *(f"alignment.{module}" for module in ("spelling", "continuation", "span", "mined", "maps", "nearest")),
+        "stores.rounding",
+    ),
+    "fuse": ("fusion.pooling", "fusion.weights"),
+    "train": ("training.batches",),
+    "verify": ("stores.rules",),
 }
 SECONDS = {"capture": 3.0, "align": 14.0, "fuse": 7.0, "train": 0.5, "verify": 1.0}
 
