@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_run
 import yaml
+from html_page import Page
 from markdown_it import MarkdownIt
-from test_report import Page
 from tiny_run import fuselm
 from tokenizers import Tokenizer
 
