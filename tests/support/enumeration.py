@@ -1,9 +1,9 @@
 """Exact distributions of small vocabularies, by listing every text of a few letters.
 
 A chain of letters gives every text a probability. A tokenizer turns texts into tokens, so the probability of its next
-token, given those before it, is a sum over texts: no approximation, whatever the segmentation. Rows that alignment makes
-of the exact rows of one tokenizer are averaged in the same way over all texts that share their past, and compared with
-the exact conditionals of the other.
+token, given those before it, is a sum over texts: no approximation, whatever the segmentation. Rows that alignment
+makes of the exact rows of one tokenizer are averaged in the same way over all texts that share their past, and compared
+with the exact conditionals of the other.
 """
 
 import functools
@@ -142,7 +142,7 @@ def write_documents(chain: Chain, source: Vocabulary, *, count: int, length: int
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The target's next token after one past, if the source's tokens are these, up to the one that spells the next byte."""
+    """The target's next token after one past, if the source has these tokens up to the next byte."""
 
     mass: float  # probability, given the past
     spelling: tuple[int, ...]  # the target's tokens for what these tokens spell beyond the past

@@ -143,7 +143,7 @@ def mass_lost(
     d = aligned.distributions
     result = np.zeros((len(d), len(CAUSES)))
     tails = d.tail.astype(np.float64)
-    if aligned is source:
+    if aligned.tokens is source.tokens:  # one vocabulary: rows are the source's, or cleared
         result[:, 0] = tails
     elif method == "span":
         segmentation = aligner.target.segment(spans.text)
@@ -289,7 +289,7 @@ def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
 def _categories(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
     """What most of each span's bytes are; white space only where there is nothing else."""
     of_byte = np.repeat(
-        np.fromiter(map(_category, text), np.int64, len(text)),
+        np.fromiter(map(category, text), np.int64, len(text)),
         np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),
     )
     count = len(edges) - 1
@@ -304,7 +304,7 @@ _CJK = ((0x1100, 0x11FF), (0x2E80, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF), 
 
 
 @functools.cache
-def _category(character: str) -> int:
+def category(character: str) -> int:
     code, kind = ord(character), unicodedata.category(character)
     if character.isspace():
         name = "white_space"

@@ -1,0 +1,199 @@
+"""Compare the probability that rows give to kinds of tokens with how often those come, in text that the source wrote.
+
+Fidelity sees only the token that came. Here a row counts for all it says: over text drawn from the source itself, the
+mass that rows give to a class of tokens is in the mean the share of tokens of this class, if rows are the source's own
+conditionals. Whatever a row learned from the token that came must average out, or shows up as a ratio other than 1.
+
+A class may depend on the text before a token and on the token, never on what comes after: else it would choose texts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from fuselm.alignment import continuation, spans
+from fuselm.alignment.continuation import Places
+from fuselm.models.vocabulary import Vocabulary
+from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Trace
+
+# How the source would split what is typed so far and the token: into the same token, into several, or with a token that
+# begins before it.
+RELATIONS = ("one_source_token", "several_source_tokens", "crossing_source_tokens")
+PARTS = "parts_of_characters"
+KINDS = (*spans.CATEGORIES[: spans.CATEGORIES.index("unknown_tokens")], PARTS)
+BEYOND = "beyond_the_kept"  # a token that the source spells with one it did not keep
+CELLS = len(RELATIONS) * len(KINDS) + 1
+TYPED = 16  # bytes before a token, at most, that decide how the source splits it
+LAST = 16  # bytes at the end of a text whose split depends on what would have come
+LEAST = 200  # tokens of a class that is judged
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """One text's tokens by cell: a relation and a kind, or beyond the kept ids."""
+
+    domain: str
+    predicted: Float[ndarray, "cells"]  # the mass that rows give
+    observed: Int[ndarray, "cells"]  # the tokens that came
+
+
+class Counter:
+    """Count texts of one source in the tokens of one target."""
+
+    def __init__(self, source: Vocabulary, target: Vocabulary):
+        self._source, self._target = source, target
+        self._kinds = np.array([_kind(b) for b in target.token_bytes])
+        self._lengths = np.diff(source.packed_bytes[0])
+
+    def count(self, trace: Trace, aligned: Trace, text: str, *, domain: str, begin: int = 0) -> Counts:
+        """Count the tokens that begin at byte `begin` or later, but for the last ones.
+
+        `trace` has the source's rows and `aligned` the rows that are judged.
+        """
+        d, starts = aligned.distributions, aligned.starts
+        ends = np.append(starts[1:], aligned.size)[: len(starts)]
+        chosen = np.flatnonzero((starts >= begin) & (ends <= aligned.size - LAST) & (ends > starts) & d.informed)
+        known = _kept(trace, starts[chosen], ends[chosen])
+        rows = _with_gold(d, aligned.tokens, chosen)
+        cells = self._cells(rows, starts[chosen], text.encode())
+        owner = np.repeat(np.arange(len(chosen)), rows.counts)
+        masses = np.exp(rows.logprobs.astype(np.float64))
+        is_gold = np.zeros(len(masses), bool)
+        is_gold[rows.offsets[1:] - 1] = True
+        masses[is_gold] = 0.0
+        masses[~is_gold & ~known[owner] & (rows.ids == aligned.tokens[chosen][owner])] = 0.0
+        predicted = np.bincount(cells, weights=masses, minlength=CELLS).astype(np.float64)  # of no tokens: integers
+        predicted[-1] += len(chosen) - masses.sum()
+        observed = np.bincount(np.where(known, cells[is_gold], CELLS - 1), minlength=CELLS)
+        return Counts(domain=domain, predicted=predicted, observed=observed)
+
+    def _cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
+        within = np.array([_typed(data, start) for start in starts.tolist()], np.int64)
+        stream = np.frombuffer(b" " + data, np.uint8)
+        at = Places(stream, starts.astype(np.int64) + 1, within + (within == 0), 0)
+        # with nothing typed in front, a space stands for it: then the row's split is that of the bytes alone
+        split = continuation.go_on(self._target, self._source, rows, at)
+        entry = np.repeat(np.arange(len(split.offsets) - 1), np.diff(split.offsets))
+        ends = np.cumsum(self._lengths[np.maximum(split.tokens, 0)])
+        ends -= np.append(0, ends)[split.offsets[entry]]
+        first = np.repeat(at.within, rows.counts)[entry]
+        meets = np.bincount(entry[ends == first], minlength=len(rows.ids)) > 0
+        after = np.bincount(entry[ends > first], minlength=len(rows.ids))
+        relation = np.where(meets, np.where(after > 1, 1, 0), 2)
+        return relation * len(KINDS) + self._kinds[rows.ids]
+
+
+def _kept(trace: Trace, starts: Int[ndarray, "tokens"], ends: Int[ndarray, "tokens"]) -> Bool[ndarray, "tokens"]:
+    """Tell of each target token whether the source kept all the tokens that spell it."""
+    d = trace.distributions
+    kept = np.zeros(len(d), bool)
+    kept[d.rows[d.ids == trace.tokens[d.rows]]] = True
+    missing = np.append(0, np.cumsum(~kept))
+    first = np.searchsorted(trace.starts, starts, side="right") - 1
+    last = np.searchsorted(trace.starts, ends, side="left")
+    return missing[last] == missing[first.clip(0)]
+
+
+def _with_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[ndarray, "rows"]) -> Distributions:
+    """Return some rows, each with the token that came as one more entry at its end."""
+    counts = d.counts[chosen]
+    offsets = np.append(0, np.cumsum(counts + 1)).astype(np.int64)
+    entries = np.repeat(d.offsets[chosen] - offsets[:-1], counts + 1) + np.arange(offsets[-1])
+    is_gold = np.zeros(len(entries), bool)
+    is_gold[offsets[1:] - 1] = True
+    entries = entries.clip(max=len(d.ids) - 1)
+    return Distributions(
+        offsets=offsets,
+        ids=np.where(is_gold, tokens[np.repeat(chosen, counts + 1)], d.ids[entries]).astype(np.int32),
+        logprobs=np.where(is_gold, 0.0, d.logprobs[entries]).astype(np.float32),
+        gold=d.gold[chosen],
+        tail=d.tail[chosen],
+    )
+
+
+def _typed(data: bytes, end: int) -> int:
+    """Return how many bytes before `end` belong to the word that is being typed, with the white space before it."""
+    begin, least = end, max(end - TYPED, 0)
+    while begin > least and not data[begin - 1 : begin].isspace():
+        begin -= 1
+    while begin > least and data[begin - 1 : begin].isspace():
+        begin -= 1
+    return end - begin
+
+
+def _kind(string: bytes | None) -> int:
+    try:
+        text = (string or b"").decode()
+    except UnicodeDecodeError:
+        return KINDS.index(PARTS)
+    kinds = [spans.category(c) for c in text]
+    others = [k for k in kinds if k != spans.WHITE_SPACE] or kinds or [KINDS.index("other")]
+    return max(others, key=others.count)
+
+
+def summarise(texts: Sequence[Counts]) -> dict:
+    """Return `conditional_fidelity` and, by class, tokens and the mass that rows give them over that, with an interval.
+
+    Classes are relations, kinds, and the relations of each domain, of which some token came. `mass` and `came` are
+    shares of all tokens, in a domain's classes of the domain's. The interval has 95 % of bootstrap resamples of texts.
+
+    `conditional_fidelity` is how far the worst class of `LEAST` tokens or more is off for certain: the ratio, or its
+    inverse where the mass is too much, at the end of its interval that is nearest to 1; 1 if every interval has 1 in
+    it. None where no class has as many tokens.
+    """
+    classes = {name: row for name, row in _classes(texts).items() if row["tokens"]}
+    judged = {name: _certain(row) for name, row in classes.items() if row["tokens"] >= LEAST}
+    worst = min(judged, key=lambda name: judged[name], default=None)
+    return {
+        "conditional_fidelity": judged.get(worst),
+        "worst_class": worst if worst and judged[worst] < 1 else None,
+        "tokens": int(sum(text.observed.sum() for text in texts)),
+        "texts": len(texts),
+        "classes": classes,
+    }
+
+
+def _classes(texts: Sequence[Counts]) -> dict[str, dict[str, int | float | list[float]]]:
+    predicted, observed = (np.array([getattr(t, name) for t in texts]) for name in ("predicted", "observed"))
+    cells, everything = np.arange(CELLS), np.ones(len(texts), bool)
+    relations = {name: cells[:-1] // len(KINDS) == n for n, name in enumerate(RELATIONS)}
+    kinds = {name: cells[:-1] % len(KINDS) == n for n, name in enumerate(KINDS)}
+    named = {name: np.append(of, False) for name, of in (relations | kinds).items()} | {BEYOND: cells == CELLS - 1}
+    domains = np.array([text.domain for text in texts])
+    result = {name: _ratio(predicted, observed, everything, of) for name, of in named.items()}
+    for domain in sorted(set(domains)):
+        for name in RELATIONS:
+            result[f"{domain}: {name}"] = _ratio(predicted, observed, domains == domain, named[name])
+    return result
+
+
+def _ratio(
+    predicted: Float[ndarray, "texts cells"],
+    observed: Int[ndarray, "texts cells"],
+    texts: Bool[ndarray, "texts"],
+    cells: Bool[ndarray, "cells"],
+) -> dict[str, int | float | list[float]]:
+    mass, came = predicted[texts][:, cells].sum(axis=1), observed[texts][:, cells].sum(axis=1)
+    tokens = int(observed[texts].sum())
+    drawn = np.random.default_rng(0).multinomial(len(came), np.full(len(came), 1 / len(came)), RESAMPLES)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = (drawn @ mass) / (drawn @ came)
+    interval = np.quantile(ratios[np.isfinite(ratios)], (0.025, 0.975)) if came.sum() else np.zeros(2)
+    return {
+        "tokens": int(came.sum()),
+        "came": float(came.sum() / max(tokens, 1)),
+        "mass": float(mass.sum() / max(tokens, 1)),
+        "ratio": float(mass.sum() / came.sum()) if came.sum() else 1.0,
+        "interval": interval.tolist(),
+    }
+
+
+def _certain(row: Mapping) -> float:
+    """Return how far a ratio is off, below 1, at the end of its interval that is nearest to 1."""
+    low, high = row["interval"]
+    return high if high < 1 else 1 / low if low > 1 else 1.0
