@@ -18,7 +18,7 @@ from tiny_run import fuselm
 from fuselm.documents.corpus import Document
 from fuselm.results import diagnosis
 from fuselm.results.pages import diagnosis_page, figures
-from fuselm.runs import config, options
+from fuselm.runs import config, diagnosis_inputs, options
 from fuselm.runs.inputs import Inputs
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
@@ -336,7 +336,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
         assert other["expected"]["average"] < row["expected"]["average"]
     (run_file.parent / "out/config.yaml").unlink()  # of the last command, which may have been of other sources
     assert fuselm("diagnose", run_file.parent / "out", "--json", cache=cache).out == after.out and of_folder["target"]
-    assert diagnosis.of_run(run_file.parent / "out")["writers"] == ["other"]
+    assert diagnosis_inputs.gather_from_folder(run_file.parent / "out")["writers"] == ["other"]
     shown = fuselm("diagnose", run_file, cache=cache)
     assert shown.code == 0 and result["verdict"][0][:40] in shown.out
 
@@ -362,7 +362,7 @@ def test_a_run_that_is_of_stores_or_of_written_text_should_write_no_more(option,
     (captured,) = (run_file.parent / "out/capture").glob("other-*")
     outcome = fuselm("run", run_file, f"output={tmp_path / 'out'}", option.format(captured=captured), cache=cache)
     assert outcome.code == 0, outcome.err
-    assert diagnosis.of_run(tmp_path / "out")["writers"] == []
+    assert diagnosis_inputs.gather_from_folder(tmp_path / "out")["writers"] == []
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

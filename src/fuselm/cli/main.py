@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -217,10 +218,12 @@ def inspect(
 ) -> None:
     """One document, token by token: what each source and the fusion expect, and which source won."""
     from fuselm.results import inspection
+    from fuselm.runs import run_folders
     from fuselm.system import terminal
 
     console = terminal.open_console()
-    for line in inspection.document(folder, doc, top=top):
+    stages, load_vocabulary = run_folders.find_stages(folder), partial(run_folders.read_vocabulary, folder)
+    for line in inspection.show_document(stages, doc, top=top, load_vocabulary=load_vocabulary):
         console.print(line, soft_wrap=not console.is_terminal)
 
 
@@ -233,13 +236,17 @@ def diagnose(
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
     from fuselm.results import diagnosis, measure
+    from fuselm.runs import diagnosis_inputs
     from fuselm.system import manifest, progress, terminal
 
     if report is not None:
         measure.check_report(report)
     if run.is_dir() and overrides:
         raise ValueError(f"{overrides[0]}: does nothing to a finished run; drop it, or diagnose its run file")
-    inputs = diagnosis.of_run(run) if run.is_dir() else diagnosis.of_pipeline(_pipeline(run, overrides, "align"))
+    if run.is_dir():
+        inputs = diagnosis_inputs.gather_from_folder(run)
+    else:
+        inputs = diagnosis_inputs.gather_from_pipeline(_pipeline(run, overrides, "align"))
     with progress.show(_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
     if report is not None:

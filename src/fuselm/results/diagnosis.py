@@ -10,7 +10,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import yaml
@@ -21,17 +20,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, learn, unspelled_shares
-from fuselm.models.model import locate
 from fuselm.models.segmentation import COMPARABLE
 from fuselm.results.report import finite
-from fuselm.runs import run_folders
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace
-from fuselm.system import manifest
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import plain
 
@@ -54,47 +49,6 @@ DRAWN = (
 JUDGED = {"helps": 0.02, "hardly helps": 0.005}  # by the share of the target's own bits that it could save
 # A source that saves this share of them in a domain should write more of it, so much; docs/results.md has such texts.
 WRITES, RATIO = 0.2, 4
-
-
-def of_run(folder: Path) -> dict:
-    """What `diagnose` needs, of the finished run in `folder`. Raises `ValueError` if none is there."""
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
-    stages = run_folders.read_record(folder)
-    captured = {
-        s.removeprefix("capture "): manifest.read(path) for s, path in stages.items() if s.startswith("capture ")
-    }
-    aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
-    target = manifest.read(stages["train clm"])["inputs"]["model"]
-    own = [name for name, of in captured.items() if of["inputs"]["model"] == target]
-    own_stores = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
-    servers = [name for name, of in captured.items() if of["parameters"].get("dtype") == "the server's"]
-    able = sorted(captured.keys() - {*own, *servers})
-    return {
-        "stores": aligned,
-        "documents": corpus.read_documents(stages["corpus"], "train"),
-        "own": next(iter(own), None),
-        "writers": able if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
-        "vocabulary_size": locate(str(folder / "model")).output_size,
-        "drawn": any(
-            store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
-            for name, store in aligned.items()
-        ),
-    }
-
-
-def of_pipeline(pipeline) -> dict:
-    """The same of a `Pipeline`, which captures and aligns whatever is not there yet."""
-    aligned = pipeline.align(draws=False)  # entropies are of whole rows
-    inputs = pipeline.inputs
-    own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
-    return {
-        "stores": {name: Store(path) for name, path in sorted(aligned.items())},
-        "documents": [d for d in pipeline.documents if d.split == "train"],
-        "own": next(iter(own), None),
-        "writers": [] if inputs.writers else inputs.able_to_write(pipeline.run),
-        "vocabulary_size": inputs.target.output_size,
-    }
 
 
 def diagnose(

@@ -1,7 +1,7 @@
 """One document of a run, token by token: what each source and the fusion expect, and which source won."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm.documents import corpus
-from fuselm.models.model import load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.runs import config, run_folders
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import plain
 
+VocabularyLoader = Callable[[str | None], Vocabulary]  # takes a source's name, or None for the target
 
-def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]:
-    """Yield lines and a table for training document `number` of the run in `folder`.
+
+def show_document(
+    stages: Mapping[str, Path], number: int, *, top: int, load_vocabulary: VocabularyLoader
+) -> Iterator[RenderableType]:
+    """Yield lines and a table for training document `number` of a run, whose `stages` are `run_folders.find_stages`.
 
     A run that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured.
-    Raises `ValueError` if nothing was captured, or there is no such document.
+    Raises `ValueError` if there is no such document.
     """
-    stages = run_folders.find_stages(folder)
     documents = corpus.read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):
         raise ValueError(f"--doc {number}: the run has training documents 0 to {len(documents) - 1}")
@@ -40,10 +41,11 @@ def document(folder: Path, number: int, *, top: int) -> Iterator[RenderableType]
         yield plain(f"Not fused yet: `fuselm fuse` or `fuselm run` does that. Aligned: {', '.join(names) or 'none'}.")
     yield plain(f"Under each model: probability of the token that came, then the {top} most expected.", style="dim")
     if aligned:
-        yield from _aligned(aligned, _read(stages["fuse"], chosen.id) if "fuse" in stages else None, folder, top)
+        fused = _read(stages["fuse"], chosen.id) if "fuse" in stages else None
+        yield from _aligned(aligned, fused, load_vocabulary, top)
     for name in _names(stages, "capture"):
         if name not in aligned:
-            yield from _captured(name, _read(stages[f"capture {name}"], chosen.id), folder, top)
+            yield from _captured(name, _read(stages[f"capture {name}"], chosen.id), load_vocabulary, top)
 
 
 def _names(stages: Mapping[str, Path], stage: str) -> list[str]:
@@ -79,9 +81,11 @@ def _read(store: Path, document: str) -> Trace:
     return opened.read(document)
 
 
-def _aligned(aligned: Mapping[str, Trace], fused: Trace | None, folder: Path, top: int) -> Iterator[RenderableType]:
+def _aligned(
+    aligned: Mapping[str, Trace], fused: Trace | None, load_vocabulary: VocabularyLoader, top: int
+) -> Iterator[RenderableType]:
     """Yield what sources expect of the target's tokens, and what their fusion does and which source won, if there."""
-    vocabulary = _vocabulary(folder, None)
+    vocabulary = load_vocabulary(None)
     _check([*aligned.values(), *([] if fused is None else [fused])], vocabulary, next(iter(aligned.values())).document)
     names = list(aligned)
     won = ["won"] if fused is not None else []
@@ -99,9 +103,9 @@ def _aligned(aligned: Mapping[str, Trace], fused: Trace | None, folder: Path, to
     yield plain(f"Bits per byte of this document: {bits}")
 
 
-def _captured(name: str, trace: Trace, folder: Path, top: int) -> Iterator[RenderableType]:
+def _captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: int) -> Iterator[RenderableType]:
     """Yield what a source expects of its own tokens."""
-    vocabulary = _vocabulary(folder, name)
+    vocabulary = load_vocabulary(name)
     _check([trace], vocabulary, trace.document)
     yield plain(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
     table = Table("token", name, show_edge=False, pad_edge=False)
@@ -109,20 +113,6 @@ def _captured(name: str, trace: Trace, folder: Path, top: int) -> Iterator[Rende
         table.add_row(shown(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
     yield table
     yield plain(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
-
-
-def _vocabulary(folder: Path, source: str | None) -> Vocabulary:
-    """Return a source's vocabulary, or the target's, which the fused model has."""
-    if source is None and (folder / "model").is_dir():
-        model = locate(str(folder / "model"))
-    else:
-        run = config.load(folder / "config.yaml")
-        if source is not None and source not in run.sources:
-            raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
-        of = run.target if source is None else run.sources[source]
-        named = of.tokenizer if isinstance(of, config.Server) else of.model
-        model = locate(named, revision=None if isinstance(of, config.Server) else of.revision)
-    return load_vocabulary(model)
 
 
 def _winner(fused: Trace, i: int, names: list[str]) -> str:

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from fuselm.documents import corpus
+from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.vocabulary import Vocabulary
+from fuselm.runs import config
 from fuselm.system import manifest
 
 RECORD = "run.json"  # of a finished run
@@ -51,6 +54,25 @@ def read_record(folder: Path) -> dict[str, Path]:
         if stage not in named:
             raise ValueError(f"{path}: damaged (it has no folder of {stage}); delete {path} and run again")
     return {stage: folder / place for stage, place in named.items()}
+
+
+def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
+    """Return the vocabulary of a source of the run in `folder`; None: of the target, which the fused model has, too.
+
+    Raises `ValueError` if the run file has no such source.
+    """
+    if source is None and (folder / "model").is_dir():
+        model = locate(str(folder / "model"))
+    else:
+        run = config.load(folder / "config.yaml")
+        if source is not None and source not in run.sources:
+            raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
+        options = run.target if source is None else run.sources[source]
+        if isinstance(options, config.Server):
+            model = locate(options.tokenizer)
+        else:
+            model = locate(options.model, revision=options.revision)
+    return load_vocabulary(model)
 
 
 def _finished(folder: Path, stage: str) -> list[Path]:
