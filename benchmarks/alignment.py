@@ -30,7 +30,7 @@ from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import measure
+from fuselm.results.fidelity_measurement import measure_fidelity
 from fuselm.sources import capture
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.retention import Policy
@@ -242,13 +242,21 @@ def fidelity(per_domain: int) -> dict:
                 write_rows(path, [{"text": d.text, "domain": d.domain} for d in documents("heldout", per_domain)])
             elif not path.exists():
                 write_rows(path, [{"text": text, "domain": "sampled"} for text in sampled(source)])
-            measured = measure.fidelity(
-                MODELS[source], MODELS[target], path, methods=list(METHODS), top_k=64, dtype="bfloat16", console=console
+            measured = measure_fidelity(
+                MODELS[source],
+                MODELS[target],
+                path,
+                methods=list(METHODS),
+                top_k=64,
+                sampled_tokens=SAMPLED_TOKENS if kind == "heldout" else 0,
+                dtype="bfloat16",
+                console=console,
             )
             result[f"{source}-{target} {kind}"] = {
                 method: {
                     domain: {key: row[key] for key in ("fidelity", "coverage")} for domain, row in of["domains"].items()
                 }
+                | ({"conditional": of["conditional"]} if of["conditional"] else {})
                 for method, of in measured["methods"].items()
             }
     return result

@@ -266,11 +266,14 @@ def test_evaluate_prints_json_alone(tmp_path, word_piece, text_file):
 @pytest.mark.parametrize("method", METHODS)
 def test_fidelity_prints_json_alone(tmp_path, byte_level, sentence_piece, text_file, method):
     arguments = ("fidelity", "--source", sentence_piece, "--target", byte_level, "--texts", text_file)
-    outcome = fuselm(*arguments, "--method", method, "--json")
+    outcome = fuselm(*arguments, "--sampled-tokens", 1000, "--method", method, "--json")
     assert outcome.code == 0, outcome.err
     result = strict(outcome.out)
     expected = {"domains", "average", "verdict", "informed", "candidates_spelled", "spans", "categories", "causes"}
-    assert set(result) == expected
+    assert set(result) == expected | {"conditional"}
+    assert (
+        result["conditional"] is None or result["conditional"]["tokens"] >= 0
+    )  # random models hardly write characters
     assert set(result["domains"]) == {"english", "french", "odd", "texts"}
     for row in [result["average"], *result["domains"].values()]:
         assert set(row) == {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
@@ -289,10 +292,26 @@ def test_fidelity_keeps_stdout_clean_in_a_process_of_its_own(tmp_path, byte_leve
         assert row["fidelity"] == 1 and row["coverage"] == 1
 
 
+NOT_MEASURED = "Conditional fidelity: not measured, as the source wrote no text."
+
+
+def test_conditional_fidelity_is_a_sentence_and_a_part_of_the_page(tmp_path, byte_level, text_file):
+    page = tmp_path / "page.html"
+    arguments = ("fidelity", "--source", byte_level, "--target", byte_level, "--texts", text_file, "--report", page)
+    outcome = fuselm(*arguments, "--sampled-tokens", 2000)
+    assert outcome.code == 0, outcome.err
+    said = "that the source wrote; draw more."  # random models hardly write characters
+    assert said in " ".join(outcome.out.split()) and said in page.read_text(encoding="utf-8")
+    assert "Usable with span" in page.read_text(encoding="utf-8")
+    without = fuselm(*arguments, "--sampled-tokens", 0)
+    assert without.code == 0 and NOT_MEASURED in " ".join(without.out.split())
+
+
 def test_fidelity_of_several_methods_is_one_result_and_a_page(tmp_path, byte_level, sentence_piece):
     row = {"text": "<i>&</i> 🙂 你好, words 12", "domain": "<b>html</b>"}
     texts = tiny_run.write_rows(tmp_path / "texts.jsonl", [row])
     arguments = ["fidelity", "--source", sentence_piece, "--target", byte_level, "--texts", texts, "--json"]
+    arguments += ["--sampled-tokens", 0]
     chosen = [part for method in METHODS for part in ("--method", method)]
     outcome = fuselm(*arguments, *chosen, "--report", tmp_path / "page.html")
     assert outcome.code == 0, outcome.err
@@ -308,7 +327,7 @@ def test_fidelity_of_several_methods_is_one_result_and_a_page(tmp_path, byte_lev
     assert page.open == [] and "script" not in page.seen and "link" not in page.seen
     assert "://" not in html and "url(" not in html and "@import" not in html and str(tmp_path) not in html
     assert "<b>html" not in html and "<i>" not in html
-    for text in (*METHODS, "<b>html</b>", "<", "&", "emoji", "CJK", "one to many", "Usable with span"):
+    for text in (*METHODS, "<b>html</b>", "<", "&", "emoji", "CJK", "one to many", "Usable with span", NOT_MEASURED):
         assert text in page.texts, text
     other = f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say."
     assert any(other in text for text in page.texts)

@@ -3,7 +3,8 @@
 Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
 1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
 paper's fallback there is one-hot on the gold token. So `verdict` goes by the share of the source's bits that lie in
-spans with information, and by the fidelity within those (spans.py).
+spans with information, and by the fidelity within those (spans.py). And it says nothing of the tokens that did not
+come: conditionals.py does.
 """
 
 import math
@@ -14,8 +15,8 @@ import numpy as np
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.stores.store import Trace
 
-# The least share of the source's bits in informed spans, and the largest fidelity there.
-VERDICTS = {"usable": (0.95, 1.05), "partly usable": (0.5, 1.25), "not usable": (0.0, math.inf)}
+# The least share of the source's bits in informed spans, the largest fidelity there, the least conditional fidelity.
+VERDICTS = {"usable": (0.95, 1.05, 0.9), "partly usable": (0.5, 1.25, 0.0), "not usable": (0.0, math.inf, 0.0)}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,11 +60,20 @@ class Fidelity:
         }
 
 
-def verdict(own_bits_informed: float, fidelity: float, candidates_spelled: float = 1.0) -> str:
+def verdict(
+    own_bits_informed: float, fidelity: float, candidates_spelled: float = 1.0, conditional: float | None = None
+) -> str:
     """Return the first of `VERDICTS` whose bounds hold.
 
     `candidates_spelled` is the share of the source's own candidates whose bytes are right (candidates.py); it has to
-    reach what the share of bits does, for what is learned of the others goes to wrong tokens.
+    reach what the share of bits does, for what is learned of the others goes to wrong tokens. `conditional` is the
+    conditional fidelity (conditionals.py), None where it is not known; a low one alone makes nothing unusable, for it
+    is that of the worst class of tokens.
     """
     share = min(own_bits_informed, candidates_spelled)
-    return next(word for word, (least, most) in VERDICTS.items() if share >= least and fidelity <= most)
+    certain = 1.0 if conditional is None else conditional
+    return next(
+        word
+        for word, (least, most, worst) in VERDICTS.items()
+        if share >= least and fidelity <= most and certain >= worst
+    )

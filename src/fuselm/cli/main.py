@@ -235,12 +235,13 @@ def diagnose(
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
-    from fuselm.results import diagnosis, measure
+    from fuselm.results import diagnosis
+    from fuselm.results.report_path import check_report
     from fuselm.runs import diagnosis_inputs
     from fuselm.system import manifest, progress, terminal
 
     if report is not None:
-        measure.check_report(report)
+        check_report(report)
     if run.is_dir() and overrides:
         raise ValueError(f"{overrides[0]}: does nothing to a finished run; drop it, or diagnose its run file")
     if run.is_dir():
@@ -273,15 +274,27 @@ def fidelity(
         ),
     ] = ("span",),  # type: ignore[assignment]
     top_k: Annotated[int, typer.Option(min=1, help="Entries kept a token.")] = 64,
+    sampled_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Tokens that the source writes, to see what its rows say of other tokens; 0: none."),
+    ] = 8192,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:
     """How much of a source survives alignment to a target, on any texts: before any training, is it of use?"""
-    from fuselm.results import measure
+    from fuselm.results.fidelity_measurement import measure_fidelity
 
-    result = measure.fidelity(
-        source, target, texts, methods=method, top_k=top_k, dtype=dtype, console=_stderr(), report=report
+    result = measure_fidelity(
+        source,
+        target,
+        texts,
+        methods=method,
+        top_k=top_k,
+        sampled_tokens=sampled_tokens,
+        dtype=dtype,
+        console=_stderr(),
+        report=report,
     )
     _show(result, as_json)
     if report is not None and not as_json:
@@ -304,7 +317,7 @@ def _show(result: dict, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from fuselm.results.notes import unspelled_notes
+    from fuselm.results.notes import describe_conditional, unspelled_notes
     from fuselm.system import terminal
 
     console = terminal.open_console()
@@ -324,6 +337,7 @@ def _show(result: dict, as_json: bool) -> None:
                 )
             )
             console.print(verdict)
+            console.print(terminal.plain(describe_conditional(of["conditional"])))
         for note in unspelled_notes(of):
             console.print(terminal.plain(note, style="dim"))
 

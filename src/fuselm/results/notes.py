@@ -24,6 +24,23 @@ def unspelled_notes(result: Mapping) -> Iterator[str]:
             yield f"Not comparable with other models where it is above {COMPARABLE:.0%}: {describe_shares(shares)}."
 
 
+def describe_conditional(result: Mapping | None) -> str:
+    """Say in a sentence what conditional fidelity a method has, of `conditionals.summarise`."""
+    if result is None:
+        return "Conditional fidelity: not measured, as the source wrote no text."
+    measured = f"on {result['tokens']:,} tokens that the source wrote"
+    if result["conditional_fidelity"] is None:
+        return f"Conditional fidelity: too few tokens of any kind {measured}; draw more."
+    begun = f"Conditional fidelity {result['conditional_fidelity']:.2f} {measured}"
+    if result["worst_class"] is None:
+        return f"{begun}: rows give every kind of token the probability with which it comes, as far as chance lets see."
+    row = result["classes"][result["worst_class"]]
+    return (
+        f"{begun}: {result['worst_class'].replace('_', ' ')} come {row['came']:.1%} of the time and get "
+        f"{row['mass']:.1%} of the probability."
+    )
+
+
 def describe_unspelled_text(name: str, found: Mapping, *, is_learned_from: bool) -> str:
     """Say which bytes of texts a model cannot spell, when they are read; `found` is of `corpus.share_by_domain`."""
     domains = sorted(found["domains"].items(), key=lambda pair: -pair[1])

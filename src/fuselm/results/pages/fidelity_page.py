@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
-from fuselm.alignment import fidelity, spans
+from fuselm.alignment import conditionals, fidelity, spans
 from fuselm.alignment.spans import Outcome, Spans
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import inspection
-from fuselm.results.notes import unspelled_notes
+from fuselm.results.notes import describe_conditional, unspelled_notes
 from fuselm.results.pages import pages
 from fuselm.system.public_names import name_publicly
 
@@ -43,7 +43,7 @@ def page(
     target: str,
     top_k: int,
 ) -> str:
-    """One HTML page that needs nothing else. `results` are those of `measure.fidelity`, by method, the first judged."""
+    """One HTML page that needs nothing else. `results` are those of `measure_fidelity`, by method, the first judged."""
     first = next(iter(results))
     masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
     return pages.render(
@@ -55,6 +55,9 @@ def page(
         first=first,
         headline=headline(results[first], first),
         notes=list(unspelled_notes(results[first])),
+        conditionals={m: r["conditional"] for m, r in results.items() if r["conditional"]},
+        conditional_note=describe_conditional(results[first]["conditional"]),
+        least_tokens=conditionals.LEAST,
         advice=list(advice(results, first)),
         verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
         bounds=fidelity.VERDICTS,
@@ -89,7 +92,8 @@ def headline(result: Mapping, method: str) -> tuple[str, str]:
         f"{positions} informed and {bits} of the source's bits arrive, at {ratio} times their own number. "
         f"{average['mass_lost']:.1%} of the probability{where} reaches no token, most of it by the "
         f"{_words(max(spans.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
-        f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say.",
+        f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say. "
+        f"{describe_conditional(result['conditional'])}",
     )
 
 

@@ -1,0 +1,50 @@
+"""Read the texts of a command that measures models, as documents that all the models can take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fuselm.documents import corpus, text_files, texts
+from fuselm.documents.cutting import Reader
+from fuselm.models.model import Model
+from fuselm.models.vocabulary import Vocabulary
+from fuselm.system import progress
+from fuselm.system.terminal import plain
+
+
+def read_rows(named: str | Path, title: str, console: Console) -> list[texts.Row]:
+    """Read the texts that `named` stands for: a file, a folder or a pattern."""
+    files = text_files.find_files([named])
+    rows: list[texts.Row] = []
+    with console.status(plain(f"{title}: reading texts")):
+        domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
+        for file, domain in zip(files, domains, strict=True):
+            rows += [row for row in texts.read_texts(file, domain) if row.text]
+    if not rows:
+        raise ValueError(f"{named}: no text in it; each line needs a 'text' that is not empty")
+    if "average" in {row.domain for row in rows}:
+        raise ValueError(f"{named}: a domain is named 'average', which results use for themselves; rename it")
+    return rows
+
+
+def cut_documents(
+    rows: list[texts.Row], models: Sequence[tuple[Model, Vocabulary]], title: str, console: Console
+) -> list[corpus.Document]:
+    """Cut the texts where a model's context demands it, and say which bytes a model cannot spell."""
+    from fuselm.results import notes
+
+    whole = (
+        corpus.Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split="heldout", text=row.text)
+        for n, row in enumerate(rows)
+    )
+    readers = [Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
+    with progress.show(console, f"{title}: cutting texts") as shown:
+        shown.start(sum(len(row.text) for row in rows), unit="characters")
+        documents = list(corpus.cut_to_fit(whole, readers, advance=shown.advance))
+        for reader in readers:
+            _, unspelled = reader.vocabulary.count_tokens_and_unspelled([d.text for d in documents])
+            if any(unspelled):
+                found = corpus.share_by_domain(documents, unspelled)
+                shown.note(notes.describe_unspelled_text(reader.name, found, is_learned_from=False))
+    return documents

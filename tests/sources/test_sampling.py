@@ -1,0 +1,83 @@
+"""sampling.py: what a source wrote is text, in the tokens that were drawn from its distribution."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fuselm.documents.corpus import Document
+from fuselm.models.model import load_vocabulary, locate
+from fuselm.sources import capture, sampling
+from fuselm.system.progress import Progress
+
+
+@pytest.fixture
+def source(byte_level):
+    model = locate(str(byte_level))
+    return capture.load(model, load_vocabulary(model), dtype="float32")
+
+
+def documents(texts: list[str]) -> list[Document]:
+    return [
+        Document(id=f"{n}", origin=f"{n}", domain=f"d{n % 2}", split="train", text=text) for n, text in enumerate(texts)
+    ]
+
+
+def sample(source, texts: list[str], *, tokens: int = 5 * sampling.LENGTH, seed: int = 0):
+    progress = Progress(Console(file=io.StringIO()), "draw")
+    return sampling.sample(source, documents(texts), tokens=tokens, seed=seed, progress=progress)
+
+
+LONG = [f"the {n} words of a document, which has more tokens than a prompt takes; number {n}" * 3 for n in range(5)]
+
+
+def test_texts_go_on_from_documents_and_their_tokens_spell_them(source):
+    texts = sample(source, LONG)
+    assert {text.document.domain for text in texts} == {"d0", "d1"}
+    for text in texts:
+        data, segmentation = text.document.text.encode(), text.segmentation
+        spelled = b"".join(source.vocabulary.token_bytes[i] for i in segmentation.ids)
+        assert spelled == data and segmentation.size == len(data)
+        original = LONG[int(text.document.origin)].encode()
+        assert data[: text.begin] == original[: text.begin]
+        assert (segmentation.starts == text.begin).sum() == 1 and len(segmentation.ids) > sampling.PROMPT
+
+
+def test_the_same_seed_draws_the_same_texts(source):
+    first, second, other = (sample(source, LONG, seed=seed) for seed in (0, 0, 1))
+    assert [t.document for t in first] == [t.document for t in second] != [t.document for t in other]
+
+
+def test_short_documents_leave_texts_to_the_context_token(source):
+    assert all(text.begin == 0 for text in sample(source, ["short", "too"]))
+
+
+def test_tokens_come_as_often_as_the_source_expects(source):
+    """Draw the first token after one prompt many times; the texts of a random model are short, but that is there."""
+    ids = source.vocabulary.segment(LONG[0]).ids[: sampling.PROMPT].tolist()
+    with torch.no_grad():
+        inputs = torch.tensor([[source.context_token, *ids]])
+        logits = source.model(inputs).logits[0, -1, : source.vocabulary.size].double().clone()
+    logits[[i for i, b in enumerate(source.vocabulary.token_bytes) if not b]] = -torch.inf
+    expected = logits.softmax(0).numpy()
+    source.model.generation_config = replace_length(sampling._settings(source))
+    torch.manual_seed(0)
+    count = 2000
+    drawn = np.array([row[0] for row in sampling._draw(source, [ids] * count)])
+    found = np.bincount(drawn, minlength=len(expected))
+    assert found[expected == 0].sum() == 0
+    spread = (found - count * expected)[expected > 0] ** 2 / (count * expected[expected > 0])
+    assert spread.sum() < (expected > 0).sum() + 6 * np.sqrt(2 * (expected > 0).sum())  # chi-squared
+
+
+def replace_length(settings):
+    settings.max_new_tokens = 1
+    return settings
+
+
+def test_a_source_with_a_short_context_cannot_write(source):
+    assert sampling.can_sample(source)
+    assert not sampling.can_sample(replace(source, context_length=sampling.PROMPT + sampling.LENGTH))
