@@ -24,7 +24,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, load_tokenizer
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import evaluation
+from fuselm.results import scoring
 from fuselm.training import train as training
 
 
@@ -86,9 +86,9 @@ def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequenc
     """As fuselm's training scores it: under the precision that is trained in."""
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16):
-        scores = evaluation.score(model, forward.output_layer(model), vocabulary, target.context_token, dev)
+        scores = scoring.score(model, forward.output_layer(model), vocabulary, target.context_token, dev)
     model.train()
-    return evaluation.bits_per_byte(scores)["average"]
+    return scoring.bits_per_byte(scores)["average"]
 
 
 def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: int, loss: dict) -> GOLDConfig:

@@ -9,8 +9,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from fuselm.results.evaluation import Bootstrap, Score
 from fuselm.results.pages.pages import format_interval
+from fuselm.results.scoring import Bootstrap, Score
 
 METRICS = {"cloze": ("acc", "bits"), "continuation": ("acc", "acc_norm")}
 TITLES = {"acc": "% right", "acc_norm": "% right by probability per character", "bits": "bits a word"}

@@ -23,7 +23,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models import model as models
 from fuselm.models.model import Model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import evaluation
+from fuselm.results import scoring
 from fuselm.sources import capture
 from fuselm.stores.retention import Policy
 from fuselm.system.progress import Progress
@@ -177,9 +177,7 @@ def measure_source(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     faults, notes = [], []
     if not apart.max() <= SOURCE_NATS:
         faults.append(f"float32 differs by {apart.max():.3g} nats")
-    scores = evaluation.score(
-        source.model, source.layer, vocabulary, located.context_token, documents, batch_tokens=256
-    )
+    scores = scoring.score(source.model, source.layer, vocabulary, located.context_token, documents, batch_tokens=256)
     nats = sum(s.bits for s in scores) * np.log(2)
     if abs(nats + theirs.sum()) > SOURCE_NATS * len(theirs):
         faults.append(f"evaluate says {nats:.4f} nats, the plain model {-theirs.sum():.4f}")
@@ -301,8 +299,8 @@ def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[
     )
     product = models.locate(str(out / "model"))
     source = capture.load(product, vocabulary, dtype="float32")
-    scores = evaluation.score(source.model, source.layer, vocabulary, product.context_token, documents)
-    bits = evaluation.bits_per_byte(scores)["average"]
+    scores = scoring.score(source.model, source.layer, vocabulary, product.context_token, documents)
+    bits = scoring.bits_per_byte(scores)["average"]
     apart = abs(bits - counts["dev_bits_per_byte"])
     faults = []
     if not apart <= PRODUCT_BITS:

@@ -13,8 +13,8 @@ from html_page import Page
 from rich.console import Console
 
 from fuselm.results import report
-from fuselm.results.evaluation import Bootstrap, Score
 from fuselm.results.pages import figures
+from fuselm.results.scoring import Bootstrap, Score
 from fuselm.runs import config
 from fuselm.system.manifest import Recipe, build_once
 

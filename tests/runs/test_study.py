@@ -17,9 +17,9 @@ from rich.console import Console
 from test_report import Page
 from tiny_run import fuselm
 
-from fuselm.results import evaluation, report
-from fuselm.results.evaluation import Bootstrap, Score, bits_per_byte, pooled
+from fuselm.results import report, scoring
 from fuselm.results.pages import study_page
+from fuselm.results.scoring import Bootstrap, Score, bits_per_byte, pooled
 from fuselm.runs.steps import Step
 from fuselm.runs.studies import comparison, study, trials
 from fuselm.system import manifest
@@ -189,7 +189,7 @@ def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_see
             draw[domain] = np.repeat(members, row).tolist()
     bits = [sums["fused"][d][0] - sums["clm"][d][0] for d in documents]
     expected = reference.bootstrap(bits, [sums["clm"][d][1] for d in documents], [d for d, _ in documents], draws=draws)
-    monkeypatch.setattr(evaluation, "FEWEST_DOCUMENTS", 1)
+    monkeypatch.setattr(scoring, "FEWEST_DOCUMENTS", 1)
     grid = trials.Grid(study.load(finished / "study.yaml"), Console(quiet=True))
     found = comparison.compare(grid)["experiments"][0]["differences"]["fused"]
     for name, triple in expected.items():

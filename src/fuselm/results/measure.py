@@ -13,7 +13,7 @@ from fuselm.results.measured_texts import cut_documents, read_rows
 from fuselm.system import progress
 
 if TYPE_CHECKING:
-    from fuselm.results import evaluation
+    from fuselm.results import scoring
     from fuselm.sources.servers import server as servers
 
 BATCH_TOKENS = 1024
@@ -29,13 +29,13 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
     documents = cut_documents(rows, [(model, vocabulary)], title, console)
 
     with progress.doing("starting torch"):
-        from fuselm.results import evaluation
+        from fuselm.results import scoring
 
     with progress.show(console, title) as shown:
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
-    values = evaluation.bits_per_byte(scores)
+    values = scoring.bits_per_byte(scores)
     average = values.pop("average")
-    unspelled = evaluation.unspelled_shares(scores)
+    unspelled = scoring.unspelled_shares(scores)
     shares = {d: {"unspelled": unspelled.get(d, 0.0)} if unspelled else {} for d in [*values, "average"]}
     return {
         "domains": {
@@ -65,22 +65,22 @@ def score(
     batch_tokens: int,
     progress: progress.Progress,
     server: "servers.Server | None" = None,
-) -> "list[evaluation.Score]":
+) -> "list[scoring.Score]":
     """The bits that a model gives to each document: one that is loaded for it, or a server's."""
-    from fuselm.results import evaluation
+    from fuselm.results import scoring
 
     progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
     if server is not None:
         from fuselm.sources.servers import remote
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
-        return evaluation.totals(bits, documents, evaluation.count_unspelled(vocabulary, documents))
+        return scoring.totals(bits, documents, scoring.count_unspelled(vocabulary, documents))
     from fuselm.models import probe
     from fuselm.system import machine
 
     machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)
-    return evaluation.score(
+    return scoring.score(
         loaded,
         layer,
         vocabulary,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from fuselm.models.segmentation import COMPARABLE, describe_shares
-from fuselm.results.evaluation import is_comparable
+from fuselm.results.scoring import is_comparable
 
 NAMED = 3  # domains in one line
 SCORED = "each such byte adds 8 bits to those of the tokens, so none is credited as predicted"

@@ -15,10 +15,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm.results.evaluation import FEWEST_DOCUMENTS, Score, is_comparable, summarize
 from fuselm.results.notes import describe_unspelled, mark_of, unspelled_of
 from fuselm.results.pages import figures, pages
 from fuselm.results.pages.pages import format_bits, format_duration, format_interval, format_minus, format_signed
+from fuselm.results.scoring import FEWEST_DOCUMENTS, Score, is_comparable, summarize
 from fuselm.runs import config
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls, write_json

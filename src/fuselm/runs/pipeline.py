@@ -400,7 +400,7 @@ class Pipeline:
         )
 
         def build(out: Path, shown: Progress) -> dict:
-            from fuselm.results import evaluation, measure
+            from fuselm.results import measure, scoring
 
             located = locate(str(self.trained(name) / WEIGHTS)) if name in METHODS else model
             read_in = dtype if name in self.inputs.servers else self.precision.dtype(role, located)
@@ -414,7 +414,7 @@ class Pipeline:
                 server=self.inputs.servers.get(name),
             )
             manifest.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
-            return {"documents": len(scores), "bits_per_byte": evaluation.bits_per_byte(scores), "dtype": read_in}
+            return {"documents": len(scores), "bits_per_byte": scoring.bits_per_byte(scores), "dtype": read_in}
 
         return self._steps.make("evaluate", name, recipe, build)
 

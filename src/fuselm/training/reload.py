@@ -15,7 +15,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import evaluation
+from fuselm.results import scoring
 
 SAMPLE_TOKENS = 1024  # of the development split: one batch
 SAME = 1e-3  # of the bits: the same weights and arithmetic, in batches of another process at most
@@ -52,7 +52,7 @@ def score(
         return forward.gold_logprobs(forward.hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold)
 
     with torch.no_grad(), autocast:
-        return evaluation.document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
+        return scoring.document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
 
 
 def compare(

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import evaluation
+from fuselm.results import scoring
 from fuselm.system import manifest
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
@@ -140,7 +140,7 @@ class FusionTrainer(Trainer):
 
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         with torch.no_grad(), self.accelerator.autocast():
-            bits = evaluation.document_bits(
+            bits = scoring.document_bits(
                 gold_logprobs, self.args.device, vocabulary, context_token, documents, share=share
             )
         everyones: dict[str, float] = {}
@@ -163,8 +163,8 @@ class FusionTrainer(Trainer):
         """Return the score on the development split, by domain and on average."""
         bits = self.document_bits(self.eval_dataset)
         if self._unspelled is None:
-            self._unspelled = evaluation.count_unspelled(self._reader[0], self.eval_dataset)
-        return evaluation.bits_per_byte(evaluation.totals(bits, self.eval_dataset, self._unspelled))
+            self._unspelled = scoring.count_unspelled(self._reader[0], self.eval_dataset)
+        return scoring.bits_per_byte(scoring.totals(bits, self.eval_dataset, self._unspelled))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         try:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fuselm.results import evaluation
-from fuselm.results.evaluation import Bootstrap, Interval, Resampled, Score
+from fuselm.results import scoring
 from fuselm.results.report import finite
+from fuselm.results.scoring import Bootstrap, Interval, Resampled, Score
 from fuselm.runs.studies import trials
 from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
 from fuselm.system import manifest
@@ -39,7 +39,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
                 scores[name][seed] = [Score(**row) for row in manifest.read_json(now.scores / "scores.json")]
             seeds[str(seed)] = {
                 "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
-                "bits_per_byte": evaluation.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
+                "bits_per_byte": scoring.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
             }
         arms[name] = {
             "method": arm.method,
@@ -89,21 +89,21 @@ class Pools:
     def averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """By seed."""
         of = self._scores[arm]
-        return {str(seed): evaluation.bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
+        return {str(seed): scoring.bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
 
     def unspelled(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """Return the shares of bytes that an arm does not spell, by domain; empty if there are none."""
         rows = self._scores[arm]
-        return evaluation.unspelled_shares(evaluation.pooled([rows[seed] for seed in seeds if seed in rows]))
+        return scoring.unspelled_shares(scoring.pooled([rows[seed] for seed in seeds if seed in rows]))
 
     def _bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
         if seeds not in self._bootstraps:
-            self._bootstraps[seeds] = Bootstrap(evaluation.pooled([self._scores[arm][seed] for seed in seeds]))
+            self._bootstraps[seeds] = Bootstrap(scoring.pooled([self._scores[arm][seed] for seed in seeds]))
         return self._bootstraps[seeds]
 
     def _resample(self, arm: str, seeds: tuple[int, ...]) -> Resampled:
         if (arm, seeds) not in self._resampled:
-            pooled = evaluation.pooled([self._scores[arm][seed] for seed in seeds])
+            pooled = scoring.pooled([self._scores[arm][seed] for seed in seeds])
             self._resampled[arm, seeds] = self._bootstrap(seeds, arm).resampled(pooled)
         return self._resampled[arm, seeds]
 

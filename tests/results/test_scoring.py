@@ -1,4 +1,4 @@
-"""evaluation.py: bits per byte and bootstrap intervals, against the loops in reference.py."""
+"""scoring.py: bits per byte and bootstrap intervals, against the loops in reference.py."""
 
 import math
 from collections import Counter
@@ -13,8 +13,8 @@ from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import evaluation
-from fuselm.results.evaluation import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
+from fuselm.results import scoring
+from fuselm.results.scoring import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
 
 RESAMPLES = 211
 
@@ -163,7 +163,7 @@ def test_bits_are_those_of_the_models_dense_softmax(tiny, texts):
     model, loaded, layer, vocabulary = tiny
     documents = documents_of([*(row["text"] for row in texts[::6]), "a"])
     double = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float64).eval()
-    ours = evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211)
+    ours = scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211)
     for document, score in zip(documents, ours, strict=True):
         ids = vocabulary.segment(document.text).ids.tolist()
         with torch.inference_mode():
@@ -179,7 +179,7 @@ def test_bits_do_not_depend_on_the_batch(tiny, texts, batch_tokens):
     model, loaded, layer, vocabulary = tiny
     documents = documents_of([row["text"] for row in texts[::6]])
     bits = [
-        [s.bits for s in evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=n)]
+        [s.bits for s in scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=n)]
         for n in (batch_tokens, 977)
     ]
     assert bits[0] == pytest.approx(bits[1], rel=1e-5)
@@ -191,8 +191,8 @@ def test_pieces_of_a_document_are_added_up(tiny, texts):
         Document(id=f"0.{n}", origin="0", domain="d", split="heldout", text=row["text"])
         for n, row in enumerate(texts[:3])
     ]
-    (score,) = evaluation.score(loaded, layer, vocabulary, model.context_token, pieces)
-    apart = evaluation.score(loaded, layer, vocabulary, model.context_token, documents_of([p.text for p in pieces]))
+    (score,) = scoring.score(loaded, layer, vocabulary, model.context_token, pieces)
+    apart = scoring.score(loaded, layer, vocabulary, model.context_token, documents_of([p.text for p in pieces]))
     assert score.document == "0" and score.bytes == sum(s.bytes for s in apart)
     assert score.bits == pytest.approx(sum(s.bits for s in apart), rel=1e-9)
 
@@ -200,7 +200,7 @@ def test_pieces_of_a_document_are_added_up(tiny, texts):
 def test_progress_hears_of_every_token(tiny, texts):
     model, loaded, layer, vocabulary = tiny
     documents, heard = documents_of([row["text"] for row in texts[::6]]), []
-    evaluation.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211, advance=heard.append)
+    scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211, advance=heard.append)
     assert sum(heard) == sum(vocabulary.count_tokens([d.text for d in documents]))
 
 
@@ -211,4 +211,4 @@ def test_nan_is_reported_with_its_document(tiny, texts):
         broken.get_output_embeddings().weight[:] = math.nan
     nan_layer = forward.OutputLayer(weight=broken.get_output_embeddings().weight, bias=None, scale=1.0, soft_cap=None)
     with pytest.raises(ValueError, match=r"^document 0 \(d\): the model gives NaN"):
-        evaluation.score(broken, nan_layer, vocabulary, model.context_token, documents_of([texts[0]["text"]]))
+        scoring.score(broken, nan_layer, vocabulary, model.context_token, documents_of([texts[0]["text"]]))
