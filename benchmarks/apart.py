@@ -36,7 +36,7 @@ from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import measure, scoring
+from fuselm.results import bootstrap, measure, scoring
 from fuselm.results.pages.pages import format_interval, format_signed
 from fuselm.results.scoring import Score
 from fuselm.runs import config
@@ -92,7 +92,7 @@ def score_ensemble(
         return MEANS[mean](hidden, layers, gold)
 
     with torch.inference_mode():
-        bits = scoring.document_bits(
+        bits = scoring.compute_document_bits(
             gold_logprobs,
             loaded[0].device,
             vocabulary,
@@ -101,7 +101,7 @@ def score_ensemble(
             batch_tokens=batch_tokens,
             advance=advance,
         )
-    return scoring.totals(bits, documents, scoring.count_unspelled(vocabulary, documents))
+    return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
 
 
 def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
@@ -209,7 +209,7 @@ class Experiment:
             else:
                 scores = measure.score(models[0], vocabulary, documents, **options, progress=shown)
             manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
-            return {"documents": len(scores), "bits_per_byte": scoring.bits_per_byte(scores)}
+            return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores)}
 
         folder = self.built("evaluate", name, recipe, build)
         return [Score(**row) for row in json.loads((folder / "scores.json").read_text())]
@@ -234,8 +234,8 @@ class Experiment:
             "heldout_documents": len(here["base"]),
             "training": {name: _training(folder) for name, folder in self.folders.items()},
             "forward_passes": {name: len(of) for name, of in models.items()},
-            **scoring.summarize(here, pairs),
-            "elsewhere": scoring.summarize(elsewhere, pairs) if elsewhere["base"] else None,
+            **bootstrap.summarize_scores(here, pairs),
+            "elsewhere": bootstrap.summarize_scores(elsewhere, pairs) if elsewhere["base"] else None,
             "config": self.run.model_dump(mode="json", exclude=set(OURS)),
         }
 

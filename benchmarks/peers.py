@@ -30,7 +30,7 @@ from rich.console import Console
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
-from fuselm.results import scoring
+from fuselm.results import bootstrap, scoring
 from fuselm.results.pages.pages import format_interval, format_signed
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
@@ -194,7 +194,7 @@ def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
 def scores_of(model: Model, pipeline: Pipeline, documents: list[corpus.Document]) -> list[scoring.Score]:
     loaded = load_model(model)
     layer = forward.output_layer(loaded)
-    return scoring.score(loaded, layer, pipeline.inputs.target_vocabulary, model.context_token, documents)
+    return scoring.score_documents(loaded, layer, pipeline.inputs.target_vocabulary, model.context_token, documents)
 
 
 def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) -> dict:
@@ -235,7 +235,7 @@ def report(pipeline: Pipeline, options: argparse.Namespace) -> dict:
         "heldout_documents": len(heldout),
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
         "ways": {way: of | {"gold": GOLD[way]} if way in GOLD else of for way, of in counts.items()},
-        **scoring.summarize(scores, pairs),
+        **bootstrap.summarize_scores(scores, pairs),
     }
 
 

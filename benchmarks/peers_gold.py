@@ -86,9 +86,9 @@ def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequenc
     """As fuselm's training scores it: under the precision that is trained in."""
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16):
-        scores = scoring.score(model, forward.output_layer(model), vocabulary, target.context_token, dev)
+        scores = scoring.score_documents(model, forward.output_layer(model), vocabulary, target.context_token, dev)
     model.train()
-    return scoring.bits_per_byte(scores)["average"]
+    return scoring.compute_bits_per_byte(scores)["average"]
 
 
 def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: int, loss: dict) -> GOLDConfig:

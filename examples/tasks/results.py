@@ -9,8 +9,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from fuselm.results.bootstrap import Bootstrap
 from fuselm.results.pages.pages import format_interval
-from fuselm.results.scoring import Bootstrap, Score
+from fuselm.results.scoring import Score
 
 METRICS = {"cloze": ("acc", "bits"), "continuation": ("acc", "acc_norm")}
 TITLES = {"acc": "% right", "acc_norm": "% right by probability per character", "bits": "bits a word"}
@@ -71,7 +72,7 @@ def _difference(first: Answers, second: Answers, tasks: Tasks, kind: str, metric
     scores = [_scores(answers, domains, metric) for answers in (first, second)]
     cells = {
         name: {"value": i.value, "low": i.low, "high": i.high}
-        for name, i in Bootstrap(scores[0]).intervals(*scores).items()
+        for name, i in Bootstrap(scores[0]).find_intervals(*scores).items()
     }
     if metric != "bits":
         only = {d: _only(first[task]["items"], second[task]["items"], metric) for d, task in domains.items()}

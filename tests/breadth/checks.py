@@ -177,7 +177,9 @@ def measure_source(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     faults, notes = [], []
     if not apart.max() <= SOURCE_NATS:
         faults.append(f"float32 differs by {apart.max():.3g} nats")
-    scores = scoring.score(source.model, source.layer, vocabulary, located.context_token, documents, batch_tokens=256)
+    scores = scoring.score_documents(
+        source.model, source.layer, vocabulary, located.context_token, documents, batch_tokens=256
+    )
     nats = sum(s.bits for s in scores) * np.log(2)
     if abs(nats + theirs.sum()) > SOURCE_NATS * len(theirs):
         faults.append(f"evaluate says {nats:.4f} nats, the plain model {-theirs.sum():.4f}")
@@ -299,8 +301,8 @@ def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[
     )
     product = models.locate(str(out / "model"))
     source = capture.load(product, vocabulary, dtype="float32")
-    scores = scoring.score(source.model, source.layer, vocabulary, product.context_token, documents)
-    bits = scoring.bits_per_byte(scores)["average"]
+    scores = scoring.score_documents(source.model, source.layer, vocabulary, product.context_token, documents)
+    bits = scoring.compute_bits_per_byte(scores)["average"]
     apart = abs(bits - counts["dev_bits_per_byte"])
     faults = []
     if not apart <= PRODUCT_BITS:

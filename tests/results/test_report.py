@@ -13,8 +13,9 @@ from html_page import Page
 from rich.console import Console
 
 from fuselm.results import report
+from fuselm.results.bootstrap import Bootstrap
 from fuselm.results.pages import figures
-from fuselm.results.scoring import Bootstrap, Score
+from fuselm.results.scoring import Score
 from fuselm.runs import config
 from fuselm.system.manifest import Recipe, build_once
 
@@ -205,7 +206,7 @@ def test_differences_are_those_of_the_bootstrap(make, run):
     summary = report.summarize_run(run, folders)
     bootstrap = Bootstrap(read_scores(folders, "base"))
     for pair, row in summary["differences"].items():
-        expected = bootstrap.intervals(*(read_scores(folders, name) for name in pair.split("-")))
+        expected = bootstrap.find_intervals(*(read_scores(folders, name) for name in pair.split("-")))
         assert row["average"] == asdict(expected.pop("average"))
         assert row["domains"] == {d: asdict(i) for d, i in expected.items()}
 

@@ -14,7 +14,8 @@ from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
-from fuselm.results.scoring import FEWEST_DOCUMENTS, LEVEL, Bootstrap, Score, bits_per_byte, summarize
+from fuselm.results.bootstrap import FEWEST_DOCUMENTS, LEVEL, Bootstrap, summarize_scores
+from fuselm.results.scoring import Score, compute_bits_per_byte
 
 RESAMPLES = 211
 
@@ -62,20 +63,20 @@ def assert_same(ours, theirs, rel: float = 1e-10) -> None:
 @pytest.mark.parametrize("documents", [18, 19, 29])
 def test_intervals_are_those_of_the_looped_bootstrap_on_the_same_draws(documents):
     of = scores(documents=documents)
-    ours = Bootstrap(of, resamples=RESAMPLES, seed=5).intervals(of)
+    ours = Bootstrap(of, resamples=RESAMPLES, seed=5).find_intervals(of)
     assert_same(triples(ours), reference.bootstrap(*columns(of), draws=draws_of(5, of)))
 
 
 def test_paired_intervals_are_those_of_the_looped_bootstrap_of_the_differences():
     one, other = scores(0), scores(1)
     difference = [a.bits - b.bits for a, b in zip(one, other, strict=True)]
-    ours = Bootstrap(one, resamples=RESAMPLES, seed=5).intervals(one, other)
+    ours = Bootstrap(one, resamples=RESAMPLES, seed=5).find_intervals(one, other)
     assert_same(triples(ours), reference.bootstrap(difference, *columns(one)[1:], draws=draws_of(5, one)))
 
 
 def test_other_draws_give_nearly_the_same_intervals():
     of = scores(documents=101)
-    ours = triples(Bootstrap(of).intervals(of))
+    ours = triples(Bootstrap(of).find_intervals(of))
     theirs = reference.bootstrap(*columns(of), resamples=2000, seed=3)
     for name, (value, low, high) in theirs.items():
         assert ours[name] == pytest.approx((value, low, high), abs=0.1 * (high - low))
@@ -83,14 +84,14 @@ def test_other_draws_give_nearly_the_same_intervals():
 
 def test_a_model_does_not_differ_from_itself():
     of = scores()
-    for interval in Bootstrap(of).intervals(of, of).values():
+    for interval in Bootstrap(of).find_intervals(of, of).values():
         assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_constant_difference_per_byte_is_certain():
     one = scores()
     other = [Score(document=s.document, domain=s.domain, bits=s.bits + 0.25 * s.bytes, bytes=s.bytes) for s in one]
-    for interval in Bootstrap(one).intervals(other, one).values():
+    for interval in Bootstrap(one).find_intervals(other, one).values():
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
@@ -98,7 +99,7 @@ def test_a_constant_difference_per_byte_is_certain():
 def test_a_domain_of_few_documents_has_no_interval_and_neither_has_an_average_over_it(documents):
     one, other = scores(0, documents=documents), scores(1, documents=documents)
     counts = Counter(s.domain for s in one)
-    for intervals in (Bootstrap(one).intervals(one), Bootstrap(one).intervals(one, other)):
+    for intervals in (Bootstrap(one).find_intervals(one), Bootstrap(one).find_intervals(one, other)):
         for domain, interval in intervals.items():
             enough = min(counts.values()) >= 6 if domain == "average" else counts[domain] >= 6
             assert (interval.low is not None, interval.high is not None) == (enough, enough)
@@ -123,21 +124,21 @@ def test_intervals_of_the_fewest_documents_hold_the_truth_far_more_often_than_of
 
 def test_the_order_of_documents_does_not_matter():
     of = scores()
-    assert Bootstrap(of).intervals(of) == Bootstrap(of[::-1]).intervals(of[::-1])
+    assert Bootstrap(of).find_intervals(of) == Bootstrap(of[::-1]).find_intervals(of[::-1])
 
 
 def test_a_domain_is_total_bits_over_total_bytes_and_the_average_the_mean_of_domains():
     of = scores()
     bits, sizes, domains = columns(of)
     members = {d: [i for i, other in enumerate(domains) if other == d] for d in set(domains)}
-    values = bits_per_byte(of)
+    values = compute_bits_per_byte(of)
     assert values == pytest.approx(reference.per_domain(bits, sizes, members))
     assert values["average"] == pytest.approx(math.fsum(values[d] for d in members) / len(members))
 
 
 def test_summary_has_every_model_and_difference():
     of = {"base": scores(0), "clm": scores(1), "fused": scores(2)}
-    summary = summarize(of, [("fused", "clm")])
+    summary = summarize_scores(of, [("fused", "clm")])
     assert set(summary["models"]) == set(of) and set(summary["differences"]) == {"fused-clm"}
     for row, key in ((summary["models"]["base"], "bits_per_byte"), (summary["differences"]["fused-clm"], "value")):
         assert set(row["domains"]) == {"prose", "code", "maths"}
@@ -163,7 +164,7 @@ def test_bits_are_those_of_the_models_dense_softmax(tiny, texts):
     model, loaded, layer, vocabulary = tiny
     documents = documents_of([*(row["text"] for row in texts[::6]), "a"])
     double = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float64).eval()
-    ours = scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211)
+    ours = scoring.score_documents(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211)
     for document, score in zip(documents, ours, strict=True):
         ids = vocabulary.segment(document.text).ids.tolist()
         with torch.inference_mode():
@@ -179,7 +180,10 @@ def test_bits_do_not_depend_on_the_batch(tiny, texts, batch_tokens):
     model, loaded, layer, vocabulary = tiny
     documents = documents_of([row["text"] for row in texts[::6]])
     bits = [
-        [s.bits for s in scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=n)]
+        [
+            s.bits
+            for s in scoring.score_documents(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=n)
+        ]
         for n in (batch_tokens, 977)
     ]
     assert bits[0] == pytest.approx(bits[1], rel=1e-5)
@@ -191,8 +195,10 @@ def test_pieces_of_a_document_are_added_up(tiny, texts):
         Document(id=f"0.{n}", origin="0", domain="d", split="heldout", text=row["text"])
         for n, row in enumerate(texts[:3])
     ]
-    (score,) = scoring.score(loaded, layer, vocabulary, model.context_token, pieces)
-    apart = scoring.score(loaded, layer, vocabulary, model.context_token, documents_of([p.text for p in pieces]))
+    (score,) = scoring.score_documents(loaded, layer, vocabulary, model.context_token, pieces)
+    apart = scoring.score_documents(
+        loaded, layer, vocabulary, model.context_token, documents_of([p.text for p in pieces])
+    )
     assert score.document == "0" and score.bytes == sum(s.bytes for s in apart)
     assert score.bits == pytest.approx(sum(s.bits for s in apart), rel=1e-9)
 
@@ -200,7 +206,9 @@ def test_pieces_of_a_document_are_added_up(tiny, texts):
 def test_progress_hears_of_every_token(tiny, texts):
     model, loaded, layer, vocabulary = tiny
     documents, heard = documents_of([row["text"] for row in texts[::6]]), []
-    scoring.score(loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211, advance=heard.append)
+    scoring.score_documents(
+        loaded, layer, vocabulary, model.context_token, documents, batch_tokens=211, advance=heard.append
+    )
     assert sum(heard) == sum(vocabulary.count_tokens([d.text for d in documents]))
 
 
@@ -211,4 +219,4 @@ def test_nan_is_reported_with_its_document(tiny, texts):
         broken.get_output_embeddings().weight[:] = math.nan
     nan_layer = forward.OutputLayer(weight=broken.get_output_embeddings().weight, bias=None, scale=1.0, soft_cap=None)
     with pytest.raises(ValueError, match=r"^document 0 \(d\): the model gives NaN"):
-        scoring.score(broken, nan_layer, vocabulary, model.context_token, documents_of([texts[0]["text"]]))
+        scoring.score_documents(broken, nan_layer, vocabulary, model.context_token, documents_of([texts[0]["text"]]))

@@ -17,9 +17,10 @@ from rich.console import Console
 from test_report import Page
 from tiny_run import fuselm
 
-from fuselm.results import report, scoring
+from fuselm.results import bootstrap, report
+from fuselm.results.bootstrap import Bootstrap, pool_seeds
 from fuselm.results.pages import study_page
-from fuselm.results.scoring import Bootstrap, Score, bits_per_byte, pooled
+from fuselm.results.scoring import Score, compute_bits_per_byte
 from fuselm.runs.steps import Step
 from fuselm.runs.studies import comparison, study, trials
 from fuselm.system import manifest
@@ -189,7 +190,7 @@ def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_see
             draw[domain] = np.repeat(members, row).tolist()
     bits = [sums["fused"][d][0] - sums["clm"][d][0] for d in documents]
     expected = reference.bootstrap(bits, [sums["clm"][d][1] for d in documents], [d for d, _ in documents], draws=draws)
-    monkeypatch.setattr(scoring, "FEWEST_DOCUMENTS", 1)
+    monkeypatch.setattr(bootstrap, "FEWEST_DOCUMENTS", 1)
     grid = trials.Grid(study.load(finished / "study.yaml"), Console(quiet=True))
     found = comparison.compare(grid)["experiments"][0]["differences"]["fused"]
     for name, triple in expected.items():
@@ -206,10 +207,10 @@ def scores_of(finished: Path, name: str, seed: int) -> list[Score]:
 def test_one_seed_pools_to_itself_and_two_of_the_same_to_its_intervals():
     rng = np.random.default_rng(0)
     one = [Score(document=f"{n}", domain="ab"[n % 2], bits=rng.uniform(1, 9), bytes=7 + n) for n in range(13)]
-    assert sorted(pooled([one]), key=lambda s: s.document) == sorted(one, key=lambda s: s.document)
-    twice = Bootstrap(one, resamples=211).intervals(pooled([one, one]))
-    assert twice == Bootstrap(one, resamples=211).intervals(one)
-    assert bits_per_byte(pooled([one, one])) == pytest.approx(bits_per_byte(one))
+    assert sorted(pool_seeds([one]), key=lambda s: s.document) == sorted(one, key=lambda s: s.document)
+    twice = Bootstrap(one, resamples=211).find_intervals(pool_seeds([one, one]))
+    assert twice == Bootstrap(one, resamples=211).find_intervals(one)
+    assert compute_bits_per_byte(pool_seeds([one, one])) == pytest.approx(compute_bits_per_byte(one))
 
 
 def test_the_pages_show_every_experiment(finished):

@@ -239,7 +239,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_first_documents(tmp_p
     lengths = vocabulary.count_tokens([d.text for d in chosen])
     order = reading_order(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
     model = load_model(target, dtype="float32")
-    scores = scoring.score(
+    scores = scoring.score_documents(
         model, forward.output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
     )
     nats = sum(s.bits for s in scores) * math.log(2) / sum(lengths[i] for i in order)
@@ -376,8 +376,10 @@ def test_adapters_alone_are_trained_and_then_merged(tmp_path, target, documents,
     product = locate(str(tmp_path / "model"))
     loaded = load_model(product, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
-    scores = scoring.score(loaded, forward.output_layer(loaded), vocabulary_of(product), product.context_token, chosen)
-    assert scoring.bits_per_byte(scores)["average"] == pytest.approx(counts["dev_bits_per_byte"], rel=1e-5)
+    scores = scoring.score_documents(
+        loaded, forward.output_layer(loaded), vocabulary_of(product), product.context_token, chosen
+    )
+    assert scoring.compute_bits_per_byte(scores)["average"] == pytest.approx(counts["dev_bits_per_byte"], rel=1e-5)
 
 
 @OLD_NAME
@@ -465,8 +467,10 @@ def test_the_best_checkpoint_on_the_development_split_is_kept(tmp_path, target, 
     model = locate(str(tmp_path / "model"))
     loaded = load_model(model, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
-    scores = scoring.score(loaded, forward.output_layer(loaded), vocabulary_of(model), model.context_token, chosen)
-    assert scoring.bits_per_byte(scores)["average"] == pytest.approx(best["average"], rel=1e-6)
+    scores = scoring.score_documents(
+        loaded, forward.output_layer(loaded), vocabulary_of(model), model.context_token, chosen
+    )
+    assert scoring.compute_bits_per_byte(scores)["average"] == pytest.approx(best["average"], rel=1e-6)
 
 
 def test_a_rate_that_is_too_high_is_named(tmp_path, target, documents):
@@ -601,16 +605,20 @@ def test_the_mean_of_the_weights_is_scored_and_kept_and_changes_no_step(averaged
     assert scores[0][0] == scores[1][0] and all(a != b for a, b in zip(*(s[1:] for s in scores), strict=True))
     model = load_model(locate(str(averaged / "model")), dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
-    kept = scoring.score(model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen)
-    assert scoring.bits_per_byte(kept)["average"] == pytest.approx(min(scores[0][1:]), rel=1e-6)
+    kept = scoring.score_documents(
+        model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen
+    )
+    assert scoring.compute_bits_per_byte(kept)["average"] == pytest.approx(min(scores[0][1:]), rel=1e-6)
 
 
 def test_the_history_begins_with_the_untrained_target(trained, target, documents):
     dev = json.loads((trained / "history.json").read_text())["dev"]
     model = load_model(target, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
-    scores = scoring.score(model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen)
-    assert dev[0].pop("step") == 0 and dev[0] == pytest.approx(scoring.bits_per_byte(scores), rel=1e-6)
+    scores = scoring.score_documents(
+        model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen
+    )
+    assert dev[0].pop("step") == 0 and dev[0] == pytest.approx(scoring.compute_bits_per_byte(scores), rel=1e-6)
     assert len(dev) == 1 + SETTINGS.passes * SETTINGS.evaluations_per_pass
 
 

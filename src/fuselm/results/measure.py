@@ -33,9 +33,9 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
 
     with progress.show(console, title) as shown:
         scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
-    values = scoring.bits_per_byte(scores)
+    values = scoring.compute_bits_per_byte(scores)
     average = values.pop("average")
-    unspelled = scoring.unspelled_shares(scores)
+    unspelled = scoring.compute_unspelled_shares(scores)
     shares = {d: {"unspelled": unspelled.get(d, 0.0)} if unspelled else {} for d in [*values, "average"]}
     return {
         "domains": {
@@ -74,13 +74,13 @@ def score(
         from fuselm.sources.servers import remote
 
         bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
-        return scoring.totals(bits, documents, scoring.count_unspelled(vocabulary, documents))
+        return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
     from fuselm.models import probe
     from fuselm.system import machine
 
     machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)
-    return scoring.score(
+    return scoring.score_documents(
         loaded,
         layer,
         vocabulary,

@@ -15,10 +15,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fuselm.results.bootstrap import FEWEST_DOCUMENTS, summarize_scores
 from fuselm.results.notes import describe_unspelled, mark_of, unspelled_of
 from fuselm.results.pages import figures, pages
 from fuselm.results.pages.pages import format_bits, format_duration, format_interval, format_minus, format_signed
-from fuselm.results.scoring import FEWEST_DOCUMENTS, Score, is_comparable, summarize
+from fuselm.results.scoring import Score, is_comparable
 from fuselm.runs import config
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls, write_json
@@ -49,7 +50,7 @@ def summarize_run(run: config.Run, folders: dict) -> dict:
     scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
     pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
     fused = manifest.read(folders["fuse"])["counts"]
-    summary = summarize(scores, pairs) | {
+    summary = summarize_scores(scores, pairs) | {
         "heldout": _sizes(scores["base"]),
         "corpus": _corpus(folders),
         "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},

@@ -414,7 +414,7 @@ class Pipeline:
                 server=self.inputs.servers.get(name),
             )
             manifest.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
-            return {"documents": len(scores), "bits_per_byte": scoring.bits_per_byte(scores), "dtype": read_in}
+            return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores), "dtype": read_in}
 
         return self._steps.make("evaluate", name, recipe, build)
 

@@ -52,7 +52,7 @@ def score(
         return forward.gold_logprobs(forward.hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold)
 
     with torch.no_grad(), autocast:
-        return scoring.document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
+        return scoring.compute_document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
 
 
 def compare(

@@ -140,7 +140,7 @@ class FusionTrainer(Trainer):
 
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         with torch.no_grad(), self.accelerator.autocast():
-            bits = scoring.document_bits(
+            bits = scoring.compute_document_bits(
                 gold_logprobs, self.args.device, vocabulary, context_token, documents, share=share
             )
         everyones: dict[str, float] = {}
@@ -164,7 +164,7 @@ class FusionTrainer(Trainer):
         bits = self.document_bits(self.eval_dataset)
         if self._unspelled is None:
             self._unspelled = scoring.count_unspelled(self._reader[0], self.eval_dataset)
-        return scoring.bits_per_byte(scoring.totals(bits, self.eval_dataset, self._unspelled))
+        return scoring.compute_bits_per_byte(scoring.sum_pieces(bits, self.eval_dataset, self._unspelled))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         try:

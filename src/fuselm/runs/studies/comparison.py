@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fuselm.results import scoring
+from fuselm.results import bootstrap, scoring
+from fuselm.results.bootstrap import Bootstrap, Interval, Resampled
 from fuselm.results.report import finite
-from fuselm.results.scoring import Bootstrap, Interval, Resampled, Score
+from fuselm.results.scoring import Score
 from fuselm.runs.studies import trials
 from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
 from fuselm.system import manifest
@@ -39,7 +40,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
                 scores[name][seed] = [Score(**row) for row in manifest.read_json(now.scores / "scores.json")]
             seeds[str(seed)] = {
                 "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
-                "bits_per_byte": scoring.bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
+                "bits_per_byte": scoring.compute_bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
             }
         arms[name] = {
             "method": arm.method,
@@ -84,27 +85,27 @@ class Pools:
         names = [name for name in (arm, against) if name is not None]
         if not seeds or not all(self._scores[name] for name in names):
             return None
-        return _cells(self._bootstrap(seeds, arm).between(*(self._resample(name, seeds) for name in names)))
+        return _cells(self._bootstrap(seeds, arm).compare(*(self._resample(name, seeds) for name in names)))
 
     def averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """By seed."""
         of = self._scores[arm]
-        return {str(seed): scoring.bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
+        return {str(seed): scoring.compute_bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
 
     def unspelled(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """Return the shares of bytes that an arm does not spell, by domain; empty if there are none."""
         rows = self._scores[arm]
-        return scoring.unspelled_shares(scoring.pooled([rows[seed] for seed in seeds if seed in rows]))
+        return scoring.compute_unspelled_shares(bootstrap.pool_seeds([rows[seed] for seed in seeds if seed in rows]))
 
     def _bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
         if seeds not in self._bootstraps:
-            self._bootstraps[seeds] = Bootstrap(scoring.pooled([self._scores[arm][seed] for seed in seeds]))
+            self._bootstraps[seeds] = Bootstrap(bootstrap.pool_seeds([self._scores[arm][seed] for seed in seeds]))
         return self._bootstraps[seeds]
 
     def _resample(self, arm: str, seeds: tuple[int, ...]) -> Resampled:
         if (arm, seeds) not in self._resampled:
-            pooled = scoring.pooled([self._scores[arm][seed] for seed in seeds])
-            self._resampled[arm, seeds] = self._bootstrap(seeds, arm).resampled(pooled)
+            pooled = bootstrap.pool_seeds([self._scores[arm][seed] for seed in seeds])
+            self._resampled[arm, seeds] = self._bootstrap(seeds, arm).resample(pooled)
         return self._resampled[arm, seeds]
 
 

@@ -70,7 +70,7 @@ def capture(
 def document_bits(
     server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
 ) -> dict[str, float]:
-    """As `scoring.document_bits`, from a server. `advance` hears of tokens done."""
+    """As `scoring.compute_document_bits`, from a server. `advance` hears of tokens done."""
     result = {}
     with connect(server, vocabulary, top_k=1) as connection:
         found = traces(connection, documents, [vocabulary.segment(d.text) for d in documents])
