@@ -1,29 +1,87 @@
-"""fuselm: fuse the knowledge of several language models, of any architecture and tokenizer, into one."""
+"""Fuse the knowledge of several language models, of any architecture and tokenizer, into one of them.
+
+A run file says which models and texts; `load_run` reads it, and its object makes the stages and returns the result:
+
+>>> run = fuselm.load_run("mine.yaml", quiet=True)
+>>> result = run.run()
+>>> result.model.is_dir()
+True
+
+What a run is made of is here, too: stores of distributions (`Store`), vocabularies (`load_vocabulary`), alignment
+(`Aligner`), fusion (`fuse`), the loss (`fusion_loss`), and measurements (`score_texts`, `measure_fidelity`). Names are
+imported when they are first used, so that `import fuselm` is quick.
+"""
 
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-_HOME = {
+if TYPE_CHECKING:
+    from fuselm.alignment.aligner import Aligner
+    from fuselm.fusion.fuse import fuse
+    from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
+    from fuselm.models.vocabulary import Vocabulary
+    from fuselm.results.measurements import measure_fidelity, score_texts
+    from fuselm.results.run_result import RunResult, load_result
+    from fuselm.runs.session import FusionRun, load_run
+    from fuselm.stores.distributions import Distributions
+    from fuselm.stores.store import Store, Trace
+    from fuselm.training.objective import FusedRows, fusion_loss
+
+_MODULES = {
     "Aligner": "alignment.aligner",
     "Distributions": "stores.distributions",
     "FusedRows": "training.objective",
+    "FusionRun": "runs.session",
     "Model": "models.model",
-    "Pipeline": "runs.pipeline",
+    "RunResult": "results.run_result",
     "Store": "stores.store",
     "Trace": "stores.store",
     "Vocabulary": "models.vocabulary",
     "fuse": "fusion.fuse",
     "fusion_loss": "training.objective",
     "load_model": "models.model",
+    "load_result": "results.run_result",
+    "load_run": "runs.session",
     "load_tokenizer": "models.model",
+    "load_vocabulary": "models.model",
     "locate": "models.model",
+    "measure_fidelity": "results.measurements",
+    "score_texts": "results.measurements",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "Aligner",
+    "Distributions",
+    "FusedRows",
+    "FusionRun",
+    "Model",
+    "RunResult",
+    "Store",
+    "Trace",
+    "Vocabulary",
+    "fuse",
+    "fusion_loss",
+    "load_model",
+    "load_result",
+    "load_run",
+    "load_tokenizer",
+    "load_vocabulary",
+    "locate",
+    "measure_fidelity",
+    "score_texts",
+]
+__version__ = version("fuselm")
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from its module; torch is imported only with the names that need it."""
-    if name not in _HOME:
+    """Import a public name from its module, at its first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'fuselm' has no attribute '{name}'")
-    return getattr(import_module(f"fuselm.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"fuselm.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not imported yet among them."""
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,95 @@
+"""Run a run file from Python: load it, make one stage or all of them, and get what they made as objects.
+
+Python and the command line go through the same stages, so each finds what the other has made.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fuselm.results import diagnosis
+from fuselm.results.run_result import RunResult, load_result
+from fuselm.runs import config, diagnosis_inputs, plan
+from fuselm.runs.pipeline import Pipeline
+from fuselm.stores.store import Store
+from fuselm.system import processes, progress, terminal
+
+
+class FusionRun:
+    """Make the stages of one run, each after those that it needs; what is made already is not made again.
+
+    `options` are those of the run file, checked. A stage's method returns what the stage made: stores of
+    distributions, folders of trained models, or numbers. `run` makes everything and returns the result.
+
+    >>> run = fuselm.load_run("mine.yaml", ["train.passes=1"], quiet=True)
+    >>> run.options.train.passes
+    1
+    >>> sorted(run.capture())
+    ['other']
+    >>> fused = run.fuse()
+    >>> len(fused) > 0
+    True
+    """
+
+    def __init__(self, options: config.Run, *, quiet: bool = False):
+        self.options = options
+        self._console = terminal.open_console(stderr=True, quiet=quiet or processes.rank() > 0)
+        progress.show_on(self._console)
+        self._pipeline = Pipeline(options, self._console)
+        self._pipeline.start()
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that everything is written to."""
+        return self._pipeline.folder
+
+    def capture(self) -> dict[str, Store]:
+        """Capture every source's next-token distributions over the training documents; return the stores by source."""
+        return {name: Store(path) for name, path in self._checked("capture").capture().items()}
+
+    def align(self) -> dict[str, Store]:
+        """Bring the captured distributions into the target's tokens; return the stores by source."""
+        return {name: Store(path) for name, path in self._checked("align").align().items()}
+
+    def fuse(self) -> Store:
+        """Fuse the aligned distributions of all sources into one store."""
+        return Store(self._checked("fuse").fuse())
+
+    def train(self) -> dict[str, Path]:
+        """Train the target on the fused distributions, and on the text alone; return the folders by method."""
+        return self._checked("train").train()
+
+    def run(self) -> RunResult:
+        """Make all stages, publish the model and the page in the run's folder, and return the result."""
+        self._checked("report").report()
+        return load_result(self.folder)
+
+    def diagnose(self) -> dict[str, Any]:
+        """Tell before any training whether fusing can help: bits per byte of each source and of each way to fuse.
+
+        Captures and aligns what is not there yet. Returns the numbers that `fuselm diagnose --json` prints.
+        """
+        pipeline = self._checked("align")
+        with progress.show(self._console, "diagnose") as shown:
+            return diagnosis.diagnose(**diagnosis_inputs.gather_from_pipeline(pipeline), progress=shown)
+
+    def _checked(self, last: str) -> Pipeline:
+        plan.check_disk(self._pipeline)
+        self._pipeline.check(last)
+        return self._pipeline
+
+
+def load_run(run_file: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> FusionRun:
+    """Read and check a run file, its texts and its models; nothing expensive is made.
+
+    `overrides` are those of the command line, such as `train.learning_rate=1e-4`. Progress is shown on stderr unless
+    `quiet`.
+
+    Raises:
+        ValueError: If the run file, a text or a model cannot be used; the message is one line that says what to do.
+
+    >>> run = fuselm.load_run("mine.yaml", quiet=True)
+    >>> run.folder.name
+    'mine'
+    """
+    return FusionRun(config.load(Path(run_file), overrides), quiet=quiet)
