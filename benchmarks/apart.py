@@ -37,7 +37,7 @@ from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import bootstrap, measure, scoring
-from fuselm.results.pages.pages import format_interval, format_signed
+from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.results.scoring import Score
 from fuselm.runs import config
 from fuselm.runs.pipeline import WEIGHTS, Pipeline

@@ -31,7 +31,7 @@ from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.model import Model, load_model, locate
 from fuselm.results import bootstrap, scoring
-from fuselm.results.pages.pages import format_interval, format_signed
+from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 from fuselm.stores import store

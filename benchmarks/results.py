@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fuselm.results.pages.pages import format_interval, format_signed
+from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.system import manifest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from fuselm.results.bootstrap import Bootstrap
-from fuselm.results.pages.pages import format_interval
+from fuselm.results.pages.formats import format_interval
 from fuselm.results.scoring import Score
 
 METRICS = {"cloze": ("acc", "bits"), "continuation": ("acc", "acc_norm")}

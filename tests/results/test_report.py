@@ -12,9 +12,9 @@ import yaml
 from html_page import Page
 from rich.console import Console
 
-from fuselm.results import report
+from fuselm.results import report, run_summary, verdicts
 from fuselm.results.bootstrap import Bootstrap
-from fuselm.results.pages import figures
+from fuselm.results.pages import figures, report_page, results_table
 from fuselm.results.scoring import Score
 from fuselm.runs import config
 from fuselm.system.manifest import Recipe, build_once
@@ -48,7 +48,7 @@ def make_folders(
     steps: int = STEPS,
     planned_steps: int = STEPS,
 ) -> dict:
-    sources = [name for name in levels if name not in report.TARGETS]
+    sources = [name for name in levels if name not in verdicts.TARGETS]
     rng = random.Random(0)
 
     def folder(
@@ -131,6 +131,7 @@ def make_folders(
                 "shares": {d: [0.9 / len(sources)] * len(sources) for d in heldout},
                 "bits_per_byte": dict.fromkeys(heldout, 0.8),
             },
+            {"function": "fixed", "level": "token", "weights": "learned"},
         ),
         "train": {method: training(method) for method in ("clm", "fused")},
         "evaluate": {
@@ -158,12 +159,16 @@ def run() -> config.Run:
     )
 
 
+def options_of(run: config.Run) -> dict:
+    return run.model_dump(mode="json")
+
+
 def read_scores(folders: dict, name: str) -> list[Score]:
     return [Score(**row) for row in json.loads((folders["evaluate"][name] / "scores.json").read_text())]
 
 
 def test_summary_has_every_number_of_the_run(make, run, tmp_path):
-    assert report.write(tmp_path, run, make()) == {"models": 5, "heldout": sum(HELDOUT.values())}
+    assert report.write_report(tmp_path, options_of(run), make()) == {"models": 5, "heldout": sum(HELDOUT.values())}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["models"]) == ["gemma", "qwen", "base", "clm", "fused"]
     assert set(summary["differences"]) == {"fused-clm", "fused-base", "clm-base", "fused-gemma", "fused-qwen"}
@@ -203,7 +208,7 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
 
 def test_differences_are_those_of_the_bootstrap(make, run):
     folders = make()
-    summary = report.summarize_run(run, folders)
+    summary = run_summary.summarize_run(options_of(run), folders)
     bootstrap = Bootstrap(read_scores(folders, "base"))
     for pair, row in summary["differences"].items():
         expected = bootstrap.find_intervals(*(read_scores(folders, name) for name in pair.split("-")))
@@ -215,7 +220,7 @@ def test_two_writes_are_the_same_bytes(make, run, tmp_path):
     folders = make()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        report.write(tmp_path / name, run, folders)
+        report.write_report(tmp_path / name, options_of(run), folders)
     for file in ("summary.json", "report.html", "README.md"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -223,7 +228,7 @@ def test_two_writes_are_the_same_bytes(make, run, tmp_path):
 def test_output_folder_is_not_in_the_results(make, run):
     folders = make()
     moved = run.model_copy(update={"output": "elsewhere/b"})
-    assert report.summarize_run(run, folders) == report.summarize_run(moved, folders)
+    assert run_summary.summarize_run(options_of(run), folders) == run_summary.summarize_run(options_of(moved), folders)
 
 
 def test_what_is_not_finite_is_null(make, run, tmp_path):
@@ -232,7 +237,7 @@ def test_what_is_not_finite_is_null(make, run, tmp_path):
     record = json.loads(path.read_text())
     record["counts"]["fidelity"]["french"] |= {"aligned_bits_per_byte": float("inf"), "fidelity": float("inf")}
     path.write_text(json.dumps(record))
-    report.write(tmp_path, run, folders)
+    report.write_report(tmp_path, options_of(run), folders)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["alignment"]["qwen"]["french"]["fidelity"] is None
     assert "∞" in (tmp_path / "report.html").read_text()
@@ -241,7 +246,7 @@ def test_what_is_not_finite_is_null(make, run, tmp_path):
 def test_a_model_that_is_target_and_source_is_timed_once(make, run):
     folders = make()
     folders["evaluate"]["gemma"] = folders["evaluate"]["base"]
-    summary = report.summarize_run(run, folders)
+    summary = run_summary.summarize_run(options_of(run), folders)
     assert len({"evaluate gemma", "evaluate base"} & set(summary["stages"])) == 1
     assert summary["differences"]["fused-gemma"] == summary["differences"]["fused-base"]
 
@@ -250,77 +255,84 @@ def test_a_model_that_is_target_and_source_is_timed_once(make, run):
     ("fused", "noise", "word"), [(1.0, 0.001, "better"), (1.1, 0.05, "level"), (1.2, 0.001, "worse")]
 )
 def test_verdict_says_better_level_or_worse(make, run, fused, noise, word):
-    summary = report.summarize_run(run, make(LEVELS | {"base": 1.3, "fused": fused}, noise))
+    summary = run_summary.summarize_run(options_of(run), make(LEVELS | {"base": 1.3, "fused": fused}, noise))
     difference = summary["differences"]["fused-clm"]["average"]
-    assert report.judge(difference) == word
+    assert verdicts.judge(difference) == word
     value, low, high = (f"{difference[n]:+.4f}" for n in ("value", "low", "high"))
-    assert report.verdict(summary) == (
+    assert verdicts.describe_outcome(summary) == (
         "fused is better than base on 3 of 3 domains; "
         f"fused - clm = {value} [{low}, {high}] bits per byte on average: {word}"
     )
 
 
 def test_verdict_says_where_fused_is_not_better_than_base(make, run):
-    summary = report.summarize_run(run, make(LEVELS | {"base": 0.9}, 0.001))
-    assert report.verdict(summary).startswith("fused is better than base on 0 of 3 domains (worse on 3);")
+    summary = run_summary.summarize_run(options_of(run), make(LEVELS | {"base": 0.9}, 0.001))
+    assert verdicts.describe_outcome(summary).startswith("fused is better than base on 0 of 3 domains (worse on 3);")
 
 
 def test_nothing_is_judged_by_few_documents(run, tmp_path):
     """A domain of five has no interval, so the average has none; the other domain has."""
     folders = make_folders(tmp_path, LEVELS | {"base": 1.3}, {"few": 5, "enough": 6}, noise=0.001)
-    summary = report.summarize_run(run, folders)
+    summary = run_summary.summarize_run(options_of(run), folders)
     for rows in (summary["models"], summary["differences"]):
         for row in rows.values():
             cells = {"few": row["domains"]["few"], "average": row["average"]}
             assert all(cell["low"] is cell["high"] is None for cell in cells.values())
             assert row["domains"]["enough"]["low"] <= row["domains"]["enough"]["high"]
-    assert report.verdict(summary) == (
+    assert verdicts.describe_outcome(summary) == (
         "fused is better than base on 1 of 2 domains (unknown on 1); "
         f"fused - clm = {summary['differences']['fused-clm']['average']['value']:+.4f} bits per byte on average: "
-        "unknown, for a domain has fewer than 6 held-out documents"
+        "unknown, because a domain has fewer than 6 held-out documents"
     )
-    text = printed(report.table(summary), 120)
+    text = printed(results_table.draw_results(summary), 120)
     assert "– fewer than 6 held-out documents, too few for an interval" in " ".join(text.split()) and "None" not in text
     (fused,) = [line.split() for line in text.splitlines() if line.startswith("fused ") and "is" not in line.split()]
     assert [cell.startswith("*") for cell in fused[1:]] == [True, False, False]  # enough, few, average
     histories = {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()}
-    page = report.page(summary, histories)
+    page = report_page.render_page(summary, histories)
     assert "no interval: too few documents" in page and "None" not in page and "unknown" in page
-    assert "(–)" in report.card(summary) and "None" not in report.card(summary)
+    assert "(–)" in report_page.render_model_card(summary) and "None" not in report_page.render_model_card(summary)
 
 
 def test_the_same_model_twice_is_level(make, run):
     folders = make(lambda_clm=1.0)
     folders["evaluate"]["fused"] = folders["evaluate"]["clm"]
-    summary = report.summarize_run(run, folders)
+    summary = run_summary.summarize_run(options_of(run), folders)
     assert summary["differences"]["fused-clm"]["average"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert "fused - clm = +0.0000 [+0.0000, +0.0000] bits per byte on average: level" in report.verdict(summary)
-    report.page(summary, {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()})
+    assert "fused - clm = +0.0000 [+0.0000, +0.0000] bits per byte on average: level" in verdicts.describe_outcome(
+        summary
+    )
+    report_page.render_page(
+        summary, {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()}
+    )
 
 
 def test_a_checkpoint_from_before_the_mean_began_is_no_mean(run, make):
     """Step 8 of 13 is in the second of two passes."""
-    kept = {average: report.summarize_run(run, make(average=average))["training"]["fused"] for average in (1.2, 1.3)}
+    kept = {
+        average: run_summary.summarize_run(options_of(run), make(average=average))["training"]["fused"]
+        for average in (1.2, 1.3)
+    }
     assert {given: of["average"] for given, of in kept.items()} == {1.2: 1.2, 1.3: False}
     stopped = make(average=1.2, planned_steps=STEPS + 2)  # by patience; the mean begins at a step of the plan
-    assert report.summarize_run(run, stopped)["training"]["fused"]["average"] is False
+    assert run_summary.summarize_run(options_of(run), stopped)["training"]["fused"]["average"] is False
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_table_shows_every_number_whole(make, run, width):
-    summary = report.summarize_run(run, make())
-    text = printed(report.table(summary), width)
+    summary = run_summary.summarize_run(options_of(run), make())
+    text = printed(results_table.draw_results(summary), width)
     assert max(map(len, text.splitlines())) <= width
     for rows, form in ((summary["models"], "{:.3f}"), (summary["differences"], "{:+.4f}")):
         for name in set(rows) - {"fused-gemma", "clm-base"}:  # of sources, only the best has its difference here
             for cell in [*rows[name]["domains"].values(), rows[name]["average"]]:
                 assert all(form.format(number) in text for number in cell.values())
-    assert " ".join(report.verdict(summary).split()) in " ".join(text.split())
+    assert " ".join(verdicts.describe_outcome(summary).split()) in " ".join(text.split())
     assert "1.0" in text and "…" not in text
 
 
 def test_table_marks_the_best_of_one_size(make, run):
-    text = printed(report.table(report.summarize_run(run, make())), 120)
+    text = printed(results_table.draw_results(run_summary.summarize_run(options_of(run), make())), 120)
     marked = [line for line in text.splitlines() if "*" in line and not line.startswith("*")]
     assert len(marked) == 1 and marked[0].startswith("fused")
 
@@ -332,7 +344,7 @@ def printed(table, width: int) -> str:
 
 
 def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):
-    report.write(tmp_path, run, make())
+    report.write_report(tmp_path, options_of(run), make())
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(html)
@@ -350,7 +362,7 @@ def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):
 def test_page_stays_small_in_a_long_training(run, tmp_path):
     domains = {f"domain {n}": 3 for n in range(11)}
     folders = make_folders(tmp_path / "long", LEVELS, domains, steps=20_011)
-    report.write(tmp_path, run, folders)
+    report.write_report(tmp_path, options_of(run), folders)
     assert (tmp_path / "report.html").stat().st_size < 300_000
 
 
@@ -359,8 +371,8 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
     local.parent.mkdir()
     local.touch()
     run = run.model_copy(update={"sources": run.sources | {"gemma": config.Captured(model=str(local))}})
-    summary = report.summarize_run(run, make())
-    _, front, body = report.card(summary).split("---\n", 2)
+    summary = run_summary.summarize_run(options_of(run), make())
+    _, front, body = report_page.render_model_card(summary).split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "transformers",
         "base_model": "owner/Target-135M",
@@ -404,8 +416,8 @@ def test_figures_draw_one_point_and_equal_values():
 @pytest.mark.parametrize(("tokens", "said"), [(0, False), (96, True)])
 def test_page_and_card_say_what_sources_read_first(make, run, tokens, said):
     run = run.model_copy(update={"capture": run.capture.model_copy(update={"prefix_tokens": tokens})})
-    summary = report.summarize_run(run, folders := make())
+    summary = run_summary.summarize_run(options_of(run), folders := make())
     histories = {m: json.loads((path / "history.json").read_text()) for m, path in folders["train"].items()}
-    assert ("Sources read <b>96</b> tokens of a domain" in report.page(summary, histories)) == said
-    card = report.card(summary)
+    assert ("Sources read <b>96</b> tokens of a domain" in report_page.render_page(summary, histories)) == said
+    card = report_page.render_model_card(summary)
     assert ("96 tokens of the domain in front of each document\n- **Fusion:**" in card) == said

@@ -13,11 +13,11 @@ import pytest
 import reference
 import tiny_run
 import yaml
+from html_page import Page
 from rich.console import Console
-from test_report import Page
 from tiny_run import fuselm
 
-from fuselm.results import bootstrap, report
+from fuselm.results import bootstrap, verdicts
 from fuselm.results.bootstrap import Bootstrap, pool_seeds
 from fuselm.results.pages import study_page
 from fuselm.results.scoring import Score, compute_bits_per_byte
@@ -626,4 +626,4 @@ def test_the_examples_are_valid():
     assert {"main", "sources", "single", "written"} <= shown["study"] and shown["study-tokens"] == {"tokens"}
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
     assert len(names["study-tokens"].arms) == 9
-    assert report.TARGETS == ("base", "clm", "fused")
+    assert verdicts.TARGETS == ("base", "clm", "fused")

@@ -87,13 +87,13 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     pipeline.report()
     if not pipeline.worked:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
-    from fuselm.results import report
+    from fuselm.results.pages.results_table import draw_results
     from fuselm.system import manifest, processes, terminal
 
     if processes.rank() > 0:
         return
     summary = manifest.read_json(pipeline.folder / "summary.json", drop=pipeline.folder / "summary.json")
-    terminal.open_console().print(report.table(summary))
+    terminal.open_console().print(draw_results(summary))
     for name in ("model", "report.html", "summary.json"):
         print_line(f"{name:13s} {pipeline.folder / name}")
 

@@ -24,7 +24,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, learn, unspelled_shares
 from fuselm.models.segmentation import COMPARABLE
-from fuselm.results.report import finite
+from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace
 from fuselm.system.progress import Progress
@@ -142,7 +142,7 @@ def diagnose(
     if own is not None:
         result["judged"] = {domain: _judged(result, domain) for domain in [*domains, "average"]}
         result["write"] = _write(result, writers)
-    return finite(result | {"verdict": _verdict(result)})
+    return replace_nonfinite(result | {"verdict": _verdict(result)})
 
 
 def _left_out(

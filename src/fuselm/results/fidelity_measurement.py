@@ -73,7 +73,7 @@ def measure_fidelity(
         from fuselm.alignment.aligner import Aligner
         from fuselm.alignment.candidates import Candidates
         from fuselm.alignment.fidelity import Fidelity
-        from fuselm.results.report import finite
+        from fuselm.results.json_numbers import replace_nonfinite
         from fuselm.sources import capture
 
     reader = capture.load(source, vocabularies[0], dtype=dtype)
@@ -96,7 +96,9 @@ def measure_fidelity(
                 mass = spans.mass_lost(aligner, method, cuts[-1], trace, aligned)
                 of.outcomes.append(spans.judge(cuts[-1], aligned, mass))
     conditional = measure_conditionals(reader, documents, aligners, sampled_tokens, top_k, title, console)
-    results = {m: finite(_result(of, cuts, candidates.share, conditional.get(m))) for m, of in measured.items()}
+    results = {
+        m: replace_nonfinite(_result(of, cuts, candidates.share, conditional.get(m))) for m, of in measured.items()
+    }
     if report is not None:
         from fuselm.results.pages import fidelity_page
 

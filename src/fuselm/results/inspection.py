@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm.documents import corpus
+from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
-from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import plain
 
 VocabularyLoader = Callable[[str | None], Vocabulary]  # takes a source's name, or None for the target
@@ -94,7 +94,7 @@ def _aligned(
         cells = [_expected(trace, i, vocabulary, top) for trace in aligned.values()]
         if fused is not None:
             cells = [_winner(fused, i, names), *cells, _expected(fused, i, vocabulary, top)]
-        table.add_row(shown(vocabulary.token_bytes[token]), *cells)
+        table.add_row(show_token(vocabulary.token_bytes[token]), *cells)
     yield table
     bits = ", ".join(f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}" for name, trace in aligned.items())
     if fused is not None:
@@ -110,7 +110,7 @@ def _captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: i
     yield plain(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
     table = Table("token", name, show_edge=False, pad_edge=False)
     for i, token in enumerate(trace.tokens.tolist()):
-        table.add_row(shown(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
+        table.add_row(show_token(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
     yield table
     yield plain(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
 
@@ -129,13 +129,5 @@ def _expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:
     ids, logprobs = trace.distributions.row(i)
     best = np.argsort(-logprobs, kind="stable")[:top]
     gold = math.exp(trace.distributions.gold[i])
-    likely = " ".join(f"{shown(vocabulary.token_bytes[ids[k]])} {math.exp(logprobs[k]):.2f}" for k in best)
+    likely = " ".join(f"{show_token(vocabulary.token_bytes[ids[k]])} {math.exp(logprobs[k]):.2f}" for k in best)
     return Text.assemble((f"{gold:.3f}", "bold"), "  ", (likely, "dim"))
-
-
-def shown(token: bytes | None) -> str:
-    """A token's text, its white space visible and bytes that are no text as escapes."""
-    if token is None:
-        return "(special)"
-    text = escape_controls(token.decode("utf-8", "backslashreplace")).replace(" ", "·")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)  # other white space

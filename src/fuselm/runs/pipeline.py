@@ -420,8 +420,9 @@ class Pipeline:
 
     def report(self) -> Path:
         """The run's results in its folder: `summary.json`, `report.html` and `model`."""
-        from fuselm.results import report
+        from fuselm.results import report, run_summary
 
+        options = self.run.model_dump(mode="json")
         fused, aligned, trained, scored = self.fuse(), self.align(), self.train(), self.evaluate()
         folders = {
             "corpus": self.corpus(),
@@ -434,12 +435,12 @@ class Pipeline:
         }
         recipe = Recipe(
             stage="report",
-            parameters={"version": report.VERSION, "run": report.public_options(self.run)},
+            parameters={"version": report.VERSION, "run": run_summary.select_public_options(options)},
             inputs={f"{stage} {name}": self._steps.key(path) for stage, name, path in _flat(folders)},
         )
 
         def build(out: Path, _: Progress) -> dict:
-            return report.write(out, self.run, folders)
+            return report.write_report(out, options, folders)
 
         path = self._steps.make("report", "", recipe, build)
         if processes.rank() == 0:

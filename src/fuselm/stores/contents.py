@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm.models.model import Model, load_vocabulary, locate_tokenizer
+from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import inspection
 from fuselm.stores.store import Store, Trace
 from fuselm.system.terminal import plain
 
@@ -143,7 +143,7 @@ def _cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> lis
     def text(token: int) -> str:
         if vocabulary is None or token >= vocabulary.size:
             return str(token)
-        return inspection.shown(vocabulary.token_bytes[token])
+        return show_token(vocabulary.token_bytes[token])
 
     d = trace.distributions
     ids, logprobs = d.row(i)

@@ -6,9 +6,11 @@ All its numbers are those of the command's result.
 from collections.abc import Mapping
 from importlib import metadata
 
-from fuselm.results import diagnosis, report
-from fuselm.results.pages import figures, pages
+from fuselm.results import diagnosis
+from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Dot
+from fuselm.results.pages.formats import format_ratio
+from fuselm.results.pages.styles import style_source
 
 JUDGED = {"helps": "better", "hardly helps": "clm", "does not help": "worse"}
 BEST = "best way to fuse"
@@ -18,7 +20,7 @@ def page(result: Mapping) -> str:
     """One HTML page that needs nothing else."""
     styles = source_styles(result)
     columns = [*result["domains"], "average"]
-    return pages.render(
+    return rendering.render(
         "diagnosis.html.jinja",
         result=result,
         drawn=diagnosis.DRAWN,
@@ -29,13 +31,13 @@ def page(result: Mapping) -> str:
         judged=result.get("judged"),
         judged_styles=JUDGED,
         bounds=diagnosis.JUDGED,
-        dots=figures.dots({c: _dots(result, c, styles) for c in columns}, axis="bits per byte", number=_bits),
+        dots=figures.dots({c: _dots(result, c, styles) for c in columns}, axis="bits per byte", number=format_ratio),
         wins={
             unit: figures.shares({d: result["wins"][d][unit] for d in result["domains"]}, styles)
             for unit in ("tokens", "documents")
         },
         weights=figures.shares(result["weights"], styles),
-        bits=_bits,
+        bits=format_ratio,
         version=metadata.version("fuselm"),
     )
 
@@ -43,7 +45,7 @@ def page(result: Mapping) -> str:
 def source_styles(result: Mapping) -> dict[str, str]:
     """The target is grey among its sources."""
     others = [name for name in result["sources"] if name != result["target"]]
-    styles = {name: f"source-{k % report.SOURCE_STYLES}" for k, name in enumerate(others)}
+    styles = {name: style_source(k) for k, name in enumerate(others)}
     return {name: styles.get(name, "base") for name in result["sources"]}
 
 
@@ -57,7 +59,3 @@ def _dots(result: Mapping, column: str, styles: Mapping[str, str]) -> list[Dot]:
         for label, style, row in rows
         if row["bits_per_byte"][column] is not None
     ]
-
-
-def _bits(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.3f}"

@@ -9,10 +9,10 @@ from importlib import metadata
 
 from fuselm.alignment import conditionals, fidelity, spans
 from fuselm.alignment.spans import Outcome, Spans
+from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import inspection
 from fuselm.results.notes import describe_conditional, unspelled_notes
-from fuselm.results.pages import pages
+from fuselm.results.pages import rendering
 from fuselm.system.public_names import name_publicly
 
 WORST = 12  # spans shown of each method
@@ -46,7 +46,7 @@ def page(
     """One HTML page that needs nothing else. `results` are those of `measure_fidelity`, by method, the first judged."""
     first = next(iter(results))
     masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
-    return pages.render(
+    return rendering.render(
         "fidelity.html.jinja",
         source=name_publicly(source),
         target=name_publicly(target),
@@ -188,7 +188,7 @@ def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> 
             if begin == end:
                 begin = end = (begin[0], -1)
             corners |= {begin, end}
-            text = inspection.shown(vocabulary.token_bytes[ids[i]])
+            text = show_token(vocabulary.token_bytes[ids[i]])
             name = vocabulary.token_strings[ids[i]] or ""
             boxes.append(
                 {"row": row, "begin": begin, "end": end, "text": text, "title": f"{ids[i]} {name}", "main": of[i] == k}

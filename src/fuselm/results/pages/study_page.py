@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.results import report
 from fuselm.results.notes import describe_unspelled, mark_of
-from fuselm.results.pages import figures, pages
+from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Line, Mark
-from fuselm.runs.studies.trials import told
+from fuselm.results.pages.formats import describe_settings, format_bits, format_interval, format_minus
+from fuselm.results.pages.styles import style_source
+from fuselm.results.verdicts import judge
 from fuselm.system import manifest
 from fuselm.system.foreign_text import escape_controls
 
@@ -30,16 +31,16 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
     """`results.md`, `figures/*.svg` and `study.html` in `out`. Figures of experiments that are no more stay there."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_experiment(experiment, result) for experiment in result["experiments"]]
-    css = pages.render("style.css.jinja")
+    css = rendering.render("style.css.jinja")
     for experiment in shown:
         for kind, drawn in experiment["figures"].items():
             svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
             manifest.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
-    shared |= {"dash": DASH, "told": told}
-    manifest.write_text(out / "results.md", pages.render("study.md.jinja", **shared))
-    judging = {"judge": report.judge, "interval": pages.format_interval, "minus": pages.format_minus}
-    manifest.write_text(out / "study.html", pages.render("study.html.jinja", prose=prose, **judging, **shared))
+    shared |= {"dash": DASH, "describe_settings": describe_settings}
+    manifest.write_text(out / "results.md", rendering.render("study.md.jinja", **shared))
+    judging = {"judge": judge, "interval": format_interval, "minus": format_minus}
+    manifest.write_text(out / "study.html", rendering.render("study.html.jinja", prose=prose, **judging, **shared))
 
 
 def prose(text: str) -> str:
@@ -91,7 +92,7 @@ def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
             first[wanted] = name
     of_methods = {name: method for method, name in first.items()}
     others = [name for name in names if name not in of_methods]
-    return {n: of_methods.get(n) or f"source-{others.index(n) % report.SOURCE_STYLES}" for n in names}
+    return {n: of_methods.get(n) or style_source(others.index(n)) for n in names}
 
 
 def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], colum
     return {
         "name": name,
         "cells": [f"{mark_of(shares, c)}{cells[c]['value']:.4f}" if cells else DASH for c in columns],
-        "interval": pages.format_interval(cells["average"], _bits) if cells else "",
+        "interval": format_interval(cells["average"], format_bits) if cells else "",
         "spread": DASH if spread is None else f"{spread:.4f}",
         "seeds": f"{done}" if done == len(arm["seeds"]) else f"{done} of {len(arm['seeds'])}",
     }
@@ -141,7 +142,7 @@ def _trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
     for name, by_seed in chosen.items():
         for n, trial in enumerate(next(iter(by_seed.values()))["trials"]):
             cells = [_dev(by_seed[seed]["trials"][n]) if seed in by_seed else (DASH, False) for seed in seeds]
-            rows.append({"arm": name, "trial": told(trial["settings"]), "cells": cells})
+            rows.append({"arm": name, "trial": describe_settings(trial["settings"]), "cells": cells})
     return {"seeds": seeds, "rows": rows}
 
 
@@ -161,13 +162,15 @@ def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             sets = {**arm["set"], **(best["settings"] if best else {})}
             if set(arm["sources"]) != set(result["sources"]):
                 sets["sources"] = ", ".join(arm["sources"])
-            rows.append({"arm": name, "method": arm["method"], "seed": seed, "sets": told(sets), "trained": best})
+            rows.append(
+                {"arm": name, "method": arm["method"], "seed": seed, "sets": describe_settings(sets), "trained": best}
+            )
     return rows
 
 
 def _bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
     marks = {n: [_mark(n, styles[n], c["average"])] for n, c in experiment["values"].items() if c}
-    return figures.intervals(marks, axis="bits per byte", number=_bits) if marks else ""
+    return figures.intervals(marks, axis="bits per byte", number=format_bits) if marks else ""
 
 
 def _differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -176,8 +179,8 @@ def _differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> st
     cells = {f"{name} − {experiment['against'][name]}": cell for name, cell in trained.items()}
     if not cells:
         return ""
-    marks = {n: [_mark(n, report.judge(c), c)] for n, c in cells.items()}
-    return figures.intervals(marks, axis="← better · bits per byte · worse →", number=_signed, zero=True)
+    marks = {n: [_mark(n, judge(c), c)] for n, c in cells.items()}
+    return figures.intervals(marks, axis="← better · bits per byte · worse →", number=format_minus, zero=True)
 
 
 def _mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
@@ -212,11 +215,3 @@ def _tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Ma
 def _panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:
     panels = {domain: [n for n in lines(domain) if n is not None] for domain in ("average", *result["domains"])}
     return figures.curves(panels, axis=axis)
-
-
-def _bits(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 4) + 0.0:+.4f}".replace("-", "−")

@@ -16,7 +16,7 @@ import numpy as np
 
 from fuselm.results import bootstrap, scoring
 from fuselm.results.bootstrap import Bootstrap, Interval, Resampled
-from fuselm.results.report import finite
+from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
 from fuselm.runs.studies import trials
 from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
@@ -50,7 +50,7 @@ def compare(grid: trials.Grid) -> dict[str, Any]:
             "given_tokens": _given_tokens(seeds),
         }
     pools = Pools(scores)
-    return finite(
+    return replace_nonfinite(
         {
             "file": study.file.name,
             "run": study.run_file.name,

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.results.pages.pages import format_duration
+from fuselm.results.pages.formats import describe_settings, format_duration
 from fuselm.runs import config, plan, run_precision
 from fuselm.runs.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.runs.steps import Step
@@ -201,7 +201,7 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
         pipeline = grid.pipeline(arm, seed, number)
         plan.check_disk(pipeline, trial.steps)
         if len(arm.trials) > 1:
-            of = f"trial {number + 1} of {len(arm.trials)}: {told(trial.settings)}"
+            of = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
             grid.console.print(plain(of), soft_wrap=True)
         pipeline.trained(arm.method, weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
@@ -209,10 +209,6 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
     assert now.best is not None
     grid.pipeline(arm, seed, now.trials.index(now.best)).scored(arm.method or arm.name)
     gc.collect()
-
-
-def told(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in settings.items())
 
 
 def _drop_weights(grid: Grid, seed: int) -> None:

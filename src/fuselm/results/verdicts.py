@@ -1,0 +1,59 @@
+"""Judge the differences between a run's models, in words."""
+
+from collections.abc import Mapping
+
+from fuselm.results.bootstrap import FEWEST_DOCUMENTS
+from fuselm.results.notes import unspelled_of
+from fuselm.results.pages.formats import format_interval, format_signed
+from fuselm.results.scoring import is_comparable
+
+TARGETS = ("base", "clm", "fused")  # models of one size, below the sources in tables
+
+
+def judge(difference: Mapping[str, float | None]) -> str:
+    """Judge a difference of bits per byte by its interval.
+
+    It is `better` if the interval is below zero, `worse` if above, `level` if it holds zero, and `unknown` if there is
+    none.
+    """
+    if difference["low"] is None:
+        return "unknown"
+    if difference["high"] < 0:
+        return "better"
+    return "worse" if difference["low"] > 0 else "level"
+
+
+def describe_outcome(summary: Mapping) -> str:
+    """Describe in one sentence how fused compares with base and clm."""
+    over_base = [judge(d) for d in summary["differences"]["fused-base"]["domains"].values()]
+    others = [f"{word} on {over_base.count(word)}" for word in ("level", "worse", "unknown") if word in over_base]
+    average = summary["differences"]["fused-clm"]["average"]
+    value = format_signed(average["value"])
+    interval = "" if average["low"] is None else f" {format_interval(average, format_signed)}"
+    return (
+        f"fused is better than base on {over_base.count('better')} of {len(over_base)} domains"
+        f"{' (' + ', '.join(others) + ')' if others else ''}; fused - clm = {value}{interval} bits per byte on "
+        f"average: {judge(average)}{_explain_unknown(average)}"
+    )
+
+
+def _explain_unknown(cell: Mapping) -> str:
+    if cell["low"] is not None:
+        return ""
+    return f", because a domain has fewer than {FEWEST_DOCUMENTS} held-out documents"
+
+
+def find_best_source(summary: Mapping) -> str:
+    """Return the source with the fewest bits per byte on average.
+
+    Sources that cannot spell the text of every domain are considered only if there are no others.
+    """
+    models = summary["models"]
+    sources = [n for n in models if n not in TARGETS]
+    comparable = [n for n in sources if is_comparable(unspelled_of(models[n]), "average")]
+    return min(comparable or sources, key=lambda n: models[n]["average"]["bits_per_byte"])
+
+
+def select_cell(row: Mapping, domain: str) -> Mapping[str, float]:
+    """Return a row's value and interval of a domain or of `average`."""
+    return row["average"] if domain == "average" else row["domains"][domain]
