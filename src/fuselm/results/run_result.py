@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fuselm.results import report
+from fuselm.results.pages.results_table import draw_results
 from fuselm.system import manifest
 
 
@@ -66,7 +66,7 @@ class RunResult:
     def __str__(self) -> str:
         """Return the table that `fuselm run` ends with."""
         text = StringIO()
-        Console(file=text, width=160).print(report.table(self.summary))
+        Console(file=text, width=160).print(draw_results(self.summary))
         return text.getvalue()
 
     def _repr_html_(self) -> str:
