@@ -28,5 +28,9 @@ def test_a_run_on_a_machine_that_is_warm_compiles_nothing(tmp_path, byte_level, 
     rows = tiny_run.short(texts)
     run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level, "o": sentence_piece}, rows=rows)
     assert fuselm("train", run_file).code == 0
-    assert {name.partition(".")[2] for name, _ in warm} >= {"scan._draw", "span._follow", "pooling._mix"}
+    assert {name.partition(".")[2] for name, _ in warm} >= {
+        "models.scan._draw",
+        "alignment.span._follow",
+        "fusion.pooling._mix",
+    }
     assert not compiled() - warm

@@ -118,7 +118,7 @@ def test_a_folder_is_located_with_its_facts(folder):
 
 
 def test_locating_a_folder_loads_neither_torch_nor_transformers(folder):
-    code = f"import sys; from fuselm import models; models.locate({str(folder)!r}); "
+    code = f"import sys; from fuselm.models import model; model.locate({str(folder)!r}); "
     out, _ = run_python(code + "print({'torch', 'transformers'} & set(sys.modules))").communicate()
     assert out.strip() == "set()"
 
@@ -633,7 +633,7 @@ def test_a_gguf_file_is_converted_once(gguf_file, monkeypatch):
 
 def test_a_converted_gguf_file_is_located_without_torch_or_transformers(gguf_file):
     models.locate(str(gguf_file))
-    code = f"import sys; from fuselm import models; models.locate({str(gguf_file)!r}); "
+    code = f"import sys; from fuselm.models import model; model.locate({str(gguf_file)!r}); "
     out, _ = run_python(code + "print({'torch', 'transformers'} & set(sys.modules))").communicate()
     assert out.strip() == "set()"
 

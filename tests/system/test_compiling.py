@@ -22,7 +22,7 @@ DROP = f"""
 import os
 import numba, numpy as np
 numba.njit(lambda values: values + 1)(np.arange(3.0))
-from fuselm import rounding  # of which nothing is compiled or written yet
+from fuselm.stores import rounding  # of which nothing is compiled or written yet
 if os.getuid() == 0:
     os.setgroups([])
     os.setresgid({NOBODY}, {NOBODY}, {NOBODY})

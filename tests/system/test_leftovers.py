@@ -109,7 +109,7 @@ def test_a_temporary_file_goes_with_the_next_write_unless_its_process_lives(tmp_
 
 def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from fuselm import file_lock\n"
+        "import sys, time; from pathlib import Path; from fuselm.system import file_lock\n"
         "for _ in range(31):\n"
         "    with file_lock.hold(Path(sys.argv[1])):\n"
         "        count = Path(sys.argv[2]); n = int(count.read_text())\n"
