@@ -186,3 +186,9 @@ def test_pieces_fit_all_readers_at_once(vocabularies, max_tokens, max_bytes):
             for n, name in enumerate(names)
         ]
         assert_same(text, readers, max_bytes)
+
+
+def test_a_wrong_guess_from_token_ends_is_noticed(vocabularies):
+    """Text without spaces behind one space: the tokens' reported ends crowd in its first fifth."""
+    reader = Reader(name="across_words", vocabulary=vocabularies["across_words"], max_tokens=64)
+    assert_same("ab " + "日本" * 123, [reader], None)

@@ -146,7 +146,7 @@ class _PrefixCounter:
         if abs(before - self._limit) > self._slack:
             return before < self._limit
         if self._anchor is not None and length > self._anchor + 2:
-            return self._offset + self._count(self._anchor, length) <= self._limit
+            return self._sum_at_anchor(length) <= self._limit
         return self._count_exactly(length) <= self._limit
 
     def confirm(self, length: int) -> bool:
@@ -154,7 +154,10 @@ class _PrefixCounter:
         if self._is_doubted or self._tokens + self._slack <= self._limit:
             return True
         if self._anchor is not None and length > self._anchor + 2:  # then one check of the sum is enough
-            self._is_doubted = self._count_exactly(length) != self._offset + self._count(self._anchor, length)
+            self._is_doubted = self._count_exactly(length) != self._sum_at_anchor(length) or (
+                length < self._window
+                and self.fits(length + 1) != (self._sum_at_anchor(length + 1) <= self._limit)  # judged by the window
+            )
         else:
             near = [n for n in (length, length + 1) if n < self._window]
             self._is_doubted = any(self.fits(n) != (self._count_exactly(n) <= self._limit) for n in near)
@@ -180,6 +183,11 @@ class _PrefixCounter:
                 self._anchor = high
                 self._offset = self._tokens - self._count(high, self._window)
                 return
+
+    def _sum_at_anchor(self, length: int) -> int:
+        """Return the tokens up to the anchor and those of the text from there to `length`, added up."""
+        assert self._anchor is not None
+        return self._offset + self._count(self._anchor, length)
 
     def _count(self, begin: int, end: int) -> int:
         return self._vocabulary.count_tokens([self._text[self._begin + begin : self._begin + end]])[0]
