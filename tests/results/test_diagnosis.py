@@ -16,8 +16,8 @@ from rich.console import Console
 from tiny_run import fuselm
 
 from fuselm.documents.corpus import Document
-from fuselm.results import diagnosis
-from fuselm.results.pages import diagnosis_page, figures
+from fuselm.results import diagnosis, diagnosis_words
+from fuselm.results.pages import diagnosis_page, diagnosis_table, figures
 from fuselm.runs import config, diagnosis_inputs, options
 from fuselm.runs.inputs import Inputs
 from fuselm.stores.distributions import Distributions
@@ -114,7 +114,7 @@ def test_a_source_that_cannot_spell_a_domain_is_neither_compared_nor_weighted_th
     assert result["weights"][DOMAINS[0]]["alpha"] == 0 and result["weights"][DOMAINS[1]]["alpha"] > 0
     assert result["wins"][DOMAINS[0]]["tokens"]["alpha"] == result["wins"][DOMAINS[0]]["documents"]["alpha"] == 0
     printed = Console(width=200, record=True, file=io.StringIO())
-    printed.print(diagnosis.table(result))
+    printed.print(diagnosis_table.draw_diagnosis(result))
     assert "alpha 90.0%" in printed.export_text()
 
 
@@ -149,8 +149,10 @@ def test_tokens_that_a_source_says_nothing_of_are_left_out_for_all(usual, tmp_pa
         best = -sum(b.sum() for b, d in zip(best, documents, strict=True) if d.domain == domain)
         assert result["oracle"]["bits_per_byte"][domain] == pytest.approx(best / math.log(2) / (3 * 9), rel=1e-5)
     assert result["compared"] == pytest.approx(dict.fromkeys([*DOMAINS, "average"], 9 / SIZE))
-    assert "are of the 39% of the text of which every source's" in diagnosis.partly(result)
-    assert diagnosis.partly(diagnosed(*usual)) == "" and "39% of the text" in diagnosis_page.page(result)
+    assert "cover the 39% of the text for which every source has" in diagnosis_words.describe_compared_share(result)
+    assert diagnosis_words.describe_compared_share(
+        diagnosed(*usual)
+    ) == "" and "39% of the text" in diagnosis_page.render_page(result)
     none = stores | {"alpha": silent(stores["alpha"], tmp_path / "none", slice(None))}
     with pytest.raises(ValueError, match=r"^no token of domain '<b>&' has rows of all sources; take another align"):
         diagnosed(none, documents)
@@ -181,7 +183,7 @@ def test_rows_without_information_and_ids_that_one_keeps_agree_on_nothing():
         return drawn.distributions_of(list(rows), [1 - sum(r.values()) for r in rows], [0.0] * len(rows))
 
     left, right = of({1: 0.5, 2: 0.25}, {}, {7: 0.5}), of({2: 0.5, 3: 0.25}, {4: 0.5}, {7: 0.75})
-    assert diagnosis._agreement(left, right, VOCAB).tolist() == pytest.approx([2, 1, 0.75])
+    assert diagnosis._measure_agreement(left, right, VOCAB).tolist() == pytest.approx([2, 1, 0.75])
 
 
 def test_a_target_that_knows_less_can_learn_and_from_whom(usual):
@@ -243,7 +245,7 @@ def test_one_source_alone_is_diagnosed_too(tmp_path):
     result = diagnosed(*make(tmp_path, only=(0.5, 0.5)), own="only")
     assert result["agreement"] == [] and len(result["verdict"]) == 2
     assert result["gains"]["average"]["over_target"] == pytest.approx(0, abs=1e-5)
-    assert "only" in diagnosis_page.page(result)
+    assert "only" in diagnosis_page.render_page(result)
 
 
 def test_documents_that_a_source_lacks_are_left_out(usual):
@@ -259,9 +261,9 @@ def test_documents_that_a_source_lacks_are_left_out(usual):
 @pytest.mark.parametrize("own", [None, "own"])
 def test_the_page_and_the_table_show_every_number(usual, own):
     result = diagnosed(*usual, own=own)
-    page = diagnosis_page.page(result)
+    page = diagnosis_page.render_page(result)
     console = Console(width=211, record=True, file=io.StringIO())
-    console.print(diagnosis.table(result))
+    console.print(diagnosis_table.draw_diagnosis(result))
     shown = console.export_text()
     for row in [*result["sources"].values(), *result["ways"].values(), result["oracle"]]:
         for domain in [*DOMAINS, "average"]:
@@ -287,7 +289,7 @@ def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
     result = diagnosed({"alpha": Store(folder), "own": stores["own"]}, documents, own="own")
     assert result["sources"]["alpha"]["bits_per_byte"][DOMAINS[0]] is None
     json.dumps(result, allow_nan=False)
-    assert "∞" in diagnosis_page.page(result)
+    assert "∞" in diagnosis_page.render_page(result)
 
 
 def test_dots_are_on_one_scale_and_none_is_nothing():
@@ -326,10 +328,10 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     after = fuselm("diagnose", run_file.parent / "out", "--json", "--report", page, cache=cache)
     assert after.code == 0, after.err
     of_folder = json.loads(after.out)
-    assert page.read_text(encoding="utf-8") == diagnosis_page.page(of_folder)
+    assert page.read_text(encoding="utf-8") == diagnosis_page.render_page(of_folder)
     # The run itself has aligned what was drawn, the diagnosis of its run file the tails.
     assert (result["drawn"], of_folder["drawn"]) == (False, True) and "hold draws from their tails" in page.read_text()
-    assert set(result["ways"]) - set(of_folder["ways"]) == set(diagnosis.OF_TAILS)
+    assert set(result["ways"]) - set(of_folder["ways"]) == set(diagnosis.NEED_WHOLE_TAILS)
     for name, row in result["sources"].items():
         other = of_folder["sources"][name]
         assert other["bits_per_byte"]["average"] == pytest.approx(row["bits_per_byte"]["average"], rel=0.05)

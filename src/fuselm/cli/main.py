@@ -236,6 +236,7 @@ def diagnose(
 ) -> None:
     """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
     from fuselm.results import diagnosis
+    from fuselm.results.pages.diagnosis_table import draw_diagnosis
     from fuselm.results.report_path import check_report
     from fuselm.runs import diagnosis_inputs
     from fuselm.system import manifest, progress, terminal
@@ -253,11 +254,11 @@ def diagnose(
     if report is not None:
         from fuselm.results.pages import diagnosis_page
 
-        manifest.write_text(report, diagnosis_page.page(result))
+        manifest.write_text(report, diagnosis_page.render_page(result))
     if as_json:
         print_line(json.dumps(result))
         return
-    terminal.open_console().print(diagnosis.table(result))
+    terminal.open_console().print(draw_diagnosis(result))
     if report is not None:
         print_line(report)
 
