@@ -1,4 +1,4 @@
-"""One document of a run, token by token: what each source and the fusion expect, and which source won."""
+"""Show a document of a run token by token: what each source and the fusion expect, and which source won."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Write the notes beside numbers of texts that a tokenizer does not spell whole. docs/tokenizers.md"""
+"""Write the notes beside numbers of texts that a tokenizer cannot spell as a whole (docs/tokenizers.md)."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""Figures of the report: pure functions of data to SVG text.
+"""Draw figures as SVG text, by pure functions of data.
 
 Colours are not here: a mark has a style, a class of the page's style sheet that sets `--c` for light and dark. All text
 that comes from outside is escaped.
@@ -25,7 +25,7 @@ _DOTS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A value with its interval, if it has one."""
+    """Hold a value with its interval, if it has one."""
 
     label: str
     style: str
@@ -36,7 +36,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """Points in order of x, each with a dot if they are few and `dots`; `ring` is the one to mark."""
+    """Hold points in order of x. With `dots`, each has a dot if they are few; `ring` is the point to mark."""
 
     label: str
     style: str
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
-    """A value without an interval; a ring instead of a dot for what is no equal of the others."""
+    """Hold a value without an interval. A `ring` replaces the dot of a value that is not one of its equals."""
 
     label: str
     style: str
@@ -63,7 +63,7 @@ def intervals(
     zero: bool = False,
     width: int = WIDTH,
 ) -> str:
-    """Dots with whiskers, a row each, under the name of their group; with a line at zero where that means something."""
+    """Draw a row for each mark, a dot with its interval, below the name of its group; `zero` adds a line at zero."""
     marks = [m for group in groups.values() for m in group]
     single = all(len(group) == 1 for group in groups.values())
     row, gap = (30.0, 0.0) if single else (17.0, 14.0)
@@ -103,7 +103,7 @@ def intervals(
 
 
 def dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[float], str]) -> str:
-    """A row of dots each, all on one scale; their numbers are in tooltips."""
+    """Draw rows of dots on one scale, with their numbers in tooltips."""
     values = [dot.value for row in rows.values() for dot in row]
     if not values:
         return ""
@@ -127,7 +127,7 @@ def dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[floa
 
 
 def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:
-    """Lines over a common x, a panel a title; empty where there are no points."""
+    """Draw lines over a common x, in a panel for each title; return an empty text if there are no points."""
     xs = [x for lines in panels.values() for line in lines for x, _ in line.points]
     if not xs:
         return ""
@@ -166,7 +166,7 @@ def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str 
 
 
 def shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -> str:
-    """A bar of length 1 a row, stacked from the parts in the order of `styles`; what is missing to 1 stays pale."""
+    """Draw each row as a bar of length 1 that is stacked from its parts; the rest stays pale."""
     row, left = 34.0, _width_of(rows) + 14
     span = WIDTH - left
     out = []
@@ -189,7 +189,7 @@ def shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -
 
 
 def bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
-    """A bar a row, from 0, its number behind it."""
+    """Draw each row as a bar that begins at 0, followed by its number."""
     row, left = 24.0, _width_of(rows) + 14
     span = WIDTH - left - _width_of(number(v) for v in rows.values()) - 12
     longest = max(rows.values(), default=0.0) or 1.0
@@ -203,7 +203,7 @@ def bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
 
 
 def standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
-    """A figure as a file of its own, with its styles, and a legend of styles by name above it."""
+    """Turn a figure into a file of its own, with its styles, and with a legend of styles by name above it."""
     opening = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" role="img">', svg)
     assert opening is not None
     width, height = map(int, opening.groups())
@@ -225,14 +225,14 @@ def standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
 
 
 def thin(points: Sequence[Point], most: int = POINTS) -> list[Point]:
-    """At most `most` points: means of runs of equal length."""
+    """Return at most `most` points, which are means of runs of equal length."""
     run = max(1, math.ceil(len(points) / most))
     runs = [points[i : i + run] for i in range(0, len(points), run)]
     return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
 
 
 def smooth(points: Sequence[Point], share: float = 0.12) -> list[Point]:
-    """Centred moving means over `share` of the points, less at both ends."""
+    """Return centred moving means over `share` of the points, and over fewer at both ends."""
     reach = int(len(points) * share / 2)
     out = []
     for i, (x, _) in enumerate(points):
@@ -245,7 +245,7 @@ def smooth(points: Sequence[Point], share: float = 0.12) -> list[Point]:
 def _scale(
     low: float, high: float, begin: float, end: float, *, count: int, pad: float = 0.04
 ) -> tuple[Scale, list[float]]:
-    """From data to pixels, and round ticks within the data's extent."""
+    """Return the scale from data to pixels, and round ticks within the extent of the data."""
     if high <= low:
         low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
     margin = (high - low) * pad
@@ -266,7 +266,7 @@ def _tick_labels(ticks: Sequence[float], scale: Scale, y: float) -> str:
 
 
 def _tick(value: float, ticks: Sequence[float]) -> str:
-    """With as many decimals as the ticks need to differ."""
+    """Format a tick with as many decimals as the ticks need to differ."""
     step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")

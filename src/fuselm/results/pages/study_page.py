@@ -1,6 +1,6 @@
-"""A study's pages, from the numbers in its `study.json`: Markdown with figures beside it, and one HTML page.
+"""Write the pages of a study from the numbers in its `study.json`: Markdown with figures, and one HTML page.
 
-Both have the same tables; what is not made yet is a dash in them.
+Both have the same tables, with a dash for everything that is not made yet.
 """
 
 import html
@@ -28,7 +28,10 @@ FIGURES = {
 
 
 def write(out: Path, result: Mapping[str, Any]) -> None:
-    """`results.md`, `figures/*.svg` and `study.html` in `out`. Figures of experiments that are no more stay there."""
+    """Write `results.md`, `figures/*.svg` and `study.html` into `out`.
+
+    Figures of experiments that are no longer in the study are kept.
+    """
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_experiment(experiment, result) for experiment in result["experiments"]]
     css = rendering.render("style.css.jinja")
@@ -44,7 +47,7 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
 
 
 def prose(text: str) -> str:
-    """Paragraphs, `code`, **bold** and links of Markdown as HTML; all else is text."""
+    """Convert paragraphs, `code`, **bold** and links of Markdown to HTML, and escape the rest."""
     text = html.escape(escape_controls(text, keep="\n"), quote=False)
     text = re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda found: f"<b>{found[1] or found[2]}</b>", text)
     text = re.sub(r"\[([^\]]+)\]\((https?://[^)\s\"]+)\)", r'<a href="\2">\1</a>', text)
@@ -84,7 +87,11 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
 
 
 def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
-    """The arm with a method's name, else its first, has the method's colour; `base` is grey; others have sources'."""
+    """Return the style of each arm.
+
+    The arm with a method's name, else the method's first arm, has the method's colour. `base` is grey. Other arms have
+    the colours of sources.
+    """
     first: dict[str, str] = {}
     for name in names:
         wanted = "base" if name == "base" else arms[name]["method"]
@@ -135,7 +142,7 @@ def _needed(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
-    """Of arms with a choice, what each trial gave by seed, of all seeds that one of them has."""
+    """Return what each trial gave by seed, for arms with several trials."""
     chosen = {n: arms[n]["seeds"] for n in names if len(next(iter(arms[n]["seeds"].values()))["trials"]) > 1}
     seeds = sorted({seed for by_seed in chosen.values() for seed in by_seed}, key=int)
     rows = []
@@ -147,12 +154,12 @@ def _trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dev(trial: Mapping[str, Any]) -> tuple[str, bool]:
-    """Its bits per byte of the development split, and whether it was chosen."""
+    """Return a trial's bits per byte of the development split, and whether it was chosen."""
     return f"{trial['dev_bits_per_byte']:.4f}" if trial["done"] else DASH, trial["chosen"]
 
 
 def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How each arm's chosen trials were trained."""
+    """Return how the chosen trial of each arm was trained, by seed."""
     rows = []
     for name, arm in result["arms"].items():
         if arm["method"] is None:
@@ -174,7 +181,7 @@ def _bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
 
 
 def _differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Of arms that were trained: sources are so far off that nothing else could be seen."""
+    """Draw the differences of trained arms. Sources are so far off that nothing else could be seen."""
     trained = {n: c["average"] for n, c in experiment["differences"].items() if c and result["arms"][n]["method"]}
     cells = {f"{name} − {experiment['against'][name]}": cell for name, cell in trained.items()}
     if not cells:
@@ -188,7 +195,7 @@ def _mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
 
 
 def _steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
-    """Of the first seed that all arms have: another seed's development split is another text."""
+    """Draw the first seed that all arms have, because the development split of another seed is another text."""
     seed = str(next(iter(experiment["seeds"]), ""))
 
     def line(name: str, domain: str) -> Line | None:
