@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from fuselm.runs import options
+from fuselm.stores.policies import POLICIES
 from fuselm.system import addresses
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
@@ -126,15 +127,6 @@ class Write(_Options):
     prompt_tokens: int = Field(256, ge=1)  # of the domain's documents, which a source reads before it writes a text
     tokens: int = Field(200, ge=1)  # of a text, at most
     min_p: float = Field(0.05, ge=0, le=1)  # no token of less than this share of the most probable one's probability
-
-
-# What each retention policy is told, and takes where nothing is said; docs/store.md shows how these were chosen.
-POLICIES: dict[str, dict[str, float]] = {
-    "threshold": {"threshold": 0.0065, "top_k": 64},
-    "top_k": {"top_k": 64},
-    "nucleus": {"mass": 0.9, "top_k": 64},
-    "sampled": {"draws": 28},
-}
 
 
 class Capture(_Options):

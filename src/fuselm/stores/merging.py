@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm.runs import config
 from fuselm.stores import retention, rounding, store
+from fuselm.stores.policies import POLICIES
 from fuselm.stores.retention import Policy
 from fuselm.stores.rows import from_table
 from fuselm.stores.store import Store
@@ -217,7 +217,7 @@ def subset(
     parameters, inputs = made["parameters"], {**made["inputs"], "store": _identity(whole)}
     draws = parameters.get("draws")
     if policy is not None:
-        numbers = set().union(*config.POLICIES.values())
+        numbers = set().union(*POLICIES.values())
         parameters = {name: v for name, v in parameters.items() if name not in numbers} | dict(policy)
     if documents is not None:
         inputs["documents"] = fingerprints.digest(sorted(documents))
@@ -239,14 +239,14 @@ def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: 
 
     Raises `ValueError` for an unknown policy, or a number that is another policy's.
     """
-    if name not in config.POLICIES:
-        raise ValueError(f"--policy {name}: unknown; needs one of {', '.join(config.POLICIES)}")
+    if name not in POLICIES:
+        raise ValueError(f"--policy {name}: unknown; needs one of {', '.join(POLICIES)}")
     given = {option: value for option, value in numbers.items() if value is not None}
-    for option in sorted(set(given) - set(config.POLICIES[name])):
-        of = " and ".join(policy for policy, taken in config.POLICIES.items() if option in taken)
+    for option in sorted(set(given) - set(POLICIES[name])):
+        of = " and ".join(policy for policy, taken in POLICIES.items() if option in taken)
         raise ValueError(f"--{option.replace('_', '-')}: an option of {of}, but --policy is {name}; drop one")
     most = {"top_k": parameters["top_k"]} if "top_k" in parameters else {}
-    return {"policy": name, **config.POLICIES[name], **most, **given}
+    return {"policy": name, **POLICIES[name], **most, **given}
 
 
 def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str) -> pa.Table:

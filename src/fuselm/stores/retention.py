@@ -27,7 +27,7 @@ SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What to keep. Each policy uses the numbers that `config.POLICIES` names for it."""
+    """Say what to keep. Each policy uses the numbers that `policies.POLICIES` names for it."""
 
     policy: str
     top_k: int = 1 << 30  # entries of a row, at most
