@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as kinds
 
 from fuselm.models import model as models
+from fuselm.models import segmentation
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 
 UNSEEN = Path(__file__).parents[1] / "data" / "unseen.jsonl"
@@ -279,3 +280,9 @@ def test_real_tokenizers_spell_unseen_text(name, read, real_models):
         covered = [(vocabulary.token_bytes[token], text.encode()[begin:end]) for token, begin, end in tokens]
         assert b"".join(piece for _, piece in covered) == text.encode()
         assert read(text) != text or all(token == piece for token, piece in covered)
+
+
+def test_a_space_before_the_text_is_no_byte_of_its_first_token():
+    starts = np.array([-1, 2], np.int32)
+    assert segmentation.count_bytes(starts, 4).tolist() == [2, 2]
+    assert segmentation.count_bytes(starts[:0], 4).tolist() == []

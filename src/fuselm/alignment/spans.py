@@ -111,7 +111,7 @@ def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary,
 def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
     """`mass` is `mass_lost`."""
     count = len(spans.own)
-    with_text = _ends(aligned) > aligned.starts.clip(0)
+    with_text = aligned.lengths > 0
     gaps = with_text & ~aligned.distributions.informed
     tokens, missing = (np.bincount(spans.of_target[chosen], minlength=count) for chosen in (with_text, gaps))
     by_span = np.zeros((count, mass.shape[1]))
@@ -251,10 +251,6 @@ def _ratio(aligned: ndarray, own: ndarray) -> float:
     return float(aligned.sum() / own.sum()) if own.sum() else 1.0
 
 
-def _ends(trace: Trace) -> Int[ndarray, "tokens"]:
-    return np.append(trace.starts[1:], trace.size)[: len(trace.starts)].clip(0)
-
-
 def _span_of(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edges"]) -> Int[ndarray, "tokens"]:
     starts = starts.clip(0).astype(np.int64)
     empty = np.append(starts[1:], size)[: len(starts)] == starts
@@ -273,7 +269,7 @@ def _unspelled(
     """Count the bytes of each span that its tokens do not spell; without tokens, all of them, in the first span."""
     if not len(trace.tokens):
         return np.bincount([0], weights=[trace.size], minlength=max(count, 1)).astype(np.int64)[:count]
-    lengths = _ends(trace) - trace.starts.clip(0)
+    lengths = trace.lengths
     lengths[vocabulary.find_spelled(trace.tokens, trace.starts, text)] = 0
     return np.bincount(of, weights=lengths, minlength=count).astype(np.int64)
 

@@ -114,18 +114,13 @@ def learn(
     return weights
 
 
-def sizes(trace: Trace) -> Int[ndarray, "tokens"]:
-    """Bytes of each token."""
-    return np.append(trace.starts[1:], trace.size)[: len(trace.starts)] - trace.starts
-
-
 def _cross_entropies(evidence: Evidence, level: str) -> Matrix:
     traces = evidence.traces
     if level == "document":
         nats = np.array([t.nats / max(t.size, 1) for t in traces])
         return np.broadcast_to(nats, evidence.allowed.shape)
     gold = np.stack([t.distributions.gold for t in traces], axis=1).astype(np.float64)
-    return _mean(np.minimum(-gold, WORST), sizes(traces[0]), evidence, level)
+    return _mean(np.minimum(-gold, WORST), traces[0].lengths, evidence, level)
 
 
 def _mean(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:

@@ -27,6 +27,7 @@ class Segmentation:
 
     @property
     def ends(self) -> Int[ndarray, "tokens"]:
+        """Return the byte at which each token's span ends."""
         return np.append(self.starts[1:], self.size)[: len(self.starts)]
 
     @property
@@ -71,11 +72,18 @@ def find_spelled(
     return result
 
 
+def count_bytes(starts: Int[ndarray, "tokens"], size: int) -> Int[ndarray, "tokens"]:
+    """Count the bytes of text that each token covers: they add up to `size`, unless there are no tokens.
+
+    A space that the tokenizer puts before the text is no byte of it: starts `[-1, 2]` of 4 bytes are 2 and 2.
+    """
+    begins = starts.clip(0).astype(np.int64)
+    return np.append(begins[1:], size)[: len(begins)] - begins
+
+
 def count_unspelled(starts: Int[ndarray, "tokens"], spelled: Bool[ndarray, "tokens"], size: int) -> int:
     """Count the bytes of a text that no token spells; all of them where there are no tokens."""
-    begins = starts.clip(0).astype(np.int64)
-    lengths = np.append(begins[1:], size)[: len(begins)] - begins
-    return size - int(lengths[spelled].sum())
+    return size - int(count_bytes(starts, size)[spelled].sum())
 
 
 def describe_shares(shares: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from fuselm.system import manifest
+from fuselm.system.durations import format_duration
 from fuselm.system.terminal import plain
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def table(rows: Sequence[Estimate]) -> Table:
         result.caption = "keeps: the policy, entries of a token, and their share of its mass; see docs/store.md"
     for e in rows:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
-        seconds = "" if e.seconds is None else _duration(e.seconds)
+        seconds = "" if e.seconds is None else format_duration(e.seconds, decimals=0)
         each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
         disk = _size(e.disk + e.scratch)
         result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, disk, memory, seconds)
@@ -153,7 +154,7 @@ def table(rows: Sequence[Estimate]) -> Table:
         *[""] * 3,
         _size(room(rows)),
         f"{peak / GIB:.1f} GiB",
-        _duration(sum((e.seconds or 0.0 for e in rows), start=0.0)),
+        format_duration(sum((e.seconds or 0.0 for e in rows), start=0.0), decimals=0),
     )
     return result
 
@@ -264,8 +265,3 @@ def _size(count: int) -> str:
     if not count:
         return ""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

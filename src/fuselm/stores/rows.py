@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from fuselm.models.segmentation import count_bytes
 from fuselm.stores import rounding
 from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
@@ -58,8 +59,8 @@ class Trace:
 
     @property
     def lengths(self) -> Int[ndarray, "tokens"]:
-        """Bytes of text of each token."""
-        return np.diff(np.append(self.starts.clip(0), self.size))
+        """Count the bytes of text that each token covers."""
+        return count_bytes(self.starts, self.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

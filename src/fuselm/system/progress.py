@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import plain
 
@@ -65,8 +66,8 @@ class Progress:
             self._bar.update(self._task, completed=self._done, note=escape_controls(text))
         elif time.monotonic() - self._line > SECONDS_BETWEEN_LINES:
             self._line = time.monotonic()
-            left = (self._total - self._done) / max(speed, 1e-9)
-            self.note(f"{self._done:,.0f} of {self._total:,.0f} {self._unit}, {text}, {left:,.0f} s left")
+            left = format_duration((self._total - self._done) / max(speed, 1e-9), decimals=0)
+            self.note(f"{self._done:,.0f} of {self._total:,.0f} {self._unit}, {text}, {left} left")
 
     @property
     def is_counting(self) -> bool:
@@ -81,7 +82,7 @@ class Progress:
         """Say, once a stage, that its kernels are compiled."""
         if stage not in self._compiled:
             self._compiled.add(stage)
-            self.note(f"compiling for this machine, once: about {seconds:,.0f} s")
+            self.note(f"compiling for this machine, once: about {format_duration(seconds, decimals=0)}")
 
     def compilation_ended(self, seconds: float) -> None:
         """Leave the seconds of a compilation out of the rate."""

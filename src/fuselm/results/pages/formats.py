@@ -39,15 +39,6 @@ def format_percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration in its two largest units, such as `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
 def typeset(text: str) -> str:
     """Set typographic minus signs, and keep an interval on one line."""
     return re.sub(r"(\[\S+) ", "\\1\N{NO-BREAK SPACE}", re.sub(r"-(?=[ \d])", "−", text))

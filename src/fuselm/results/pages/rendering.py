@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from fuselm.results.pages import formats
 from fuselm.system import foreign_text
+from fuselm.system.durations import format_duration
 
 
 def render(template: str, **context: Any) -> str:
@@ -37,7 +38,7 @@ def render(template: str, **context: Any) -> str:
         "minus": formats.format_minus,
         "ratio": formats.format_ratio,
         "percent": formats.format_percent,
-        "duration": formats.format_duration,
+        "duration": format_duration,
         "name": formats.shorten_model_name,
         "code": lambda text: Markup(foreign_text.write_code(text)),
         "prose": lambda text: Markup(foreign_text.escape_prose(text)),

@@ -11,10 +11,11 @@ import yaml
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
 from fuselm.results.notes import describe_unspelled, mark_of, unspelled_of
 from fuselm.results.pages import figures
-from fuselm.results.pages.formats import format_bits, format_duration, format_interval, format_minus, typeset
+from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
 from fuselm.results.pages.rendering import render
 from fuselm.results.pages.styles import style_source
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
+from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import escape_controls
 
 

@@ -17,12 +17,13 @@ from rich.table import Column, Table
 
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.results.pages.formats import describe_settings, format_duration
+from fuselm.results.pages.formats import describe_settings
 from fuselm.runs import config, plan, run_precision
 from fuselm.runs.pipeline import METHODS, WEIGHTS, Pipeline
 from fuselm.runs.steps import Step
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
+from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.terminal import plain
 
