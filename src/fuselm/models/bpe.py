@@ -1,7 +1,7 @@
-"""A BPE tokenizer's merges, compiled: the tokens of short byte strings, in under a microsecond each.
+"""Tokenize short byte strings by a BPE tokenizer's merges, compiled, in under a microsecond each.
 
-Sennrich et al. 2016, arXiv 1508.07909: the pair of neighbours that was learnt first is merged first. For strings that a
-pre-tokenizer would not cut, such as the rest of a token and what may follow it.
+The pair of neighbours that was learned first is merged first (Sennrich et al. 2016, arXiv 1508.07909). This serves
+strings that a pre-tokenizer would not cut, such as the rest of a token and the bytes that may follow it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,10 @@ NEVER = np.iinfo(np.int64).max  # rank of a pair that is not merged
 
 
 class Merges(NamedTuple):
-    """A tokenizer as open-addressed tables. What it begins with is characters, or the bytes of those it has no token
-    for: a byte-level tokenizer has none for any.
+    """Hold a tokenizer as open-addressed tables.
+
+    Merging begins with the characters of a string, or with the bytes of those that have no token; a byte-level
+    tokenizer has no tokens for characters.
     """
 
     characters: Int[ndarray, "character_slots"]  # UTF-8 bytes, as one number
@@ -31,7 +33,7 @@ class Merges(NamedTuple):
 def compile_merges(
     merges: Sequence[tuple[int, int, int]], characters: Mapping[bytes, int], byte_ids: Mapping[int, int]
 ) -> Merges:
-    """From (left id, right id, merged id) by rank, and the ids of characters (in UTF-8) and of single bytes."""
+    """Build tables from (left id, right id, merged id) by rank, and from the ids of characters (in UTF-8) and bytes."""
     by_byte = np.full(256, NOTHING, np.int32)
     by_byte[list(byte_ids)] = list(byte_ids.values())
     numbers = np.array([int.from_bytes(c) for c in characters], np.int64)
@@ -45,7 +47,7 @@ def compile_merges(
 
 
 def new_table(keys: int) -> Int[ndarray, "slots"]:
-    """An empty open-addressed table that stays less than half full."""
+    """Return an empty open-addressed table that stays less than half full with that many keys."""
     return np.full(1 << max(2 * keys, 4).bit_length(), NOTHING, np.int64)
 
 
@@ -71,7 +73,7 @@ def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
 @compiled()
 @no_type_check
 def slot_of(table: ndarray, key: int) -> int:
-    """Where `key` is, or the free slot where it would be."""
+    """Return the slot of `key`, or the free slot where it would be."""
     slot = _mixed(key) & (len(table) - 1)
     while table[slot] != NOTHING and table[slot] != key:
         slot = (slot + 1) & (len(table) - 1)
@@ -146,7 +148,7 @@ def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
 @compiled()
 @no_type_check
 def _merge(merges: Merges, left: int, right: int) -> int:
-    """Rank << 32 | merged id of two neighbours."""
+    """Return rank << 32 | merged id of two neighbours."""
     if left < 0 or right < 0:
         return NEVER
     key = np.int64(left) << 32 | np.int64(right)

@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json, if it is one of a causal language model."""
+    """Return config.json. Raises `ValueError` if it is not that of a causal language model."""
     files = sorted(path.name for path in folder.iterdir())
     if not files:
         raise ValueError(f"{folder}: empty folder; {NEEDED}")
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_causal(architecture: str) -> bool:
-    """Return whether a class may be one that `AutoModelForCausalLM` loads; what it does is tried once it is loaded."""
+    """Tell whether `AutoModelForCausalLM` may load a class; what the model does is tried once it is loaded."""
     if any(part in architecture for part in ("CausalLM", "LMHeadModel", "ConditionalGeneration")):
         return True
     if any(part in architecture for part in ("ForMaskedLM", "Classification", "QuestionAnswering")):

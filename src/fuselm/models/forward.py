@@ -1,7 +1,7 @@
-"""A causal language model over whole documents: batches in, hidden states out, and the layer that makes logits of them.
+"""Run a causal language model over whole documents: batches in, hidden states out, and logits by chunks of rows.
 
-Row i of a document is predicted from the context token and tokens 0 to i-1, so no token goes unpredicted (DESIGN.md
-section 3). Logits are made of a chunk of rows at a time, never of a whole batch.
+Row i of a document is predicted from the context token and tokens 0 to i-1, so that every token is predicted. Logits
+are made for a chunk of rows at a time, never for a whole batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ TILE = 8192  # columns whose temporary copies stay in the cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLayer:
-    """logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap), without the parts that are None.
+    """Hold logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap), without the parts that are None.
 
     `weight` is None where a model's logits are no such function of its last hidden states: then `hidden` is logits.
     """
@@ -38,7 +38,7 @@ class OutputLayer:
     soft_cap: float | None
 
     def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
-        """In float32, by a matrix product in the weights' precision."""
+        """Return logits in float32, from a matrix product in the weights' precision."""
         if self.weight is None:
             return hidden.float()
         return self._finish(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float())
@@ -46,8 +46,10 @@ class OutputLayer:
     def logits_by_chunk(
         self, hidden: Float[Tensor, "rows hidden"]
     ) -> Iterator[tuple[slice, Float[Tensor, "chunk vocab"]]]:
-        """`logits`, some rows at a time, each chunk in the memory of the one before: fresh memory of this size costs
-        as much as the product. As the product gives them where they can be read so, else in float32. Not for autograd.
+        """Yield `logits` of some rows at a time, each chunk in the memory of the one before it.
+
+        Fresh memory of this size would cost as much as the product. Logits have the type of the product if `scan`
+        can read it, else float32. Autograd does not work through this.
         """
         if self.weight is None:
             yield from ((rows, hidden[rows].float()) for rows in chunks(len(hidden), hidden.shape[-1]))
@@ -76,7 +78,7 @@ class OutputLayer:
 
 
 def product_dtype(factor: Tensor) -> torch.dtype:
-    """What a matrix product with `factor` is made in: its own type, or that of autocast."""
+    """Return the type of a matrix product with `factor`: its own type, or that of autocast."""
     device = factor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factor.dtype
 
@@ -84,8 +86,8 @@ def product_dtype(factor: Tensor) -> torch.dtype:
 def output_layer(model: PreTrainedModel) -> OutputLayer:
     """Return how `model` makes logits of the hidden states that `hidden_states` gives.
 
-    What its configuration says of a scale and a cap is tried, in float32, on logits from 0.001 to 10,000, however small
-    the model's own are and however coarse its precision. A model that does anything else makes its logits itself.
+    The scale and the cap of its configuration are tried, in float32, on logits from 0.001 to 10,000, however small the
+    model's own logits are and however coarse its precision. A model that does anything else makes its logits itself.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
@@ -106,7 +108,7 @@ def output_layer(model: PreTrainedModel) -> OutputLayer:
 
 
 def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear) -> bool:
-    """Return whether the model makes of any hidden states the logits that `layer` makes of them.
+    """Tell whether the model makes the same logits of any hidden states as `layer` does.
 
     The model runs with hidden states of ours in place of its own, and a small float32 matrix as its output layer.
     """
@@ -165,13 +167,13 @@ def _number(config: PretrainedConfig, name: str) -> float | None:
 
 
 def decoder(model: PreTrainedModel) -> torch.nn.Module:
-    """What makes the hidden states; the model itself where it has no such part."""
+    """Return the part that makes the hidden states; the model itself if it has no such part."""
     base = model.base_model  # the model itself, too, where its class names the part wrongly
     return getattr(model, "model", model) if base is model else base
 
 
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Return whether positions that begin anew in a row begin another document: tried on three documents."""
+    """Tell, by trying three documents, whether positions that begin again at 0 in a row begin another document."""
     vocab = model.get_input_embeddings().weight.shape[0]
     lengths = (2, 5, 4)
     ids = (torch.arange(sum(lengths), device=model.device) * 7 % vocab)[None]
@@ -187,7 +189,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
 
 
 def _same(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
-    """But for the model's own rounding: what differs by little on two tokens may differ by much on others."""
+    """Tell whether values are equal up to the model's own rounding; a small difference may be large on other tokens."""
     rounds = model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_loaded_in_4bit", False)
     tolerance = 2e-2 if rounds else 1e-3
     return bool(((values - expected).abs() <= tolerance * (expected.abs() + expected.abs().max())).all())
@@ -199,7 +201,7 @@ def hidden_states(
     inputs: Int[Tensor, "batch length"],
     mask: Int[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length hidden"]:
-    """The last hidden states; or the logits, where `layer` says so."""
+    """Return the last hidden states; the logits, if `layer` has no weight."""
     with name_model(model.name_or_path, "reading a batch"):
         if layer.weight is None:
             return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
@@ -207,7 +209,7 @@ def hidden_states(
 
 
 def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:
-    """Slices of `rows` with at most `most` logits, or `LOGITS_PER_CHUNK`."""
+    """Yield slices of `rows` with at most `most` logits each, by default `LOGITS_PER_CHUNK`."""
     size = max((most or LOGITS_PER_CHUNK) // vocab, 1)
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
@@ -216,7 +218,7 @@ def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:
 def gold_logprobs(
     hidden: Float[Tensor, "rows hidden"], layer: OutputLayer, gold: Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
-    """The log-probability of each row's gold id."""
+    """Return the log-probability (natural) of each row's gold id."""
     result = hidden.new_empty(len(hidden), dtype=torch.float32)
     for rows, logits in layer.logits_by_chunk(hidden):
         result[rows] = logits.gather(1, gold[rows, None])[:, 0].float() - logsumexp(logits)
@@ -224,7 +226,7 @@ def gold_logprobs(
 
 
 def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
-    """`torch.logsumexp` of each row, without another tensor of this size."""
+    """Return `torch.logsumexp` of each row, without another tensor of this size."""
     if scan.readable(logits):
         return scan.survey(logits).log_z
     largest = logits.amax(dim=-1, keepdim=True)
@@ -234,7 +236,7 @@ def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
 
 
 def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
-    """What `top_k`, `scan.above` and `scan.draw` begin with."""
+    """Return the survey that `top_k`, `scan.above` and `scan.draw` need."""
     if scan.readable(logits):
         return scan.survey(logits)
     maxima = [block.amax(dim=-1) for block in _blocks(logits) if block.numel()]
@@ -244,8 +246,10 @@ def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
 def top_k(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """`torch.topk` of each row, several times as fast where the vocabulary is large: only the k blocks of columns with
-    the largest `maxima`, and the columns that fill no block, can hold any of the k largest values.
+    """Return `torch.topk` of each row, several times as fast where the vocabulary is large.
+
+    Only the k blocks of columns with the largest `maxima`, and the columns that fill no block, can hold any of the k
+    largest values.
     """
     rows, vocab = logits.shape
     if vocab < 8 * k * BLOCK:
@@ -260,7 +264,7 @@ def top_k(
 
 
 def _blocks(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
-    """The columns that fill blocks, and those that don't."""
+    """Return the columns that fill blocks, and those that don't."""
     whole = logits.shape[1] - logits.shape[1] % BLOCK
     return logits[:, :whole].unflatten(1, (-1, BLOCK)), logits[:, None, whole:]
 
@@ -268,7 +272,7 @@ def _blocks(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows _ 
 def pad(
     token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]], context_token: int, device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Model inputs (context token first, last token left out), padded on the right, and their mask."""
+    """Return model inputs (context token first, last token left out), padded on the right, and their attention mask."""
     length = max(map(len, token_ids), default=0)
     inputs = np.full((len(token_ids), length), context_token, np.int64)
     mask = np.zeros((len(token_ids), length), np.int64)
@@ -279,7 +283,7 @@ def pad(
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of like length, longest first, each at most `batch_tokens` with its padding (or one item)."""
+    """Group indices by length, longest first, into batches of at most `batch_tokens` with padding (or of one item)."""
     result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if result and (len(result[-1]) + 1) * lengths[result[-1][0]] <= batch_tokens:

@@ -1,6 +1,6 @@
-"""Hold what a GGUF file claims of itself against its size, before a reader believes it.
+"""Check what a GGUF file claims against its size, before a reader believes it.
 
-A length of 2^60 in a file of a few kilobytes keeps a reader busy for ever. The layout is that of docs/gguf.md in ggml.
+A length of 2^60 in a file of a few kilobytes keeps a reader busy forever. The layout is that of docs/gguf.md in ggml.
 """
 
 import struct
@@ -15,7 +15,7 @@ MOST_DIMENSIONS = 4
 
 
 def check(path: Path) -> None:
-    """Raise `ValueError` where the metadata or the list of tensors does not fit into the file."""
+    """Raise `ValueError` if the metadata or the list of tensors does not fit into the file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(4)

@@ -1,4 +1,4 @@
-"""GGUF files to ordinary folders: transformers dequantises them; what it gets wrong or leaves out is mended here."""
+"""Convert GGUF files to ordinary folders: transformers dequantises them, and its omissions are fixed here."""
 
 import contextlib
 import fcntl
@@ -32,7 +32,10 @@ NFC = ("qwen2",)
 
 
 def converted(path: Path) -> Path:
-    """The folder that a GGUF file was converted to, now or earlier. Processes wait for each other."""
+    """Return the folder that a GGUF file is converted to, now or earlier. Processes wait for each other.
+
+    Raises `ValueError` if it is damaged, or cannot be converted into the model that it is.
+    """
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -70,7 +73,7 @@ def _lock(path: Path, folder: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Have what a folder lists, and the list, on the disk."""
+    """Wait until the files of a folder, and their names, are on the disk."""
     for path in [*folder.iterdir(), folder]:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
@@ -78,7 +81,7 @@ def _sync(folder: Path) -> None:
 
 
 def _read_gguf(path: Path) -> "gguf.GGUFReader":
-    """The file's metadata and tensors. Raises if it is cut off, or would not come out as the model it is."""
+    """Read metadata and tensors. Raises `ValueError` for a file that is damaged, or that transformers would misread."""
     from gguf import GGUFReader
 
     try:
@@ -138,7 +141,7 @@ def _convert_model(alone: str, reader: "gguf.GGUFReader") -> "transformers.PreTr
 
 
 def _precision(reader: "gguf.GGUFReader") -> "torch.dtype":
-    """bfloat16 holds what a quantised file knows; float16 and float32 files need float32."""
+    """Return bfloat16 for a quantised file, which has no more precision; float32 for float16 and float32 files."""
     import torch
 
     unquantised = sum(tensor.n_elements for tensor in reader.tensors if tensor.tensor_type.name in ("F16", "F32"))
@@ -166,12 +169,12 @@ def _convert_tokenizer(alone: str, reader: "gguf.GGUFReader", folder: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
-    _mend_tokens(pipeline, tokens, _field(reader, "tokenizer.ggml.token_type") or [1] * len(tokens))
-    _mend_splitting(pipeline, _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
-    mended = Tokenizer.from_str(json.dumps(pipeline))
-    if mended.get_vocab_size() > len(tokens):
-        raise ValueError(f"{mended.get_vocab_size()} tokens came of the {len(tokens)} in the file")
-    mended.save(str(folder / "tokenizer.json"), pretty=False)
+    _fix_tokens(pipeline, tokens, _field(reader, "tokenizer.ggml.token_type") or [1] * len(tokens))
+    _fix_splitting(pipeline, _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
+    fixed = Tokenizer.from_str(json.dumps(pipeline))
+    if fixed.get_vocab_size() > len(tokens):
+        raise ValueError(f"{fixed.get_vocab_size()} tokens came of the {len(tokens)} in the file")
+    fixed.save(str(folder / "tokenizer.json"), pretty=False)
     manifest.write_text(
         folder / "tokenizer_config.json",
         json.dumps(_tokenizer_settings(reader, tokens), ensure_ascii=False, indent=1),
@@ -191,8 +194,8 @@ def _tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> dict[st
     return settings | ({"chat_template": template} if template else {})
 
 
-def _mend_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -> None:
-    """Filler rows are not tokens; control and user-defined tokens are matched whole in a text; no others are added."""
+def _fix_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -> None:
+    """Drop filler rows, and match control and user-defined tokens, but no others, as a whole in a text."""
     filler = {token for i, token in enumerate(tokens) if types[i] == UNUSED and token == f"[PAD{i}]"}
     vocabulary = {token: i for token, i in pipeline["model"]["vocab"].items() if token not in filler}
     named = _named_tokens(vocabulary, tokens, types, {"".join(pair) for pair in pipeline["model"]["merges"]})
@@ -210,10 +213,10 @@ def _mend_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) 
 
 
 def _named_tokens(vocabulary: dict[str, int], tokens: list[str], types: list[int], merged: set[str]) -> dict[int, str]:
-    """Each id that the file names as a control or user-defined token, and how the vocabulary spells it.
+    """Return each id that the file names as a control or user-defined token, with how the vocabulary spells it.
 
-    A byte-level vocabulary spells it as bytes, which a text is never searched for. Left alone are runs of spaces
-    (merges make them; as added tokens they would get ids beyond the last row) and what else merges need.
+    A byte-level vocabulary spells it as bytes, which a text is never searched for. Runs of spaces are left out (merges
+    make them; as added tokens they would get ids beyond the last row), and so are other tokens that merges need.
     """
     spelled = {i: token for token, i in vocabulary.items()}
     return {
@@ -224,8 +227,8 @@ def _named_tokens(vocabulary: dict[str, int], tokens: list[str], types: list[int
     }
 
 
-def _mend_splitting(pipeline: dict[str, Any], model: str | None, splitter: str | None) -> None:
-    """How text is cut before the merges, where transformers forgets what the file says."""
+def _fix_splitting(pipeline: dict[str, Any], model: str | None, splitter: str | None) -> None:
+    """Cut text before the merges as the file says, where transformers forgets it."""
     if model != "gpt2":
         return
     if splitter in SINGLE_DIGITS:

@@ -1,8 +1,8 @@
-"""A model, wherever it is, as an ordinary Hugging Face folder on this disk.
+"""Find a model, wherever it is, and load it from an ordinary Hugging Face folder on this disk.
 
-`locate` takes a hub id, a local folder or a local GGUF file and says what a run needs to know, without loading torch
-or transformers unless a GGUF file has to be converted. What takes long to find out (hashes of weights, a folder
-converted from GGUF) is kept under `$FUSELM_CACHE`, by default `~/.cache/fuselm`.
+`locate` takes a hub id, a local folder or a local GGUF file and returns what a run needs to know, without loading torch
+or transformers unless a GGUF file has to be converted. Results that take long (hashes of weights, a folder converted
+from GGUF) are kept under `$FUSELM_CACHE`, by default `~/.cache/fuselm`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ MOST_BUFFERS = 1 << 33  # bytes that a model makes beside its weights: masks and
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A causal language model on this disk. Fingerprints are 16 hex digits of a sha256."""
+    """Describe a causal language model on this disk. Fingerprints are 16 hex digits of a sha256."""
 
     name: str  # as the user wrote it
     folder: Path  # config.json, weights, tokenizer files
@@ -46,7 +46,7 @@ class Model:
 
 
 def locate(spec: str, *, revision: str | None = None) -> Model:
-    """The model that `spec` names: a folder, a GGUF file (converted at first use) or a hub id (downloaded).
+    """Return the model that `spec` names: a folder, a GGUF file (converted at first use) or a hub id (downloaded).
 
     Raises `ValueError` if there is no such model, or it is not a whole causal language model with its tokenizer.
     """
@@ -61,7 +61,7 @@ def locate(spec: str, *, revision: str | None = None) -> Model:
 
 
 def locate_tokenizer(spec: str) -> Model:
-    """A model of which only the tokenizer is here, for its weights are in a server: a folder, a GGUF file or a hub id.
+    """Return a model whose weights are in a server and whose tokenizer is here: a folder, a GGUF file or a hub id.
 
     Its fingerprint is empty. The output layer is as large as config.json says, or as the tokenizer, without one.
     Raises `ValueError` if there is no such tokenizer.
@@ -86,7 +86,7 @@ def locate_tokenizer(spec: str) -> Model:
 
 
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
-    """The model's fast tokenizer, which neither truncates nor pads."""
+    """Return the model's fast tokenizer, which neither truncates nor pads."""
     return tokenizer_files.load(model.folder if isinstance(model, Model) else Path(model))
 
 
@@ -99,8 +99,10 @@ def load_vocabulary(model: Model) -> Vocabulary:
 
 
 def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "transformers.PreTrainedModel":
-    """The model, ready to evaluate. dtype "auto" is the fastest on this machine that is as precise as the checkpoint's
-    (precision.py); device "auto" the first of cuda, mps and cpu.
+    """Load a model, ready to evaluate.
+
+    dtype "auto" is the fastest on this machine that is as precise as the checkpoint's (precision.py); device "auto" is
+    the first of cuda, mps and cpu. Raises `ValueError` for a model that is not whole, or a device that is not there.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: unknown; needs one of {', '.join(DTYPES)}")
@@ -184,7 +186,7 @@ def _shape(size: Iterable[int]) -> str:
 
 
 def find_device() -> str:
-    """Return the first of cuda, mps and cpu that is here."""
+    """Return the first of cuda, mps and cpu that this machine has."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

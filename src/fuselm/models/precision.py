@@ -39,7 +39,7 @@ VARIABLES = (
 
 
 def read_dtype(model: "Model", *, device: str = "auto") -> str:
-    """Return what `model` is read in where nobody says it; "auto" where its checkpoint is of a type that stays."""
+    """Return the dtype that `model` is read in unless the user gives one; "auto" to keep the checkpoint's own."""
     own = checkpoint_dtype(model)
     if own not in AS_PRECISE:
         return "auto"
@@ -98,7 +98,7 @@ def _free_memory(device: str) -> int | None:
 def measured(device: str = "auto") -> dict[str, dict[str, float]]:
     """Return GFLOP/s of matrix products, `forward` by dtype and `training` (with the casts of autocast) by precision.
 
-    What torch cannot do on the device is left out. Measured once for what `_key` tells apart.
+    Types that torch cannot multiply on the device are left out. The result is remembered for the facts in `_key`.
     """
     key = f"precision {fingerprints.digest(_key(device))}"
     known = fingerprints.recall(key)

@@ -214,7 +214,7 @@ def _text_ids(model: Model) -> Int[ndarray, "length"]:
 
 
 def _fits(model: Model) -> bool:
-    """Return whether the model's weights fit into the machine's free memory in float32, beside themselves."""
+    """Tell whether the model's weights fit into the machine's free memory in float32, beside themselves."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -1,6 +1,7 @@
-"""Logits read once, on a CPU: of each row the log-sum-exp, and of each block of columns the largest and the mass. Then,
-of few blocks, the entries above a bound, and draws from all others. Compiled; float32, or bfloat16 as it comes from
-the matrix product.
+"""Read logits once, on a CPU, and then only the few blocks of columns that matter.
+
+The first pass finds each row's log-sum-exp, and each block's largest logit and mass; then the entries above a bound are
+found, and draws from all others. Compiled, for float32 and for bfloat16 as it comes from the matrix product.
 """
 
 import itertools
@@ -38,7 +39,7 @@ MORE = 3  # entries of a row than draws: the largest, the gold one, and one draw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What there is to know of rows before looking for single entries."""
+    """Hold what is known of rows before single entries are looked for."""
 
     log_z: Float[Tensor, "rows"]  # log-sum-exp
     maxima: Float[Tensor, "rows blocks"]  # of each `BLOCK` of columns, the last of which may be shorter
@@ -46,13 +47,13 @@ class Survey:
 
 
 def readable(logits: Tensor) -> bool:
-    """Whether the functions here can read it: on a CPU, one row after another, of a type they know."""
+    """Tell whether the functions here can read logits: on a CPU, one row after another, of a type they know."""
     known = logits.dtype in (torch.float32, torch.bfloat16)
     return logits.device.type == "cpu" and known and logits.is_contiguous() and not logits.requires_grad
 
 
 def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
-    """All of it in one pass."""
+    """Survey all rows in one pass."""
     rows, vocab = logits.shape
     maxima, sums = np.empty((2, rows, -(-vocab // BLOCK)), np.float32)
     log_z = np.empty(rows, np.float32)
@@ -63,7 +64,7 @@ def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
 def above(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], bound: Float[Tensor, "rows"]
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
-    """How many entries of each row are at least its bound; their ids, ascending in a row, and values."""
+    """Return how many entries of each row are at least its bound; their ids, ascending in a row; and their values."""
     raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
     _require_survey(raw, largest)
     doors.require_lengths("bounds", len(raw), bounds)
@@ -82,9 +83,10 @@ def draw(
     uniform: Float[ndarray, "rows"],
     draws: int,
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
-    """The entries of at least 1/`draws`, the largest and the gold one; and systematic draws from the others, one for
-    each whole 1/`draws` of their mass. Counts, ids (ascending in a row), log-probabilities (-inf for what was drawn),
-    and the mass of the others.
+    """Keep the entries of at least 1/`draws`, the largest and the gold one, and draw from the others.
+
+    Draws are systematic, one for each whole 1/`draws` of the others' mass. Returns counts of entries by row, ids
+    (ascending in a row), log-probabilities (-inf for drawn entries), and the mass of the others by row.
     """
     raw, room = _raw(logits), draws + MORE
     counts, tail = np.empty(len(raw), np.int64), np.empty(len(raw), np.float32)
@@ -107,12 +109,12 @@ def _require_survey(raw: ndarray, *blocks: ndarray) -> None:
 
 
 def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
-    """As an array: of bfloat16, which numpy doesn't know, the bits."""
+    """Return logits as an array: the bits of bfloat16, which numpy doesn't know."""
     return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
 
 
 def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
-    """On as many rows at a time as torch has threads."""
+    """Run a kernel on slices of the rows, one for each thread that torch has."""
     rows, threads = len(arrays[0]), torch.get_num_threads()
     edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
     parts = [[array[begin:end] for array in arrays] for begin, end in itertools.pairwise(edges)]
@@ -127,7 +129,7 @@ def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
 @intrinsic
 @no_type_check
 def _bits(_context, value):
-    """Of what an array of `_raw` holds: its float32's, in an int32."""
+    """Return the bits of the float32 that a value of `_raw` stands for, in an int32."""
 
     def code(_context, builder, signature, arguments):
         if value == types.float32:
@@ -140,14 +142,14 @@ def _bits(_context, value):
 @intrinsic
 @no_type_check
 def _float(_context, bits):
-    """The float32 of such bits."""
+    """Return the float32 of such bits."""
     return types.float32(bits), lambda _, builder, __, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
 @intrinsic
 @no_type_check
 def _ordered(_context, bits):
-    """Integers in the order of their floats; twice, it is the bits again. NaN is at either end."""
+    """Turn bits into integers in the order of their floats, and back. NaN is at either end."""
 
     def code(_context, builder, signature, arguments):
         negative = builder.and_(builder.ashr(arguments[0], INT32(31)), INT32(0x7FFFFFFF))
@@ -159,7 +161,7 @@ def _ordered(_context, bits):
 @compiled(fastmath=SUMS)
 @no_type_check
 def _power(exponent):
-    """2**exponent, of one up to 127."""
+    """Return 2**exponent, for an exponent up to 127."""
     exponent = LEAST if exponent < LEAST else exponent
     whole = np.floor(exponent)
     f = exponent - whole

@@ -1,4 +1,4 @@
-"""A text as tokens: the bytes that each covers, and whether it spells them. docs/tokenizers.md"""
+"""Cut a text into tokens: the bytes that each covers, and whether it spells them; see docs/tokenizers.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ COMPARABLE = 0.01  # share of bytes that are not spelled; no verdict is drawn fr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation:
-    """A text as tokens. Token i covers the bytes `starts[i]` to `starts[i+1]` (the last one: to `size`).
+    """Hold a text as tokens. Token i covers the bytes `starts[i]` to `starts[i+1]` (the last one: to `size`).
 
     `starts[0]` is -1 where the tokenizer puts a space of its own before the text. Spans tile the text; a token has
     an empty span where a normaliser made several tokens of one character. Token i is `spelled` if its own bytes are
@@ -54,7 +54,7 @@ def segment(text: str, ids: Sequence[int], spelled: Sequence[bytes | None], offs
 def find_spelled(
     strings: Sequence[bytes | None], starts: Int[ndarray, "tokens"], data: bytes
 ) -> Bool[ndarray, "tokens"]:
-    """Tell of each token whether its bytes are those that it covers in a text.
+    """Return one flag per token: whether its bytes are those that it covers in the text.
 
     The first may begin, and the last may end, with a space that the tokenizer puts around the text.
     """

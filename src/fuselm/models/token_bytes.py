@@ -1,4 +1,4 @@
-"""The bytes of every token, as the tokenizer itself decodes them. docs/tokenizers.md
+"""Find the bytes of every token, as the tokenizer itself decodes them; see docs/tokenizers.md.
 
 A token is decoded between two others, because a decoder may treat the first and the last token of a text differently,
 or join tokens with spaces. Half a character decodes to U+FFFD: what it stands for is read from its string, and checked
@@ -22,7 +22,7 @@ TAILS = (b"", b"\x80", b"\xa0", b"\x90", b"\x80\x80", b"\xa0\x80", b"\x90\x80", 
 
 
 class Frame(NamedTuple):
-    """Tokens to decode others between: ids before and after, and the text that they are by themselves."""
+    """Hold tokens to decode others between: ids before and after, and the text that they spell by themselves."""
 
     before: list[int]
     after: list[int]

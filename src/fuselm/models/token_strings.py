@@ -1,4 +1,4 @@
-"""The bytes that a token's string seems to spell, read from the types of a tokenizer's components.
+"""Spell the bytes that a token's string seems to stand for, by the types of a tokenizer's components.
 
 Only strings know what a token of half a character stands for. Everything else is for token_bytes.py to check against
 what the tokenizer itself decodes.
@@ -126,7 +126,7 @@ def _spell_plain(string: str, mark: str, byte_fallback: bool) -> bytes:
 
 
 def _spell_word_piece(string: str, prefix: str) -> bytes:
-    """WordPiece drops white space: a piece that begins a word, but no punctuation, stands for the space too."""
+    """Spell a piece of WordPiece, which drops white space: one that begins a word (no punctuation) has the space."""
     if string.startswith(prefix) and string != prefix:
         return string[len(prefix) :].encode()
     return (" " + string if string[:1].isalnum() else string).encode()

@@ -1,7 +1,7 @@
-"""Whether a folder's fast tokenizer and its own SentencePiece file are of one vocabulary and read text alike.
+"""Check that a folder's fast tokenizer and its SentencePiece file have one vocabulary and read text alike.
 
 Weights were trained with one of them. Where ids mean different pieces the model is refused, for nobody can tell which
-is right. Where only a text is cut otherwise, the tokens still spell it: that is said, and tokenizer.json is used.
+is right. If they only cut a text differently, the tokens still spell it: a warning says so, and tokenizer.json is used.
 """
 
 import functools

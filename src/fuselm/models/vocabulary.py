@@ -1,6 +1,6 @@
-"""A tokenizer, described by the bytes that each id stands for; and how text becomes ids.
+"""Describe a tokenizer by the bytes that each id stands for, and turn text into ids.
 
-The tokenizer's own decoder says what the bytes are (token_bytes.py). No class or model name is looked at.
+The tokenizer's own decoder says what the bytes are (token_bytes.py), not the name of a class or a model.
 """
 
 import bisect
@@ -25,7 +25,7 @@ FORMAT = 1  # of what is remembered; raise it when the same tokenizer would be r
 
 
 class Vocabulary:
-    """The bytes of every id of a model's output layer, and how text becomes ids.
+    """Hold the bytes of every id of a model's output layer, and turn text into ids.
 
     `token_bytes[id]` is None where the id stands for no text: special and unknown tokens, padding rows. The
     `tokenizer` is taken over: it will read the names of special tokens as text.
@@ -56,12 +56,12 @@ class Vocabulary:
 
     @property
     def is_corrected(self) -> bool:
-        """Whether a token stands for other bytes than its string seems to spell."""
+        """Tell whether a token stands for other bytes than its string seems to spell."""
         return bool(self._corrected)
 
     @functools.cached_property
     def _bare(self) -> Tokenizer:
-        """The same tokenizer for text that goes on rather than begins: it puts no space of its own before it."""
+        """Return the same tokenizer for text that continues another: it puts no space of its own before it."""
         pipeline = json.loads(self._tokenizer.to_str())
         for part in ("normalizer", "pre_tokenizer"):
             pipeline[part] = _without_dummy_prefix(pipeline[part])
@@ -71,7 +71,7 @@ class Vocabulary:
 
     @functools.cached_property
     def id_of(self) -> dict[bytes, int]:
-        """The id of every byte string that is a token: of several the lowest, byte fallback tokens last."""
+        """Return the id of every byte string that is a token: the lowest of several, byte fallback tokens last."""
         is_byte = [bool(token_strings.BYTE_TOKEN.fullmatch(string or "")) for string in self.token_strings]
         ids: dict[bytes, int] = {}
         for i in sorted(range(self.size), key=is_byte.__getitem__):
@@ -81,7 +81,7 @@ class Vocabulary:
 
     @functools.cached_property
     def merges(self) -> bpe.Merges | None:
-        """The tokenizer as compiled BPE, without its pre-tokenizer; None if it is of another kind or changes text."""
+        """Return the tokenizer as compiled BPE, without its pre-tokenizer; None if it is no such tokenizer."""
         pipeline = json.loads(self._tokenizer.to_str())
         model = pipeline["model"]
         changes = set(token_strings.component_types(pipeline["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"}
@@ -103,7 +103,7 @@ class Vocabulary:
 
     @functools.cached_property
     def packed_bytes(self) -> tuple[Int[ndarray, "offsets"], UInt8[ndarray, "bytes"]]:
-        """Where each id's bytes begin and end in one array of all of them; none for ids without text."""
+        """Return where each id's bytes begin and end in an array of all bytes, and that array."""
         spelled = [b or b"" for b in self.token_bytes]
         offsets = np.append(0, np.cumsum([len(b) for b in spelled])).astype(np.int64)
         return offsets, np.frombuffer(b"".join(spelled), np.uint8)
@@ -117,11 +117,11 @@ class Vocabulary:
         return max(map(len, self.id_of), default=0)
 
     def count_with_bytes(self) -> int:
-        """How many ids stand for text."""
+        """Count the ids that stand for text."""
         return len(self._sorted_bytes)
 
     def count_continuing(self, typed: bytes) -> int:
-        """How many ids stand for bytes that begin with `typed` and are longer."""
+        """Count the ids that stand for bytes that begin with `typed` and are longer."""
         low = bisect.bisect_right(self._sorted_bytes, typed)
         return bisect.bisect_left(self._sorted_bytes, typed + b"\xff" * (self._longest + 1)) - low
 
@@ -138,16 +138,17 @@ class Vocabulary:
     def find_spelled(
         self, ids: Int[ndarray, "tokens"], starts: Int[ndarray, "tokens"], text: str
     ) -> Bool[ndarray, "tokens"]:
-        """Tell of each token of a text, which begin at those bytes of it, whether it spells what it covers."""
+        """Return one flag per token of a text: does it spell what it covers? `starts` are bytes of the text."""
         return segmentation.find_spelled(self.spell(ids.tolist()), starts, text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return what the tokenizer itself makes of tokens; what they spell, where it has no decoder to ask."""
+        """Return the text that the tokenizer decodes tokens to; the bytes that they spell, if it has no decoder."""
         if self._tokenizer.decoder is None:
             return b"".join(b or b"" for b in self.spell(ids)).decode("utf-8", "replace")
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the tokens of each text, without special tokens."""
         with tokenizing():
             return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -170,7 +171,7 @@ class Vocabulary:
     def token_ends(self, text: str) -> Int[ndarray, "tokens"]:
         """Return the character at which each token ends.
 
-        The bytes that tokens spell say it; where these are not the text's, the tokenizer does, and may err.
+        The bytes that tokens spell decide; if they are not the text's, the tokenizer's own offsets do, and may err.
         """
         data = text.encode()
         with tokenizing():
@@ -183,7 +184,7 @@ class Vocabulary:
         return np.append(0, begun)[np.maximum(ends - (ends[-1] - len(data)), 0)]
 
     def encode_bytes(self, strings: list[bytes]) -> list[tuple[int, ...]]:
-        """The tokens that the tokenizer would go on with for each string; `UNMAPPED` ends what it can't spell.
+        """Return the tokens that the tokenizer continues a text with for each string; `UNMAPPED` ends an unspelled one.
 
         Bytes that are no text, or that the tokenizer would change, get the longest tokens that spell them.
         """

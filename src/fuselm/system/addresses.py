@@ -1,4 +1,4 @@
-"""Addresses of servers, read in one way by everyone who looks at them, and which of them are this machine."""
+"""Read the addresses of servers, and tell which of them are this machine."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""Work in one thread behind the caller's: the disk is written while the model reads on."""
+"""Work in a thread of its own, so that the disk is written while the model reads the next batch."""
 
 import queue
 import threading
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Background:
-    """Calls `work` on what is put, in order; at most `ahead` items wait.
+    """Call `work` on each item that is put, in order, in one thread; at most `ahead` items wait.
 
-    What it raises, the next `put` or the end raises, and nothing is worked on any more.
+    The next `put`, or the end of the `with` block, raises what `work` raised; later items are dropped.
     """
 
     def __init__(self, work: Callable[[Any], None], *, ahead: int = 2):
@@ -32,6 +32,7 @@ class Background:
             self._raise()
 
     def put(self, item: Any) -> None:
+        """Hand over an item; wait while `ahead` items are waiting. Raises what `work` raised of an earlier one."""
         self._raise()
         self._waiting.put(item)
 

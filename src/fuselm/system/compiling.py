@@ -1,7 +1,7 @@
 """Compile kernels once for a machine, and keep what was compiled wherever a folder can be written.
 
-In place of numba's own cache, which needs a writable folder at import, trusts whatever its files hold, and does not see
-that a function in another file has changed. A file that is damaged, or that cannot be written, costs time alone.
+This replaces numba's own cache, which needs a writable folder at import, trusts whatever its files hold, and does not
+notice that a function in another file has changed. A file that is damaged, or that cannot be written, only costs time.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ SECONDS = {"capture": 3.0, "align": 14.0, "fuse": 7.0, "train": 0.5, "verify": 1
 
 
 def compiled(**options: Any) -> Callable[[Callable], Dispatcher]:
-    """Decorate a kernel: `numba.njit(**options)`, what it compiles kept on disk. Nothing is compiled before a call."""
+    """Decorate a kernel with `numba.njit(**options)`, and keep on disk what a first call compiles."""
 
     def decorate(function: Callable) -> Dispatcher:
         dispatcher = numba.njit(**options)(function)
@@ -139,7 +139,7 @@ def folders() -> Iterator[Path]:
 
 
 def seconds_to_compile(stage: str) -> float:
-    """Return about how long a stage's kernels will take to compile: none where they are kept already."""
+    """Return about how many seconds a stage's kernels will take to compile; 0 if any is kept already."""
     patterns = [f"fuselm.{module}.*{SUFFIX}" for module in STAGES.get(stage, ())]
     is_kept = any(True for folder in folders() for pattern in patterns for _ in folder.glob(pattern))
     return 0.0 if is_kept else SECONDS.get(stage, 0.0)
@@ -153,7 +153,7 @@ def _remove(path: Path) -> None:
 
 
 class _Listener(event.Listener):
-    """Tell the progress on the screen of a compilation; those of kernels that a kernel calls are a part of its own."""
+    """Tell the stage on the screen that a kernel is compiled, and count the kernels that it calls as a part of it."""
 
     def __init__(self) -> None:
         self._depth = 0  # changed under the compiler's lock

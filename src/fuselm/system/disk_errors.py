@@ -1,4 +1,4 @@
-"""Turn what libraries say of a disk that takes no more into the system's own error, with a file or folder in it."""
+"""Turn what libraries say about a full or broken disk into the system's own error, with a file or folder in it."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ _GONE = re.compile(r"Parent directory .* does not exist")  # torch
 
 @contextlib.contextmanager
 def name_disk_errors(folder: Path) -> Iterator[None]:
-    """Raise whatever a disk's refusal raises as an `OSError` with its number, and with `folder` if it names no file."""
+    """Raise errors of the disk as `OSError` with the system's number, and with `folder` if they name no file."""
     try:
         yield
     except Exception as error:
@@ -31,9 +31,9 @@ def name_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def find_code(error: Exception, folder: Path) -> int | None:
-    """Return the system's number for what stopped a library that was writing into `folder`; None if that was no disk.
+    """Return the system's number for what stopped a library that was writing into `folder`; None if another thing did.
 
-    `ValueError` is ours, and says what it means.
+    A `ValueError` is ours, and says itself what is wrong.
     """
     if isinstance(error, ValueError):
         return None

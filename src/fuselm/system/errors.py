@@ -1,4 +1,4 @@
-"""What another library's exception says, in one line of ours."""
+"""Say in one line what an exception of another library means."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ca
 
 
 class ModelError(ValueError):
-    """A model's own code failed; the message names the model."""
+    """Report that a model's own code failed; the message names the model."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return its type and the first line of its message, with the next where the first only announces it."""
+    """Return the error's type and the first line of its message; the second line too, if the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     shown = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {shown}"
@@ -44,12 +44,12 @@ def tokenizing() -> Iterator[None]:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Return whether another library may have raised it; what Rust panics with is no `Exception`."""
+    """Tell whether another library may have raised an error. A panic in Rust is not an `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether Python, numpy, torch or the device ran out of memory."""
+    """Tell whether Python, numpy, torch or the device ran out of memory."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)

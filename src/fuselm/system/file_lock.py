@@ -1,4 +1,4 @@
-"""A lock on a file, held by one process at a time, and gone with it even if it is killed."""
+"""Hold a lock on a file in one process at a time. The lock goes when the process ends, even if it is killed."""
 
 import contextlib
 import fcntl
@@ -10,14 +10,14 @@ from typing import IO
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Wait for a lock file, hold it, and remove it."""
+    """Wait for a lock file, hold it within the `with` block, and remove it."""
     with _newest(path):
         yield
         path.unlink(missing_ok=True)
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove a lock file that a killed process left, where this can be done."""
+    """Remove a lock file that a killed process left, if nobody holds it and we may."""
     try:
         with open(path, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,7 +28,7 @@ def remove_unheld(path: Path) -> None:
 
 @contextlib.contextmanager
 def _newest(path: Path) -> Iterator[IO[str]]:
-    """Open and lock the file that has the name now: the one waited for may have been removed by who held it."""
+    """Open and lock the file that has this name now: whoever held it may have removed the one that we waited for."""
     while True:
         with open(path, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

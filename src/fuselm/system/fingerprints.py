@@ -1,4 +1,4 @@
-"""Hashes of files, remembered from one process to the next, so that a run that has nothing to do does nothing."""
+"""Hash files, and remember the hashes from one process to the next, so that a finished run has nothing to do."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from fuselm.system import manifest
 
 
 def cache() -> Path:
-    """Return the folder for what can be made again. Raises `ValueError` if there can be none."""
+    """Return the folder of files that can be made again. Raises `ValueError` if there can be none."""
     try:
         return Path(os.environ.get("FUSELM_CACHE") or "~/.cache/fuselm").expanduser()
     except RuntimeError:  # a user without a home, as in a container
@@ -26,7 +26,7 @@ def cache() -> Path:
 def own_temporary_folder() -> Path | None:
     """Return a temporary folder that nobody else can write in; None if another user's is in its place.
 
-    What is in it is trusted, and anybody may write in the folder above.
+    Its contents are trusted, although anybody may write in the folder above it.
     """
     folder = Path(tempfile.gettempdir()) / f"fuselm-{os.getuid()}"
     try:
@@ -39,11 +39,12 @@ def own_temporary_folder() -> Path | None:
 
 
 def digest(lines: Iterable[str]) -> str:
+    """Return 16 hex digits of the SHA-256 of some lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:
-    """Of the file's contents; computed once for a file that keeps its path, size, time and inode."""
+    """Return the SHA-256 of a file; compute it once while the file keeps its path, size, time and inode."""
     found = path.stat()
     key = f"sha256 {path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
     if found.st_size <= 1 << 20:
@@ -55,7 +56,7 @@ def sha256(path: Path) -> str:
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:
-    """`compute()`, or what it gave the last time. A missing, damaged or read-only store only costs time."""
+    """Return `compute()`, or what it returned last time. A store that is missing, damaged or read-only costs time."""
     if (value := recall(key)) is not None:
         return value
     value = compute()
@@ -64,11 +65,12 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
 
 
 def recall(key: str) -> Any:
-    """What was remembered under `key`, or None."""
+    """Return what is remembered under `key`; None if there is nothing."""
     return _known().get(key)
 
 
 def remember(key: str, value: Any) -> None:
+    """Remember a value, which JSON can hold, under `key`; do nothing if the store cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         store = _store()
         store.parent.mkdir(parents=True, exist_ok=True)

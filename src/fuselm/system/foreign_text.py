@@ -1,7 +1,7 @@
-"""Text that others wrote (documents, tokens, names, paths, servers' answers), made safe to show.
+"""Make text that others wrote (documents, tokens, names, paths, servers' answers) safe to show.
 
-Such text may hold terminal escapes, characters that turn the direction of writing, markup or half a character. Nothing
-of it is obeyed and nothing is lost: what cannot be shown as it is appears as an escape such as `\\x1b`.
+Such text may hold terminal escapes, characters that change the direction of writing, markup or half a character. None
+of it takes effect and nothing is lost: a character that cannot be shown appears as an escape such as `\\x1b`.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""The stage contract: a stage is a recipe and a function that fills a folder.
+"""Make each stage once: a stage is a recipe and a function that fills a folder.
 
 `build_once` runs the function in `<folder>.partial` and, once it is done, writes `manifest.json` there and renames the
 folder to its final name. So a folder with its final name is complete, a `.partial` one can be resumed, and a folder
@@ -38,7 +38,7 @@ FIELDS = {  # of a manifest, with their types
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a stage's outcome depends on, and nothing else."""
+    """Hold what a stage's outcome depends on, and nothing else."""
 
     stage: str
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """16 hex digits that differ wherever the outcome may differ."""
+        """Return 16 hex digits that differ wherever the outcome may differ."""
         recipe = {"format": FORMAT, "stage": self.stage, "parameters": self.parameters, "inputs": self.inputs}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -91,8 +91,10 @@ def _wrong_field(manifest: dict[str, Any]) -> str | None:
 
 
 def read_json(path: Path, *, drop: Path | None = None) -> Any:
-    """What a file of a stage or a run holds. Raises `ValueError` where it is missing or damaged: once `drop`, or its
-    folder, is gone, it is made again.
+    """Return what a JSON file of a stage or a run holds.
+
+    Raises `ValueError` if the file is missing or damaged; it tells the user to delete `drop`, by default the file's
+    folder, so that the next run makes it again.
     """
     try:
         return json.loads(path.read_bytes())
@@ -102,11 +104,12 @@ def read_json(path: Path, *, drop: Path | None = None) -> Any:
 
 
 def is_finished(folder: Path) -> bool:
+    """Tell whether a stage is finished: its manifest is written last."""
     return (folder / "manifest.json").is_file()
 
 
 def size_so_far(folder: Path) -> int:
-    """Bytes of what an interrupted call left of a stage."""
+    """Return the bytes of what an interrupted call left of a stage."""
     partial = folder.with_name(folder.name + ".partial")
     return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
 
@@ -117,9 +120,9 @@ def build_once(
     """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Return whether anything was done.
 
     `build` is called with whatever an interrupted call left in the partial folder, and resumes from it.
-    Of several processes of one run only the first builds, and the others wait; or all call `build`, `together`, and
-    the first does the rest. Raises `ValueError` when another run is at it, `OSError` with a file or folder in it where
-    the disk takes no more.
+    If a run has several processes, only the first builds and the others wait; with `together`, all call `build`, and
+    the first does the rest. Raises `ValueError` if another run is working on the folder, and `OSError`, which names a
+    file or folder, if the disk takes no more.
     """
     if is_finished(folder):
         return False
@@ -188,7 +191,7 @@ def _is_built(partial: Path, recipe: Recipe) -> bool:
 
 
 def reopen(folder: Path) -> None:
-    """Have a finished stage built again, from what is there of it. Of several processes the first does it."""
+    """Let a finished stage be built again from the files it has. If there are several processes, the first does it."""
     if processes.rank() == 0:
         partial = folder.with_name(folder.name + ".partial")
         os.rename(folder, partial)
@@ -197,15 +200,15 @@ def reopen(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
+    """Write a text file, whole or not at all."""
     write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False) -> None:
     """Let `write` fill a file beside `path`; then fsync it and rename it into place.
 
-    Sealed, it has its checksum in a hidden file beside it, until the stage is done: `is_whole` looks there. Raises
-    `OSError`, with `path` in it.
+    With `seal`, its checksum is written to a hidden file beside it, which `is_whole` reads until the stage is done.
+    Raises `OSError`, which names `path`.
     """
     temporary = temporary_path(path)
     try:
@@ -225,7 +228,7 @@ def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a sealed file is what was written."""
+    """Tell whether a sealed file still is what was written."""
     seal = _seal(path)
     return seal.is_file() and seal.read_bytes() == sha256(path).encode()
 
@@ -235,6 +238,7 @@ def _seal(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's contents, in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -246,7 +250,7 @@ def _product_files(folder: Path) -> list[Path]:
 
 
 def _fsync(path: Path) -> None:
-    """A file, or the names in a folder."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A run's processes, as `accelerate launch` and `torchrun` start them: the first makes every stage, all train."""
+"""Know a run's processes, as `accelerate launch` and `torchrun` start them: the first makes every stage, all train."""
 
 import os
 import time
@@ -8,15 +8,20 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def rank() -> int:
-    """This process's number; 0 is the first, or the only one."""
+    """Return this process's number; 0 is the first, or the only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:
+    """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """By looking, not by a collective, which would time out while a stage takes hours. A launcher ends all with one."""
+    """Wait until `done()` is true.
+
+    It is asked again and again, because a collective would time out while a stage takes hours. If one process ends,
+    the launcher ends the others.
+    """
     while not done():
         time.sleep(SECONDS_BETWEEN_LOOKS)

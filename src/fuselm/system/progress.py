@@ -1,4 +1,4 @@
-"""What is being done, how much of it is done, how fast, how long yet: on stderr, a bar on a terminal, else lines."""
+"""Show on stderr what is being done, how much of it, how fast and how long yet: a bar on a terminal, else lines."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ _screen: Console | None = None  # of the command, for what is done outside of an
 
 
 class Progress:
-    """Progress of one stage, shown by `show`."""
+    """Hold the progress of one stage, which `show` shows."""
 
     def __init__(self, console: Console, title: str):
         self._console = console
@@ -36,7 +36,7 @@ class Progress:
         self._task: TaskID | None = None
 
     def start(self, total: int, *, unit: str, done: int = 0) -> None:
-        """Begin to count up to `total`; `done` of it an earlier run has done."""
+        """Begin to count up to `total`, of which an earlier run has done `done`."""
         self._total, self._done, self._skipped, self._unit = total, done, done, unit
         self._began = self._line = time.monotonic()
         if done:
@@ -57,7 +57,7 @@ class Progress:
             self._bar.start()
 
     def advance(self, amount: int, note: str = "") -> None:
-        """`amount` more is done; `note` stays beside the bar until the next."""
+        """Count `amount` more as done, and show `note` beside the bar until the next call."""
         self._done += amount
         elapsed = time.monotonic() - self._began
         speed = (self._done - self._skipped) / max(elapsed, 1e-9)
@@ -75,7 +75,7 @@ class Progress:
         return self._total > 0
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
         self._console.print(plain(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
 
     def compilation_began(self, stage: str, seconds: float) -> None:
@@ -90,6 +90,7 @@ class Progress:
         self._line = time.monotonic()
 
     def stop(self) -> None:
+        """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -97,7 +98,7 @@ class Progress:
 
 @contextmanager
 def show(console: Console, title: str) -> Iterator[Progress]:
-    """A stage's progress, taken off the screen however the stage ends."""
+    """Show a stage's progress within the `with` block, and take it off the screen however the stage ends."""
     progress = Progress(console, title)
     _shown.append(progress)
     try:
@@ -108,7 +109,7 @@ def show(console: Console, title: str) -> Iterator[Progress]:
 
 
 def show_on(console: Console) -> None:
-    """Say there what `doing` does."""
+    """Let `doing` print to this console where no stage is on the screen."""
     global _screen
     _screen = console
 

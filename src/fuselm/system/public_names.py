@@ -1,4 +1,4 @@
-"""Names for what is published: which models, texts and options, and not on whose machine they lie.
+"""Name models, texts and options in what is published, without saying where they are on this machine.
 
 Published are summary.json, report.html, the model's folder, a study's files, pages, and stores with their manifests.
 config.yaml and run.json in a run's folder are for this machine, and hold its paths.
@@ -16,7 +16,7 @@ _EXACT = re.compile(r"(.*\.)?revision")  # a branch may have slashes in its name
 
 
 def name_publicly(model: str) -> str:
-    """Return a hub id as it is, and of the path of a model its last part."""
+    """Return a hub id as it is, and the last part of the path of a model."""
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _name_place(model)
 
 

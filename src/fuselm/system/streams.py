@@ -1,4 +1,4 @@
-"""The process's stdout and stderr: they take any character, and they may be closed."""
+"""Write to stdout and stderr, whatever characters their encoding has, and whether or not somebody reads them."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from fuselm.system.foreign_text import escape_controls
 
 
 class OutputClosed(BaseException):
-    """Nobody reads any more what is printed; no `OSError`, for which the command parser has an answer of its own."""
+    """Say that nobody reads our output any more. Not an `OSError`, which the command parser would catch."""
 
 
 def prepare_streams() -> None:

@@ -1,4 +1,4 @@
-"""Temporary files beside what they become: named by their process, so that what a kill left can be told and swept."""
+"""Name temporary files after the process that writes them, so that the ones a kill left can be found and removed."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The one way to a terminal: consoles on which no string is markup, and text in which no character acts."""
+"""Write to a terminal: on these consoles no string is markup, and no character of a text takes effect."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fuselm.system.streams import OutputClosed
 
 
 class PlainConsole(Console):
-    """A console that takes strings, in cells and headings of tables too, for text: no markup, emoji or escapes."""
+    """Print strings, in cells and headings of tables too, as plain text: no markup, emoji or escapes."""
 
     def render_str(self, text: str, *, style: Any = "", **options: Any) -> Text:
         """Return the characters of `text` as they are seen."""
