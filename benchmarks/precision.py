@@ -27,7 +27,7 @@ from fuselm.sources import capture
 from fuselm.sources.capture import Source
 from fuselm.stores import retention
 from fuselm.training.objective import fusion_loss
-from fuselm.training.trainable import go_on
+from fuselm.training.trainable import compute_loss_in_forward
 
 ROOT = Path(__file__).parents[1]
 MODELS = {
@@ -78,7 +78,7 @@ def read_batch(model: Model, dtype: str) -> float:
 def train_step(model: Model, chosen: str) -> float:
     """Return the seconds of a step on `TOKENS` tokens: forwards, backwards and AdamW."""
     loaded = load_model(model, dtype="float32", device="cpu").train()
-    go_on(loaded, forward.output_layer(loaded))
+    compute_loss_in_forward(loaded, forward.output_layer(loaded))
     ids = load_tokenizer(model).encode(text()).ids
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0)
 
@@ -89,7 +89,7 @@ def train_step(model: Model, chosen: str) -> float:
             return {"loss": fusion_loss(hidden, layer, gold, None, 1.0).total}
 
         with torch.autocast("cpu", torch.bfloat16, enabled=chosen == "bf16"):
-            result = loaded(input_ids=inputs, known=torch.ones_like(inputs, dtype=torch.bool), then=loss)
+            result = loaded(input_ids=inputs, token_mask=torch.ones_like(inputs, dtype=torch.bool), loss_fn=loss)
         result["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

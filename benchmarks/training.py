@@ -29,7 +29,7 @@ from torch import Tensor
 from fuselm.models import forward
 from fuselm.models.model import load_model, locate
 from fuselm.training.objective import FusedRows, fusion_loss
-from fuselm.training.trainable import go_on
+from fuselm.training.trainable import compute_loss_in_forward
 
 MODELS = {"smollm2": "smollm2-135m-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
 WAYS = ("plain", "fused", "dense")
@@ -43,7 +43,7 @@ class Trial:
         torch.manual_seed(0)
         self.model = load_model(locate(str(path)), dtype="float32")
         self.logits = self.model.forward
-        go_on(self.model, forward.output_layer(self.model))
+        compute_loss_in_forward(self.model, forward.output_layer(self.model))
         self.model.train()
         vocab = self.model.config.get_text_config().vocab_size
         device = self.model.device
@@ -70,11 +70,13 @@ class Trial:
     def fused(self) -> Tensor:
         rows = FusedRows(ids=self.top, logprobs=self.logprobs, tail=self.tail)
 
-        def then(hidden: Tensor, layer: forward.OutputLayer) -> dict[str, Tensor]:
+        def loss_fn(hidden: Tensor, layer: forward.OutputLayer) -> dict[str, Tensor]:
             loss = fusion_loss(hidden, layer, self.labels.flatten(), rows, LAMBDA, count=float(len(hidden)))
             return {"loss": loss.total}
 
-        return self.model(input_ids=self.ids, known=torch.ones_like(self.ids, dtype=torch.bool), then=then)["loss"]
+        return self.model(input_ids=self.ids, token_mask=torch.ones_like(self.ids, dtype=torch.bool), loss_fn=loss_fn)[
+            "loss"
+        ]
 
     def dense(self) -> Tensor:
         logits = self.logits(input_ids=self.ids, use_cache=False).logits.float()

@@ -42,7 +42,7 @@ from fuselm.training import train as training
 from fuselm.training.batches import Collator, reading_order, shuffled_passes
 from fuselm.training.objective import fusion_loss
 from fuselm.training.train import dev_steps, last_checkpoint
-from fuselm.training.trainable import go_on
+from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import TERMS, Settings
 
 SETTINGS = Settings(
@@ -286,7 +286,7 @@ def logged(out: Path, name: str = "loss") -> list[float]:
 def test_a_packed_batch_has_the_loss_and_the_gradient_of_its_documents_apart(request, model, attention):
     folder = request.getfixturevalue(model)
     loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).train()
-    go_on(loaded, forward.output_layer(loaded.eval()))
+    compute_loss_in_forward(loaded, forward.output_layer(loaded.eval()))
     items = [{"tokens": np.arange(n, 2 * n) % 200} for n in (5, 3, 11)]
 
     def loss_and_gradient(packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -297,7 +297,7 @@ def test_a_packed_batch_has_the_loss_and_the_gradient_of_its_documents_apart(req
         def then(hidden, layer):
             return {"loss": fusion_loss(hidden, layer, labels[known], None, 1.0, count=19.0).total}
 
-        loss = loaded(**batch, known=known, then=then)["loss"]
+        loss = loaded(**batch, token_mask=known, loss_fn=then)["loss"]
         return loss, list(torch.autograd.grad(loss, list(loaded.parameters())))
 
     (packed, packed_gradients), (padded, padded_gradients) = loss_and_gradient(True), loss_and_gradient(False)

@@ -30,7 +30,7 @@ from fuselm.system.progress import Progress
 from fuselm.training import adapters, companions, needs, reload
 from fuselm.training.batches import Batches, Collator
 from fuselm.training.scalar_log import ScalarLog
-from fuselm.training.trainable import go_on
+from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import FusionTrainer, Report, Settings
 
 SCHEDULES = {  # by the names that transformers gives them; its own `constant` knows no warm-up
@@ -185,7 +185,7 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
     if settings.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer, older
         enable({"use_reentrant": False})
-    go_on(model, layer)
+    compute_loss_in_forward(model, layer)
     if settings.lora_rank is None:
         return model
     transformers.set_seed(settings.seed)  # adapters begin with random numbers, and the Trainer seeds later

@@ -1,7 +1,7 @@
-"""A causal language model whose forward goes on to the objective instead of logits.
+"""Make a causal language model's forward compute the loss instead of logits.
 
-What wraps a model's forward (autocast, DDP, FSDP, adapters, gradient checkpointing) so wraps the loss as well, and the
-output layer's weight is read where FSDP has put it together. The model keeps its class, and is saved as ever.
+Whatever wraps a model's forward (autocast, DDP, FSDP, adapters, checkpointing) then wraps the loss as well, and
+FSDP has gathered the output layer's weight when it is read. The model keeps its class, and is saved as before.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,23 @@ from transformers import PreTrainedModel
 from fuselm.models.forward import OutputLayer, decoder
 from fuselm.system.errors import name_model
 
-Then = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
+LossFunction = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
 
 
-def go_on(model: PreTrainedModel, layer: OutputLayer) -> None:
-    """From now on `model(..., known=mask, then=f)` gives f(hidden states where `known`, output layer).
+def compute_loss_in_forward(model: PreTrainedModel, layer: OutputLayer) -> None:
+    """Change the model's forward in place to `model(..., token_mask=mask, loss_fn=f)`.
 
-    `layer` is the model's `forward.output_layer`. f is a function, and what it needs is not an argument, because FSDP
-    would round floating-point arguments to the type that it computes in.
+    It returns f(hidden states where `token_mask` is true, output layer). `layer` is the model's `forward.output_layer`.
+    f closes over whatever else it needs, because FSDP would round floating-point arguments to the type in which it
+    computes.
     """
     logits = model.forward
 
     def forward(
         self: PreTrainedModel,
         input_ids: Int[Tensor, "batch length"],
-        known: Bool[Tensor, "batch length"],
-        then: Then,
+        token_mask: Bool[Tensor, "batch length"],
+        loss_fn: LossFunction,
         attention_mask: Int[Tensor, "batch length"] | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         **_: object,  # what adapters' wrappers add
@@ -38,12 +39,12 @@ def go_on(model: PreTrainedModel, layer: OutputLayer) -> None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         with name_model(self.name_or_path, "reading a batch"):
             if layer.weight is None:
-                hidden = logits(**inputs, use_cache=False).logits[known]
+                hidden = logits(**inputs, use_cache=False).logits[token_mask]
             else:
-                hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[known]
+                hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[token_mask]
         if layer.weight is None:
-            return then(hidden, layer)
+            return loss_fn(hidden, layer)
         head = self.get_output_embeddings()
-        return then(hidden, replace(layer, weight=head.weight, bias=head.bias))
+        return loss_fn(hidden, replace(layer, weight=head.weight, bias=head.bias))
 
     model.forward = MethodType(forward, model)

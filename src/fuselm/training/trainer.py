@@ -96,20 +96,20 @@ class FusionTrainer(Trainer):
         count = num_items_in_batch / self.accelerator.num_processes  # whose gradients are averaged
         labels = inputs.pop("labels")
         del inputs["shift_labels"]
-        known = labels != -100
+        token_mask = labels != -100
         fused = None
         if "fused_ids" in inputs:
             rows = {name: inputs.pop(f"fused_{name}") for name in ("ids", "logprobs", "tail")}
             fused = FusedRows(**rows)
         weights = self._lambda
         if fused is not None and self._settings.confidence != "none":
-            weights = 1 - (1 - weights) * CONFIDENCES[self._settings.confidence](fused, labels[known])
+            weights = 1 - (1 - weights) * CONFIDENCES[self._settings.confidence](fused, labels[token_mask])
 
-        def then(hidden, layer):
-            loss = fusion_loss(hidden, layer, labels[known], fused, weights, divergence, count=count)
+        def loss_fn(hidden, layer):
+            loss = fusion_loss(hidden, layer, labels[token_mask], fused, weights, divergence, count=count)
             return {"loss": loss.total, "terms": torch.stack([loss.clm, loss.fusion])}
 
-        result = model(**inputs, known=known, then=then)
+        result = model(**inputs, token_mask=token_mask, loss_fn=loss_fn)
         self._terms = self._terms.to(result["terms"].device) + result["terms"]
         return result["loss"]
 
@@ -131,12 +131,12 @@ class FusionTrainer(Trainer):
         before = _changes(model)
 
         def gold_logprobs(inputs, mask, gold):
-            known = mask.bool()
+            token_mask = mask.bool()
 
-            def then(hidden, layer):
+            def loss_fn(hidden, layer):
                 return {"gold_logprobs": forward.gold_logprobs(hidden, layer, gold)}
 
-            return model(input_ids=inputs, attention_mask=mask, known=known, then=then)["gold_logprobs"]
+            return model(input_ids=inputs, attention_mask=mask, token_mask=token_mask, loss_fn=loss_fn)["gold_logprobs"]
 
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         with torch.no_grad(), self.accelerator.autocast():
@@ -154,8 +154,8 @@ class FusionTrainer(Trainer):
                 model(
                     input_ids=inputs,
                     attention_mask=mask,
-                    known=mask.bool(),
-                    then=lambda hidden, _: {"sum": hidden.sum()},
+                    token_mask=mask.bool(),
+                    loss_fn=lambda hidden, _: {"sum": hidden.sum()},
                 )
         return everyones
 
