@@ -1,8 +1,8 @@
-"""A source's distributions, brought into the target's vocabulary. DESIGN.md section 4, docs/paper.md.
+"""Bring a source's distributions into the target's vocabulary, by one of several methods.
 
-`span` (ours) goes by the bytes of the text; the others, the papers', pair tokens by their strings. A method takes one
-trace and the target's segmentation of the same text, and gives the target's rows; one without entries carries no
-information of the source.
+`span`, which is ours, goes by the bytes of the text. The papers' methods pair tokens by their strings. A method takes
+one trace and the target's segmentation of the same text, and returns the target's rows. A row without entries carries
+no information from the source. docs/paper.md, docs/alignment.md
 """
 
 import functools
@@ -32,10 +32,18 @@ BLOCK = 64  # documents that threads align at a time
 
 
 class Aligner:
-    """From one source's vocabulary to one target's; keeps the maps it has built from document to document.
+    """Align traces of one source to one target's tokens, one document after the other.
 
-    `top_k` bounds the entries of an aligned row. `cooccurrence` and `statistics` learn from `texts`, such as are to be
-    aligned; without any they are `mined`.
+    `method` is one of `METHODS`, and `top_k` the largest number of entries of an aligned row. `cooccurrence` and
+    `statistics` learn their maps from `texts`, which should be like those that are aligned; without any, they map as
+    `mined` does. Maps are built once and kept.
+
+    >>> source, target = (fuselm.load_vocabulary(fuselm.locate(f"models/{name}")) for name in ("other", "target"))
+    >>> store = fuselm.load_run("mine.yaml", quiet=True).capture()["other"]
+    >>> trace = store.read(store.documents[0])
+    >>> aligned = fuselm.Aligner(source, target).align(trace, trace.text)
+    >>> len(aligned.tokens) == len(target.segment(trace.text).ids)
+    True
     """
 
     def __init__(
@@ -56,10 +64,12 @@ class Aligner:
         self._same_vocabulary = source.token_bytes == target.token_bytes
 
     def align(self, trace: Trace, text: str) -> Trace:
-        """The trace in the target's tokens; the same trace where both have the same tokens.
+        """Return the trace in the target's tokens; the same trace where both have the same tokens.
 
         Tokens that do not spell their bytes carry no information, and each such byte of the source adds to `nats`.
-        Raises `ValueError` if the trace was not made of this text.
+
+        Raises:
+            ValueError: If the trace was not made of this text.
         """
         data = text.encode()
         if trace.size != len(data):
@@ -111,7 +121,7 @@ class Aligner:
         return spelling.spell(self.source, self.target)
 
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
-        """A map of source ids to target ids, built at its first use."""
+        """Return a map of source ids to target ids, which is built at its first use."""
         if name not in self._maps:
             self._maps[name] = build()
         return self._maps[name]
@@ -145,7 +155,7 @@ def align_store(
 
 
 def follow(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """`span`: every target position, by the bytes of the text."""
+    """Align by `span`: every target position gets a row, by the bytes of the text."""
     return span.follow(aligner.source, aligner.target, aligner.spelling, trace, target, data, aligner.top_k)[0]
 
 
@@ -163,19 +173,19 @@ def exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> 
 
 
 def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """MinED: one-to-one pairs of positions, where the source's gold token maps to the target's."""
+    """Align by MinED: use one-to-one pairs of positions where the source's gold token maps to the target's."""
     nearest = aligner.map_once("mined", lambda: maps.nearest_map(aligner.source, aligner.target))
     return _paired(aligner, trace, target, data, nearest)
 
 
 def cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """As `paper`, with ties of edit distance broken by the company of tokens in the aligner's texts."""
+    """Align as `paper` does, but break ties of edit distance by the company of tokens in the aligner's texts."""
     ids = aligner.map_once("cooccurrence", lambda: maps.cooccurrence_map(aligner.source, aligner.target, aligner.texts))
     return _paired(aligner, trace, target, data, ids)
 
 
 def statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """FuseChat's: as `paper`, with the map that the pairs of positions in the aligner's texts suggest."""
+    """Align as `paper` does, but with the map that the pairs of positions in the aligner's texts suggest (FuseChat)."""
     ids = aligner.map_once("statistics", lambda: maps.statistics_map(aligner.source, aligner.target, aligner.texts))
     return _paired(aligner, trace, target, data, ids)
 
@@ -208,9 +218,9 @@ def _mapped(
     pairs: Int[ndarray, "pairs 2"],
     ids: Int[ndarray, "v"],
 ) -> Distributions:
-    """Each paired (target, source) row gets the latter's entries by a map of ids, but gold for gold.
+    """Give each target row of a (target, source) pair the source row's entries by a map of ids, and gold for gold.
 
-    A pair of which one does not spell its bytes is no pair.
+    A pair is skipped if one of its tokens does not spell its bytes.
     """
     spelled = find_spelled(aligner.source.spell(trace.tokens.tolist()), trace.starts, data)
     pairs = pairs[target.spelled[pairs[:, 0]] & spelled[pairs[:, 1]]]
@@ -232,7 +242,7 @@ def _mapped(
 
 
 def _entries_of(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[ndarray, "e"], Int[ndarray, "e"]]:
-    """Indices of all entries of the given rows, and for each, which of the given rows it belongs to."""
+    """Return the indices of all entries of the given rows, and for each entry the row that it belongs to."""
     counts = d.counts[rows]
     owner = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -240,7 +250,7 @@ def _entries_of(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[ndarr
 
 
 def _with_gold_entries(trace: Trace) -> Trace:
-    """The same trace, its gold tokens among the entries; where one was not, its mass comes out of the tail."""
+    """Return the trace with its gold tokens among the entries; the mass of one that was not there leaves the tail."""
     d = trace.distributions
     has_gold = np.zeros(len(d), bool)
     has_gold[d.rows[d.ids == trace.tokens[d.rows]]] = True

@@ -35,7 +35,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """One text's tokens by cell: a relation and a kind, or beyond the kept ids."""
+    """Hold one text's tokens by cell: a relation and a kind, or beyond the kept ids."""
 
     domain: str
     predicted: Float[ndarray, "cells"]  # the mass that rows give

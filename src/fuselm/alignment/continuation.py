@@ -1,6 +1,6 @@
-"""Where a source's row begins inside a target token: how the target would spell each entry after what it has before it.
+"""Spell the entries of rows that begin inside a target token, together with the token's bytes before them.
 
-By the merges of a BPE tokenizer, compiled; by the tokenizer itself where it is of another kind. For span.py.
+A BPE tokenizer's merges are followed in compiled code; a tokenizer of another kind is asked itself. For span.py.
 """
 
 from typing import NamedTuple, no_type_check
@@ -18,10 +18,10 @@ from fuselm.system.compiling import compiled
 
 
 class Places(NamedTuple):
-    """Where the rows of a source begin in a stream of bytes: a text after one space, which a tokenizer may put there.
+    """Hold where a source's rows begin in a stream of bytes: a text behind one space, which a tokenizer may put there.
 
-    `within` is how many bytes of the target token that it begins in lie before each row; `hidden` how many bytes of the
-    first row the target has not: one if the source alone puts a space before the text.
+    `within` says how many bytes of the target token that a row begins in lie before it. `hidden` says how many bytes of
+    the first row the target does not have: 1 if only the source puts a space before the text.
     """
 
     stream: UInt8[ndarray, "bytes"]
@@ -31,7 +31,7 @@ class Places(NamedTuple):
 
 
 class Continued(NamedTuple):
-    """The target's tokens for entries of rows that begin inside a target token, together with what it has before them.
+    """Hold the target's tokens for the entries of rows that begin inside a target token, and for the bytes before them.
 
     Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`, `base` being -1 for all other rows.
     """
@@ -44,7 +44,7 @@ class Continued(NamedTuple):
 def places(
     stream: UInt8[ndarray, "bytes"], begins: Int[ndarray, "rows"], target_begins: Int[ndarray, "edges"]
 ) -> Places:
-    """`target_begins` ends with the end of the stream."""
+    """Find where rows begin in the target's tokens; `target_begins` ends with the end of the stream."""
     if not len(begins) or len(target_begins) == 1:
         return Places(stream, begins, np.zeros(len(begins), np.int64), 0)
     within = begins - target_begins[:-1][np.searchsorted(target_begins[:-1], begins, side="right").clip(1) - 1]
@@ -53,7 +53,7 @@ def places(
 
 
 def go_on(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
-    """What the target makes of the entries of `rows`, which begin `at` those places."""
+    """Spell in the target's tokens the entries of `rows` that begin, `at` these places, inside a target token."""
     doors.require_within("an id", rows.ids, source.size)
     doors.require_offsets("rows", rows.offsets, len(rows.ids))
     doors.require_lengths("places", len(rows.offsets) - 1, at.begins, at.within)
@@ -129,7 +129,7 @@ def _by_merges(
 @compiled(nogil=True)
 @no_type_check
 def grown(array: ndarray, length: int) -> ndarray:
-    """A longer array that begins with the same items."""
+    """Return a longer array that begins with the same items."""
     result = np.empty(length, array.dtype)
     result[: len(array)] = array
     return result

@@ -1,4 +1,4 @@
-"""How much of a source survives its alignment. DESIGN.md section 4.
+"""Measure how much of a source survives its alignment.
 
 Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
 1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
@@ -21,7 +21,7 @@ VERDICTS = {"usable": (0.95, 1.05, 0.9), "partly usable": (0.5, 1.25, 0.0), "not
 
 @dataclass(slots=True, kw_only=True)
 class Fidelity:
-    """Sums over documents; `add` takes a trace and what alignment made of it."""
+    """Sum over documents; `add` takes a trace and what alignment made of it."""
 
     bytes: int = 0
     tokens: int = 0

@@ -1,9 +1,10 @@
-"""`span`: a source's distributions followed along the bytes of a text, into the target's vocabulary. docs/paper.md
+"""Follow a source's distributions along the bytes of a text, into the target's vocabulary: `span`.
 
-A filter over what the source may be in the midst of. Wherever a source token begins, its row's entries leave the gold
-path, each as the target's tokens for it; all that have agreed with the target's tokens so far say which is next, and
-the one that comes decides which of them go on. So by the chain rule the probabilities of the target's tokens multiply
-to the source's own of the text, whatever the two segmentations are.
+This is a filter over what the source may be in the midst of writing. Wherever a source token begins, the entries of its
+row leave the gold path, each spelled in the target's tokens. All entries that have agreed with the target's tokens so
+far vote for their next one, and the token that comes decides which of them continue. By the chain rule, the
+probabilities of the target's tokens multiply to the source's own probability of the text, however the two tokenizers
+split it. docs/paper.md, "span alignment"
 """
 
 from typing import NamedTuple, no_type_check
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
 from fuselm.alignment import continuation
+from fuselm.alignment.ballot import Ballot, new_ballot, slot_of, sort_ballot
 from fuselm.alignment.continuation import Continued, grown
 from fuselm.alignment.spelling import Spelling, child
 from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
@@ -36,7 +38,7 @@ OPEN_TAILS = 64  # more than these are let go
 
 
 class _Rows(NamedTuple):
-    """A trace, its arrays by row, entries by `offsets`; log-probabilities as masses."""
+    """Hold a trace's arrays: one item a row, entries by `offsets`, probabilities instead of their logarithms."""
 
     tokens: Int[ndarray, "rows"]
     begins: Int[ndarray, "rows"]
@@ -45,16 +47,6 @@ class _Rows(NamedTuple):
     masses: Float[ndarray, "entries"]
     gold: Float[ndarray, "rows"]
     tail: Float[ndarray, "rows"]
-
-
-class _Ballot(NamedTuple):
-    """The target ids that may come next, with their masses; the first is the one that comes."""
-
-    ids: Int[ndarray, "candidates"]
-    masses: Float[ndarray, "candidates"]
-    kept: Int[ndarray, "candidates"]  # how many kept entries of one row vote for it
-    order: Int[ndarray, "candidates"]  # the largest mass first
-    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 is free
 
 
 def follow(
@@ -66,10 +58,14 @@ def follow(
     data: bytes,
     top_k: int,
 ) -> tuple[Distributions, Float[ndarray, "tokens causes"]]:
-    """The distributions of the target's tokens, and the mass that reached no id, by `CAUSES`: it sums to the tail.
+    """Return the distributions of the target's tokens, and the mass that reached no id, by `CAUSES`.
 
-    A target token without text of its own gets no entries. Of a row's tail, each id that was not kept is taken to have
-    the same share. Only what both tokenizers spell is followed: elsewhere rows have no entries (stretches.py).
+    That mass sums to a row's tail. A target token without text of its own gets no entries. The tail of a source's row
+    is shared evenly by the ids that were not kept. Where one of the tokenizers does not spell the text, rows have no
+    entries (stretches.py).
+
+    Raises:
+        ValueError: If the trace, the segmentation or the spelling is not one of this text and these vocabularies.
     """
     require_trace(trace, source.size, len(data))
     doors.require_within("a target token", segmentation.ids, target.size)
@@ -169,7 +165,7 @@ def _follow(
     path, row = 1.0, 0  # `path`: mass of the gold path; with all that left it and goes on, it sums to 1
     live, moved, entries = np.empty(256, ENTRY), np.empty(257, np.int32), 0
     tails, open_tails = np.empty(OPEN_TAILS, TAIL), 0
-    ballot = _new_ballot(256)
+    ballot = new_ballot(256)
     for i in range(count):
         token, end = target_ids[i], target_begins[i + 1]
         offsets[i + 1] = filled
@@ -184,7 +180,7 @@ def _follow(
         while row < len(rows.tokens) and (rows.begins[row] < end or row == 0):
             most = entries + rows.offsets[row + 1] - rows.offsets[row] + 1
             if most > len(live):
-                live, moved, ballot = grown(live, 2 * most), np.empty(2 * most + 1, np.int32), _new_ballot(2 * most)
+                live, moved, ballot = grown(live, 2 * most), np.empty(2 * most + 1, np.int32), new_ballot(2 * most)
             first = entries
             path, entries, rest, wordless = _leave(rows, row, path, live, entries, spelling, continued, agreeing)
             unspelled += wordless
@@ -218,7 +214,7 @@ def _follow(
 
         # the row of target token i
         here = ballot.masses[0]
-        _sort(ballot, candidates)
+        sort_ballot(ballot, candidates)
         if filled + candidates > len(ids):
             ids, masses = grown(ids, 2 * (filled + candidates)), grown(masses, 2 * (filled + candidates))
         total = whole = 0.0
@@ -274,10 +270,10 @@ def _leave(
     continued: Continued,
     agreeing: float,
 ) -> tuple[float, int, float, float]:
-    """The entries of a row leave the gold path, which has mass `path`, and join `live`, now `entries` of them.
+    """Let the entries of a row leave the gold path, which has mass `path`, and join the `entries` first ones of `live`.
 
-    Returns the mass that stays on the path, how many entries there are now, and the mass of the row's tail and of its
-    entries without text. The gold entry joins with mass 0: it is known to the path by what became of it.
+    Return the mass that stays on the path, the new number of entries, and the mass of the row's tail and of its entries
+    without text. The gold entry joins with mass 0, because the path itself stands for it.
     """
     base, token = continued.base[row], rows.tokens[row]
     on_path, rest, wordless, first = rows.gold[row], np.float64(rows.tail[row]), 0.0, entries
@@ -322,12 +318,13 @@ def _leave(
 
 @compiled(nogil=True)
 @no_type_check
-def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int, float]:
-    """Every entry votes for its next token, the gold path for `token`; returns how many got votes, and the mass of the
-    entries whose next is unknown.
+def _vote(ballot: Ballot, token: int, path: float, live: ndarray) -> tuple[int, float]:
+    """Let every entry vote for its next token, and the gold path for `token`.
+
+    Return how many tokens got votes, and the mass of the entries whose next token is unknown.
     """
     ballot.ids[0], ballot.masses[0] = token, path
-    ballot.slots[_slot(ballot, token)] = 0
+    ballot.slots[slot_of(ballot, token)] = 0
     candidates, voteless = 1, 0.0
     for entry in live:
         entry.candidate = -1
@@ -336,7 +333,7 @@ def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int,
         if entry.token < 0:
             voteless += entry.mass
             continue
-        slot = _slot(ballot, entry.token)
+        slot = slot_of(ballot, entry.token)
         if ballot.slots[slot] < 0:
             ballot.ids[candidates], ballot.masses[candidates], ballot.slots[slot] = entry.token, 0.0, candidates
             candidates += 1
@@ -347,16 +344,17 @@ def _vote(ballot: _Ballot, token: int, path: float, live: ndarray) -> tuple[int,
 
 @compiled(nogil=True)
 @no_type_check
-def _count_kept(ballot: _Ballot, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
-    """How many of the entries of a tail's row are still live, and how many of them go on beyond `token`; and into
-    `ballot.kept`, how many vote for each id.
+def _count_kept(ballot: Ballot, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
+    """Count the entries of a tail's row that are still live, and those of them that continue beyond `token`.
+
+    How many of them vote for each id goes into `ballot.kept`.
     """
     ballot.kept[:candidates] = 0
     beyond = 0
     for entry in live:
         candidate = entry.candidate
         if candidate < 0 and entry.token >= 0:
-            candidate = ballot.slots[_slot(ballot, entry.token)]
+            candidate = ballot.slots[slot_of(ballot, entry.token)]
         if candidate >= 0:
             ballot.kept[candidate] += 1
         beyond += entry.token == token and entry.at + 1 < entry.stop
@@ -365,15 +363,16 @@ def _count_kept(ballot: _Ballot, candidates: int, token: int, live: ndarray) -> 
 
 @compiled(nogil=True)
 @no_type_check
-def _share(ballot: _Ballot, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
-    """Add a tail's share to the masses of the candidates: `per_id` for each id of the source that goes on with it after
-    `node` and was not kept. Returns how much that was.
+def _share(ballot: Ballot, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
+    """Add a tail's share to the masses of the candidates, and return the sum of what was added.
+
+    A candidate gets `per_id` for each id of the source that continues with it after `node` and was not kept.
     """
     shared = 0.0
     first, stop = spelling.first_child[node], spelling.first_child[node + 1]
     if node > 0 and stop - first < candidates:
         for c in range(first, stop):
-            candidate = ballot.slots[_slot(ballot, spelling.child_tokens[c])]
+            candidate = ballot.slots[slot_of(ballot, spelling.child_tokens[c])]
             if candidate >= 0:
                 mass = per_id * max(spelling.ids_below[spelling.child_nodes[c]] - ballot.kept[candidate], 0)
                 ballot.masses[candidate] += mass
@@ -389,34 +388,3 @@ def _share(ballot: _Ballot, candidates: int, node: int, per_id: float, spelling:
         ballot.masses[candidate] += mass
         shared += mass
     return shared
-
-
-@compiled(nogil=True)
-@no_type_check
-def _new_ballot(most: int) -> _Ballot:
-    slots = 64
-    while slots < 2 * most:
-        slots *= 2
-    ids, kept, order = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
-    return _Ballot(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
-
-
-@compiled(nogil=True)
-@no_type_check
-def _slot(ballot: _Ballot, token: int) -> int:
-    slot = (token * 0x9E3779B1 >> 7) & (len(ballot.slots) - 1)
-    while ballot.slots[slot] >= 0 and ballot.ids[ballot.slots[slot]] != token:
-        slot = (slot + 1) & (len(ballot.slots) - 1)
-    return slot
-
-
-@compiled(nogil=True)
-@no_type_check
-def _sort(ballot: _Ballot, candidates: int) -> None:
-    """By insertion: entries come sorted, and few of them meet."""
-    for c in range(candidates):
-        i = c
-        while i > 0 and ballot.masses[ballot.order[i - 1]] < ballot.masses[c]:
-            ballot.order[i] = ballot.order[i - 1]
-            i -= 1
-        ballot.order[i] = c

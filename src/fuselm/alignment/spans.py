@@ -1,7 +1,7 @@
-"""A text cut into spans, the smallest runs of source and target tokens that begin and end at the same bytes; and what
-alignment made of each.
+"""Cut a text into the smallest runs of source and target tokens that share their ends, and judge alignment by them.
 
-Every token is in one span, so the bits of spans sum to those of the text, the source's own and the aligned ones.
+Such a run is a span. Every token is in one span, so the bits of spans sum to those of the text, both the source's own
+and the aligned ones.
 """
 
 import functools
@@ -30,7 +30,9 @@ CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """One text as both tokenizers read it. Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits, 8
+    """Hold one text as both tokenizers read it.
+
+    Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits, 8
     of them for each byte that it does not spell. `unspelled` has those bytes of the source and of the target.
 
     A token belongs to the span that it begins in; one without text (several tokens of one character, made by a
@@ -63,13 +65,13 @@ class Spans:
 
     @property
     def kinds(self) -> Int[ndarray, "spans"]:
-        """By `KINDS`; where a tokenizer makes no token of a text at all, that counts as one."""
+        """Return each span's index in `KINDS`; a tokenizer that makes no token of a text counts as making one."""
         return (self.target_counts > 1) + 2 * (self.source_counts > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one method made of a text's spans. A span is informed if each target token in it that has text is."""
+    """Hold what one method made of a text's spans; a span is informed if each of its target tokens with text is."""
 
     aligned: Float[ndarray, "spans"]  # bits; positions without information count 0
     informed: Bool[ndarray, "spans"]
@@ -78,7 +80,7 @@ class Outcome:
 
 
 def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
-    """The spans of a text, from its trace in the source's tokens and any trace of it in the target's."""
+    """Cut a text into spans, from its trace in the source's tokens and any trace of it in the target's."""
     size = source.size
     edges = np.intersect1d(np.append(source.starts.clip(0), size), np.append(target.starts.clip(0), size))
     edges = np.unique(np.concatenate([edges, [0, size]])) if size else np.zeros(2, np.int64)
@@ -109,7 +111,7 @@ def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary,
 
 
 def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
-    """`mass` is `mass_lost`."""
+    """Judge what became of each span; `mass` is what `mass_lost` returns."""
     count = len(spans.own)
     with_text = aligned.lengths > 0
     gaps = with_text & ~aligned.distributions.informed
@@ -125,7 +127,7 @@ def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -
 
 
 def lost(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
-    """Bits: how many more the aligned distributions need than the source; without information, all of the source's.
+    """Return how many more bits the aligned distributions need than the source; without information, all its bits.
 
     A span may need more because the one before it needed less: what begins like another word is told from it later.
     """
@@ -135,7 +137,7 @@ def lost(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
 def mass_lost(
     aligner: Aligner, method: str, spans: Spans, source: Trace, aligned: Trace
 ) -> Float[ndarray, "tokens causes"]:
-    """The mass of each target position that reached no id, by `CAUSES`: a row sums to its tail.
+    """Return the mass of each target position that reached no id, by `CAUSES`: a row sums to its tail.
 
     `span` says it itself. A method that pairs tokens loses the tail of the source's row, here that of the token which
     covers the position's first byte, and the entries that map to nothing.
@@ -167,7 +169,7 @@ def mass_lost(
 
 
 def by_kind(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]:
-    """Spans of each kind, and their shares of the target's tokens and of the bytes."""
+    """Count the spans of each kind, with their shares of the target's tokens and of the bytes."""
     kinds, tokens, sizes = (_joined(texts, name) for name in ("kinds", "target_counts", "sizes"))
     return {
         name: {
@@ -180,8 +182,9 @@ def by_kind(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]:
 
 
 def by_category(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
-    """Of each category that is there. `fidelity` is of the informed spans alone, `own_bits_informed` the share of the
-    source's bits that those hold.
+    """Return numbers of each category that occurs.
+
+    `fidelity` counts informed spans alone, and `own_bits_informed` is the share of the source's bits in them.
     """
     categories, kinds, sizes, own = (_joined(texts, name) for name in ("categories", "kinds", "sizes", "own"))
     tokens, found = _joined(texts, "target_counts"), _joined(outcomes, "informed_tokens")
@@ -203,8 +206,10 @@ def by_category(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str
 
 
 def by_cause(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
-    """`mass`: the mean over all target positions of what reached no id. `bits`: the source's bits in spans without
-    information, as shares of all its bits.
+    """Return what is lost, by cause.
+
+    `mass` is the mean, over all target positions, of the mass that reached no id. `bits` is the source's bits in spans
+    without information, as shares of all its bits.
     """
     kinds, own, informed = _joined(texts, "kinds"), _joined(texts, "own"), _joined(outcomes, "informed")
     spelled = np.concatenate([~text.unspelled.any(axis=0) for text in texts])
@@ -228,7 +233,7 @@ def unspelled_shares(texts: Sequence[Spans]) -> dict[str, float]:
 
 
 def informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Informed spans: their shares of the bytes and of the source's bits, and the fidelity within them."""
+    """Return the informed spans' shares of the bytes and of the source's bits, and the fidelity within them."""
     sizes, own = _joined(texts, "sizes"), _joined(texts, "own")
     chosen, aligned = _joined(outcomes, "informed"), _joined(outcomes, "aligned")
     return {
@@ -243,7 +248,7 @@ def _joined(parts: Sequence[Spans] | Sequence[Outcome], name: str) -> ndarray:
 
 
 def _share(part: ndarray, whole: ndarray) -> float:
-    """1 where there is nothing to have a share of."""
+    """Return a share; 1 where there is nothing to have a share of."""
     return float(part.sum() / whole.sum()) if whole.sum() else 1.0
 
 
@@ -275,7 +280,7 @@ def _unspelled(
 
 
 def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
-    """The gold token's probability where it is not among the entries: alignment takes it out of the tail."""
+    """Return the gold token's probability where it is not among the entries, and 0 elsewhere."""
     d = trace.distributions
     outside = np.ones(len(d), bool)
     outside[d.rows[d.ids == trace.tokens[d.rows]]] = False
@@ -283,7 +288,7 @@ def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
 
 
 def _categories(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
-    """What most of each span's bytes are; white space only where there is nothing else."""
+    """Return the category of most of each span's bytes; white space only where there is nothing else."""
     of_byte = np.repeat(
         np.fromiter(map(category, text), np.int64, len(text)),
         np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),

@@ -1,6 +1,6 @@
-"""A source's tokens in a target's: how the target's tokenizer spells each of them, and a trie of those spellings.
+"""Spell a source's tokens in a target's, and arrange the spellings in a trie.
 
-What `span` follows: which source ids go on like the target's tokens so far, and with which token next.
+`span` reads from it which source ids continue like the target's tokens so far, and with which token next.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ STEP = np.dtype([("token", "i4"), ("node", "i4")])
 
 
 class Spelling(NamedTuple):
-    """The target's tokens for every id of a source, and a trie of them.
+    """Hold the target's tokens for every id of a source, and a trie of them.
 
     Id x is spelled by the steps from `begins[x].at` to `begins[x].stop`; there are none if it stands for no text, and
     `bpe.NOTHING` ends what has no tokens. A node of the trie is a sequence of target tokens, 0 the empty one:
@@ -40,7 +40,7 @@ class Spelling(NamedTuple):
 
 
 def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
-    """Every source id in the target's tokens, as its tokenizer would go on with it."""
+    """Spell every source id in the target's tokens, as the target's tokenizer would continue a text with it."""
     known = [i for i, string in enumerate(source.token_bytes) if string is not None]
     known_offsets, tokens = flat(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
     doors.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
@@ -64,7 +64,7 @@ def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
 
 
 def flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
-    """Sequences one after the other: where each begins and the last one ends, and their numbers."""
+    """Join sequences; return where each begins and the last one ends, and all numbers."""
     offsets = np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64)
     return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
 
@@ -104,7 +104,7 @@ def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[
 @compiled(nogil=True)
 @no_type_check
 def child(spelling: Spelling, node: int, token: int) -> int:
-    """The node after one more token; -1 if no id goes on so."""
+    """Return the node after one more token; -1 if no id continues with it."""
     low, end = spelling.first_child[node], spelling.first_child[node + 1]
     high = end
     while low < high:

@@ -1,7 +1,8 @@
-"""The stretches of a text that a source's tokens and a target's both spell, and rows of distributions by stretch.
+"""Find the stretches of a text that a source's tokens and a target's both spell, and put rows together by stretch.
 
-What a token covers without spelling it, an unknown character or a capital that became small, is predicted by nobody:
-rows there have no entries. Behind it both begin anew where a token of each begins at the same byte. docs/tokenizers.md
+A token may cover bytes without spelling them: an unknown character, a capital that became small. Nobody predicts those,
+so rows there have no entries. Behind them both tokenizers begin anew where a token of each begins at the same byte.
+docs/tokenizers.md
 """
 
 from collections.abc import Iterator, Sequence

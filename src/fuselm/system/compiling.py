@@ -31,7 +31,10 @@ STAGES = {
     "capture": ("models.scan", "system.doors"),
     "align": (
         "models.bpe",
-        *(f"alignment.{module}" for module in ("spelling", "continuation", "span", "mined", "maps", "nearest")),
+        *(
+            f"alignment.{module}"
+            for module in ("spelling", "continuation", "ballot", "span", "mined", "maps", "nearest")
+        ),
         "stores.rounding",
     ),
     "fuse": ("fusion.pooling", "fusion.weights"),

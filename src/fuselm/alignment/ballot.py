@@ -1,0 +1,52 @@
+"""Count the mass that votes for each token that may come next, in an open-addressed table. For span.py."""
+
+from typing import NamedTuple, no_type_check
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from fuselm.system.compiling import compiled
+
+
+class Ballot(NamedTuple):
+    """Hold the target ids that may come next, with their masses; the first is the one that comes."""
+
+    ids: Int[ndarray, "candidates"]
+    masses: Float[ndarray, "candidates"]
+    kept: Int[ndarray, "candidates"]  # how many kept entries of one row vote for it
+    order: Int[ndarray, "candidates"]  # the largest mass first
+    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 is free
+
+
+@compiled(nogil=True)
+@no_type_check
+def new_ballot(most: int) -> Ballot:
+    """Make an empty ballot for as many candidates."""
+    slots = 64
+    while slots < 2 * most:
+        slots *= 2
+    ids, kept, order = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
+    return Ballot(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
+
+
+@compiled(nogil=True)
+@no_type_check
+def slot_of(ballot: Ballot, token: int) -> int:
+    """Return the slot of a token, or the free one where it would be."""
+    slot = (token * 0x9E3779B1 >> 7) & (len(ballot.slots) - 1)
+    while ballot.slots[slot] >= 0 and ballot.ids[ballot.slots[slot]] != token:
+        slot = (slot + 1) & (len(ballot.slots) - 1)
+    return slot
+
+
+@compiled(nogil=True)
+@no_type_check
+def sort_ballot(ballot: Ballot, candidates: int) -> None:
+    """Order the candidates by mass, the largest first: by insertion, for entries come sorted and few of them meet."""
+    for c in range(candidates):
+        i = c
+        while i > 0 and ballot.masses[ballot.order[i - 1]] < ballot.masses[c]:
+            ballot.order[i] = ballot.order[i - 1]
+            i -= 1
+        ballot.order[i] = c
