@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from rich.console import Console
+from training_settings import make_settings
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fuselm.documents.corpus import Document
@@ -30,7 +31,6 @@ from fuselm.system.progress import Progress
 from fuselm.training import train as training
 from fuselm.training.batches import Collator
 from fuselm.training.objective import fusion_loss
-from fuselm.training.trainer import Settings
 
 NOT_BUILT, REFUSED = "not built", "refused"
 SOURCE_NATS = 1e-3  # of any token, in float32
@@ -39,7 +39,7 @@ NARROW_NATS = 0.05  # the mean over tokens, in bfloat16
 LOSS = 1e-5  # relative
 GRADIENT = 1e-3  # norm of the difference over the norm, of any parameter whose gradient is not nearly zero
 PRODUCT_BITS = 1e-4  # per byte
-SETTINGS = Settings(
+SETTINGS = make_settings(
     lambda_clm=1.0,
     learning_rate=1e-3,
     passes=1,

@@ -10,6 +10,7 @@ import torch
 import transformers
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from training_settings import make_settings
 from transformers import AutoModelForCausalLM
 
 from fuselm.documents.corpus import Document
@@ -18,10 +19,9 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
 from fuselm.training import reload
 from fuselm.training import train as training
-from fuselm.training.trainer import Settings
 
 ROWS = 641
-SETTINGS = Settings(
+SETTINGS = make_settings(
     learning_rate=3e-3,
     lambda_clm=1.0,
     passes=1,

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_settings import make_settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from fuselm.documents.corpus import Document
@@ -43,9 +44,9 @@ from fuselm.training.batches import Collator, reading_order, shuffled_passes
 from fuselm.training.objective import fusion_loss
 from fuselm.training.train import dev_steps, last_checkpoint
 from fuselm.training.trainable import compute_loss_in_forward
-from fuselm.training.trainer import TERMS, Settings
+from fuselm.training.trainer import TERMS
 
-SETTINGS = Settings(
+SETTINGS = make_settings(
     learning_rate=3e-3,
     lambda_clm=0.5,
     lambda_final=None,

@@ -92,7 +92,10 @@ class Pipeline:
         if any(s.stage in ("write", "capture") for s in todo):  # hours, after which a store would be found wrong
             self._check_stores()
         if any(s.stage == "train" for s in todo):
-            needs.check(self.inputs.target, self.run.train)
+            needs.check_training(
+                self.inputs.target,
+                **self.run.train.model_dump(include={"trackers", "lora_rank", "lora_modules", "quantize"}),
+            )
         if processes.rank() == 0 and any(s.stage in ("write", "capture", "train", "evaluate") for s in todo):
             self._try_models()
 

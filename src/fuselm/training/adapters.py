@@ -1,4 +1,4 @@
-"""LoRA and QLoRA by peft: only small matrices beside the target's are trained, and merged into it at the end."""
+"""Train small matrices beside the target's weights (LoRA, QLoRA) by peft, and merge them into it at the end."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from fuselm.models.model import Model, load_model
 
 
 def check(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:
-    """Raises `ValueError` if the target can't have such adapters; reads no weights."""
+    """Raise `ValueError` if the target cannot have such adapters; no weights are read."""
     if quantize is not None:
         _check_quantizer()
     config = AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
@@ -28,7 +28,7 @@ def add(
     dropout: float,
     modules: Sequence[str] | None,
 ) -> torch.nn.Module:
-    """The model with adapters beside `modules`, by default all linear layers but the output layer."""
+    """Add adapters beside `modules`, by default all linear layers except the output layer."""
     try:
         import peft
     except ImportError:
@@ -54,7 +54,7 @@ def add(
 
 
 def load_in_4_bits(target: Model, *, precision: str) -> PreTrainedModel:
-    """The target with its linear layers in NF4 (Dettmers et al. 2023, QLoRA), for training adapters only."""
+    """Load the target with its linear layers in NF4 (Dettmers et al. 2023, QLoRA), to train adapters beside them."""
     _check_quantizer()
     from transformers import BitsAndBytesConfig
 
@@ -79,7 +79,7 @@ def _check_quantizer() -> None:
 
 
 def merged(target: Model, folder: Path) -> PreTrainedModel:
-    """The target as it is, not quantized, with the adapters in `folder` added to its weights in float32."""
+    """Add the adapters in `folder` to the weights of the target, not quantized, in float32."""
     import peft
 
     base = load_model(target, dtype="float32", device="cpu")

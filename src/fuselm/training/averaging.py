@@ -1,4 +1,4 @@
-"""The mean of the weights that training goes through, which is scored and kept in their place.
+"""Keep the mean of the weights that training goes through, and score it in their place.
 
 At a constant learning rate each step fits its own few documents; the mean of many steps keeps what they have in common
 (Polyak and Juditsky 1992; Izmailov et al. 2018, stochastic weight averaging).
@@ -19,7 +19,7 @@ NAME = "other_weights"  # in the optimizer's state: the mean, or while that is s
 
 
 class Averaging(TrainerCallback):
-    """Averages from step `first` on, that one included. To be added after the callback that says when to score."""
+    """Average the weights from step `first` on. Add this after the callback that says when to score."""
 
     def __init__(self, first: int):
         self._first = first
@@ -27,7 +27,7 @@ class Averaging(TrainerCallback):
         self._into_mean = get_swa_multi_avg_fn()
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """To be called before the optimizer's first step, and before its state is loaded."""
+        """Watch the optimizer's steps. Call this before its first step, and before its state is loaded."""
         optimizer.register_step_post_hook(_make_room)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -59,7 +59,7 @@ def _make_room(optimizer: torch.optim.Optimizer, *_) -> None:
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The weights that have had a step, each with its other one."""
+    """Yield the weights that have had a step, each with its mean."""
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if of_weight := optimizer.state.get(weight):

@@ -1,8 +1,8 @@
-"""What a training step reads: documents in batches, padded or packed, with their fused rows.
+"""Make the batches that a training step reads: documents, padded or packed, with their fused rows.
 
-A padded batch has a document a row. A packed one has all its documents in one row, without padding: positions begin
-anew with each, by which transformers keeps attention inside a document (by a block-diagonal mask; with flash attention,
-by the lengths of the sequences).
+A padded batch has one document a row. A packed batch has all its documents in one row, without padding. Positions begin
+anew with each document, so transformers keeps attention inside it: by a block-diagonal mask or, with flash attention,
+by the lengths of the sequences.
 """
 
 import random
@@ -30,7 +30,7 @@ KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # of a store: those, and the
 
 
 def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
-    """Indices of all passes in training order: each pass shuffled, then documents of like length put into one batch."""
+    """Return the documents of all passes in training order: shuffled, then those of like length in one batch."""
     stream = shuffled_passes(lengths, passes=passes, seed=seed)
     order: list[int] = []
     for begin in range(0, len(stream), WINDOW * batch):
@@ -43,8 +43,9 @@ def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int)
 
 
 def shuffled_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[int]:
-    """Blocks of neighbours in random order, the documents of some blocks at a time shuffled: a store's row groups,
-    read as a whole, are so read once a pass and not once a document.
+    """Shuffle blocks of neighbours, and the documents of some blocks at a time.
+
+    A store's row groups are read as a whole, so in this order they are read once a pass, not once a document.
     """
     blocks = packs(lengths, range(len(lengths)), BLOCK_TOKENS)
     stream: list[int] = []
@@ -58,7 +59,11 @@ def shuffled_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[i
 
 
 class Batches(torch.utils.data.Dataset):
-    """The batches of all passes, in order; as many as `processes` can share evenly, the last of which may be empty."""
+    """List the batches of all passes, in order, each a list of documents with their tokens and fused rows.
+
+    `fused` is a store of fused distributions, or None for the texts alone. There are as many batches as `processes` can
+    share evenly; the last ones may be empty.
+    """
 
     def __init__(
         self,
@@ -89,12 +94,12 @@ class Batches(torch.utils.data.Dataset):
         return len(self._batches)
 
     def tokens(self, batches: int) -> int:
-        """Of the first so many."""
+        """Count the tokens of the first `batches` batches."""
         return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
 
     @property
     def text_tokens(self) -> int:
-        """Of one pass."""
+        """Count the tokens of one pass."""
         return sum(map(len, self._ids))
 
     def __getitem__(self, index: int) -> list[dict]:
@@ -111,7 +116,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 class Collator:
-    """A batch's documents to tensors; rows of all documents' tokens, flat, for the loss."""
+    """Turn a batch's documents into tensors, with the fused rows of all their tokens, one after the other."""
 
     def __init__(self, context_token: int, *, packed: bool):
         self._context_token = context_token
@@ -121,9 +126,9 @@ class Collator:
         (items,) = batches  # the Trainer's batch is one of ours
         tokens = [item["tokens"] for item in items if len(item["tokens"])]
         inputs, mask = forward.pad(tokens or [[self._context_token]], self._context_token)
-        known = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
+        is_token = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
         labels = torch.full_like(inputs, -100)
-        labels[known] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens]))
+        labels[is_token] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens]))
         batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
         if self._packed:
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)

@@ -1,4 +1,4 @@
-"""The files that go with a trained model's weights: its target's tokenizer, templates and licence, and nothing else.
+"""Copy the files that belong beside a trained model's weights: its target's tokenizer, templates and licence.
 
 A target's folder may hold anything beside those: states of trainings, logs, notes. They stay where they are.
 """

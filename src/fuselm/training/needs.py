@@ -1,22 +1,28 @@
-"""What training needs beside the target, tried before anything is made: captures may take hours."""
+"""Check what training needs beside the target before anything is made, because captures may take hours."""
 
 import importlib.util
 from collections.abc import Sequence
 
 from fuselm.models.model import Model
-from fuselm.runs import config
 
 
-def check(target: Model, options: config.Train) -> None:
-    """Raises `ValueError` if the target can't be trained as the options say."""
-    check_trackers(options.trackers)
-    if options.lora_rank is not None:
+def check_training(
+    target: Model,
+    *,
+    trackers: Sequence[str],
+    lora_rank: int | None,
+    lora_modules: Sequence[str] | None,
+    quantize: str | None,
+) -> None:
+    """Raise `ValueError` if the target cannot be trained as these options of `train` say."""
+    check_trackers(trackers)
+    if lora_rank is not None:
         from fuselm.training import adapters
 
-        adapters.check(target, rank=options.lora_rank, modules=options.lora_modules, quantize=options.quantize)
+        adapters.check(target, rank=lora_rank, modules=lora_modules, quantize=quantize)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises `ValueError` if one is not installed."""
+    """Raise `ValueError` if one of the trackers is not installed."""
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         raise ValueError("train.trackers: wandb is not installed; pip install 'fuselm[wandb]'")

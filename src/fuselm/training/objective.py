@@ -1,12 +1,13 @@
-"""The fusion objective on sparse rows: L = lambda * CE(gold) + (1 - lambda) * D(fused || target).
+"""Compute the fusion objective on sparse rows: L = lambda * CE(gold) + (1 - lambda) * D(fused || target).
 
-Wan et al. 2024, section 3.4; DESIGN.md section 6. A row's kept ids K and the rest as one bucket are its outcomes: the
-fused q on them, and the target's p, whose bucket is all that it gives to ids outside K. A divergence compares those, so
-it sees k + 1 numbers a token and no vocabulary. With d_k = dD/dlog p_k and S = sum_k d_k (bucket and all),
+Wan et al. 2024, section 3.4; docs/paper.md, "Training". The outcomes of a row are its kept ids K, and all other ids as
+one bucket. The fused row gives them q; the target gives them p, its bucket being all that it gives to ids outside K. A
+divergence compares these, so it sees k + 1 numbers a token and no vocabulary. With d_k = dD/dlog p_k and S = sum_k d_k,
+the bucket among them,
 
     dD/dz_v = d_v - p_v S for v in K,    p_v / p_bucket * (d_bucket - p_bucket S) elsewhere
 
-so the gradient in the logits z is a softmax times one number a row, but for K and the gold id. Loss and gradient are
+so the gradient in the logits z is a softmax times one number a row, except at K and the gold id. Loss and gradient are
 made in one pass over chunks of tokens: neither [tokens, vocab] logits in float32 nor a dense teacher ever exist.
 """
 
@@ -30,8 +31,17 @@ FLOOR = 1e-6  # a fused probability of 0 would make the reverse KL infinite
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedRows:
-    """Fused distributions of some tokens, padded to one width; log-probability -inf marks padding. A row's ids are
-    distinct, as in `Distributions`: of one that is there twice the mass would count twice.
+    """Hold the fused distributions of some tokens as tensors, padded to one width.
+
+    Row i is the distribution of token i; `tail` is the mass of the ids that it did not keep. A log-probability of -inf
+    marks padding. The ids of a row are distinct, as in `Distributions`.
+
+    >>> import torch
+    >>> rows = fuselm.FusedRows(
+    ...     ids=torch.tensor([[5, 2]]), logprobs=torch.tensor([[0.6, 0.3]]).log(), tail=torch.tensor([0.1])
+    ... )
+    >>> rows.ids.shape
+    torch.Size([1, 2])
     """
 
     ids: Int[Tensor, "tokens k"]
@@ -41,7 +51,7 @@ class FusedRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Sums over tokens, in nats, over `count`. Only `total` has a gradient."""
+    """Hold the loss and its two terms: sums over tokens, in nats, divided by `count`. Only `total` has a gradient."""
 
     total: Float[Tensor, ""]
     clm: Float[Tensor, ""]
@@ -49,7 +59,7 @@ class Loss:
 
 
 class Slopes(NamedTuple):
-    """A divergence of each row, and its slope in each log p."""
+    """Hold a divergence of each row, and its slope in each log p."""
 
     value: Float[Tensor, "rows"]
     slope: Float[Tensor, "rows outcomes"]
@@ -58,7 +68,7 @@ class Slopes(NamedTuple):
 def forward_kl(
     logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"], beta: float | None = None
 ) -> Slopes:
-    """KL(q || p): the target is to give mass wherever the fused row does. The paper's."""
+    """Compute KL(q || p), the paper's: the target should give mass wherever the fused row does."""
     q = logq.exp()
     return Slopes(_weighted(q, logq - logp), -q)
 
@@ -66,13 +76,13 @@ def forward_kl(
 def reverse_kl(
     logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"], beta: float | None = None
 ) -> Slopes:
-    """KL(p || q): the target is to give mass nowhere that the fused row does not. q counts as `FLOOR` at least."""
+    """Compute KL(p || q): the target should give no mass where the fused row gives none. q is at least `FLOOR`."""
     p, ratio = logp.exp(), logp - logq.clamp_min(math.log(FLOOR))
     return Slopes(_weighted(p, ratio), torch.where(p > 0, p * (ratio + 1), 0))
 
 
 def jsd(logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"], beta: float | None) -> Slopes:
-    """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p (Agarwal et al. 2024, GKD)."""
+    """Compute beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p (Agarwal et al. 2024, GKD)."""
     assert beta is not None
     q, p = logq.exp(), logp.exp()
     logm = torch.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))  # q and p may both be too small for exp
@@ -89,14 +99,14 @@ def _weighted(weights: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """D(fused || target), by name, and how tails and temperature enter it.
+    """Compute D(fused || target), by name, and say how tails and temperature enter it.
 
-    `tail`: as a `bucket`, an outcome like others; or `renormalise`, the paper's: the fused row's kept entries are made
-    to sum to 1, so that the target's bucket is to get nothing.
+    `tail` is `bucket`, where the ids that were not kept are one outcome like others, or `renormalise`, the paper's:
+    the fused row's kept entries are scaled to sum to 1, so the target should give its bucket nothing.
 
-    `temperature` T flattens what is compared: kept entries and bucket of both rows to the power of 1/T, renormalised,
-    the divergence times T^2 so that its gradient keeps its size (Hinton et al. 2015). Nothing is known of single ids
-    outside K, so the bucket is flattened as one outcome, in the fused row and the target alike. docs/paper.md says what
+    `temperature` T flattens what is compared: the kept entries and the bucket of both rows are raised to the power of
+    1/T and renormalised. The divergence is multiplied by T^2, so that its gradient keeps its size (Hinton et al. 2015).
+    Single ids outside K are unknown, so the bucket is flattened as one outcome in both rows. docs/paper.md says what
     that approximates.
     """
 
@@ -106,7 +116,7 @@ class Divergence:
     tail: str = "bucket"
 
     def __call__(self, logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"]) -> Slopes:
-        """Of rows with their bucket as the last outcome; -inf is no outcome."""
+        """Compare rows whose last outcome is the bucket; -inf marks what is no outcome."""
         if self.tail == "renormalise":
             kept = torch.logsumexp(logq[:, :-1], dim=1, keepdim=True)
             logq = torch.where(kept > -torch.inf, torch.cat([logq[:, :-1] - kept, logq[:, -1:] - torch.inf], 1), logq)
@@ -119,12 +129,12 @@ class Divergence:
 
 
 def expected_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """That a row expects the token that comes to have, if it is right: the sum of squares. Ids not kept add nothing."""
+    """Return the gold probability that a row expects if it is right: its sum of squares, without ids not kept."""
     return (2 * fused.logprobs).exp().sum(1)
 
 
 def gold_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """That a row gives to the token that comes; 0 if it was not kept."""
+    """Return the probability that a row gives to the token that comes; 0 if it did not keep it."""
     return torch.where(fused.ids == gold[:, None], fused.logprobs.exp(), 0).sum(1)
 
 
@@ -142,9 +152,23 @@ def fusion_loss(
     *,
     count: float | Tensor = 1.0,
 ) -> Loss:
-    """The objective, summed over tokens, over `count` (their number, for a mean). `lambda_clm` may differ by token.
+    """Compute the fusion objective of some tokens, without their logits in memory, and its gradient.
 
-    Without `fused` it is the causal-LM loss: bit for bit that of lambda 1.
+    `hidden` are the states that `layer`, the model's output layer, makes logits of; `gold` the tokens that come, and
+    `fused` their rows, or None for the causal-LM loss alone, bit for bit that of lambda 1. `lambda_clm` weighs the
+    causal-LM loss: one number, or one for each token. The loss is the sum over tokens divided by `count`: their number, for a mean.
+
+    >>> import torch
+    >>> from fuselm.models.forward import OutputLayer
+    >>> weight = torch.eye(7, 3, requires_grad=True)
+    >>> layer = OutputLayer(weight=weight)
+    >>> rows = fuselm.FusedRows(
+    ...     ids=torch.tensor([[5, 2]]), logprobs=torch.tensor([[0.6, 0.3]]).log(), tail=torch.tensor([0.1])
+    ... )
+    >>> loss = fuselm.fusion_loss(torch.ones(1, 3), layer, torch.tensor([5]), rows, 0.5, count=1)
+    >>> loss.total.backward()
+    >>> weight.grad.shape
+    torch.Size([7, 3])
     """
     needs_gradient = torch.is_grad_enabled()  # always off inside an autograd.Function
     weights = hidden.new_ones(len(hidden), dtype=_sum_type(hidden))
@@ -156,7 +180,7 @@ def fusion_loss(
 
 
 class _Job(NamedTuple):
-    """What has no gradient."""
+    """Hold the arguments that have no gradient."""
 
     layer: OutputLayer
     gold: Int[Tensor, "tokens"]
@@ -174,7 +198,7 @@ class _Job(NamedTuple):
 
 
 class _FusionLoss(torch.autograd.Function):
-    """The gradient is known once the loss is: forward makes both, backward hands it out."""
+    """Compute the loss and its gradient in forward, and hand the gradient out in backward."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, job, needs_gradient):
@@ -202,7 +226,7 @@ def _loss(
     dtype: torch.dtype,
     needs: tuple[bool, ...],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor | None]]:
-    """The loss and its terms; those gradients of `hidden`, `weight` and `bias` that it `needs`."""
+    """Return the loss, its terms, and the gradients of `hidden`, `weight` and `bias` that it `needs`."""
     terms = hidden.new_zeros(3, dtype=_sum_type(hidden))
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     block_bytes = BLOCK_BYTES if hidden.device.type == "cpu" else DEVICE_BLOCK_BYTES
@@ -244,7 +268,7 @@ def _sum_type(hidden: Tensor) -> torch.dtype:
 
 
 def _block(logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _Job) -> Float[Tensor, "3"]:
-    """Total, causal-LM and fusion loss of a few rows of the linear map's output; that becomes the total's gradient."""
+    """Return total, causal-LM and fusion loss of a few rows of logits, which become the total's gradient in place."""
     layer = job.layer
     if bias is not None:
         logits += bias.to(logits.dtype)
@@ -265,7 +289,7 @@ def _block(logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _Job) 
 
 
 def _rows_loss(logits: Float[Tensor, "rows vocab"], job: _Job) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """Both terms of each row; the gradient of their weighted sum takes the logits' memory."""
+    """Return both terms of each row; the gradient of their weighted sum takes the logits' memory."""
     fused, gold, weight = job.fused, job.gold[:, None], job.lambda_clm
     gold_logit = logits.gather(1, gold)[:, 0]
     kept = None if fused is None else _Kept.of(fused, logits)
@@ -301,7 +325,7 @@ def _rows_loss(logits: Float[Tensor, "rows vocab"], job: _Job) -> tuple[Float[Te
 
 
 class _Kept(NamedTuple):
-    """A block's fused entries beside its logits; padding repeats the row's first entry."""
+    """Hold a block's fused entries beside its logits; padding repeats a row's first entry."""
 
     ids: Int[Tensor, "rows k"]
     real: Bool[Tensor, "rows k"]  # not padding
@@ -327,7 +351,7 @@ class _Kept(NamedTuple):
         return result
 
     def outcomes(self, log_z: Float[Tensor, "rows"], tail: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
-        """log q and log p of the kept entries and the bucket, whose log p is `tail`. No log p below the least float."""
+        """Return log q and log p of kept entries and bucket, whose log p is `tail`; no log p is below the least float."""
         logp = torch.cat([self.real_logits() - log_z[:, None], tail[:, None]], dim=1)
         least = torch.where(torch.cat([self.real, torch.ones_like(self.some)], dim=1), -1e4, -torch.inf)
         return torch.cat([self.logprobs, self.tail.log()[:, None]], dim=1), logp.maximum(least.to(logp.dtype))

@@ -1,4 +1,4 @@
-"""The terms of a training for TensorBoard: scalars by step, and nothing of the machine, its name or its paths.
+"""Write the terms of a training for TensorBoard: scalars by step, without the machine's name or paths.
 
 `torch.utils.tensorboard` puts the host's name into the file's, and transformers' callback every path of its arguments
 into the log. Their thread keeps a full disk to itself; here it is an `OSError` of the step that met it.
@@ -19,7 +19,7 @@ VERSION = "brain.Event:2"  # of the format, as TensorBoard reads it
 
 
 class ScalarLog(TrainerCallback):
-    """Write what is logged to a new file in a folder. Steps from `first` on that earlier files have count no more."""
+    """Write what is logged to a new file in a folder; it replaces steps from `first` on that earlier files have."""
 
     def __init__(self, folder: Path, *, first: int):
         folder.mkdir(parents=True, exist_ok=True)

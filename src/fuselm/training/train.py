@@ -1,4 +1,4 @@
-"""Continual training of the target on fused distributions, by `transformers.Trainer` with our loss and collator.
+"""Train the target on fused distributions, by `transformers.Trainer` with the fusion loss and its batches.
 
 The causal-LM baseline (`clm`) is training on the same documents without the distributions, as `train.clm` says.
 Either keeps the checkpoint with the fewest bits per byte on the development split. Wan et al. 2024, section 3.4.
@@ -54,7 +54,7 @@ def train(
 ) -> dict:
     """Write the best checkpoint to `out/model`, an ordinary folder, and its history to `out/history.json`.
 
-    Goes on from the last whole checkpoint in `out/checkpoints`. Returns what was counted. Of several processes all call
+    Resume from the last whole checkpoint in `out/checkpoints`. Returns what was counted. Of several processes all call
     this, and the first writes.
     """
     checkpoints, ended = out / "checkpoints", out / ".ended.json"
@@ -169,7 +169,7 @@ def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
 
 
 def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Module:
-    """The target as it is trained: its forward goes on to the loss, with adapters if there are to be any."""
+    """Load the target for training: its forward computes the loss, and it has adapters if the settings say so."""
     if settings.quantize is not None:
         model = adapters.load_in_4_bits(target, precision=settings.precision)
         layer = forward.output_layer(model)
@@ -210,8 +210,10 @@ def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]
 
 
 def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, int, bool]:
-    """The checkpoint to go on from, if there is one, its step, and whether `patience` ended there. Raises `ValueError`
-    where steps were others, or the best checkpoint is gone.
+    """Return the checkpoint to resume from, if there is one, its step, and whether `patience` ended there.
+
+    Raises:
+        ValueError: If its steps were others, or the best checkpoint is gone.
     """
     checkpoint = last_checkpoint(out / "checkpoints")
     if checkpoint is None:
@@ -234,7 +236,7 @@ def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, 
 
 
 def last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
-    """The latest checkpoint that was written whole: its last file, the trainer's state, is there and readable."""
+    """Return the latest checkpoint that was written whole: its last file, the trainer's state, can be read."""
     for path in sorted(folder.glob(name), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -276,7 +278,7 @@ def saved_dtype(target: Model) -> torch.dtype:
 
 
 def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
-    """An ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
+    """Write an ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
     dtype = saved_dtype(target)
     if isinstance(model, PreTrainedModel):
         product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
@@ -290,7 +292,7 @@ def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target
 
 
 def dev_steps(steps: int, evaluations: int) -> set[int]:
-    """The steps after which the development split is scored and a checkpoint written: even, and the last."""
+    """Return the steps after which the development split is scored and a checkpoint written: even, and the last."""
     return {round(steps * (n + 1) / evaluations) for n in range(evaluations)} - {0}
 
 

@@ -1,8 +1,8 @@
-"""`transformers.Trainer` with our loss: its step, its terms in the log, its score on the development split."""
+"""Train by `transformers.Trainer` with the fusion loss: its step, its terms in the log, its development score."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,35 +25,35 @@ TERMS = ("clm_loss", "fusion_loss")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to train; `config.Train` says what each option means."""
+    """Hold how to train. The options of `train` in a run file say what each means, and have the defaults."""
 
     lambda_clm: float
-    lambda_final: float | None = None
-    confidence: str = "none"
-    divergence: str = "forward_kl"
-    jsd_beta: float | None = None
-    temperature: float = 1.0
-    tail: str = "bucket"
+    lambda_final: float | None
+    confidence: str
+    divergence: str
+    jsd_beta: float | None
+    temperature: float
+    tail: str
     learning_rate: float
-    lr_schedule: str = "cosine"
+    lr_schedule: str
     warmup: float
     passes: int
-    average: float | Literal[False] = False
-    batch_documents: int | None = None
-    pack_tokens: int | None = None
-    gradient_accumulation: int = 1
-    gradient_checkpointing: bool = False
+    average: float | Literal[False]
+    batch_documents: int | None
+    pack_tokens: int | None
+    gradient_accumulation: int
+    gradient_checkpointing: bool
     evaluations_per_pass: int
-    patience: int | None = None
+    patience: int | None
     weight_decay: float
     max_grad_norm: float
     precision: str
-    lora_rank: int | None = None
-    lora_alpha: float | None = None
-    lora_dropout: float | None = None
-    lora_modules: Sequence[str] | None = None
-    quantize: str | None = None
-    trackers: Sequence[str] = field(default=("tensorboard",))
+    lora_rank: int | None
+    lora_alpha: float | None
+    lora_dropout: float | None
+    lora_modules: Sequence[str] | None
+    quantize: str | None
+    trackers: Sequence[str]
     seed: int
 
     @property
@@ -62,6 +62,8 @@ class Settings:
 
 
 class FusionTrainer(Trainer):
+    """Train a model whose forward computes the loss (trainable.py), by the objective on fused rows."""
+
     def __init__(self, *args, settings: Settings, reader: tuple[Vocabulary, int], **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole accumulated batch
@@ -85,7 +87,7 @@ class FusionTrainer(Trainer):
         return optimizer
 
     def lambda_now(self) -> float:
-        """Constant, or linear from the first step to the last."""
+        """Return the weight of the causal-LM loss: constant, or linear from the first step to the last."""
         start, end = self._settings.lambda_clm, self._settings.lambda_final
         if end is None:
             return start
@@ -187,7 +189,7 @@ def _changes(model: torch.nn.Module) -> list[int]:
 
 
 class Report(TrainerCallback):
-    """Says when to score and save; tells the progress what happens."""
+    """Say when to score and save, and tell the progress what happens."""
 
     def __init__(self, progress: Progress, steps: set[int], trainer: FusionTrainer, start: Path):
         self._progress = progress
@@ -197,7 +199,7 @@ class Report(TrainerCallback):
         self._dev = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Scores the untrained target, unless an earlier run has."""
+        """Score the untrained target, unless an earlier run has."""
         if state.global_step == 0:
             self._progress.note("scoring the target on the development split first")
             domains = self._trainer.dev_bits_per_byte()

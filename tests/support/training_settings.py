@@ -1,0 +1,12 @@
+"""Settings of a training, whole, for tests that change a few."""
+
+from typing import Any
+
+from fuselm.runs.config import Train
+from fuselm.training.trainer import Settings
+
+
+def make_settings(**changes: Any) -> Settings:
+    """Return the defaults of a run file in float32, with a cosine schedule and without a mean of weights."""
+    options = Train().model_dump(exclude={"clm"}) | {"lr_schedule": "cosine", "average": False, "precision": "float32"}
+    return Settings(**options | {"batch_documents": None, "seed": 0} | changes)
