@@ -174,7 +174,7 @@ def captured(folder: Path, server: servers.Server, vocabulary, documents) -> dic
     manifest.build_once(
         folder,
         Recipe(stage="capture"),
-        lambda out: remote.capture(server, vocabulary, documents, out, policy=POLICY, progress=shown),
+        lambda out: remote.capture_from_server(server, vocabulary, documents, out, policy=POLICY, progress=shown),
     )
     return manifest.read(folder)["counts"]
 

@@ -212,15 +212,15 @@ class Pipeline:
             if name in self.inputs.servers:
                 from fuselm.sources.servers import remote
 
-                return remote.capture(self.inputs.servers[name], vocabulary, documents, out, **asked)
+                return remote.capture_from_server(self.inputs.servers[name], vocabulary, documents, out, **asked)
             asked["prefix_tokens"] = self.run.capture.prefix_tokens
             asked["batch_tokens"] = self.run.capture.batch_tokens
             dtype = self._read_dtype(name, out)
             if self.run.capture.engine == "ray":
-                from fuselm.sources import cluster
+                from fuselm.sources import ray_workers
 
                 asked |= {"workers": self.run.capture.processes, "revision": options.revision}
-                return cluster.capture(model, vocabulary, documents, out, dtype=dtype, **asked) | {"dtype": dtype}
+                return ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked) | {"dtype": dtype}
             source = capture.load(model, vocabulary, dtype=dtype)
             return capture.capture(source, documents, out, **asked) | {"dtype": dtype}
 

@@ -27,7 +27,7 @@ from fuselm.system.progress import Progress
 ONE = 1  # document a batch: the server makes its own
 
 
-def capture(
+def capture_from_server(
     server: Server,
     vocabulary: Vocabulary,
     documents: Sequence[Document],

@@ -1,4 +1,4 @@
-"""cluster.py on a real Ray of two workers: the store is that of one process, whoever dies on the way."""
+"""ray_workers.py on a real Ray of two workers: the store is that of one process, whoever dies on the way."""
 
 import importlib.util
 import io
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources import capture, cluster
+from fuselm.sources import capture, ray_workers
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
@@ -65,7 +65,7 @@ def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = Fa
         found = locate(str(model))
         vocabulary = Vocabulary(load_tokenizer(found), found.output_size)
         more = {"workers": 2, "revision": None, "dtype": "float32"}
-        return cluster.capture(found, vocabulary, documents, out, **more, **HOW, progress=shown)
+        return ray_workers.capture_on_ray(found, vocabulary, documents, out, **more, **HOW, progress=shown)
 
     manifest.build_once(folder, Recipe(stage="capture"), build)
     return manifest.read(folder)["counts"]

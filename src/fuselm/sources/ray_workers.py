@@ -24,7 +24,7 @@ from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress
 
 
-def capture(
+def capture_on_ray(
     model: Model,
     vocabulary: Vocabulary,
     documents: Sequence[Document],
