@@ -14,7 +14,7 @@ from fuselm.models import model as models
 from fuselm.models import precision
 from fuselm.models.model import locate
 from fuselm.runs import run_precision
-from fuselm.sources import capture
+from fuselm.sources import capture, resumable_writing
 from fuselm.system import fingerprints, machine, manifest
 
 WITH_BF16 = {
@@ -217,7 +217,7 @@ def test_an_interrupted_capture_goes_on_as_it_began_wherever_its_folder_is(run_f
     """Without the run's own record of it: only the folder of the stage was kept."""
     out = run_file.parent / "out"
     on(WITHOUT)
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
     read, calls = capture.read, []
 
     def stops(*arguments, **named):

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
-from fuselm.sources import capture
+from fuselm.sources import resumable_writing
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 
@@ -115,7 +115,7 @@ def test_the_same_run_elsewhere_has_the_same_numbers(finished, tmp_path):
 def test_a_document_that_a_source_gives_nan_for_is_not_learnt_from(
     tmp_path, byte_level, sentence_piece, rows, cache, monkeypatch
 ):
-    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.5)
+    monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.5)
     odd = {"domain": rows[0]["domain"], "text": "Ωρες στο Αιγαίο, και πάλι Ωρες.", "split": "train"}
     tokenizer = AutoTokenizer.from_pretrained(sentence_piece)
     common = {i for row in rows for i in tokenizer(row["text"])["input_ids"]}

@@ -18,7 +18,7 @@ from fuselm.documents.passages import Prefix
 from fuselm.models import forward
 from fuselm.models.model import load_model, load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources import capture
+from fuselm.sources import capture, resumable_writing
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
@@ -133,8 +133,8 @@ def poisoned(folder, documents: list[Document]) -> tuple[capture.Source, list[st
 
 @pytest.mark.parametrize("stop_after", [None, 2])
 def test_a_document_with_nan_is_named_skipped_and_counted(tmp_path, byte_level, documents, monkeypatch, stop_after):
-    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.1)
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.1)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
     source, bad = poisoned(byte_level, documents)
     if stop_after is not None:
         with pytest.raises(Interrupted):
@@ -190,9 +190,9 @@ def captured(
 def test_an_interrupted_capture_goes_on_and_ends_the_same(
     tmp_path, byte_level, documents, monkeypatch, stop_after, window, policy
 ):
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
-    monkeypatch.setattr(capture, "WINDOW_TOKENS", window)
-    monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "WINDOW_TOKENS", window)
+    monkeypatch.setattr(resumable_writing, "WINDOW_BATCHES", 0)
     source = source_of(byte_level)
     captured(tmp_path / "whole", source, documents, **policy)
     with pytest.raises(Interrupted):
@@ -209,7 +209,7 @@ def test_an_interrupted_capture_goes_on_and_ends_the_same(
 
 
 def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypatch):
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
     source = source_of(byte_level)
     captured(tmp_path / "whole", source, documents)
     with pytest.raises(Interrupted):
@@ -223,9 +223,9 @@ def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypa
 
 def test_windows_hold_all_documents_in_order():
     lengths = [3, 0, 11, 2, 5, 7, 1]
-    windows = list(capture._windows(lengths, 10))
+    windows = list(resumable_writing.split_windows(lengths, 10))
     assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(lengths)))
-    assert [sum(lengths[w]) for w in windows] == [14, 14, 1] and list(capture._windows([], 10)) == []
+    assert [sum(lengths[w]) for w in windows] == [14, 14, 1] and list(resumable_writing.split_windows([], 10)) == []
 
 
 def test_no_documents_make_an_empty_store(tmp_path, byte_level):
@@ -264,7 +264,7 @@ def test_rows_are_those_of_a_document_behind_the_ones_before_it(tmp_path, source
 
 
 def test_a_document_behind_one_with_nan_is_read_by_itself(tmp_path, byte_level, documents, monkeypatch):
-    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.1)
+    monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.1)
     documents = [replace(d, domain="one") for d in documents]
     source, bad = poisoned(byte_level, documents)
     counts = captured(tmp_path / "store", source, documents)["counts"]
@@ -284,7 +284,7 @@ def test_documents_that_have_nan_behind_others_alone_are_skipped(tmp_path, byte_
     short = [replace(d, domain="one") for d in documents if len(source.vocabulary.segment(d.text).ids) <= 200]
     with pytest.raises(ValueError, match=r"the model gives NaN for [1-9] of .* or capture.prefix_tokens=0, or leave"):
         captured(tmp_path / "store", source, short)
-    monkeypatch.setattr(capture, "MOST_SKIPPED", 1)
+    monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 1)
     skipped = captured(tmp_path / "store", source, short)["counts"]["skipped"]
     assert skipped and {*skipped, *store.Store(tmp_path / "store").documents} == {d.id for d in short}
 

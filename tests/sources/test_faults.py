@@ -20,7 +20,7 @@ from test_capture import Interrupted, captured, documents, source_of  # noqa: F4
 from tiny_run import fuselm
 
 from fuselm.runs import plan
-from fuselm.sources import capture
+from fuselm.sources import capture, resumable_writing
 from fuselm.stores import store
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
@@ -28,7 +28,7 @@ from fuselm.system.progress import Progress
 
 @pytest.fixture(autouse=True)
 def a_block_each_batch(monkeypatch):
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def whole(tmp_path, source, documents) -> Path:  # noqa: F811
 
 @pytest.fixture
 def windows(monkeypatch):
-    monkeypatch.setattr(capture, "WINDOW_TOKENS", 997)
-    monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
+    monkeypatch.setattr(resumable_writing, "WINDOW_TOKENS", 997)
+    monkeypatch.setattr(resumable_writing, "WINDOW_BATCHES", 0)
 
 
 def assert_same(folder: Path, expected: Path) -> None:

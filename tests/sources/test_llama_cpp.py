@@ -21,7 +21,7 @@ from rich.console import Console
 from test_capture import source_of
 
 from fuselm.documents.corpus import Document
-from fuselm.sources import capture
+from fuselm.sources import capture, resumable_writing
 from fuselm.sources.servers import client, remote
 from fuselm.sources.servers import server as servers
 from fuselm.stores import store
@@ -124,7 +124,7 @@ def test_a_store_from_the_server_is_that_of_the_model_in_memory(tmp_path, real_m
 
 def test_a_server_killed_with_kill_9_loses_nothing(tmp_path, real_models, documents, monkeypatch):
     monkeypatch.setattr(client, "ATTEMPTS", 2)
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
     file, port = real_models["smollm2"], free_port()
     vocabulary, documents = source_of(file).vocabulary, documents[:3]
     partial = tmp_path / "far.partial"

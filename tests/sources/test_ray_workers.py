@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuselm.models.model import load_tokenizer, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources import capture, ray_workers
+from fuselm.sources import capture, ray_workers, resumable_writing
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
@@ -40,9 +40,9 @@ def stopped():
 
 @pytest.fixture(autouse=True)
 def a_block_each_batch(monkeypatch):
-    monkeypatch.setattr(capture, "SECONDS_PER_BLOCK", 0)
-    monkeypatch.setattr(capture, "WINDOW_TOKENS", 997)
-    monkeypatch.setattr(capture, "WINDOW_BATCHES", 0)
+    monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
+    monkeypatch.setattr(resumable_writing, "WINDOW_TOKENS", 997)
+    monkeypatch.setattr(resumable_writing, "WINDOW_BATCHES", 0)
 
 
 class Interrupted(Exception):
@@ -117,7 +117,7 @@ def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
     documents,  # noqa: F811
     monkeypatch,
 ):
-    monkeypatch.setattr(capture, "MOST_SKIPPED", 0.2)
+    monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.2)
     model = AutoModelForCausalLM.from_pretrained(byte_level)
     ids = [source_of(byte_level).vocabulary.segment(d.text).ids[:-1].tolist() for d in documents]
     token = next(t for t in range(641) if sum(t in row for row in ids) == 1 and t > 1)

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from fuselm.cli import endings
 from fuselm.cli import main as cli
-from fuselm.sources import capture
+from fuselm.sources import resumable_writing
 from fuselm.system import progress
 from fuselm.system.progress import Progress
 
@@ -177,7 +177,7 @@ def kill(run_file: Path, out: Path, *, kills: int, files: int) -> int:
 
 def _child(arguments: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    capture.SECONDS_PER_BLOCK = 0
+    resumable_writing.SECONDS_PER_BLOCK = 0
     outcome = fuselm(*arguments)
     sys.exit(outcome.code)
 

@@ -17,7 +17,8 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.models.model import Model, load_vocabulary, locate
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources.capture import load, read_passages, write_all
+from fuselm.sources.capture import load, read_passages
+from fuselm.sources.resumable_writing import write_all
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
 from fuselm.system.errors import first_line

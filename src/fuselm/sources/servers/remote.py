@@ -40,7 +40,7 @@ def capture_from_server(
 
     `unclear` of what was counted is the mean mass of a token's strings that may be several tokens.
     """
-    from fuselm.sources.capture import write_all
+    from fuselm.sources.resumable_writing import write_all
     from fuselm.stores import retention
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
