@@ -220,9 +220,8 @@ class Pipeline:
                 from fuselm.sources import ray_workers
 
                 asked |= {"workers": self.run.capture.processes, "revision": options.revision}
-                return ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked) | {
-                    "dtype": dtype
-                }
+                counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
+                return counts | {"dtype": dtype}
             source = capture.load(model, vocabulary, dtype=dtype)
             return capture.capture(source, documents, out, **asked) | {"dtype": dtype}
 

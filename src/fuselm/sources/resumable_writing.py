@@ -1,7 +1,7 @@
 """Write the traces of a corpus so that an interruption costs little and changes no byte.
 
 Documents are taken a window at a time, and a window becomes a part of the store, in the documents' own order. What is
-read of a window goes to blocks beside the parts until the window is complete: an interruption costs what is in no block.
+read of a window goes to blocks beside the parts until the window is complete, so an interruption costs little.
 """
 
 import time
