@@ -20,7 +20,7 @@ DIAGONAL, SOURCE, TARGET = range(3)  # steps: which of the positions goes on, of
 
 
 def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block: int = BLOCK) -> Int[ndarray, "path 2"]:
-    """The pairs (source position, target position) of the cheapest monotone path, first to last.
+    """Return the pairs (source position, target position) of the cheapest monotone path, first to last.
 
     The cost of a pair is the Levenshtein distance of the two token strings, which come without word-boundary marks.
     Where there are more pairs than `block`, each step is found twice, so that not all of them have to be held.

@@ -1,4 +1,4 @@
-"""Several sources' distributions of the same tokens become one. DESIGN.md section 5; Wan et al. 2024, section 3.3.
+"""Fuse several sources' distributions of the same tokens into one. Wan et al. 2024, section 3.3.
 
 weights.py says how much each source has to say, pooling.py makes one row of several. A source that says nothing of a
 token has no part in it; where none says anything, the gold token gets all.
@@ -37,7 +37,7 @@ def fuse(
     prior: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
 ) -> Trace:
-    """One trace of several, which are aligned to the same tokens of the same document.
+    """Fuse several traces into one; they are aligned to the same tokens of the same document.
 
     Its `weights` say what each source gave to each token; they are all 0 where none says anything. `prior` is what the
     sources' weights are to begin with (equal), `temperatures` what their rows are taken to before anything else (1).
@@ -85,7 +85,7 @@ def _tempered(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
 
 
 def _certain(rows: Distributions, trace: Trace) -> Distributions:
-    """One-hot on the gold token where nothing is known: the paper's fallback."""
+    """Put all mass on the gold token where nothing is known: the paper's fallback."""
     unknown = np.flatnonzero(~rows.informed)
     if not len(unknown):
         return rows
@@ -187,7 +187,7 @@ def learn(
     temperatures: Sequence[float],
     vocabulary_size: int,
 ) -> dict[str, list[float]]:
-    """For each domain the weights under which the mixture gives its text the greatest probability.
+    """Learn for each domain the weights under which the mixture gives its text the greatest probability.
 
     A source has weight 0 in a domain of which its tokenizer does not spell more than `COMPARABLE`, if others do: what
     it predicts of the rest is no measure of it.

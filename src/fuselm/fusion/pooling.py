@@ -1,4 +1,4 @@
-"""Several rows of one token become one row: their weighted arithmetic or geometric mean. DESIGN.md section 5.
+"""Make one row of several rows of a token: their weighted arithmetic or geometric mean.
 
 Sums are taken in an order that does not depend on that of the sources, so neither does a bit of the result.
 """
@@ -25,7 +25,7 @@ class _Rows(NamedTuple):
 
 
 def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
-    """The mixture: sum of w p. Where all weights are 0 a row has no information."""
+    """Mix: sum of w p. Where all weights are 0 a row has no information."""
     tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
@@ -37,7 +37,7 @@ def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens so
 def geometric(
     rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"], vocabulary_size: int
 ) -> Distributions:
-    """The log-linear pool: product of p^w, renormalised. Where all weights are 0 a row has no information.
+    """Pool log-linearly: product of p^w, renormalised. Where all weights are 0 a row has no information.
 
     An id that only others have kept has the probability that is typical of a source's tail (tails.py), and no more than
     an equal share of it. The ids that none has kept are taken to be ranked alike by all: then they get the product of
@@ -76,7 +76,7 @@ def _cut(
     ids: Int[ndarray, "slots"],
     logprobs: Float[ndarray, "slots"],
 ) -> Distributions:
-    """Of what a kernel has written: `counts[i]` entries for each row."""
+    """Build distributions from what a kernel has written: `counts[i]` entries for each row."""
     some = weights.any(axis=1)
     return Distributions(
         offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
@@ -186,7 +186,7 @@ def _end(keys, begin):
 @no_type_check
 @compiled(nogil=True)
 def _write(keys, values, out_ids, out_logprobs, written):
-    """The most probable first, of equal ones the lowest id."""
+    """Write the most probable first, of equal ones the lowest id."""
     for n in np.argsort(-values, kind="mergesort"):
         out_ids[written], out_logprobs[written] = keys[n], values[n]
         written += 1

@@ -1,4 +1,4 @@
-"""What the tail of a row is like: a power law that goes on where the kept entries end. docs/paper.md, "Fusion".
+"""Model the tail of a row as a power law that goes on where the kept entries end. docs/paper.md, "Fusion".
 
 A row keeps its most probable ids and the mass t of all others. Where more must be known of those (their entropy, their
 mass at another temperature, the probability of one that another source has kept), they are taken to fall off by rank r
@@ -37,7 +37,7 @@ class Tails:
 
 
 def of(distributions: Distributions, vocabulary_size: int) -> Tails:
-    """The tails of all rows. A row without entries has all mass there, spread evenly."""
+    """Fit the tails of all rows. A row without entries has all mass there, spread evenly."""
     d = distributions
     counts = d.counts
     last = np.full(len(d), -np.log(vocabulary_size))
@@ -55,7 +55,7 @@ def of(distributions: Distributions, vocabulary_size: int) -> Tails:
 
 
 def entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
-    """Of each row, in nats, with its tail; that of rows without information is log of the vocabulary's size."""
+    """Return each row's entropy in nats, with its tail; without information it is log of the vocabulary's size."""
     d, tails = distributions, of(distributions, vocabulary_size)
     logprobs = d.logprobs.astype(np.float64)
     kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
@@ -92,19 +92,19 @@ def tempered(distributions: Distributions, temperature: float, vocabulary_size: 
 
 
 def _growth(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """(e^x - 1) / x"""
+    """Return (e^x - 1) / x."""
     return np.where(np.abs(x) < 1e-8, 1.0 + x / 2, np.expm1(x) / np.where(x == 0, 1.0, x))
 
 
 def _mean(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Of u / c under a density e^(x u / c): 1 / (1 - e^-x) - 1 / x"""
+    """Return the mean of u / c under a density e^(x u / c): 1 / (1 - e^-x) - 1 / x."""
     safe = np.where(np.abs(x) < 1e-4, 1.0, x)
     with np.errstate(over="ignore"):
         return -1.0 / np.expm1(-safe) - 1.0 / safe
 
 
 def _solve(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """The x, at most `most`, with (e^x - 1) / x = ratio, by bisection; it grows with x, and x > -1 / ratio."""
+    """Find the x, at most `most`, with (e^x - 1) / x = ratio, by bisection; it grows with x, and x > -1 / ratio."""
     with np.errstate(divide="ignore"):
         low = np.maximum(-1.0 / ratio, STEEPEST)
     high = most.copy()

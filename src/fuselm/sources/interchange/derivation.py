@@ -26,7 +26,7 @@ MOST = 1.05  # that a row may sum to: approximations are a little more than 1
 def to_trace(
     found: Foreign, tokens: Tokens, *, ahead: bool, tail: float | None, counted: Counter[str]
 ) -> tuple[Trace, str | None]:
-    """A document's rows in our places, and its text. Special tokens around the text are left out, with their rows."""
+    """Return a document's rows in our places, and its text, without special tokens around it and their rows."""
     rows, gold = _placed(found, ahead)
     begin, end = 0, len(found.tokens)
     if end and found.tokens[0] == tokens.context:
@@ -175,7 +175,7 @@ def _distributions(
 
 
 def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
-    """Raises `ValueError` where tokens are among the entries of a row one place further, but not among their own."""
+    """Raise `ValueError` where tokens are among the entries of a row one place further, but not among their own."""
     hits = {}
     for way in (False, True):
         found = [
@@ -194,7 +194,7 @@ def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
 
 
 def check_sums(probed: list[Foreign], tail: float | None, vocabulary_size: int) -> None:
-    """Raises `ValueError` where rows were renormalised and nobody says what was cut off, or the other way round."""
+    """Raise `ValueError` where rows were renormalised and nobody says what was cut off, or the other way round."""
     sums = np.array(
         [
             math.fsum(math.exp(min(p, 1.0)) for _, p in row)

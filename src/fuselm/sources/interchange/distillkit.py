@@ -17,7 +17,7 @@ _KNOWN |= {"error_diffusion", "normalize_t"}
 
 
 def check(compression: Any) -> dict[str, Any]:
-    """The configuration with its defaults. Raises `ValueError` if it is none."""
+    """Return the configuration with its defaults. Raises `ValueError` if it is none."""
     if isinstance(compression, dict) and isinstance(compression.get("logprob_compressor"), dict):
         compression = compression["logprob_compressor"]
     if not isinstance(compression, dict) or not {"d", "k", "exact_k"} <= compression.keys():

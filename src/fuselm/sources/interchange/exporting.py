@@ -66,7 +66,7 @@ def export_store(
 
 
 def _spelled(trace: Trace, tokens: Tokens) -> str | None:
-    """The text, if the tokens spell it."""
+    """Return the text, if the tokens spell it."""
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in trace.tokens.tolist())
     for data in (joined, joined[1:]):
         text = data.decode("utf-8", "replace")

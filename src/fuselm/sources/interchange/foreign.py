@@ -77,7 +77,7 @@ def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) ->
 
 
 def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
-    """The record itself, or the server's answer in which it is a choice."""
+    """Read the record itself, or the server's answer in which it is a choice."""
     choice = {**record, **(record.get("choices") or [{}])[0]}
     given, text = choice.get("prompt_logprobs"), _text(record)
     if not isinstance(given, list):
@@ -153,7 +153,7 @@ def read_openai(record: dict[str, Any], tokens: Tokens) -> Foreign:
 
 @functools.lru_cache(1)
 def _dialects(vocabulary: Vocabulary) -> list[Dialect]:
-    """The ways in which servers spell tokens."""
+    """List the ways in which servers spell tokens."""
     ways = [(lossy, skip) for skip in (1, 0) for lossy in endpoints.LOSSY]
     return [endpoints.dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
 

@@ -3,7 +3,7 @@
 Three dialects are spoken. Two take token ids and name them: vLLM's `prompt_logprobs`, and SGLang's own `/generate`.
 The third is OpenAI's older one (`echo` with `logprobs`), which llama-cpp-python speaks: text goes in and token
 *strings* come back, so that the tokens must be compared with ours, and entries whose string may be one of several are
-left to the tail. DESIGN.md section 3: row i is the distribution of token i, position 0 follows one context token.
+left to the tail. Row i is the distribution of token i, position 0 follows one context token.
 """
 
 import itertools
@@ -69,7 +69,7 @@ def ask_openai(model: str, prompt: Prompt, top_k: int, dialect: Dialect | None) 
 
 
 def next_token(model: str, text: str, top_k: int) -> dict[str, Any]:
-    """The question what may follow `text`, in the OpenAI dialect."""
+    """Ask what may follow `text`, in the OpenAI dialect."""
     return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 1.0, "logprobs": top_k}
 
 

@@ -147,7 +147,7 @@ def _opened(connection: Connection, rows: Rows, token: int) -> Rows:
 
 
 def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
-    """The log-probability of a first token: a bias makes the server choose it, and it says what it was without."""
+    """Return a first token's log-probability: a bias makes the server choose it, and it says what it was before."""
     body = endpoints.next_token(connection.server.served, dialect.opening, 1)
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
     string, logprob = endpoints.chosen(answer)

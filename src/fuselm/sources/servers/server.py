@@ -74,7 +74,7 @@ def find(
     timeout: float = 600.0,
     key_over_http: bool = False,
 ) -> Server:
-    """The model that the server at `url` serves under the name `served`, by what it says in its list of models.
+    """Find the model that the server at `url` serves under the name `served`, by what it says in its list of models.
 
     What it said is remembered: a run whose captures are done needs no server. Raises `ValueError` if it can't be
     reached and never was, has no such model, or nobody says how long its context is.
@@ -219,7 +219,7 @@ def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
 
 
 def _check_spelling(connection: Connection, spelled: Sequence[tuple[int, str]]) -> None:
-    """Raises `ValueError` if most tokens are other strings to the server than to us."""
+    """Raise `ValueError` if most tokens are other strings to the server than to us."""
     ours = [(connection.vocabulary.token_bytes[token] or b"").decode("utf-8", "replace") for token, _ in spelled]
     differ = [n for n, (_, theirs) in enumerate(spelled) if theirs.strip(" ▁Ġ") != ours[n].strip()]
     if 2 * len(differ) > len(spelled):
@@ -231,7 +231,7 @@ def _check_spelling(connection: Connection, spelled: Sequence[tuple[int, str]]) 
 
 
 def _check_count(connection: Connection, prompt: Prompt) -> None:
-    """Raises `ValueError` if there are fewer entries than asked for."""
+    """Raise `ValueError` if there are fewer entries than asked for."""
     url, wanted, api = connection.server.url, connection.top_k, APIS[connection.api]
     more = f"{api.more.format(top_k=wanted)}, or set `capture.policy` to threshold and `capture.top_k` lower"
     try:
@@ -274,7 +274,7 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
 
 
 def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
-    """The prompt's first words, as many as are tokenized as they are within it, and how many tokens that is."""
+    """Return the prompt's first words, as many as are tokenized as they are within it, and how many tokens that is."""
     for end in (n for n, c in enumerate(prompt.text) if c == " "):
         ids = vocabulary.segment(prompt.text[:end]).ids.tolist()
         if ids == prompt.ids[: len(ids)]:
