@@ -39,10 +39,10 @@ class Aligner:
     `mined` does. Maps are built once and kept.
 
     >>> source, target = (fuselm.load_vocabulary(fuselm.locate(f"models/{name}")) for name in ("other", "target"))
-    >>> store = fuselm.load_run("mine.yaml", quiet=True).capture()["other"]
-    >>> trace = store.read(store.documents[0])
-    >>> aligned = fuselm.Aligner(source, target).align(trace, trace.text)
-    >>> len(aligned.tokens) == len(target.segment(trace.text).ids)
+    >>> run = fuselm.load_run("mine.yaml", quiet=True)
+    >>> document, text = next(iter(run.texts().items()))
+    >>> aligned = fuselm.Aligner(source, target).align(run.capture()["other"].read(document), text)
+    >>> len(aligned.tokens) == len(target.segment(text).ids)
     True
     """
 

@@ -33,7 +33,12 @@ MOST_BUFFERS = 1 << 33  # bytes that a model makes beside its weights: masks and
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Describe a causal language model on this disk. Fingerprints are 16 hex digits of a sha256."""
+    """Describe a causal language model on this disk. Fingerprints are 16 hex digits of a sha256.
+
+    >>> model = fuselm.locate("models/target")
+    >>> model.name, model.context_length
+    ('models/target', 512)
+    """
 
     name: str  # as the user wrote it
     folder: Path  # config.json, weights, tokenizer files
@@ -48,7 +53,11 @@ class Model:
 def locate(spec: str, *, revision: str | None = None) -> Model:
     """Return the model that `spec` names: a folder, a GGUF file (converted at first use) or a hub id (downloaded).
 
-    Raises `ValueError` if there is no such model, or it is not a whole causal language model with its tokenizer.
+    Raises:
+        ValueError: If there is no such model, or it is not a whole causal language model with its tokenizer.
+
+    >>> fuselm.locate("models/target").folder.name
+    'target'
     """
     path = Path(os.path.expanduser(spec))
     if revision is not None and path.exists():
@@ -86,12 +95,25 @@ def locate_tokenizer(spec: str) -> Model:
 
 
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
-    """Return the model's fast tokenizer, which neither truncates nor pads."""
+    """Return the model's fast tokenizer, which neither truncates nor pads.
+
+    >>> tokenizer = fuselm.load_tokenizer("models/target")
+    >>> tokenizer.decode(tokenizer.encode("a text").ids)
+    'a text'
+    """
     return tokenizer_files.load(model.folder if isinstance(model, Model) else Path(model))
 
 
 def load_vocabulary(model: Model) -> Vocabulary:
-    """Return the bytes of every id of the model's output layer. Raises `ValueError`, which names the model."""
+    """Return the model's vocabulary: the bytes of every id of its output layer, and how text becomes ids.
+
+    Raises:
+        ValueError: If the tokenizer's tokens have no bytes that can be known, or more ids than the output layer.
+
+    >>> vocabulary = fuselm.load_vocabulary(fuselm.locate("models/target"))
+    >>> b"".join(vocabulary.token_bytes[i] for i in vocabulary.segment("a text").ids)
+    b'a text'
+    """
     try:
         return Vocabulary(load_tokenizer(model), model.output_size)
     except ValueError as error:
@@ -102,7 +124,14 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     """Load a model, ready to evaluate.
 
     dtype "auto" is the fastest on this machine that is as precise as the checkpoint's (precision.py); device "auto" is
-    the first of cuda, mps and cpu. Raises `ValueError` for a model that is not whole, or a device that is not there.
+    the first of cuda, mps and cpu.
+
+    Raises:
+        ValueError: If the model is not whole, or the device is not there.
+
+    >>> model = fuselm.load_model(fuselm.locate("models/target"), device="cpu")
+    >>> model.training
+    False
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: unknown; needs one of {', '.join(DTYPES)}")

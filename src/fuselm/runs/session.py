@@ -43,6 +43,10 @@ class FusionRun:
         """Return the folder that everything is written to."""
         return self._pipeline.folder
 
+    def texts(self) -> dict[str, str]:
+        """Return the texts that distributions are captured of, by the names that documents have in stores."""
+        return {document.id: document.text for document in self._pipeline.learnt}
+
     def capture(self) -> dict[str, Store]:
         """Capture every source's next-token distributions over the training documents; return the stores by source."""
         return {name: Store(path) for name, path in self._checked("capture").capture().items()}

@@ -156,12 +156,13 @@ def fusion_loss(
 
     `hidden` are the states that `layer`, the model's output layer, makes logits of; `gold` the tokens that come, and
     `fused` their rows, or None for the causal-LM loss alone, bit for bit that of lambda 1. `lambda_clm` weighs the
-    causal-LM loss: one number, or one for each token. The loss is the sum over tokens divided by `count`: their number, for a mean.
+    causal-LM loss: one number, or one for each token. The loss is the sum over tokens divided by `count`, which is
+    their number for a mean.
 
     >>> import torch
     >>> from fuselm.models.forward import OutputLayer
     >>> weight = torch.eye(7, 3, requires_grad=True)
-    >>> layer = OutputLayer(weight=weight)
+    >>> layer = OutputLayer(weight=weight, bias=None)
     >>> rows = fuselm.FusedRows(
     ...     ids=torch.tensor([[5, 2]]), logprobs=torch.tensor([[0.6, 0.3]]).log(), tail=torch.tensor([0.1])
     ... )
@@ -351,7 +352,7 @@ class _Kept(NamedTuple):
         return result
 
     def outcomes(self, log_z: Float[Tensor, "rows"], tail: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
-        """Return log q and log p of kept entries and bucket, whose log p is `tail`; no log p is below the least float."""
+        """Return log q and log p of kept entries and bucket, whose log p is `tail`; none is below a float's least."""
         logp = torch.cat([self.real_logits() - log_z[:, None], tail[:, None]], dim=1)
         least = torch.where(torch.cat([self.real, torch.ones_like(self.some)], dim=1), -1e4, -torch.inf)
         return torch.cat([self.logprobs, self.tail.log()[:, None]], dim=1), logp.maximum(least.to(logp.dtype))
