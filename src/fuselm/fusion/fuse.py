@@ -1,7 +1,7 @@
-"""Fuse several sources' distributions of the same tokens into one. Wan et al. 2024, section 3.3.
+"""Fuse several sources' distributions of the same tokens into one (Wan et al. 2024, section 3.3).
 
-weights.py says how much each source has to say, pooling.py makes one row of several. A source that says nothing of a
-token has no part in it; where none says anything, the gold token gets all.
+weights.py says how much each source has to say, and pooling.py makes one row of several. A source that says nothing
+about a token has no part in it; where no source says anything, the gold token gets all the mass.
 """
 
 import math
@@ -39,8 +39,31 @@ def fuse(
 ) -> Trace:
     """Fuse several traces into one; they are aligned to the same tokens of the same document.
 
-    Its `weights` say what each source gave to each token; they are all 0 where none says anything. `prior` is what the
-    sources' weights are to begin with (equal), `temperatures` what their rows are taken to before anything else (1).
+    >>> from fuselm.fusion.fuse import fuse
+    >>> store = fuselm.load_run("mine.yaml", quiet=True).align()["other"]
+    >>> trace = store.read(store.documents[0])
+    >>> fused = fuse([trace, trace], vocabulary_size=fuselm.locate("models/target").output_size)
+    >>> fused.weights.shape == (len(trace.tokens), 2)
+    True
+
+    Args:
+        traces: One trace for each source: `tokens` is Int[tokens], its distributions' `gold` and `tail` are
+            Float[tokens], their `ids` and `logprobs` Int[entries] and Float[entries].
+        vocabulary_size: The number of ids in the target's output layer.
+        function: The name of a function in weights.py that says how much each source has to say.
+        level: The span of text that cross-entropies are averaged over: "document", "window" or "token".
+        window: The size of a window in bytes.
+        sharpness: The factor of the cross-entropy in `avg_ce` and the functions like it.
+        switch: The probability with which one source hands over to the next, in `bayes`.
+        prior: The sources' weights to begin with, Float[sources]; equal if None.
+        temperatures: The temperatures that sources' rows are taken to first, Float[sources]; 1 if None.
+
+    Returns:
+        The fused trace, for the same Int[tokens]. Its `weights`, Float[tokens sources], say what each source gave to
+        each token; they are all 0 where no source says anything, and there the gold token has all the mass.
+
+    Raises:
+        ValueError: If the traces are aligned to different tokens.
     """
     first = traces[0]
     for other in traces[1:]:
@@ -77,7 +100,7 @@ def fuse(
 
 
 def _tempered(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
-    """`nats` changes by what the aligned distributions' do."""
+    """Take a trace's rows to another temperature; its `nats` change by what the aligned gold tokens' do."""
     rows = tails.tempered(trace.distributions, temperature, vocabulary_size)
     possible = np.isfinite(rows.gold)
     more = trace.distributions.gold[possible].astype(np.float64) - rows.gold[possible]
@@ -116,12 +139,13 @@ def fuse_stores(
     learn_from: Set[str] | None = None,
     progress: Progress,
 ) -> dict:
-    """Write the fused traces of those `documents` that are in all stores to parts in `out`; return what was counted.
+    """Write the fused traces of those `documents` that all stores have to parts in `out`; return the counts.
 
-    `weights` are what sources begin with, in all domains or by domain, 1 where none is given; or they are `learned`,
-    from the documents with the ids `learn_from`, else from all: of what a source wrote, it would be the best judge.
-    `temperatures` are by source, 1 where none is given. `shares` says how much each source gave to the tokens of a
-    domain, `lacking` how many documents were left out because a source has not got them.
+    `weights` are what sources begin with, in all domains or by domain, and 1 where none is given. If they are
+    `learned`, they come from the documents with the ids `learn_from`, else from all documents; a source would be the
+    best judge of text it wrote itself, so such text should be kept out. `temperatures` are given by source and default
+    to 1. In the counts, `shares` says how much each source gave to the tokens of a domain, and `lacking` how many
+    documents were left out because a source does not have them.
     """
     lacking = {
         name: sum(any(d.id in s for s in stores.values()) and d.id not in store for d in documents)
@@ -189,8 +213,8 @@ def learn(
 ) -> dict[str, list[float]]:
     """Learn for each domain the weights under which the mixture gives its text the greatest probability.
 
-    A source has weight 0 in a domain of which its tokenizer does not spell more than `COMPARABLE`, if others do: what
-    it predicts of the rest is no measure of it.
+    A source has weight 0 in a domain where its tokenizer leaves more than `COMPARABLE` of the bytes unspelled, if other
+    sources spell them: its predictions of the rest do not measure it.
     """
     learned = {}
     unspelled = [unspelled_shares(store) for store in stores.values()]

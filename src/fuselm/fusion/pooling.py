@@ -1,6 +1,6 @@
-"""Make one row of several rows of a token: their weighted arithmetic or geometric mean.
+"""Make one row out of several rows of a token: their weighted arithmetic or geometric mean.
 
-Sums are taken in an order that does not depend on that of the sources, so neither does a bit of the result.
+Sums are taken in an order that does not depend on the order of the sources, so the result is the same to the bit.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fuselm.system.compiling import compiled
 
 
 class _Rows(NamedTuple):
-    """All sources' entries after each other; those of source s at token i are `edges[s, i]` to `edges[s, i + 1]`."""
+    """Hold all sources' entries one after another; source s has `edges[s, i]` to `edges[s, i + 1]` at token i."""
 
     ids: Int[ndarray, "entries"]
     logprobs: Float[ndarray, "entries"]
@@ -25,7 +25,7 @@ class _Rows(NamedTuple):
 
 
 def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
-    """Mix: sum of w p. Where all weights are 0 a row has no information."""
+    """Mix the rows: the sum of w p. A row where all weights are 0 has no information."""
     tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
@@ -37,11 +37,12 @@ def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens so
 def geometric(
     rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"], vocabulary_size: int
 ) -> Distributions:
-    """Pool log-linearly: product of p^w, renormalised. Where all weights are 0 a row has no information.
+    """Pool log-linearly: the renormalised product of p^w. A row where all weights are 0 has no information.
 
-    An id that only others have kept has the probability that is typical of a source's tail (tails.py), and no more than
-    an equal share of it. The ids that none has kept are taken to be ranked alike by all: then they get the product of
-    what is left of the tails, each to the power of its weight; ranked otherwise they would get less (Hoelder).
+    Where a source has not kept an id that others have, the id gets the probability that is typical of that source's
+    tail (tails.py), and no more than an equal share of it. All sources are assumed to rank the ids that none of them
+    has kept alike: these ids then get the product of what is left of the tails, each to the power of its weight. Ranked
+    otherwise they would get less (Hoelder).
     """
     of = [tails.of(d, vocabulary_size) for d in rows]
     mass, typical = np.stack([t.mass for t in of], axis=1), np.stack([t.logprobs for t in of], axis=1)
@@ -76,7 +77,7 @@ def _cut(
     ids: Int[ndarray, "slots"],
     logprobs: Float[ndarray, "slots"],
 ) -> Distributions:
-    """Build distributions from what a kernel has written: `counts[i]` entries for each row."""
+    """Build distributions from what a kernel has written, with `counts[i]` entries for row i."""
     some = weights.any(axis=1)
     return Distributions(
         offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
@@ -157,7 +158,7 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
 @no_type_check
 @compiled(nogil=True)
 def _gather(i, ids, logprobs, edges, weights):
-    """Ids, log-probabilities and source of the entries that count at token i, by id."""
+    """Collect ids, log-probabilities and sources of the entries that count at token i, sorted by id."""
     sources = weights.shape[1]
     total = 0
     for s in range(sources):
@@ -186,7 +187,7 @@ def _end(keys, begin):
 @no_type_check
 @compiled(nogil=True)
 def _write(keys, values, out_ids, out_logprobs, written):
-    """Write the most probable first, of equal ones the lowest id."""
+    """Write the most probable entries first, and of equal ones the lowest id first."""
     for n in np.argsort(-values, kind="mergesort"):
         out_ids[written], out_logprobs[written] = keys[n], values[n]
         written += 1

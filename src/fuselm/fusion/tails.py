@@ -1,10 +1,10 @@
-"""Model the tail of a row as a power law that goes on where the kept entries end. docs/paper.md, "Fusion".
+"""Model the tail of a row as a power law that starts where the kept entries end (docs/paper.md, "Fusion").
 
-A row keeps its most probable ids and the mass t of all others. Where more must be known of those (their entropy, their
-mass at another temperature, the probability of one that another source has kept), they are taken to fall off by rank r
-as p_r = p_k (r / k)^-a, from rank k, that of the least kept entry, to V, the size of the vocabulary; a is what makes
-them sum to t. In the logarithm of the rank, from 0 to c = log(V / k), that is an exponential, so all is closed form but
-for a: with x = (1 - a) c, the mass is t = p_k k c (e^x - 1) / x.
+A row keeps its most probable ids and the mass t of all others. Sometimes more must be known about those others: their
+entropy, their mass at another temperature, or the probability of one that another source has kept. They are then taken
+to fall off by rank r as p_r = p_k (r / k)^-a, from rank k, the rank of the least kept entry, to V, the size of the
+vocabulary; a makes them sum to t. In the logarithm of the rank, from 0 to c = log(V / k), this is an exponential, so
+everything except a has a closed form: with x = (1 - a) c, the mass is t = p_k k c (e^x - 1) / x.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ STEEPEST = -1e9  # x of a tail without mass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tails:
-    """The tail of each row: its mass, the least kept log-probability, c and x as above, the ids in it."""
+    """Hold each row's tail: its mass, the least kept log-probability, c and x as above, and its number of ids."""
 
     mass: Float[ndarray, "tokens"]
     last: Float[ndarray, "tokens"]
@@ -31,13 +31,13 @@ class Tails:
 
     @property
     def logprobs(self) -> Float[ndarray, "tokens"]:
-        """The mean log-probability of an id that is drawn from the tail; at most the least kept one."""
+        """Return the mean log-probability of an id drawn from the tail, which is at most the least kept one."""
         x = self.slope
         return self.last - (self.reach - x) * np.where(np.abs(x) < 1e-4, 0.5 + x / 12, _mean(x))
 
 
 def of(distributions: Distributions, vocabulary_size: int) -> Tails:
-    """Fit the tails of all rows. A row without entries has all mass there, spread evenly."""
+    """Fit the tails of all rows. A row without entries has all its mass in the tail, spread evenly."""
     d = distributions
     counts = d.counts
     last = np.full(len(d), -np.log(vocabulary_size))
@@ -55,7 +55,7 @@ def of(distributions: Distributions, vocabulary_size: int) -> Tails:
 
 
 def entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
-    """Return each row's entropy in nats, with its tail; without information it is log of the vocabulary's size."""
+    """Return each row's entropy in nats, tail included; for a row without information, log of the vocabulary's size."""
     d, tails = distributions, of(distributions, vocabulary_size)
     logprobs = d.logprobs.astype(np.float64)
     kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
@@ -63,9 +63,10 @@ def entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray
 
 
 def tempered(distributions: Distributions, temperature: float, vocabulary_size: int) -> Distributions:
-    """p^(1/T), renormalised: entries, tail and gold. T above 1 flattens, and moves mass to the tail.
+    """Return p^(1/T), renormalised: entries, tail and gold. A T above 1 flattens and moves mass to the tail.
 
-    A power law to a power is one, of exponent a / T: so its tail's mass is known, and what it does to the entries.
+    A power law raised to a power is again a power law, here of exponent a / T. So the mass of the new tail is known,
+    and with it the scale of the entries.
     """
     if temperature == 1.0:
         return distributions

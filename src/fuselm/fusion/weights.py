@@ -1,11 +1,12 @@
-"""How much each source has to say at each token. DESIGN.md section 5; Wan et al. 2024, section 3.3.
+"""Decide how much each source has to say at each token (docs/paper.md; Wan et al. 2024, section 3.3).
 
-`min_ce`, `avg_ce` and `log_linear` go by how well a source predicts the text: its cross-entropy in nats per byte, on
-the document (the paper), on the window or on the token. At document level that is the source's own, in its own
-vocabulary; below it that of its aligned distributions. So these weights know the token that comes. `entropy` and
-`bayes` don't: the one goes by how sure each source is, the other by how well it has predicted the document so far.
+`min_ce`, `avg_ce` and `log_linear` go by how well a source predicts the text: its cross-entropy in nats per byte, over
+the document (as in the paper), over a window or at the token. At document level this is the source's own cross-entropy,
+in its own vocabulary; below document level it is that of its aligned distributions. So these weights know the token
+that comes. `entropy` and `bayes` do not: `entropy` goes by how sure each source is, `bayes` by how well it has
+predicted the document so far.
 
-A source that says nothing of a token has no part in it, nor has one whose prior weight is 0.
+A source that says nothing about a token has no part in it, and neither has a source whose prior weight is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +30,11 @@ WORST = 1e300  # nats: the cost of the impossible
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What weights come from. `allowed` says which sources may have a part in a token, `prior` what they have to begin
-    with. `window` is in bytes; `sharpness` and `switch` are those of `avg_ce` and `bayes`."""
+    """Hold what weights are computed from.
+
+    `allowed` says which sources may have a part in a token, and `prior` which weights they begin with. `window` is in
+    bytes; `sharpness` belongs to `avg_ce` and `switch` to `bayes`.
+    """
 
     traces: Sequence[Trace]
     allowed: Bool[ndarray, "tokens sources"]
@@ -43,25 +47,30 @@ class Evidence:
 
 
 def min_ce(evidence: Evidence) -> Matrix:
-    """The paper's MinCE: the source with the least cross-entropy. Equal ones share, so order does not matter."""
+    """Choose the source of least cross-entropy (the paper's MinCE). Equal ones share, so order does not matter."""
     return _least(_cross_entropies(evidence, evidence.level), evidence.allowed)
 
 
 def avg_ce(evidence: Evidence) -> Matrix:
-    """The paper's AvgCE: prior times exp(-sharpness * cross-entropy). The paper has sharpness 1; 0 leaves the prior."""
+    """Weight sources by prior times exp(-sharpness * cross-entropy), the paper's AvgCE.
+
+    The paper has sharpness 1; sharpness 0 leaves the prior.
+    """
     return _softmax(_cross_entropies(evidence, evidence.level), evidence)
 
 
 def entropy(evidence: Evidence) -> Matrix:
-    """As `avg_ce`, of each source's own uncertainty, in nats a token: the text has no say."""
+    """Weight sources as `avg_ce` does, but by their own uncertainty in nats a token: the text has no say."""
     nats = np.stack([tails.entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
     return _softmax(_mean(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
 
 
 def bayes(evidence: Evidence) -> Matrix:
-    """The posterior of each source given the document before the token, one source handing over to the next with
-    probability `switch` (Herbster and Warmuth 1998, fixed share). One that says nothing of a token keeps its weight
-    (Freund et al. 1997, specialists)."""
+    """Return the posterior of each source given the document before the token.
+
+    One source hands over to the next with probability `switch` (Herbster and Warmuth 1998, fixed share). A source that
+    says nothing about a token keeps its weight (Freund et al. 1997, specialists).
+    """
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in evidence.traces], axis=1)
     if gold.shape != evidence.allowed.shape or evidence.prior.shape != gold.shape[1:]:
         raise ValueError(f"weights: golds of {gold.shape}, {evidence.allowed.shape} allowed, {evidence.prior.shape}")
@@ -69,12 +78,12 @@ def bayes(evidence: Evidence) -> Matrix:
 
 
 def fixed(evidence: Evidence) -> Matrix:
-    """The prior, wherever it may be."""
+    """Return the prior wherever a source is allowed to have a part."""
     return _softmax(np.zeros(evidence.allowed.shape), evidence)
 
 
 def oracle(evidence: Evidence) -> Matrix:
-    """The best source of each token: no weights, however chosen, give the text a greater probability. For diagnosis."""
+    """Choose the best source of each token, for diagnosis: no other weights give the text a greater probability."""
     return _least(_cross_entropies(evidence, "token"), evidence.allowed)
 
 
@@ -92,10 +101,10 @@ FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
 def learn(
     gold: Matrix, allowed: Bool[ndarray, "tokens sources"], prior: Float[ndarray, "sources"]
 ) -> Float[ndarray, "sources"]:
-    """The fixed weights whose mixture gives a text the greatest probability, by expectation maximisation from `prior`.
+    """Find the fixed weights whose mixture gives a text the greatest probability, starting from `prior`.
 
-    The text's log-probability is concave in them, so these are the best. A source that says nothing of a token is
-    taken to agree there with the others.
+    They are found by expectation maximisation. The text's log-probability is concave in the weights, so these are the
+    best. A source that says nothing about a token is taken to agree there with the others.
     """
     weights = _share(prior[None])[0]
     likely = np.where(allowed, np.exp(gold), 0.0)
@@ -124,7 +133,7 @@ def _cross_entropies(evidence: Evidence, level: str) -> Matrix:
 
 
 def _mean(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
-    """Nats per unit, of all a source's tokens in the same document, window or token."""
+    """Average nats per unit over all of a source's tokens in the same document, window or token."""
     if level == "token":
         return nats / np.maximum(units, 1)[:, None]
     starts = np.maximum(evidence.traces[0].starts, 0)
@@ -152,7 +161,7 @@ def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
 
 
 def _share(weights: Matrix) -> Matrix:
-    """Divided by their sum, which is taken in an order that does not depend on that of the sources."""
+    """Divide weights by their sum, which is taken in an order that does not depend on the order of the sources."""
     total = np.sort(weights, axis=1).sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1.0)
 

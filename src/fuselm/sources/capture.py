@@ -1,10 +1,10 @@
-"""Read documents with a model: the next-token distribution of every token, kept sparsely.
+"""Read documents with a model: keep the next-token distribution of every token, sparsely.
 
 Wan et al. 2024 keep the top 10 logits. Here the log-probabilities of the full softmax are kept, as many as the policy
 wants (stores/retention.py), with the mass of all others and the log-probability of the token that came.
 
-Documents are read in batches of like length, with others of their domain in front of them (documents/passages.py);
-resumable_writing.py writes what is read.
+Documents of similar length are read together in batches, each behind other documents of its domain
+(documents/passages.py). resumable_writing.py writes what is read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from fuselm.system.progress import Progress, doing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A model in memory, with what is needed to read text."""
+    """Hold a model in memory, with what is needed to read text."""
 
     model: PreTrainedModel
     layer: forward.OutputLayer
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Documents that were read together, and what was kept of them, row after row."""
+    """Hold documents that were read together and what was kept of them, row after row."""
 
     documents: Sequence[Document]
     segmentations: Sequence[Segmentation]
@@ -55,7 +55,7 @@ class Batch:
 
 
 def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
-    """Load a model that can be read, tried if it was not before."""
+    """Load a model to read with, after trying whether it can be read unless that was done before."""
     machine.use_free_cores()
     loaded, layer = probe.load(model, dtype=dtype)
     return Source(
@@ -77,14 +77,14 @@ def capture(
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """Write traces of `documents` to `out`, a finished store but for its manifest; return what was counted.
+    """Write traces of `documents` to `out`, which is then complete except for its manifest; return the counts.
 
-    `prefix_tokens` of other documents of its domain are read in front of each, as far as they are there, and of a fifth
-    of the source's context at most.
+    In front of each document, `prefix_tokens` of other documents of its domain are read, as far as there are any, and
+    at most a fifth of the source's context.
 
-    Goes on after the parts and blocks that are there. Batches don't depend on where an earlier run was cut off, so
-    neither does any byte. A document that the model gives NaN for is left out, and named in the counts' `skipped`.
-    Raises `ValueError` where those are more than `MOST_SKIPPED`.
+    The capture resumes after the parts and blocks that are there. Batches don't depend on where an earlier run was cut
+    off, so the bytes written don't either. A document for which the model gives NaN is left out, and named in the
+    counts' `skipped`. Raises `ValueError` if more than `MOST_SKIPPED` of them are left out.
     """
     with doing("tokenizing"):
         segmentations = [source.vocabulary.segment(d.text) for d in documents]
@@ -102,8 +102,9 @@ def capture(
 def trace_batch(
     source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
 ) -> Iterator[Trace]:
-    """Traces of documents that are read together, each by itself. Raises `ValueError`, with the document, where the
-    model gives NaN.
+    """Return traces of documents that are read together, each without a prefix.
+
+    Raises `ValueError` that names the document where the model gives NaN.
     """
     batch = read(source, documents, segmentations, passages.alone(range(len(documents))), policy=policy)
     for document, trace in zip(documents, traces(batch), strict=True):
@@ -120,10 +121,10 @@ def read_passages(
     *,
     policy: Policy,
 ) -> Iterator[Trace | None]:
-    """A trace for each document of the batch, None where the model gives NaN for it; all is read before the first.
+    """Yield a trace for each document of the batch, None where the model gives NaN; read all before the first.
 
-    Behind a document that the model gives NaN for it gives NaN too: those are read again, each by itself, if there is
-    such a document.
+    Behind a document for which the model gives NaN, everything is NaN. If there is such a document, those behind it are
+    read again, each by itself.
     """
     made = read(source, documents, segmentations, batch, policy=policy)
     again = {}
@@ -147,7 +148,7 @@ def _traces(made: Batch, numbers: Sequence[int], again: Mapping[int, Batch]) -> 
 
 
 def _nan(batch: Batch) -> list[bool]:
-    """Of each document."""
+    """Say for each document whether its rows have NaN."""
     ends = np.cumsum([len(s.ids) for s in batch.segmentations])
     rows = np.isnan(batch.gold)
     rows[np.repeat(np.arange(len(rows)), batch.kept.counts)[np.isnan(batch.kept.logprobs)]] = True
@@ -162,7 +163,7 @@ def read(
     *,
     policy: Policy,
 ) -> Batch:
-    """One forward pass; of the logits, never more than a chunk. Passages have numbers of `documents`."""
+    """Run one forward pass, holding at most a chunk of the logits. Passages number the `documents`."""
     numbers = passages.documents_of(batch)
     documents_read, tokens_read = [documents[n] for n in numbers], [segmentations[n] for n in numbers]
     gap = passages.between(source.vocabulary)
@@ -196,7 +197,7 @@ def read(
 
 
 def traces(batch: Batch) -> Iterator[Trace | None]:
-    """A trace for each document of the batch; None where the model gave NaN."""
+    """Yield a trace for each document of the batch; None where the model gave NaN."""
     offsets = np.append(0, np.cumsum(batch.kept.counts)).astype(np.int64)
     begin = 0
     for document, segmentation, nan in zip(batch.documents, batch.segmentations, _nan(batch), strict=True):

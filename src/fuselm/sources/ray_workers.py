@@ -1,8 +1,8 @@
-"""One source over the corpus, on several machines: Ray Data hands batches of documents to actors that hold the model.
+"""Read the corpus with one source on several machines: Ray Data hands batches to actors that hold the model.
 
-What they make comes back to the process that asks, which writes it as if it had made it itself: the machines share no
-disk, batches and so the store's bytes are those of one process, and an interruption costs what it costs there. Ray
-starts a worker that has died again, and with it the batches it had.
+The actors' results come back to the process that asks, which writes them as if it had made them itself. So the machines
+share no disk, the batches and therefore the store's bytes are those of one process, and an interruption costs no more
+than it does there. Ray restarts a worker that has died, and repeats the batches it had.
 """
 
 import logging
@@ -39,10 +39,10 @@ def capture_on_ray(
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """As `capture.capture`, by so many workers; each has a GPU if there are enough.
+    """Capture as `capture.capture` does, with `workers` workers; each has a GPU if there are enough.
 
-    Uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
-    `ValueError` if Ray isn't there, or where a worker fails in other ways than by dying.
+    It uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
+    `ValueError` if Ray isn't installed, or if a worker fails in another way than by dying.
     """
     ray = _ray(workers)
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
@@ -71,7 +71,7 @@ def capture_on_ray(
 
 
 class Worker:
-    """The model, in a process of Ray's."""
+    """Hold the model in a process of Ray's."""
 
     def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
 
@@ -109,7 +109,7 @@ def _ray(workers: int):
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong in the worker, below what Ray says about it."""
+    """Find what went wrong in the worker, below what Ray says about it."""
     while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
         error = inner
     return first_line(error)

@@ -1,7 +1,7 @@
 """Write the traces of a corpus so that an interruption costs little and changes no byte.
 
-Documents are taken a window at a time, and a window becomes a part of the store, in the documents' own order. What is
-read of a window goes to blocks beside the parts until the window is complete, so an interruption costs little.
+Documents are taken a window at a time, and a window becomes a part of the store, in the documents' own order. Until the
+window is complete, its traces go to blocks beside the parts, so that little has to be read again.
 """
 
 import time
@@ -37,8 +37,10 @@ def write_all(
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """Write what `read_all` makes of batches of passages: of each batch its documents' traces, None where a document
-    can have none. It is called once, with the batches of all windows; a thread writes what comes.
+    """Write the traces that `read_all` makes of batches of passages.
+
+    `read_all` is called once, with the batches of all windows. For each batch it yields its documents' traces, with
+    None for a document that can have none. A thread writes them as they come.
     """
     writer = ResumableWriter(out, documents, progress)
     members = passages.by_domain(d.domain for d in documents)
@@ -70,7 +72,7 @@ def write_all(
 
 
 class ResumableWriter:
-    """Rows of the window that is being read, on their way to the disk."""
+    """Bring the traces of the window that is being read to disk."""
 
     def __init__(self, out: Path, documents: Sequence[Document], progress: Progress):
         self.skipped: list[str] = []
@@ -85,7 +87,7 @@ class ResumableWriter:
         self._written = time.monotonic()
 
     def resume(self, window: int, documents: Sequence[Document]) -> set[str]:
-        """The documents of a window that are there."""
+        """Return the documents of a window that are on disk already."""
         blocks = self._blocks(window)
         part = store.part_path(self._out, window)
         for path in (part, *blocks):
@@ -107,12 +109,12 @@ class ResumableWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What was read before something went wrong is not lost."""
+        """Flush what was read, so that nothing is lost when something goes wrong."""
         if self._unwritten:
             self._write_block(self._window)
 
     def write(self, item: tuple[int, Sequence[Document], Iterable[Trace | None] | None]) -> None:
-        """Traces of documents of a window; None once that is all there is."""
+        """Write traces of documents of a window; None marks the end of them."""
         self._window, documents, traces = item
         window = self._window
         if traces is not None:
@@ -158,14 +160,17 @@ class ResumableWriter:
         return sorted(self._out.glob(f".block-{window:05d}-*.parquet"))
 
     def _in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
-        """Of the documents' order; one that is in two blocks, as after a failure to sync the first, once."""
+        """Return the rows in the documents' order, each document once.
+
+        A document may be in two blocks, as after a failure to sync the first.
+        """
         table = pa.concat_tables([store.SCHEMA.empty_table(), *tables])
         places = np.array([self._place[document] for document in table["document"].to_pylist()], np.int64)
         return table.take(pa.array(np.unique(places, return_index=True)[1]))
 
 
 def split_windows(lengths: Sequence[int], most: int) -> Iterator[slice]:
-    """Documents one after another, until there are so many tokens."""
+    """Split documents, in their order, into windows of about `most` tokens."""
     begin = tokens = 0
     for n, length in enumerate(lengths):
         tokens += length

@@ -1,7 +1,7 @@
 """Draw texts from a source's own distribution: text for which its rows are right by definition.
 
-Each text goes on from the first tokens of a document, at temperature 1 over all ids that stand for text. Its tokens are
-those that were drawn, so nothing is tokenized a second time.
+Each text continues the first tokens of a document, drawn at temperature 1 from all ids that stand for text. Its tokens
+are those that were drawn, so nothing is tokenized a second time.
 """
 
 import itertools
@@ -26,7 +26,7 @@ BATCH = 48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledText:
-    """A document that ends with drawn tokens: those from byte `begin`."""
+    """Hold a document that ends with drawn tokens, which start at byte `begin`."""
 
     document: Document
     segmentation: Segmentation
@@ -40,10 +40,10 @@ def can_sample(source: Source) -> bool:
 def sample(
     source: Source, documents: Sequence[Document], *, tokens: int, seed: int, progress: Progress
 ) -> list[SampledText]:
-    """Draw about `tokens` tokens after the beginnings of documents in random order, those of all domains in turn.
+    """Draw about `tokens` tokens after the beginnings of documents in random order, taking domains in turn.
 
-    A text ends before bytes that are no characters. Documents shorter than a prompt are not used; if all are, texts
-    begin with the source's context token.
+    A text ends before bytes that are not characters. Documents shorter than a prompt are not used; if all of them are
+    shorter, texts begin with the source's context token.
     """
     prompts = _prompts(source, documents, random.Random(seed))
     count = -(-tokens // LENGTH)
@@ -102,9 +102,9 @@ def _draw(source: Source, prompts: Sequence[list[int]]) -> list[list[int]]:
 def _text(
     source: Source, document: Document, prompt: Sequence[int], drawn: Sequence[int], lead: int
 ) -> SampledText | None:
-    """Return the prompt and what was drawn of it, up to the last token that ends with a whole character.
+    """Return the prompt and what was drawn after it, up to the last token that ends with a whole character.
 
-    None if that is nothing.
+    Return None if nothing is left.
     """
     ids = [*prompt, *drawn]
     strings = [source.vocabulary.token_bytes[i] or b"" for i in ids]

@@ -1,9 +1,9 @@
-"""Text that a source writes after training documents of a domain: more to learn from, where text is short.
+"""Let a source write text after training documents of a domain: more to train on, where text is short.
 
-Drawn from the source's own distribution (Kim and Rush 2016, sequence-level distillation), once it has read some of the
-domain's documents, and but for what is hardly probable: a small model's odd word is followed by odder ones (Nguyen et
-al. 2024, arXiv 2407.01082, min-p). Then it is read by all sources and fused as any other text. Its `origin` is that of
-the document right before it.
+Text is drawn from the source's own distribution (Kim and Rush 2016, sequence-level distillation), once it has read some
+of the domain's documents. Improbable tokens are excluded, because a small model's odd word is followed by odder ones
+(Nguyen et al. 2024, arXiv 2407.01082, min-p). All sources then read the text, and it is fused as any other text. Its
+`origin` is that of the document right before it.
 """
 
 import itertools
@@ -44,12 +44,12 @@ def write(
     seed: int,
     progress: Progress,
 ) -> dict:
-    """Write about `size` bytes for each byte of `documents`, in all domains or by domain, to `out/documents.jsonl`;
-    return counts.
+    """Write about `size` bytes for each byte of `documents` to `out/documents.jsonl`; return counts.
 
-    A prompt is the last `prompt_tokens` tokens of a domain's documents in random order, one behind another; a text is
-    up to `tokens` tokens that come next, in pieces where a reader can't take all of it. Goes on after the batches that
-    are there; each has a seed of its own. Raises `ValueError` where there is nothing to write.
+    `size` is one number for all domains, or one by domain. A prompt is the last `prompt_tokens` tokens of a domain's
+    documents in random order, one behind another. A text is up to `tokens` tokens that come next, in pieces where a
+    reader can't take all of it. Writing resumes after the batches that are there; each batch has a seed of its own.
+    Raises `ValueError` where there is nothing to write.
     """
     drawn = random.Random(f"{seed} {name}")
     batches = list(_batches(source.vocabulary, documents, size, prompt_tokens, tokens, drawn))
@@ -105,7 +105,7 @@ def _batches(
     tokens: int,
     rng: random.Random,
 ) -> Iterator[list[Prompt]]:
-    """Prompts for as many texts in each domain as should be so much; those of a batch are equally long."""
+    """Yield prompts for as many texts in each domain as its size needs; those of a batch are equally long."""
     between = passages.between(vocabulary).tolist()
     for domain in sorted({d.domain for d in documents}):
         members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
@@ -126,8 +126,10 @@ def _prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: ran
 
 
 def settings(source: Source, *, tokens: int, min_p: float) -> GenerationConfig:
-    """To draw from the model's own distribution until it ends the text; of ids that are no text only those that do
-    that, and none of less than `min_p` of the most probable one's probability.
+    """Return the settings to draw from the model's own distribution until it ends the text.
+
+    Of the ids that are not text, only those that end the text may be drawn; and no id may be that has less than `min_p`
+    of the most probable one's probability.
     """
     known = source.model.generation_config.eos_token_id
     ends = {known} if isinstance(known, int) else set(known or ())
@@ -156,6 +158,6 @@ def _sample(source: Source, prompts: Sequence[list[int]], *, seed: int) -> list[
 
 
 def _spell(vocabulary: Vocabulary, ids: np.ndarray) -> str:
-    """Up to what is no text; without a character that is cut off."""
+    """Spell ids up to the first that is not text, without a character that is cut off."""
     spelled = itertools.takewhile(lambda b: b is not None, (vocabulary.token_bytes[i] for i in ids.tolist()))
     return b"".join(spelled).decode("utf-8", "ignore")
