@@ -150,7 +150,7 @@ def fusion_loss(
     lambda_clm: float | Float[Tensor, "tokens"],
     divergence: Divergence = Divergence(),
     *,
-    count: float | Tensor = 1.0,
+    count: int | float | Tensor = 1.0,
 ) -> Loss:
     """Compute the fusion objective of some tokens, without their logits in memory, and its gradient.
 
@@ -162,7 +162,7 @@ def fusion_loss(
     >>> import torch
     >>> from fuselm.models.forward import OutputLayer
     >>> weight = torch.eye(7, 3, requires_grad=True)
-    >>> layer = OutputLayer(weight=weight, bias=None)
+    >>> layer = OutputLayer(weight=weight, bias=None, scale=1.0, soft_cap=None)
     >>> rows = fuselm.FusedRows(
     ...     ids=torch.tensor([[5, 2]]), logprobs=torch.tensor([[0.6, 0.3]]).log(), tail=torch.tensor([0.1])
     ... )
@@ -188,7 +188,7 @@ class _Job(NamedTuple):
     fused: FusedRows | None
     lambda_clm: Float[Tensor, "tokens"]
     divergence: Divergence
-    share: float | Tensor  # of one token in the loss
+    share: int | float | Tensor  # of one token in the loss
     steers: bool  # whether `fused` has any weight; else it is only told how far from it the target is
 
     def rows(self, rows: slice) -> "_Job":
