@@ -1,7 +1,7 @@
-"""The papers' maps of a source's token ids to a target's: by spelling, by company, by pairing.
+"""Map a source's token ids to a target's as the papers do: by spelling, by company, by pairing.
 
-A map has a target id for each source id, or UNMAPPED: for a row of the output layer that has no token, and where the
-target token that was found stands for no text. docs/paper.md
+A map has a target id for each source id. It has UNMAPPED for a row of the output layer that has no token, and where the
+target token that was found stands for no text (docs/paper.md).
 """
 
 import contextlib
@@ -28,10 +28,10 @@ CHUNK = 4096  # tokens whose ties are held at a time
 
 
 def nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
-    """MinED (Wan et al. 2024, section 3.2): the token at least edit distance, the lowest of several; kept on disk.
+    """Map each token to the one at least edit distance, the lowest of several; keep the map on disk.
 
-    Strings are compared with the source's word mark replaced by the target's. A kept map that is missing or damaged is
-    made again.
+    This is MinED (Wan et al. 2024, section 3.2). Strings are compared with the source's word mark replaced by the
+    target's. A kept map that is missing or damaged is made again.
     """
     path = fingerprints.cache() / "maps" / f"{_fingerprint(source)}-{_fingerprint(target)}-{FORMAT}"
     if (ids := _kept(path, source.size)) is None:
@@ -45,11 +45,11 @@ def nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_
 
 
 def cooccurrence_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
-    """Of the tokens at least edit distance, the one of most like company in the texts; the lowest of several.
+    """Map each token to that of most similar company among those at least edit distance; the lowest of several.
 
-    A token's company is the target's tokens around it, whichever vocabulary it is of itself: those WINDOW that last end
-    where it begins or before, and those WINDOW that first begin where it ends or after. Likeness is the cosine of
-    counts. A token that is not in the texts has no company, and is like none.
+    A token's company is the target's tokens around it, whichever vocabulary the token itself is from: the WINDOW last
+    ones that end where it begins or before, and the WINDOW first ones that begin where it ends or after. Similarity is
+    the cosine of counts. A token that is not in the texts has no company, and is similar to none.
     """
     ids = nearest_map(source, target)
     strings = _strings_for(source, target)
@@ -67,8 +67,10 @@ def cooccurrence_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str
 
 
 def statistics_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
-    """FuseChat (Wan et al. 2024, arXiv 2408.07990): the token that the texts most often pair with it, by position; the
-    lowest of several. A token that is not in the texts goes to the one at least edit distance.
+    """Map each token to the one that the texts most often pair with it by position; the lowest of several.
+
+    This is FuseChat's map (Wan et al. 2024, arXiv 2408.07990). A token that is not in the texts goes to the one at
+    least edit distance.
     """
     ids = nearest_map(source, target)
     sources, targets, counts = _count((_paired(source, target, text) for text in texts), target.size)
@@ -79,7 +81,7 @@ def statistics_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str])
 
 
 def _strings_for(source: Vocabulary, target: Vocabulary) -> list[str]:
-    """The source's token strings as the target would mark them."""
+    """Return the source's token strings as the target would mark them."""
     strings = [string or "" for string in source.token_strings]
     if not source.word_mark:
         return strings
@@ -92,7 +94,7 @@ def _of_text(ids: Int[ndarray, "source_vocabulary"], target: Vocabulary) -> Int[
 
 
 def _company(tokens: Segmentation, target: Segmentation) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
-    """Pairs of a token and a target token around it."""
+    """Pair each token with the target tokens around it."""
     before = np.searchsorted(target.ends, tokens.starts, side="right")[:, None]
     after = np.searchsorted(target.starts, tokens.ends, side="left")[:, None]
     steps = np.arange(WINDOW)
@@ -103,7 +105,7 @@ def _company(tokens: Segmentation, target: Segmentation) -> tuple[Int[ndarray, "
 
 
 def _paired(source: Vocabulary, target: Vocabulary, text: str) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
-    """Pairs of a source token and a target token, as their positions are paired."""
+    """Pair source tokens with target tokens as their positions are paired."""
     s, t = source.segment(text).ids, target.segment(text).ids
     path = mined.pair_positions(mined.unmarked(source, s), mined.unmarked(target, t))
     return s[path[:, 0]], t[path[:, 1]]
@@ -112,7 +114,7 @@ def _paired(source: Vocabulary, target: Vocabulary, text: str) -> tuple[Int[ndar
 def _count(
     pairs: Iterable[tuple[Int[ndarray, "_"], Int[ndarray, "_"]]], width: int
 ) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
-    """Different pairs, in order, and how often each comes; the second of a pair is below `width`."""
+    """Return the different pairs, in order, and their counts; the second of a pair is below `width`."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for batch in _batches((first.astype(np.int64) * width + second for first, second in pairs), HELD):
         new, times = np.unique(batch, return_counts=True)
@@ -122,7 +124,7 @@ def _count(
 
 
 def _batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[ndarray, "_"]]:
-    """Arrays joined until there are as many numbers."""
+    """Join arrays until they have at least `least` numbers."""
     held: list[ndarray] = []
     for array in arrays:
         held.append(array)
@@ -134,14 +136,17 @@ def _batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[nd
 
 
 def _rows(rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarray, "e"], size: int) -> tuple:
-    """A sparse matrix: where each of `size` rows begins, columns and counts."""
+    """Build a sparse matrix: where each of `size` rows begins, columns and counts."""
     return np.searchsorted(rows, np.arange(size + 1)), columns, counts
 
 
 @compiled()
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
-    """The first of each token's ties whose row in `of_target` has the greatest cosine with its row in `of_source`."""
+    """Choose the first of each token's ties whose row in `of_target` is most similar to its row in `of_source`.
+
+    Similarity is the cosine.
+    """
     offsets, columns, counts = of_target
     row = np.zeros(len(offsets) - 1, np.int64)
     chosen = np.empty(len(tokens), np.int64)
@@ -164,13 +169,13 @@ def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple,
 
 
 def _fingerprint(vocabulary: Vocabulary) -> str:
-    """Of all that `nearest_map` looks at."""
+    """Fingerprint everything that `nearest_map` looks at."""
     is_text = [spelled is not None for spelled in vocabulary.token_bytes]
     return fingerprints.digest([json.dumps([vocabulary.token_strings, is_text, vocabulary.word_mark])])
 
 
 def _kept(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
-    """The map in a file: its SHA-256, then its ids; None unless it is whole."""
+    """Read the map in a file (its SHA-256, then its ids); return None unless it is whole."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -182,7 +187,7 @@ def _kept(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
 
 
 def _keep(path: Path, ids: Int[ndarray, "source_vocabulary"]) -> None:
-    """Where the folder can't be written to, the map is made again each time."""
+    """Write the map to a file; where the folder can't be written to, the map is made again each time."""
     data = ids.astype("<i4").tobytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

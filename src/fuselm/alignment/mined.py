@@ -1,6 +1,6 @@
-"""The paper's pairs of positions (MinED): dynamic time warping under the edit distance of token strings.
+"""Pair positions as the paper does (MinED): dynamic time warping under the edit distance of token strings.
 
-Wan et al. 2024, section 3.2. Ties are broken as the released code breaks them: diagonal, then source, then target.
+See Wan et al. 2024, section 3.2. Ties are broken as the released code breaks them: diagonal, then source, then target.
 """
 
 from typing import no_type_check
@@ -36,7 +36,7 @@ def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block:
 
 
 def unmarked(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[str]:
-    """Token strings without word-boundary marks."""
+    """Return token strings without word-boundary marks."""
     strings = [vocabulary.token_strings[i] or "" for i in ids]
     return [string.replace(vocabulary.word_mark, "") for string in strings] if vocabulary.word_mark else strings
 
@@ -49,7 +49,10 @@ def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
 @compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
-    """By blocks of `rows` source positions: forwards for the totals before each block, backwards for the steps."""
+    """Find the cheapest path by blocks of `rows` source positions.
+
+    It goes forwards for the totals before each block, and backwards for the steps.
+    """
     m, n = len(sources), len(targets)
     blocks = (m + rows - 1) // rows
     before = np.empty((blocks, n + 1), np.int64)  # totals of the last row of the block before, after a border
@@ -80,7 +83,7 @@ def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int
 @compiled(nogil=True)
 @no_type_check
 def _next_row(totals: ndarray, costs: ndarray, targets: ndarray, steps: ndarray) -> None:
-    """From the totals of one source position to the next one's, in place; `totals` has a border before it."""
+    """Turn the totals of one source position into the next one's, in place; `totals` has a border before it."""
     diagonal = totals[0]
     totals[0] = left = UNREACHED
     for j in range(len(targets)):

@@ -1,9 +1,10 @@
-"""The tokens of a vocabulary at least edit distance from given strings: what brute force finds, but soon.
+"""Find the tokens of a vocabulary at least edit distance from given strings, as brute force would but sooner.
 
 The Levenshtein distance of two strings is at least the difference of their lengths, and at least the number of
-characters that one has and the other lacks. So lengths are taken from a string's own outwards, and of each length only
-those tokens are compared that could still be as near as the nearest one so far. What characters a string has is 128
-bits, compared for many tokens at a time. Distances are computed for 64 characters at a time (Myers 1999, J. ACM 46:3).
+characters that one has and the other lacks. So lengths are taken from a string's own outwards, and within each length
+only those tokens are compared that could still be as near as the nearest one so far. The set of a string's characters
+is 128 bits, compared for many tokens at a time. Distances are computed for 64 characters at a time (Myers 1999, J. ACM
+46:3).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +25,15 @@ OWN, SHARED, REPEATED = 64, 32, 32  # bits: for the most frequent characters, fo
 
 
 def nearest_tokens(strings: list[str], vocabulary: list[str | None]) -> Int[ndarray, "strings"]:
-    """For each string the id of the vocabulary's token at least edit distance, the lowest of several.
+    """Find for each string the id of the vocabulary's token at least edit distance, the lowest of several.
 
-    None in the vocabulary is no token.
+    A None in the vocabulary is no token.
     """
     return np.array([ids[0] for ids in _search(strings, vocabulary, every=False)], np.int64)
 
 
 def tied_tokens(strings: list[str], vocabulary: list[str | None]) -> list[Int[ndarray, "ties"]]:
-    """For each string the ids of all tokens of the vocabulary at least edit distance, increasing."""
+    """Find for each string the ids of all tokens of the vocabulary at least edit distance, increasing."""
     return [np.sort(ids) for ids in _search(strings, vocabulary, every=True)]
 
 
@@ -68,8 +69,10 @@ def _code_points(strings: list[str]) -> UInt32[ndarray, "characters"]:
 def _encode(
     strings: list[str], alphabet: UInt32[ndarray, "alphabet"]
 ) -> tuple[Int32[ndarray, "characters"], Int[ndarray, "starts"], UInt64[ndarray, "2 strings"], Int[ndarray, "strings"]]:
-    """Characters as indices into the alphabet (its length: not in it), where each string begins, its signature (bits
-    for its characters, which several may share), and how many of its characters are not in the alphabet.
+    """Encode characters as indices into the alphabet; its length stands for a character that is not in it.
+
+    Also return where each string begins, its signature (bits for its characters, and several characters may share one),
+    and how many of its characters are not in the alphabet.
     """
     starts = np.zeros(len(strings) + 1, np.int64)
     np.cumsum([len(s) for s in strings], out=starts[1:])
@@ -116,7 +119,10 @@ def _search_chunk(
     alphabet: int,
     every: bool,
 ) -> tuple[ndarray, ndarray]:
-    """Ids of the nearest tokens of all strings, and where each string's end: the lowest one, or `every` one."""
+    """Find the ids of the nearest tokens of all strings, and where each string's ids end.
+
+    With `every`, all nearest tokens are found, else the lowest one.
+    """
     strings, longest = len(wanted_starts) - 1, len(first_of_length) - 2
     words = 1
     for s in range(strings):
@@ -173,10 +179,11 @@ def _search_chunk(
 @compiled(nogil=True)
 @no_type_check
 def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray, bounds: ndarray) -> int:
-    """The least that the distance can be, of a string of signature (a, b) and each of some tokens of one length.
+    """Bound the distance from below, of a string with signature (a, b) to each of some tokens of one length.
 
-    `more` are the string's characters that no token has, and as many as the tokens are longer; `less` as many as they
-    are shorter: the string has n characters more that the token lacks than the other way round, if it is longer by n.
+    `more` is the number of the string's characters that no token has, plus as many as the tokens are longer; `less` is
+    as many as they are shorter. If the string is longer by n, it has n characters more that the token lacks than the
+    other way round.
     """
     least = FAR
     for t in range(len(first)):
@@ -190,7 +197,7 @@ def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray
 @compiled(nogil=True, inline="always")
 @no_type_check
 def _count_bits(x: int) -> int:
-    """In the way that LLVM knows to be one instruction."""
+    """Count bits in the way that LLVM recognises as one instruction."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -202,10 +209,11 @@ def _count_bits(x: int) -> int:
 def _distance(
     masks: ndarray, length: int, characters: ndarray, begin: int, end: int, column: ndarray, limit: int
 ) -> int:
-    """Levenshtein distance of the string that `masks` stands for and a token; above `limit`, something above it.
+    """Compute the Levenshtein distance of a token and the string that `masks` stands for.
 
-    The table of distances column by column, as differences down the column: +1 at the bits of column[0], -1 at those of
-    column[1]. Names are Myers' (figures 7 and 10), a word being one of his blocks.
+    Above `limit`, the result is something above it. The table of distances is made column by column, as differences
+    down the column: +1 at the bits of column[0], -1 at those of column[1]. Names are Myers' (figures 7 and 10), and a
+    word is one of his blocks.
     """
     one = np.uint64(1)
     words = (length + 63) // 64

@@ -1,6 +1,6 @@
 """Measure what survives the alignment of one source to one target's tokens, on any texts, outside a run.
 
-On the texts themselves: the token that came. On text that the source writes: all that its rows say.
+On the texts themselves, the token that came is measured; on text that the source writes, all that its rows say.
 """
 
 import difflib
@@ -30,7 +30,7 @@ BATCH_TOKENS = 1024
 
 @dataclass(slots=True, kw_only=True)
 class _Measured:
-    """What is known of one method so far."""
+    """Collect what is known about one method so far."""
 
     average: "fidelity.Fidelity"
     domains: "dict[str, fidelity.Fidelity]"
@@ -49,13 +49,13 @@ def measure_fidelity(
     console: Console,
     report: Path | None = None,
 ) -> dict:
-    """Return how much of one source survives alignment to one target's tokens, by each method; and write a page of it.
+    """Return how much of one source survives alignment to one target's tokens, by each method; write a page of it.
 
-    `domains` and `average` are `fidelity.Fidelity.summary`; `spans`, `categories`, `causes`, `informed` and `unspelled`
-    (shares of bytes, if any) are of spans.py, `candidates_spelled` is of candidates.py. `conditional` is
-    `conditionals.summarise`, over `sampled_tokens` tokens that the source writes after the beginnings of the texts;
-    None without any. `verdict` judges by `informed`, `candidates_spelled` and `conditional`. All are the first
-    method's; of several, `methods` has each one's.
+    `domains` and `average` are `fidelity.Fidelity.summary`. `spans`, `categories`, `causes`, `informed` and `unspelled`
+    (shares of bytes, if any) come from spans.py, `candidates_spelled` from candidates.py. `conditional` is
+    `conditionals.summarise`, over `sampled_tokens` tokens that the source writes after the beginnings of the texts; it
+    is None without any. `verdict` judges by `informed`, `candidates_spelled` and `conditional`. All of these are the
+    first method's; if there are several, `methods` has each one's.
     """
     methods = list(dict.fromkeys(methods))
     _check_methods(methods)

@@ -20,7 +20,7 @@ BATCH_TOKENS = 1024
 
 
 def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console) -> dict:
-    """Return by domain and on average: bits per byte, documents, bytes; and the share that is not spelled, if any."""
+    """Return bits per byte, documents and bytes by domain and on average, and any unspelled share."""
     title = f"evaluate {spec}"
     rows = read_rows(texts, title, console)
     with progress.doing(f"reading {spec}"):
@@ -66,7 +66,7 @@ def score(
     progress: progress.Progress,
     server: "servers.Server | None" = None,
 ) -> "list[scoring.Score]":
-    """The bits that a model gives to each document: one that is loaded for it, or a server's."""
+    """Compute the bits that a model gives to each document: a model loaded for it, or a server's."""
     from fuselm.results import scoring
 
     progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")

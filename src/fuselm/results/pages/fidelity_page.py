@@ -1,6 +1,6 @@
-"""The page of `fuselm fidelity --report`: is this source of use to this target, what is lost, where and why.
+"""Write the page of `fuselm fidelity --report`: is this source of use to this target, what is lost, where and why.
 
-It holds its numbers from the command's result; the spans themselves are only for the drawings.
+The page takes its numbers from the command's result; the spans themselves are only for the drawings.
 """
 
 import math
@@ -43,7 +43,10 @@ def page(
     target: str,
     top_k: int,
 ) -> str:
-    """One HTML page that needs nothing else. `results` are those of `measure_fidelity`, by method, the first judged."""
+    """Make one HTML page that needs nothing else.
+
+    `results` are those of `measure_fidelity`, by method; the first method is judged.
+    """
     first = next(iter(results))
     masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
     return rendering.render(
@@ -79,7 +82,7 @@ def page(
 
 
 def headline(result: Mapping, method: str) -> tuple[str, str]:
-    """The verdict on one method, and the numbers it goes by, in plain words."""
+    """State the verdict on one method, and the numbers it goes by, in plain words."""
     average, informed, mass = result["average"], result["informed"], result["causes"]["mass"]
     positions = (
         "every target position is" if average["coverage"] == 1 else f"{average['coverage']:.1%} of positions are"
@@ -98,7 +101,7 @@ def headline(result: Mapping, method: str) -> tuple[str, str]:
 
 
 def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
-    """What can be done about the largest losses."""
+    """Advise what can be done about the largest losses."""
     result = results[first]
     best = max(results, key=lambda m: results[m]["informed"]["own_bits"])
     if results[best]["informed"]["own_bits"] > result["informed"]["own_bits"] + 0.01:
@@ -128,9 +131,9 @@ def worst(
     method: str,
     vocabularies: tuple[Vocabulary, Vocabulary],
 ) -> dict:
-    """Bits that spans lose in all, what share of the source's bits that is, and the spans that lose the most.
+    """Find the spans that lose the most, the bits lost by all spans, and their share of the source's bits.
 
-    All of the same tokens count together, and are drawn where they lose most.
+    Spans of the same tokens count together, and are drawn where they lose most.
     """
     found: dict[tuple, dict] = {}
     total = own = 0.0
@@ -169,7 +172,7 @@ def _described(cut: Spans, outcomes: Mapping[str, Outcome], method: str, k: int)
 
 
 def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> dict:
-    """Span k and those about it as boxes on a grid, a column between neighbouring ends of tokens of either side."""
+    """Draw span k and its neighbours as boxes on a grid, a column between adjacent token ends of either side."""
     first, last = k, k
     while first > 0 and cut.edges[k] - cut.edges[first] < CONTEXT:
         first -= 1

@@ -1,8 +1,8 @@
-"""Traces from rows that others kept: what they do not tell is derived, and counted.
+"""Make traces from rows that others kept; derive what the rows do not tell, and count it.
 
-The tail is what a row's entries leave of 1. A token that came and is not among them gets an even share of the tail. A
-token without a row has none in the trace, and counts as a guess among all ids in the document's cross-entropy. What was
-cut off before rows were renormalised can't be derived: the user has to say it.
+The tail is what a row's entries leave of 1. A token that came and is not among its row's entries gets an even share of
+the tail. A token without a row has none in the trace, and counts in the document's cross-entropy as a guess among all
+ids. Mass that was cut off before rows were renormalised can't be derived: the user has to state it.
 """
 
 import math
@@ -56,7 +56,7 @@ def to_trace(
 
 
 def require_numbers(found: Foreign, vocabulary_size: int) -> None:
-    """Raise `ValueError` where a record has something else than ids of the vocabulary and log-probabilities."""
+    """Raise `ValueError` where a record has anything but ids of the vocabulary and log-probabilities."""
     for token in found.tokens:
         _require_id("token", token, vocabulary_size)
     for row in found.rows:
@@ -86,7 +86,7 @@ def _require_logprob(given: Any) -> None:
 
 
 def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Row | None], list[float]]:
-    """Row i to token i; what there is no row for gets None."""
+    """Put row i at token i; a token without a row gets None."""
     rows, gold, count = list(found.rows), list(found.gold), len(found.tokens)
     if ahead:
         rows, gold = [None, *rows], [math.nan, *gold]
@@ -99,7 +99,7 @@ def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Row | None], list
 def _segmented(
     text: str | None, ids: list[int], tokens: Tokens, counted: Counter[str]
 ) -> tuple[Segmentation, str | None]:
-    """Where the tokens begin in the text; of tokens alone, the text that they spell."""
+    """Find where the tokens begin in the text; if there are only tokens, spell the text from them."""
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in ids)
     spelled = joined.decode("utf-8", "replace")
     candidates = [spelled, *([spelled[1:]] if spelled.startswith(" ") else [])] if text is None else [text]
@@ -194,7 +194,7 @@ def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
 
 
 def check_sums(probed: list[Foreign], tail: float | None, vocabulary_size: int) -> None:
-    """Raise `ValueError` where rows were renormalised and nobody says what was cut off, or the other way round."""
+    """Raise `ValueError` where rows were renormalised but `tail` does not say what was cut off, or the reverse."""
     sums = np.array(
         [
             math.fsum(math.exp(min(p, 1.0)) for _, p in row)

@@ -1,7 +1,8 @@
-"""DistillKit's compressed log-probabilities: a row's largest exactly, the rest a polynomial of its rank and residuals.
+"""Read DistillKit's compressed log-probabilities: a row's largest are exact, the rest a polynomial plus residuals.
 
-As its `LogprobCompressor` writes them (`compressed_logprobs`, `bytepacked_indices`), by the configuration that was
-saved beside them (`compression_config.yaml`). Numbers are little-endian, bits of ids the highest first.
+The polynomial is one of the rank. The bytes are as its `LogprobCompressor` writes them (`compressed_logprobs`,
+`bytepacked_indices`), by the configuration that was saved beside them (`compression_config.yaml`). Numbers are
+little-endian, and the bits of ids come highest first.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ _KNOWN |= {"error_diffusion", "normalize_t"}
 
 
 def check(compression: Any) -> dict[str, Any]:
-    """Return the configuration with its defaults. Raises `ValueError` if it is none."""
+    """Return the configuration with its defaults. Raises `ValueError` if it is not one."""
     if isinstance(compression, dict) and isinstance(compression.get("logprob_compressor"), dict):
         compression = compression["logprob_compressor"]
     if not isinstance(compression, dict) or not {"d", "k", "exact_k"} <= compression.keys():
@@ -66,7 +67,7 @@ def _is_whole(given: Any, least: int, most: int) -> bool:
 def decompress(
     packed: UInt8[ndarray, "rows bytes"], indices: UInt8[ndarray, "rows index_bytes"], compression: dict[str, Any]
 ) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
-    """Ids and log-probabilities of each row. Raises `ValueError` if the bytes are not as many as configured."""
+    """Return each row's ids and log-probabilities. Raises `ValueError` if the number of bytes is not as configured."""
     c = check(compression)
     k, exact_k, at, rows = c["k"], c["exact_k"], 0, len(packed)
 
@@ -99,7 +100,7 @@ def decompress(
 
 
 def unpack(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[ndarray, "rows count"]:
-    """Numbers of so many bits each, the highest first."""
+    """Read numbers of `bits` bits each, the highest bit first."""
     if 8 * packed.shape[1] < bits * count and len(packed):
         raise ValueError(f"{packed.shape[1]} bytes of ids, {count} of {bits} bits are needed; is d or k another?")
     flat = np.unpackbits(packed, axis=1)[:, : bits * count].reshape(len(packed), count, bits).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A store for others to read: a file of records in one of foreign.py's layouts."""
+"""Export a store for other tools to read: a file of records in one of foreign.py's layouts."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ def export_store(
     documents: Iterable[Document] | None,
     progress: Progress,
 ) -> int:
-    """Write a store's documents to the file `out`, JSON lines or Parquet by its name; returns how many."""
+    """Write a store's documents to the file `out`, JSON lines or Parquet by its name; return how many."""
     found, chosen = Store(folder), foreign.LAYOUTS[layout]
     if out.exists():
         raise ValueError(f"{out}: there already; name another file")
@@ -66,7 +66,7 @@ def export_store(
 
 
 def _spelled(trace: Trace, tokens: Tokens) -> str | None:
-    """Return the text, if the tokens spell it."""
+    """Return the text if the tokens spell it, else None."""
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in trace.tokens.tolist())
     for data in (joined, joined[1:]):
         text = data.decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Distributions as others write them: one record a document, in each of the layouts; docs/store.md has a table of them.
+"""Read and write distributions as other tools do: one record a document, in one of several layouts.
 
-A layout is two functions: a record to `Foreign`, and a trace to a record. Here nothing is judged: derivation.py makes
-traces of what is read, and says what the layout cannot hold.
+A layout is two functions: one from a record to `Foreign`, one from a trace to a record. docs/store.md has a table of
+the layouts. Nothing is judged here: derivation.py makes traces of what is read, and says what the layout cannot hold.
 """
 
 import functools
@@ -30,7 +30,7 @@ Row = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """A tokenizer, as far as layouts need it."""
+    """Hold what layouts need of a tokenizer."""
 
     vocabulary: Vocabulary
     context: int  # the token that position 0 is predicted from
@@ -43,9 +43,9 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreign:
-    """One document's rows in the file's own places, not yet in ours. `text` is None where the record has none.
+    """Hold one document's rows in the file's own places, not yet in ours.
 
-    `gold` is NaN where the record does not tell it.
+    `text` is None where the record has none, and `gold` is NaN where the record does not tell it.
     """
 
     text: str | None
@@ -56,7 +56,10 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """`ahead`: row i is the distribution of token i + 1, as a model's logits are, unless the user says otherwise."""
+    """Describe a layout: how it is read and written, and what it loses.
+
+    With `ahead`, row i is the distribution of token i + 1, as a model's logits are, unless the user says otherwise.
+    """
 
     read: Callable[[dict[str, Any], Tokens], Foreign]
     write: Callable[[Trace, str | None, Tokens, bool], dict[str, Any]]
@@ -77,7 +80,7 @@ def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) ->
 
 
 def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
-    """Read the record itself, or the server's answer in which it is a choice."""
+    """Read the record itself, or the server's answer that has it as a choice."""
     choice = {**record, **(record.get("choices") or [{}])[0]}
     given, text = choice.get("prompt_logprobs"), _text(record)
     if not isinstance(given, list):
@@ -105,14 +108,14 @@ def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
 
 
 def _id(key: str) -> int:
-    """Return the id that a key of JSON says. Raises `ValueError` for a key that is no number as JSON writes it."""
+    """Return the id that a JSON key spells. Raises `ValueError` if the key is not a number as JSON writes it."""
     if not (key.isascii() and key.isdecimal() and str(int(key[:20])) == key):
         raise ValueError(f"{key!r:.40} is no id")
     return int(key)
 
 
 def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
-    """A token without a row has null, as the first one of a prompt has."""
+    """Write a record with null for a token without a row, as the first one of a prompt has."""
     d = trace.distributions
     rows: list[dict[str, Any] | None] = [None]
     for i, token in enumerate(trace.tokens.tolist()):
@@ -134,7 +137,7 @@ def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[
 
 
 def read_openai(record: dict[str, Any], tokens: Tokens) -> Foreign:
-    """Tokens are strings there; which ids they are is told by the text."""
+    """Read a record with tokens as strings, whose ids are found by means of the text."""
     choice = (record.get("choices") or [record])[0]
     text = _text(record) or choice.get("text")
     if not isinstance(text, str):
@@ -159,7 +162,7 @@ def _dialects(vocabulary: Vocabulary) -> list[Dialect]:
 
 
 def write_openai(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
-    """Entries whose string is theirs alone; the token that came, if there are none."""
+    """Write the entries whose string no other token has; if there are none, the token that came."""
     d, ids = trace.distributions, _dialects(tokens.vocabulary)[0].ids
     own = [max(_short(x), LEAST) if known else None for x, known in zip(d.gold.tolist(), d.informed, strict=True)]
     top: list[dict[str, float] | None] = [None]
@@ -204,7 +207,7 @@ def write_axolotl(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -
 
 
 def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
-    """Plain columns, or compressed ones; the legacy ones hold centred logits, of which no probability can be told."""
+    """Read plain or compressed columns, and refuse the legacy ones: their centred logits tell no probability."""
     if "compressed_logprobs" in record:
         if tokens.compression is None:
             raise ValueError("compressed columns; --compression names the compression_config.yaml they were made with")
@@ -232,7 +235,7 @@ def write_distillkit(trace: Trace, text: str | None, tokens: Tokens, ahead: bool
 
 
 def _padded(trace: Trace, ahead: bool) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
-    """All rows equally long, one for each token and the context token before them."""
+    """Pad all rows to equal length, with one for each token and for the context token before them."""
     d = trace.distributions
     shape = len(d) + 1, max(int(d.counts.max(initial=1)), 1)
     ids, logprobs = np.zeros(shape, np.int64), np.full(shape, NOTHING)
@@ -265,7 +268,7 @@ def _least(logprob: float) -> float:
 
 
 def _short(x: float) -> float:
-    """Digits enough for what is on disk."""
+    """Round to as many digits as the store keeps."""
     return round(float(x), 6) if math.isfinite(x) else float(x)
 
 

@@ -1,4 +1,7 @@
-"""A store of what others wrote: files of records in one of foreign.py's layouts; derivation.py makes traces of them."""
+"""Import what others wrote as a store: files of records in one of foreign.py's layouts.
+
+derivation.py makes traces of the records.
+"""
 
 import itertools
 import json
@@ -38,7 +41,10 @@ DERIVED = {  # what is counted of an import, for people
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How a file is read. `ahead`: row i is of token i + 1. `tail`: what was cut off rows that sum to 1."""
+    """Say how a file is read.
+
+    With `ahead`, row i belongs to token i + 1. `tail` is the mass that was cut off rows that sum to 1.
+    """
 
     layout: str
     ahead: bool | None = None
@@ -56,10 +62,11 @@ def import_files(
     documents: Iterable[Document] | None,
     progress: Progress,
 ) -> bool:
-    """A store at `out` of the records at `path`; returns whether anything was done.
+    """Make a store at `out` from the records at `path`; return whether anything was done.
 
-    `model` is the name and, if the model is here, the fingerprint of what made them. With `documents`, a record takes
-    the id of the one with its text, and records of other texts are left out. Raises `ValueError` with the record.
+    `model` names the model that made the records, and has its fingerprint if the model is here. With `documents`, a
+    record takes the id of the document with its text, and records of other texts are left out. Raises `ValueError` that
+    names the record.
     """
     files = _files(path)
     inputs = {f"file {n}": fingerprints.sha256(file) for n, file in enumerate(files)}
@@ -98,7 +105,10 @@ def import_files(
 
 
 def read_compression(path: Path | None, source: Path) -> dict[str, Any] | None:
-    """DistillKit's configuration: the file named, else the one beside the data. Raises `ValueError` if it is none."""
+    """Read DistillKit's configuration from the file named, else from the one beside the data.
+
+    Raises `ValueError` if it is not one.
+    """
     path = path or source / "compression_config.yaml"
     if not path.is_file():
         if path.parent == source:
@@ -119,7 +129,7 @@ def read_traces(
     counted: Counter[str],
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Trace]:
-    """Traces of all records; `counted` says of how many tokens something had to be derived."""
+    """Yield traces of all records; count in `counted` for how many tokens something had to be derived."""
     layout = foreign.LAYOUTS[reading.layout]
     if reading.ahead is not None and layout.fixed and reading.ahead != layout.ahead:
         raise ValueError(f"--rows: the rows of {reading.layout} are each token's own; drop it")
@@ -173,7 +183,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Each record with the place it is at and its share of the file's bytes. Raises `ValueError` on what is none."""
+    """Yield each record with its place and its share of the file's bytes. Raises `ValueError` on anything else."""
     for file in files:
         if file.suffix == ".parquet":
             try:

@@ -1,4 +1,4 @@
-"""Answers about a prompt, and what is refused of them: whatever one softmax can't give. Nothing is repaired."""
+"""Refuse answers about a prompt that one softmax can't have given. Nothing is repaired."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ LEAST = -3.4e38  # log-probabilities are kept as float32; minus infinity is no l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One text for a server; `ids` are its tokens, without the context token that comes before them."""
+    """Hold one text for a server; `ids` are its tokens, without the context token that comes before them."""
 
     text: str
     ids: list[int]
@@ -27,7 +27,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The entries of each token of a prompt, most probable first, and its own log-probability.
+    """Hold the entries of each token of a prompt, most probable first, and its own log-probability.
 
     The first row is `None` if the server does not tell it. `lost` is the mass of strings that may be several tokens.
     """
@@ -38,7 +38,7 @@ class Rows:
 
 
 def describe(value: Any) -> str:
-    """Return a JSON value as part of an error: what it is, and no more of it than fits."""
+    """Return a JSON value as part of an error: what it is, cut to the length that fits."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     if value is None or isinstance(value, bool):
@@ -85,7 +85,7 @@ def check_numbers(values: Sequence[Any]) -> None:
 
 
 def pair(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
-    """Return the entries of a row. Raises `ValueError` on ids that are none or come twice, and as `check_numbers`."""
+    """Return the entries of a row. Raises `ValueError` on invalid or repeated ids, and as `check_numbers` does."""
     for i in ids:
         if type(i) is not int or not 0 <= i < 1 << 31:
             raise ValueError(f"the id of an entry is {describe(i)}, not a token's")
@@ -97,9 +97,9 @@ def pair(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
 
 
 def check_row(row: Entries, gold: float, token: int, vocabulary_size: int) -> None:
-    """Raise `ValueError` if a row's entries and the log-probability of the token that came can't be of one softmax.
+    """Raise `ValueError` if a row's entries and its token's log-probability can't come from one softmax.
 
-    A row that is NaN throughout is the model's own: its caller leaves the document out.
+    A row that is NaN throughout is the model's own: the caller leaves the document out.
     """
     known = dict(row)
     if max(known, default=0) >= vocabulary_size:

@@ -1,4 +1,4 @@
-"""JSON over HTTP to one server, which is asked again after growing pauses when it is busy, failing or out of reach."""
+"""Send JSON over HTTP to one server, and ask again after growing pauses when it is busy, failing or out of reach."""
 
 import contextlib
 import email.utils
@@ -31,11 +31,11 @@ MOST_OF_A_LIST = 4 << 20  # bytes of an answer that no number of tokens bounds, 
 
 
 class Unreachable(ValueError):
-    """The server can't be reached, or stays busy or broken."""
+    """Signal that the server can't be reached, or stays busy or broken."""
 
 
 class Refused(ValueError):
-    """The server answers, but not with what was asked for. `status` is HTTP's."""
+    """Signal that the server answers, but not with what was asked for. `status` is HTTP's."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -44,7 +44,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A way to a server. `stop`, once set, ends all waiting."""
+    """Hold what is needed to ask a server. Setting `stop` ends all waiting."""
 
     url: str
     pool: httpcore2.ConnectionPool = field(repr=False)
@@ -77,7 +77,7 @@ def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key
 
 
 def show(client: Client, text: str, most: int = SHOWN) -> str:
-    """Return what a server said as part of a line of ours: nothing acts, the key is blotted out, `most` characters."""
+    """Return a server's words as part of a line of ours: escaped, with the key blotted out, `most` characters."""
     text = text[: most * (SHOWN + 3 * len(client.key))]  # a key that is cut here is far behind what is shown
     text = blot(put_on_one_line(blot(text, client.key)), client.key)
     return text if len(text) <= most else text[:most] + "…"
@@ -105,8 +105,8 @@ def ask(
 ) -> Any:
     """Return the server's answer to a POST of `body`, or to a GET.
 
-    Raises `Unreachable` after `attempts`, `Refused` where asking again is no use. An inner error (500) may pass, but
-    may also be the answer to a question that isn't understood: if `attempts` is given, there is no second try then.
+    Raises `Unreachable` after `attempts`, and `Refused` where asking again is no use. An inner error (500) may pass,
+    but may also be the answer to a question that isn't understood: if `attempts` is given, there is no second try then.
     """
     tries = ATTEMPTS if attempts is None else attempts
     again = BUSY if attempts is not None else (*BUSY, 500)

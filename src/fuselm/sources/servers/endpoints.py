@@ -1,9 +1,9 @@
-"""What servers are asked for a prompt's log-probabilities, and how their answers are read. No network here.
+"""Ask servers for a prompt's log-probabilities, and read their answers. No network here.
 
-Three dialects are spoken. Two take token ids and name them: vLLM's `prompt_logprobs`, and SGLang's own `/generate`.
-The third is OpenAI's older one (`echo` with `logprobs`), which llama-cpp-python speaks: text goes in and token
-*strings* come back, so that the tokens must be compared with ours, and entries whose string may be one of several are
-left to the tail. Row i is the distribution of token i, position 0 follows one context token.
+Three dialects are spoken. Two take token ids and name them: vLLM's `prompt_logprobs`, and SGLang's own `/generate`. The
+third is OpenAI's older one (`echo` with `logprobs`), which llama-cpp-python speaks: text goes in and token *strings*
+come back. So its tokens must be compared with ours, and entries whose string may be one of several tokens are left to
+the tail. Row i is the distribution of token i, and position 0 follows one context token.
 """
 
 import itertools
@@ -44,7 +44,7 @@ ENTRY_BYTES, ANSWER_BYTES = 256, 1 << 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How one server writes tokens as strings, found out by asking it. Only the OpenAI dialect needs it."""
+    """Record how one server writes tokens as strings, found by asking it. Only the OpenAI dialect needs it."""
 
     ids: dict[str, int]  # of strings; `SEVERAL` where a string is no one token's
     strings: list[str]  # of ids
@@ -55,7 +55,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """One way to ask. `more` says what lets a server give more entries."""
+    """Describe one way to ask. `more` says what lets a server give more entries."""
 
     path: str
     ask: Callable[[str, Prompt, int, Dialect | None], dict[str, Any]]
@@ -151,7 +151,7 @@ def _next(answer: Any, name: str) -> Any:
 def named(strings: Any, dialect: Dialect, known: dict[str, tuple[int, float]] | None = None) -> tuple[Entries, float]:
     """Return the entries of one row by id, and the mass of strings that may be several tokens.
 
-    `known` gives tokens that must be behind a string if it has just that log-probability. llama-cpp-python puts a
+    `known` gives tokens that must be behind a string if it has exactly their log-probability. llama-cpp-python puts a
     string where its most probable token belongs, but gives it the value of its least probable one: a twin with less
     than a string after it may be either. Where strings are in no order, every twin may be.
     """
@@ -179,9 +179,10 @@ def named(strings: Any, dialect: Dialect, known: dict[str, tuple[int, float]] | 
 
 
 def dialect(vocabulary: Vocabulary, lossy: str, *, opening: str, skip: int) -> Dialect:
-    """How tokens are spelled by a server that decodes each by itself and does `lossy` with bytes that are no text.
+    """Find how tokens are spelled by a server that decodes each one by itself.
 
-    Of tokens with the same bytes, a string is the one that the tokenizer makes of them.
+    It does `lossy` with bytes that are not text. Of tokens with the same bytes, a string stands for the one that the
+    tokenizer makes of it.
     """
     strings = [(spelled or b"").decode("utf-8", lossy) for spelled in vocabulary.token_bytes]
     ids: dict[str, int] = {"": SEVERAL}  # special tokens, and others that stand for no text

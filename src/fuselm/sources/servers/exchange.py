@@ -1,4 +1,4 @@
-"""One HTTP request whose answer has a largest size and a longest total time, whatever the server sends.
+"""Exchange one HTTP request for an answer of limited size and total time, whatever the server sends.
 
 Nothing is followed and nothing is kept: no redirects, no cookies, and no headers except those that the caller gives.
 """
@@ -22,16 +22,16 @@ SLICE = 1 << 14  # bytes that are written before the clock is looked at
 
 
 class TooMuch(ValueError):
-    """The answer is larger than it may be."""
+    """Signal that the answer is larger than it may be."""
 
 
 class Undecodable(ValueError):
-    """The answer is compressed in a way that was not asked for, or damaged."""
+    """Signal that the answer is damaged, or compressed in a way that was not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A server's answer. `body` is decompressed; of an error it is what came of the first 64 KiB."""
+    """Hold a server's answer. `body` is decompressed; of an error it is what came of the first 64 KiB."""
 
     status: int
     headers: dict[str, str]
@@ -155,7 +155,7 @@ def _seconds_until(moment: float, late: type[Exception]) -> float:
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Connections whose every timeout is a moment of `time.monotonic`, so that they add up to no more."""
+    """Open connections whose every timeout is a moment of `time.monotonic`, so that they add up to no more."""
 
     def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None):
         seconds = _seconds_until(timeout, httpcore2.ConnectTimeout)

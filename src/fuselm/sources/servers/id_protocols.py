@@ -1,4 +1,4 @@
-"""The two protocols that take token ids and name them: vLLM's `prompt_logprobs`, and SGLang's own `/generate`."""
+"""Speak the two protocols that take token ids and name them: vLLM's `prompt_logprobs`, and SGLang's `/generate`."""
 
 import itertools
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def ask_vllm(model: str, prompt: Prompt, top_k: int, _: None) -> dict[str, Any]:
 
 
 def read_vllm(answer: Any, prompt: Prompt, _: None) -> Rows:
-    """Read a dict of ids for each token, null for the first; the token's own is there, among the top ones or not."""
+    """Read a dict of ids for each token, null for the first; it has the token itself, among the top ones or not."""
     choice = take_choice(answer)
     rows = choice.get("prompt_logprobs")
     check_length(rows, 1 + len(prompt.ids))
@@ -58,7 +58,7 @@ def ask_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
 
 
 def read_sglang(answer: Any, prompt: Prompt, _: None) -> Rows:
-    """Read lists of [log-probability, id, text]: of the prompt's own tokens, and for each token its top ones."""
+    """Read lists of [log-probability, id, text]: one for the prompt's own tokens, and one for each token's top ones."""
     about = take(take(answer, dict, "the answer").get("meta_info") or {}, dict, "meta_info")
     own, top = about.get("input_token_logprobs"), about.get("input_top_logprobs")
     check_length(own, 1 + len(prompt.ids))

@@ -36,7 +36,7 @@ def find_model(answer: Any, served: str, key: str) -> dict[str, Any]:
 
 
 def check_known(entry: Any, served: str) -> dict[str, Any] | None:
-    """Return what was written down of a model, or None if that is nothing that a server could have said."""
+    """Return what was written down of a model, or None if no server could have said it."""
     try:
         return find_model({"data": [entry]}, served, "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""One server over the corpus: its prompt log-probabilities as traces, several documents asked for at a time."""
+"""Read the corpus through one server: its prompt log-probabilities become traces, several documents at a time."""
 
 import math
 import queue
@@ -36,9 +36,9 @@ def capture_from_server(
     policy: Policy,
     progress: Progress,
 ) -> dict:
-    """As `capture.capture`, from a server; of the `policy.top_k` entries that it gives, those that the policy wants.
+    """Capture as `capture.capture` does, from a server; keep the entries that the policy wants of its `top_k`.
 
-    `unclear` of what was counted is the mean mass of a token's strings that may be several tokens.
+    In the counts, `unclear` is the mean mass of a token's strings that may be several tokens.
     """
     from fuselm.sources.resumable_writing import write_all
     from fuselm.stores import retention
@@ -70,7 +70,7 @@ def capture_from_server(
 def document_bits(
     server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
 ) -> dict[str, float]:
-    """As `scoring.compute_document_bits`, from a server. `advance` hears of tokens done."""
+    """Compute bits as `scoring.compute_document_bits` does, from a server; report tokens done to `advance`."""
     result = {}
     with connect(server, vocabulary, top_k=1) as connection:
         found = traces(connection, documents, [vocabulary.segment(d.text) for d in documents])
@@ -85,11 +85,11 @@ def document_bits(
 def traces(
     connection: Connection, documents: Sequence[Document], segmentations: Sequence[Segmentation]
 ) -> Iterator[tuple[Trace | None, float]]:
-    """Each document's trace (None where the server gives NaN), in order, and the mass that its rows lost to strings
-    that may be several tokens.
+    """Yield each document's trace in order, with the mass that its rows lost to ambiguous strings.
 
-    Several documents are asked for at a time. Raises `ValueError`, with the document, where the server gives something
-    else than distributions, and `Unreachable` where it gives nothing.
+    A trace is None where the server gives NaN; a string is ambiguous if it may be several tokens. Several documents are
+    asked for at a time. Raises `ValueError`, with the document, where the server gives anything but distributions, and
+    `Unreachable` where it gives nothing.
     """
 
     def trace(n: int) -> tuple[Trace | None, float]:
@@ -132,7 +132,7 @@ def _trace(connection: Connection, document: Document, segmentation: Segmentatio
 
 
 def _opened(connection: Connection, rows: Rows, token: int) -> Rows:
-    """Rows with the first one, which the echo leaves out."""
+    """Add the first row, which the echo leaves out."""
     opening, dialect = connection.opening, connection.dialect
     assert opening is not None and dialect is not None
     if token not in opening.gold:
@@ -147,7 +147,10 @@ def _opened(connection: Connection, rows: Rows, token: int) -> Rows:
 
 
 def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
-    """Return a first token's log-probability: a bias makes the server choose it, and it says what it was before."""
+    """Return a first token's log-probability.
+
+    A bias makes the server choose the token, and the answer says what its log-probability was before.
+    """
     body = endpoints.next_token(connection.server.served, dialect.opening, 1)
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
     string, logprob = endpoints.chosen(answer)
@@ -157,7 +160,10 @@ def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
 
 
 def _ahead(do: Callable[[int], Any], count: int, workers: int, asked: Client) -> Iterator[Any]:
-    """`do(0)`, `do(1)` and so on, in order, several at a time. The threads don't keep a process from ending."""
+    """Yield `do(0)`, `do(1)` and so on, in order, computing several at a time.
+
+    The threads don't keep the process from ending.
+    """
     tasks: queue.SimpleQueue[tuple[int, Future] | None] = queue.SimpleQueue()
 
     def work() -> None:

@@ -1,9 +1,8 @@
-"""Sources that are servers: which model one has, and whether it gives the prompt log-probabilities that a run needs.
+"""Find which model a server has, and whether it gives the prompt log-probabilities that a run needs.
 
 Nothing is taken on trust. Before the first document, `connect` finds out which of endpoints.py's dialects the server
-speaks, whether it gives as many entries as are wanted, whether its tokens are those of the local tokenizer, and
-whether its rows are where they should be: llama-cpp-python's echo is one token late if the prompt doesn't begin with
-its BOS.
+speaks, whether it gives as many entries as are wanted, whether its tokens are those of the local tokenizer, and whether
+its rows are where they should be: llama-cpp-python's echo is one token late if the prompt doesn't begin with its BOS.
 """
 
 import contextlib
@@ -29,7 +28,10 @@ SAME = 0.2  # nats between two answers about one token: batches differ in roundi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A model behind an address. `model` has what the run needs to know of it; its folder has the tokenizer only."""
+    """Describe a model behind an address.
+
+    `model` has what the run needs to know about it; its folder has only the tokenizer.
+    """
 
     url: str
     served: str  # name that the server knows the model by
@@ -42,7 +44,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """The row of position 0 where an echo leaves it out: the same for every document."""
+    """Hold the row of position 0, where an echo leaves it out: it is the same for every document."""
 
     entries: Entries
     lost: float
@@ -51,7 +53,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A server that has been tried, with what was found out."""
+    """Hold a server that has been tried, with what was found out."""
 
     server: Server
     client: Client
@@ -74,10 +76,10 @@ def find(
     timeout: float = 600.0,
     key_over_http: bool = False,
 ) -> Server:
-    """Find the model that the server at `url` serves under the name `served`, by what it says in its list of models.
+    """Find the model that the server at `url` serves under the name `served`, by its list of models.
 
-    What it said is remembered: a run whose captures are done needs no server. Raises `ValueError` if it can't be
-    reached and never was, has no such model, or nobody says how long its context is.
+    The list's answer is remembered: a run whose captures are done needs no server. Raises `ValueError` if the server
+    can't be reached and never was, if it has no such model, or if nobody says how long its context is.
     """
     reader = locate_tokenizer(tokenizer)
     entry = _entry(url, served, key_env, key_over_http)
@@ -176,7 +178,7 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
 
 
 def check_server(server: Server, vocabulary: Vocabulary, *, top_k: int) -> None:
-    """As `connect`, only to know."""
+    """Check a server as `connect` does, without keeping the connection."""
     with connect(server, vocabulary, top_k=top_k):
         pass
 
@@ -191,14 +193,14 @@ def put(connection: Connection, prompt: Prompt, *, top_k: int | None = None, att
 
 
 def read(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> Rows:
-    """Return what an answer holds. Raises `ValueError` on whatever it should not be, such as rows of other sizes."""
+    """Return what an answer holds. Raises `ValueError` on anything unexpected, such as rows of other sizes."""
     rows = APIS[connection.api].read(answer, prompt, connection.dialect)
     endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
     return rows
 
 
 def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
-    """How the server spells the prompt's tokens. Raises `ValueError` with the first difference if they differ."""
+    """Find how the server spells the prompt's tokens. Raises `ValueError` with the first difference, if any."""
     problem = None
     for opening in (connection.vocabulary.token_strings[prompt.context] or "", ""):  # or does the server put it first?
         ways = [
