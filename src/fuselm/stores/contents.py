@@ -1,4 +1,4 @@
-"""What is in a store, for people: counts and bytes of each column, and rows as text."""
+"""Describe a store to people: counts, the bytes of each column, and rows shown as text."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,10 @@ from fuselm.system.terminal import plain
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """What the manifest says, and what the rows are like. Reads two small columns of each part, no entries."""
+    """Return the facts of a store's manifest and statistics of its rows.
+
+    Reads the index and a few small columns of each part, but no entries.
+    """
     found = Store(folder)
     made, index = found.manifest, found.index
     tokens = max(pc.sum(index["tokens"]).as_py() or 0, 1)
@@ -56,7 +59,7 @@ def info(folder: Path) -> dict[str, Any]:
 
 
 def table(facts: dict[str, Any]) -> Table:
-    """`info` for a terminal."""
+    """Lay out the facts that `info` returns as a table for a terminal."""
     result = Table.grid(padding=(0, 2))
     shown = {
         "model": facts["about"].get("model") or "not said",
@@ -78,9 +81,12 @@ def table(facts: dict[str, Any]) -> Table:
 
 
 def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Model | None:
-    """The tokenizer that a store's ids belong to: `spec`, else that of the model it was made of, where it is here.
+    """Find the tokenizer that a store's ids belong to.
 
-    Raises `ValueError` if `spec` is another tokenizer.
+    `spec` names it. Without `spec`, it is the tokenizer of the model that the store was captured from or aligned to, if
+    that model is on this machine; otherwise None is returned.
+
+    Raises `ValueError` if `spec` is a different tokenizer from the one the store was made with.
     """
     name = spec or _named_by_its_run(folder) or made["about"].get("model")
     if spec is None:
@@ -104,7 +110,7 @@ def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Mod
 
 
 def _is_here(name: str) -> bool:
-    """Tell whether a model is a file or folder of this machine; its name is anybody's text."""
+    """Tell whether a model's name is a file or folder on this machine; the name is untrusted text."""
     try:
         return Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long a name, a home that is nobody's, half a character
@@ -112,7 +118,7 @@ def _is_here(name: str) -> bool:
 
 
 def _named_by_its_run(folder: Path) -> str | None:
-    """Return what the run around a store of its own says that its tokens are of; stores themselves name no paths."""
+    """Return the model or tokenizer that the run around a store names, because stores themselves hold no paths."""
     stage, options = folder.resolve().parent, folder.resolve().parents[1] / "config.yaml"
     try:
         run = yaml.safe_load(options.read_text(encoding="utf-8"))
@@ -123,7 +129,10 @@ def _named_by_its_run(folder: Path) -> str | None:
 
 
 def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:
-    """The first rows of the first documents, without what was drawn: as text if there is a tokenizer, else as ids."""
+    """Yield the first rows of the first documents, without the entries that were sampled from tails.
+
+    Tokens are shown as text if the tokenizer is found, else as ids.
+    """
     found = Store(folder, draws=False)
     model = tokenizer_of(folder, found.manifest, tokenizer)
     vocabulary = None if model is None else load_vocabulary(model)

@@ -1,8 +1,9 @@
-"""Sparse next-token distributions, one row a token, and their few operations.
+"""Hold sparse next-token distributions, one row per token, and the few operations on them.
 
-A row holds natural-log probabilities of some ids (distinct) and the mass of all others, its tail: they sum to 1.
-A row without entries (its tail is 1) carries no information. Gold is the log-probability of the token that really
-came, whether or not it is among the entries; it is 0 in a row without information. DESIGN.md section 3.
+A row holds natural-log probabilities of some distinct ids, and the total probability of all other ids, called its tail;
+together they sum to 1. A row without entries has a tail of 1 and carries no information. Gold is the log-probability of
+the token that the document really has there, whether or not it is among the entries; it is 0 in a row without
+information. docs/store.md describes the same fields on disk.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,33 @@ from numpy import ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distributions:
-    """Row i is the distribution of token i: entries `offsets[i]` to `offsets[i+1]`."""
+    """Hold the next-token distribution of every token of a document.
+
+    Row i is the distribution of token i; its entries are `offsets[i]` to `offsets[i + 1]` of the flat arrays.
+
+    - `ids`, shape (entries): token ids, distinct within a row.
+    - `logprobs`, shape (entries): natural logs of their probabilities.
+    - `gold`, shape (tokens): natural log of the probability of the document's own token; 0 in a row without entries.
+    - `tail`, shape (tokens): the probability of all ids that are not entries, from 0 to 1; 1 in a row without entries.
+    - `offsets`, shape (tokens + 1): ascending from 0 to the number of entries.
+
+    >>> import numpy as np
+    >>> from fuselm.stores.distributions import Distributions
+    >>> distributions = Distributions(
+    ...     ids=np.array([7, 3]),
+    ...     logprobs=np.log(np.array([0.5, 0.25])),
+    ...     gold=np.array([np.log(0.25), 0.0]),
+    ...     tail=np.array([0.25, 1.0]),
+    ...     offsets=np.array([0, 2, 2]),
+    ... )
+    >>> len(distributions)
+    2
+    >>> distributions.informed
+    array([ True, False])
+    >>> ids, logprobs = distributions.row(0)
+    >>> dict(zip(ids.tolist(), np.exp(logprobs).round(4).tolist()))
+    {7: 0.5, 3: 0.25}
+    """
 
     ids: Int[ndarray, "entries"]
     logprobs: Float[ndarray, "entries"]
@@ -31,12 +58,12 @@ class Distributions:
 
     @property
     def informed(self) -> Bool[ndarray, "tokens"]:
-        """Which rows carry information."""
+        """Flag the rows that carry information, which are those with entries."""
         return self.counts > 0
 
     @property
     def rows(self) -> Int[ndarray, "entries"]:
-        """The row that each entry is in."""
+        """Return the number of the row that each entry is in."""
         return np.repeat(np.arange(len(self)), self.counts)
 
     @classmethod
@@ -49,9 +76,10 @@ class Distributions:
         informed: Bool[ndarray, "tokens"],
         top_k: int,
     ) -> "Distributions":
-        """Add up the masses that meet on one id of one row, and keep the `top_k` largest of each row.
+        """Build rows from contributions of probability, keeping the `top_k` largest entries of each row.
 
-        Whatever a row misses to 1 is its tail. Gold is taken before the cut; a gold id that got no mass has -inf.
+        Contributions to the same id of the same row are added up. Whatever a row lacks to sum to 1 becomes its tail.
+        Gold is taken before the cut to `top_k`; a gold id without any contribution gets -inf.
         """
         tokens = len(gold_ids)
         base = int(max(ids.max(initial=0), gold_ids.max(initial=0))) + 1
@@ -80,13 +108,13 @@ class Distributions:
         )
 
     def row(self, i: int) -> tuple[Int[ndarray, "k"], Float[ndarray, "k"]]:
-        """Ids and log-probabilities of row i, most probable first as far as its maker sorted them so."""
+        """Return the ids and natural-log probabilities of row i, in the order in which they are stored."""
         entries = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.ids[entries], self.logprobs[entries]
 
 
 def check(distributions: Distributions, vocabulary_size: int) -> None:
-    """Raises `ValueError` on what no distribution can be: NaN, mass above 1, ids outside the vocabulary."""
+    """Raise `ValueError` for NaN, a row that does not sum to 1, or an id outside the vocabulary."""
     d = distributions
     nan = np.isnan(d.gold) | np.isnan(d.tail)
     nan[d.rows[np.isnan(d.logprobs)]] = True

@@ -1,5 +1,6 @@
-"""The index of a store: where each document is. Written after the parts, and checked when it is read, so that no
-document is another's.
+"""Write and read a store's index, which says where each document is.
+
+The index is written after the parts, and checked when it is read, so that no document is mistaken for another.
 """
 
 import itertools
@@ -35,12 +36,15 @@ INDEX_SCHEMA = pa.schema(
 
 
 def write_part(folder: Path, number: int, traces: Iterable[Trace]) -> None:
-    """Write `part-<number>.parquet`, whole or not at all."""
+    """Write `part-<number>.parquet`, either whole or not at all."""
     write_tables(part_path(folder, number), [to_table(traces)])
 
 
 def write_parts(folder: Path, traces: Iterable[Trace]) -> dict[str, int]:
-    """Write all of `traces` to parts and `finish`, never holding more than a row group of them."""
+    """Write all of `traces` to parts, then the index; return its counts as `finish` does.
+
+    At most one row group of traces is in memory at a time.
+    """
     traces = iter(traces)
     for number in itertools.count():
         if (first := next(traces, None)) is None:
@@ -50,7 +54,10 @@ def write_parts(folder: Path, traces: Iterable[Trace]) -> dict[str, int]:
 
 
 def finish(folder: Path) -> dict[str, int]:
-    """Write the index of the parts in `folder`; return how many documents, tokens and entries there are."""
+    """Write the index of the parts in `folder`; return the number of documents, tokens and entries.
+
+    Raises `ValueError` if a document is in the parts twice.
+    """
     columns: list[pa.Table] = []
     entries = 0
     for number, path in enumerate(sorted(folder.glob("part-*.parquet"))):
@@ -78,7 +85,7 @@ def finish(folder: Path) -> dict[str, int]:
 
 
 def read_index(folder: Path) -> pa.Table:
-    """Return the index. Raises `ValueError`, with the path, where it is none."""
+    """Return the index of a store. Raises `ValueError`, with the path, if the file is not a valid index."""
     path = folder / INDEX
     file = open_parquet(path, INDEX_SCHEMA)
     try:
@@ -92,7 +99,7 @@ def read_index(folder: Path) -> pa.Table:
 
 
 def wrong_index(index: pa.Table, made: Mapping[str, Any]) -> str | None:
-    """Say what an index cannot be, by itself or beside its store's manifest; None: nothing."""
+    """Return what is impossible in an index or contradicts its store's manifest; None if nothing is."""
     names = joined(index, "document")
     if (at := _first_not_ascending(names)) is not None:
         return f"documents are not in order, each once (after {names[at].as_py()!r:.40})"
@@ -113,7 +120,7 @@ def wrong_index(index: pa.Table, made: Mapping[str, Any]) -> str | None:
 
 
 def _first_not_ascending(names: pa.Array) -> int | None:
-    """Return the first place of a name that is not below the next one, by its bytes."""
+    """Return the position of the first name that is not below the next one, by bytes; None if there is none."""
     if len(names) < 2:
         return None
     at = pc.index(pc.less(names.slice(0, len(names) - 1), names.slice(1)), False).as_py()
@@ -121,7 +128,7 @@ def _first_not_ascending(names: pa.Array) -> int | None:
 
 
 def _first_misplaced(numbers: Mapping[str, np.ndarray]) -> int | None:
-    """Return a document whose row is not the next one of its row group."""
+    """Return the first document whose row does not follow the one before it in its row group; None if there is none."""
     groups = numbers["part"].astype(np.int64) << 32 | numbers["group"]
     order = np.lexsort((numbers["row"], groups))
     begins = np.searchsorted(groups[order], groups[order])

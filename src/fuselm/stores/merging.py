@@ -1,4 +1,4 @@
-"""Stores made of stores: shards joined, documents chosen, rows cut to a narrower policy.
+"""Make stores from stores: join shards, choose documents, cut rows to a narrower policy.
 
 Rows are copied as they are on disk, so nothing is rounded twice. The same stores give the same parts, in whatever order
 they are named. docs/store.md says what is refused.
@@ -29,9 +29,9 @@ FREE = ("batch_tokens",)  # parameters that shards may differ in: they move no r
 
 
 def make(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
-    """Fill the folder `out`, which the user named; returns whether anything was done.
+    """Fill the folder `out`, which the user named; return whether anything was done.
 
-    Raises `ValueError` if something else is there: nothing is overwritten.
+    Raises `ValueError` if `out` already holds something else, because nothing is ever overwritten.
     """
     if manifest.is_finished(out):
         if manifest.read(out)["key"] != recipe.key:
@@ -43,7 +43,7 @@ def make(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> 
 
 
 def copy(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
-    """Write rows to parts of `out`, in place of those that an interrupted call left, and `store.finish`."""
+    """Write rows to parts of `out`, replacing the parts of an interrupted call, then write the index."""
     for leftover in out.glob("part-*.parquet"):
         leftover.unlink()
     groups = _grouped(tables)
@@ -54,7 +54,7 @@ def copy(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of a row group's tokens or more."""
+    """Yield the same rows in tables of at least one row group's tokens; the last table may be smaller."""
     held, count = [], 0
     for table in tables:
         held.append(table)
@@ -81,10 +81,10 @@ def tokens(table: pa.Table) -> int:
 
 
 def merge(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
-    """Captures of different documents by one model, as one; a document that several have is taken once.
+    """Join captures of different documents by one model into one store; return whether anything was done.
 
-    Raises `ValueError` if they are of different models, tokenizers or policies, saying which differ, or if they have
-    different rows for one document.
+    A document that is in several stores is taken once. Raises `ValueError` if the stores have different models,
+    tokenizers or policies, naming the difference, or if they have different rows for one document.
     """
     stores = sorted(map(Store, folders), key=lambda s: (min(s.documents, default=""), _identity(s)))
     recipe = merged_recipe(stores)
@@ -102,7 +102,7 @@ def merge(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
 
 
 def merged_recipe(stores: Sequence[Store]) -> Recipe:
-    """Raises `ValueError` where the stores are not of one kind."""
+    """Return the recipe of the merged store. Raises `ValueError` if the stores are not of one kind."""
     first = stores[0]
     wanted = _kind(first)
     for other in stores:
@@ -131,7 +131,7 @@ def merged_recipe(stores: Sequence[Store]) -> Recipe:
 
 
 def _kind(of: Store) -> dict[str, Any]:
-    """What stores must have in common. A model without a fingerprint goes by its name."""
+    """Return the facts that stores must share to be merged; a model without a fingerprint is known by its name."""
     made = of.manifest
     inputs = {name: made["inputs"][name] for name in ("model", "tokenizer") if name in made["inputs"]}
     if "model" not in inputs:
@@ -144,13 +144,13 @@ def _identity(of: Store) -> str:
 
 
 def _vocabulary(stores: Sequence[Store]) -> dict[str, int]:
-    """Return how many ids the vocabulary has, where a store says it."""
+    """Return the number of ids in the vocabulary under its name, or an empty dict if no store says it."""
     said = [s.manifest["counts"]["vocabulary_size"] for s in stores if "vocabulary_size" in s.manifest["counts"]]
     return {"vocabulary_size": min(said)} if said else {}
 
 
 def _repeated(stores: Sequence[Store]) -> list[set[str]]:
-    """For each store, the documents that one before it has as well. Raises `ValueError` where their rows differ."""
+    """Return, for each store, the documents that an earlier store has too. Raises `ValueError` if their rows differ."""
     counted = pc.value_counts(pa.concat_arrays([pa.array(s.documents, pa.string()) for s in stores]))
     several = {entry["values"] for entry in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()}
     known: dict[str, tuple[str, Path]] = {}
@@ -202,9 +202,10 @@ def subset(
     policy: Mapping[str, Any] | None,
     progress: Progress,
 ) -> bool:
-    """Some documents of a store (None: all), their rows cut to `policy` (None: as they are).
+    """Write a store with some documents of another (None: all), with rows cut to `policy` (None: uncut).
 
-    Raises `ValueError` for a document that isn't there, and for a policy that keeps what the store has not kept.
+    Returns whether anything was done. Raises `ValueError` for a document that isn't there, and for a policy that would
+    keep entries that the store does not have.
     """
     whole = Store(folder, salvage=documents is not None)
     made = whole.manifest
@@ -235,9 +236,9 @@ def subset(
 
 
 def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy's options, where nothing is said those of the store's own `parameters`, then the defaults.
+    """Return a policy's options: given `numbers` first, then the store's own `parameters`, then the defaults.
 
-    Raises `ValueError` for an unknown policy, or a number that is another policy's.
+    Raises `ValueError` for an unknown policy, and for a number that only another policy has.
     """
     if name not in POLICIES:
         raise ValueError(f"--policy {name}: unknown; needs one of {', '.join(POLICIES)}")
@@ -250,8 +251,9 @@ def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: 
 
 
 def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str) -> pa.Table:
-    """What `policy` keeps of rows as they are on disk, without what was drawn: of the entries that stay, not a bit
-    changes.
+    """Cut rows, as they are on disk, to what `policy` keeps, and drop the entries sampled from tails.
+
+    The entries that stay are the same to the bit.
     """
     traces = from_table(table, draws=False)
     lists = {name: [] for name in ("counts", "ids", "logprobs", "tail")}
@@ -282,7 +284,7 @@ def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str
 def _stays(
     counts: Int[ndarray, "rows"], ids: Int[ndarray, "entries"], offsets: Int[ndarray, "edges"], kept: Int[ndarray, "k"]
 ) -> Bool[ndarray, "entries"]:
-    """Which entries are among those kept of the same row."""
+    """Flag the entries whose id is among those kept in the same row."""
     before = np.repeat(np.arange(len(counts)), counts).astype(np.int64) << 32 | ids
     after = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)).astype(np.int64) << 32 | kept
     return np.isin(before, after)

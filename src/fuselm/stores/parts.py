@@ -1,7 +1,7 @@
-"""The Parquet files of a store: written whole or not at all, and opened with care.
+"""Write the Parquet files of a store, either whole or not at all, and open them with care.
 
-The folder, and so every number in its files, may be made by somebody else: what a footer claims is looked at before
-memory is taken for it.
+Somebody else may have made the folder, and so every number in its files: the sizes that a footer claims are checked
+before memory is allocated for them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -47,7 +47,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def is_part(name: str) -> bool:
-    """Return whether a file's name is that of a part."""
+    """Return whether a file has the name of a part."""
     digits = name.removeprefix("part-").removesuffix(".parquet")
     return name == f"part-{digits}.parquet" and digits.isdecimal() and digits.isascii() and len(digits) >= 5
 
@@ -60,14 +60,14 @@ def part_number(path: Path) -> int:
 
 
 def grouped_tables(traces: Iterable[Trace]) -> Iterator[pa.Table]:
-    """Yield traces as rows, a row group at a time."""
+    """Yield traces as tables, one row group at a time."""
     traces = iter(traces)
     while group := list(up_to(GROUP_TOKENS, traces)):
         yield to_table(group)
 
 
 def up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
-    """Yield the next traces, until there are so many tokens."""
+    """Yield traces until they have at least `tokens` tokens together, or there are no more."""
     taken = 0
     while taken < tokens and (trace := next(traces, None)) is not None:
         taken += max(len(trace.tokens), 1)
@@ -75,7 +75,7 @@ def up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) -> None:
-    """Write rows as they are on disk, in groups of `GROUP_TOKENS`, whole or not at all; `seal` as in manifest.py."""
+    """Write rows in groups of `GROUP_TOKENS` tokens, either the whole file or none; `seal` as in manifest.py."""
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, SCHEMA, **WRITER) as writer:
@@ -100,7 +100,10 @@ def _groups(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def open_parquet(path: Path, schema: pa.Schema, *, page_checksums: bool = True) -> pq.ParquetFile:
-    """Open a file of these columns. Raises `ValueError`, with the path, where it is none or claims too much."""
+    """Open a Parquet file that must have these columns.
+
+    Raises `ValueError`, with the path, if it is missing, damaged, has other columns or claims impossible sizes.
+    """
     try:
         if not path.is_file():
             raise ValueError("is missing" if not path.exists() else "is no file")
@@ -115,7 +118,7 @@ def open_parquet(path: Path, schema: pa.Schema, *, page_checksums: bool = True) 
 
 
 def _check_claims(group: pq.RowGroupMetaData) -> None:
-    """Raise `ValueError` where a column would be much larger in memory than its bytes on disk can account for."""
+    """Raise `ValueError` if a column would be far larger in memory than its bytes on disk can account for."""
     for column in map(group.column, range(group.num_columns)):
         width = 8 if column.physical_type in ("INT64", "DOUBLE", "BYTE_ARRAY") else 4
         claimed = max(column.num_values * width, column.total_uncompressed_size, group.num_rows * 4)
@@ -128,7 +131,7 @@ def _check_claims(group: pq.RowGroupMetaData) -> None:
 
 
 def read_group(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> pa.Table:
-    """Read a row group. Raises one of `DAMAGED`."""
+    """Read a row group of a part. Raises one of `DAMAGED` if that fails."""
     if not 0 <= group < file.num_row_groups:
         raise ValueError(f"there are {file.num_row_groups} row groups")
     return file.read_row_group(group, columns, use_threads=False)

@@ -1,8 +1,8 @@
-"""Which entries of a distribution are kept. The rest is the row's tail, known and never dropped; docs/store.md.
+"""Decide which entries of a distribution are kept; all others are summed up in the row's tail (docs/store.md).
 
-A policy sees the logits of some rows, a chunk at a time, or rows of a store that were kept by a wider one. For a given
-number of entries in all, `threshold` loses the least in square: it keeps what is large wherever that is, few entries of
-a row that is sure and many of one that is not. `sampled` keeps so the head, and draws from the tail.
+A policy sees a chunk of rows of logits, or rows of a store that a wider policy kept. For a given total of entries,
+`threshold` loses the least in squared error: it keeps large probabilities wherever they are, so few entries of a
+confident row and many of an uncertain one. `sampled` keeps the head in the same way, and draws entries from the tail.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SAMPLED_AT_ONCE = 1 << 21  # logits whose running sums, in float64, are held
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Say what to keep. Each policy uses the numbers that `policies.POLICIES` names for it."""
+    """Say which entries to keep. Each policy uses the numbers that `policies.POLICIES` lists for it."""
 
     policy: str
     top_k: int = 1 << 30  # entries of a row, at most
@@ -38,7 +38,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Rows of entries, one row after the other, and the mass of all others."""
+    """Hold the entries kept of some rows, one row after the other, and the probability of all others."""
 
     counts: Int[ndarray, "rows"]
     ids: Int[ndarray, "entries"]
@@ -54,8 +54,10 @@ def keep(
     gold: Int[Tensor, "rows"],
     uniform: Float[ndarray, "rows"],
 ) -> Kept:
-    """The entries that `policy` keeps of these rows, of which `forward.survey` found so much; `gold` are the ids that
-    came. `uniform` (`uniforms`) is all the chance there is: a document's draws don't depend on what it is read with.
+    """Return the entries that `policy` keeps of these rows of logits.
+
+    `found` is what `forward.survey` found in the rows; `gold` holds the ids that really came. `uniform` (see
+    `uniforms`) is the only source of chance, so that a document's draws do not depend on the documents it is read with.
     """
     if policy.policy == "sampled":
         return _sampled(policy, logits, found, gold, uniform)
@@ -65,15 +67,17 @@ def keep(
 
 
 def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
-    """In [0, 1), one a token, the same for a document on every machine."""
+    """Draw one number from [0, 1) per token; a document gets the same numbers on every machine."""
     seed = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big")
     return np.random.default_rng(seed).random(count)
 
 
 def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = None) -> Distributions:
-    """What `policy` keeps of rows that are kept already, the most probable first; `draws`, if they were `sampled`.
+    """Cut rows that were kept by a wider policy to what `policy` keeps, the most probable entries first.
 
-    Raises `ValueError` where that isn't what it would have kept of the full distribution, or can't be told.
+    `draws` is the number of draws if the rows were kept by `sampled`, else None.
+
+    Raises `ValueError` if the result would, or might, differ from what `policy` keeps of the full distributions.
     """
     if policy.policy == "sampled":
         raise ValueError("sampled: cannot be drawn from kept entries, it needs whole distributions; capture again")
@@ -98,7 +102,7 @@ def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = 
 
 
 def shorten(policy: Policy, distributions: Distributions) -> Distributions:
-    """The entries that `policy` wants of those that are there, the most probable first; at least one of a row."""
+    """Keep the entries that `policy` wants, at least one in a row; rows must have the most probable entry first."""
     d = distributions
     rank = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
     probs = np.exp(d.logprobs.astype(np.float64))
@@ -118,7 +122,7 @@ def shorten(policy: Policy, distributions: Distributions) -> Distributions:
 
 
 def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
-    """The most probable entries, as long as they are wanted; at least one."""
+    """Keep the most probable entries for as long as the policy wants them, at least one in a row."""
     values, ids = forward.top_k(logits, found.maxima, min(policy.top_k, logits.shape[1]))
     logprobs = (values.float() - found.log_z[:, None]).clamp(max=0).double().cpu().numpy()
     probs = np.exp(logprobs)
@@ -133,7 +137,7 @@ def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey)
 
 
 def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
-    """`_largest` for a threshold, without looking for more entries than it wants."""
+    """Do the same as `_largest` for a threshold, without sorting more entries than it wants."""
     bound = torch.minimum(found.log_z + math.log(policy.threshold) - SLACK, found.maxima.amax(dim=1))
     counts, ids, values = scan.above(logits, found.maxima, bound)
     rows = np.repeat(np.arange(len(counts)), counts)
@@ -157,13 +161,14 @@ def _sampled(
     gold: Int[Tensor, "rows"],
     uniform: Float[ndarray, "rows"],
 ) -> Kept:
-    """The head as it is, every entry of at least 1/N and the one that came, and systematic draws from the tail, one for
-    each whole 1/N of it.
+    """Keep the head of each row as it is, and draw systematically from its tail, once for each whole 1/N of it.
+
+    The head is every entry of at least 1/N, the most probable one, and the token that really came.
 
     Random Sampling Knowledge Distillation (Anshumann et al. 2025, arXiv 2503.16870) draws all of a row; an entry that
-    would be drawn each time is better kept (Cohen et al. 2009, VarOpt). The tail is cut into equal parts, and each
+    would be drawn each time is better kept (Cohen et al. 2009, VarOpt). The tail is cut into equal parts, and each part
     gives the token at the same place in it: a token is drawn as often as its share of the tail says, at most once. So
-    head and draws, with the tail's mass shared evenly among these, are an unbiased picture of the row.
+    head and draws, with the tail's mass shared evenly among the draws, are an unbiased estimate of the row.
     """
     if scan.readable(logits):
         counts, ids, logprobs, tail = scan.draw(logits, found, gold, uniform, policy.draws)
@@ -183,7 +188,7 @@ def _drawn(
     uniform: Float[ndarray, "rows"],
     draws: int,
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
-    """`scan.draw` where the logits are on another device."""
+    """Do the same as `scan.draw` for logits on another device."""
     rows, vocab = logits.shape
     logprobs = logits - log_z[:, None]
     head = logprobs >= -math.log(draws)

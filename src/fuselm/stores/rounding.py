@@ -1,8 +1,8 @@
-"""The values of a store, as they are on disk: rounded to few different ones, of which Parquet's encodings make little.
+"""Round the values of a store to few different ones, so that Parquet's encodings compress them well.
 
-What is rounded is what matters least: the square root of a probability evenly, for the error of a KL divergence and of
-a gradient goes by that, and small probabilities by ratio. Rows come back with entries and tail that sum to 1, the most
-probable first. docs/store.md states the bounds.
+Rounding is coarse where it matters least. The square root of a probability is rounded evenly, because the error of a KL
+divergence and of a gradient depends on it; small probabilities are rounded by ratio. Rows are read back with entries
+and tail that sum to 1, the most probable entries first. docs/store.md states the bounds.
 """
 
 from typing import no_type_check
@@ -32,7 +32,10 @@ _SORTED_BY_INSERTION = 64  # longer rows take longer so than by merging
 
 
 def round_logprobs(logprobs: Float[ndarray, "entries"]) -> Float[ndarray, "entries"]:
-    """The square root of a probability moves by at most 1/320; a probability below 1/400, by at most 1/8 nat."""
+    """Round natural-log probabilities to the grid of entries.
+
+    The square root of a probability moves by at most 1/320; a probability below 1/400 moves by at most 1/8 nat.
+    """
     exact = logprobs.astype(np.float64)
     roots = np.maximum(np.round(np.exp(exact / 2) * ROOTS), SMALLEST_ROOT)
     by_ratio = _LOG_SMALLEST + np.round((exact - _LOG_SMALLEST) * QUARTERS) / QUARTERS
@@ -40,25 +43,25 @@ def round_logprobs(logprobs: Float[ndarray, "entries"]) -> Float[ndarray, "entri
 
 
 def round_gold(gold: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """By at most 1/256 nat."""
+    """Round golds by at most 1/256 nat."""
     return (np.round(gold.astype(np.float64) * GOLD_STEPS) / GOLD_STEPS).astype(np.float32)
 
 
 def round_tail(tail: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Its square root by at most 1/512; what is not 0 stays so, and is at least the first step's."""
+    """Round the square root of each tail by at most 1/512; a tail above 0 is never rounded to 0."""
     roots = np.round(np.sqrt(tail.astype(np.float64)) * TAIL_ROOTS)
     return ((np.where(tail > 0, np.maximum(roots, 1), 0) / TAIL_ROOTS) ** 2).astype(np.float32)
 
 
 def round_weights(weights: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
-    """By at most 1/512."""
+    """Round weights by at most 1/512."""
     return (np.round(weights.astype(np.float64) * WEIGHT_STEPS) / WEIGHT_STEPS).astype(np.float32)
 
 
 def order_by_id(
     offsets: Int[ndarray, "edges"], ids: Int[ndarray, "entries"], logprobs: Float[ndarray, "entries"]
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"]]:
-    """Each row by its ids, which compress better so."""
+    """Sort each row by its ids, because ascending ids compress better."""
     _require_rows(offsets, ids, logprobs)
     ids, logprobs = ids.astype(np.int32), logprobs.astype(np.float32)
     return _sorted_rows(offsets, ids.astype(np.int64), ids, logprobs)
@@ -70,9 +73,9 @@ def restore(
     logprobs: Float[ndarray, "entries"],
     tail: Float[ndarray, "tokens"],
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-    """Rows as they are on disk -> rows that sum to 1 with their tails, the most probable entries first.
+    """Turn rows as they are on disk into rows that sum to 1 with their tails, the most probable entries first.
 
-    Where entries were drawn from a tail (-inf), they share it.
+    Entries that were drawn from a tail (-inf on disk) share its probability evenly.
     """
     _require_rows(offsets, ids, logprobs)
     logprobs, tail = normalise(offsets, logprobs, tail)
@@ -83,7 +86,7 @@ def restore(
 def normalise(
     offsets: Int[ndarray, "edges"], logprobs: Float[ndarray, "entries"], tail: Float[ndarray, "tokens"]
 ) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-    """What `restore` makes of them, in the order they are on disk."""
+    """Make rows sum to 1 with their tails, as `restore` does, but keep the entries in the order on disk."""
     doors.require_offsets("rows", offsets, len(logprobs))
     doors.require_lengths("rows", len(offsets) - 1, tail)
     logprobs, tail = logprobs.copy(), tail.copy()
@@ -120,7 +123,7 @@ def _normalise(offsets: ndarray, masses: ndarray, logprobs: ndarray, tail: ndarr
 @compiled(nogil=True)
 @no_type_check
 def _sorted_rows(offsets: ndarray, keys: ndarray, ids: ndarray, logprobs: ndarray) -> tuple[ndarray, ndarray]:
-    """Stably, by ascending keys below 2 ** 31."""
+    """Sort each row by ascending keys below 2 ** 31, stably."""
     new_ids, new_logprobs = np.empty_like(ids), np.empty_like(logprobs)
     for row in range(len(offsets) - 1):
         begin, end = offsets[row], offsets[row + 1]

@@ -1,4 +1,4 @@
-"""Traces as rows of Parquet: the columns of a part file, and the way there and back. docs/store.md has every field."""
+"""Turn traces into the rows of a part file and back. docs/store.md describes every column."""
 
 import functools
 import json
@@ -42,10 +42,23 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """One document's tokens, with a distribution for each.
+    """Hold the tokens of one document, with a distribution for each.
 
-    `nats` is the cross-entropy of the whole document under the source, in its own vocabulary: alignment keeps it.
-    `weights` is how much each source gave to each token's distribution; no columns before fusion.
+    - `size`: bytes of the document's text.
+    - `nats`: cross-entropy of the whole document under the source, in the source's own vocabulary; alignment keeps it.
+    - `tokens`, shape (tokens): token ids.
+    - `starts`, shape (tokens): the byte of the text where each token begins.
+    - `distributions`: one row per token; row i predicts token i from the tokens before it.
+    - `weights`, shape (tokens, sources): each source's weight in the fused distribution; without columns before fusion.
+
+    >>> store = fuselm.load_run("mine.yaml", quiet=True).capture()["other"]
+    >>> trace = store.read(store.documents[0])
+    >>> len(trace.tokens) == len(trace.starts) == len(trace.distributions)
+    True
+    >>> int(trace.lengths.sum()) == trace.size
+    True
+    >>> trace.weights.shape[1]
+    0
     """
 
     document: str
@@ -65,7 +78,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatRows:
-    """What training reads of a trace: its tokens, and its rows one after the other, by ascending id."""
+    """Hold the parts of a trace that training reads: tokens, and rows one after the other, by ascending id."""
 
     tokens: Int[ndarray, "tokens"]
     offsets: Int[ndarray, "edges"]
@@ -78,7 +91,7 @@ FLAT = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the column
 
 
 def to_table(traces: Iterable[Trace]) -> pa.Table:
-    """Traces as rows, rounded."""
+    """Turn traces into rows of a table, with rounded values."""
     traces = list(traces)
     arrays: dict[str, list[ndarray]] = {field.name: [] for field in SCHEMA if pa.types.is_list(field.type)}
     for trace in traces:
@@ -112,8 +125,10 @@ def to_table(traces: Iterable[Trace]) -> pa.Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The columns of a row group, flat. `edges[name]` is where the values of each document begin in a list column;
-    the entries of token i are `offsets[i]` to `offsets[i + 1]`.
+    """Hold the columns of a row group as flat arrays.
+
+    `edges[name]` says where the values of each document begin in a list column; the entries of token i are `offsets[i]`
+    to `offsets[i + 1]`.
     """
 
     documents: pa.Array
@@ -129,7 +144,7 @@ class Columns:
 
 
 def flatten(table: pa.Table) -> Columns:
-    """Return the numbers of a row group. Raises `ValueError` where columns do not fit together."""
+    """Return the columns of a row group as flat arrays. Raises `ValueError` if they do not fit together."""
     flat: dict[str, ndarray] = {}
     edges: dict[str, ndarray] = {}
     for field in table.schema:
@@ -162,9 +177,9 @@ def flatten(table: pa.Table) -> Columns:
 
 
 class Rows:
-    """A row group, its columns flat, which are taken over; of `FLAT` alone for `flat`, of all for `trace`.
+    """Read the documents of a row group from its flat columns, which this object takes over.
 
-    `draws` as of `Store`.
+    `flat` needs only the columns in `FLAT`; `trace` needs all. `draws` is as in `Store`.
     """
 
     def __init__(self, columns: Columns, *, draws: bool = True):
@@ -201,7 +216,7 @@ class Rows:
 
     @functools.cached_property
     def _normalised(self) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-        """Of all documents at once, which is faster than of each. The memory of what was read goes to the next."""
+        """Normalise all documents at once, which is faster than one by one, and free the arrays as they were read."""
         return rounding.normalise(self._offsets, self._flat.pop("logprobs"), self._flat.pop("tail"))
 
     def trace(self, n: int) -> Trace:
@@ -230,7 +245,10 @@ class Rows:
 
 
 def from_table(table: pa.Table, *, draws: bool = True) -> list[Trace]:
-    """Rows as traces; `draws` as of `Store`. Raises `ValueError` where columns do not fit together."""
+    """Turn rows of a table into traces. Raises `ValueError` if columns do not fit together.
+
+    `draws` is as in `Store`.
+    """
     return list(Rows(flatten(table), draws=draws))
 
 

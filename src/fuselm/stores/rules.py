@@ -1,6 +1,6 @@
-"""The rules that every row of a store keeps, docs/store.md; checked for a row group at a time.
+"""Check the rules that every row of a store keeps (docs/store.md), one row group at a time.
 
-`store verify` and whatever reads a store for the first time ask the same function, `broken`. Nothing here trusts the
+`store verify`, and whatever reads a store for the first time, call the same function, `broken`. It trusts none of the
 numbers it looks at: only the sizes of columns, which `rows.flatten` has compared, are used to walk through them.
 """
 
@@ -28,8 +28,10 @@ FINGERPRINT = "^([0-9a-f]{16})?$"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the manifest of a store says of its rows. Where it names no tokenizer, no stage of fuselm made it: then
-    nothing is expected of what golds and weights have to do with the stage.
+    """State what the manifest of a store implies for its rows.
+
+    If the manifest names no tokenizer, no stage of fuselm made the store; then golds and weights are not held to the
+    stage.
     """
 
     stage: str
@@ -41,7 +43,7 @@ class Expected:
 
 
 def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Expected:
-    """Return what rows must agree with. Raises `ValueError` where the manifest is not that of a store."""
+    """Return what rows must agree with. Raises `ValueError` if the manifest is not that of a store."""
     counts, parameters = made["counts"], made["parameters"]
     if made["stage"] not in STAGES:
         raise ValueError(f"the stage is {made['stage']!r:.40}, needs one of {', '.join(STAGES)}")
@@ -73,7 +75,7 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
 
 
 def _check_facts(made: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where what is said of the model is no text, or an option of a policy no number."""
+    """Raise `ValueError` if a fact about the model is no text, or an option of a policy is no valid number."""
     for name, value in made["about"].items():
         if value is not None and not isinstance(value, str):
             raise ValueError(f"about.{name} is {value!r:.40}, needs a text")
@@ -115,7 +117,7 @@ BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM, EMPTY, TOKEN, FOREIGN, GOLD
 
 
 def broken(columns: Columns, rows: Expected) -> dict[int, str]:
-    """Return the documents of a row group, by number, that break a rule, with the first one that each breaks."""
+    """Return the numbers of the documents in a row group that break a rule, with the first rule that each breaks."""
     flat, edges = columns.flat, columns.edges["tokens"]
     with np.errstate(over="ignore"):
         masses = np.exp(flat["logprobs"])  # numpy takes many at a time
@@ -239,7 +241,7 @@ def _scan(
 
 
 def _weights_astray(columns: Columns, rows: Expected) -> Bool[ndarray, "documents"]:
-    """Flag weights where there are none, a number of columns that is not that of the sources, and what is no share."""
+    """Flag documents whose weights should not be there, have the wrong number of columns, or are not shares."""
     weights, edges = columns.flat["weights"], columns.edges["weights"]
     tokens, sources = np.diff(columns.edges["tokens"]), rows.sources
     wrong = np.zeros(len(tokens), bool)

@@ -1,7 +1,8 @@
-"""Traces on disk: what capture, align and fuse write, and all later stages read. docs/store.md has every field.
+"""Read the stores that capture, align and fuse write, and that all later stages read.
 
-A store is a folder of Parquet files, a row a document, their index, and the manifest of the stage that wrote it. A part
-file is written whole or not at all, so an interrupted stage goes on after its last part.
+A store is a folder of Parquet files with one row per document, their index, and the manifest of the stage that wrote
+it; docs/store.md describes every field. A part file is written whole or not at all, so an interrupted stage resumes
+after its last part.
 """
 
 import bisect
@@ -42,35 +43,47 @@ __all__ += ["part_path", "text_fingerprint", "to_table", "write_part", "write_pa
 
 
 def text_fingerprint(text: str) -> str:
-    """16 hex digits of a text's sha256."""
+    """Return the first 16 hex digits of a text's sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Store:
-    """A finished store, read by document or from its beginning to its end.
+    """Read a finished store, by document or from its beginning to its end.
 
-    In memory are its index, and the row group that a document was last read from; or the last row groups with up to
-    `keep_tokens` in all, for documents that are read in another order than they are on disk.
+    `documents` lists the ids; `read(id)` returns a `Trace`: per token, its id, its start in bytes, and a distribution
+    in natural logs. Iterating yields the traces in the order on disk.
 
-    A store that is not known to be sound (trust.py) is checked as it is read: each file by its checksum, each row group
-    by the rules of `store verify`, before anything is made of its numbers; `vocabulary_size` is that of the model its
-    ids belong to, if that is known better than by the manifest. `salvage` is for what is left of a damaged one: then
-    row groups are checked alone, and of those only the documents that are asked for.
+    - `folder`: the folder of the store.
+    - `draws`: let entries that were sampled from a row's tail share its probability; if false, they are left out and
+      the probability stays in the tail.
+    - `keep_tokens`: keep recently read row groups of up to this many tokens in memory, for documents that are read in
+      another order than on disk. With 0, only the index and the last row group are in memory.
+    - `vocabulary_size`: the number of ids of the model that the ids belong to, if the manifest does not say it.
+    - `salvage`: read what is left of a damaged store: only the documents that are asked for are checked.
 
-    What was drawn from a row's tail shares its mass; without `draws`, it is left out, and the mass stays in the tail.
+    A store that is not known to be sound (trust.py) is checked as it is read, before its numbers are used: each file by
+    its checksum, each row group by the rules of `store verify`.
+
     Raises `ValueError` if the folder is no store or the store is damaged.
+
+    >>> store = fuselm.load_run("mine.yaml", quiet=True).capture()["other"]
+    >>> len(store) == len(store.documents)
+    True
+    >>> trace = store.read(store.documents[0])
+    >>> len(trace.distributions) == len(trace.tokens)
+    True
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         draws: bool = True,
         keep_tokens: int = 0,
         vocabulary_size: int | None = None,
         salvage: bool = False,
     ):
-        self.folder = folder
+        self.folder = folder = Path(folder)
         self._draws, self._salvage = draws, salvage
         self.manifest = manifest.read(folder)
         try:
@@ -109,13 +122,13 @@ class Store:
         return index
 
     def check(self) -> None:
-        """Read what was not checked yet, so that nothing is found wrong later. Raises `ValueError`."""
+        """Check everything that was not checked yet, so that nothing is found wrong later. Raises `ValueError`."""
         for group in sorted(self._unchecked):
             self._table(group)
 
     @property
     def documents(self) -> list[str]:
-        """In the order they are read fastest in."""
+        """Return the ids of all documents, in the order in which they are read fastest."""
         return self._names.take(pa.array(self._order)).to_pylist()
 
     def __len__(self) -> int:
@@ -129,7 +142,10 @@ class Store:
             yield from self._unpacked(group)
 
     def tables(self, documents: Collection[str] | None = None) -> Iterator[pa.Table]:
-        """Rows (None: all) as they are on disk, by row group: to be written elsewhere with nothing rounded twice."""
+        """Yield the rows of `documents` (None: all) as they are on disk, one table per row group.
+
+        Written to another store as they are, they are not rounded twice.
+        """
         chosen = None if documents is None else pa.array(sorted(documents), pa.string())
         wanted = ... if chosen is None else pc.is_in(self._names, chosen).to_numpy(zero_copy_only=False)
         for group in np.unique(self._groups[wanted]).tolist():
@@ -137,12 +153,12 @@ class Store:
             yield table if chosen is None else table.filter(pc.is_in(table["document"], chosen))
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield a few columns, as they are on disk, by row group."""
+        """Yield a few columns, as they are on disk, one table per row group."""
         for group in np.unique(self._groups).tolist():
             yield self._table(group, ["document", *names]).select(list(names))
 
     def bytes_on_disk(self) -> dict[str, int]:
-        """Return the compressed size of each column."""
+        """Return the compressed size of each column, in bytes."""
         sizes: dict[str, int] = {}
         for number in np.unique(self._groups >> 32).tolist():
             metadata = self._file(number).metadata
@@ -153,11 +169,11 @@ class Store:
         return sizes
 
     def read(self, document: str) -> Trace:
-        """Raises `KeyError` for a document that isn't there, `ValueError` for one that is damaged."""
+        """Read one document. Raises `KeyError` if it isn't there, `ValueError` if it is damaged."""
         return self.read_all([document])[0]
 
     def read_all(self, documents: Sequence[str]) -> list[Trace]:
-        """Several at a time, which costs less for each. Raises as `read` does."""
+        """Read several documents at a time, which costs less for each. Raises as `read` does."""
         found = list(map(self._place, documents))
         traces: dict[int, Trace] = {}
         for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
@@ -165,13 +181,15 @@ class Store:
         return [traces[at] for at in found]
 
     def read_flat(self, document: str) -> FlatRows:
-        """What training takes of a document, in three quarters of the time. Raises as `read` does."""
+        """Read what training needs of a document, in three quarters of the time. Raises as `read` does."""
         at = self._place(document)
         return self._group(int(self._groups[at]), FLAT).flat(int(self._rows[at]))
 
     def expect(self, wanted: Mapping[str, str], texts: Mapping[str, str], *, where: str) -> None:
-        """Raises `ValueError` unless the store was made of these inputs (name to fingerprint) and holds these texts
-        (document to text), but for documents that the capture had to skip.
+        """Raise `ValueError` unless the store was made from `wanted` and holds `texts`.
+
+        `wanted` maps names of inputs to fingerprints, `texts` maps documents to their text. Documents that the capture
+        had to skip may be missing.
         """
         if self.manifest["stage"] != "capture":
             raise ValueError(f"{where}: {self.folder} is of stage {self.manifest['stage']}, needs a capture")
@@ -233,7 +251,7 @@ class Store:
     def _checked(
         self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None
     ) -> tuple[pa.Table, Columns | None]:
-        """Return a row group; and all of it, flat, if it was checked for that."""
+        """Return a row group; and all its columns, flat, if it was checked just now."""
         file = self._file(group >> 32)
         is_checked = group not in self._unchecked
         try:
@@ -250,7 +268,7 @@ class Store:
         return table, found
 
     def _check(self, group: int, table: pa.Table, at: Int[ndarray, "documents"], wanted: pa.Array | None) -> Columns:
-        """Check a row group by all rules; of a damaged store, the documents that are wanted."""
+        """Check a row group by all rules; in a damaged store, only the documents that are wanted must pass."""
         table.validate(full=True)
         found = flatten(table)
         broken = rules.broken(found, self._expected)
@@ -273,7 +291,7 @@ class Store:
         return found
 
     def _remember(self) -> None:
-        """Know from now on that the store is sound. Raises `ValueError` where the manifest counts other entries."""
+        """Remember that the store is sound. Raises `ValueError` if the manifest counts other entries."""
         counted = self.manifest["counts"]["entries"]
         if self._entries != counted:
             raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")

@@ -1,7 +1,7 @@
-"""Which stores are known to be sound: what one check found is remembered, by the hash of what was checked.
+"""Remember which stores are known to be sound, by the hash of what was checked.
 
-A store is its manifest, by its contents, and the files that the manifest names, each by size, time and inode as in
-fingerprints.py. Whoever changes one of them has it checked again.
+The hash covers the contents of the manifest, and the size, time and inode of each file that the manifest names, as in
+fingerprints.py. A store with a changed file is checked again.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ VERSION = 2  # of the rules; raise it when one is added
 
 
 def largest_id(folder: Path, made: Mapping[str, Any]) -> int | None:
-    """Return the largest token or id of a store that was found to be sound; None: it was not checked."""
+    """Return the largest token or id of a store that was found sound; None if it was not checked."""
     found = fingerprints.recall(_key(folder, made))
     return found if type(found) is int else None
 
 
 def remember(folder: Path, made: Mapping[str, Any], largest: int) -> None:
-    """Take a store as sound from now on."""
+    """Remember that a store is sound, and its largest token or id."""
     fingerprints.remember(_key(folder, made), largest)
 
 
 def remember_made(folder: Path) -> None:
-    """Take what this run has just made as sound, if it is a store: its ids were checked when they were written."""
+    """Remember that the output of this run is sound, if it is a store: its ids were checked when they were written."""
     made = manifest.read(folder)
     size = made["counts"].get("vocabulary_size", made["parameters"].get("vocabulary_size"))
     if made["stage"] in ("capture", "align", "fuse") and isinstance(size, int):

@@ -1,7 +1,8 @@
-"""Is a store whole? Every file by the manifest, every page, every row, the index; and of a damaged one, what is left.
+"""Check that a store is whole, and find what is left of a damaged one.
 
-Nothing here trusts what it checks: a part is read row group by row group, so that damage costs the documents of one
-group, and no index is needed to say which documents are good.
+Every file is compared to the manifest, and every page, every row and the index are checked. Nothing that is being
+checked is trusted: a part is read row group by row group, so that damage costs only the documents of one group, and no
+index is needed to say which documents are good.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ NAMED = 5  # documents that a line names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong with a file; `lost` are documents of it that cannot be used, where it is known which."""
+    """Describe a problem with a file; `lost` lists the documents in it that cannot be used, if they are known."""
 
     path: Path
     what: str
@@ -37,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was found. `kept` are the documents whose rows are good, as they are on disk."""
+    """List the problems of a store, the documents `kept`, whose rows are good on disk, and the documents `lost`."""
 
     problems: tuple[Problem, ...]
     kept: tuple[str, ...]
@@ -46,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the index says that a document is, and what it says of it."""
+    """Locate a document as the index does, with the facts that the index holds about it."""
 
     document: str
     text: str
@@ -58,10 +59,10 @@ class Place:
 
 
 def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = None) -> Verdict:
-    """Check all of a store; `vocabulary_size` is that of the model that its ids belong to, where it is known.
+    """Check all of a store and return the verdict.
 
-    A store without a problem is known to be sound from then on. Raises `ValueError` only if there is no manifest of a
-    store to verify by.
+    `vocabulary_size` is the number of ids of the model that the store's ids belong to, if it is known. A store without
+    a problem is remembered as sound. Raises `ValueError` only if the folder has no manifest of a store to verify by.
     """
     made = manifest.read(folder)
     try:
@@ -139,14 +140,14 @@ def _read_index(folder: Path, made: Mapping[str, Any]) -> tuple[dict[str, Place]
 
 
 def _expected(path: Path, index: dict[str, Place] | None, group: int | None = None) -> tuple[str, ...]:
-    """The documents that the index has in a part, or in one row group of it."""
+    """Return the documents that the index has in a part, or in one row group of it."""
     of_part = [place for place in (index or {}).values() if place.part == parts.part_number(path)]
     return tuple(place.document for place in of_part if group in (None, place.group))
 
 
 @dataclass(slots=True, kw_only=True)
 class _Part:
-    """What a part was found to be."""
+    """Collect what was found in a part."""
 
     problems: list[Problem] = field(default_factory=list)
     largest: int = -1
@@ -154,7 +155,7 @@ class _Part:
 
 
 def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Place], expected: rules.Expected) -> _Part:
-    """Check a part; what is good in it is added to `good`."""
+    """Check a part, and add its good documents to `good`."""
     result, number = _Part(), parts.part_number(path)
     try:
         file = parts.open_parquet(path, SCHEMA)
