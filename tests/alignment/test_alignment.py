@@ -3,23 +3,21 @@
 import itertools
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import drawn
 import numpy as np
 import pytest
 import reference
+from aligned_rows import faithful, merged, span_rows, total  # noqa: F401
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fuselm.alignment.aligner import METHODS, Aligner
 from fuselm.alignment.fidelity import Fidelity
-from fuselm.models import bpe
 from fuselm.models import model as models
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import check
-from fuselm.stores.store import Trace
 
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))
@@ -37,35 +35,6 @@ def vocabulary_of(folder: Path) -> Vocabulary:
 @pytest.fixture(scope="module")
 def tiny(byte_level, sentence_piece, word_piece) -> dict[str, Vocabulary]:
     return {folder.name: vocabulary_of(folder) for folder in (byte_level, sentence_piece, word_piece)}
-
-
-def span_rows(source: Vocabulary, target: Vocabulary, trace: Trace, text: str):
-    """The reference's rows and tails, of each stretch that both spell."""
-    segmentation = target.segment(text)
-    rows: list[reference.Row] = [{} for _ in segmentation.ids]
-    tails = [1.0] * len(rows)
-    for of_source, of_target in drawn.stretches(source.segment(text), segmentation):
-        rows[of_target], tails[of_target] = reference.span_rows(
-            b" " + text.encode(),
-            drawn.spans(segmentation.starts, segmentation.size)[of_target],
-            segmentation.ids.tolist()[of_target],
-            drawn.take(drawn.source_trace(trace), of_source),
-            source.token_bytes,
-            lambda string: target.encode_bytes([string])[0],
-            (lambda string: target.encode_bytes([string])[0])
-            if target.merges is None
-            else partial(merged, target.merges),
-        )
-    return rows, tails
-
-
-def merged(merges: bpe.Merges, string: bytes) -> list[int]:
-    ids, ranked = np.empty(len(string), np.int32), np.empty(len(string), np.int64)
-    return ids[: bpe.encode(merges, np.frombuffer(string, np.uint8), ids, ranked)].tolist()
-
-
-def total(trace: Trace) -> float:
-    return float(trace.distributions.gold.astype(np.float64).sum())
 
 
 # ---- span
@@ -106,11 +75,6 @@ def test_span_equals_the_reference_on_real_text(source_kind, target_kind, tiny, 
 
 def texts_for(*kinds: str) -> st.SearchStrategy[str]:
     return drawn.word_texts if "word_piece" in kinds else drawn.texts
-
-
-def faithful(vocabulary: Vocabulary, text: str) -> bool:
-    spelled = b"".join(vocabulary.token_bytes[i] or b"" for i in vocabulary.segment(text).ids)
-    return spelled in (text.encode(), b" " + text.encode())
 
 
 @pytest.mark.parametrize("target_kind", TINY)

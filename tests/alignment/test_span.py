@@ -7,7 +7,7 @@ import json
 import drawn
 import numpy as np
 import pytest
-from test_alignment import faithful, span_rows, total
+from aligned_rows import faithful, span_rows, total
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
-from test_capture import Interrupted, captured, documents, source_of  # noqa: F401
+from captures import Interrupted, captured, documents, source_of  # noqa: F401
+from same_stores import assert_same, contents  # noqa: F401
 from tiny_run import fuselm
 
 from fuselm.runs import plan
 from fuselm.sources import capture, resumable_writing
 from fuselm.stores import store
-from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
 
@@ -37,7 +37,7 @@ def source(byte_level) -> capture.Source:
 
 
 @pytest.fixture
-def whole(tmp_path, source, documents) -> Path:  # noqa: F811
+def whole(tmp_path, source, documents) -> Path:
     """A capture that nothing happened to, in windows of a few documents."""
     captured(tmp_path / "whole", source, documents)
     return tmp_path / "whole"
@@ -47,17 +47,6 @@ def whole(tmp_path, source, documents) -> Path:  # noqa: F811
 def windows(monkeypatch):
     monkeypatch.setattr(resumable_writing, "WINDOW_TOKENS", 997)
     monkeypatch.setattr(resumable_writing, "WINDOW_BATCHES", 0)
-
-
-def assert_same(folder: Path, expected: Path) -> None:
-    """The same rows in the same bytes, and every file as its manifest says."""
-    assert contents(folder) == contents(expected)
-    files = manifest.read(folder)["files"]
-    assert files == {name: manifest.sha256(folder / name) for name in files} and list(files) == list(contents(folder))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.parquet")) if not p.name.startswith(".")}
 
 
 def mount(*arguments: object) -> None:
@@ -77,7 +66,7 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_costs_nothing_that_was_written(disk, windows, whole, source, documents):  # noqa: F811
+def test_a_full_disk_costs_nothing_that_was_written(disk, windows, whole, source, documents):
     with pytest.raises(OSError, match=r"No space left on device: '.*/store\.partial/\.?(block|part)-.*parquet'$"):
         captured(disk / "store", source, documents)
     assert not list(disk.rglob("*.tmp"))
@@ -123,7 +112,7 @@ def test_a_disk_with_too_little_room_is_said_in_a_line_before_any_work(disk, tmp
     assert outcome.err.splitlines()[-1].startswith(f"fuselm: {disk}/out: 0.00 GiB free, but the run may need 0.")
 
 
-def test_a_file_larger_than_allowed_costs_nothing_that_was_written(tmp_path, whole, source, documents):  # noqa: F811
+def test_a_file_larger_than_allowed_costs_nothing_that_was_written(tmp_path, whole, source, documents):
     part = store.part_path(whole, 0).stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (part - 1, before[1]))
@@ -153,7 +142,7 @@ def read_only(folder: Path) -> Iterator[None]:
             subprocess.run(["umount", folder], check=True)
 
 
-def test_a_folder_that_turns_read_only_costs_nothing_that_was_written(tmp_path, windows, whole, source, documents):  # noqa: F811
+def test_a_folder_that_turns_read_only_costs_nothing_that_was_written(tmp_path, windows, whole, source, documents):
     with pytest.raises(Interrupted):
         captured(tmp_path / "store", source, documents, stop_after=3)
     with (
@@ -196,7 +185,7 @@ def test_what_was_damaged_while_a_capture_was_interrupted_is_read_again(
     windows,
     whole,
     source,
-    documents,  # noqa: F811
+    documents,
     damage,
     pattern,
 ):
@@ -209,7 +198,7 @@ def test_what_was_damaged_while_a_capture_was_interrupted_is_read_again(
     assert_same(tmp_path / "store", whole)
 
 
-def test_any_flipped_bit_of_an_index_is_found_or_does_no_harm(whole, documents):  # noqa: F811
+def test_any_flipped_bit_of_an_index_is_found_or_does_no_harm(whole, documents):
     path = whole / store.INDEX
     data, names = path.read_bytes(), {d.id for d in documents}
     expected = {trace.document: trace.distributions.ids.tolist() for trace in store.Store(whole)}

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+from captures import source_of
 from hostile_server import BEHAVIOURS, KEY, NASTY, OK, Behaviour, answer, change, drip, raw, send_again, serve
-from test_capture import source_of
-from test_servers import run_file
+from server_runs import run_file
 
 from fuselm.documents.corpus import Document
 from fuselm.sources.servers import client, remote

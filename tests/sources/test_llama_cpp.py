@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captures import source_of
 from rich.console import Console
-from test_capture import source_of
 
 from fuselm.documents.corpus import Document
 from fuselm.sources import capture, resumable_writing

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from captures import documents, source_of  # noqa: F401
 from rich.console import Console
-from test_capture import documents, source_of  # noqa: F401
-from test_faults import assert_same
+from same_stores import assert_same
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,7 +49,7 @@ class Interrupted(Exception):
     pass
 
 
-def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = False) -> dict:  # noqa: F811
+def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = False) -> dict:
     shown, batches = Progress(Console(file=io.StringIO()), "capture"), iter(range(5))
 
     def advance(amount: int) -> None:
@@ -72,7 +72,7 @@ def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = Fa
 
 
 @has_ray
-def test_two_workers_make_the_store_of_one_process(tmp_path, byte_level, documents):  # noqa: F811
+def test_two_workers_make_the_store_of_one_process(tmp_path, byte_level, documents):
     captured(tmp_path / "one", byte_level, documents, ray=False)
     captured(tmp_path / "two", byte_level, documents, ray=True)
     assert_same(tmp_path / "two", tmp_path / "one")
@@ -91,7 +91,7 @@ def workers() -> list[int]:
 
 
 @has_ray
-def test_a_worker_killed_midway_costs_nothing_that_was_written(tmp_path, byte_level, documents):  # noqa: F811
+def test_a_worker_killed_midway_costs_nothing_that_was_written(tmp_path, byte_level, documents):
     captured(tmp_path / "whole", byte_level, documents, ray=False)
     killed: list[int] = []
 
@@ -114,7 +114,7 @@ def test_a_worker_killed_midway_costs_nothing_that_was_written(tmp_path, byte_le
 def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
     tmp_path,
     byte_level,
-    documents,  # noqa: F811
+    documents,
     monkeypatch,
 ):
     monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.2)
@@ -147,7 +147,7 @@ def test_what_one_process_captured_a_run_on_ray_takes(tmp_path, byte_level, word
     assert_same(other, tmp_path / "other")
 
 
-def test_without_ray_a_run_says_how_to_get_it(tmp_path, byte_level, documents, monkeypatch):  # noqa: F811
+def test_without_ray_a_run_says_how_to_get_it(tmp_path, byte_level, documents, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"^capture\.engine: ray is not installed; pip install 'fuselm\[ray\]'$"):
         captured(tmp_path / "store", byte_level, documents, ray=True)

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_run
 import yaml
+from captures import source_of
 from model_server import NAME, ModelServer
 from rich.console import Console
-from test_capture import source_of
+from server_runs import plain, rows, run_file  # noqa: F401
 from tiny_run import fuselm
 
 from fuselm.documents.corpus import Document
@@ -51,11 +52,6 @@ def documents(texts) -> list[Document]:
 def model(request) -> tuple[Path, capture.Source]:
     folder = request.getfixturevalue(request.param)
     return folder, source_of(folder)
-
-
-@pytest.fixture(scope="module")
-def plain(byte_level) -> tuple[Path, capture.Source]:
-    return byte_level, source_of(byte_level)
 
 
 def find(server: ModelServer, folder: Path, **options) -> servers.Server:
@@ -274,21 +270,6 @@ def test_a_server_is_known_by_what_it_serves_not_where(plain):
         assert first.fingerprint == find(other, folder).model.fingerprint
         assert first.fingerprint != find(one, folder, revision="2").model.fingerprint
         assert first.context_length == 510
-
-
-@pytest.fixture(scope="module")
-def rows(texts):
-    return tiny_run.short(texts)
-
-
-def run_file(folder: Path, plain, rows, url: str, **options) -> Path:
-    far = {"server": url, "model": NAME, "tokenizer": str(plain[0])} | options
-    sources = {"own": str(plain[0]), "far": far}
-    path = tiny_run.write(
-        folder, target=plain[0], sources={}, rows=rows, corpus={"files": ["corpus.jsonl"], "max_bytes": 64}
-    )
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"sources": sources}))
-    return path
 
 
 def test_a_run_with_a_server_then_without(tmp_path, plain, rows, monkeypatch):

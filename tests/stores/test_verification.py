@@ -52,9 +52,8 @@ def test_a_whole_store_has_no_problems(whole):
 
 
 def test_the_golden_store_is_whole():
-    from test_store_format import GOLDEN
-
-    assert verify(GOLDEN, progress=QUIET).problems == ()
+    golden = Path(__file__).parents[1] / "data" / "store"
+    assert verify(golden, progress=QUIET).problems == ()
 
 
 @pytest.mark.parametrize("kept", [0, 3, 0.5, -1])

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from test_training import documents, fused, python_path, target, train, weights  # noqa: F401
+from trainings import documents, fused, python_path, target, train, weights  # noqa: F401
 
 from fuselm.runs import config
 from fuselm.system import processes
@@ -23,7 +23,7 @@ import pickle, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import test_training
+import trainings
 import os
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -50,12 +50,12 @@ for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[
     if interrupted:
         trainer.Report.on_save = stop
         try:
-            test_training.train(*arguments, **settings)
+            trainings.train(*arguments, **settings)
         except KeyboardInterrupt:
             pass
         del trainer.Report.on_save
         torch.distributed.barrier()
-    assert (test_training.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
+    assert (trainings.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
 """
 
 
@@ -73,9 +73,9 @@ def test_the_only_process_is_the_first_of_one():
 
 def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_one_over_20_steps(
     tmp_path,
-    target,  # noqa: F811
-    documents,  # noqa: F811
-    fused,  # noqa: F811
+    target,
+    documents,
+    fused,
 ):
     accelerated = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp-8gpu.yaml"))
     fsdp = {name.upper(): str(value) for name, value in accelerated.fsdp_config.items()} | {

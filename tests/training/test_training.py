@@ -1,7 +1,6 @@
 """training.py on a tiny model: what is trained on, lambda, checkpoints, the product; killed, and run again."""
 
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -19,25 +18,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_settings import make_settings
+from trainings import SETTINGS, documents, fused, python_path, target, train, vocabulary_of, weights  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
-from fuselm.fusion import fuse as fusion
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model, load_tokenizer, locate
-from fuselm.models.vocabulary import Vocabulary
+from fuselm.models.model import load_model, locate
 from fuselm.results import scoring
-from fuselm.sources import capture
-from fuselm.stores import store
-from fuselm.stores.retention import Policy
-from fuselm.system import manifest
-from fuselm.system.manifest import Recipe
-from fuselm.system.progress import Progress
 from fuselm.training import adapters, trainer
 from fuselm.training import train as training
 from fuselm.training.batches import Collator, reading_order, shuffled_passes
@@ -45,21 +34,6 @@ from fuselm.training.objective import fusion_loss
 from fuselm.training.train import dev_steps, last_checkpoint
 from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import TERMS
-
-SETTINGS = make_settings(
-    learning_rate=3e-3,
-    lambda_clm=0.5,
-    lambda_final=None,
-    passes=2,
-    batch_documents=3,
-    gradient_accumulation=1,
-    evaluations_per_pass=2,
-    warmup=0.1,
-    weight_decay=0.1,
-    max_grad_norm=1.0,
-    precision="float32",
-    seed=0,
-)
 
 
 @settings(deadline=None)
@@ -126,79 +100,6 @@ def test_a_checkpoint_that_was_cut_off_is_not_the_last(tmp_path):
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-11"
-
-
-@pytest.fixture(scope="module")
-def documents(texts) -> list[Document]:
-    return [
-        Document(
-            id=f"{n:06d}",
-            origin=f"{n:06d}",
-            domain=row["domain"],
-            split="dev" if n % 5 == 4 else "train",
-            text=row["text"][: 61 + 13 * (n % 7)],
-        )
-        for n, row in enumerate(texts)
-    ]
-
-
-@pytest.fixture(scope="module")
-def target(byte_level, tmp_path_factory) -> Model:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return locate(str(byte_level))
-
-
-def vocabulary_of(model: Model) -> Vocabulary:
-    return Vocabulary(load_tokenizer(model), model.output_size)
-
-
-@pytest.fixture(scope="module")
-def fused(target, documents, tmp_path_factory) -> Path:
-    """The target's own distributions of the training documents, and those of another model like it, fused."""
-    folder = tmp_path_factory.mktemp("fused") / "store"
-    model = load_model(target, dtype="float32")
-    vocabulary = vocabulary_of(target)
-    chosen = [d for d in documents if d.split == "train"]
-    segmentations = [vocabulary.segment(d.text) for d in chosen]
-
-    def traces() -> list[store.Trace]:
-        source = capture.Source(
-            model=model,
-            layer=forward.output_layer(model),
-            vocabulary=vocabulary,
-            context_token=target.context_token,
-            context_length=target.context_length,
-        )
-        return list(capture.trace_batch(source, chosen, segmentations, policy=Policy(policy="top_k", top_k=7)))
-
-    own = traces()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1.25)
-    mixed = [
-        fusion.fuse(pair, vocabulary_size=target.output_size, level="token") for pair in zip(own, traces(), strict=True)
-    ]
-    manifest.build_once(folder, Recipe(stage="fuse"), lambda out: store.write_parts(out, mixed))
-    return folder
-
-
-def train(out: Path, target: Model, documents: list[Document], fused: Path | None, **settings) -> dict:
-    out.mkdir(parents=True, exist_ok=True)
-    return training.train(
-        target,
-        vocabulary_of(target),
-        [d for d in documents if d.split == "train"],
-        [d for d in documents if d.split == "dev"],
-        out,
-        fused=store.Store(fused) if fused else None,
-        settings=dataclasses.replace(SETTINGS, **settings),
-        progress=Progress(Console(file=io.StringIO()), "train"),
-    )
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -658,16 +559,10 @@ SCRIPT = """
 import pickle, sys, torch
 from pathlib import Path
 torch.set_num_threads(int(sys.argv[1]))
-import test_training
+import trainings
 arguments, settings = pickle.loads(Path(sys.argv[2]).read_bytes())
-test_training.train(*arguments, **settings)
+trainings.train(*arguments, **settings)
 """
-
-
-def python_path() -> str:
-    here = Path(__file__).parent
-    folders = [str(here), str(here.parent / "support"), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(filter(None, folders))
 
 
 @pytest.fixture

@@ -1,0 +1,18 @@
+"""Compare stores row by row."""
+
+from pathlib import Path
+
+from captures import Interrupted, captured, documents, source_of  # noqa: F401
+
+from fuselm.system import manifest
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    """The same rows in the same bytes, and every file as its manifest says."""
+    assert contents(folder) == contents(expected)
+    files = manifest.read(folder)["files"]
+    assert files == {name: manifest.sha256(folder / name) for name in files} and list(files) == list(contents(folder))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.parquet")) if not p.name.startswith(".")}
