@@ -21,7 +21,7 @@ from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 from fuselm.system import doors, fingerprints, manifest
 from fuselm.system.compiling import compiled
 
-FORMAT = 1  # of a kept map; raise it when the same vocabularies would be mapped otherwise
+FORMAT = 1  # version of kept maps; raise it when the same vocabularies would be mapped otherwise
 WINDOW = 5  # tokens on either side that are a token's company
 HELD = 1 << 22  # pairs that are held before they are counted
 CHUNK = 4096  # tokens whose ties are held at a time
@@ -141,7 +141,7 @@ def _rows(rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarr
 
 
 @compiled()
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba can't cache a function that a type checker wraps
 def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
     """Choose the first of each token's ties whose row in `of_target` is most similar to its row in `of_source`.
 
@@ -160,7 +160,7 @@ def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple,
             for at in range(offsets[tie], offsets[tie + 1]):
                 dot += row[columns[at]] * counts[at]
                 square += counts[at] ** 2
-            likeness = dot * dot / square if square > 0.0 else 0.0  # the cosine squared, but for the token's own length
+            likeness = dot * dot / square if square > 0.0 else 0.0  # cosine squared, without the token's own length
             if likeness > best:
                 best, chosen[k] = likeness, tie
         row[of_source[1][low:high]] = 0

@@ -47,7 +47,7 @@ def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
 
 
 @compiled(nogil=True)
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba can't cache a function that a type checker wraps
 def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
     """Find the cheapest path by blocks of `rows` source positions.
 

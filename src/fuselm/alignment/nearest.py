@@ -86,7 +86,7 @@ def _encode(
 
 
 @compiled(nogil=True)
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba can't cache a function that a type checker wraps
 def _signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[ndarray, ndarray]:
     signatures = np.zeros((2, len(starts) - 1), np.uint64)
     foreign = np.zeros(len(starts) - 1, np.int64)

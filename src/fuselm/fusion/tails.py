@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from fuselm.stores.distributions import Distributions
 
-LEAST = 2.0**-24  # a tail is known to that: it is 1 minus a sum of float32
+LEAST = 2.0**-24  # precision of a tail, which is 1 minus a sum of float32
 STEEPEST = -1e9  # x of a tail without mass
 
 
@@ -71,7 +71,7 @@ def tempered(distributions: Distributions, temperature: float, vocabulary_size: 
     if temperature == 1.0:
         return distributions
     d, tails = distributions, of(distributions, vocabulary_size)
-    most = np.zeros(len(d))  # of each row, so that the power of no small probability is lost
+    most = np.zeros(len(d))  # each row's largest, so that powers of small probabilities don't vanish
     if d.informed.any():
         most[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
     logprobs = (d.logprobs.astype(np.float64) - most[d.rows]) / temperature

@@ -90,7 +90,7 @@ def oracle(evidence: Evidence) -> Matrix:
 FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
     "min_ce": min_ce,
     "avg_ce": avg_ce,
-    "log_linear": avg_ce,  # what differs is the mean that they are the weights of
+    "log_linear": avg_ce,  # same weights, for a geometric mean
     "entropy": entropy,
     "bayes": bayes,
     "fixed": fixed,

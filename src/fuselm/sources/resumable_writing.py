@@ -21,7 +21,7 @@ from fuselm.system import manifest
 from fuselm.system.background import Background
 from fuselm.system.progress import Progress
 
-SECONDS_PER_BLOCK = 15  # what an interruption may cost
+SECONDS_PER_BLOCK = 15  # an interruption may cost so much
 WINDOW_TOKENS = 1 << 17  # enough documents to find some of like length, few enough to hold
 WINDOW_BATCHES = 32
 MOST_SKIPPED = 0.01  # share of the documents
@@ -80,9 +80,9 @@ class ResumableWriter:
         self._documents = documents
         self._place = {d.id: n for n, d in enumerate(documents)}
         self._progress = progress
-        self._tables: dict[int, list[pa.Table]] = {}  # of windows
+        self._tables: dict[int, list[pa.Table]] = {}  # by window
         self._there: set[str] = set()
-        self._unwritten: list[pa.Table] = []  # of `_window`
+        self._unwritten: list[pa.Table] = []  # belong to `_window`
         self._window = 0
         self._written = time.monotonic()
 

@@ -19,7 +19,7 @@ from fuselm.stores.distributions import Distributions, check
 from fuselm.stores.store import Trace
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
-SMALLEST_TAIL = 2.0**-16  # of a softmax, which leaves something to every id
+SMALLEST_TAIL = 2.0**-16  # a softmax leaves something to every id
 MOST = 1.05  # that a row may sum to: approximations are a little more than 1
 
 

@@ -19,7 +19,7 @@ from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
-GROUP_RECORDS = 256  # of Parquet, written at a time
+GROUP_RECORDS = 256  # written to Parquet at a time
 
 
 def export_store(

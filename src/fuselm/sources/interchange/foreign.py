@@ -23,7 +23,7 @@ from fuselm.sources.servers.endpoints import Dialect, Prompt
 from fuselm.stores.store import Trace
 
 NOTHING = -1e9  # log-probability of padding
-LEAST = -9999.0  # what vLLM writes for minus infinity; JSON has none
+LEAST = -9999.0  # vLLM writes this for minus infinity, which JSON lacks
 
 Row = list[tuple[int, float]]
 
@@ -65,7 +65,7 @@ class Layout:
     write: Callable[[Trace, str | None, Tokens, bool], dict[str, Any]]
     ahead: bool
     fixed: bool  # no file of this layout has its rows elsewhere
-    loses: str  # of a store
+    loses: str  # parts of a store that the layout can't hold
 
 
 def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) -> Tokens:

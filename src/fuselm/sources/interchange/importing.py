@@ -29,9 +29,9 @@ from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
 
 PROBED_ROWS = 4096  # by which it is found out what a file's rows are
-BATCH_ROWS = 64  # of Parquet, read at a time
+BATCH_ROWS = 64  # read from Parquet at a time
 
-DERIVED = {  # what is counted of an import, for people
+DERIVED = {  # counts of an import, in words
     "gold_estimated": "tokens are not among their rows' entries: each is taken to have an even share of the tail",
     "tokens_without_row": "tokens have no row: the store says nothing of them",
     "documents_tokenized_otherwise": "documents are not what the tokenizer makes of their text: no run can use them",

@@ -35,7 +35,7 @@ from fuselm.sources.servers.id_protocols import ask_sglang, ask_vllm, read_sglan
 from fuselm.stores.distributions import Distributions
 
 SEVERAL = -1  # the id of a string that more than one token is decoded to
-LOSSY = ("replace", "ignore")  # what a server may do with bytes that are no text
+LOSSY = ("replace", "ignore")  # ways to treat bytes that are not text
 
 # Bytes of an answer: vLLM's JSON takes some 80 for an entry, more where its token is long or escaped. The rest is the
 # text itself and what is said about the answer.
@@ -46,10 +46,10 @@ ENTRY_BYTES, ANSWER_BYTES = 256, 1 << 17
 class Dialect:
     """Record how one server writes tokens as strings, found by asking it. Only the OpenAI dialect needs it."""
 
-    ids: dict[str, int]  # of strings; `SEVERAL` where a string is no one token's
-    strings: list[str]  # of ids
+    ids: dict[str, int]  # by string; `SEVERAL` where a string is no one token's
+    strings: list[str]  # by id
     twins: frozenset[str]  # strings of tokens with the same bytes, such as "\n" and its byte fallback
-    opening: str  # what is sent before the text, to be the context token; "" if the server puts that itself
+    opening: str  # sent before the text, to be the context token; "" if the server puts that itself
     skip: int  # tokens in an answer before the text's own
 
 
@@ -201,7 +201,7 @@ APIS = {
 }
 
 
-# What servers are known to say when they can't, and what to do about it
+# Servers say these when they can't answer; each has its remedy
 HINTS = {
     "logits_all": "start llama-cpp-python with --logits_all true",
     "no echo is supported": "llama-server gives no prompt log-probabilities; take llama-cpp-python[server]",

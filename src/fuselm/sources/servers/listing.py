@@ -5,7 +5,7 @@ from typing import Any
 from fuselm.sources.servers.answers import describe, take
 from fuselm.system.keys import LONG
 
-IDENTITY = ("id", "root", "parent")  # of what a server says about a model, what is the same after it is started again
+IDENTITY = ("id", "root", "parent")  # entries about a model that survive a restart of the server
 NAMES = 10  # that are shown of those that a server has
 LEAST_CONTEXT, MOST_CONTEXT = 16, 1 << 31  # tokens
 

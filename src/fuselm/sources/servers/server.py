@@ -48,7 +48,7 @@ class Opening:
 
     entries: Entries
     lost: float
-    gold: dict[int, float]  # of first tokens that are not among the entries; filled as they come
+    gold: dict[int, float]  # first tokens that are not among the entries; filled as they come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
