@@ -1,8 +1,8 @@
-"""Text into documents: read, split per domain into train, dev and held-out, cut to what every model can read.
+"""Turn texts into documents: read them, split each domain into train, dev and held-out, and cut what is too long.
 
-A document is drawn whole into one split, unless its row says which. One too long for a model is then cut into pieces,
-the same for all models, at the last paragraph, line, sentence, word or else character that fits; joined again, the
-pieces are the document.
+A document is drawn whole into one split, unless its row says which. A document too long for any model is then cut into
+pieces, the same for all models, at the last paragraph, line, sentence, word or else character that fits; joined again,
+the pieces are the document.
 """
 
 import json
@@ -28,7 +28,7 @@ RESERVED = ("average", "step")  # columns of results
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A piece of text that every model reads whole. Pieces of one document have one `origin`."""
+    """Hold a piece of text that every model reads whole. Pieces of one document share one `origin`."""
 
     id: str
     origin: str
@@ -50,17 +50,19 @@ def prepare(
     seed: int,
     progress: Progress,
 ) -> dict:
-    """Write `documents.jsonl` to `out`; return what was counted: `unspelled` only if a reader does not spell all.
+    """Write `documents.jsonl` to `out`; return the counts of documents, bytes and tokens.
 
-    `domains` are those of rows that say none, by file. `dev` and `heldout` are shares of those of each domain's
-    documents that say no split, `share` is what is kept of its training documents. Raises `ValueError` on files that
-    can't be read, or a domain too small to hold out from.
+    `domains` gives, for each file, the domain of rows that name none. `dev` and `heldout` are shares of each domain's
+    documents whose rows name no split; `share` is the share of its training documents that is kept. The counts include
+    `unspelled` only if some reader's tokenizer cannot spell all of the text.
+
+    Raises `ValueError` if a file can't be read, or a domain is too small to hold documents out from.
     """
     rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain)]
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     drawn = list(split(kept, dev=dev, heldout=heldout, seed=seed))
-    apart = without_repeated(drawn)
+    apart = drop_leaked(drawn)
     whole = part(apart, share, seed=seed)
     progress.start(sum(len(d.text) for d in whole), unit="characters")
     pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
@@ -86,7 +88,10 @@ def prepare(
 
 
 def count_tokens(documents: Sequence[Document], readers: Sequence[Reader]) -> Int[np.ndarray, "readers documents"]:
-    """Of each document for each reader; some tokenizers drop control characters, and so whole documents of them."""
+    """Count the tokens of each document for each reader.
+
+    The count can be 0, because some tokenizers drop control characters, and so whole documents of them.
+    """
     texts = [document.text for document in documents]
     return np.array([r.vocabulary.count_tokens(texts) for r in readers], int).reshape(len(readers), len(texts))
 
@@ -94,7 +99,7 @@ def count_tokens(documents: Sequence[Document], readers: Sequence[Reader]) -> In
 def _count_read(
     pieces: Sequence[Document], readers: Sequence[Reader]
 ) -> tuple[Int[np.ndarray, "readers pieces"], Int[np.ndarray, "readers pieces"]]:
-    """Count the tokens of each piece for each reader, and the bytes that they do not spell."""
+    """Count the tokens of each piece for each reader, and the bytes that the reader's tokenizer cannot spell."""
     texts = [piece.text for piece in pieces]
     counts = [reader.vocabulary.count_tokens_and_unspelled(texts) for reader in readers]
     both = np.array(counts, int).reshape(len(readers), 2, len(texts))
@@ -104,7 +109,7 @@ def _count_read(
 def _unspelled_shares(
     documents: Sequence[Document], readers: Sequence[Reader], unspelled: Int[np.ndarray, "readers documents"]
 ) -> dict[str, dict]:
-    """Return the share of bytes that a reader does not spell, in all and by domain, of those that do not spell all."""
+    """Return, for each reader that cannot spell all of the text, the share of bytes it cannot, in all and by domain."""
     return {
         reader.name: share_by_domain(documents, of.tolist())
         for reader, of in zip(readers, unspelled, strict=True)
@@ -113,7 +118,7 @@ def _unspelled_shares(
 
 
 def share_by_domain(documents: Sequence[Document], unspelled: Sequence[int]) -> dict:
-    """Return the `share` of all bytes that are not spelled, and that of those `domains` where there are any."""
+    """Return the `share` of all bytes that are not spelled, and the share in each of the `domains` that has any."""
     lacking, whole = Counter[str](), Counter[str]()
     for document, count in zip(documents, unspelled, strict=True):
         lacking[document.domain] += count
@@ -132,7 +137,7 @@ def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> No
 
 
 def read_documents(folder: Path, split: str | None = None) -> list[Document]:
-    """The documents that `prepare` wrote, of one split or all."""
+    """Return the documents that `prepare` wrote, either of one split or all."""
     try:
         with open(folder / FILE, encoding="utf-8") as file:
             documents = [Document(**json.loads(line)) for line in file]
@@ -143,7 +148,7 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
 
 
 def count_domains(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """How many documents that are not empty say each split or none (`DRAWN`), by domain."""
+    """Count, by domain, the documents that are not empty and name each split, or none (`DRAWN`)."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         if row.text.strip():
@@ -154,7 +159,7 @@ def count_domains(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 def check_domains(
     counts: Mapping[str, Mapping[str, int]], files: Sequence[Path], *, dev: float, heldout: float
 ) -> None:
-    """Raises `ValueError` where there is nothing to split, or a domain is too small for it or lacks a split."""
+    """Raise `ValueError` if there is no text, or if a domain is too small to split or lacks a split."""
     if not counts:
         raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
     for domain, said in counts.items():
@@ -176,13 +181,14 @@ def check_domains(
 
 
 def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
-    """Of so many documents of one domain how many are drawn for dev and held-out: at least one of each."""
+    """Return how many of `count` documents are drawn for dev and for held-out, at least one each."""
     return max(1, round(dev * count)), max(1, round(heldout * count))
 
 
 def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
-    """Draw dev and held-out documents, at least one of each, from those of each domain that say no split, whatever the
-    others are; keep the order of the files.
+    """Draw each domain's dev and held-out documents, and yield all documents in the order of the files.
+
+    Only documents whose rows name no split are drawn, at least one for each of the two splits.
     """
     members: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -200,9 +206,10 @@ def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iter
         yield Document(id=f"{i:06d}", origin=f"{i:06d}", domain=row.domain, split=splits[i], text=row.text)
 
 
-def without_repeated(documents: Sequence[Document]) -> list[Document]:
-    """Those whose text is not in a split that is read later, too: what is held out nobody has seen. Raises `ValueError`
-    where that leaves a domain none of a split.
+def drop_leaked(documents: Sequence[Document]) -> list[Document]:
+    """Drop training texts that are also in dev or held-out, and dev texts that are also in held-out.
+
+    Raises `ValueError` if that leaves a domain without any document of a split.
     """
     texts: dict[str, set[str]] = {split: set() for split in SPLITS}
     for document in documents:
@@ -216,8 +223,9 @@ def without_repeated(documents: Sequence[Document]) -> list[Document]:
 
 
 def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:
-    """All documents but training documents, and of each domain's a share, at least one; a larger share has all those of
-    a smaller.
+    """Keep a share of each domain's training documents, at least one, and all dev and held-out documents.
+
+    With the same seed, a larger share includes all documents of a smaller one.
     """
     chosen: set[str] = set()
     for domain in {d.domain for d in documents}:
@@ -234,9 +242,9 @@ def cut_to_fit(
     *,
     advance: Callable[[int], None] = lambda characters: None,
 ) -> Iterator[Document]:
-    """Yield the documents, those in pieces that are longer than `max_bytes` or than a reader can take.
+    """Yield the documents, cutting those that are longer than `max_bytes` or than any reader can take.
 
-    `advance` is told the characters of each piece.
+    `advance` is called with the number of characters of each piece.
     """
     for document in documents:
         pieces = list(cutting.cut(document.text, readers, max_bytes, advance=advance))

@@ -1,9 +1,9 @@
 """Cut a text into pieces that every reader takes whole, in time linear in its length.
 
 A piece is the longest prefix that fits, cut at the coarsest border in its second half. The prefix is found by bisection
-over the whole rest of the text, as if each prefix were tokenized. Almost none is: a rest that is far too long, or a
-prefix that is far from the limit, is judged by the tokens of one window; one that is near the limit by the tokens of
-its last words. The result is then confirmed by tokenizing it.
+over the whole rest of the text, as if each prefix were tokenized. In fact, almost none is: a rest that is far too long,
+or a prefix that is far from the limit, is judged by the tokens of one window; a prefix near the limit is judged by the
+tokens of its last words. The result is then confirmed by tokenizing it.
 """
 
 import re
@@ -15,13 +15,13 @@ import numpy as np
 from fuselm.models.vocabulary import Vocabulary
 
 _BORDERS = tuple(re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?。！？][\"'”’)\]]*\s", r"\s"))
-_CHARACTERS_PER_TOKEN = 4.0  # of a text not seen yet
-_ANCHOR_REACH = 1000  # characters in which a space between two words is looked for
+_CHARACTERS_PER_TOKEN = 4.0  # a guess, until text has been seen
+_ANCHOR_REACH = 1000  # characters within which a space between words is searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """A model, as far as it limits the length of documents."""
+    """Describe a model by what limits the length of its documents."""
 
     name: str
     vocabulary: Vocabulary
@@ -37,7 +37,8 @@ def cut(
 ) -> Iterator[str]:
     """Yield pieces of `text` that fit `max_bytes` and all readers; joined again, they are the text.
 
-    `advance` is told the characters of each piece. Raises `ValueError` on a character that does not fit by itself.
+    `advance` is called with the number of characters of each piece. Raises `ValueError` if a single character does not
+    fit.
     """
     counters = [_PrefixCounter(reader) for reader in readers]
     begin = 0
@@ -72,7 +73,7 @@ def _length_of_piece(text: str, begin: int, counters: "Sequence[_PrefixCounter]"
 
 
 def _longest_prefix(fits: Callable[[int], bool], rest: int) -> int:
-    """Return the length that bisection finds. Where counts of tokens rise and fall, it is one of several."""
+    """Return the length that bisection finds. If token counts rise and fall with length, it is one of several."""
     if fits(rest):
         return rest
     low, high = 1, rest  # the longest prefix that fits is in [low, high)
@@ -83,7 +84,7 @@ def _longest_prefix(fits: Callable[[int], bool], rest: int) -> int:
 
 
 def _longest_in_bytes(text: str, begin: int, max_bytes: int) -> int:
-    """Return how many characters of what follows are in so many bytes."""
+    """Return how many characters of the text from `begin` fit into `max_bytes` bytes."""
     data = text[begin : begin + max_bytes].encode()
     return len(data[:max_bytes].decode(errors="ignore"))
 
@@ -99,9 +100,9 @@ def _last_border(text: str, begin: int, longest: int) -> int:
 class _PrefixCounter:
     """Tell which prefixes of a rest of text a reader takes.
 
-    Two things are taken for granted. A text that goes on has at most `largest_collapse` tokens fewer than it had
-    before, so that a window with so many too many is not tokenized further. And the tokens of a prefix are, but for so
-    many at its end, those of a longer one; `confirm` checks that where it matters.
+    Two assumptions are made. A text that gets longer has at most `largest_collapse` tokens fewer than before, so a
+    window with more than that above the limit is not tokenized further. And the tokens of a prefix are also the first
+    tokens of a longer one, except for a few at its end; `confirm` checks this where it matters.
     """
 
     def __init__(self, reader: Reader):
@@ -111,7 +112,7 @@ class _PrefixCounter:
         self._characters_per_token = _CHARACTERS_PER_TOKEN
 
     def move(self, text: str, begin: int, most: int) -> None:
-        """Look at prefixes of `text[begin:]` of at most `most` characters."""
+        """Look at prefixes of `text[begin:]` of at most `most` characters from now on."""
         self._text, self._begin, self._most = text, begin, most
         self._exact: dict[int, int] = {}
         self._ends: np.ndarray | None = None
@@ -150,7 +151,7 @@ class _PrefixCounter:
         return self._count_exactly(length) <= self._limit
 
     def confirm(self, length: int) -> bool:
-        """Return whether of `length` and one more the right things were said; if not, all is tokenized from here on."""
+        """Return whether `length` and `length + 1` were judged correctly; if not, tokenize everything from here on."""
         if self._is_doubted or self._tokens + self._slack <= self._limit:
             return True
         if self._anchor is not None and length > self._anchor + 2:  # then one check of the sum is enough
@@ -168,7 +169,7 @@ class _PrefixCounter:
         self._ends = np.maximum.accumulate(self._vocabulary.token_ends(text))
 
     def _find_anchor(self) -> None:
-        """Find a space between words that is before all doubtful lengths."""
+        """Find a space between words that lies before all lengths in doubt."""
         self._is_anchored = True
         text = self._text[self._begin : self._begin + self._window]
         if self._ends is None:
@@ -185,7 +186,7 @@ class _PrefixCounter:
                 return
 
     def _sum_at_anchor(self, length: int) -> int:
-        """Return the tokens up to the anchor and those of the text from there to `length`, added up."""
+        """Return the number of tokens up to the anchor plus that of the text from there to `length`."""
         assert self._anchor is not None
         return self._offset + self._count(self._anchor, length)
 

@@ -1,4 +1,4 @@
-"""Read JSON as people write rows: an object a line, or one list of objects, however it is laid out."""
+"""Read JSON as people write rows: one object per line, or one list of objects, however it is laid out."""
 
 import json
 import re
@@ -18,9 +18,10 @@ _DECODER = json.JSONDecoder(parse_int=_parse_integer)
 
 
 def records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
-    """Yield each value with its file and line; `may_span_lines`, whether one object may be all of the file.
+    """Yield each value with its file and line.
 
-    Raises `ValueError`, with the line, on what is no JSON.
+    `may_span_lines` says whether a single object may fill the whole file. Raises `ValueError`, with the line, if
+    something is not JSON.
     """
     begin = _skip_space(content, 0)
     if content.startswith("[", begin):
@@ -70,7 +71,7 @@ def _whole_record(file: Path, content: str, begin: int) -> tuple[str, Any]:
 
 
 def _spans_lines(content: str, begin: int) -> bool:
-    """Return whether the first line is no whole value, as in a file that is laid out over lines."""
+    """Return whether the first line is not a complete value, as in a file that is laid out over several lines."""
     end = content.find("\n", begin)
     try:
         _DECODER.raw_decode(content[begin : end if end >= 0 else len(content)])
@@ -80,7 +81,7 @@ def _spans_lines(content: str, begin: int) -> bool:
 
 
 def _parse(file: Path, content: str, at: int, needed: str, *, first_line: int = 1) -> tuple[Any, int]:
-    """Return a value and where it ends."""
+    """Return the value that begins at `at`, and the position where it ends."""
     try:
         return _DECODER.raw_decode(content, at)
     except json.JSONDecodeError as error:

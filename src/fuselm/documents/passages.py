@@ -1,10 +1,10 @@
-"""What a source reads at a time: documents, and in front of them others of their domain.
+"""Pack documents into the rows that a source reads, with other documents of their domain in front.
 
-A model that has just read texts of a kind expects more of it: its words, its layout, its subject. So what it says of a
-document is nearer to the text; and the target, which learns it without anything in front, learns the kind (context
-distillation: Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189).
+A model that has just read texts of a kind expects more of the same: its words, its layout, its subject. Its predictions
+for a document then come closer to the text; and the target, trained on them without anything in front, learns the kind
+(context distillation: Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189).
 
-Documents that share what is in front of them go one behind another in one row, each after all that is before it, so it
+Documents that share a prefix are put one behind another in one row, each after all that is before it, so the prefix
 costs little: a row has one part of prefix to four of documents, or to one document that is longer.
 """
 
@@ -22,36 +22,36 @@ from fuselm.models import forward
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 # What rows hold depends on these two, which are in no key: whoever changes them raises manifest.FORMAT.
-BETWEEN = b"\n\n"  # documents of one row
-DOCUMENTS = 4  # tokens of them in a row, for each token of the prefix
+BETWEEN = b"\n\n"  # separates the documents of one row
+DOCUMENTS = 4  # tokens of documents in a row, per token of the prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """How much is read in front of documents, in tokens of one source."""
+    """Say how much a source reads in front of documents, in its own tokens."""
 
     tokens: int = 0
-    between: int = 0  # of `BETWEEN`
-    context: int = 0  # what the source can read in all
+    between: int = 0  # tokens of `BETWEEN`
+    context: int = 0  # tokens that the source can read in all
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, context: int, tokens: int) -> "Prefix":
-        """So many tokens, or as many as leave documents their part of the context."""
+        """Return a prefix of `tokens` tokens, or fewer, so that documents keep their share of the context."""
         tokens = min(tokens, context // (1 + DOCUMENTS))
         return cls(tokens=tokens, between=len(between(vocabulary)), context=context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
-    """One row of a forward pass, in numbers of documents."""
+    """Describe one row of a forward pass by the numbers of its documents."""
 
     documents: Sequence[int]
     before: Sequence[int] = ()
-    prefix: int = 0  # tokens that are read of those before: the last ones
+    prefix: int = 0  # how many of the last tokens of `before` are read
 
 
 def by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
-    """The numbers of each domain's documents, in order."""
+    """Return the numbers of each domain's documents, in order."""
     members: dict[str, list[int]] = {}
     for n, domain in enumerate(domains):
         members.setdefault(domain, []).append(n)
@@ -61,8 +61,10 @@ def by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
 def plan(
     window: slice, lengths: Sequence[int], members: Mapping[str, Sequence[int]], *, prefix: Prefix, batch_tokens: int
 ) -> list[list[Passage]]:
-    """The documents of `window` in batches of rows of like length, each at most `batch_tokens` with its padding, or one
-    row. `lengths` and `members` (`by_domain`) are of all documents: what is in front may be of another window.
+    """Batch the documents of `window` into rows of similar length.
+
+    A batch has at most `batch_tokens` tokens including padding, or a single row. `lengths` and `members` (from
+    `by_domain`) cover all documents, because the documents in front may come from another window.
     """
     if not prefix.tokens:
         batches = forward.batches(lengths[window], batch_tokens)
@@ -81,7 +83,7 @@ def documents_of(batch: Sequence[Passage]) -> list[int]:
 
 
 def apart(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any], list[Passage]]:
-    """Those of the documents that the batch needs, and the batch in their numbers."""
+    """Return the documents that the batch needs, and the batch renumbered to match them."""
     needed = sorted({n for p in batch for n in (*p.before, *p.documents)})
     place = {n: k for k, n in enumerate(needed)}
     renumbered = [
@@ -91,7 +93,7 @@ def apart(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any]
 
 
 def packs(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tokens: int) -> list[list[int]]:
-    """The stream cut into batches of up to so many tokens, or of one longer document."""
+    """Cut the stream into batches of at most `tokens` tokens each, or of one document that is longer."""
     result: list[list[int]] = []
     room = 0
     for i in stream:
@@ -106,7 +108,7 @@ def packs(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tok
 def tokens_of(
     passage: Passage, segmentations: Sequence[Segmentation], gap: Int[ndarray, "_"]
 ) -> tuple[Int[ndarray, "length"], Bool[ndarray, "length"]]:
-    """A row's tokens, `gap` between documents, and which of them are its documents'."""
+    """Return a row's tokens, with `gap` between documents, and flags for those of its own documents."""
     front = np.concatenate([gap[:0], *(part for n in passage.before for part in (segmentations[n].ids, gap))])
     parts, kept = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
     for place, n in enumerate(passage.documents):
@@ -117,14 +119,16 @@ def tokens_of(
 
 
 def between(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
-    """The tokens between documents: of a tokenizer that has no line breaks none."""
+    """Return the tokens that stand between documents; none if the tokenizer has no line breaks."""
     (ids,) = vocabulary.encode_bytes([BETWEEN])
     return np.array([] if UNMAPPED in ids else ids, np.int64)
 
 
 def _rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix) -> Iterator[Passage]:
-    """Those documents of a domain that are in the window. In front of a row are the domain's documents before it, as
-    many as it takes, and of one that has too few before it some of those after it.
+    """Yield the rows for those documents of a domain that are in the window.
+
+    In front of a row stand as many of the domain's preceding documents as it takes; if there are too few, documents
+    that follow it are used too.
     """
 
     def size(k: int) -> int:
@@ -134,7 +138,7 @@ def _rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix:
     room = prefix.context - 1  # one for the context token
     most = max(min(DOCUMENTS * prefix.tokens, room - prefix.tokens), 1)
     if len(read) == len(members) and (total := sum(map(size, read))) <= most:
-        most = -(-total // 2)  # the one half in front of the other
+        most = -(-total // 2)  # put one half in front of the other
     for pack in packs({k: size(k) for k in read}, read, most):
         wanted = max(min(prefix.tokens, room - sum(map(size, pack))), 0)
         others = itertools.chain(range(pack[0] - 1, -1, -1), range(pack[-1] + 1, len(members)))

@@ -1,4 +1,4 @@
-"""Find the files of texts that a user names: files, folders and patterns; and the domain of rows that say none."""
+"""Find the text files that a user names by files, folders and patterns, and the domain of rows that name none."""
 
 import glob
 import os
@@ -15,10 +15,10 @@ _ABOUT_A_FOLDER = ("readme", "license", "licence")  # files that describe a fold
 
 
 def find_files(names: Sequence[str | Path]) -> list[Path]:
-    """Return the files that names of files and folders and patterns stand for, in this order, each sorted.
+    """Return the files that the given names of files, folders and patterns stand for, in this order, each sorted.
 
-    A folder stands for all files below it of kinds that can be read, without hidden ones and those that are about the
-    folder. Raises `ValueError` on what is not there, stands for nothing, or is of another kind.
+    A folder stands for all files below it of kinds that can be read, except hidden files and files that describe the
+    folder. Raises `ValueError` if a name does not exist, stands for nothing, or is of another kind.
     """
     found = [file for name in names for file in _find(os.path.expanduser(name))]
     for file in found:
@@ -33,7 +33,7 @@ def check_file(file: Path) -> None:
 
 
 def kind_of(file: Path) -> str:
-    """Return the ending that says how a file is read, in lower case. Raises `ValueError` on one that is not known."""
+    """Return the lower-case ending that says how a file is read. Raises `ValueError` if it is unknown."""
     suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -49,10 +49,10 @@ def kind_of(file: Path) -> str:
 
 
 def name_domains(files: Sequence[Path], domains_of: Callable[[Path], Iterable[str]]) -> list[str]:
-    """Return the domain of rows that say none, for each file: its name.
+    """Return, for each file, the domain of rows that name none: the name of the file.
 
-    Several plain text files of one folder have the folder's name, for each is but one document, unless rows of another
-    file are of a domain with the plain file's name; `domains_of` says those of a file of rows.
+    Several plain text files in one folder are named after the folder instead, because each is only one document, unless
+    rows of another file are of a domain with the plain file's name. `domains_of` returns the domains in a file of rows.
     """
     is_plain = [kind_of(file) in PLAIN for file in files]
     folders = [file.absolute().parent for file, plain in zip(files, is_plain, strict=True) if plain]
@@ -99,5 +99,5 @@ def _belongs(file: Path) -> bool:
 
 
 def stem(file: Path) -> str:
-    """Return the file's name without its ending, and without what says that it is compressed."""
+    """Return the file's name without its ending and without the ending of its compression."""
     return Path(file.stem).stem if file.suffix.lower() in COMPRESSED else file.stem

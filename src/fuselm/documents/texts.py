@@ -1,7 +1,7 @@
-"""Read files of texts: rows, each with a domain and maybe a split.
+"""Read files of texts as rows, each with a domain and maybe a split.
 
 Files of rows are JSON lines, JSON lists, CSV, TSV and Parquet; a plain text file is one document. A file of any other
-kind is refused by name: its syntax would be taken for text. docs/texts.md is the reference.
+kind is refused, because its syntax would be taken for text. docs/texts.md is the reference.
 """
 
 import csv
@@ -24,7 +24,7 @@ LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A text of a file, and its split, if the file says one."""
+    """Hold a text of a file with its domain, and its split if the file names one."""
 
     domain: str
     text: str
@@ -32,9 +32,10 @@ class Row:
 
 
 def read_texts(file: Path, domain: str | None = None) -> Iterator[Row]:
-    """Yield each document of a file; `domain` is that of rows that say none, else the file's name is.
+    """Yield each document of a file.
 
-    Raises `ValueError`, with the line or row, on whatever cannot be read.
+    `domain` is the domain of rows that name none; by default, it is the file's name. Raises `ValueError`, with the line
+    or row, if something cannot be read.
     """
     check_file(file)
     kind, domain = kind_of(file), stem(file) if domain is None else domain
@@ -102,7 +103,7 @@ def _check_domain(domain: str, where: str) -> None:
 
 @functools.lru_cache
 def _problem_of(domain: str) -> str | None:
-    """Return what is wrong with a domain's name."""
+    """Return what is wrong with a domain's name, or None."""
     if not domain.strip():
         return "is empty; name it, or leave it out to have the file's name"
     if has_surrogate(domain):
@@ -123,7 +124,7 @@ def has_surrogate(text: str) -> bool:
 
 
 def _shortened(value: Any) -> str:
-    """Return the value in one short line of ASCII."""
+    """Return the value as one short line that can be shown in a message."""
     shown = ascii(value) if not isinstance(value, str) or has_surrogate(value) else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
@@ -143,7 +144,7 @@ def _decode(file: Path) -> str:
 
 
 def _unpack(file: Path) -> bytes:
-    """Return a file's bytes, as they were before it was compressed."""
+    """Return a file's bytes, decompressed if it is compressed."""
     how = COMPRESSED.get(file.suffix.lower())
     if how is None:
         return file.read_bytes()
@@ -168,7 +169,7 @@ def _json_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, An
 
 
 def _table_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of CSV or TSV, whose first row names the columns; an empty domain or split is none."""
+    """Yield the rows of CSV or TSV, whose first row names the columns; an empty domain or split counts as none."""
     before = csv.field_size_limit(sys.maxsize)
     row = 0
     try:

@@ -27,7 +27,7 @@ from fuselm.stores.rows import Trace, joined, to_table
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 
-PART_TOKENS = 1 << 19  # of a part where nothing else decides
+PART_TOKENS = 1 << 19  # in a part, unless the caller decides
 INDEX = "index.parquet"
 INDEX_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("document", "text")]

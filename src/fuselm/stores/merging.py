@@ -230,7 +230,7 @@ def subset(
             progress.advance(len(table))
             yield table if policy is None else cut(table, Policy(**policy), draws=draws, where=str(folder))
 
-    kept = ("sources", "vocabulary_size")  # of the weights, and of the ids
+    kept = ("sources", "vocabulary_size")  # describe the weights and the ids
     about_rows = {name: made["counts"][name] for name in kept if name in made["counts"]}
     return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
 

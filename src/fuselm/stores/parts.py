@@ -16,12 +16,12 @@ from fuselm.stores.rows import SCHEMA, Trace, to_table
 from fuselm.system import manifest
 from fuselm.system.errors import first_line
 
-GROUP_TOKENS = 4096  # of a row group, which is read as a whole: few enough for one document, enough to compress
+GROUP_TOKENS = 4096  # in a row group, which is read whole: few enough to read one document, enough to compress
 
 DAMAGED = (pa.ArrowException, OSError, ValueError, IndexError, MemoryError)  # what reading a damaged file may raise
-BUFFER_BYTES = 1 << 15  # of a file that is read; without, small columns cost a call each
-MOST_BYTES = 1 << 26  # of a column of a row group in memory, unless its file is large, too
-MOST_RATIO = 64  # of bytes in memory to bytes on disk, beyond that
+BUFFER_BYTES = 1 << 15  # for reading a file; without a buffer, small columns cost a call each
+MOST_BYTES = 1 << 26  # in memory for a column of a row group, unless its file is large too
+MOST_RATIO = 64  # bytes in memory per byte on disk, beyond that
 
 
 # The smallest of Parquet's encodings for each column, measured by benchmarks/store.py on real captures.

@@ -42,7 +42,7 @@ class Kept:
 
     counts: Int[ndarray, "rows"]
     ids: Int[ndarray, "entries"]
-    logprobs: Float[ndarray, "entries"]  # -inf of an entry that was drawn from the others
+    logprobs: Float[ndarray, "entries"]  # natural logs; -inf for an entry that was drawn from the tail
     tail: Float[ndarray, "rows"]
 
 
@@ -221,7 +221,7 @@ def _threshold(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarr
     return probs >= policy.threshold
 
 
-# Whether an entry is wanted, by its probability and that of all more probable ones.
+# Say whether an entry is wanted, by its probability and the sum of all more probable ones.
 WANTED: dict[str, Callable[..., Bool[ndarray, "..."]]] = {
     "top_k": _all,
     "nucleus": _nucleus,

@@ -14,7 +14,7 @@ from numpy import ndarray
 from fuselm.system import doors
 from fuselm.system.compiling import compiled
 
-ROOTS = 160  # steps of an entry's square root; at 160 a byte tells all values apart, and zstd likes whole bytes
+ROOTS = 160  # steps of an entry's square root; with 160 a byte tells all values apart, and zstd likes whole bytes
 SMALLEST_ROOT = 8  # below its square, 1/400, quarters of a nat
 QUARTERS = 4
 GOLD_STEPS = 128  # a nat

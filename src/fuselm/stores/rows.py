@@ -87,7 +87,7 @@ class FlatRows:
     tail: Float[ndarray, "tokens"]
 
 
-FLAT = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns it takes
+FLAT = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns that `FlatRows` needs
 
 
 def to_table(traces: Iterable[Trace]) -> pa.Table:

@@ -19,8 +19,8 @@ from fuselm.stores.rows import Columns
 from fuselm.system.compiling import compiled
 
 STAGES = ("capture", "align", "fuse")
-MOST_IDS = 1 << 24  # of a vocabulary, where nothing tells how many it has
-MOST_ROUNDED = 0.25  # that rounding moves the sum of a row by; docs/store.md
+MOST_IDS = 1 << 24  # in a vocabulary, if nothing tells how many it has
+MOST_ROUNDED = 0.25  # by which rounding may move the sum of a row; docs/store.md
 NORMALISED = 0.35  # nats that dividing a row by its sum, after rounding, moves an entry by, but not the gold
 SERVED, DERIVED = 0.002, 0.06  # of a probability: what servers round, what approximations of others' make of nothing
 FINGERPRINT = "^([0-9a-f]{16})?$"
@@ -36,10 +36,10 @@ class Expected:
 
     stage: str
     vocabulary_size: int
-    sources: int | None  # that a fused store has weights of
-    is_made: bool  # by a stage
-    slack: float  # nats between gold and its entry, beside rounding
-    noise: float  # of the probability of a gold token that is no entry, beyond the tail that it is in
+    sources: int | None  # number of sources that a fused store has weights for
+    is_made: bool  # whether a stage of fuselm made it
+    slack: float  # nats allowed between gold and its entry, besides rounding
+    noise: float  # probability by which a gold token that is no entry may exceed its tail
 
 
 def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Expected:
@@ -90,7 +90,7 @@ def _check_facts(made: Mapping[str, Any]) -> None:
             raise ValueError(f"parameters.{name} is {value!r:.40}, needs a number of at least 0")
 
 
-# A bit of each rule, in the order in which a document that breaks several is told of them.
+# Give each rule a bit; a document that breaks several is reported with the first.
 RULES = {
     1 << n: rule
     for n, rule in enumerate(

@@ -36,7 +36,7 @@ from fuselm.system import manifest
 from fuselm.system.errors import first_line
 
 OPEN_FILES = 64
-NAMES_STEP = 32  # of the names in the index, one of so many is at hand
+NAMES_STEP = 32  # every 32nd name of the index is kept as a Python string
 
 __all__ = ["DAMAGED", "GROUP_TOKENS", "INDEX", "INDEX_SCHEMA", "PART_TOKENS", "SCHEMA", "Store", "Trace", "finish"]
 __all__ += ["part_path", "text_fingerprint", "to_table", "write_part", "write_parts", "write_tables"]
@@ -59,7 +59,8 @@ class Store:
     - `keep_tokens`: keep recently read row groups of up to this many tokens in memory, for documents that are read in
       another order than on disk. With 0, only the index and the last row group are in memory.
     - `vocabulary_size`: the number of ids of the model that the ids belong to, if the manifest does not say it.
-    - `salvage`: read what is left of a damaged store: only the documents that are asked for are checked.
+    - `salvage`: read what is left of a damaged store: row groups are checked without their file's
+      checksum, and only the documents that are asked for must be good.
 
     A store that is not known to be sound (trust.py) is checked as it is read, before its numbers are used: each file by
     its checksum, each row group by the rules of `store verify`.
@@ -107,7 +108,7 @@ class Store:
         self._kept_tokens = 0
         self._unchecked = set() if is_known else set(np.unique(self._groups).tolist())
         self._unhashed = set() if is_known or salvage else {group >> 32 for group in self._unchecked}
-        self._largest, self._entries = -1, 0  # of what was checked
+        self._largest, self._entries = -1, 0  # among what was checked
 
     def _read_index(self, is_known: bool) -> pa.Table:
         path = self.folder / INDEX

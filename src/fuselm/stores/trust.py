@@ -11,7 +11,7 @@ from typing import Any
 
 from fuselm.system import fingerprints, manifest
 
-VERSION = 2  # of the rules; raise it when one is added
+VERSION = 2  # of the rules; raise it when a rule is added
 
 
 def largest_id(folder: Path, made: Mapping[str, Any]) -> int | None:

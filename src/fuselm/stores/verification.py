@@ -19,7 +19,7 @@ from fuselm.system import manifest
 from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress
 
-NAMED = 5  # documents that a line names
+NAMED = 5  # the most documents named in one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = No
     largest, entries = -1, 0
     for path in there:
         if path.name not in made["files"] or not parts.is_part(path.name):
-            continue  # nothing reads it
+            continue  # nothing reads this file
         if path.is_file():
             part = _check_part(path, index, good, expected)
             problems += part.problems
@@ -121,7 +121,7 @@ def _wrong_files(folder: Path, files: dict[str, str]) -> Iterator[Problem]:
             yield Problem(path=folder / name, what="checksum differs, it is not the file that was written")
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in files and name not in ("manifest.json", ".lock"):  # of a killed process
+        if path.is_file() and name not in files and name not in ("manifest.json", ".lock"):  # left by a killed process
             yield Problem(path=path, what="is not in the manifest; nothing reads it, move it away")
 
 
