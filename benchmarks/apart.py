@@ -40,7 +40,8 @@ from fuselm.results import bootstrap, measure, scoring
 from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.results.scoring import Score
 from fuselm.runs import config
-from fuselm.runs.pipeline import WEIGHTS, Pipeline
+from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages.train import WEIGHTS
 from fuselm.system import manifest, progress
 from fuselm.training import train as training
 
@@ -156,10 +157,10 @@ class Experiment:
         return Pipeline(self.run.model_copy(update=changed), self.console)
 
     def trained(self, name: str, pipeline: Pipeline, method: str) -> Model:
-        if not all(step.done for step in pipeline.steps(lambda: pipeline.trained(method))):
+        if not all(step.done for step in pipeline.dry_run(lambda p: p.train_method(method))):
             self.console.print(f"\n[bold]{name}[/bold]", highlight=False)
-        self.folders[name] = pipeline.trained(method)
-        if pipeline.worked:
+        self.folders[name] = pipeline.train_method(method)
+        if pipeline.has_made_anything:
             gc.collect()  # a trainer holds itself, and with it the weights and their moments
         return locate(str(self.folders[name] / WEIGHTS))
 

@@ -201,8 +201,8 @@ def test_another_tokenizer_is_another_model(tmp_path, byte_level, rows, cache):
     run_file = tiny_run.write(tmp_path, target=folder, sources={"own": byte_level}, rows=rows)
 
     def evaluated() -> dict[str, Path]:
-        steps = Pipeline(config.load(run_file), Console(file=io.StringIO())).steps()
-        return {step.name: step.folder for step in steps if step.stage == "evaluate"}
+        steps = Pipeline(config.load(run_file), Console(file=io.StringIO())).dry_run()
+        return {step.name: step.folder for step in steps if step.stage.name == "evaluate"}
 
     before = evaluated()
     given = json.loads((folder / "tokenizer_config.json").read_text())
@@ -254,7 +254,7 @@ def test_the_best_of_several_learning_rates_is_kept(finished, again):
     assert training["clm"]["learning_rate"] == 1e-6
     again_reversed = ["train.learning_rate=[1e-6, 3e-3]", "train.clm.learning_rate=1e-6"]
     run = config.load(finished / "run.yaml", [f"output={again}", *again_reversed])
-    assert all(step.done for step in Pipeline(run, Console(file=io.StringIO())).steps())  # the best is not the first
+    assert all(step.done for step in Pipeline(run, Console(file=io.StringIO())).dry_run())  # the best is not the first
 
 
 @pytest.mark.parametrize("target", KINDS)

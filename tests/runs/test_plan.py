@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from fuselm.cli import main as cli
 from fuselm.runs import calibration, config, plan
+from fuselm.runs.estimates import sum_disk
 from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages import train
 from fuselm.system import compiling, manifest
 from fuselm.training import adapters
 from fuselm.training.objective import fusion_loss
@@ -80,7 +82,7 @@ def test_plan_of_a_finished_run_has_nothing_to_do(run_file):
 
 def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
     pipeline = pipeline_of(run_file)
-    estimates = {e.title: e for e in plan.estimates(pipeline)}
+    estimates = {e.title: e for e in plan.estimate(pipeline)}
     assert list(estimates) == TITLES
     counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
     own, other = (counted[pipeline.inputs.sources[name].tokenizer_fingerprint] for name in ("own", "other"))
@@ -96,7 +98,7 @@ def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
 
 def test_disk_is_an_upper_bound(run_file):
     pipeline = pipeline_of(run_file)
-    estimates = {e.title.split(",")[0]: e.disk for e in plan.estimates(pipeline)}
+    estimates = {e.title.split(",")[0]: e.disk for e in plan.estimate(pipeline)}
     assert fuselm("run", run_file).code == 0
     out = run_file.parent / "out"
     overhead = 60_000  # of a Parquet file, a log, a history, a tokenizer: next to nothing beside real stores and models
@@ -113,11 +115,11 @@ def test_adapters_need_no_disk_for_all_weights(run_file, byte_level):
     pipelines = [
         Pipeline(config.load(run_file, given), Console(file=io.StringIO())) for given in ([], ["train.lora_rank=1"])
     ]
-    whole, lora = (next(e.scratch for e in plan.estimates(p) if e.title.startswith("train fused")) for p in pipelines)
+    whole, lora = (next(e.scratch for e in plan.estimate(p) if e.title.startswith("train fused")) for p in pipelines)
     model = AutoModelForCausalLM.from_pretrained(byte_level)
     adapted = adapters.add(model, rank=1, alpha=2.0, dropout=0.0, modules=None)
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-    states = plan.CHECKPOINTS * (plan.STATE_BYTES + plan.MEAN_BYTES) * trained
+    states = train.CHECKPOINTS * (train.STATE_BYTES + train.MEAN_BYTES) * trained
     assert states <= lora < whole / 3
 
 
@@ -140,7 +142,7 @@ def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most
         return fusion_loss(hidden, *arguments)
 
     monkeypatch.setattr(calibration, "fusion_loss", spied)
-    assert calibration.trained(pipeline, documents, precision="float32").speed > 0
+    assert calibration.measure_training(pipeline, documents, precision="float32").speed > 0
     tokens, learns = seen[-1]
     assert learns and tokens >= sum(sorted(lengths)[:least])
     assert tokens <= (most if most == 293 else sum(sorted(lengths)[-most:]))
@@ -148,7 +150,7 @@ def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most
 
 def test_the_disk_is_checked_against_what_is_still_to_come(run_file, monkeypatch):
     pipeline = pipeline_of(run_file)
-    rows = plan.estimates(pipeline)
+    rows = plan.estimate(pipeline)
     needed = sum(e.disk for e in rows) + max(e.scratch for e in rows)
 
     def free(count: int) -> None:
@@ -167,7 +169,7 @@ def test_the_disk_is_checked_against_what_is_still_to_come(run_file, monkeypatch
 
 def test_of_several_trainings_only_one_has_checkpoints_at_a_time(run_file):
     one, three = (
-        plan.room(plan.estimates(pipeline_of(run_file, f"train.learning_rate={rates}")))
+        sum_disk(plan.estimate(pipeline_of(run_file, f"train.learning_rate={rates}")))
         for rates in ("[1e-3]", "[1e-3, 2e-3, 3e-3]")
     )
     assert three - one == 4 * pipeline_of(run_file).inputs.target.parameters_bytes  # two more models of each method
@@ -175,24 +177,24 @@ def test_of_several_trainings_only_one_has_checkpoints_at_a_time(run_file):
 
 def test_what_an_interrupted_training_has_written_is_not_asked_for_again(run_file):
     pipeline = pipeline_of(run_file)
-    needed = plan.room(plan.estimates(pipeline))
-    step = next(s for s in pipeline.steps() if s.title.startswith("train fused"))
+    needed = sum_disk(plan.estimate(pipeline))
+    step = next(s for s in pipeline.dry_run() if s.title.startswith("train fused"))
     written = step.folder.with_name(step.folder.name + ".partial") / "checkpoints/checkpoint-2/optimizer.pt"
     written.parent.mkdir(parents=True)
     written.write_bytes(bytes(12_345))
-    assert plan.room(plan.estimates(pipeline)) == needed - 12_345
+    assert sum_disk(plan.estimate(pipeline)) == needed - 12_345
     written.write_bytes(bytes(99_999_999))  # more than it can need again
-    row = next(e for e in plan.estimates(pipeline) if e.title == step.title)
-    assert plan.room(plan.estimates(pipeline)) == needed - row.disk - row.scratch
+    row = next(e for e in plan.estimate(pipeline) if e.title == step.title)
+    assert sum_disk(plan.estimate(pipeline)) == needed - row.disk - row.scratch
 
 
 def test_plan_counts_what_has_to_be_compiled_once(run_file, monkeypatch):
     seconds = {}
     for of_stage in (0.0, 1000.0):
         monkeypatch.setattr(compiling, "seconds_to_compile", lambda stage, of_stage=of_stage: of_stage)
-        monkeypatch.setattr(calibration, "read", lambda *_, **__: calibration.Measured(speed=1.0))
-        monkeypatch.setattr(calibration, "trained", lambda *_, **__: calibration.Measured(speed=1.0))
-        rows, _, _ = plan.calibrated(pipeline_of(run_file))
+        monkeypatch.setattr(calibration, "measure_reading", lambda *_, **__: calibration.Measured(speed=1.0))
+        monkeypatch.setattr(calibration, "measure_training", lambda *_, **__: calibration.Measured(speed=1.0))
+        rows, _, _ = plan.calibrate(pipeline_of(run_file))
         seconds[of_stage] = {row.title: row.seconds for row in rows}
     later = {title: seconds[1000.0][title] - seconds[0.0][title] for title in seconds[0.0]}
     assert {title: round(s) for title, s in later.items() if s} == {"align own": 1000, "fuse": 1000}
@@ -202,10 +204,10 @@ def test_an_error_comes_below_the_tables_and_leaves_out_one_stage_alone(run_file
     def fails(*_, **__):
         raise ValueError("other: cannot be read here")
 
-    read = calibration.read
+    read = calibration.measure_reading
     monkeypatch.setattr(
         calibration,
-        "read",
+        "measure_reading",
         lambda pipeline, name, *a, **k: (fails if name == "other" else read)(pipeline, name, *a, **k),
     )
     order = []

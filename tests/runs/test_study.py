@@ -21,6 +21,7 @@ from fuselm.results import bootstrap, verdicts
 from fuselm.results.bootstrap import Bootstrap, pool_seeds
 from fuselm.results.pages import study_page
 from fuselm.results.scoring import Score, compute_bits_per_byte
+from fuselm.runs.pipeline import STAGES
 from fuselm.runs.steps import Step
 from fuselm.runs.studies import comparison, study, trials
 from fuselm.system import manifest
@@ -501,7 +502,7 @@ def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentenc
     trial = trials.Trial(settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
 
     def work(stage: str, name: str) -> float:
-        step = Step(stage=stage, name=name, title="", folder=tmp_path, done=False)
+        step = Step(stage=STAGES[stage], name=name, title="", folder=tmp_path, done=False)
         return trials._work(step, trial)
 
     assert (work("write", "own"), work("capture", "own"), work("fuse", "")) == (151.5, 303, 303)

@@ -89,7 +89,7 @@ def test_what_a_corrected_tokenizer_had_aligned_is_aligned_again(tmp_path, byte_
     run_file = tiny_run.write(tmp_path / "run", target=byte_level, sources=sources, rows=rows)
 
     def folders() -> dict[str, str]:
-        steps = Pipeline(config.load(run_file, []), Console(file=io.StringIO())).steps()
+        steps = Pipeline(config.load(run_file, []), Console(file=io.StringIO())).dry_run()
         return {step.title: step.folder.name for step in steps}
 
     now = folders()

@@ -75,8 +75,8 @@ def _start(run_file: Path, overrides: list[str] | None):
 
 def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
     pipeline = _pipeline(run_file, overrides, name)
-    getattr(pipeline, name)()
-    if not pipeline.worked:
+    pipeline.make(name)
+    if not pipeline.has_made_anything:
         pipeline.console.print(f"{name}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
 
 
@@ -85,7 +85,7 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """All stages: from several models and a corpus to the fused model and its report."""
     pipeline = _pipeline(run_file, overrides, "report")
     pipeline.report()
-    if not pipeline.worked:
+    if not pipeline.has_made_anything:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
     from fuselm.results.pages.results_table import draw_results
     from fuselm.system import manifest, processes, terminal
@@ -163,7 +163,7 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
         except ValueError as error:
             failed.append(str(error))
     console.print(plan.tokens_table(pipeline))
-    rows, chosen, of_calibration = plan.calibrated(pipeline)
+    rows, chosen, of_calibration = plan.calibrate(pipeline)
     if chosen:
         console.print(plan.machine_table(chosen))
     console.print(plan.table(rows))

@@ -1,41 +1,111 @@
-"""How fast this machine is at a run: a model reads one batch, a server what it is asked for at a time, and the target
-is trained on one batch, as the run will train it.
+"""Measure how fast this machine is at a run, on one batch of each kind of work.
+
+A model reads one batch, a server is asked for as many documents as at a time, and the target is trained on one batch,
+as the run will do it.
 """
 
+import resource
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.estimates import Estimate
+from fuselm.runs.stages import train as train_stage
 from fuselm.sources import capture
 from fuselm.sources.servers import remote
 from fuselm.sources.servers import server as servers
 from fuselm.stores import retention
-from fuselm.system import machine
+from fuselm.system import compiling, machine
 from fuselm.system.progress import Progress
+from fuselm.system.terminal import plain
 from fuselm.training import batches
 from fuselm.training import train as training
 from fuselm.training.objective import fusion_loss
 
-TOKENS = 1024  # of the batch that a model reads
+if TYPE_CHECKING:
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+BATCH_TOKENS = 1024  # of the batch that a model reads
+DOCUMENTS = 64  # at most, from all parts of the corpus
+ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Of one batch: how fast, and of the distributions that a capture keeps the mean of a token's entries and mass."""
+    """Hold what was measured on one batch: the speed, and what a capture keeps of a token in the mean."""
 
     speed: float  # tokens a second
     entries: float = 0.0
-    mass: float = 0.0
+    mass: float = 0.0  # probability of the kept entries
+    memory: int = 0  # the most bytes that this process has held so far
 
 
-def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, dtype: str, prefix_tokens: int) -> Measured:
-    """Of a source, or without a name of the target."""
+class Calibration:
+    """Measure each kind of work once. `failures` says what kept some from being tried."""
+
+    def __init__(self, pipeline: "Pipeline"):
+        machine.use_free_cores()
+        self.pipeline = pipeline
+        self.chosen: Mapping[str, str] = pipeline.precision.choose(pipeline.local_models)
+        self.failures: list[str] = []
+        self._documents = pick_evenly([d for d in pipeline.documents if d.split == "train"], DOCUMENTS)
+        self._measured: dict[str, Measured | None] = {}
+        self._compiled: set[str] = set()
+
+    def time_reading(self, name: str, *, prefix_tokens: int = 0) -> Measured | None:
+        """Measure a source, or the target for an empty name, reading one batch; None if it can't be tried."""
+
+        def measure() -> Measured:
+            if name in self.pipeline.inputs.servers:
+                return measure_server(self.pipeline, name, self._documents)
+            dtype = self.chosen[f"source {name}" if name else "target"]
+            return measure_reading(self.pipeline, name, self._documents, dtype=dtype, prefix_tokens=prefix_tokens)
+
+        return self._measure_once(f"{'capture' if prefix_tokens else 'read'} {name or 'target'}", measure)
+
+    def time_training(self) -> Measured | None:
+        """Measure the target trained on one batch; None if it can't be tried."""
+
+        def measure() -> Measured:
+            return measure_training(self.pipeline, self._documents, precision=self.chosen["train"])
+
+        return self._measure_once("train target", measure)
+
+    def add_kernel_time(self, step: "Step", row: Estimate) -> Estimate:
+        """Return an estimate with the time of aligning or fusing, and of compiling that before the first step."""
+        stage = step.stage.name
+        compilation = 0.0 if stage in self._compiled else compiling.seconds_to_compile(stage)
+        self._compiled.add(stage)
+        return replace(row, seconds=row.tokens * ALIGN_SECONDS + compilation, memory=peak_memory())
+
+    def _measure_once(self, title: str, measure: Callable[[], Measured]) -> Measured | None:
+        if title not in self._measured:
+            self.pipeline.console.print(plain(f"calibrating: {title}", style="dim"))
+            try:
+                self._measured[title] = replace(measure(), memory=peak_memory())
+            except ValueError as error:
+                self._measured[title] = None
+                self.failures.append(str(error))
+        return self._measured[title]
+
+
+def peak_memory() -> int:
+    """Return the most that this process has held so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_reading(
+    pipeline: "Pipeline", name: str, documents: Sequence[Document], *, dtype: str, prefix_tokens: int
+) -> Measured:
+    """Measure a source, or the target for an empty name, reading one batch."""
     model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
     vocabulary = pipeline.inputs.source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
@@ -43,7 +113,7 @@ def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, dtype:
     prefix = passages.Prefix.of(vocabulary, model.context_length, prefix_tokens)
     members, lengths = passages.by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
     window = slice(0, len(documents))
-    planned = passages.plan(window, lengths, members, prefix=prefix, batch_tokens=TOKENS)
+    planned = passages.plan(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
     batch = planned[len(planned) // 2]  # of usual length
     kept_share = passages.DOCUMENTS / (1 + passages.DOCUMENTS) if prefix.tokens else 1.0  # of what a whole corpus reads
     policy = retention.Policy(**(pipeline.run.capture_of(name) if name else pipeline.run.capture).retention)
@@ -58,11 +128,11 @@ def read(pipeline: Pipeline, name: str, documents: Sequence[Document], *, dtype:
     )
 
 
-def asked(pipeline: Pipeline, name: str, documents: Sequence[Document]) -> Measured:
-    """Of a server, for as many documents as it is asked for at a time."""
+def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document]) -> Measured:
+    """Measure a server that is asked for as many documents as at a time in a run."""
     server, options = pipeline.inputs.servers[name], pipeline.run.capture_of(name)
     vocabulary = pipeline.inputs.source_vocabulary(name)
-    documents = spread(documents, server.requests)
+    documents = pick_evenly(documents, server.requests)
     segmentations = [vocabulary.segment(d.text) for d in documents]
     with servers.connect(server, vocabulary, top_k=options.top_k) as connection:
         began = time.perf_counter()
@@ -77,12 +147,13 @@ def asked(pipeline: Pipeline, name: str, documents: Sequence[Document]) -> Measu
     )
 
 
-def trained(pipeline: Pipeline, documents: Sequence[Document], *, precision: str) -> Measured:
-    """Of one batch forwards and backwards, with its share of the optimizer's step; on the text alone, for fused rows
-    cost next to nothing.
+def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, precision: str) -> Measured:
+    """Measure one batch forwards and backwards, with its share of the optimizer's step.
+
+    It is trained on the text alone, for fused rows cost next to nothing.
     """
     rate = pipeline.run.train.of("clm").learning_rates[0]
-    settings = training.Settings(**pipeline.settings("clm", rate, precision=precision))
+    settings = training.Settings(**train_stage.training_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
     model = training.load(target, settings, shown)
@@ -116,7 +187,7 @@ def trained(pipeline: Pipeline, documents: Sequence[Document], *, precision: str
     return Measured(speed=dataset.tokens(1) / seconds)
 
 
-def spread(items: Sequence, count: int) -> list:
-    """So many of them, or all, evenly."""
+def pick_evenly(items: Sequence, count: int) -> list:
+    """Return `count` of the items, or all if they are fewer, from evenly spaced places."""
     count = min(count, len(items))
     return [items[n * len(items) // count] for n in range(count)]

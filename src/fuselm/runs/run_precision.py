@@ -25,9 +25,18 @@ class RunPrecision:
         self._run = run
         self._file = file
 
+    def option(self, role: str) -> str:
+        """Return what the run file says for `target` or `source NAME`, such as `auto`, or that the server decides."""
+        options = self._run.target if role == "target" else self._run.sources[role.removeprefix("source ")]
+        return "the server's" if isinstance(options, config.Server) else options.dtype
+
+    def resume_dtype(self, role: str, model: Model, out: Path) -> str:
+        """Return what a model is read in for the folder `out`: if that was interrupted, what it began with."""
+        return keep_dtype(out, self.dtype(role, model), model)
+
     def dtype(self, role: str, model: Model) -> str:
         """Return what a model of the run is read in: what the run says, began with, or what is fastest here."""
-        given = self._given(role)
+        given = self.option(role)
         if given != "auto":
             return given
         known = self._known().get(role)
@@ -35,14 +44,14 @@ class RunPrecision:
             return str(known)
         return precision.read_dtype(model)
 
-    def training(self, *, looking: bool = False) -> str:
-        """Return what the run trains in: as `dtype`. Only `looking`, nothing is measured or written."""
+    def training(self, *, is_dry_run: bool = False) -> str:
+        """Return what the run trains in, found as `dtype` is. In a dry run nothing is measured or written."""
         given = self._run.train.precision
         if given != "auto":
             return given
         if (known := self._trained()) is not None:
             return known
-        if looking:
+        if is_dry_run:
             return precision.TRAINING[0]  # whatever it is, nothing is trained in it yet
         if processes.rank() > 0:  # the first process decides for all
             processes.wait_until(lambda: self._trained() is not None)
@@ -61,15 +70,11 @@ class RunPrecision:
         """Choose, and write down what the run leaves to the machine."""
         if processes.rank() > 0:
             return
-        left = {role: model for role, model in models.items() if self._given(role) == "auto"}
+        left = {role: model for role, model in models.items() if self.option(role) == "auto"}
         chosen = self.choose(left)
         if self._run.train.precision != "auto":
             del chosen[TRAIN]
         self._remember(chosen)
-
-    def _given(self, role: str) -> str:
-        options = self._run.target if role == "target" else self._run.sources[role.removeprefix("source ")]
-        return "the server's" if isinstance(options, config.Server) else options.dtype
 
     def _trained(self) -> str | None:
         """Return what was written down; or, for a run of before that was done, what all that it trained says."""

@@ -15,12 +15,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from fuselm.runs import config, options
-from fuselm.runs.pipeline import OF_FUSED_ROWS
+from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
 # What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.
-OF_ARMS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
-OF_ROWS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
+ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
+FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate")
 
@@ -213,10 +213,10 @@ def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     if merged["method"] is None:
         raise ValueError(f"{where}.method: missing; clm or fused, or `like` an arm that has one")
     for option in (*merged["set"], *merged["try"]):
-        if "." not in option or not {option, option.split(".")[0]} & set(OF_ARMS):
+        if "." not in option or not {option, option.split(".")[0]} & set(ARM_OPTIONS):
             raise ValueError(
-                f"{where}: {option}: arms differ in {', '.join(OF_ARMS)} alone, as train.passes; set what is for all "
-                "of them in the study's `set`"
+                f"{where}: {option}: arms differ in {', '.join(ARM_OPTIONS)} alone, as train.passes; set what is for "
+                "all of them in the study's `set`"
             )
     _check_used(where, read.arms[name], merged["method"])
     for source in merged["sources"] or ():
@@ -240,7 +240,7 @@ def _check_used(where: str, arm: ArmOptions, method: str) -> None:
     given = [*arm.set, *arm.trials, *(["sources"] if arm.sources is not None else [])]
     for option in given:
         stage, _, rest = option.partition(".")
-        of_rows = stage in OF_ROWS or (stage == "train" and rest in ("lambda_clm", *OF_FUSED_ROWS))
+        of_rows = stage in FUSED_ONLY_SECTIONS or (stage == "train" and rest in ("lambda_clm", *FUSED_ONLY_OPTIONS))
         if of_rows and method == "clm":
             raise ValueError(f"{where}: {option}: does nothing to clm, which learns from the text alone; drop it")
         if (rest == "clm" or rest.startswith("clm.")) and method == "fused":

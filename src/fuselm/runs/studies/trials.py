@@ -19,7 +19,8 @@ from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.results.pages.formats import describe_settings
 from fuselm.runs import config, plan, run_precision
-from fuselm.runs.pipeline import METHODS, WEIGHTS, Pipeline
+from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages import evaluate, train, write
 from fuselm.runs.steps import Step
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
@@ -40,11 +41,11 @@ class Trial:
 
     @property
     def trained(self) -> Step | None:
-        return next((step for step in self.steps if step.stage == "train"), None)
+        return next((step for step in self.steps if step.stage is train.STAGE), None)
 
     @property
     def scored(self) -> Step:
-        return next(step for step in self.steps if step.stage == "evaluate")
+        return next(step for step in self.steps if step.stage is evaluate.STAGE)
 
     @property
     def dev_bits_per_byte(self) -> float | None:
@@ -120,7 +121,7 @@ class Grid:
         for number in range(len(arm.trials)):
             pipeline = self._look(arm, seed, number)
             try:
-                pipeline.check("evaluate", _making(pipeline, arm))
+                pipeline.check(evaluate.STAGE.name, _build_of(arm))
             except ValueError as error:
                 raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
 
@@ -143,21 +144,22 @@ class Grid:
         trials = []
         for number, settings in enumerate(arm.trials):
             pipeline = self._look(arm, seed, number)
-            steps = pipeline.steps(_making(pipeline, arm))
+            steps = pipeline.dry_run(_build_of(arm))
             counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
             trial = Trial(
                 settings=settings,
                 run=pipeline.run,
                 given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
-                written={name: pipeline.written(name) for name in pipeline.inputs.writers},
+                written={name: write.written_ratio(pipeline, name) for name in pipeline.inputs.writers},
                 steps=steps,
             )
             trials.append(trial)
         return State(arm=arm, seed=seed, trials=trials)
 
 
-def _making(pipeline: Pipeline, arm: Arm) -> Callable[[], object]:
-    return lambda: pipeline.scored(arm.method or arm.name)
+def _build_of(arm: Arm) -> Callable[[Pipeline], object]:
+    """Return what makes the scores of an arm."""
+    return lambda pipeline: pipeline.evaluate_model(arm.method or arm.name)
 
 
 def start(study: Study) -> None:
@@ -204,11 +206,11 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
         if len(arm.trials) > 1:
             of = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
             grid.console.print(plain(of), soft_wrap=True)
-        pipeline.trained(arm.method, weights=False)
+        pipeline.train_method(arm.method, needs_weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     now = grid.state(arm, seed)
     assert now.best is not None
-    grid.pipeline(arm, seed, now.trials.index(now.best)).scored(arm.method or arm.name)
+    grid.pipeline(arm, seed, now.trials.index(now.best)).evaluate_model(arm.method or arm.name)
     gc.collect()
 
 
@@ -226,8 +228,8 @@ def _drop_weights(grid: Grid, seed: int) -> None:
     for folder in there - needed:
         gone = folder / ".dropped"
         shutil.rmtree(gone, ignore_errors=True)
-        if (folder / WEIGHTS).is_dir():
-            (folder / WEIGHTS).rename(gone)  # whole or not at all
+        if (folder / train.WEIGHTS).is_dir():
+            (folder / train.WEIGHTS).rename(gone)  # whole or not at all
             shutil.rmtree(gone)
 
 
@@ -239,7 +241,7 @@ def table(grid: Grid) -> Table:
     planned: set[Path] = set()
     total, unknown = 0.0, 0
     for seed, arm, now in cells:
-        of_trials = [(step, trial) for trial in now.trials for step in trial.steps if step.stage != "evaluate"]
+        of_trials = [(step, trial) for trial in now.trials for step in trial.steps if step.stage is not evaluate.STAGE]
         scored = now.best or now.trials[0]
         makes = [*of_trials, (scored.scored, scored)] if now.scores is None else []
         left = {s.folder: (s, t) for s, t in makes if not s.done and s.folder not in planned}
@@ -272,20 +274,16 @@ def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
 
 
 def _work(step: Step, trial: Trial) -> float:
-    """Tokens of training text that a step reads; what sources write comes on top of that. 1 for what is held out."""
-    if step.stage not in ("write", "capture", "align", "fuse", "train"):
-        return 1.0
-    text = float(trial.given_tokens)
-    if step.stage == "write":
-        return text * trial.written[step.name]
-    if step.stage != "train" or step.name == "fused":
-        text *= 1 + sum(trial.written.values())
-    return text * (trial.run.train.of(step.name).passes if step.stage == "train" else 1)
+    """Return the tokens of training text that a step reads or writes; 1 where its time does not depend on them."""
+    passes = step.stage.count_passes(trial.run, step.name, trial.written)
+    return 1.0 if passes is None else float(trial.given_tokens) * passes
 
 
 def _kind(step: Step) -> str:
-    """Trained models are all of one size, whatever they learnt from."""
-    return f"{step.stage} {step.name}" if step.stage != "evaluate" or step.name not in METHODS else "evaluate target"
+    """Name the steps that are equally fast. Trained models are all of one size, whatever they were trained on."""
+    if step.stage is evaluate.STAGE and step.name in train.METHODS:
+        return "evaluate target"
+    return f"{step.stage.name} {step.name}"
 
 
 def _seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:

@@ -1,0 +1,43 @@
+"""Try what the steps of a run need before the first of them begins: servers, stores, training, models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm.runs import config
+from fuselm.system import processes
+
+if TYPE_CHECKING:
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+
+def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
+    """Try what these steps need. Raises `ValueError` on what can't do what is asked of it."""
+    inputs, run = pipeline.inputs, pipeline.run
+    for name in sorted({step.name for step in steps if step.stage.asks_servers} & inputs.servers.keys()):
+        from fuselm.sources.servers import server
+
+        server.check_server(inputs.servers[name], inputs.source_vocabulary(name), top_k=run.capture_of(name).top_k)
+    if any(step.stage.fills_stores for step in steps):
+        _check_stores(pipeline)
+    if any(step.stage.trains for step in steps):
+        from fuselm.training import needs
+
+        options = run.train.model_dump(include={"trackers", "lora_rank", "lora_modules", "quantize"})
+        needs.check_training(inputs.target, **options)
+    if processes.rank() == 0 and any(step.stage.loads_models for step in steps):
+        from fuselm.models import probe
+
+        models = pipeline.local_models.items()
+        probe.try_all([(model, pipeline.precision.dtype(role, model)) for role, model in models])
+
+
+def _check_stores(pipeline: "Pipeline") -> None:
+    """Read all rows of the user's stores that are not known to be sound. Raises `ValueError`."""
+    from fuselm.stores import store
+
+    for name, options in pipeline.run.sources.items():
+        if isinstance(options, config.Captured) and options.store is not None:
+            size = pipeline.inputs.sources[name].output_size
+            store.Store(Path(options.store), vocabulary_size=size).check()

@@ -1,0 +1,40 @@
+"""Hold what a folder of a run will take: tokens, disk, memory and time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fuselm.system import manifest
+
+if TYPE_CHECKING:
+    from fuselm.runs.steps import Step
+
+ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
+ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Hold what one folder takes. Bytes are upper bounds; time and memory are unknown (None) without calibration."""
+
+    title: str
+    tokens: int
+    disk: int  # bytes that stay
+    scratch: int = 0  # more bytes, needed only while it is made
+    there: int = 0  # bytes of both that an interrupted attempt has already written
+    keeps: str = ""  # a capture's policy, and what it makes of one batch
+    bytes_per_token: float | None = None  # of a capture, as measured on one batch
+    seconds: float | None = None
+    memory: int | None = None  # bytes
+
+
+def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0) -> Estimate:
+    """Return the estimate of a step, with what an interrupted attempt has already written."""
+    there = manifest.size_so_far(step.folder)
+    return Estimate(title=step.title, tokens=tokens, disk=disk, scratch=scratch, there=there)
+
+
+def sum_disk(rows: Sequence[Estimate]) -> int:
+    """Return the bytes of disk that it takes to make all of them, one after the other."""
+    there = sum(min(row.there, row.disk + row.scratch) for row in rows)
+    return sum(row.disk for row in rows) + max((row.scratch for row in rows), default=0) - there

@@ -1,0 +1,79 @@
+"""Align every source's distributions to the target's vocabulary."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm.runs.config import Run
+from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import capture, write
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+
+def make(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
+    """Align every source, and return their stores.
+
+    `draws`: use the entries sampled from tails; None lets the run decide.
+    """
+    captured = capture.make(pipeline)
+    draws = pipeline.run.only_averages if draws is None else draws
+    return {name: _make_for_source(pipeline, name, captured[name], draws) for name in pipeline.inputs.sources}
+
+
+def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: bool) -> Path:
+    inputs, options = pipeline.inputs, pipeline.run.align.model_dump()
+    # Versions that took strings for what tokens spell aligned these wrongly, under the key without it.
+    is_corrected = any(map(inputs.is_corrected, (inputs.sources[name], inputs.target)))
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters=options | {"draws": draws} | ({"token_bytes": "decoded"} if is_corrected else {}),
+        inputs={"captured": pipeline.steps.key(captured), "tokenizer": inputs.target.tokenizer_fingerprint},
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        from fuselm.alignment import aligner
+        from fuselm.stores import store
+
+        source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
+        documents = [d for d in write.fusion_documents(pipeline) if d.id in source]
+        to_target = aligner.Aligner(
+            inputs.source_vocabulary(name),
+            inputs.target_vocabulary,
+            **options,
+            texts=[d.text for d in documents],
+        )
+        return aligner.align_store(to_target, source, documents, out, progress=shown)
+
+    return pipeline.steps.make(STAGE, name, recipe, build)
+
+
+def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, int]:
+    """Return the target's tokens of one aligned store, and its bytes at most."""
+    count = round(tokens[pipeline.inputs.target.tokenizer_fingerprint]["train"] * write.text_ratio(pipeline))
+    return count, int(count * (ROW_BYTES + ENTRY_BYTES * pipeline.run.align.top_k))
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate one aligned store."""
+    count, disk = estimate_aligned(pipeline, tokens)
+    return estimate_step(step, tokens=count, disk=disk)
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add the time of compiling and aligning."""
+    return calibration.add_kernel_time(step, row)
+
+
+def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+    """Return the size of all text that is aligned, for each byte of the training documents."""
+    return 1.0 + sum(written.values())
+
+
+STAGE = Stage(name="align", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes)

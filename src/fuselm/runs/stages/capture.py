@@ -1,0 +1,146 @@
+"""Keep every source's next-token distributions over the training documents and what sources wrote."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuselm.runs.config import Capture, Captured, Run
+from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import write
+from fuselm.system import fingerprints, manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.public_names import name_publicly
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+USUAL_ENTRY_BYTES, USUAL_ROW_BYTES = 2.1, 7.0  # as measured, where `estimates` has upper bounds
+
+
+def make(pipeline: "Pipeline") -> dict[str, Path]:
+    """Return the store of each source: one of the run's, or one that the user has."""
+    return {name: _make_for_source(pipeline, name) for name in pipeline.inputs.sources}
+
+
+def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
+    model, options = pipeline.inputs.sources[name], pipeline.run.sources[name]
+    if isinstance(options, Captured) and options.store is not None:
+        return _use_existing(pipeline, name, Path(options.store))
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters={
+            **pipeline.run.capture_of(name).recipe,
+            "temperature": 1.0,
+            "dtype": pipeline.precision.option(f"source {name}"),
+            "split": "train",
+        },
+        about={"model": name_publicly(model.name), "revision": options.revision},
+        inputs={
+            "model": model.fingerprint,
+            "tokenizer": model.tokenizer_fingerprint,
+            **write.identify_fusion_documents(pipeline),
+        },
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        return _capture(pipeline, name, out, shown)
+
+    return pipeline.steps.make(STAGE, name, recipe, build)
+
+
+def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dict:
+    """Capture from a server, on a cluster, or here."""
+    from fuselm.sources import capture
+    from fuselm.stores import retention
+
+    inputs, run = pipeline.inputs, pipeline.run
+    model, vocabulary = inputs.sources[name], inputs.source_vocabulary(name)
+    documents = write.fusion_documents(pipeline)
+    asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_of(name).retention), "progress": shown}
+    if name in inputs.servers:
+        from fuselm.sources.servers import remote
+
+        return remote.capture_from_server(inputs.servers[name], vocabulary, documents, out, **asked)
+    asked |= {"prefix_tokens": run.capture.prefix_tokens, "batch_tokens": run.capture.batch_tokens}
+    dtype = pipeline.precision.resume_dtype(f"source {name}", model, out)
+    if run.capture.engine == "ray":
+        from fuselm.sources import ray_workers
+
+        asked |= {"workers": run.capture.processes, "revision": run.sources[name].revision}
+        counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
+        return counts | {"dtype": dtype}
+    source = capture.load(model, vocabulary, dtype=dtype)
+    return capture.capture(source, documents, out, **asked) | {"dtype": dtype}
+
+
+def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
+    """Return a store that the user has. Raises `ValueError` if it is not of this source and these texts."""
+    texts_exist = all(manifest.is_finished(path) for path in write.make(pipeline).values())
+    if folder not in pipeline.trusted_stores:
+        from fuselm.stores import store
+
+        model = pipeline.inputs.sources[name]
+        found = store.Store(folder, vocabulary_size=model.output_size)
+        wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
+        if texts_exist:  # before that it is not known yet what the store must hold
+            texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
+            found.expect(wanted, texts, where=f"sources.{name}.store")
+            pipeline.trusted_stores.add(folder)
+    return pipeline.steps.use_existing(STAGE, name, folder, fingerprints.sha256(folder / "manifest.json")[:16])
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate the tokens that a source reads, and its store with as many entries as a row can have."""
+    model = pipeline.inputs.sources[step.name]
+    read = round(tokens[model.tokenizer_fingerprint]["train"] * write.text_ratio(pipeline))
+    entries = min(_most_entries(pipeline.run.capture_of(step.name)), model.output_size)
+    return estimate_step(step, tokens=read, disk=int(read * (ROW_BYTES + ENTRY_BYTES * entries)))
+
+
+def _most_entries(options: Capture) -> int:
+    """Return the most entries that a row may have, whatever the model says.
+
+    A row of draws has also the largest entry, the gold one, and one of a sliver.
+    """
+    limits = options.retention
+    return min(limits.get("top_k", limits.get("draws", 0) + 3), int(1 / limits.get("threshold", 1e-9)))
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add the time and memory of reading one batch, and what the policy keeps of it."""
+    run, name = calibration.pipeline.run, step.name
+    measured = calibration.time_reading(name, prefix_tokens=run.capture_of(name).prefix_tokens)
+    if measured is None:
+        return row
+    kept = f"{measured.entries:.1f}, {measured.mass:.0%}"
+    is_served = name in calibration.pipeline.inputs.servers
+    speed = measured.speed * (1 if is_served else run.capture.processes)
+    return replace(
+        row,
+        keeps=f"{' '.join(map(str, run.capture_of(name).retention.values()))}: {kept}",
+        bytes_per_token=USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * measured.entries,
+        seconds=row.tokens / speed,
+        memory=measured.memory,
+    )
+
+
+def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+    """Return the size of all text that is captured, for each byte of the training documents."""
+    return 1.0 + sum(written.values())
+
+
+STAGE = Stage(
+    name="capture",
+    make=make,
+    estimate=estimate,
+    calibrate=calibrate,
+    count_passes=count_passes,
+    loads_models=True,
+    asks_servers=True,
+    fills_stores=True,
+)

@@ -1,0 +1,90 @@
+"""Score every model on the held-out documents: bits per byte of each document."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm.models.model import load_vocabulary, locate
+from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import corpus, train
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+
+def make(pipeline: "Pipeline") -> dict[str, Path]:
+    """Score the target as it was, every source, and every method's best model. Return their folders by name."""
+    train.make(pipeline)
+    return {name: evaluate_model(pipeline, name) for name in ("base", *pipeline.inputs.sources, *train.METHODS)}
+
+
+def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
+    """Score `base`, a source or a method's best model. A source that is the target shares its folder."""
+    inputs, run, precision = pipeline.inputs, pipeline.run, pipeline.precision
+    model, role, dtype = inputs.target, "target", run.target.dtype
+    fingerprint = model.fingerprint
+    if name in train.METHODS:
+        fingerprint = pipeline.steps.key(train.train_method(pipeline, name, needs_weights=False))
+    elif name in inputs.sources:
+        source, source_dtype = inputs.sources[name], precision.option(f"source {name}")
+        is_target = (source.fingerprint, source.tokenizer_fingerprint) == (fingerprint, model.tokenizer_fingerprint)
+        if is_target and source_dtype == dtype:
+            name = "base"
+        else:
+            role = f"source {name}"
+        model, fingerprint, dtype = source, source.fingerprint, source_dtype
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters={**run.evaluate.model_dump(), "dtype": dtype, "split": "heldout"},
+        inputs={
+            "model": fingerprint,
+            "tokenizer": model.tokenizer_fingerprint,
+            "corpus": corpus.identify(pipeline),
+        },
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        from fuselm.results import measure, scoring
+
+        located = model
+        if name in train.METHODS:
+            located = locate(str(train.train_method(pipeline, name) / train.WEIGHTS))
+        read_in = dtype if name in inputs.servers else precision.dtype(role, located)
+        scores = measure.score(
+            located,
+            load_vocabulary(located),
+            [d for d in pipeline.documents if d.split == "heldout"],
+            dtype=read_in,
+            batch_tokens=run.evaluate.batch_tokens,
+            progress=shown,
+            server=inputs.servers.get(name),
+        )
+        manifest.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
+        return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores), "dtype": read_in}
+
+    return pipeline.steps.make(STAGE, name, recipe, build)
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate the tokens that a model is scored on."""
+    model = pipeline.inputs.sources.get(step.name, pipeline.inputs.target)
+    return estimate_step(step, tokens=tokens[model.tokenizer_fingerprint]["heldout"])
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add the time and memory of reading one batch."""
+    name = step.name if step.name in calibration.pipeline.inputs.sources else ""
+    measured = calibration.time_reading(name)
+    if measured is None:
+        return row
+    return replace(row, seconds=row.tokens / measured.speed, memory=measured.memory)
+
+
+STAGE = Stage(name="evaluate", make=make, estimate=estimate, calibrate=calibrate, loads_models=True, asks_servers=True)

@@ -1,0 +1,61 @@
+"""Fuse all sources' aligned distributions into one for each token."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm.runs.config import Run
+from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import align, write
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+
+def make(pipeline: "Pipeline") -> Path:
+    """Return the store of fused distributions."""
+    aligned, size = align.make(pipeline), pipeline.inputs.target.output_size
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters=pipeline.run.fuse.recipe | {"vocabulary_size": size},
+        inputs={f"source {name}": pipeline.steps.key(path) for name, path in aligned.items()},
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        from fuselm.fusion import fuse
+        from fuselm.stores import store
+
+        return fuse.fuse_stores(
+            {name: store.Store(path, vocabulary_size=size) for name, path in sorted(aligned.items())},
+            write.fusion_documents(pipeline),
+            out,
+            learn_from={d.id for d in pipeline.documents},
+            **recipe.parameters,
+            progress=shown,
+        )
+
+    return pipeline.steps.make(STAGE, "", recipe, build)
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate the fused store, whose rows may have the entries of all sources."""
+    count, disk = align.estimate_aligned(pipeline, tokens)
+    return estimate_step(step, tokens=count, disk=disk * len(pipeline.inputs.sources))
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add the time of compiling and fusing."""
+    return calibration.add_kernel_time(step, row)
+
+
+def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+    """Return the size of all text that is fused, for each byte of the training documents."""
+    return 1.0 + sum(written.values())
+
+
+STAGE = Stage(name="fuse", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes)

@@ -1,0 +1,155 @@
+"""Train the target: on the text alone (`clm`, the baseline), and on the fused distributions (`fused`)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from fuselm.models.model import Model
+from fuselm.runs import config
+from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import corpus, fuse, write
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+METHODS = ("clm", "fused")
+FUSED_ONLY_OPTIONS = ("lambda_final", "confidence", "divergence", "jsd_beta", "temperature", "tail")
+WEIGHTS = "model"  # folder of a trained model in its stage's folder
+STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
+MEAN_BYTES = 4  # more for the mean of the weight, where there is one
+CHECKPOINTS = 3  # the best, the last, and the one being written
+
+
+def make(pipeline: "Pipeline") -> dict[str, Path]:
+    """Train by each method, and return the folder of each method's best model."""
+    fuse.make(pipeline)
+    return {method: train_method(pipeline, method) for method in METHODS}
+
+
+def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = True) -> Path:
+    """Train with each of a method's learning rates, and return the folder of the best on the development split.
+
+    A model whose weights were dropped is trained again if the caller `needs_weights`.
+    """
+    rates = pipeline.run.train.of(method).learning_rates
+    folders = [_train(pipeline, method, rate) for rate in rates]
+    if not all(map(manifest.is_finished, folders)):  # in a dry run
+        return folders[0]
+    scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
+    best = scores.index(min(scores))
+    if needs_weights and pipeline.steps.makes_folders and not (folders[best] / WEIGHTS).is_dir():
+        manifest.reopen(folders[best])
+        _train(pipeline, method, rates[best])
+    return folders[best]
+
+
+def training_settings(
+    pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None
+) -> dict[str, Any]:
+    """Return the fields of `training.Settings` for one training; `precision` replaces the run's own."""
+    options = pipeline.run.train.of(method).model_dump(exclude={"learning_rate", "clm"})
+    options |= {"learning_rate": rate, "seed": pipeline.run.seed}
+    options["precision"] = precision or pipeline.precision.training(is_dry_run=not pipeline.steps.makes_folders)
+    if method == "clm":
+        fields = config.Train.model_fields
+        options |= {name: fields[name].default for name in FUSED_ONLY_OPTIONS} | {"lambda_clm": 1.0}
+    return options
+
+
+def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
+    inputs, fused = pipeline.inputs, fuse.make(pipeline) if method == "fused" else None
+    settings = training_settings(pipeline, method, rate)
+    if fused is None:
+        texts = {"corpus": corpus.identify(pipeline)}
+    else:
+        texts = write.identify_fusion_documents(pipeline) | {"fused": pipeline.steps.key(fused)}
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters={"method": method, **{name: value for name, value in settings.items() if name != "trackers"}},
+        inputs={"model": inputs.target.fingerprint, "tokenizer": inputs.target.tokenizer_fingerprint, **texts},
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        from fuselm.stores import store
+        from fuselm.training import batches, train
+
+        if fused is None:
+            rows, documents = None, [d for d in pipeline.documents if d.split == "train"]
+        else:
+            rows = store.Store(fused, keep_tokens=batches.KEPT_TOKENS, vocabulary_size=inputs.target.output_size)
+            documents = [d for d in write.fusion_documents(pipeline) if d.id in rows]
+        return train.train(
+            inputs.target,
+            inputs.target_vocabulary,
+            documents,
+            [d for d in pipeline.documents if d.split == "dev"],
+            out,
+            fused=rows,
+            settings=train.Settings(**settings),
+            progress=shown,
+        )
+
+    title = f"{method}, learning rate {rate:g}"
+    return pipeline.steps.make(STAGE, method, recipe, build, title, together=True)
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate the tokens of all passes, the model, and the checkpoints while it is trained."""
+    target, options = pipeline.inputs.target, pipeline.run.train.of(step.name)
+    given = tokens[target.tokenizer_fingerprint]["train"]
+    read = round(given * write.text_ratio(pipeline)) if step.name == "fused" else given
+    state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
+    return estimate_step(
+        step,
+        tokens=read * options.passes,
+        disk=target.parameters_bytes,
+        scratch=CHECKPOINTS * state * count_trained_parameters(target, options.lora_rank),
+    )
+
+
+def count_trained_parameters(target: Model, lora_rank: int | None) -> int:
+    """Return how many parameters are trained at most: all of 16 bits, or adapters on all matrices."""
+    files = sorted(target.folder.glob("*.safetensors"))
+    if lora_rank is None or not files:
+        return target.parameters_bytes // 2
+    shapes: list[list[int]] = []
+    for file in files:
+        with safe_open(file, "np") as weights:
+            shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    return sum(lora_rank * sum(shape) for shape in shapes if len(shape) == 2)
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add the time and memory of training on one batch, and the memory of the mean of the weights."""
+    measured = calibration.time_training()
+    if measured is None:
+        return row
+    run, memory = calibration.pipeline.run, measured.memory
+    if run.train.of(step.name).average:
+        memory += MEAN_BYTES * count_trained_parameters(calibration.pipeline.inputs.target, run.train.lora_rank)
+    return replace(row, seconds=row.tokens / measured.speed, memory=memory)
+
+
+def count_passes(run: config.Run, name: str, written: Mapping[str, float]) -> float:
+    """Return the size of all text of all passes, for each byte of the training documents."""
+    return (1.0 + sum(written.values()) if name == "fused" else 1.0) * run.train.of(name).passes
+
+
+STAGE = Stage(
+    name="train",
+    make=make,
+    estimate=estimate,
+    calibrate=calibrate,
+    count_passes=count_passes,
+    loads_models=True,
+    trains=True,
+)

@@ -1,0 +1,106 @@
+"""Let sources write more text after training documents; the target is trained on it beside those."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuselm.documents.corpus import Document, read_documents
+from fuselm.runs.config import Run
+from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stages import corpus
+from fuselm.system import manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.public_names import name_publicly
+
+if TYPE_CHECKING:
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.runs.steps import Step
+
+
+def make(pipeline: "Pipeline") -> dict[str, Path]:
+    """Return the folder of each source that writes."""
+    corpus.make(pipeline)
+    return {name: _make_for_source(pipeline, name) for name in pipeline.inputs.writers}
+
+
+def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
+    inputs, options, role = pipeline.inputs, pipeline.run.write, f"source {name}"
+    model = inputs.sources[name]
+    asked = {
+        "size": inputs.writers[name],
+        "prompt_tokens": options.prompt_tokens,
+        "tokens": options.tokens,
+        "min_p": options.min_p,
+        "seed": pipeline.run.seed,
+    }
+    recipe = Recipe(
+        stage=STAGE.name,
+        parameters={**asked, "name": name, "dtype": pipeline.precision.option(role)},
+        about={"model": name_publicly(model.name), "revision": pipeline.run.sources[name].revision},
+        inputs={
+            "model": model.fingerprint,
+            "tokenizer": model.tokenizer_fingerprint,
+            "corpus": corpus.identify(pipeline),
+        }
+        | inputs.contexts,
+    )
+
+    def build(out: Path, shown: Progress) -> dict:
+        from fuselm.sources import capture, writing
+
+        dtype = pipeline.precision.resume_dtype(role, model, out)
+        source = capture.load(model, inputs.source_vocabulary(name), dtype=dtype)
+        documents = [d for d in pipeline.documents if d.split == "train"]
+        counts = writing.write(source, documents, out, readers=inputs.readers(), name=name, **asked, progress=shown)
+        return counts | {"dtype": dtype}
+
+    return pipeline.steps.make(STAGE, name, recipe, build)
+
+
+def fusion_documents(pipeline: "Pipeline") -> list[Document]:
+    """Return the training documents and the texts that sources wrote: those that distributions are fused for."""
+    written = [document for folder in make(pipeline).values() for document in read_documents(folder)]
+    return [document for document in pipeline.documents if document.split == "train"] + written
+
+
+def identify_fusion_documents(pipeline: "Pipeline") -> dict[str, str]:
+    """Return what identifies `fusion_documents`, for recipes of later stages."""
+    written = {f"written by {name}": pipeline.steps.key(folder) for name, folder in make(pipeline).items()}
+    return {"corpus": corpus.identify(pipeline)} | written
+
+
+def written_ratio(pipeline: "Pipeline", name: str) -> float:
+    """Return the bytes that a source writes for each byte of the training documents.
+
+    Documents of a domain count as equally long.
+    """
+    size = pipeline.inputs.writers.get(name, 0.0)
+    if not isinstance(size, dict):
+        return float(size)
+    counts = manifest.read(corpus.make(pipeline))["counts"]["documents"]
+    documents = {domain: counts.get(f"{domain}/train", 0) for domain in pipeline.inputs.domains}
+    return sum(documents[domain] * ratio for domain, ratio in size.items()) / sum(documents.values())
+
+
+def text_ratio(pipeline: "Pipeline") -> float:
+    """Return the size of `fusion_documents` for each byte of the training documents: 1 and what sources write."""
+    return 1.0 + sum(written_ratio(pipeline, name) for name in pipeline.inputs.writers)
+
+
+def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
+    """Estimate the tokens that a source writes. Nobody knows before it is tried how fast a model writes."""
+    model = pipeline.inputs.sources[step.name]
+    given = tokens[model.tokenizer_fingerprint]["train"]
+    return estimate_step(step, tokens=round(given * written_ratio(pipeline, step.name)))
+
+
+def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+    """Return the share of the training text that a source writes."""
+    return written[name]
+
+
+STAGE = Stage(
+    name="write", make=make, estimate=estimate, count_passes=count_passes, loads_models=True, fills_stores=True
+)
