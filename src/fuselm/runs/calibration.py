@@ -170,16 +170,16 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
     inputs = batches.Collator(target.context_token, packed=dataset.packed)([dataset[0]])
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items() if name != "shift_labels"}
     labels = inputs.pop("labels")
-    known = labels != -100
+    token_mask = labels != -100
 
-    def then(hidden: torch.Tensor, layer: forward.OutputLayer) -> dict[str, torch.Tensor]:
-        return {"loss": fusion_loss(hidden, layer, labels[known], None, 1.0).total}
+    def compute_loss(hidden: torch.Tensor, layer: forward.OutputLayer) -> dict[str, torch.Tensor]:
+        return {"loss": fusion_loss(hidden, layer, labels[token_mask], None, 1.0).total}
 
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.0)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss = model(**inputs, known=known, then=then)["loss"]
+            loss = model(**inputs, token_mask=token_mask, loss_fn=compute_loss)["loss"]
         loss.backward()
         seconds = time.perf_counter() - began
         optimizer.step()
