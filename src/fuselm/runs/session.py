@@ -11,6 +11,7 @@ from fuselm.results import diagnosis
 from fuselm.results.run_result import RunResult, load_result
 from fuselm.runs import config, diagnosis_inputs, plan
 from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages import write
 from fuselm.stores.store import Store
 from fuselm.system import processes, progress, terminal
 
@@ -45,7 +46,7 @@ class FusionRun:
 
     def texts(self) -> dict[str, str]:
         """Return the texts that distributions are captured of, by the names that documents have in stores."""
-        return {document.id: document.text for document in self._pipeline.learnt}
+        return {document.id: document.text for document in write.fusion_documents(self._pipeline)}
 
     def capture(self) -> dict[str, Store]:
         """Capture every source's next-token distributions over the training documents; return the stores by source."""
