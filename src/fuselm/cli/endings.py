@@ -21,7 +21,7 @@ LONGEST = 2000  # characters of a line, which names of others may fill
 
 
 class Stopped(BaseException):
-    """A signal to stop; of its own type, because the command parser has an answer of its own to KeyboardInterrupt."""
+    """Say that a signal asked to stop. The command parser would answer KeyboardInterrupt itself, so this is not one."""
 
 
 def run(command: Callable[[], int]) -> int:

@@ -1,4 +1,4 @@
-"""The command line: what each command takes, and which functions it calls."""
+"""Define the commands: what each takes, and which functions it calls."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def _run_command() -> int:
 
 
 def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
-    """The run, checked as far as it can be before the stages up to `last` are made."""
+    """Return the run, checked as far as it can be before the stages up to `last` are made."""
     from fuselm.runs import plan
 
     pipeline = _start(run_file, overrides)
@@ -61,7 +61,7 @@ def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
 
 
 def _start(run_file: Path, overrides: list[str] | None):
-    """The run, its folder made and its inputs looked at."""
+    """Return the run; its folder is made, and its inputs are read."""
     from fuselm.runs import config
     from fuselm.runs.pipeline import Pipeline
     from fuselm.system import processes, progress
@@ -82,7 +82,7 @@ def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
 
 @app.command()
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
-    """All stages: from several models and a corpus to the fused model and its report."""
+    """Make all stages: from several models and a corpus to the fused model and its report."""
     pipeline = _pipeline(run_file, overrides, "report")
     pipeline.report()
     if not pipeline.has_made_anything:
@@ -100,25 +100,25 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def capture(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Every source's next-token distributions over the training documents."""
+    """Capture every source's next-token distributions over the training documents."""
     _stage("capture", run_file, overrides)
 
 
 @app.command()
 def align(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Those distributions in the target's vocabulary."""
+    """Bring the captured distributions into the target's vocabulary."""
     _stage("align", run_file, overrides)
 
 
 @app.command()
 def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
-    """One distribution per token of all sources'."""
+    """Fuse the distributions of all sources into one for each token."""
     _stage("fuse", run_file, overrides)
 
 
 @app.command()
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
-    """The target, trained on the fused distributions; and the causal-LM baseline."""
+    """Train the target on the fused distributions, and the causal-LM baseline."""
     _stage("train", run_file, overrides)
 
 
@@ -146,13 +146,13 @@ def evaluate(
 
 @app.command()
 def report(run_file: RunFile, overrides: Overrides = None) -> None:
-    """The table, the HTML page and the fused model's folder."""
+    """Write the table, the HTML page and the fused model's folder."""
     _stage("report", run_file, overrides)
 
 
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
-    """What a run will take: tokens, disk, memory and time of each stage, from a short calibration."""
+    """Estimate what a run will take: tokens, disk, memory and time, from a short calibration."""
     from fuselm.runs import plan
     from fuselm.system import terminal
 
@@ -178,7 +178,7 @@ def study(
     plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left; train nothing.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write the pages of what is there; train nothing.")] = False,
 ) -> None:
-    """A grid of runs from the same caches, as tables and figures."""
+    """Compare a grid of runs that share captures, in tables and figures."""
     if plan and report:
         raise ValueError("--plan and --report: take one, for --plan writes no pages")
     console = _stderr()
@@ -216,7 +216,7 @@ def inspect(
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
-    """One document, token by token: what each source and the fusion expect, and which source won."""
+    """Show one document, token by token: what each source and the fusion expect, and which source won."""
     from fuselm.results import inspection
     from fuselm.runs import run_folders
     from fuselm.system import terminal
@@ -234,7 +234,7 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
-    """Before any training, can fusing help? What each source and each way to fuse give to the training text."""
+    """Tell before any training whether fusing can help: what each source and each way to fuse give to the text."""
     from fuselm.results import diagnosis
     from fuselm.results.pages.diagnosis_table import draw_diagnosis
     from fuselm.results.report_path import check_report
@@ -283,7 +283,7 @@ def fidelity(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:
-    """How much of a source survives alignment to a target, on any texts: before any training, is it of use?"""
+    """Measure how much of a source survives alignment to a target, on any texts, before any training."""
     from fuselm.results.fidelity_measurement import measure_fidelity
 
     result = measure_fidelity(
@@ -303,7 +303,7 @@ def fidelity(
 
 
 def _stderr(*, quiet: bool = False):
-    """The console of a command that takes long, on which it says what it is doing."""
+    """Return the console on which a command that takes long says what it is doing."""
     from fuselm.system import progress, terminal
 
     console = terminal.open_console(stderr=True, quiet=quiet)

@@ -78,7 +78,7 @@ def head(
     top: Annotated[int, typer.Option(min=1, help="Entries of each token.")] = 5,
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file, to show text by.")] = None,
 ) -> None:
-    """The first rows as text."""
+    """Print the first rows as text."""
     from fuselm.stores import contents
     from fuselm.system import terminal
 
@@ -150,7 +150,7 @@ def convert(
         Path | None, typer.Option(help="A run's documents.jsonl: ids by text, or with --to, texts by id.")
     ] = None,
 ) -> None:
-    """A store from others' files (--from), or files for others from a store (--to)."""
+    """Convert others' files to a store (--from), or a store to files for others (--to)."""
     from fuselm.sources.interchange import foreign
 
     if (layout is None) == (to is None):
@@ -260,7 +260,7 @@ def _say(out: Path, done: bool) -> None:
 
 
 def _documents(path: Path) -> "list[Document]":
-    """A run's documents.jsonl. Raises `ValueError` if it is none."""
+    """Read a run's documents.jsonl. Raise `ValueError` if it is none."""
     from fuselm.documents.corpus import Document
     from fuselm.documents.text_files import check_file
 

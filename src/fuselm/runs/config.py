@@ -1,4 +1,4 @@
-"""Every option of a run. A run file is YAML with these names; `a.b=value` on the command line overrides one.
+"""Define every option of a run. A run file is YAML with these names; `a.b=value` on the command line overrides one.
 
 Paths of models and texts are looked up from the current directory, then from the run file's folder.
 """
@@ -38,7 +38,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Source(_Options):
-    """A model to learn from; a plain string in the run file is its `model`."""
+    """Name a model to learn from; a plain string in the run file is its `model`."""
 
     model: str  # hub id, folder or GGUF file
     revision: str | None = None  # of a hub id
@@ -47,13 +47,13 @@ class Source(_Options):
 
 
 class Captured(Source):
-    """A source, whose distributions may be there already."""
+    """Name a source whose distributions may be there already."""
 
     store: str | None = None  # a capture of this run's documents by this model; then the model is not run for one
 
 
 class Server(_Options):
-    """A source that a server has: vLLM, SGLang, or llama.cpp by llama-cpp-python[server]."""
+    """Name a source that a server has: vLLM, SGLang, or llama.cpp by llama-cpp-python[server]."""
 
     server: str  # http://host:port/v1; its key, if it needs one, is in the environment
     model: str  # the name it is served by
@@ -163,7 +163,7 @@ class Capture(_Options):
 
     @property
     def of_servers(self) -> "Capture":
-        """The same, without a prefix, and but for `sampled`: no server gives a whole distribution to draw from."""
+        """Return the options for servers: no prefix, and no draws, for no server gives a whole distribution."""
         alone: dict[str, Any] = {"prefix_tokens": 0}
         if self.policy != "sampled":
             return self.model_copy(update=alone)
@@ -171,18 +171,18 @@ class Capture(_Options):
 
     @property
     def processes(self) -> int:
-        """How many hold the model."""
+        """Return how many processes hold the model."""
         return (self.workers or 2) if self.engine == "ray" else 1
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the outcome depends on."""
+        """Return all that the outcome depends on."""
         without = {"engine", "workers"} | ({"prefix_tokens"} if not self.prefix_tokens else set())
         return self.model_dump(exclude_none=True, exclude=without)
 
     @property
     def retention(self) -> dict[str, Any]:
-        """The policy and what it is told."""
+        """Return the policy and its numbers."""
         return {"policy": self.policy} | {name: getattr(self, name) for name in POLICIES[self.policy]}
 
 
@@ -239,7 +239,7 @@ class Fuse(_Options):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What the outcome depends on, nothing left to be worked out."""
+        """Return all that the outcome depends on, with nothing left to be worked out."""
         weights = self.weights
         if weights is None:
             weights = "learned" if self.function == "fixed" else {}
@@ -252,7 +252,7 @@ Average = Literal[False] | Positive
 
 
 class Baseline(_Options):
-    """What of `train` is another for training on the text alone, to have it at its own best; None: the same.
+    """Say what differs from `train` when training on the text alone, which is to be at its best; None: nothing.
 
     The defaults are what was best for it on few texts, the second pass of them being too many already.
     """
@@ -322,7 +322,7 @@ class Train(_Options):
         return self
 
     def of(self, method: str) -> "Train":
-        """The options of one method, nothing left to be worked out."""
+        """Return the options of one method, with nothing left to be worked out."""
         its_own = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
         of = self.model_copy(update={**its_own, "clm": Baseline()})
         return of if of.average is not None else of.model_copy(update={"average": min(1.0, of.passes / 2)})
@@ -391,12 +391,12 @@ class Run(_Options):
         return self
 
     def capture_of(self, source: str) -> Capture:
-        """How that source is captured."""
+        """Return how that source is captured."""
         return self.capture.of_servers if isinstance(self.sources[source], Server) else self.capture
 
     @property
     def only_averages(self) -> bool:
-        """Whether all that is made of rows is linear in them: then what was drawn of tails is as good as the tails."""
+        """Tell whether all uses of rows are linear in them: then draws from tails are as good as the tails."""
         fuse, train = self.fuse, self.train
         averaged = fuse.function not in ("entropy", "log_linear") and not fuse.temperatures
         linear = train.divergence == "forward_kl" and train.temperature == 1 and train.confidence == "none"
@@ -416,7 +416,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def _without_tag(location: list[str]) -> list[str]:
-    """Of a source's option, without the kind of source that pydantic puts in between."""
+    """Return an option's place without the kind of source that pydantic puts into it."""
     return location[:2] + location[3:] if location[:1] == ["sources"] and len(location) > 2 else location
 
 

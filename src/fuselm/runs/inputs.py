@@ -1,4 +1,4 @@
-"""What a run is made of: its texts, its target and its sources; looked at before anything is made of them."""
+"""Read what a run is made of, its texts, its target and its sources, before anything is made of them."""
 
 from collections import Counter
 from functools import cached_property
@@ -49,7 +49,7 @@ class Inputs:
 
     @property
     def contexts(self) -> dict[str, str]:
-        """What identifies `readers`."""
+        """Return what identifies `readers`."""
         return {f"tokenizer {name}": str(model.context_length) for name, model in self._shortest().items()}
 
     @property
@@ -63,7 +63,7 @@ class Inputs:
         }
 
     def readers(self) -> list[Reader]:
-        """What all texts have to fit."""
+        """Return the readers that all texts have to fit."""
         return [
             Reader(
                 name=name,
@@ -79,7 +79,7 @@ class Inputs:
         return ", ".join(name for name, model in models.items() if model.tokenizer_fingerprint == tokenizer)
 
     def _shortest(self) -> dict[str, Model]:
-        """Of each tokenizer the model with the shortest context."""
+        """Return for each tokenizer the model with the shortest context."""
         result: dict[str, Model] = {}
         for model in [self.target, *self.sources.values()]:
             known = result.setdefault(model.tokenizer_fingerprint, model)
@@ -102,7 +102,7 @@ class Inputs:
         self.domains = sorted(counts)
 
     def _writers(self, options: config.Write) -> dict[str, float | dict[str, float]]:
-        """What each writes for each byte of the training documents, in all domains or by domain."""
+        """Return what each source writes for a byte of the training documents, in all domains or by domain."""
         if isinstance(options.ratio, dict):
             writers = {name: of for name, of in sorted(options.ratio.items()) if of}
         else:
@@ -123,12 +123,12 @@ class Inputs:
         return writers
 
     def _others(self) -> list[str]:
-        """Sources, but for servers and the target."""
+        """Return the sources that are neither servers nor the target."""
         able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
         return sorted(set(able) - set(self.servers))
 
     def able_to_write(self, run: config.Run) -> list[str]:
-        """Of those, as many as read enough; none where a source is a store, which what is written is not in."""
+        """Return the sources that can write; none if a source is a store, which cannot contain new text."""
         if any(isinstance(s, config.Captured) and s.store is not None for s in run.sources.values()):
             return []
         return [name for name in self._others() if _length(run.write) <= self.sources[name].context_length]

@@ -1,4 +1,4 @@
-"""Files of options: YAML in which nothing is given twice, overrides, and one line for what is wrong."""
+"""Read files of options: YAML in which nothing is given twice, overrides, and one line for what is wrong."""
 
 import difflib
 import os
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 
 def read(path: Path, command: str, needs: str) -> dict[str, Any]:
-    """The options in a `command`'s file, which `needs` some. Raises `ValueError`, one line, if it is no such file."""
+    """Read a `command`'s file, which `needs` some options. Raise `ValueError` in one line if it is no such file."""
     try:
         options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -71,8 +71,9 @@ def first_problem(
     known: Callable[[list[str]], list[str]],
     shown: Callable[[list[str]], list[str]] = lambda location: location,
 ) -> str:
-    """The first thing wrong, in one line. `known` gives the names that could have been at a place, `shown` the place
-    as the file has it.
+    """Return the first thing that is wrong, in one line.
+
+    `known` returns the names that could have been at a place, and `shown` the place as the file has it.
     """
     problems = error.errors()
     of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
@@ -89,6 +90,6 @@ def first_problem(
 
 
 def meant(name: str, known: list[str]) -> str:
-    """A hint at what may have been meant by a name that isn't there."""
+    """Return a hint at what may have been meant by a name that isn't there."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

@@ -55,17 +55,17 @@ class Pipeline:
 
     @cached_property
     def documents(self) -> list[Document]:
-        """The documents of all splits, made if they are not there."""
+        """Return the documents of all splits, which are made if they are not there."""
         return corpus.read(self)
 
     @property
     def has_made_anything(self) -> bool:
-        """Whether any folder was made that was not there."""
+        """Tell whether any folder was made that was not there."""
         return self._maker.has_made_anything
 
     @property
     def local_models(self) -> dict[str, Model]:
-        """The models that this run loads, by role: `target`, `source NAME`."""
+        """Return the models that this run loads, by role: `target`, `source NAME`."""
         sources = {f"source {n}": m for n, m in self.inputs.sources.items() if n not in self.inputs.servers}
         return {"target": self.inputs.target} | sources
 

@@ -1,4 +1,4 @@
-"""A run's results, where people look for them: `summary.json`, `report.html` and `model` in the run's folder."""
+"""Put a run's results where people look for them: `summary.json`, `report.html` and `model` in its folder."""
 
 import json
 import shutil
@@ -14,8 +14,10 @@ LOCK, FRESH, OLD = ".publish.lock", ".model.partial", ".model.old"  # while it i
 
 
 def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mapping[str, Path]) -> None:
-    """Copy the report, and the fused model with its card, each whole or not at all; and write down the `folders` they
-    are from. Nothing is done if they are there. What else lies in `model` stays there.
+    """Copy the report and the fused model with its card, each whole or not at all.
+
+    The `folders` that they are from are written down. Nothing is done if they are there already. Other files in `model`
+    stay there.
     """
     with name_disk_errors(run), file_lock.hold(run / LOCK):
         _recover(run)

@@ -19,7 +19,7 @@ TRAIN = "train"
 
 
 class RunPrecision:
-    """The choices of one run, for options that say `auto`: by "train", "target" and "source NAME"."""
+    """Hold the choices of one run for options that say `auto`: by "train", "target" and "source NAME"."""
 
     def __init__(self, run: config.Run, file: Path):
         self._run = run

@@ -1,4 +1,4 @@
-"""Every number of a study, from what is there of it: `study.json`, which its pages are made of.
+"""Compute every number of a study from what is there of it: `study.json`, which its pages are made of.
 
 An experiment is over the seeds that all its arms have, but for arms that have none yet. An arm's bits per byte are
 those of these seeds' held-out documents together; a resample draws a document with what all of them made of it.
@@ -28,7 +28,7 @@ Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
 
 
 def compare(grid: trials.Grid) -> dict[str, Any]:
-    """What `study.json` holds. What is not made yet is None."""
+    """Return what `study.json` holds; None stands for what is not made yet."""
     study = grid.study
     arms: dict[str, Any] = {}
     scores: dict[str, dict[int, list[Score]]] = {}
@@ -76,12 +76,12 @@ class Pools:
         self.domains = sorted({s.domain for of in scores.values() for rows in of.values() for s in rows})
 
     def seeds(self, arms: Sequence[str]) -> tuple[int, ...]:
-        """Those that all of the arms have, but for arms that have none."""
+        """Return the seeds that all arms have, except those that have none."""
         some = [self._scores[arm] for arm in arms if self._scores[arm]]
         return tuple(seed for seed in some[0] if all(seed in of for of in some)) if some else ()
 
     def intervals(self, seeds: tuple[int, ...], arm: str, against: str | None = None) -> dict[str, Any] | None:
-        """Of an arm, or of it minus another; None where one has none of the seeds."""
+        """Return the intervals of an arm, or of it minus another; None where one has none of the seeds."""
         names = [name for name in (arm, against) if name is not None]
         if not seeds or not all(self._scores[name] for name in names):
             return None
@@ -110,8 +110,10 @@ class Pools:
 
 
 def tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[float, str]:
-    """How many tokens a line of (tokens, bits per byte) takes to reach a value, linear in the logarithm of tokens
-    between its points; with `<` where its first point has reached it, `>` where none does.
+    """Return how many tokens a line of (tokens, bits per byte) takes to reach a value, and `<`, `>` or nothing.
+
+    The line is linear in the logarithm of tokens between its points. `<` says that its first point is beyond the value
+    already, `>` that none reaches it.
     """
     points = sorted(points)
     if points[0][1] <= value:
@@ -140,7 +142,7 @@ def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
 
 
 def _given_tokens(seeds: Mapping[str, Any]) -> float | None:
-    """Of the training text without what sources wrote, in the mean over seeds."""
+    """Return the tokens of the training text without what sources wrote, in the mean over seeds."""
     chosen = [trial["given_tokens"] for of in seeds.values() for trial in of["trials"] if trial["chosen"]]
     return float(np.mean(chosen)) if chosen else None
 
@@ -175,7 +177,7 @@ def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pool
 
 
 def _rivals(options: ExperimentOptions) -> dict[str, str]:
-    """Which arm each is compared with: in lines, the one at its place in the line."""
+    """Return the arm that each is compared with: in lines, the one at its place in the line."""
     if options.against is None:
         return {}
     if options.lines is None:

@@ -1,4 +1,4 @@
-"""A study file: a grid of experiments on one run file. Everything in it is checked before anything is made.
+"""Read a study file: a grid of experiments on one run file. All of it is checked before anything is made.
 
 An *arm* is one way to train (a method and what it sets), its *trials* are what it may choose from by the development
 split, and an *experiment* shows some arms beside each other. All arms of a seed share one run folder.
@@ -88,7 +88,7 @@ class StudyOptions(_Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One row of a study. Without a method it is a model as it is: `base`, or a source."""
+    """Hold one row of a study. Without a method it is a model as it is: `base`, or a source."""
 
     name: str
     method: str | None
@@ -100,7 +100,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A study file, checked."""
+    """Hold a study file, checked."""
 
     file: Path
     run_file: Path
@@ -112,7 +112,7 @@ class Study:
     experiments: Sequence[ExperimentOptions]
 
     def run(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.Run:
-        """The run whose method, trained and scored, is this trial of this arm."""
+        """Return the run whose method, trained and scored, is this trial of this arm."""
         given = {**self.settings, **arm.settings, **trial, "seed": seed, "output": str(self.output / f"seed-{seed}")}
         for option in config.Baseline.model_fields if arm.method == "clm" else ():
             if f"train.{option}" in {**arm.settings, **trial}:
@@ -249,7 +249,7 @@ def _check_used(where: str, arm: ArmOptions, method: str) -> None:
 
 
 def _line_of(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
-    """The arm, the one it is like, the one that that is like."""
+    """Return the arm, the one that it is like, the one that this is like, and so on."""
     names, at = [name], arms[name].like
     while at is not None:
         if at not in arms:
@@ -296,7 +296,7 @@ def _check_lines(where: str, lines: Mapping[str, Sequence[str]], known: Mapping[
 
 
 def _with_trials(study: Study, arm: Arm) -> Arm:
-    """Each of several learning rates a trial of its own; every trial's run is read once, to be sure of it."""
+    """Give each of several learning rates a trial; every trial's run file is read once, to be sure of it."""
     if arm.method is None:
         return arm
     return replace(arm, trials=list(_each_rate(study, arm)))

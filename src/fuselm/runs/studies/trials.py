@@ -1,4 +1,4 @@
-"""Running a study: every trial of every arm trained, the best by the development split scored, the rest dropped.
+"""Run a study: train every trial of every arm, score the best by the development split, and drop the rest.
 
 Stage folders are keyed by their recipes, so what arms have in common is made once, and a study that was cut off goes on
 where it was. Nothing else is remembered: what is done is what is there.
@@ -31,7 +31,7 @@ from fuselm.system.terminal import plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One training of an arm; of a model as it is there is one, without training."""
+    """Hold one training of an arm; a model as it is has one, without training."""
 
     settings: Mapping[str, Any]
     run: config.Run
@@ -57,7 +57,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How far an arm is, of one seed."""
+    """Hold how far an arm is, for one seed."""
 
     arm: Arm
     seed: int
@@ -79,7 +79,7 @@ class State:
 
 
 class Grid:
-    """The cells of a study: arms by seed."""
+    """Hold the cells of a study: arms by seed."""
 
     def __init__(self, study: Study, console: Console):
         self.study = study
@@ -87,7 +87,7 @@ class Grid:
         self._looking: dict[tuple[str, int, int], Pipeline] = {}  # never to make anything, and so without any text
 
     def cells(self) -> Iterator[tuple[int, Arm]]:
-        """All arms of one seed before any of the next."""
+        """Yield all arms of one seed before any of the next."""
         arms = self.study.arms.values()
         for seed in dict.fromkeys(seed for arm in arms for seed in arm.seeds):
             yield from ((seed, arm) for arm in arms if seed in arm.seeds)
@@ -99,8 +99,10 @@ class Grid:
                 self._look(arm, seed, number)
 
     def check_texts(self) -> None:
-        """That all arms of a seed choose and are scored by the same text. Makes nothing but the corpora. Raises
-        `ValueError` where they don't.
+        """Check that all arms of a seed choose and are scored by the same text; only corpora are made.
+
+        Raises:
+            ValueError: If they are not.
         """
         first: dict[int, tuple[str, Path, list[Document]]] = {}
         for seed, arm in self.cells():
@@ -140,7 +142,7 @@ class Grid:
         return Pipeline(run, self.console, precision_file=self.study.output / run_precision.FILE)
 
     def state(self, arm: Arm, seed: int) -> State:
-        """Makes nothing but the corpus."""
+        """Return how far an arm is; nothing is made except the corpus."""
         trials = []
         for number, settings in enumerate(arm.trials):
             pipeline = self._look(arm, seed, number)
@@ -163,7 +165,7 @@ def _build_of(arm: Arm) -> Callable[[Pipeline], object]:
 
 
 def start(study: Study) -> None:
-    """Raises `ValueError` if the study's folder can't be written to."""
+    """Raise `ValueError` if the study's folder can't be written to."""
     try:
         study.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,9 +173,13 @@ def start(study: Study) -> None:
 
 
 def run(grid: Grid, after: Callable[[], None]) -> list[str]:
-    """Make what is not there yet, and call `after` each arm that something was made of. An arm that fails is passed
-    over; returns a line about each of those. All texts are made first, and what training needs is tried. Raises
-    `ValueError` on what can't be done.
+    """Make what is not there yet, and call `after` each arm that something was made of.
+
+    An arm that fails is skipped; return a line about each of those. All texts are made first, and what training needs
+    is tried.
+
+    Raises:
+        ValueError: If something cannot be done.
     """
     failed = []
     for seed, arm in grid.cells():
@@ -215,7 +221,7 @@ def _make(grid: Grid, arm: Arm, seed: int) -> None:
 
 
 def _drop_weights(grid: Grid, seed: int) -> None:
-    """Of all trials but those that an arm without scores may need; their numbers stay."""
+    """Drop the weights of all trials, except those that an arm without scores may need; numbers stay."""
     needed, there = set(), set()
     for of_seed, arm in grid.cells():
         if of_seed != seed or arm.method is None:
@@ -234,7 +240,7 @@ def _drop_weights(grid: Grid, seed: int) -> None:
 
 
 def table(grid: Grid) -> Table:
-    """What is done and what is left, with the time it should take, from how long such steps took so far."""
+    """Say what is done and what is left, with the time it should take, from how long such steps took so far."""
     cells = [(seed, arm, grid.state(arm, seed)) for seed, arm in grid.cells()]
     speed = _speeds(cells)
     result = Table("seed", "arm", Column("trials", justify="right"), "state", Column("left", justify="right"))
