@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,20 +23,15 @@ from pydantic import (
 )
 
 from fuselm.runs import options
+from fuselm.runs.options import Options, Positive
+from fuselm.runs.training_options import Train
 from fuselm.stores.policies import POLICIES
 from fuselm.system import addresses
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Source(_Options):
+class Source(Options):
     """Name a model to learn from; a plain string in the run file is its `model`."""
 
     model: str  # hub id, folder or GGUF file
@@ -52,7 +46,7 @@ class Captured(Source):
     store: str | None = None  # a capture of this run's documents by this model; then the model is not run for one
 
 
-class Server(_Options):
+class Server(Options):
     """Name a source that a server has: vLLM, SGLang, or llama.cpp by llama-cpp-python[server]."""
 
     server: str  # http://host:port/v1; its key, if it needs one, is in the environment
@@ -103,7 +97,7 @@ SourceOption = Annotated[
 ]
 
 
-class Corpus(_Options):
+class Corpus(Options):
     # Files, folders and patterns: rows with `text`, maybe `domain`, maybe `split`, as JSON lines or lists, CSV, TSV or
     # Parquet; or plain text, one document each. docs/texts.md.
     files: list[str] = Field(min_length=1)
@@ -118,7 +112,7 @@ class Corpus(_Options):
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Write(_Options):
+class Write(Options):
     """Text that sources write after training documents of a domain, which is learnt from beside those."""
 
     # Bytes that they write for each byte of the training documents: all together, but for servers and the target
@@ -129,7 +123,7 @@ class Write(_Options):
     min_p: float = Field(0.05, ge=0, le=1)  # no token of less than this share of the most probable one's probability
 
 
-class Capture(_Options):
+class Capture(Options):
     policy: Literal["threshold", "top_k", "nucleus", "sampled"] = "sampled"  # which entries are kept of a token
     top_k: int | None = Field(None, ge=1)  # entries at most; the rest is the token's tail mass. Not of sampled
     threshold: float | None = Field(None, gt=0, lt=1)  # threshold: entries of at least this probability
@@ -186,12 +180,12 @@ class Capture(_Options):
         return {"policy": self.policy} | {name: getattr(self, name) for name in POLICIES[self.policy]}
 
 
-class Align(_Options):
+class Align(Options):
     method: Literal["span", "mined", "exact", "cooccurrence", "statistics"] = "span"
     top_k: int = Field(64, ge=1)  # entries of an aligned row
 
 
-class Fuse(_Options):
+class Fuse(Options):
     # min_ce: the best source; avg_ce: a mean, the better ones weighing more; log_linear: so, but a geometric mean;
     # entropy: the surer ones weigh more; bayes: those that have predicted the document so far; fixed: as in `weights`.
     function: Literal["min_ce", "avg_ce", "log_linear", "entropy", "bayes", "fixed"] = "fixed"
@@ -203,7 +197,7 @@ class Fuse(_Options):
     # What sources begin with, {qwen: 2} or {qwen: {python: 4, english: 0}}, else 1; min_ce asks only if it is 0.
     # learned: for each domain what gives its training text the greatest probability. None: learned if `fixed`, else 1.
     weights: Literal["learned"] | dict[str, float | dict[str, float]] | None = None
-    temperatures: dict[str, Positive] = {}  # of sources: above 1 flattens their rows, below sharpens; else 1
+    temperatures: dict[str, Positive] = Field({})  # of sources: above 1 flattens their rows, below sharpens; else 1
 
     @field_validator("function", mode="before")
     @classmethod
@@ -246,100 +240,14 @@ class Fuse(_Options):
         return self.model_dump() | {"weights": weights}
 
 
-Rates = Annotated[list[Positive], Field(min_length=1)]
-Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
-Average = Literal[False] | Positive
-
-
-class Baseline(_Options):
-    """Say what differs from `train` when training on the text alone, which is to be at its best; None: nothing.
-
-    The defaults are what was best for it on few texts, the second pass of them being too many already.
-    """
-
-    learning_rate: Positive | Rates | None = None
-    lr_schedule: Schedule | None = "cosine"
-    passes: int | None = Field(2, ge=1)
-    average: Average | None = False
-
-
-class Train(_Options):
-    lambda_clm: float = Field(0.3, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
-    lambda_final: float | None = Field(None, ge=0, le=1)  # change linearly to this; 1: the divergence decays to nothing
-    # Of a fused row, by which the divergence's weight, 1 - lambda, is multiplied; the causal-LM loss gets the rest.
-    # expected: the probability that it expects the token that comes to have; gold: the one that that has.
-    confidence: Literal["none", "expected", "gold"] = "none"
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # of the target from the fused rows
-    jsd_beta: float | None = Field(None, gt=0, lt=1)  # share of the fused row in jsd's mixture; None: 0.5
-    temperature: float = Field(1.0, gt=0, le=100)  # flattens what the divergence compares
-    tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
-    learning_rate: Positive | Rates = 1e-4  # of several, the best on the development split is kept
-    lr_schedule: Schedule = "constant"  # after the warm-up
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
-    passes: int = Field(4, ge=1)  # over the training documents
-    # Keep the mean of the weights since so many passes, in place of the last; None: since the first, or half of fewer
-    # than two.
-    average: Average | None = None
-    clm: Baseline = Baseline()
-    batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
-    pack_tokens: int | None = Field(None, ge=1)  # documents go into one row of so many tokens at most, without padding
-    gradient_accumulation: int = Field(1, ge=1)  # batches of one step
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
-    patience: int | None = Field(None, ge=1)  # end after so many evaluations without a better one
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
-    max_grad_norm: float = Field(1.0, gt=0)
-    # bf16: autocast, with weights in float32; auto: the faster of the two on the machine where the run began.
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    lora_rank: int | None = Field(None, ge=1)  # train adapters of this rank, then merge them; None: all weights
-    lora_alpha: Positive | None = None  # adapters count alpha / rank times; None: twice the rank
-    lora_dropout: float | None = Field(None, ge=0, lt=1)  # None: 0
-    lora_modules: list[str] | None = Field(None, min_length=1)  # None: all linear layers but the output layer
-    quantize: Literal["nf4"] | None = None  # keep the target's weights in 4 bits beside the adapters (QLoRA)
-    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # who hears of every term of the loss
-
-    @model_validator(mode="after")
-    def _check(self) -> "Train":
-        """No option may do nothing."""
-        unused = {
-            "jsd_beta": self.divergence != "jsd" and "divergence is not jsd",
-            "batch_documents": self.pack_tokens is not None and "pack_tokens says what a batch is",
-            "lora_alpha": self.lora_rank is None and "lora_rank is not set",
-            "lora_dropout": self.lora_rank is None and "lora_rank is not set",
-            "lora_modules": self.lora_rank is None and "lora_rank is not set",
-            "quantize": self.lora_rank is None and "lora_rank is not set",
-        }
-        for name, why in unused.items():
-            if why and getattr(self, name) is not None:
-                raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
-        for where, of in (("train", self.of("fused")), ("train.clm", self.of("clm"))):
-            if of.average >= of.passes:
-                raise ValueError(f"{where}.average: must be below passes, {of.passes} (got {of.average:g})")
-        if self.divergence == "reverse_kl" and self.tail == "renormalise":
-            raise ValueError(
-                "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
-            )
-        return self
-
-    def of(self, method: str) -> "Train":
-        """Return the options of one method, with nothing left to be worked out."""
-        its_own = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
-        of = self.model_copy(update={**its_own, "clm": Baseline()})
-        return of if of.average is not None else of.model_copy(update={"average": min(1.0, of.passes / 2)})
-
-    @property
-    def learning_rates(self) -> list[float]:
-        return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
-
-
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]  # what numpy takes
 
 
-class Evaluate(_Options):
+class Evaluate(Options):
     batch_tokens: int = Field(1024, ge=1)  # of one forward pass; this is best on a CPU, a GPU takes more
 
 
-class Run(_Options):
+class Run(Options):
     output: str  # folder of the run
     target: ModelOption
     sources: dict[str, SourceOption] = Field(min_length=1)

@@ -4,10 +4,18 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """Hold some options of a file: checked, never changed, and none that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def read(path: Path, command: str, needs: str) -> dict[str, Any]:

@@ -150,7 +150,7 @@ TAIL_STEP = 2 / rounding.TAIL_ROOTS
 
 @compiled(nogil=True, fastmath={"reassoc"})  # sums in any order; NaN stays NaN
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _scan(
+def _scan(  # noqa: C901
     edges,
     offsets,
     tokens,
