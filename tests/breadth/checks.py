@@ -225,12 +225,12 @@ def measure_target(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     batch = Collator(located.context_token, packed=False)([[{"tokens": ids} for ids in tokens]])
     labels = batch.pop("labels")
     del batch["shift_labels"]
-    known = labels != -100
+    token_mask = labels != -100
 
-    def then(hidden, layer):
-        return {"loss": fusion_loss(hidden, layer, labels[known], None, 1.0, count=count).total}
+    def loss_fn(hidden, layer):
+        return {"loss": fusion_loss(hidden, layer, labels[token_mask], None, 1.0, count=count).total}
 
-    ours = model(**batch, known=known, then=then)["loss"]
+    ours = model(**batch, token_mask=token_mask, loss_fn=loss_fn)["loss"]
     ours.backward()
     reference = plain(located.folder, torch.float32)
     texts = [torch.tensor([[located.context_token, *ids.tolist()]]) for ids in tokens]
