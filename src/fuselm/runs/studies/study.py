@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fuselm.runs import config, options
+from fuselm.runs import config, options, training_options
 from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
@@ -114,7 +114,7 @@ class Study:
     def run(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.Run:
         """Return the run whose method, trained and scored, is this trial of this arm."""
         given = {**self.settings, **arm.settings, **trial, "seed": seed, "output": str(self.output / f"seed-{seed}")}
-        for option in config.Baseline.model_fields if arm.method == "clm" else ():
+        for option in training_options.Baseline.model_fields if arm.method == "clm" else ():
             if f"train.{option}" in {**arm.settings, **trial}:
                 given[f"train.clm.{option}"] = given.pop(f"train.{option}")
         run = config.load(self.run_file, [f"{name}={_yaml(value)}" for name, value in given.items()])
