@@ -146,7 +146,7 @@ def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[T
 def startup_seconds() -> float:
     """Of a new process, to load the compiled kernels and align its first document, beside what any process imports."""
     code = (
-        "import sys, time, numpy as np; sys.path.insert(0, 'tests'); import drawn\n"
+        "import sys, time, numpy as np; sys.path.insert(0, 'tests/support'); import drawn\n"
         "from fuselm.alignment.aligner import Aligner\n"
         "source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])\n"
         "trace = drawn.trace_of(source, 'ab ab', np.random.default_rng(0), top_k=3)\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "breadth"))
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("breadth", "support")]
 
 import architectures  # noqa: E402
 import checks  # noqa: E402

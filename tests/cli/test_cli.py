@@ -1,4 +1,4 @@
-"""cli.py: one line and exit code 2 for what a user can fix, JSON alone on stdout, nothing imported too early."""
+"""cli/main.py: one line and exit code 2 for what a user can fix, JSON alone on stdout, nothing imported too early."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""fusion.py against the loops in reference.py, and its identities."""
+"""fuse.py against the loops in reference.py, and its identities."""
 
 import math
 from dataclasses import replace

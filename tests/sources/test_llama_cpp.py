@@ -1,4 +1,4 @@
-"""servers.py against a real llama.cpp server that has one of the demo's models, beside the same model in this process.
+"""server.py against a real llama.cpp server that has one of the demo's models, beside the same model in this process.
 
 Runs where FUSELM_LLAMA_SERVER names a Python that has `llama-cpp-python[server]`; see docs/servers.md.
 """

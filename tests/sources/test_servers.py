@@ -1,4 +1,4 @@
-"""servers.py, remote.py and client.py: real sockets, tiny models, and the same traces as in-process capture."""
+"""server.py, remote.py and client.py: real sockets, tiny models, and the same traces as in-process capture."""
 
 import io
 import json
