@@ -18,8 +18,9 @@ from tiny_run import fuselm
 from fuselm.documents.corpus import Document
 from fuselm.results import diagnosis, diagnosis_words
 from fuselm.results.pages import diagnosis_page, diagnosis_table, figures
-from fuselm.runs import config, diagnosis_inputs, options
+from fuselm.runs import config, diagnosis_inputs
 from fuselm.runs.inputs import Inputs
+from fuselm.runs.options import files as options
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest

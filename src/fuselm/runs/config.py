@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from fuselm.runs import options
-from fuselm.runs.options import Options, Positive
-from fuselm.runs.training_options import Train
+from fuselm.runs.options import files as options
+from fuselm.runs.options.files import Options, Positive
+from fuselm.runs.options.training import Train
 from fuselm.stores.policies import POLICIES
 from fuselm.system import addresses
 

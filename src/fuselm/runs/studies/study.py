@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fuselm.runs import config, options, training_options
+from fuselm.runs import config
+from fuselm.runs.options import files as options
+from fuselm.runs.options import training as training_options
 from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 

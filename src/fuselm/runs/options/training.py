@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fuselm.runs.options import Options, Positive
+from fuselm.runs.options.files import Options, Positive
 
 Rates = Annotated[list[Positive], Field(min_length=1)]
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
