@@ -28,7 +28,8 @@ from fuselm.alignment import mined, nearest
 from fuselm.alignment.aligner import METHODS, Aligner, follow
 from fuselm.documents import corpus
 from fuselm.models import forward
-from fuselm.models.model import load_model, load_vocabulary, locate
+from fuselm.models.loading import load_model, load_vocabulary
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.fidelity_measurement import measure_fidelity
 from fuselm.sources import capture
@@ -266,7 +267,7 @@ def sampled(name: str) -> list[str]:
     """Texts drawn from a model at temperature 1, without special tokens."""
     import torch
 
-    model = locate(MODELS[name])
+    model = locate_model(MODELS[name])
     loaded, spelled = load_model(model, dtype="bfloat16"), vocabulary(name).token_bytes
     torch.manual_seed(0)
     texts, count = [], 0
@@ -308,7 +309,7 @@ def whole_characters(data: bytes) -> str | None:
 
 def vocabulary(name: str) -> Vocabulary:
     if name not in _vocabularies:
-        model = locate(MODELS[name])
+        model = locate_model(MODELS[name])
         _vocabularies[name] = load_vocabulary(model)
     return _vocabularies[name]
 
@@ -327,7 +328,7 @@ def documents(split: str, per_domain: int) -> list[corpus.Document]:
 
 def captured(name: str, top_k: int) -> Store:
     """A store of the training documents, made once."""
-    model, texts = locate(MODELS[name]), documents("train", 5)
+    model, texts = locate_model(MODELS[name]), documents("train", 5)
     policy = Policy(policy="top_k", top_k=top_k)
     recipe = manifest.Recipe(
         stage="capture", parameters=dataclasses.asdict(policy), inputs={"model": model.fingerprint}

@@ -34,7 +34,8 @@ from torch import Tensor
 
 from fuselm.documents import corpus
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model, locate
+from fuselm.models.loading import load_model
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import bootstrap, measure, scoring
 from fuselm.results.pages.formats import format_interval, format_signed
@@ -162,7 +163,7 @@ class Experiment:
         self.folders[name] = pipeline.train_method(method)
         if pipeline.has_made_anything:
             gc.collect()  # a trainer holds itself, and with it the weights and their moments
-        return locate(str(self.folders[name] / WEIGHTS))
+        return locate_model(str(self.folders[name] / WEIGHTS))
 
     def models(self) -> dict[str, list[Model]]:
         """Those of each way: one, or several to be ensembled."""
@@ -189,7 +190,7 @@ class Experiment:
             merge(models, self.base, out / WEIGHTS)
             return {"models": len(models)}
 
-        return locate(str(self.built("merge", "merged", recipe, build) / WEIGHTS))
+        return locate_model(str(self.built("merge", "merged", recipe, build) / WEIGHTS))
 
     def scores(self, name: str, models: Sequence[Model]) -> list[Score]:
         """Of the held-out documents of all domains."""

@@ -29,7 +29,8 @@ from rich.console import Console
 
 from fuselm.documents import corpus
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model, locate
+from fuselm.models.loading import load_model
+from fuselm.models.locating import Model, locate_model
 from fuselm.results import bootstrap, scoring
 from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.runs import config
@@ -220,7 +221,7 @@ def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) 
 def report(pipeline: Pipeline, options: argparse.Namespace) -> dict:
     folders = {way: trained(way, pipeline, options) for way in options.only or WAYS}
     heldout = spread([d for d in pipeline.documents if d.split == "heldout"], options.heldout)
-    models = {"base": pipeline.inputs.target} | {w: locate(str(f / "model")) for w, f in folders.items()}
+    models = {"base": pipeline.inputs.target} | {w: locate_model(str(f / "model")) for w, f in folders.items()}
     scores = {name: scores_of(model, pipeline, heldout) for name, model in models.items()}
     pairs = [(a, b) for a in scores for b in ("clm", "fused") if b in scores and a not in ("base", "clm", b)]
     counts = {way: manifest.read(folder)["counts"] for way, folder in folders.items()}

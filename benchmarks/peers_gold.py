@@ -22,7 +22,8 @@ from trl.experimental.utils import is_byte_level_tokenizer
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model, load_tokenizer
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
 from fuselm.training import train as training

@@ -22,7 +22,8 @@ import torch
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, precision
-from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
+from fuselm.models.loading import load_model, load_tokenizer, load_vocabulary
+from fuselm.models.locating import Model, locate_model
 from fuselm.sources import capture
 from fuselm.sources.capture import Source
 from fuselm.stores import retention
@@ -99,7 +100,7 @@ def train_step(model: Model, chosen: str) -> float:
 
 def measure() -> dict:
     """Return the parts of this process's machine."""
-    parts, models = {}, {name: locate(str(path)) for name, path in MODELS.items()}
+    parts, models = {}, {name: locate_model(str(path)) for name, path in MODELS.items()}
     for name, model in models.items():
         seconds = {dtype: read_batch(model, dtype) for dtype in ("bfloat16", "float32")}
         parts[f"{name} reads"] = seconds | {"auto": precision.read_dtype(model, device="cpu")}

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from fuselm.documents import corpus
-from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
 from fuselm.stores import store
@@ -358,7 +359,7 @@ WORKERS: dict[str, Callable[[str, int], dict]] = {
 
 
 def model_of(name: str) -> tuple[Model, Vocabulary]:
-    model = locate(MODELS[name])
+    model = locate_model(MODELS[name])
     return model, load_vocabulary(model)
 
 
@@ -370,7 +371,7 @@ def documents() -> list[corpus.Document]:
 
 def source_of(name: str):
     from fuselm.models import forward
-    from fuselm.models.model import load_model
+    from fuselm.models.loading import load_model
     from fuselm.sources import capture
 
     model, vocabulary = model_of(name)

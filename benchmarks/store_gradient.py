@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model
+from fuselm.models.loading import load_model
+from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from fuselm.models import forward
-from fuselm.models.model import load_model, locate
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
 from fuselm.training.objective import FusedRows, fusion_loss
 from fuselm.training.trainable import compute_loss_in_forward
 
@@ -41,7 +42,7 @@ class Trial:
 
     def __init__(self, path: Path, *, batch: int, length: int):
         torch.manual_seed(0)
-        self.model = load_model(locate(str(path)), dtype="float32")
+        self.model = load_model(locate_model(str(path)), dtype="float32")
         self.logits = self.model.forward
         compute_loss_in_forward(self.model, forward.output_layer(self.model))
         self.model.train()

@@ -32,7 +32,7 @@ class DistillingTrainer(Trainer):
 
 
 def main(spec: str, store: str, texts: str, out: str) -> None:
-    located = fuselm.locate(spec)
+    located = fuselm.locate_model(spec)
     model = fuselm.load_model(located, dtype="float32")
     compute_loss_in_forward(model, output_layer(model))
     fused = fuselm.Store(Path(store))

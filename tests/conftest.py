@@ -190,7 +190,7 @@ def saved(folder: Path, architecture: type[PreTrainedModel], config, tokenizer: 
 
 @pytest.fixture(scope="session")
 def real_models() -> dict[str, Path]:
-    """The demo's models by short name, as GGUF files; `fuselm.models.model.locate` converts them at first use."""
+    """The demo's models by short name, as GGUF files; `locate_model` converts them at first use."""
     missing = [path.name for path in REAL.values() if not path.is_file()]
     if missing:
         pytest.skip(f"models/{missing[0]} is not there; `make models` fetches the real models")

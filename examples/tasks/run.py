@@ -30,7 +30,7 @@ import items
 import results
 
 from fuselm.documents import corpus
-from fuselm.models.model import Model, locate
+from fuselm.models.locating import Model, locate_model
 from fuselm.system import fingerprints, manifest
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def evaluate(
         raise ValueError(f"{run}: no finished run there; start it with `fuselm run`, or name another folder")
     folders = {name: run / path for name, path in json.loads((run / "run.json").read_text())["folders"].items()}
     models = find_models(run, folders, chosen, set(added))
-    models |= {name: (locate(spec), "auto") for name, spec in added.items()}
+    models |= {name: (locate_model(spec), "auto") for name, spec in added.items()}
     out = run / "tasks"
     tasks = write_tasks(corpus.read_documents(folders["corpus"], "heldout"), out)
     answers = {}
@@ -75,9 +75,9 @@ def find_models(
     for name in [name for name in names if name in (chosen or names) and name not in replaced]:
         if name in given:
             of = given[name]
-            found[name] = (locate(of["model"], revision=of["revision"]), of["dtype"])
+            found[name] = (locate_model(of["model"], revision=of["revision"]), of["dtype"])
         else:
-            found[name] = (locate(str(folders[f"train {name}"] / "model")), "auto")
+            found[name] = (locate_model(str(folders[f"train {name}"] / "model")), "auto")
     return found
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fuselm.alignment.aligner import Aligner
     from fuselm.fusion.fuse import fuse
-    from fuselm.models.model import Model, load_model, load_tokenizer, load_vocabulary, locate
+    from fuselm.models.loading import load_model, load_tokenizer, load_vocabulary
+    from fuselm.models.locating import Model, locate_model
     from fuselm.models.vocabulary import Vocabulary
     from fuselm.results.measurements import measure_fidelity, score_texts
     from fuselm.results.run_result import RunResult, load_result
@@ -33,19 +34,19 @@ _MODULES = {
     "Distributions": "stores.distributions",
     "FusedRows": "training.objective",
     "FusionRun": "runs.session",
-    "Model": "models.model",
+    "Model": "models.locating",
     "RunResult": "results.run_result",
     "Store": "stores.store",
     "Trace": "stores.store",
     "Vocabulary": "models.vocabulary",
     "fuse": "fusion.fuse",
     "fusion_loss": "training.objective",
-    "load_model": "models.model",
+    "load_model": "models.loading",
     "load_result": "results.run_result",
     "load_run": "runs.session",
-    "load_tokenizer": "models.model",
-    "load_vocabulary": "models.model",
-    "locate": "models.model",
+    "load_tokenizer": "models.loading",
+    "load_vocabulary": "models.loading",
+    "locate_model": "models.locating",
     "measure_fidelity": "results.measurements",
     "score_texts": "results.measurements",
 }
@@ -67,7 +68,7 @@ __all__ = [
     "load_run",
     "load_tokenizer",
     "load_vocabulary",
-    "locate",
+    "locate_model",
     "measure_fidelity",
     "score_texts",
 ]

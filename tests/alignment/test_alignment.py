@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fuselm.alignment.aligner import METHODS, Aligner
 from fuselm.alignment.fidelity import Fidelity
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import check
 
@@ -28,8 +29,8 @@ few = settings(max_examples=40)
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:
-    model = models.locate(str(folder))
-    return Vocabulary(models.load_tokenizer(model), model.output_size)
+    model = locate_model(str(folder))
+    return Vocabulary(load_tokenizer(model), model.output_size)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuselm.alignment.nearest import CHUNK, nearest_tokens, tied_tokens
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -63,8 +64,8 @@ def test_nothing_is_near_to_no_string():
 @pytest.mark.real
 @pytest.mark.parametrize(("pair", "mark"), [("qwen2.5->smollm2", "Ġ"), ("gemma3->smollm2", "▁")])
 def test_nearest_and_tied_tokens_are_the_golden_ones(pair, mark, real_models):
-    model = models.locate(str(real_models["smollm2"]))
-    vocabulary = Vocabulary(models.load_tokenizer(model), model.output_size)
+    model = locate_model(str(real_models["smollm2"]))
+    vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     cases = json.loads((GOLDEN / "min_edit_vocab.json").read_bytes())["pairs"][pair]
     wanted = [case["source_token"].replace(mark, "Ġ") for case in cases]
     assert nearest_tokens(wanted, vocabulary.token_strings).tolist() == [case["ties"][0] for case in cases]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fuselm.documents.corpus import Document
-from fuselm.models.model import Model, load_tokenizer, locate
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import measure
 from fuselm.system.progress import Progress
@@ -23,7 +24,7 @@ DOMAINS = ("french", "german")
 
 @pytest.fixture(scope="module")
 def model(byte_level) -> Model:
-    return locate(str(byte_level))
+    return locate_model(str(byte_level))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def other(byte_level, tmp_path_factory) -> Model:
         for weight in changed.parameters():
             weight += 0.1 * torch.randn_like(weight)
     changed.save_pretrained(folder)
-    return locate(str(folder))
+    return locate_model(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_an_ensemble_predicts_the_mean_of_whole_softmaxes(model, other, vocabula
 def test_merged_weights_are_the_mean_and_load_as_any_model(model, other, tmp_path):
     apart.merge([model, other, other], model, tmp_path / "merged")
     one, two = (load_file(m.folder / "model.safetensors") for m in (model, other))
-    merged = load_file(locate(str(tmp_path / "merged")).folder / "model.safetensors")
+    merged = load_file(locate_model(str(tmp_path / "merged")).folder / "model.safetensors")
     assert merged.keys() == one.keys()
     for name, weight in merged.items():
         torch.testing.assert_close(weight, (one[name] + 2 * two[name]) / 3)

@@ -21,8 +21,8 @@ from training_settings import make_settings
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fuselm.documents.corpus import Document
-from fuselm.models import model as models
-from fuselm.models.model import Model
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
 from fuselm.sources import capture
@@ -96,8 +96,8 @@ def examine_folder(name: str, documents: Sequence[Document], folder: Path) -> Ou
     with quiet():
         why_not = why_not_causal(folder / "model", documents)
         try:
-            located = models.locate(str(folder / "model"))
-            vocabulary = Vocabulary(models.load_tokenizer(located), located.output_size)
+            located = locate_model(str(folder / "model"))
+            vocabulary = Vocabulary(load_tokenizer(located), located.output_size)
             source = capture.load(located, vocabulary, dtype="float32")
         except Exception as error:
             faults = [] if why_not else ["refused, although it predicts tokens one after the other"]
@@ -136,7 +136,7 @@ def why_not_causal(folder: Path, documents: Sequence[Document]) -> str:
 
     Independent of fuselm: neither another last token nor more tokens must move any earlier row.
     """
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     ids = torch.tensor([[0, *tokenizer.encode(documents[0].text).ids]])
     changed = ids.clone()
     changed[0, -1] = 1 + ids[0, -1] % 7
@@ -299,7 +299,7 @@ def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[
     counts = training.train(
         located, vocabulary, documents, documents, out, fused=None, settings=SETTINGS, progress=silent()
     )
-    product = models.locate(str(out / "model"))
+    product = locate_model(str(out / "model"))
     source = capture.load(product, vocabulary, dtype="float32")
     scores = scoring.score_documents(source.model, source.layer, vocabulary, product.context_token, documents)
     bits = scoring.compute_bits_per_byte(scores)["average"]

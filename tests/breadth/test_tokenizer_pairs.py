@@ -17,7 +17,8 @@ from tokenizer_families import FAMILIES
 from tokenizers import Tokenizer
 
 from fuselm.alignment.aligner import Aligner
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.stores.distributions import check
 
@@ -112,8 +113,8 @@ def test_tokens_spell_what_the_tokenizer_decodes(family, vocabularies, excerpts)
 @pytest.mark.real
 @pytest.mark.slow
 def test_pairs_of_real_tokenizers_and_families(real_models, vocabularies, excerpts):
-    located = [models.locate(str(path)) for path in real_models.values()]
-    real = [Vocabulary(models.load_tokenizer(model), model.output_size) for model in located]
+    located = [locate_model(str(path)) for path in real_models.values()]
+    real = [Vocabulary(load_tokenizer(model), model.output_size) for model in located]
     for source, target in itertools.product(real, repeat=2):
         check_pair(source, target, [*HOSTILE, *excerpts], full=False)
     for (family, one), other in itertools.product([(f, vocabularies[f]) for f in FAST], real):

@@ -14,7 +14,8 @@ from fuselm.documents import corpus
 from fuselm.documents.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
 from fuselm.documents.cutting import Reader
 from fuselm.documents.texts import Row, read_texts
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
 
@@ -55,8 +56,8 @@ def message(call, *arguments, **options) -> str:
 def readers(byte_level, sentence_piece, word_piece) -> list[Reader]:
     result = []
     for folder in (byte_level, sentence_piece, word_piece):
-        model = models.locate(str(folder))
-        vocabulary = Vocabulary(models.load_tokenizer(model), model.output_size)
+        model = locate_model(str(folder))
+        vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
         result.append(Reader(name=folder.name, vocabulary=vocabulary, max_tokens=model.context_length))
     return result
 

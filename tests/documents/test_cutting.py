@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers import models as kinds
 
 from fuselm.documents.cutting import Reader, cut
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "corpus" / "quickstart.jsonl"
@@ -134,8 +135,8 @@ KINDS = [
 def vocabularies(byte_level, sentence_piece, word_piece) -> dict[str, Vocabulary]:
     result = {}
     for folder in (byte_level, sentence_piece, word_piece):
-        model = models.locate(str(folder))
-        result[folder.name] = Vocabulary(models.load_tokenizer(model), model.output_size)
+        model = locate_model(str(folder))
+        result[folder.name] = Vocabulary(load_tokenizer(model), model.output_size)
     for make in KINDS:
         tokenizer = make()
         options = {"unk_token": "<unk>"} if isinstance(tokenizer.model, kinds.Unigram) else {}

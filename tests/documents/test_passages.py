@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fuselm.documents import passages
 from fuselm.documents.passages import Passage, Prefix
-from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 
 DOMAINS = ("english", "french")
@@ -98,7 +99,7 @@ def test_a_row_with_too_few_before_it_takes_some_after_it_too():
 
 def test_a_prefix_leaves_documents_their_part_of_a_short_context(byte_level, word_piece):
     vocabularies = [
-        Vocabulary(load_tokenizer(m), m.output_size) for m in (locate(str(f)) for f in (byte_level, word_piece))
+        Vocabulary(load_tokenizer(m), m.output_size) for m in (locate_model(str(f)) for f in (byte_level, word_piece))
     ]
     assert [Prefix.of(v, 512, 256).tokens for v in vocabularies] == [102, 102]
     assert Prefix.of(vocabularies[0], 512, 64).tokens == 64

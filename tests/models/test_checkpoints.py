@@ -18,8 +18,10 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
+import fuselm
 from fuselm.models import forward, tokenizer_files
-from fuselm.models import model as models
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import locate_model
 
 ROWS = 641
 SIZES = {
@@ -65,7 +67,7 @@ def refusal(folder: Path) -> str:
     """Return the one line that names the folder, said within seconds."""
     began = time.monotonic()
     with pytest.raises(ValueError) as caught:
-        models.load_model(models.locate(str(folder)))
+        load_model(locate_model(str(folder)))
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(folder))
     assert time.monotonic() - began < 60  # not a measurement: a million layers take an hour
     return str(caught.value)
@@ -77,7 +79,8 @@ TRACE = """
 import json, os, sys
 from pathlib import Path
 import safetensors, safetensors.torch, transformers.core_model_loading, transformers.modeling_utils
-from fuselm.models import model as models
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import Model, locate_model
 from fuselm.models import tokenizer_files
 opened = []
 def hook(event, arguments):
@@ -97,9 +100,9 @@ class Tokenizer:
 tokenizer_files.Tokenizer = Tokenizer
 for folder in map(os.path.realpath, sys.argv[1:]):
     opened.clear()
-    models.load_model(models.Model(name="m", folder=Path(folder), fingerprint="", tokenizer_fingerprint="",
+    load_model(Model(name="m", folder=Path(folder), fingerprint="", tokenizer_fingerprint="",
         output_size=641, context_length=67, context_token=0, parameters_bytes=1))
-    models.load_tokenizer(folder)
+    load_tokenizer(folder)
     print(json.dumps(sorted({os.path.relpath(path, folder) for path in opened if path.startswith(folder + "/")})))
 """
 IRRELEVANT = {  # read, and proved below to change nothing
@@ -127,7 +130,7 @@ def read(pristine, tmp_path_factory) -> dict[Path, set[str]]:
     Tokenizer.from_file(str(folders["older"] / "tokenizer.json")).model.save(str(folders["older"]))
     (folders["older"] / "tokenizer.json").unlink()
     change(folders["older"] / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
-    environment = os.environ | {"PYTHONPATH": str(Path(models.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(fuselm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-c", TRACE, *map(str, folders.values())],
         env=environment,
@@ -146,7 +149,7 @@ def shard(folder: Path) -> None:
 
 
 def fingerprints_of(folder: Path) -> tuple[str, str]:
-    model = models.locate(str(folder))
+    model = locate_model(str(folder))
     return model.fingerprint, model.tokenizer_fingerprint
 
 
@@ -172,7 +175,7 @@ def test_files_that_are_read_and_not_fingerprinted_change_nothing(kind, folder):
     if kind == "index":
         shard(folder)
     with torch.inference_mode():
-        before = models.load_model(models.locate(str(folder)))(ids).logits
+        before = load_model(locate_model(str(folder)))(ids).logits
         if kind == "index":
             index = json.loads((folder / "model.safetensors.index.json").read_text())
             names = list(index["weight_map"])
@@ -182,7 +185,7 @@ def test_files_that_are_read_and_not_fingerprinted_change_nothing(kind, folder):
         else:
             settings = {"temperature": 7.0, "do_sample": True, "bos_token_id": 9, "eos_token_id": 11, "max_length": 3}
             (folder / "generation_config.json").write_text(json.dumps(settings))
-        after = models.load_model(models.locate(str(folder)))(ids).logits
+        after = load_model(locate_model(str(folder)))(ids).logits
     assert torch.equal(before, after)
 
 
@@ -190,9 +193,9 @@ def test_a_chat_template_changes_no_tokens(folder):
     Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(folder))
     (folder / "tokenizer.json").unlink()
     change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
-    before = models.load_tokenizer(folder).to_str()
+    before = load_tokenizer(folder).to_str()
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert models.load_tokenizer(folder).to_str() == before
+    assert load_tokenizer(folder).to_str() == before
 
 
 def test_an_adapter_left_behind_is_refused(folder):
@@ -201,17 +204,17 @@ def test_an_adapter_left_behind_is_refused(folder):
 
 
 def test_weights_by_another_name_are_the_models(folder, tmp_path):
-    usual = models.locate(str(folder))
+    usual = locate_model(str(folder))
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     weights = {name: weight + 1 for name, weight in load_file(folder / "model.safetensors").items()}
     save_file(weights, other / "named.safetensors", metadata={"format": "pt"})
     change(other / "config.json", transformers_weights="named.safetensors")
-    model = models.locate(str(other))
+    model = locate_model(str(other))
     assert model.fingerprint != usual.fingerprint
-    loaded = models.load_model(model).state_dict()
+    loaded = load_model(model).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
     (other / "model.safetensors").unlink()
-    assert models.locate(str(other)).fingerprint == model.fingerprint
+    assert locate_model(str(other)).fingerprint == model.fingerprint
 
 
 @pytest.mark.parametrize("name", ["../llama/model.safetensors", "/etc/passwd.safetensors", "a\0.safetensors"])
@@ -336,7 +339,7 @@ def test_a_normalizer_that_multiplies_text_is_refused_before_it_reads_any(folder
 
 def test_usual_normalizers_are_taken(folder):
     normalized(folder, normalizers.NFKC(), normalizers.Replace(" ", "▁"), normalizers.Prepend("▁"), normalizers.Strip())
-    models.locate(str(folder))
+    locate_model(str(folder))
 
 
 def framed(folder: Path, template: str) -> None:
@@ -348,24 +351,24 @@ def framed(folder: Path, template: str) -> None:
 
 
 def test_a_text_begins_with_what_the_tokenizer_puts_before_it(folder):
-    plain = models.locate(str(folder))
+    plain = locate_model(str(folder))
     framed(folder, "$A <b>")
-    assert models.locate(str(folder)).context_token == plain.context_token
+    assert locate_model(str(folder)).context_token == plain.context_token
     framed(folder, "<a> $A <b>")
-    front = models.locate(str(folder))
-    tokenizer = models.load_tokenizer(folder)
+    front = locate_model(str(folder))
+    tokenizer = load_tokenizer(folder)
     assert front.context_token == tokenizer.token_to_id("<a>") != plain.context_token
     change(folder / "tokenizer_config.json", bos_token="<a>")
-    said = models.locate(str(folder))
+    said = locate_model(str(folder))
     assert said.context_token == front.context_token
     change(folder / "tokenizer_config.json", bos_token=None, eos_token=None)
-    assert models.locate(str(folder)).context_token == front.context_token
+    assert locate_model(str(folder)).context_token == front.context_token
 
 
 def test_several_tokens_before_a_text_are_named(folder, caplog):
     framed(folder, "<a> <b> $A")
     with caplog.at_level(logging.WARNING, logger="fuselm"):
-        model = models.locate(str(folder))
+        model = locate_model(str(folder))
     (record,) = caplog.records
     assert "its tokenizer puts tokens" in record.getMessage() and model.context_token == 0
 
@@ -376,10 +379,10 @@ def test_the_fingerprint_of_a_tokenizer_says_what_a_text_begins_with(folder):
     change(folder / "tokenizer_config.json", bos_token="<a>")
     choice = json.dumps({"bos_token": "<a>", "eos_token": "<|endoftext|>"}, sort_keys=True)
     expected = tokenizer_files.digest([folder / "tokenizer.json"], choice)
-    assert models.locate(str(folder)).tokenizer_fingerprint == expected
+    assert locate_model(str(folder)).tokenizer_fingerprint == expected
     change(folder / "tokenizer_config.json", bos_token="<b>")
     other = tokenizer_files.digest([folder / "tokenizer.json"], choice.replace("<a>", "<b>"))
-    assert models.locate(str(folder)).tokenizer_fingerprint != other
+    assert locate_model(str(folder)).tokenizer_fingerprint != other
 
 
 # ---- what transformers has no causal language model for
@@ -416,7 +419,7 @@ def test_code_in_a_models_folder_is_not_run(folder, tmp_path):
     auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.T", "code.T"]}
     change(folder / "tokenizer_config.json", auto_map=auto, tokenizer_class="T")
     change(folder / "config.json", auto_map=auto)
-    models.load_model(models.locate(str(folder)))  # by transformers' own class
+    load_model(locate_model(str(folder)))  # by transformers' own class
     change(folder / "config.json", model_type="nonesuch")
     refusal(folder)
     assert not (tmp_path / "ran").exists()
@@ -434,7 +437,7 @@ def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
 
 
 def test_the_logits_of_a_located_model_are_transformers_own(folder):
-    loaded = models.load_model(models.locate(str(folder)))
+    loaded = load_model(locate_model(str(folder)))
     ids = torch.tensor([[0, 5, 3, 7]])
     with torch.inference_mode():
         expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits

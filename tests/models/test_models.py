@@ -31,8 +31,10 @@ from transformers import (
     MambaConfig,
 )
 
+import fuselm
 from fuselm.models import gguf_files
-from fuselm.models import model as models
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import UNLIMITED, Model, locate_model, locate_tokenizer
 from fuselm.system import fingerprints, manifest
 
 TEXT = "the cat sat on the mat in 2024, and then it sat in the sun; the sun sat on the cat\n" * 3
@@ -99,7 +101,7 @@ def message(call, *arguments, **options) -> str:
 
 
 def run_python(code: str, **environment) -> subprocess.Popen:
-    source = str(Path(models.__file__).parents[2])
+    source = str(Path(fuselm.__file__).parents[1])
     settings = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen([sys.executable, "-c", code], env=settings, stdout=subprocess.PIPE, text=True)
 
@@ -108,7 +110,7 @@ def run_python(code: str, **environment) -> subprocess.Popen:
 
 
 def test_a_folder_is_located_with_its_facts(folder):
-    model = models.locate(str(folder))
+    model = locate_model(str(folder))
     assert (model.name, model.folder) == (str(folder), folder)
     assert (model.output_size, model.context_length) == (ROWS, 67)
     assert model.context_token == 0
@@ -118,46 +120,46 @@ def test_a_folder_is_located_with_its_facts(folder):
 
 
 def test_locating_a_folder_loads_neither_torch_nor_transformers(folder):
-    code = f"import sys; from fuselm.models import model; model.locate({str(folder)!r}); "
+    code = f"import sys; from fuselm.models import locating; locating.locate_model({str(folder)!r}); "
     out, _ = run_python(code + "print({'torch', 'transformers'} & set(sys.modules))").communicate()
     assert out.strip() == "set()"
 
 
 def test_a_copy_elsewhere_has_the_same_fingerprints(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    first, second = models.locate(str(folder)), models.locate(str(copy))
+    first, second = locate_model(str(folder)), locate_model(str(copy))
     assert first.fingerprint == second.fingerprint
     assert first.tokenizer_fingerprint == second.tokenizer_fingerprint
 
 
 def test_other_weights_are_another_model_with_the_same_tokenizer(folder):
-    before = models.locate(str(folder))
+    before = locate_model(str(folder))
     tiny_llama(seed=1).save_pretrained(folder)
-    after = models.locate(str(folder))
+    after = locate_model(str(folder))
     assert before.fingerprint != after.fingerprint
     assert before.tokenizer_fingerprint == after.tokenizer_fingerprint
 
 
 def test_another_config_is_another_model(folder):
-    before = models.locate(str(folder)).fingerprint
+    before = locate_model(str(folder)).fingerprint
     change_json(folder / "config.json", rms_norm_eps=1e-3)
-    assert models.locate(str(folder)).fingerprint != before
+    assert locate_model(str(folder)).fingerprint != before
 
 
 def test_another_tokenizer_or_choice_of_bos_is_another_tokenizer_of_the_same_model(folder):
-    seen = [models.locate(str(folder))]
+    seen = [locate_model(str(folder))]
     change_json(folder / "tokenizer_config.json", bos_token=None)
-    seen.append(models.locate(str(folder)))
+    seen.append(locate_model(str(folder)))
     change_json(folder / "tokenizer.json", normalizer={"type": "NFC"})
-    seen.append(models.locate(str(folder)))
+    seen.append(locate_model(str(folder)))
     assert len({model.tokenizer_fingerprint for model in seen}) == 3
     assert len({model.fingerprint for model in seen}) == 1
 
 
 def test_what_does_not_change_tokens_does_not_change_the_tokenizers_fingerprint(folder):
-    before = models.locate(str(folder)).tokenizer_fingerprint
+    before = locate_model(str(folder)).tokenizer_fingerprint
     change_json(folder / "tokenizer_config.json", chat_template="{{ messages }}", model_max_length=5)
-    assert models.locate(str(folder)).tokenizer_fingerprint == before
+    assert locate_model(str(folder)).tokenizer_fingerprint == before
 
 
 @pytest.mark.parametrize(
@@ -174,18 +176,18 @@ def test_what_does_not_change_tokens_does_not_change_the_tokenizers_fingerprint(
 def test_position_0_is_predicted_from_bos_or_else_from_end_of_text(folder, settings, config, expected):
     write_json(folder / "tokenizer_config.json", settings)
     change_json(folder / "config.json", **config)
-    assert models.locate(str(folder)).context_token == expected
+    assert locate_model(str(folder)).context_token == expected
 
 
 def test_special_tokens_map_is_heard_where_the_tokenizers_config_is_silent(folder):
     write_json(folder / "tokenizer_config.json", {})
     write_json(folder / "special_tokens_map.json", {"bos_token": "</s>"})
-    assert models.locate(str(folder)).context_token == 1
+    assert locate_model(str(folder)).context_token == 1
 
 
 def test_a_tokenizer_with_neither_bos_nor_eos_is_refused(folder):
     write_json(folder / "tokenizer_config.json", {"bos_token": None, "eos_token": None})
-    assert "neither a BOS nor an EOS" in message(models.locate, str(folder))
+    assert "neither a BOS nor an EOS" in message(locate_model, str(folder))
 
 
 # ---- sizes
@@ -200,36 +202,36 @@ def replace_config(folder: Path, config, architecture: str) -> None:
 def test_sizes_of_a_nested_config_are_the_language_models(folder):
     config = Gemma3Config(text_config={"vocab_size": 311, "max_position_embeddings": 71, "hidden_size": 16})
     replace_config(folder, config, "Gemma3ForConditionalGeneration")
-    model = models.locate(str(folder))
+    model = locate_model(str(folder))
     assert (model.output_size, model.context_length) == (311, 71)
 
 
 def test_sizes_left_out_of_a_config_are_its_classes_defaults(folder):
     replace_config(folder, Gemma3TextConfig(), "Gemma3ForCausalLM")
     change_json(folder / "config.json", vocab_size=..., max_position_embeddings=...)
-    model = models.locate(str(folder))
+    model = locate_model(str(folder))
     assert model.output_size == Gemma3TextConfig().vocab_size
     assert model.context_length == Gemma3TextConfig().max_position_embeddings
 
 
 def test_a_recurrent_model_has_no_limit(folder):
     replace_config(folder, MambaConfig(vocab_size=ROWS), "MambaForCausalLM")
-    assert models.locate(str(folder)).context_length == models.UNLIMITED
+    assert locate_model(str(folder)).context_length == UNLIMITED
 
 
 # ---- its weights
 
 
 def test_sharded_weights_are_one_model(folder, tmp_path):
-    whole = models.locate(str(folder))
+    whole = locate_model(str(folder))
     sharded = Path(shutil.copytree(folder, tmp_path / "sharded"))
     (sharded / "model.safetensors").unlink()
     tiny_llama(seed=0).save_pretrained(sharded, max_shard_size="20KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 1
-    model = models.locate(str(sharded))
+    model = locate_model(str(sharded))
     assert model.parameters_bytes >= whole.parameters_bytes
     assert model.fingerprint != whole.fingerprint
-    first, second = models.load_model(whole), models.load_model(model)
+    first, second = load_model(whole), load_model(model)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -238,79 +240,79 @@ def test_a_missing_shard_is_named(folder):
     tiny_llama(seed=0).save_pretrained(folder, max_shard_size="20KB")
     lost = sorted(folder.glob("model-*.safetensors"))[1]
     lost.unlink()
-    assert message(models.locate, str(folder)).startswith(f"{lost}: this part of the weights is missing")
+    assert message(locate_model, str(folder)).startswith(f"{lost}: this part of the weights is missing")
 
 
 def test_weights_in_pickle_files_will_do(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert models.locate(str(folder)).parameters_bytes == (folder / "pytorch_model.bin").stat().st_size
+    assert locate_model(str(folder)).parameters_bytes == (folder / "pytorch_model.bin").stat().st_size
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, -1])
 def test_weights_cut_off_are_refused(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert message(models.locate, str(folder)).startswith(f"{path}: not a whole safetensors file")
+    assert message(locate_model, str(folder)).startswith(f"{path}: not a whole safetensors file")
 
 
 def test_a_pointer_in_place_of_weights_is_refused(folder):
     path = folder / "model.safetensors"
     path.write_text("version 1\noid sha256:4d7a\nsize 12345\n")
-    assert "only a pointer to large-file storage" in message(models.locate, str(folder))
+    assert "only a pointer to large-file storage" in message(locate_model, str(folder))
 
 
 # ---- what is not a model
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    assert message(models.locate, str(tmp_path)).startswith(f"{tmp_path}: empty folder; needs a Hugging Face model")
+    assert message(locate_model, str(tmp_path)).startswith(f"{tmp_path}: empty folder; needs a Hugging Face model")
 
 
 def test_a_folder_without_config_weights_or_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
-    assert ": no tokenizer (tokenizer.json" in message(models.locate, str(folder))
+    assert ": no tokenizer (tokenizer.json" in message(locate_model, str(folder))
     (folder / "model.safetensors").unlink()
-    assert ": no weights (model.safetensors" in message(models.locate, str(folder))
+    assert ": no weights (model.safetensors" in message(locate_model, str(folder))
     (folder / "config.json").unlink()
-    assert ": no config.json; needs a Hugging Face model folder" in message(models.locate, str(folder))
+    assert ": no config.json; needs a Hugging Face model folder" in message(locate_model, str(folder))
 
 
 def test_a_folder_of_gguf_files_is_refused_with_the_file_to_name(tmp_path):
     (tmp_path / "a.gguf").touch()
-    assert message(models.locate, str(tmp_path)).endswith(f"no config.json; name the file: {tmp_path / 'a.gguf'}")
+    assert message(locate_model, str(tmp_path)).endswith(f"no config.json; name the file: {tmp_path / 'a.gguf'}")
 
 
 def test_an_adapter_is_refused(tmp_path):
     write_json(tmp_path / "adapter_config.json", {})
-    assert "an adapter without its base model" in message(models.locate, str(tmp_path))
+    assert "an adapter without its base model" in message(locate_model, str(tmp_path))
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForSequenceClassification", "LlamaModel"])
 def test_what_does_not_predict_the_next_token_is_refused(folder, architecture):
     change_json(folder / "config.json", architectures=[architecture])
-    assert f"not a causal language model (config.json: {architecture})" in message(models.locate, str(folder))
+    assert f"not a causal language model (config.json: {architecture})" in message(locate_model, str(folder))
 
 
 def test_an_encoder_decoder_is_refused(folder):
     change_json(folder / "config.json", architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True)
-    assert "not a causal language model" in message(models.locate, str(folder))
+    assert "not a causal language model" in message(locate_model, str(folder))
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
 def test_a_config_that_is_not_a_json_object_is_refused(folder, content):
     (folder / "config.json").write_text(content)
-    assert message(models.locate, str(folder)).startswith(f"{folder}/config.json: ")
+    assert message(locate_model, str(folder)).startswith(f"{folder}/config.json: ")
 
 
 def test_a_damaged_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    assert "cannot load a fast tokenizer" in message(models.locate, str(folder))
+    assert "cannot load a fast tokenizer" in message(locate_model, str(folder))
 
 
 def test_other_files_are_refused(folder):
     path = folder / "model.safetensors"
-    assert message(models.locate, str(path)).startswith(f"{path}: not a GGUF file (begins with b'")
+    assert message(locate_model, str(path)).startswith(f"{path}: not a GGUF file (begins with b'")
 
 
 # ---- hub ids
@@ -320,18 +322,18 @@ def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for spec in ("./foo", "../foo/bar", "/foo/bar", "~/foo", "owner/name.gguf"):
-        assert message(models.locate, spec) == f"{spec}: no such folder or GGUF file; check the path"
-    assert "check the path (models is a folder here" in message(models.locate, "models/foo")
+        assert message(locate_model, spec) == f"{spec}: no such folder or GGUF file; check the path"
+    assert "check the path (models is a folder here" in message(locate_model, "models/foo")
 
 
 @pytest.mark.parametrize("spec", ["foo", "a/b/c", "owner/", "own er/name", "https://example.org/a/b"])
 def test_what_is_neither_a_path_nor_a_hub_id_is_refused(spec):
     wanted = f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path"
-    assert message(models.locate, spec) == wanted
+    assert message(locate_model, spec) == wanted
 
 
 def test_a_local_path_has_no_revision(folder):
-    assert "a local path has no revision (got 'main')" in message(models.locate, str(folder), revision="main")
+    assert "a local path has no revision (got 'main')" in message(locate_model, str(folder), revision="main")
 
 
 @pytest.fixture
@@ -354,7 +356,7 @@ def hub(monkeypatch):
 
 def test_a_hub_id_is_downloaded_at_its_revision_without_pickles(hub, folder):
     asked = hub(folder)
-    model = models.locate("owner/name-1.5B", revision="v2")
+    model = locate_model("owner/name-1.5B", revision="v2")
     assert (model.name, model.folder) == ("owner/name-1.5B", folder)
     ((repository, revision, patterns),) = asked
     assert (repository, revision) == ("owner/name-1.5B", "v2")
@@ -365,7 +367,7 @@ def test_pickles_are_downloaded_where_there_is_nothing_else(hub, folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     asked = hub(folder)
-    models.locate("owner/name")
+    locate_model("owner/name")
     assert [patterns for _, _, patterns in asked][1] == ["pytorch_model*.bin"]
 
 
@@ -384,7 +386,7 @@ def hub_errors():
 @pytest.mark.parametrize(("error", "expected"), list(hub_errors()), ids=lambda value: type(value).__name__)
 def test_what_goes_wrong_with_the_hub_is_said_in_one_line(hub, error, expected):
     hub(error)
-    text = message(models.locate, "owner/name", revision="v2")
+    text = message(locate_model, "owner/name", revision="v2")
     assert text.startswith("owner/name: ") and expected in text
 
 
@@ -400,36 +402,36 @@ def big(folder) -> Path:
 
 
 def test_large_files_are_read_once(big, monkeypatch):
-    first = models.locate(str(big))
+    first = locate_model(str(big))
     read = []
     monkeypatch.setattr(manifest, "sha256", lambda path, real=manifest.sha256: read.append(path.name) or real(path))
-    assert models.locate(str(big)) == first
+    assert locate_model(str(big)) == first
     assert sorted(read) == ["config.json", "tokenizer.json"]
 
 
 def test_a_file_changed_in_place_is_read_again(big):
-    before = models.locate(str(big)).fingerprint
+    before = locate_model(str(big)).fingerprint
     with open(big / "model.safetensors", "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
     os.utime(big / "model.safetensors", ns=(1, 1))
-    assert models.locate(str(big)).fingerprint != before
+    assert locate_model(str(big)).fingerprint != before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
 def test_a_damaged_store_of_hashes_is_made_anew(big, content):
-    first = models.locate(str(big))
+    first = locate_model(str(big))
     (fingerprints.cache() / "fingerprints.json").write_bytes(content)
-    assert models.locate(str(big)) == first
-    assert models.locate(str(big)) == first
+    assert locate_model(str(big)) == first
+    assert locate_model(str(big)) == first
     assert json.loads((fingerprints.cache() / "fingerprints.json").read_text())
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(big, tmp_path, monkeypatch):
-    first = models.locate(str(big))
+    first = locate_model(str(big))
     (tmp_path / "file").touch()
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "file" / "cache"))
-    assert models.locate(str(big)) == first
+    assert locate_model(str(big)) == first
 
 
 # ---- loading
@@ -440,23 +442,23 @@ def test_a_loaded_tokenizer_neither_truncates_nor_pads(folder, tokenizer):
     limited.enable_truncation(3)
     limited.enable_padding(length=50)
     limited.save(str(folder / "tokenizer.json"))
-    loaded = models.load_tokenizer(models.locate(str(folder)))
+    loaded = load_tokenizer(locate_model(str(folder)))
     assert loaded.encode(TEXT).ids == tokenizer.encode(TEXT).ids
-    assert models.load_tokenizer(folder).encode("a").ids == models.load_tokenizer(str(folder)).encode("a").ids
+    assert load_tokenizer(folder).encode("a").ids == load_tokenizer(str(folder)).encode("a").ids
 
 
 def test_a_tokenizer_of_the_older_files_is_loaded(folder, tokenizer):
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     (folder / "tokenizer.json").unlink()
     change_json(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", unk_token="<s>")
-    model = models.locate(str(folder))
+    model = locate_model(str(folder))
     assert model.context_token == 0
-    assert models.load_tokenizer(model).encode(TEXT).ids == tokenizer.encode(TEXT).ids
+    assert load_tokenizer(model).encode(TEXT).ids == tokenizer.encode(TEXT).ids
 
 
 def test_a_loaded_model_is_the_saved_one_and_does_not_drop_out(folder):
     expected = tiny_llama(seed=0).eval()
-    loaded = models.load_model(models.locate(str(folder)), device="cpu")
+    loaded = load_model(locate_model(str(folder)), device="cpu")
     tokens = torch.tensor([[0, 5, 3]])
     assert not loaded.training
     torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits)
@@ -470,12 +472,12 @@ HALF = (torch.float16, torch.float32)  # auto: whichever is faster here
 )
 def test_a_model_has_no_coarser_type_than_the_checkpoint_or_the_one_asked_for(folder, asked, got):
     tiny_llama(seed=0).half().save_pretrained(folder)
-    assert models.load_model(models.locate(str(folder)), dtype=asked).dtype in got
+    assert load_model(locate_model(str(folder)), dtype=asked).dtype in got
 
 
 def test_tied_weights_are_not_missing(folder):
     tiny_llama(seed=0, tie_word_embeddings=True).save_pretrained(folder)
-    loaded = models.load_model(models.locate(str(folder)))
+    loaded = load_model(locate_model(str(folder)))
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
 
 
@@ -483,8 +485,8 @@ def test_weights_that_are_missing_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = models.locate(str(folder))
-    assert "1 weights are missing from the checkpoint, the first lm_head.weight" in message(models.load_model, model)
+    model = locate_model(str(folder))
+    assert "1 weights are missing from the checkpoint, the first lm_head.weight" in message(load_model, model)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +499,7 @@ def test_weights_that_are_missing_are_not_made_up(folder):
 def test_weights_that_the_configuration_leaves_out_are_not_dropped_in_silence(folder, capsys, claims, left_out):
     tiny_llama(seed=0, attention_bias="attention_bias" in claims).save_pretrained(folder)
     change_json(folder / "config.json", **claims)
-    assert left_out in message(models.load_model, models.locate(str(folder)))
+    assert left_out in message(load_model, locate_model(str(folder)))
     assert "UNEXPECTED" not in capsys.readouterr().err  # transformers' table of them
 
 
@@ -505,18 +507,18 @@ def test_weights_of_another_head_do_not_matter(folder):
     weights = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(2, 8)}
     weights |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert models.load_model(models.locate(str(folder))).name_or_path == str(folder)
+    assert load_model(locate_model(str(folder))).name_or_path == str(folder)
 
 
 def test_layers_that_predict_later_tokens_may_be_left_out(folder):
     change_json(folder / "config.json", num_hidden_layers=1, num_nextn_predict_layers=1)
-    assert models.load_model(models.locate(str(folder))).config.num_hidden_layers == 1
+    assert load_model(locate_model(str(folder))).config.num_hidden_layers == 1
 
 
 def test_weights_of_another_shape_are_named_in_one_line(folder, capsys):
     config = json.loads((folder / "config.json").read_text())
     change_json(folder / "config.json", intermediate_size=config["intermediate_size"] // 2)
-    said = message(models.load_model, models.locate(str(folder)))
+    said = message(load_model, locate_model(str(folder)))
     assert "config.json describes model.layers.0.mlp.down_proj.weight as " in said
     assert "MISMATCH" not in capsys.readouterr().err
 
@@ -524,19 +526,19 @@ def test_weights_of_another_shape_are_named_in_one_line(folder, capsys):
 def test_a_field_that_transformers_refuses_is_said_with_the_reason(folder):
     change_json(folder / "config.json", rms_norm_eps="x")
     assert "'rms_norm_eps': TypeError: Field 'rms_norm_eps' expected float" in message(
-        models.load_model, models.locate(str(folder))
+        load_model, locate_model(str(folder))
     )
 
 
 def test_an_architecture_that_transformers_does_not_know_is_said(folder):
     change_json(folder / "config.json", model_type="nonesuch", architectures=["NonesuchForCausalLM"])
-    assert "transformers cannot load it" in message(models.load_model, models.locate(str(folder)))
+    assert "transformers cannot load it" in message(load_model, locate_model(str(folder)))
 
 
 def test_types_and_devices_that_are_not_there_are_refused(folder):
-    model = models.locate(str(folder))
-    assert "dtype 'int3': unknown; needs one of auto, float32" in message(models.load_model, model, dtype="int3")
-    assert "device 'nonesuch': cannot be used" in message(models.load_model, model, device="nonesuch")
+    model = locate_model(str(folder))
+    assert "dtype 'int3': unknown; needs one of auto, float32" in message(load_model, model, dtype="int3")
+    assert "device 'nonesuch': cannot be used" in message(load_model, model, device="nonesuch")
 
 
 # ---- GGUF files
@@ -615,7 +617,7 @@ def gguf_file(tmp_path, tokenizer) -> Path:
 
 
 def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_file):
-    model = models.locate(str(gguf_file))
+    model = locate_model(str(gguf_file))
     assert model.name == str(gguf_file) and model.folder.parent == fingerprints.cache() / "gguf"
     assert (model.output_size, model.context_length, model.context_token) == (ROWS, 67, 0)
     tokens = torch.tensor([[0, 5, 3, 200]])
@@ -625,36 +627,36 @@ def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_f
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, monkeypatch):
-    first = models.locate(str(gguf_file))
+    first = locate_model(str(gguf_file))
     monkeypatch.setattr(gguf_files, "_convert", None)
-    assert models.locate(str(gguf_file)) == first
+    assert locate_model(str(gguf_file)) == first
     assert sorted(p.suffix for p in first.folder.parent.iterdir()) == ["", ".lock"]
 
 
 def test_a_converted_gguf_file_is_located_without_torch_or_transformers(gguf_file):
-    models.locate(str(gguf_file))
-    code = f"import sys; from fuselm.models import model; model.locate({str(gguf_file)!r}); "
+    locate_model(str(gguf_file))
+    code = f"import sys; from fuselm.models import locating; locating.locate_model({str(gguf_file)!r}); "
     out, _ = run_python(code + "print({'torch', 'transformers'} & set(sys.modules))").communicate()
     assert out.strip() == "set()"
 
 
 def test_processes_that_convert_at_once_get_one_whole_folder(gguf_file):
-    code = f"from fuselm.models import model as models; print(models.locate({str(gguf_file)!r}))"
+    code = f"from fuselm.models.locating import locate_model; print(locate_model({str(gguf_file)!r}))"
     processes = [run_python(code) for _ in range(2)]
     first, second = [process.communicate()[0] for process in processes]
-    assert first == second == f"{models.locate(str(gguf_file))}\n"
+    assert first == second == f"{locate_model(str(gguf_file))}\n"
 
 
 def test_what_a_killed_conversion_left_is_cleared_away(gguf_file):
-    first = models.locate(str(gguf_file))
+    first = locate_model(str(gguf_file))
     first.folder.rename(first.folder.with_suffix(".partial"))
     (first.folder.with_suffix(".partial") / "tokenizer.model").touch()
-    second = models.locate(str(gguf_file))
+    second = locate_model(str(gguf_file))
     assert second == first and not (second.folder / "tokenizer.model").exists()
 
 
 def test_the_converted_tokenizer_splits_digits_singly_before_anything_else(gguf_file, tokenizer):
-    converted = models.load_tokenizer(models.locate(str(gguf_file)))
+    converted = load_tokenizer(locate_model(str(gguf_file)))
     assert tokenizer.encode("in 2024").tokens != converted.encode("in 2024").tokens
     assert converted.encode("in 2024").tokens[-5:] == ["Ġ", "2", "0", "2", "4"]
     assert converted.encode("\n\n7").tokens[-1] == "7"
@@ -663,13 +665,13 @@ def test_the_converted_tokenizer_splits_digits_singly_before_anything_else(gguf_
 
 def test_another_pre_tokenizer_keeps_digits_together(tmp_path, tokenizer):
     path = write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), **{"tokenizer.ggml.pre": "gpt-2"})
-    converted = models.load_tokenizer(models.locate(str(path)))
+    converted = load_tokenizer(locate_model(str(path)))
     assert converted.encode("in 2024").tokens == tokenizer.encode("in 2024").tokens
 
 
 def test_filler_rows_are_not_tokens_and_named_tokens_are_matched_whole(gguf_file, tokenizer):
-    model = models.locate(str(gguf_file))
-    converted = models.load_tokenizer(model)
+    model = locate_model(str(gguf_file))
+    converted = load_tokenizer(model)
     assert converted.get_vocab_size() == tokenizer.get_vocab_size() < ROWS == model.output_size
     assert not any("[PAD" in token for token in converted.get_vocab())
     added = {token["content"]: token["special"] for token in json.loads(converted.to_str())["added_tokens"]}
@@ -680,8 +682,8 @@ def test_filler_rows_are_not_tokens_and_named_tokens_are_matched_whole(gguf_file
 
 def test_a_named_token_outside_ascii_is_matched_whole_too(tmp_path, tokenizer):
     named = {0: (3, "<｜begin▁of▁text｜>"), tokenizer.get_vocab_size(): (4, "Übung")}
-    model = models.locate(str(write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), named)))
-    converted = models.load_tokenizer(model)
+    model = locate_model(str(write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), named)))
+    converted = load_tokenizer(model)
     assert model.context_token == 0
     assert converted.encode("<｜begin▁of▁text｜>a").ids[0] == 0
     assert converted.encode("aÜbung").ids[-1] == tokenizer.get_vocab_size()
@@ -692,15 +694,15 @@ def test_two_copies_of_one_matrix_are_tied_again(tmp_path, tokenizer):
     llama = tiny_llama(seed=0)
     with torch.no_grad():
         llama.lm_head.weight.copy_(llama.model.embed_tokens.weight * 1.0001)
-    model = models.locate(str(write_gguf(tmp_path / "a.gguf", tokenizer, llama)))
-    loaded = models.load_model(model)
+    model = locate_model(str(write_gguf(tmp_path / "a.gguf", tokenizer, llama)))
+    loaded = load_model(model)
     assert loaded.config.tie_word_embeddings
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert "lm_head.weight" not in load_file(model.folder / "model.safetensors")
 
 
 def test_two_matrices_stay_two(gguf_file):
-    loaded = models.load_model(models.locate(str(gguf_file)))
+    loaded = load_model(locate_model(str(gguf_file)))
     assert not loaded.config.tie_word_embeddings
     assert not torch.equal(loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight)
 
@@ -708,30 +710,30 @@ def test_two_matrices_stay_two(gguf_file):
 def test_a_bos_that_only_pads_is_none(tmp_path, tokenizer):
     changes = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.padding_token_id": 0}
     path = write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), **changes)
-    assert models.locate(str(path)).context_token == 1
+    assert locate_model(str(path)).context_token == 1
 
 
 def test_what_lies_beside_a_gguf_file_does_not_matter(gguf_file, tmp_path):
-    alone = models.locate(str(gguf_file))
+    alone = locate_model(str(gguf_file))
     shutil.rmtree(alone.folder)
     BertForMaskedLM(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).config.save_pretrained(
         tmp_path
     )
     write_json(tmp_path / "tokenizer_config.json", {"bos_token": "</s>", "tokenizer_class": "BertTokenizer"})
-    assert models.locate(str(gguf_file)) == alone
+    assert locate_model(str(gguf_file)) == alone
 
 
 @pytest.mark.parametrize("keep", [4, 20, 100, 2000, 9000, -1000, -1])
 def test_a_gguf_file_cut_off_is_refused(gguf_file, keep):
     gguf_file.write_bytes(gguf_file.read_bytes()[:keep])
-    assert message(models.locate, str(gguf_file)).startswith(f"{gguf_file}: GGUF file cut off or damaged")
+    assert message(locate_model, str(gguf_file)).startswith(f"{gguf_file}: GGUF file cut off or damaged")
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04rest", struct.pack("<Q", 7) * 9])
 def test_what_is_not_a_gguf_file_is_refused(tmp_path, content):
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    assert message(models.locate, str(path)).startswith(f"{path}: not a GGUF file (begins with {content[:4]!r})")
+    assert message(locate_model, str(path)).startswith(f"{path}: not a GGUF file (begins with {content[:4]!r})")
 
 
 @pytest.mark.parametrize(
@@ -746,7 +748,7 @@ def test_what_is_not_a_gguf_file_is_refused(tmp_path, content):
 )
 def test_a_gguf_file_that_would_not_come_out_right_is_refused(tmp_path, tokenizer, changes, expected):
     path = write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), **changes)
-    assert message(models.locate, str(path)).startswith(f"{path}: {expected}")
+    assert message(locate_model, str(path)).startswith(f"{path}: {expected}")
     assert not [p for p in fingerprints.cache().glob("gguf/*") if p.is_dir() and p.suffix != ".partial"]
 
 
@@ -808,18 +810,18 @@ def test_another_file_of_the_same_name_is_not_touched(fetcher, tmp_path, capsys)
 NAMES = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 
 
-def real(name: str) -> models.Model:
+def real(name: str) -> Model:
     path = REAL / f"{name}.gguf"
     if not path.is_file():
         pytest.skip(f"{path.name} is not there: python examples/models.py models/")
-    return models.locate(str(path))
+    return locate_model(str(path))
 
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "count"), list(zip(NAMES, (134_515_008, 268_098_176, 494_032_768), strict=True)))
 def test_real_models_come_out_tied_and_dense(name, count):
     model = real(name)
-    loaded = models.load_model(model)
+    loaded = load_model(model)
     assert sum(parameter.numel() for parameter in loaded.parameters()) == count
     assert loaded.get_output_embeddings().weight.shape[0] == model.output_size
     assert model.parameters_bytes == pytest.approx(2 * count, rel=1e-3)
@@ -829,7 +831,7 @@ def test_real_models_come_out_tied_and_dense(name, count):
 @pytest.mark.parametrize(("name", "size"), list(zip(NAMES, (49_152, 262_144, 151_665), strict=True)))
 def test_real_tokenizers_have_no_ids_beyond_the_output_layer(name, size):
     model = real(name)
-    vocabulary = models.load_tokenizer(model).get_vocab()
+    vocabulary = load_tokenizer(model).get_vocab()
     assert len(vocabulary) == size <= model.output_size
     assert max(vocabulary.values()) == size - 1
 
@@ -838,7 +840,7 @@ def test_real_tokenizers_have_no_ids_beyond_the_output_layer(name, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_real_tokenizers_agree_with_transformers_and_give_texts_back(name):
     model = real(name)
-    tokenizer, reference = models.load_tokenizer(model), AutoTokenizer.from_pretrained(model.folder)
+    tokenizer, reference = load_tokenizer(model), AutoTokenizer.from_pretrained(model.folder)
     for text in (
         "In 2024,   12 < 13\n\n\n  end",
         "é naïve 漢字 𝔘 1,234.5²½",
@@ -853,40 +855,40 @@ def test_real_tokenizers_agree_with_transformers_and_give_texts_back(name):
 
 @pytest.mark.real
 def test_smollm2_splits_digits_singly():
-    tokens = models.load_tokenizer(real(NAMES[0])).encode("In 2024\n\n14").tokens
+    tokens = load_tokenizer(real(NAMES[0])).encode("In 2024\n\n14").tokens
     assert tokens == ["In", "Ġ", "2", "0", "2", "4", "ĊĊ", "1", "4"]
 
 
 @pytest.mark.real
 def test_runs_of_spaces_are_one_gemma_token():
-    assert models.load_tokenizer(real(NAMES[1])).encode("a     b").tokens == ["<bos>", "a", "▁▁▁▁▁", "b"]
+    assert load_tokenizer(real(NAMES[1])).encode("a     b").tokens == ["<bos>", "a", "▁▁▁▁▁", "b"]
 
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "token"), list(zip(NAMES, ("<|im_start|>", "<bos>", "<|im_end|>"), strict=True)))
 def test_real_models_begin_with_their_publishers_choice(name, token):
     model = real(name)
-    assert models.load_tokenizer(model).id_to_token(model.context_token) == token
+    assert load_tokenizer(model).id_to_token(model.context_token) == token
 
 
 @pytest.mark.real
 def test_qwen_knows_the_capital_of_france():
     model = real(NAMES[2])
-    loaded, tokenizer = models.load_model(model), models.load_tokenizer(model)
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
     prompt = [model.context_token, *tokenizer.encode("The capital of France is").ids]
     output = loaded.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0, len(prompt) :].tolist())
 
 
 def test_a_tokenizer_needs_no_weights(byte_level, tmp_path):
-    whole = models.locate(str(byte_level))
+    whole = locate_model(str(byte_level))
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(byte_level / name, tmp_path / name)
-    alone = models.locate_tokenizer(str(tmp_path))
+    alone = locate_tokenizer(str(tmp_path))
     same = ("tokenizer_fingerprint", "output_size", "context_token")
     assert all(getattr(alone, name) == getattr(whole, name) for name in same)
     assert (alone.fingerprint, alone.folder) == ("", tmp_path)
     (tmp_path / "config.json").unlink()
-    assert models.locate_tokenizer(str(tmp_path)).output_size == whole.output_size - 41
+    assert locate_tokenizer(str(tmp_path)).output_size == whole.output_size - 41
     with pytest.raises(ValueError, match="no such folder or GGUF file"):
-        models.locate_tokenizer(str(tmp_path / "nowhere"))
+        locate_tokenizer(str(tmp_path / "nowhere"))

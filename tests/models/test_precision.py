@@ -10,9 +10,9 @@ import torch
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
-from fuselm.models import model as models
 from fuselm.models import precision
-from fuselm.models.model import locate
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
 from fuselm.runs import run_precision
 from fuselm.sources import capture, resumable_writing
 from fuselm.system import fingerprints, machine, manifest
@@ -56,20 +56,20 @@ def in_dtype(tmp_path, byte_level):
 @pytest.mark.parametrize("own", ["float32", "bfloat16", "float16"])
 def test_no_model_is_read_in_less_than_its_checkpoint_has_and_none_slower_than_need_be(in_dtype, on, table, own):
     on(table)
-    read = precision.read_dtype(locate(str(in_dtype(own))))
+    read = precision.read_dtype(locate_model(str(in_dtype(own))))
     if own == "float32":
         assert read == "auto"
     else:
         assert read in (own, "float32")
         assert table["forward"][read] == max(table["forward"].get(own, 0.0), table["forward"]["float32"])
-    loaded = models.load_model(locate(str(in_dtype(own))))
+    loaded = load_model(locate_model(str(in_dtype(own))))
     assert loaded.dtype == getattr(torch, own if read == "auto" else read)
 
 
 def test_where_float32_is_chosen_all_weights_are_those_of_an_explicit_float32(in_dtype, on):
     on(WITHOUT)
-    model = locate(str(in_dtype("bfloat16")))
-    chosen, explicit = models.load_model(model), models.load_model(model, dtype="float32")
+    model = locate_model(str(in_dtype("bfloat16")))
+    chosen, explicit = load_model(model), load_model(model, dtype="float32")
     assert all(w.dtype == torch.float32 for w in chosen.parameters())
     for (name, w), (_, other) in zip(chosen.state_dict().items(), explicit.state_dict().items(), strict=True):
         assert torch.equal(w, other), name
@@ -82,7 +82,7 @@ def test_where_float32_is_chosen_all_weights_are_those_of_an_explicit_float32(in
 def test_a_model_that_fits_as_it_is_and_not_in_float32_stays_as_it_is(in_dtype, on, monkeypatch, free, dtype):
     """Where it does not fit in either, precision is not what is short."""
     on(WITHOUT)
-    model = locate(str(in_dtype("bfloat16")))
+    model = locate_model(str(in_dtype("bfloat16")))
     room = None if free is None else int(free * model.parameters_bytes)
     monkeypatch.setattr(machine, "available_memory", lambda: room)
     assert precision.read_dtype(model) == dtype
@@ -96,7 +96,7 @@ def test_the_type_of_a_checkpoint_is_what_transformers_reads_it_in(in_dtype, whe
     del config["dtype"]
     config |= {"dtype": own} if where == "dtype" else {"torch_dtype": own} if where == "torch_dtype" else {}
     (folder / "config.json").write_text(json.dumps(config))
-    assert precision.checkpoint_dtype(locate(str(folder))) == own
+    assert precision.checkpoint_dtype(locate_model(str(folder))) == own
     read = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
     assert str(read) == f"torch.{own}"
 
@@ -106,7 +106,7 @@ def test_a_quantized_checkpoint_is_left_alone(in_dtype, on):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     on(WITHOUT)
-    assert precision.read_dtype(locate(str(folder))) == "auto"
+    assert precision.read_dtype(locate_model(str(folder))) == "auto"
 
 
 def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeypatch, tmp_path):
@@ -245,7 +245,7 @@ def test_an_interrupted_capture_goes_on_as_it_began_wherever_its_folder_is(run_f
 
 def test_a_capture_begun_by_an_earlier_version_is_finished_in_the_checkpoints_type(in_dtype, on, tmp_path):
     on(WITHOUT)
-    model = locate(str(in_dtype("bfloat16")))
+    model = locate_model(str(in_dtype("bfloat16")))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / ".block-00000-00000.parquet").write_bytes(b"")
     (tmp_path / "new").mkdir()

@@ -13,7 +13,8 @@ from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
 from fuselm.models import forward, probe
-from fuselm.models import model as models
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
 from fuselm.system import fingerprints
 
 ROWS = 613
@@ -72,7 +73,7 @@ def saved(
 
 def refusal(folder: Path, *, dtype: str = "auto") -> str:
     with pytest.raises(ValueError) as caught:
-        probe.load(models.locate(str(folder)), dtype=dtype)
+        probe.load(locate_model(str(folder)), dtype=dtype)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{folder}: ")
     return str(caught.value)
 
@@ -82,7 +83,7 @@ def refusal(folder: Path, *, dtype: str = "auto") -> str:
 @pytest.mark.parametrize("name", list(CAUSAL))
 def test_causal_models_are_taken(name, dtype, byte_level, tmp_path):
     folder = saved(tmp_path / "m", CAUSAL[name], byte_level, dtype=dtype, std=0.3)
-    probe.load(models.locate(str(folder)), dtype="auto")
+    probe.load(locate_model(str(folder)), dtype="auto")
 
 
 @pytest.mark.filterwarnings("ignore:.*is_decoder")
@@ -194,7 +195,7 @@ def test_exceptions_of_a_models_own_code_are_one_line(llama, monkeypatch):
 def test_what_was_tried_is_remembered_by_fingerprint_and_dtype(llama, monkeypatch):
     tried = []
     monkeypatch.setattr(probe, "check", lambda *arguments: tried.append(arguments))
-    model = models.locate(str(llama))
+    model = locate_model(str(llama))
     for dtype in ("auto", "auto", "bfloat16", "auto"):
         probe.load(model, dtype=dtype)
     probe.try_all([(model, "auto"), (model, "bfloat16")])
@@ -234,8 +235,8 @@ def test_weights_that_make_every_row_nan_are_refused(dtype, byte_level, tmp_path
 
 
 def test_an_output_layer_smaller_than_the_configuration_says_is_refused(llama, monkeypatch):
-    model = models.locate(str(llama))
-    loaded = models.load_model(model)
+    model = locate_model(str(llama))
+    loaded = load_model(model)
     layer = forward.output_layer(loaded)
     wider = json.loads((llama / "config.json").read_text()) | {"vocab_size": ROWS}
     assert wider["vocab_size"] == len(layer.weight)

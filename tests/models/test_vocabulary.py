@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers import models as kinds
 
-from fuselm.models import model as models
 from fuselm.models import segmentation
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 
 UNSEEN = Path(__file__).parents[1] / "data" / "unseen.jsonl"
@@ -48,8 +49,8 @@ def vocabularies(byte_level, sentence_piece, word_piece) -> dict[str, Vocabulary
 
 
 def vocabulary_of(spec: Path) -> Vocabulary:
-    model = models.locate(str(spec))
-    return Vocabulary(models.load_tokenizer(model), model.output_size)
+    model = locate_model(str(spec))
+    return Vocabulary(load_tokenizer(model), model.output_size)
 
 
 def spelled(vocabulary: Vocabulary, ids) -> bytes:

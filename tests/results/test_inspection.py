@@ -9,7 +9,8 @@ import tiny_run
 from tiny_run import fuselm
 
 from fuselm.documents import corpus
-from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import run_folders
 from fuselm.stores import store
@@ -54,7 +55,7 @@ def test_every_token_is_shown_with_who_won(finished, byte_level, number):
     outcome = fuselm("inspect", finished, "--doc", number)
     assert outcome.code == 0, outcome.err
     document, fused = parts(finished, number)
-    model = locate(str(byte_level))
+    model = locate_model(str(byte_level))
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     rows = [row for row in table(outcome.out) if row[1]]
     assert [row[0] for row in rows] == [shown(vocabulary.token_bytes[t]) for t in fused.tokens.tolist()]
@@ -132,7 +133,7 @@ def training(run_file: Path, cache: Path) -> list[corpus.Document]:
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:
-    model = locate(str(folder))
+    model = locate_model(str(folder))
     return Vocabulary(load_tokenizer(model), model.output_size)
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.models.model import load_model, load_tokenizer, locate
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS, LEVEL, Bootstrap, summarize_scores
@@ -151,7 +152,7 @@ def test_summary_has_every_model_and_difference():
 
 @pytest.fixture(scope="module", params=["byte_level", "sentence_piece", "word_piece"])
 def tiny(request):
-    model = locate(str(request.getfixturevalue(request.param)))
+    model = locate_model(str(request.getfixturevalue(request.param)))
     loaded = load_model(model, dtype="float32")
     return model, loaded, forward.output_layer(loaded), Vocabulary(load_tokenizer(model), model.output_size)
 

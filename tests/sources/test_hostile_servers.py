@@ -305,9 +305,9 @@ def test_without_a_key_nothing_is_blotted_out():
 
 HUB = """
 import sys
-from fuselm.models.model import locate
+from fuselm.models.locating import locate_model
 try:
-    locate("me/model", revision=None)
+    locate_model("me/model", revision=None)
 except ValueError as problem:
     print(problem)
 """

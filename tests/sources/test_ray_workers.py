@@ -18,7 +18,8 @@ from same_stores import assert_same
 from tiny_run import fuselm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources import capture, ray_workers, resumable_writing
 from fuselm.stores.retention import Policy
@@ -62,7 +63,7 @@ def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = Fa
     def build(out: Path) -> dict:
         if not ray:
             return capture.capture(source_of(model), documents, out, **HOW, progress=shown)
-        found = locate(str(model))
+        found = locate_model(str(model))
         vocabulary = Vocabulary(load_tokenizer(found), found.output_size)
         more = {"workers": 2, "revision": None, "dtype": "float32"}
         return ray_workers.capture_on_ray(found, vocabulary, documents, out, **more, **HOW, progress=shown)

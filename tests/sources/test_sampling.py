@@ -9,14 +9,15 @@ import torch
 from rich.console import Console
 
 from fuselm.documents.corpus import Document
-from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import locate_model
 from fuselm.sources import capture, sampling
 from fuselm.system.progress import Progress
 
 
 @pytest.fixture
 def source(byte_level):
-    model = locate(str(byte_level))
+    model = locate_model(str(byte_level))
     return capture.load(model, load_vocabulary(model), dtype="float32")
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from fuselm.documents import corpus, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
-from fuselm.models.model import load_tokenizer, locate
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources import capture, writing
 from fuselm.system import manifest
@@ -32,7 +33,7 @@ def documents(texts) -> list[Document]:
 
 
 def load(folder: Path) -> capture.Source:
-    model = locate(str(folder))
+    model = locate_model(str(folder))
     return capture.load(model, Vocabulary(load_tokenizer(model), model.output_size), dtype="float32")
 
 
@@ -194,7 +195,7 @@ def test_a_run_learns_from_what_its_sources_write(tmp_path, byte_level, sentence
     assert [name for name in folders if name.startswith("write")] == ["write other"]  # the target has nothing to add
     written = corpus.read_documents(out / folders["write other"])
     tokens = {m: manifest.read(out / folders[f"train {m}"])["counts"]["text_tokens"] for m in ("clm", "fused")}
-    vocabulary = Vocabulary(load_tokenizer(locate(str(byte_level))), locate(str(byte_level)).output_size)
+    vocabulary = Vocabulary(load_tokenizer(locate_model(str(byte_level))), locate_model(str(byte_level)).output_size)
     assert tokens["fused"] - tokens["clm"] == sum(vocabulary.count_tokens([d.text for d in written])) > 0
     assert {d.id for d in written} <= set(tiny_run.captured(out)["own"])
     again = tiny_run.fuselm("run", run_file, f"output={out}", "write.ratio=0", cache=tmp_path / "cache")

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
-from fuselm.models.model import load_model, load_tokenizer, locate
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources import capture
 from fuselm.stores.retention import Policy
@@ -34,7 +35,7 @@ def documents(texts) -> list[Document]:
 
 
 def source_of(folder) -> capture.Source:
-    model = locate(str(folder))
+    model = locate_model(str(folder))
     loaded = load_model(model, dtype="float32")
     return capture.Source(
         model=loaded,

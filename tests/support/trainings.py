@@ -14,7 +14,8 @@ from training_settings import make_settings
 from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse as fusion
 from fuselm.models import forward
-from fuselm.models.model import Model, load_model, load_tokenizer, locate
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources import capture
 from fuselm.stores import store
@@ -58,7 +59,7 @@ def documents(texts) -> list[Document]:
 def target(byte_level, tmp_path_factory) -> Model:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return locate(str(byte_level))
+        return locate_model(str(byte_level))
 
 
 def vocabulary_of(model: Model) -> Vocabulary:

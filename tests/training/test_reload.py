@@ -14,7 +14,8 @@ from training_settings import make_settings
 from transformers import AutoModelForCausalLM
 
 from fuselm.documents.corpus import Document
-from fuselm.models import model as models
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
 from fuselm.training import reload
@@ -60,7 +61,7 @@ def documents(texts) -> list[Document]:
     ]
 
 
-def target(folder: Path, name: str, tokenizer: Path, dtype: torch.dtype = torch.float32) -> models.Model:
+def target(folder: Path, name: str, tokenizer: Path, dtype: torch.dtype = torch.float32) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
@@ -69,14 +70,14 @@ def target(folder: Path, name: str, tokenizer: Path, dtype: torch.dtype = torch.
     made.to(dtype).save_pretrained(folder)
     for path in tokenizer.glob("tokenizer*.json"):
         shutil.copy(path, folder / path.name)
-    return models.locate(str(folder))
+    return locate_model(str(folder))
 
 
-def train(model: models.Model, documents: list[Document], out: Path, **changes) -> dict:
+def train(model: Model, documents: list[Document], out: Path, **changes) -> dict:
     console = Console(file=io.StringIO())
     return training.train(
         model,
-        Vocabulary(models.load_tokenizer(model), model.output_size),
+        Vocabulary(load_tokenizer(model), model.output_size),
         [d for d in documents if d.split == "train"],
         [d for d in documents if d.split == "dev"],
         out,
@@ -164,7 +165,7 @@ def test_a_folder_that_holds_something_else_is_not_finished(
 
 @pytest.mark.parametrize("lengths", [[1], [5000, 3], [300] * 9, [1] * 3])
 def test_a_sample_is_at_most_a_batch_and_at_least_a_document(lengths, byte_level):
-    vocabulary = Vocabulary(models.load_tokenizer(byte_level), ROWS)
+    vocabulary = Vocabulary(load_tokenizer(byte_level), ROWS)
     documents = [
         Document(id=f"{n}", origin=f"{n}", domain="d", split="dev", text="7" * length)
         for n, length in enumerate(lengths)

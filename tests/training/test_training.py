@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaC
 
 from fuselm.documents.passages import packs
 from fuselm.models import forward
-from fuselm.models.model import load_model, locate
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
 from fuselm.results import scoring
 from fuselm.training import adapters, trainer
 from fuselm.training import train as training
@@ -275,7 +276,7 @@ def test_adapters_alone_are_trained_and_then_merged(tmp_path, target, documents,
     assert before.keys() == after.keys() and changed
     assert all(name.split(".")[-2].endswith("_proj") for name in changed)
     assert all(int(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-4)) <= 3 for n in changed)
-    product = locate(str(tmp_path / "model"))
+    product = locate_model(str(tmp_path / "model"))
     loaded = load_model(product, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     scores = scoring.score_documents(
@@ -300,7 +301,7 @@ def test_a_target_in_4_bits_learns_adapters_that_are_merged_into_the_whole_one(t
     shutil.copytree(target.folder, tmp_path / "wide")
     config = AutoConfig.from_pretrained(target.folder, hidden_size=64, intermediate_size=128, head_dim=16)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")  # as wide as a block of NF4 on a CPU
-    target = locate(str(tmp_path / "wide"))
+    target = locate_model(str(tmp_path / "wide"))
     train(tmp_path, target, documents, fused, passes=1, lora_rank=3, quantize="nf4", precision="bf16")
     before, after = load_file(target.folder / "model.safetensors"), weights(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -366,7 +367,7 @@ def test_the_best_checkpoint_on_the_development_split_is_kept(tmp_path, target, 
     best = min(dev[1:], key=lambda row: row["average"])
     assert counts["best_step"] == best["step"] < counts["steps"]  # so that the last one is not the best
     assert counts["dev_bits_per_byte"] == best["average"]
-    model = locate(str(tmp_path / "model"))
+    model = locate_model(str(tmp_path / "model"))
     loaded = load_model(model, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     scores = scoring.score_documents(
@@ -489,7 +490,7 @@ def test_a_target_of_another_precision_is_kept_in_float32(tmp_path, target, docu
     shutil.copytree(target.folder, folder)
     given = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(given | {"dtype": "float64"}))
-    train(tmp_path / "out", locate(str(folder)), documents[:6], None, passes=1, evaluations_per_pass=1)
+    train(tmp_path / "out", locate_model(str(folder)), documents[:6], None, passes=1, evaluations_per_pass=1)
     assert {w.dtype for w in weights(tmp_path / "out").values()} == {torch.float32}
 
 
@@ -505,7 +506,7 @@ def test_the_mean_of_the_weights_is_scored_and_kept_and_changes_no_step(averaged
     assert histories[0]["log"] == histories[1]["log"]
     scores = [[row["average"] for row in history["dev"]] for history in histories]
     assert scores[0][0] == scores[1][0] and all(a != b for a, b in zip(*(s[1:] for s in scores), strict=True))
-    model = load_model(locate(str(averaged / "model")), dtype="float32")
+    model = load_model(locate_model(str(averaged / "model")), dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     kept = scoring.score_documents(
         model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen
@@ -534,7 +535,7 @@ def test_the_product_is_an_ordinary_folder_with_the_targets_tokenizer(trained, t
     for path in byte_level.iterdir():
         if path.name.startswith("tokenizer") or path.name == "special_tokens_map.json":
             assert (trained / "model" / path.name).read_bytes() == path.read_bytes()
-    assert locate(str(trained / "model")).tokenizer_fingerprint == target.tokenizer_fingerprint
+    assert locate_model(str(trained / "model")).tokenizer_fingerprint == target.tokenizer_fingerprint
     assert not (trained / "checkpoints").exists()
 
 

@@ -38,7 +38,7 @@ class Aligner:
     `statistics` learn their maps from `texts`, which should be like those that are aligned; without any, they map as
     `mined` does. Maps are built once and kept.
 
-    >>> source, target = (fuselm.load_vocabulary(fuselm.locate(f"models/{name}")) for name in ("other", "target"))
+    >>> source, target = (fuselm.load_vocabulary(fuselm.locate_model(f"models/{name}")) for name in ("other", "target"))
     >>> run = fuselm.load_run("mine.yaml", quiet=True)
     >>> document, text = next(iter(run.texts().items()))
     >>> aligned = fuselm.Aligner(source, target).align(run.capture()["other"].read(document), text)

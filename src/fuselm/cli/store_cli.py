@@ -219,11 +219,11 @@ def _import(
     compression: Path | None,
     texts: "list[Document] | None",
 ) -> None:
-    from fuselm.models.model import locate, locate_tokenizer
+    from fuselm.models.locating import locate_model, locate_tokenizer
     from fuselm.sources.interchange import importing
     from fuselm.system import manifest
 
-    here = locate(model) if model is not None and Path(model).expanduser().exists() else None
+    here = locate_model(model) if model is not None and Path(model).expanduser().exists() else None
     if tokenizer is None and here is None:
         raise ValueError("convert: whose tokens are these? --tokenizer names a folder, hub id or GGUF file")
     made_by = None if model is None else (model, None if here is None else here.fingerprint)

@@ -42,7 +42,7 @@ def fuse(
     >>> from fuselm.fusion.fuse import fuse
     >>> store = fuselm.load_run("mine.yaml", quiet=True).align()["other"]
     >>> trace = store.read(store.documents[0])
-    >>> fused = fuse([trace, trace], vocabulary_size=fuselm.locate("models/target").output_size)
+    >>> fused = fuse([trace, trace], vocabulary_size=fuselm.locate_model("models/target").output_size)
     >>> fused.weights.shape == (len(trace.tokens), 2)
     True
 

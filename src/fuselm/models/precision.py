@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fuselm.system import fingerprints, machine, progress
 
 if TYPE_CHECKING:
-    from fuselm.models.model import Model
+    from fuselm.models.locating import Model
 
 # What a checkpoint of each type may be read in. Any other is read as it is: float32 has no equal that is faster.
 AS_PRECISE = {"bfloat16": ("bfloat16", "float32"), "float16": ("float16", "float32")}
@@ -95,6 +95,13 @@ def _free_memory(device: str) -> int | None:
     return machine.available_memory()
 
 
+def find_device() -> str:
+    """Return the first of cuda, mps and cpu that this machine has."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def measured(device: str = "auto") -> dict[str, dict[str, float]]:
     """Return GFLOP/s of matrix products, `forward` by dtype and `training` (with the casts of autocast) by precision.
 
@@ -126,9 +133,7 @@ def _key(device: str) -> list[str]:
 
 
 def _kind(device: str) -> str:
-    from fuselm.models import model as models
-
-    return models.find_device() if device == "auto" else device.partition(":")[0]
+    return find_device() if device == "auto" else device.partition(":")[0]
 
 
 def _forward(device: str) -> dict[str, float]:

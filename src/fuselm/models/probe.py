@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from fuselm.models import forward
-from fuselm.models.model import UNLIMITED, Model, load_model, load_tokenizer
+from fuselm.models.loading import load_model, load_tokenizer
+from fuselm.models.locating import UNLIMITED, Model
 from fuselm.system import fingerprints, progress
 from fuselm.system.errors import first_line, name_model
 

@@ -30,7 +30,7 @@ class Vocabulary:
     `token_bytes[id]` is None where the id stands for no text: special and unknown tokens, padding rows. The
     `tokenizer` is taken over: it will read the names of special tokens as text.
 
-    >>> vocabulary = fuselm.load_vocabulary(fuselm.locate("models/target"))
+    >>> vocabulary = fuselm.load_vocabulary(fuselm.locate_model("models/target"))
     >>> text = vocabulary.segment("a text")
     >>> text.starts[0], len(text.ids) == len(text.starts)
     (np.int32(0), True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fuselm.documents import corpus
-from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.results.measured_texts import cut_documents, read_rows
 from fuselm.results.report_path import check_report
@@ -64,7 +65,7 @@ def measure_fidelity(
     title = f"fidelity {source_spec}"
     rows = read_rows(texts, title, console)
     with progress.doing(f"reading {source_spec} and {target_spec}"):
-        source, target = locate(source_spec), locate(target_spec)
+        source, target = locate_model(source_spec), locate_model(target_spec)
     vocabularies = load_vocabulary(source), load_vocabulary(target)
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fuselm.documents import corpus
-from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.measured_texts import cut_documents, read_rows
 from fuselm.system import progress
@@ -24,7 +25,7 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
     title = f"evaluate {spec}"
     rows = read_rows(texts, title, console)
     with progress.doing(f"reading {spec}"):
-        model = locate(spec)
+        model = locate_model(spec)
     vocabulary = load_vocabulary(model)
     documents = cut_documents(rows, [(model, vocabulary)], title, console)
 

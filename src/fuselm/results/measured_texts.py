@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import progress
 from fuselm.system.terminal import plain

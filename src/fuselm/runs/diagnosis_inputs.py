@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuselm.documents import corpus
-from fuselm.models.model import locate
+from fuselm.models.locating import locate_model
 from fuselm.runs import run_folders
 from fuselm.stores.store import Store
 from fuselm.system import manifest
@@ -34,7 +34,7 @@ def gather_from_folder(folder: Path) -> dict[str, Any]:
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
         "writers": able if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
-        "vocabulary_size": locate(str(folder / "model")).output_size,
+        "vocabulary_size": locate_model(str(folder / "model")).output_size,
         "drawn": any(
             store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
             for name, store in aligned.items()

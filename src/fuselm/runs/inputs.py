@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
 from fuselm.models import vocabulary
-from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
 from fuselm.system import fingerprints
@@ -23,10 +24,12 @@ class Inputs:
     def __init__(self, run: config.Run):
         self.files = text_files.find_files(run.corpus.files)
         self._check_texts(run.corpus)
-        self.target = locate(run.target.model, revision=run.target.revision)
+        self.target = locate_model(run.target.model, revision=run.target.revision)
         self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
         self.sources = {
-            name: self.servers[name].model if isinstance(s, config.Server) else locate(s.model, revision=s.revision)
+            name: self.servers[name].model
+            if isinstance(s, config.Server)
+            else locate_model(s.model, revision=s.revision)
             for name, s in run.sources.items()
         }
         self._check_sources()

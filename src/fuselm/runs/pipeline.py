@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from fuselm.documents.corpus import Document
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.runs import checks, config, run_precision
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fuselm.documents import corpus
-from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
 from fuselm.system import manifest
@@ -62,16 +63,16 @@ def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
     Raises `ValueError` if the run file has no such source.
     """
     if source is None and (folder / "model").is_dir():
-        model = locate(str(folder / "model"))
+        model = locate_model(str(folder / "model"))
     else:
         run = config.load(folder / "config.yaml")
         if source is not None and source not in run.sources:
             raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
         options = run.target if source is None else run.sources[source]
         if isinstance(options, config.Server):
-            model = locate(options.tokenizer)
+            model = locate_model(options.tokenizer)
         else:
-            model = locate(options.model, revision=options.revision)
+            model = locate_model(options.model, revision=options.revision)
     return load_vocabulary(model)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.models import precision
-from fuselm.models.model import DTYPES, Model
+from fuselm.models.loading import DTYPES
+from fuselm.models.locating import Model
 from fuselm.runs import config
 from fuselm.system import manifest, processes
 

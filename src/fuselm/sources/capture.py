@@ -21,7 +21,7 @@ from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.models import forward, probe
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.resumable_writing import name_document, write_all
 from fuselm.stores import retention, store

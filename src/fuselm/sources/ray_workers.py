@@ -15,7 +15,8 @@ from typing import Any
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
-from fuselm.models.model import Model, load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.capture import load, read_passages
 from fuselm.sources.resumable_writing import write_all
@@ -75,7 +76,7 @@ class Worker:
 
     def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
 
-        here = model if model.folder.is_dir() else locate(model.name, revision=revision)
+        here = model if model.folder.is_dir() else locate_model(model.name, revision=revision)
         if here.fingerprint != model.fingerprint:
             raise ValueError(f"{model.name}: another model on this machine than where the run was started")
         self._policy = policy

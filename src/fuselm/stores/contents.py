@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm.models.model import Model, load_vocabulary, locate_tokenizer
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model, locate_tokenizer
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from fuselm.models.model import Model, load_model
+from fuselm.models.loading import load_model
+from fuselm.models.locating import Model
 
 
 def check(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:

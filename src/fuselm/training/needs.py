@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 
 
 def check_training(

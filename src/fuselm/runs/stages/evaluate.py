@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.models.model import load_vocabulary, locate
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import locate_model
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import corpus, train
@@ -55,7 +56,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
 
         located = model
         if name in train.METHODS:
-            located = locate(str(train.train_method(pipeline, name) / train.WEIGHTS))
+            located = locate_model(str(train.train_method(pipeline, name) / train.WEIGHTS))
         read_in = dtype if name in inputs.servers else precision.dtype(role, located)
         scores = measure.score(
             located,

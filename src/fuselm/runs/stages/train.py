@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.runs import config
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts

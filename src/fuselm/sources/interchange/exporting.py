@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuselm.documents.corpus import Document
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.sources.interchange import foreign
 from fuselm.sources.interchange.foreign import Tokens
 from fuselm.stores import store

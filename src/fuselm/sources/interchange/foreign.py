@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm.models.model import Model, load_vocabulary
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.interchange import distillkit
 from fuselm.sources.servers import endpoints

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from fuselm.documents.corpus import Document
-from fuselm.models.model import Model
+from fuselm.models.locating import Model
 from fuselm.sources.interchange import derivation, distillkit, foreign
 from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuselm.models.model import Model, locate_tokenizer
+from fuselm.models.locating import Model, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.servers import client, endpoints, id_protocols, listing
 from fuselm.sources.servers.answers import describe

@@ -1,0 +1,98 @@
+"""Find a model, wherever it is: a hub id, a local folder or a local GGUF file.
+
+`locate_model` returns what a run needs to know of a model, without loading torch or transformers unless a GGUF file has
+to be converted. Results that take long (hashes of weights, a folder converted from GGUF) are kept under
+`$FUSELM_CACHE`, by default `~/.cache/fuselm`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuselm.models import checkpoints, gguf_files, hub, tokenizer_files
+from fuselm.models.checkpoints import UNLIMITED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Describe a causal language model on this disk. Fingerprints are 16 hex digits of a sha256.
+
+    >>> model = fuselm.locate("models/target")
+    >>> model.name, model.context_length
+    ('models/target', 512)
+    """
+
+    name: str  # as the user wrote it
+    folder: Path  # config.json, weights, tokenizer files
+    fingerprint: str  # of the weight files and config.json: names and contents
+    tokenizer_fingerprint: str  # of the tokenizer files' contents and the choice of BOS and EOS
+    output_size: int  # rows of the output layer
+    context_length: int  # tokens
+    context_token: int  # what position 0 is predicted from
+    parameters_bytes: int  # size of the weight files
+
+
+def locate_model(spec: str, *, revision: str | None = None) -> Model:
+    """Return the model that `spec` names: a folder, a GGUF file (converted at first use) or a hub id (downloaded).
+
+    Raises:
+        ValueError: If there is no such model, or it is not a whole causal language model with its tokenizer.
+
+    >>> fuselm.locate("models/target").folder.name
+    'target'
+    """
+    path = Path(os.path.expanduser(spec))
+    if revision is not None and path.exists():
+        raise ValueError(f"{spec}: a local path has no revision (got {revision!r}); leave `revision` out")
+    if path.is_dir():
+        return _describe(spec, path)
+    if path.is_file():
+        return _describe(spec, gguf_files.converted(path))
+    return _describe(spec, hub.download(spec, revision))
+
+
+def locate_tokenizer(spec: str) -> Model:
+    """Return a model whose weights are in a server and whose tokenizer is here: a folder, a GGUF file or a hub id.
+
+    Its fingerprint is empty. The output layer is as large as config.json says, or as the tokenizer, without one.
+    Raises `ValueError` if there is no such tokenizer.
+    """
+    path = Path(os.path.expanduser(spec))
+    folder = (
+        gguf_files.converted(path) if path.is_file() else path if path.is_dir() else hub.download(spec, None, False)
+    )
+    config = checkpoints.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    fingerprint, context_token = tokenizer_files.identify(folder, config)
+    size = checkpoints.sizes(folder, config)[0] if config else None
+    return Model(
+        name=spec,
+        folder=folder,
+        fingerprint="",
+        tokenizer_fingerprint=fingerprint,
+        output_size=size or 1 + max(tokenizer_files.load(folder).get_vocab().values()),
+        context_length=UNLIMITED,
+        context_token=context_token,
+        parameters_bytes=0,
+    )
+
+
+def _describe(name: str, folder: Path) -> Model:
+    config = checkpoints.read_config(folder)
+    weights = checkpoints.weight_files(folder, config)
+    tokenizer_fingerprint, context_token = tokenizer_files.identify(folder, config)
+    size, context_length = checkpoints.sizes(folder, config)
+    if not 0 <= context_token < size:
+        raise ValueError(
+            f"{folder}: a text begins with token {context_token}, and the model has rows for 0 to {size - 1}; enlarge "
+            "its embeddings, or name another bos_token in tokenizer_config.json"
+        )
+    return Model(
+        name=name,
+        folder=folder,
+        fingerprint=tokenizer_files.digest([*weights, folder / "config.json"]),
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        output_size=size,
+        context_length=context_length,
+        context_token=context_token,
+        parameters_bytes=sum(path.stat().st_size for path in weights),
+    )
