@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from fuselm.alignment import continuation, spans
+from fuselm.alignment import continuation, span_losses
 from fuselm.alignment.continuation import Places
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
@@ -24,7 +24,7 @@ from fuselm.stores.store import Trace
 # begins before it.
 RELATIONS = ("one_source_token", "several_source_tokens", "crossing_source_tokens")
 PARTS = "parts_of_characters"
-KINDS = (*spans.CATEGORIES[: spans.CATEGORIES.index("unknown_tokens")], PARTS)
+KINDS = (*span_losses.CATEGORIES[: span_losses.CATEGORIES.index("unknown_tokens")], PARTS)
 BEYOND = "beyond_the_kept"  # a token that the source spells with one it did not keep
 CELLS = len(RELATIONS) * len(KINDS) + 1
 TYPED = 16  # bytes before a token, at most, that decide how the source splits it
@@ -131,8 +131,8 @@ def _kind(string: bytes | None) -> int:
         text = (string or b"").decode()
     except UnicodeDecodeError:
         return KINDS.index(PARTS)
-    kinds = [spans.category(c) for c in text]
-    others = [k for k in kinds if k != spans.WHITE_SPACE] or kinds or [KINDS.index("other")]
+    kinds = [span_losses.category(c) for c in text]
+    others = [k for k in kinds if k != span_losses.WHITE_SPACE] or kinds or [KINDS.index("other")]
     return max(others, key=others.count)
 
 

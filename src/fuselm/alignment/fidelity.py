@@ -3,8 +3,8 @@
 Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
 1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
 paper's fallback there is one-hot on the gold token. So `verdict` goes by the share of the source's bits that lie in
-spans with information, and by the fidelity within those (spans.py). And it says nothing of the tokens that did not
-come: conditionals.py does.
+spans with information, and by the fidelity within those (span_losses.py). And it says nothing of the tokens that did
+not come: conditionals.py does.
 """
 
 import math
@@ -65,8 +65,8 @@ def verdict(
 ) -> str:
     """Return the first of `VERDICTS` whose bounds hold.
 
-    `candidates_spelled` is the share of the source's own candidates whose bytes are right (candidates.py); it has to
-    reach what the share of bits does, for what is learned of the others goes to wrong tokens. `conditional` is the
+    `candidates_spelled` is the share of the source's own candidates whose bytes are right (decoding_check.py); it has
+    to reach what the share of bits does, for what is learned of the others goes to wrong tokens. `conditional` is the
     conditional fidelity (conditionals.py), None where it is not known; a low one alone makes nothing unusable, for it
     is that of the worst class of tokens.
     """

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
 from fuselm.alignment import continuation
-from fuselm.alignment.ballot import Ballot, new_ballot, slot_of, sort_ballot
 from fuselm.alignment.continuation import Continued, grown
+from fuselm.alignment.next_tokens import Ballot, new_ballot, slot_of, sort_ballot
 from fuselm.alignment.spelling import Spelling, child
 from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
 from fuselm.models.segmentation import Segmentation, find_spelled

@@ -20,7 +20,7 @@ from fuselm.results.report_path import check_report
 from fuselm.system import manifest, progress
 
 if TYPE_CHECKING:
-    from fuselm.alignment import fidelity, spans
+    from fuselm.alignment import fidelity, span_losses
     from fuselm.alignment.aligner import Aligner
     from fuselm.sources.capture import Source
     from fuselm.stores.store import Trace
@@ -35,7 +35,7 @@ class _Measured:
 
     average: "fidelity.Fidelity"
     domains: "dict[str, fidelity.Fidelity]"
-    outcomes: "list[spans.Outcome]" = field(default_factory=list)
+    outcomes: "list[span_losses.Outcome]" = field(default_factory=list)
 
 
 def measure_fidelity(
@@ -53,7 +53,7 @@ def measure_fidelity(
     """Return how much of one source survives alignment to one target's tokens, by each method; write a page of it.
 
     `domains` and `average` are `fidelity.Fidelity.summary`. `spans`, `categories`, `causes`, `informed` and `unspelled`
-    (shares of bytes, if any) come from spans.py, `candidates_spelled` from candidates.py. `conditional` is
+    (shares of bytes, if any) come from span_losses.py, `candidates_spelled` from decoding_check.py. `conditional` is
     `conditionals.summarise`, over `sampled_tokens` tokens that the source writes after the beginnings of the texts; it
     is None without any. `verdict` judges by `informed`, `candidates_spelled` and `conditional`. All of these are the
     first method's; if there are several, `methods` has each one's.
@@ -70,9 +70,9 @@ def measure_fidelity(
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.doing("starting torch"):
-        from fuselm.alignment import spans
+        from fuselm.alignment import span_losses
         from fuselm.alignment.aligner import Aligner
-        from fuselm.alignment.candidates import Candidates
+        from fuselm.alignment.decoding_check import Candidates
         from fuselm.alignment.fidelity import Fidelity
         from fuselm.results.json_numbers import replace_nonfinite
         from fuselm.sources import capture
@@ -82,7 +82,7 @@ def measure_fidelity(
     aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
     domains = sorted({d.domain for d in documents})
     measured = {m: _Measured(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
-    cuts: list[spans.Spans] = []
+    cuts: list[span_losses.Spans] = []
     candidates = Candidates()
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     with progress.show(console, title) as shown:
@@ -93,9 +93,9 @@ def measure_fidelity(
                 for sums in (of.domains[document.domain], of.average):
                     sums.add(trace, aligned, aligner.count_unspelled(trace, document.text))
                 if number == 0:
-                    cuts.append(spans.cut(trace, aligned, document.text, vocabularies))
-                mass = spans.mass_lost(aligner, method, cuts[-1], trace, aligned)
-                of.outcomes.append(spans.judge(cuts[-1], aligned, mass))
+                    cuts.append(span_losses.cut(trace, aligned, document.text, vocabularies))
+                mass = span_losses.mass_lost(aligner, method, cuts[-1], trace, aligned)
+                of.outcomes.append(span_losses.judge(cuts[-1], aligned, mass))
     conditional = measure_conditionals(reader, documents, aligners, sampled_tokens, top_k, title, console)
     results = {
         m: replace_nonfinite(_result(of, cuts, candidates.share, conditional.get(m))) for m, of in measured.items()
@@ -170,13 +170,13 @@ def _read(
 
 
 def _result(
-    measured: _Measured, cuts: "Sequence[spans.Spans]", candidates_spelled: float, conditional: dict | None
+    measured: _Measured, cuts: "Sequence[span_losses.Spans]", candidates_spelled: float, conditional: dict | None
 ) -> dict:
-    from fuselm.alignment import fidelity, spans
+    from fuselm.alignment import fidelity, span_losses
 
     average, outcomes = measured.average, measured.outcomes
-    informed = spans.informed(cuts, outcomes)
-    unspelled = spans.unspelled_shares(cuts)
+    informed = span_losses.informed(cuts, outcomes)
+    unspelled = span_losses.unspelled_shares(cuts)
     filled = {"unspelled": 0.0} if average.unspelled else {}
     certain = conditional and conditional["conditional_fidelity"]
     return {
@@ -187,9 +187,9 @@ def _result(
         "conditional": conditional,
         "candidates_spelled": candidates_spelled,
         **({"unspelled": unspelled} if unspelled else {}),
-        "spans": spans.by_kind(cuts),
-        "categories": spans.by_category(cuts, outcomes),
-        "causes": spans.by_cause(cuts, outcomes),
+        "spans": span_losses.by_kind(cuts),
+        "categories": span_losses.by_category(cuts, outcomes),
+        "causes": span_losses.by_cause(cuts, outcomes),
     }
 
 

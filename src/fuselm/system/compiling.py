@@ -33,7 +33,7 @@ STAGES = {
         "models.bpe",
         *(
             f"alignment.{module}"
-            for module in ("spelling", "continuation", "ballot", "span", "mined", "maps", "nearest")
+            for module in ("spelling", "continuation", "next_tokens", "span", "mined", "maps", "nearest")
         ),
         "stores.rounding",
     ),

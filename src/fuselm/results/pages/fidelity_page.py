@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
-from fuselm.alignment import conditionals, fidelity, spans
-from fuselm.alignment.spans import Outcome, Spans
+from fuselm.alignment import conditionals, fidelity, span_losses
+from fuselm.alignment.span_losses import Outcome, Spans
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.notes import describe_conditional, unspelled_notes
@@ -27,9 +27,9 @@ CAUSE_STYLES = {
     "unknown_continuation": "source-5",
     "cut": "source-1",
     "maps_to_no_token": "source-3",
-    spans.UNPAIRED: "clm",
-    spans.SPLIT: "worse",
-    spans.UNSPELLED: "source-4",
+    span_losses.UNPAIRED: "clm",
+    span_losses.SPLIT: "worse",
+    span_losses.UNSPELLED: "source-4",
 }
 
 
@@ -94,7 +94,7 @@ def headline(result: Mapping, method: str) -> tuple[str, str]:
         f"{result['verdict'].capitalize()} with {method}",
         f"{positions} informed and {bits} of the source's bits arrive, at {ratio} times their own number. "
         f"{average['mass_lost']:.1%} of the probability{where} reaches no token, most of it by the "
-        f"{_words(max(spans.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
+        f"{_words(max(span_losses.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
         f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say. "
         f"{describe_conditional(result['conditional'])}",
     )
@@ -138,7 +138,7 @@ def worst(
     found: dict[tuple, dict] = {}
     total = own = 0.0
     for n, (cut, outcome) in enumerate(zip(cuts, outcomes[method], strict=True)):
-        lost = spans.lost(cut, outcome)
+        lost = span_losses.lost(cut, outcome)
         total += float(lost.clip(0).sum())
         own += float(cut.own.sum())
         for k in (lost > LEAST_BITS).nonzero()[0].tolist():
@@ -162,12 +162,12 @@ def worst(
 def _described(cut: Spans, outcomes: Mapping[str, Outcome], method: str, k: int) -> dict:
     mass = outcomes[method].mass[k]
     return {
-        "kind": _words(spans.KINDS[cut.kinds[k]]),
-        "category": _words(spans.CATEGORIES[cut.categories[k]]),
+        "kind": _words(span_losses.KINDS[cut.kinds[k]]),
+        "category": _words(span_losses.CATEGORIES[cut.categories[k]]),
         "informed": bool(outcomes[method].informed[k]),
         "own": float(cut.own[k]),
         "aligned": {m: float(o.aligned[k]) if o.informed[k] else None for m, o in outcomes.items()},
-        "cause": _words(spans.CAUSES[mass.argmax()]),
+        "cause": _words(span_losses.CAUSES[mass.argmax()]),
     }
 
 
@@ -203,7 +203,7 @@ def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> 
 
 
 def _arrived(mass: Mapping[str, float]) -> dict[str, float]:
-    return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), spans.UNSPELLED: 0.0, **mass}
+    return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), span_losses.UNSPELLED: 0.0, **mass}
 
 
 def _tenths(bits: float) -> str:
