@@ -36,7 +36,7 @@ from fuselm.sources import capture
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Store, Trace
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.progress import show
 
 ROOT = Path(__file__).parents[1]
@@ -353,7 +353,7 @@ def captured(name: str, top_k: int) -> Store:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from fuselm.results.scoring import Score
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages.train import WEIGHTS
-from fuselm.system import manifest, progress
+from fuselm.system import atomic_files, manifest, progress
 from fuselm.training import train as training
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents:
     groups |= {"elsewhere.jsonl": others} if others else {}
     for name, members in groups.items():
         rows = [row for domain in members for row in texts[domain][:documents]]
-        manifest.write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        atomic_files.write_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return [folder / name for name in groups]
 
 
@@ -200,7 +200,7 @@ class Experiment:
         recipe = manifest.Recipe(
             stage="evaluate",
             parameters={**options, **mean, "split": "heldout"},
-            inputs={**_fingerprints(models), "corpus": manifest.sha256(self.whole.corpus() / corpus.FILE)},
+            inputs={**_fingerprints(models), "corpus": atomic_files.hash_file(self.whole.corpus() / corpus.FILE)},
         )
 
         def build(out: Path, shown: progress.Progress) -> dict:
@@ -210,7 +210,7 @@ class Experiment:
                 scores = score_ensemble(models, vocabulary, documents, **options, **mean, advance=shown.advance)
             else:
                 scores = measure.score(models[0], vocabulary, documents, **options, progress=shown)
-            manifest.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
+            atomic_files.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores)}
 
         folder = self.built("evaluate", name, recipe, build)

@@ -28,7 +28,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fuselm.stores.store import Store
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report", "publish")
@@ -129,7 +129,7 @@ def is_same(cut: Path, whole: Path) -> bool:
         tiny_run.summary(cut) == tiny_run.summary(whole)
         and all((cut / name).read_bytes() == (whole / name).read_bytes() for name in pages)
         and kept(cut) == kept(whole)
-        and all(manifest.sha256(of / n) == s for of in manifests for n, s in manifest.read(of)["files"].items())
+        and all(atomic_files.hash_file(of / n) == s for of in manifests for n, s in manifest.read(of)["files"].items())
     )
 
 
@@ -156,7 +156,7 @@ def measure(folder: Path, kills: int) -> dict:
         "documents_twice": len(documents) - len(set(documents)),
         "documents_lost": len(set(Store(whole).documents) - set(documents)),
         "same_bytes": all((whole / name).read_bytes() == (cut / name).read_bytes() for name in whole_files),
-        "verified": all(manifest.sha256(cut / n) == s for n, s in manifest.read(cut)["files"].items()),
+        "verified": all(atomic_files.hash_file(cut / n) == s for n, s in manifest.read(cut)["files"].items()),
     }
 
 

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"
@@ -67,7 +67,7 @@ def unpack(runs: Path, kept: Path = KEPT) -> int:
     missing = {name: data for name, data in _read(kept).items() if not (runs / name).exists()}
     for name in sorted(missing, key=lambda name: name.endswith("manifest.json")):
         (runs / name).parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(runs / name, missing[name].decode())
+        atomic_files.write_text(runs / name, missing[name].decode())
     return len(missing)
 
 

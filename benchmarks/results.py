@@ -18,7 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fuselm.results.pages.formats import format_interval, format_signed
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -85,7 +85,7 @@ def main() -> None:
         if len(absent) == len(found):
             print(f"{page}: as it was, for nothing of it is in {runs}")
             continue
-        manifest.write_text(page, environment.get_template(f"{name}.md.jinja").render(found) + "\n")
+        atomic_files.write_text(page, environment.get_template(f"{name}.md.jinja").render(found) + "\n")
         print(f"{page}{': without ' + ', '.join(absent) if absent else ''}")
 
 

@@ -31,7 +31,7 @@ import results
 
 from fuselm.documents import corpus
 from fuselm.models.locating import Model, locate_model
-from fuselm.system import fingerprints, manifest
+from fuselm.system import atomic_files, fingerprints
 
 HERE = Path(__file__).parent
 KINDS = {"cloze": (items.cloze, "cloze.yaml"), "continuation": (items.continuation, "choice.yaml")}
@@ -55,8 +55,8 @@ def evaluate(
     for name, (model, dtype) in models.items():
         answers[name] = remembered(name, model, tasks, out, dtype=dtype, limit=limit, batch=batch)
     summary = {"limit": limit, "lm_eval": metadata.version("lm_eval")} | results.summarize(answers, tasks)
-    manifest.write_text(out / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    manifest.write_text(out / "results.md", results.page(summary))
+    atomic_files.write_text(out / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    atomic_files.write_text(out / "results.md", results.page(summary))
     return summary
 
 
@@ -95,10 +95,10 @@ def write_tasks(documents: Sequence[corpus.Document], out: Path) -> results.Task
                 task = re.sub(r"\W+", "_", f"{kind}_{domain}")
                 tasks[task] = (kind, domain)
                 file = out / f"{task}.jsonl"
-                manifest.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                atomic_files.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 text = (HERE / template).read_text()
                 where = {"task": task, "dataset_kwargs": {"data_files": {"test": str(file.resolve())}}}
-                manifest.write_text(out / f"{task}.yaml", text + yaml.safe_dump(where))
+                atomic_files.write_text(out / f"{task}.yaml", text + yaml.safe_dump(where))
     if not tasks:
         raise ValueError(f"{out.parent}: its held-out documents are too few or too short to ask about; hold out more")
     return tasks
@@ -116,7 +116,7 @@ def remembered(
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
         print(f"{name}: {model.folder}", file=sys.stderr)
-        manifest.write_text(file, json.dumps(ask(model, tasks, out, dtype=dtype, limit=limit, batch=batch)))
+        atomic_files.write_text(file, json.dumps(ask(model, tasks, out, dtype=dtype, limit=limit, batch=batch)))
     return json.loads(file.read_text())
 
 

@@ -8,7 +8,7 @@ import tiny_run
 from tiny_run import fuselm
 
 from fuselm.stores.store import Store, part_path
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_head_shows_text_by_the_models_own_tokenizer(captured, documents, tmp_pa
     copy = shutil.copytree(captured, tmp_path / "copy")
     made = manifest.read(copy)
     made["about"] = {}
-    manifest.write_text(copy / "manifest.json", json.dumps(made))
+    atomic_files.write_text(copy / "manifest.json", json.dumps(made))
     assert "Token ids, for its tokenizer is not here; --tokenizer names it." in ok("head", copy)
 
 

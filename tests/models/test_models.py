@@ -35,7 +35,7 @@ import fuselm
 from fuselm.models import gguf_files
 from fuselm.models.loading import load_model, load_tokenizer
 from fuselm.models.locating import UNLIMITED, Model, locate_model, locate_tokenizer
-from fuselm.system import fingerprints, manifest
+from fuselm.system import atomic_files, fingerprints, manifest
 
 TEXT = "the cat sat on the mat in 2024, and then it sat in the sun; the sun sat on the cat\n" * 3
 ROWS = 293  # of the output layer, a few more than the tokenizer has tokens
@@ -404,7 +404,8 @@ def big(folder) -> Path:
 def test_large_files_are_read_once(big, monkeypatch):
     first = locate_model(str(big))
     read = []
-    monkeypatch.setattr(manifest, "sha256", lambda path, real=manifest.sha256: read.append(path.name) or real(path))
+    hash_file = atomic_files.hash_file
+    monkeypatch.setattr(atomic_files, "hash_file", lambda path: read.append(path.name) or hash_file(path))
     assert locate_model(str(big)) == first
     assert sorted(read) == ["config.json", "tokenizer.json"]
 

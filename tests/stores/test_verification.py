@@ -15,7 +15,7 @@ from fuselm.stores import store
 from fuselm.stores.rows import from_table
 from fuselm.stores.store import finish, part_path, write_part
 from fuselm.stores.verification import verify
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.manifest import Recipe, build_once
 from fuselm.system.progress import Progress
 
@@ -148,7 +148,7 @@ def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, rule
         table = table.set_column(table.schema.get_field_index(name), kind, pa.array(rows, kind.type))
     store.write_tables(path, [table])
     made = manifest.read(folder)
-    made["files"][path.name] = manifest.sha256(path)
-    manifest.write_text(folder / "manifest.json", json.dumps(made))
+    made["files"][path.name] = atomic_files.hash_file(path)
+    atomic_files.write_text(folder / "manifest.json", json.dumps(made))
     assert lines(folder) == [f"part-00000.parquet: document b: {rule}; lost: 1 documents (b)"]
     assert verify(folder, progress=QUIET).kept == ("a", "c", "d", "e")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuselm.stores import store
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.manifest import Recipe
 
 
@@ -63,7 +63,7 @@ def put_together(contents: Contents, out: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(contents.index, schema=store.INDEX_SCHEMA), out / store.INDEX)
     made = contents.made
     recipe = Recipe(stage=made["stage"], parameters=made["parameters"], inputs=made["inputs"])
-    files = {path.name: manifest.sha256(path) for path in sorted(out.iterdir())}
+    files = {path.name: atomic_files.hash_file(path) for path in sorted(out.iterdir())}
     (out / "manifest.json").write_text(json.dumps(made | {"key": recipe.key, "files": files}))
     return out
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.disk_errors import find_code, name_disk_errors
 
 SIZE = 1 << 16
@@ -39,7 +39,7 @@ WRITERS = {
     "torch, of old": lambda path: torch.save({"a": torch.zeros(SIZE)}, path, _use_new_zipfile_serialization=False),
     "numpy": lambda path: np.save(path, np.random.default_rng(0).random(SIZE)),
     "pyarrow": lambda path: pq.write_table(pa.table({"a": np.random.default_rng(0).random(SIZE)}), path),
-    "text": lambda path: manifest.write_text(path, "a" * SIZE),
+    "text": lambda path: atomic_files.write_text(path, "a" * SIZE),
     "a copy": copy,
     "copies": copy_tree,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fuselm.system import file_lock, manifest, temporaries
+from fuselm.system import atomic_files, file_lock, manifest, temporaries
 from fuselm.system.manifest import Recipe, build_once
 
 RECIPE = Recipe(stage="capture", parameters={"top_k": 7})
@@ -49,7 +49,7 @@ def test_a_stage_cut_off_while_it_is_finished_is_finished_and_not_built_again(tm
         elif moment == "rename":
             patch.setattr(os, "rename", stop)
         else:
-            patch.setattr(manifest, "_fsync", lambda path: stop() if path == tmp_path else None)
+            patch.setattr(atomic_files, "fsync", lambda path: stop() if path == tmp_path else None)
         with pytest.raises(KeyboardInterrupt):
             build_once(folder, RECIPE, build)
     made = build_once(folder, RECIPE, forbidden)
@@ -103,7 +103,7 @@ def test_a_temporary_file_goes_with_the_next_write_unless_its_process_lives(tmp_
     for leftover in (gone, living, elsewhere, long_ago, *mine):
         leftover.touch()
     os.utime(long_ago, (time.time() - 2 * temporaries.SECONDS_OF_OTHERS,) * 2)
-    manifest.write_text(path, "{}")
+    atomic_files.write_text(path, "{}")
     assert set(tmp_path.iterdir()) == {path, living, elsewhere, *mine}
 
 

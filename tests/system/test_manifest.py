@@ -159,21 +159,6 @@ def test_what_is_no_finished_stage_is_told_apart(tmp_path):
     assert message(tmp_path) == f"{tmp_path}: {expected}"
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a"
-    manifest.write_text(path, "äé\n")
-    assert path.read_bytes() == "äé\n".encode()
-
-    def half(temporary):
-        temporary.write_text("half")
-        raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError):
-        manifest.write_bytes(path, half)
-    assert path.read_bytes() == "äé\n".encode()
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
 def test_threads_do_not_build_a_stage_twice(tmp_path):
     built, refused = [], []
     release = threading.Event()

@@ -18,7 +18,7 @@ from numpy import ndarray
 from fuselm.alignment import mined
 from fuselm.alignment.nearest import nearest_tokens, tied_tokens
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
-from fuselm.system import doors, fingerprints, manifest
+from fuselm.system import atomic_files, doors, fingerprints
 from fuselm.system.compiling import compiled
 
 FORMAT = 1  # version of kept maps; raise it when the same vocabularies would be mapped otherwise
@@ -191,4 +191,4 @@ def _keep(path: Path, ids: Int[ndarray, "source_vocabulary"]) -> None:
     data = ids.astype("<i4").tobytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_bytes(path, lambda temporary: temporary.write_bytes(hashlib.sha256(data).digest() + data))
+        atomic_files.write_file(path, lambda temporary: temporary.write_bytes(hashlib.sha256(data).digest() + data))

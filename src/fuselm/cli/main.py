@@ -239,7 +239,7 @@ def diagnose(
     from fuselm.results.pages.diagnosis_table import draw_diagnosis
     from fuselm.results.report_path import check_report
     from fuselm.runs import diagnosis_inputs
-    from fuselm.system import manifest, progress, terminal
+    from fuselm.system import atomic_files, progress, terminal
 
     if report is not None:
         check_report(report)
@@ -254,7 +254,7 @@ def diagnose(
     if report is not None:
         from fuselm.results.pages import diagnosis_page
 
-        manifest.write_text(report, diagnosis_page.render_page(result))
+        atomic_files.write_text(report, diagnosis_page.render_page(result))
     if as_json:
         print_line(json.dumps(result))
         return

@@ -50,14 +50,14 @@ def verify(
 ) -> None:
     """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
     from fuselm.stores import contents, verification
-    from fuselm.system import manifest
+    from fuselm.system import atomic_files, manifest
 
     found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
     with _progress("verify") as progress:
         size = None if found is None else found.output_size
         verdict = verification.verify(folder, progress=progress, vocabulary_size=size)
     if good is not None:
-        manifest.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
+        atomic_files.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
     if as_json:
         problems = [{"path": str(p.path), "what": p.what, "lost": list(p.lost)} for p in verdict.problems]
         print_line(json.dumps({"problems": problems, "kept": list(verdict.kept), "lost": list(verdict.lost)}))

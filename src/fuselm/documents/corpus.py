@@ -18,7 +18,7 @@ from jaxtyping import Int
 from fuselm.documents import cutting
 from fuselm.documents.cutting import Reader
 from fuselm.documents.texts import SPLITS, Row, read_texts
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
 DRAWN = "drawn"  # in counts, the split of rows that say none
@@ -72,7 +72,7 @@ def prepare(
     _check_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
-    manifest.write_text(out / FILE, "".join(lines))
+    atomic_files.write_text(out / FILE, "".join(lines))
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
         "empty": len(rows) - len(kept) + len(pieces) - len(documents),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from fuselm.models import gguf_claims
-from fuselm.system import fingerprints, manifest, progress
+from fuselm.system import atomic_files, fingerprints, progress
 from fuselm.system.errors import first_line
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _convert_tokenizer(alone: str, reader: "gguf.GGUFReader", folder: Path) -> N
     if fixed.get_vocab_size() > len(tokens):
         raise ValueError(f"{fixed.get_vocab_size()} tokens came of the {len(tokens)} in the file")
     fixed.save(str(folder / "tokenizer.json"), pretty=False)
-    manifest.write_text(
+    atomic_files.write_text(
         folder / "tokenizer_config.json",
         json.dumps(_tokenizer_settings(reader, tokens), ensure_ascii=False, indent=1),
     )

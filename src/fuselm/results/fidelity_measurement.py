@@ -17,7 +17,7 @@ from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.results.measured_texts import cut_documents, read_rows
 from fuselm.results.report_path import check_report
-from fuselm.system import manifest, progress
+from fuselm.system import atomic_files, progress
 
 if TYPE_CHECKING:
     from fuselm.alignment import fidelity, span_losses
@@ -107,7 +107,7 @@ def measure_fidelity(
         page = fidelity_page.page(
             results, cuts, outcomes, vocabularies, source=source_spec, target=target_spec, top_k=top_k
         )
-        manifest.write_text(report, page)
+        atomic_files.write_text(report, page)
     return results[methods[0]] | ({"methods": results} if len(methods) > 1 else {})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fuselm.results.pages.report_page import render_model_card, render_page
 from fuselm.results.run_summary import Folders, summarize_run
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import write_json
 
 VERSION = 4
@@ -23,7 +23,7 @@ def write_report(out: Path, options: Mapping[str, Any], folders: Folders) -> dic
     """
     summary = summarize_run(options, folders)
     histories = {m: manifest.read_json(path / "history.json") for m, path in folders["train"].items()}
-    manifest.write_text(out / "summary.json", write_json(summary, indent=1) + "\n")
-    manifest.write_text(out / "report.html", render_page(summary, histories))
-    manifest.write_text(out / "README.md", render_model_card(summary))
+    atomic_files.write_text(out / "summary.json", write_json(summary, indent=1) + "\n")
+    atomic_files.write_text(out / "report.html", render_page(summary, histories))
+    atomic_files.write_text(out / "README.md", render_model_card(summary))
     return {"models": len(summary["models"]), "heldout": sum(d["documents"] for d in summary["heldout"].values())}

@@ -19,7 +19,7 @@ from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
 from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, report, train, write
 from fuselm.runs.steps import Lister, Maker, Step, Steps
-from fuselm.system import manifest, processes
+from fuselm.system import atomic_files, processes
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -75,7 +75,7 @@ class Pipeline:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            manifest.write_text(
+            atomic_files.write_text(
                 self.folder / "config.yaml", yaml.safe_dump(self.run.model_dump(mode="json"), sort_keys=False)
             )
         except OSError as error:

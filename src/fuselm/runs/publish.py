@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fuselm.system import file_lock, manifest
+from fuselm.system import atomic_files, file_lock
 from fuselm.system.disk_errors import name_disk_errors
 
 RECORD = "run.json"  # which of this belongs to the last run file; for this machine, it may name folders elsewhere
@@ -41,7 +41,7 @@ def _bring(
     run: Path, reported: Path, model: Path, before: Sequence[str] | None, key: str, folders: Mapping[str, Path]
 ) -> None:
     for name in PAGES:
-        manifest.write_bytes(run / name, lambda path, name=name: shutil.copyfile(reported / name, path))
+        atomic_files.write_file(run / name, lambda path, name=name: shutil.copyfile(reported / name, path))
     place, fresh, old = run / "model", run / FRESH, run / OLD
     shutil.copytree(model, fresh)
     shutil.copyfile(reported / "README.md", fresh / "README.md")
@@ -57,4 +57,4 @@ def _bring(
         name: str(path.relative_to(run) if path.is_relative_to(run) else path.resolve())
         for name, path in folders.items()
     }
-    manifest.write_text(run / RECORD, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))
+    atomic_files.write_text(run / RECORD, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))

@@ -12,7 +12,7 @@ from fuselm.models import precision
 from fuselm.models.loading import DTYPES
 from fuselm.models.locating import Model
 from fuselm.runs import config
-from fuselm.system import manifest, processes
+from fuselm.system import atomic_files, manifest, processes
 
 FILE = "precision.json"
 PARTIAL_FILE = ".dtype"  # in a stage's folder until it is done
@@ -98,7 +98,7 @@ class RunPrecision:
 
     def _remember(self, chosen: Mapping[str, str]) -> None:
         if not chosen.items() <= (known := self._known()).items():
-            manifest.write_text(self._file, json.dumps({**known, **chosen}, indent=1, sort_keys=True))
+            atomic_files.write_text(self._file, json.dumps({**known, **chosen}, indent=1, sort_keys=True))
 
 
 def keep_dtype(out: Path, dtype: str, model: Model) -> str:
@@ -112,5 +112,5 @@ def keep_dtype(out: Path, dtype: str, model: Model) -> str:
         return begun
     if dtype != "auto" and any(path.suffix in (".parquet", ".json") for path in out.iterdir()):
         dtype = precision.checkpoint_dtype(model) or "auto"
-    manifest.write_text(file, dtype)
+    atomic_files.write_text(file, dtype)
     return dtype

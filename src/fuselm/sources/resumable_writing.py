@@ -17,7 +17,7 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.stores import store
 from fuselm.stores.store import Trace
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.background import Background
 from fuselm.system.progress import Progress
 
@@ -91,7 +91,7 @@ class ResumableWriter:
         blocks = self._blocks(window)
         part = store.part_path(self._out, window)
         for path in (part, *blocks):
-            if path.exists() and not manifest.is_whole(path):
+            if path.exists() and not atomic_files.is_whole(path):
                 self._progress.note(f"{path} is damaged; its documents are read again")
                 path.unlink()
         if part.exists():

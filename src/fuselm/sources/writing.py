@@ -22,7 +22,7 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.capture import Source
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
 
@@ -67,7 +67,7 @@ def write(
     for n, (batch, path) in enumerate(zip(batches, paths, strict=True)):
         if not path.exists():
             texts = _sample(source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63))
-            manifest.write_text(path, json.dumps(texts, ensure_ascii=False))
+            atomic_files.write_text(path, json.dumps(texts, ensure_ascii=False))
             progress.advance(len(batch))
     written = []
     for batch, path in zip(batches, paths, strict=True):
@@ -85,7 +85,7 @@ def write(
     read = corpus.count_tokens(pieces, readers).all(axis=0)
     written = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in written)
-    manifest.write_text(out / corpus.FILE, "".join(lines))
+    atomic_files.write_text(out / corpus.FILE, "".join(lines))
     for path in paths:
         path.unlink()
     return {

@@ -24,7 +24,7 @@ from fuselm.stores.parts import (
     write_tables,
 )
 from fuselm.stores.rows import Trace, joined, to_table
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.errors import first_line
 
 PART_TOKENS = 1 << 19  # in a part, unless the caller decides
@@ -77,7 +77,7 @@ def finish(folder: Path) -> dict[str, int]:
     names = joined(index, "document")
     if (twice := _first_not_ascending(names)) is not None:
         raise ValueError(f"{folder}: document {names[twice].as_py()} is there twice; take it from one store only")
-    manifest.write_bytes(
+    atomic_files.write_file(
         folder / INDEX,
         lambda path: pq.write_table(index, path, compression="zstd", write_statistics=False, write_page_checksum=True),
     )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuselm.stores.rows import SCHEMA, Trace, to_table
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.errors import first_line
 
 GROUP_TOKENS = 4096  # in a row group, which is read whole: few enough to read one document, enough to compress
@@ -75,7 +75,7 @@ def up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) -> None:
-    """Write rows in groups of `GROUP_TOKENS` tokens, either the whole file or none; `seal` as in manifest.py."""
+    """Write rows in groups of `GROUP_TOKENS` tokens, either the whole file or none; `seal` as in atomic_files.py."""
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, SCHEMA, **WRITER) as writer:
@@ -83,7 +83,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) 
                 for group in _groups(table):
                     writer.write_table(group, row_group_size=max(len(group), 1))
 
-    manifest.write_bytes(path, write, seal=seal)
+    atomic_files.write_file(path, write, seal=seal)
 
 
 def _groups(table: pa.Table) -> Iterator[pa.Table]:

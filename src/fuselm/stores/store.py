@@ -32,7 +32,7 @@ from fuselm.stores.index import (
 )
 from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
 from fuselm.stores.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.errors import first_line
 
 OPEN_FILES = 64
@@ -310,7 +310,7 @@ class Store:
         return file
 
     def _check_hash(self, path: Path) -> None:
-        if manifest.sha256(path) != self.manifest["files"].get(path.name):
+        if atomic_files.hash_file(path) != self.manifest["files"].get(path.name):
             raise ValueError(f"{path}: checksum differs, it is not the file that was written")
 
     def _damaged_group(self, group: int, error: Exception) -> ValueError:

@@ -15,7 +15,7 @@ import numpy as np
 from fuselm.stores import index as indexes
 from fuselm.stores import parts, rules, trust
 from fuselm.stores.rows import SCHEMA, flatten
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.errors import first_line
 from fuselm.system.progress import Progress
 
@@ -117,7 +117,7 @@ def _wrong_files(folder: Path, files: dict[str, str]) -> Iterator[Problem]:
         if not (folder / name).is_file():
             if not parts.is_part(name):  # a part is missed with its documents
                 yield Problem(path=folder / name, what="is missing")
-        elif manifest.sha256(folder / name) != sha256:
+        elif atomic_files.hash_file(folder / name) != sha256:
             yield Problem(path=folder / name, what="checksum differs, it is not the file that was written")
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

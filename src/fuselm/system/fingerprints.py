@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 
 
 def cache() -> Path:
@@ -48,11 +48,11 @@ def sha256(path: Path) -> str:
     found = path.stat()
     key = f"sha256 {path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
     if found.st_size <= 1 << 20:
-        return manifest.sha256(path)
+        return atomic_files.hash_file(path)
     from fuselm.system import progress
 
     with progress.doing(f"hashing {path.name}, once"):
-        return remembered(key, lambda: manifest.sha256(path))
+        return remembered(key, lambda: atomic_files.hash_file(path))
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:
@@ -74,7 +74,7 @@ def remember(key: str, value: Any) -> None:
     with contextlib.suppress(OSError, ValueError):
         store = _store()
         store.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(store, json.dumps({**_known(), key: value}, indent=0))
+        atomic_files.write_text(store, json.dumps({**_known(), key: value}, indent=0))
 
 
 def _store() -> Path:

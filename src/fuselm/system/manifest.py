@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuselm.system import file_lock, processes
+from fuselm.system import atomic_files, file_lock, processes
 from fuselm.system.disk_errors import name_disk_errors
-from fuselm.system.temporaries import sweep_temporaries, temporary_path
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -149,7 +148,7 @@ def build_once(
                 scaffold.unlink()
         os.rename(partial, folder)
         (folder / ".lock").unlink()
-        _fsync(folder.parent)
+        atomic_files.fsync(folder.parent)
     return True
 
 
@@ -166,7 +165,7 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
         leftover.unlink()
     counts = build(partial)
     for product in _product_files(partial):
-        _fsync(product)
+        atomic_files.fsync(product)
     manifest = {
         "format": FORMAT,
         "stage": recipe.stage,
@@ -176,9 +175,9 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
         "about": recipe.about,
         "counts": counts,
         "seconds": round(time.perf_counter() - started, 3),
-        "files": {str(p.relative_to(partial)): sha256(p) for p in _product_files(partial)},
+        "files": {str(p.relative_to(partial)): atomic_files.hash_file(p) for p in _product_files(partial)},
     }
-    write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
+    atomic_files.write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def _is_built(partial: Path, recipe: Recipe) -> bool:
@@ -199,63 +198,10 @@ def reopen(folder: Path) -> None:
     processes.wait_until(lambda: not is_finished(folder))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    write_bytes(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
-
-
-def write_bytes(path: Path, write: Callable[[Path], Any], *, seal: bool = False) -> None:
-    """Let `write` fill a file beside `path`; then fsync it and rename it into place.
-
-    With `seal`, its checksum is written to a hidden file beside it, which `is_whole` reads until the stage is done.
-    Raises `OSError`, which names `path`.
-    """
-    temporary = temporary_path(path)
-    try:
-        sweep_temporaries(path)
-        write(temporary)
-        _fsync(temporary)
-        if seal:
-            write_text(_seal(path), sha256(temporary))
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_whole(path: Path) -> bool:
-    """Tell whether a sealed file still is what was written."""
-    seal = _seal(path)
-    return seal.is_file() and seal.read_bytes() == sha256(path).encode()
-
-
-def _seal(path: Path) -> Path:
-    return path.with_name(f".{path.name.lstrip('.')}.sha256")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's contents, in hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _product_files(folder: Path) -> list[Path]:
     return sorted(
         p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "manifest.json"
     )
-
-
-def _fsync(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.public_names import name_publicly
 
 COMPANIONS = (
@@ -52,4 +52,4 @@ def _drop_places(path: Path) -> None:
         return
     public = {name: name_publicly(settings[name]) for name in NAMES if isinstance(settings.get(name), str)}
     if any(settings[name] != value for name, value in public.items()):
-        manifest.write_text(path, json.dumps(settings | public, indent=2, ensure_ascii=False) + "\n")
+        atomic_files.write_text(path, json.dumps(settings | public, indent=2, ensure_ascii=False) + "\n")

@@ -26,7 +26,7 @@ from fuselm.models.loading import DTYPES, load_model
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store
-from fuselm.system import machine, manifest, processes
+from fuselm.system import atomic_files, machine, processes
 from fuselm.system.progress import Progress
 from fuselm.training import adapters, companions, needs, reload
 from fuselm.training.batches import Batches, Collator
@@ -130,7 +130,7 @@ def train(
         "resumed_at_step": step,
     }
     if processes.rank() == 0:
-        manifest.write_text(ended, json.dumps(counts))
+        atomic_files.write_text(ended, json.dumps(counts))
         shutil.rmtree(checkpoints)
     return counts
 
@@ -230,7 +230,7 @@ def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, 
     if last_checkpoint(out / "checkpoints", best.name) is None:
         raise ValueError(f"{best}: the best checkpoint so far is gone or damaged; delete {out} to train again")
     if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder has been moved
-        manifest.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
+        atomic_files.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
     waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
     return checkpoint, state["global_step"], over

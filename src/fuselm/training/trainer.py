@@ -14,7 +14,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.errors import name_model
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
@@ -204,7 +204,7 @@ class Report(TrainerCallback):
             self._progress.note("scoring the target on the development split first")
             domains = self._trainer.dev_bits_per_byte()
             if state.is_world_process_zero:
-                manifest.write_text(self._start, json.dumps(domains))
+                atomic_files.write_text(self._start, json.dumps(domains))
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = control.should_save = state.global_step in self._steps

@@ -15,7 +15,7 @@ from fuselm.results.pages.figures import Line, Mark
 from fuselm.results.pages.formats import describe_settings, format_bits, format_interval, format_minus
 from fuselm.results.pages.styles import style_source
 from fuselm.results.verdicts import judge
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.foreign_text import escape_controls
 
 DASH = "–"
@@ -38,12 +38,12 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
     for experiment in shown:
         for kind, drawn in experiment["figures"].items():
             svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
-            manifest.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
+            atomic_files.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
     shared |= {"dash": DASH, "describe_settings": describe_settings}
-    manifest.write_text(out / "results.md", rendering.render("study.md.jinja", **shared))
+    atomic_files.write_text(out / "results.md", rendering.render("study.md.jinja", **shared))
     judging = {"judge": judge, "interval": format_interval, "minus": format_minus}
-    manifest.write_text(out / "study.html", rendering.render("study.html.jinja", prose=prose, **judging, **shared))
+    atomic_files.write_text(out / "study.html", rendering.render("study.html.jinja", prose=prose, **judging, **shared))
 
 
 def prose(text: str) -> str:

@@ -10,7 +10,7 @@ from fuselm.models.locating import locate_model
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import corpus, train
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 
@@ -67,7 +67,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
             progress=shown,
             server=inputs.servers.get(name),
         )
-        manifest.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
+        atomic_files.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
         return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores), "dtype": read_in}
 
     return pipeline.steps.make(STAGE, name, recipe, build)

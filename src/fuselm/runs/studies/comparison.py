@@ -20,7 +20,7 @@ from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
 from fuselm.runs.studies import trials
 from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
-from fuselm.system import manifest
+from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import write_json
 from fuselm.system.public_names import name_options_publicly
 
@@ -207,5 +207,5 @@ def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping
 
 def write(study: Study, result: Mapping[str, Any]) -> Path:
     path = study.output / "study.json"
-    manifest.write_text(path, write_json(result, indent=1) + "\n")
+    atomic_files.write_text(path, write_json(result, indent=1) + "\n")
     return path

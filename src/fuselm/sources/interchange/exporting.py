@@ -16,7 +16,7 @@ from fuselm.sources.interchange import foreign
 from fuselm.sources.interchange.foreign import Tokens
 from fuselm.stores import store
 from fuselm.stores.store import Store, Trace
-from fuselm.system import manifest
+from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
 GROUP_RECORDS = 256  # written to Parquet at a time
@@ -61,7 +61,7 @@ def export_store(
             yield chosen.write(trace, text, tokens, chosen.ahead if ahead is None else ahead)
             progress.advance(1)
 
-    manifest.write_bytes(out, lambda path: _write(path, out.suffix, written()))
+    atomic_files.write_file(out, lambda path: _write(path, out.suffix, written()))
     return len(found)
 
 
