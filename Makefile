@@ -1,9 +1,10 @@
 # `make demo`: set up, fetch three language models, fuse them. `make test`: set up, run every test.
+# `make docs`: build the documentation's site into site/.
 # `make results`: all experiments that docs/measured.tar.xz has not, many hours, into docs/results.md and docs/parts.md; again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test results models setup clean
+.PHONY: demo test docs results models setup clean
 
 demo: models
 	$(BIN)/fuselm run examples/quickstart.yaml
@@ -11,6 +12,9 @@ demo: models
 test: models
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 results: models examples/corpus/larger.jsonl
 	$(BIN)/python benchmarks/measured.py unpack
@@ -53,4 +57,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

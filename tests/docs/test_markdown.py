@@ -1,0 +1,41 @@
+"""Every page of Markdown: links and anchors lead somewhere, and lists are lists on GitHub and on the site alike."""
+
+import itertools
+import re
+from pathlib import Path
+
+import markdown_pages
+import pytest
+from markdown_pages import ROOT
+
+PAGES = markdown_pages.find_pages()
+ITEM = re.compile(r"([-*]|\d+\.) ")
+
+
+def test_the_pages_are_found():
+    assert {Path("README.md"), Path("docs/store.md"), Path("examples/corpus/README.md")} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    broken = []
+    for number, link in markdown_pages.links(page):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page.parent / path).resolve() if path else ROOT / page
+        if not target.exists():
+            broken.append(f"{page}:{number}: {link}: no such file")
+        elif anchor and anchor not in markdown_pages.anchors(target.relative_to(ROOT.resolve())):
+            broken.append(f"{page}:{number}: {link}: no such heading")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_list_has_an_empty_line_before_it(page):
+    """Without one GitHub shows a list and the site a paragraph."""
+    lines = markdown_pages.lines_of_text(page)
+    glued = [
+        f"{page}:{number}: {line}"
+        for (_, before), (number, line) in itertools.pairwise(lines)
+        if ITEM.match(line) and before.strip() and not ITEM.match(before) and not before.startswith(" ")
+    ]
+    assert not glued, "\n".join(glued)
