@@ -154,7 +154,7 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
         watch = Watch()
         teacher = pipeline.inputs.sources[options.teacher]
         reading = [documents[i] for i in order]
-        vocabularies = vocabulary, pipeline.inputs.source_vocabulary(options.teacher)
+        vocabularies = vocabulary, pipeline.inputs.load_source_vocabulary(options.teacher)
         counts = peers_gold.train(
             GOLD[way], target, teacher, *vocabularies, reading, dev, out, settings=settings, on_step=watch.step
         )
@@ -178,7 +178,7 @@ def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
             "documents": [d.id for d in documents],
             "threads": os.environ.get("OMP_NUM_THREADS"),
         },
-        inputs={"corpus": pipeline.corpus().name, "model": pipeline.inputs.target.fingerprint}
+        inputs={"corpus": pipeline.make_corpus().name, "model": pipeline.inputs.target.fingerprint}
         | ({"fused": pipeline.fuse().name} if way == "fused" else {}),
     )
 

@@ -18,7 +18,7 @@ def command():
 {body}
     return 0
 
-sys.exit(endings.run(command))
+sys.exit(endings.run_command(command))
 """
 WAIT = "print('begun', flush=True); time.sleep(60)"
 RESUMES = "\nfuselm: stopped; run the same command again and it resumes here\n"

@@ -347,7 +347,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
 def test_who_reads_too_little_and_who_has_a_store_should_not_write(run_file, tmp_path, sentence_piece):
     def able(*overrides: str) -> list[str]:
         run = config.load(run_file, overrides)
-        return Inputs(run).able_to_write(run)
+        return Inputs(run).list_possible_writers(run)
 
     assert able() == ["other"]
     assert able("sources.same.store=anywhere") == []

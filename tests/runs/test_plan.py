@@ -84,7 +84,7 @@ def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
     pipeline = pipeline_of(run_file)
     estimates = {e.title: e for e in plan.estimate(pipeline)}
     assert list(estimates) == TITLES
-    counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
     own, other = (counted[pipeline.inputs.sources[name].tokenizer_fingerprint] for name in ("own", "other"))
     assert estimates["capture own"].tokens == own["train"] and estimates["capture other"].tokens == other["train"]
     assert estimates["align other"].tokens == estimates["fuse"].tokens == own["train"]

@@ -193,7 +193,7 @@ def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_see
     expected = reference.bootstrap(bits, [sums["clm"][d][1] for d in documents], [d for d, _ in documents], draws=draws)
     monkeypatch.setattr(bootstrap, "FEWEST_DOCUMENTS", 1)
     grid = trials.Grid(study.load(finished / "study.yaml"), Console(quiet=True))
-    found = comparison.compare(grid)["experiments"][0]["differences"]["fused"]
+    found = comparison.compare_arms(grid)["experiments"][0]["differences"]["fused"]
     for name, triple in expected.items():
         assert [found[name][k] for k in ("value", "low", "high")] == pytest.approx(triple, rel=1e-9, abs=1e-12)
 
@@ -610,7 +610,7 @@ def test_the_rate_of_an_arm_of_clm_is_that_of_clm(tmp_path, byte_level, sentence
     ],
 )
 def test_tokens_needed_are_interpolated_in_their_logarithm(value, expected):
-    tokens, bound = comparison.tokens_needed([(2000.0, 0.9), (1000.0, 1.0), (8000.0, 0.8)], value)
+    tokens, bound = comparison.interpolate_tokens_needed([(2000.0, 0.9), (1000.0, 1.0), (8000.0, 0.8)], value)
     assert (tokens, bound) == (pytest.approx(expected[0]), expected[1])
 
 

@@ -24,7 +24,7 @@ class Stopped(BaseException):
     """Say that a signal asked to stop. The command parser would answer KeyboardInterrupt itself, so this is not one."""
 
 
-def run(command: Callable[[], int]) -> int:
+def run_command(command: Callable[[], int]) -> int:
     """Run a command, which returns its exit code, and return the code to end with."""
     prepare_streams()
     for number in STOPPING:

@@ -36,7 +36,7 @@ def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells whoever imports it which kernels it lacks
-    sys.exit(endings.run(_run_command))
+    sys.exit(endings.run_command(_run_command))
 
 
 def _run_command() -> int:
@@ -162,11 +162,11 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
             check()
         except ValueError as error:
             failed.append(str(error))
-    console.print(plan.tokens_table(pipeline))
+    console.print(plan.draw_token_counts(pipeline))
     rows, chosen, of_calibration = plan.calibrate(pipeline)
     if chosen:
-        console.print(plan.machine_table(chosen))
-    console.print(plan.table(rows))
+        console.print(plan.draw_machine(chosen))
+    console.print(plan.draw_estimates(rows))
     if failed := [*failed, *of_calibration]:
         raise ValueError(failed[0])  # below the tables, which say what can be said
 
@@ -191,18 +191,18 @@ def study(
         checked = studies.load(study_file, overrides or [])
         grid = trials.Grid(checked, console)
         grid.check()
-        trials.start(checked)
+        trials.make_output_folder(checked)
         grid.check_texts()
     if plan:
-        terminal.open_console().print(trials.table(grid))
+        terminal.open_console().print(trials.draw_progress(grid))
         return
 
     def render() -> None:
-        result = comparison.compare(grid)
-        comparison.write(checked, result)
+        result = comparison.compare_arms(grid)
+        comparison.write_comparison(checked, result)
         study_page.write(checked.output, result)
 
-    failed = [] if report else trials.run(grid, render)
+    failed = [] if report else trials.run_study(grid, render)
     render()
     for name in ("study.json", "results.md", "study.html"):
         print_line(checked.output / name)

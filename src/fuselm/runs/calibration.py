@@ -54,7 +54,7 @@ class Calibration:
     def __init__(self, pipeline: "Pipeline"):
         machine.use_free_cores()
         self.pipeline = pipeline
-        self.chosen: Mapping[str, str] = pipeline.precision.choose(pipeline.local_models)
+        self.chosen: Mapping[str, str] = pipeline.precision.choose_all(pipeline.local_models)
         self.failures: list[str] = []
         self._documents = pick_evenly([d for d in pipeline.documents if d.split == "train"], DOCUMENTS)
         self._measured: dict[str, Measured | None] = {}
@@ -107,7 +107,7 @@ def measure_reading(
 ) -> Measured:
     """Measure a source, or the target for an empty name, reading one batch."""
     model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
-    vocabulary = pipeline.inputs.source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
+    vocabulary = pipeline.inputs.load_source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
     source = capture.load(model, vocabulary, dtype=dtype)
     prefix = passages.Prefix.of(vocabulary, model.context_length, prefix_tokens)
@@ -131,7 +131,7 @@ def measure_reading(
 def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document]) -> Measured:
     """Measure a server that is asked for as many documents as at a time in a run."""
     server, options = pipeline.inputs.servers[name], pipeline.run.capture_of(name)
-    vocabulary = pipeline.inputs.source_vocabulary(name)
+    vocabulary = pipeline.inputs.load_source_vocabulary(name)
     documents = pick_evenly(documents, server.requests)
     segmentations = [vocabulary.segment(d.text) for d in documents]
     with servers.connect(server, vocabulary, top_k=options.top_k) as connection:
@@ -153,7 +153,7 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
     It is trained on the text alone, for fused rows cost next to nothing.
     """
     rate = pipeline.run.train.of("clm").learning_rates[0]
-    settings = training.Settings(**train_stage.training_settings(pipeline, "clm", rate, precision=precision))
+    settings = training.Settings(**train_stage.collect_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
     model = training.load(target, settings, shown)

@@ -18,7 +18,7 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
     for name in sorted({step.name for step in steps if step.stage.asks_servers} & inputs.servers.keys()):
         from fuselm.sources.servers import server
 
-        server.check_server(inputs.servers[name], inputs.source_vocabulary(name), top_k=run.capture_of(name).top_k)
+        server.check_server(inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_of(name).top_k)
     if any(step.stage.fills_stores for step in steps):
         _check_stores(pipeline)
     if any(step.stage.trains for step in steps):
@@ -30,7 +30,7 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
         from fuselm.models import probe
 
         models = pipeline.local_models.items()
-        probe.try_all([(model, pipeline.precision.dtype(role, model)) for role, model in models])
+        probe.try_all([(model, pipeline.precision.choose_dtype(role, model)) for role, model in models])
 
 
 def _check_stores(pipeline: "Pipeline") -> None:

@@ -51,6 +51,6 @@ def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},
         "documents": [d for d in pipeline.documents if d.split == "train"],
         "own": next(iter(own), None),
-        "writers": [] if inputs.writers else inputs.able_to_write(pipeline.run),
+        "writers": [] if inputs.writers else inputs.list_possible_writers(pipeline.run),
         "vocabulary_size": inputs.target.output_size,
     }

@@ -40,7 +40,7 @@ class Inputs:
     def target_vocabulary(self) -> Vocabulary:
         return load_vocabulary(self.target)
 
-    def source_vocabulary(self, name: str) -> Vocabulary:
+    def load_source_vocabulary(self, name: str) -> Vocabulary:
         return load_vocabulary(self.sources[name])
 
     def is_corrected(self, model: Model) -> bool:
@@ -65,7 +65,7 @@ class Inputs:
             for n, (file, domain) in enumerate(named)
         }
 
-    def readers(self) -> list[Reader]:
+    def list_readers(self) -> list[Reader]:
         """Return the readers that all texts have to fit."""
         return [
             Reader(
@@ -130,7 +130,7 @@ class Inputs:
         able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
         return sorted(set(able) - set(self.servers))
 
-    def able_to_write(self, run: config.Run) -> list[str]:
+    def list_possible_writers(self, run: config.Run) -> list[str]:
         """Return the sources that can write; none if a source is a store, which cannot contain new text."""
         if any(isinstance(s, config.Captured) and s.store is not None for s in run.sources.values()):
             return []

@@ -49,7 +49,9 @@ class Pipeline:
         self.console = console
         self.inputs = Inputs(run)
         self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
-        self._maker = Maker(self.folder, console, choose_precision=lambda: self.precision.begin(self.local_models))
+        self._maker = Maker(
+            self.folder, console, choose_precision=lambda: self.precision.record_choices(self.local_models)
+        )
         self.steps: Steps = self._maker
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
 
@@ -86,7 +88,7 @@ class Pipeline:
 
         `build` is called with a pipeline that makes no folder. Only the corpus is made, as all else depends on it.
         """
-        self.corpus()
+        self.make_corpus()
         looking = copy.copy(self)
         looking.steps = lister = Lister(self.folder)
         (build or Pipeline.evaluate)(looking)
@@ -105,7 +107,7 @@ class Pipeline:
         """Make a stage, given by its name in `STAGES`, and what it needs. Return its folders."""
         return STAGES[stage].make(self)
 
-    def corpus(self) -> Path:
+    def make_corpus(self) -> Path:
         """Read, cut and split the texts."""
         return corpus.make(self)
 

@@ -36,7 +36,7 @@ def estimate(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> lis
 
 
 def _estimate_steps(pipeline: "Pipeline", steps: "Sequence[Step]") -> list[Estimate]:
-    tokens = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    tokens = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
     return [step.stage.estimate(pipeline, step, tokens) for step in steps]
 
 
@@ -71,7 +71,7 @@ def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> N
         )
 
 
-def table(rows: Sequence[Estimate]) -> Table:
+def draw_estimates(rows: Sequence[Estimate]) -> Table:
     """Return estimates as a table for the terminal."""
     numbers = ("tokens", "bytes/token", "disk", "memory", "time")
     result = Table("stage", "keeps", *map(_align_right, numbers), show_footer=False)
@@ -97,16 +97,16 @@ def table(rows: Sequence[Estimate]) -> Table:
     return result
 
 
-def tokens_table(pipeline: "Pipeline") -> Table:
+def draw_token_counts(pipeline: "Pipeline") -> Table:
     """Return a table of the tokens of each split under each tokenizer."""
-    counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+    counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
     result = Table("tokens of", *(_align_right(split) for split in ("train", "dev", "heldout")))
     for name, model in [("target", pipeline.inputs.target), *pipeline.inputs.sources.items()]:
         result.add_row(name, *(f"{n:,}" for n in counted[model.tokenizer_fingerprint].values()))
     return result
 
 
-def machine_table(chosen: Mapping[str, str]) -> Table:
+def draw_machine(chosen: Mapping[str, str]) -> Table:
     """Return what was found of this machine, and what that lets the run choose: `calibrate` gives `chosen`."""
     from fuselm.models import precision
     from fuselm.system import machine

@@ -26,18 +26,18 @@ class RunPrecision:
         self._run = run
         self._file = file
 
-    def option(self, role: str) -> str:
+    def read_option(self, role: str) -> str:
         """Return what the run file says for `target` or `source NAME`, such as `auto`, or that the server decides."""
         options = self._run.target if role == "target" else self._run.sources[role.removeprefix("source ")]
         return "the server's" if isinstance(options, config.Server) else options.dtype
 
     def resume_dtype(self, role: str, model: Model, out: Path) -> str:
         """Return what a model is read in for the folder `out`: if that was interrupted, what it began with."""
-        return keep_dtype(out, self.dtype(role, model), model)
+        return keep_dtype(out, self.choose_dtype(role, model), model)
 
-    def dtype(self, role: str, model: Model) -> str:
+    def choose_dtype(self, role: str, model: Model) -> str:
         """Return what a model of the run is read in: what the run says, began with, or what is fastest here."""
-        given = self.option(role)
+        given = self.read_option(role)
         if given != "auto":
             return given
         known = self._known().get(role)
@@ -45,7 +45,7 @@ class RunPrecision:
             return str(known)
         return precision.read_dtype(model)
 
-    def training(self, *, is_dry_run: bool = False) -> str:
+    def choose_training(self, *, is_dry_run: bool = False) -> str:
         """Return what the run trains in, found as `dtype` is. In a dry run nothing is measured or written."""
         given = self._run.train.precision
         if given != "auto":
@@ -61,18 +61,18 @@ class RunPrecision:
         self._remember({TRAIN: chosen})
         return chosen
 
-    def choose(self, models: Mapping[str, Model]) -> dict[str, str]:
+    def choose_all(self, models: Mapping[str, Model]) -> dict[str, str]:
         """Return the precision of all models, by role, and of training, as it will be; write nothing."""
-        chosen = {role: self.dtype(role, model) for role, model in models.items()}
+        chosen = {role: self.choose_dtype(role, model) for role, model in models.items()}
         given = self._run.train.precision
         return chosen | {TRAIN: given if given != "auto" else self._trained() or precision.training_precision()}
 
-    def begin(self, models: Mapping[str, Model]) -> None:
+    def record_choices(self, models: Mapping[str, Model]) -> None:
         """Choose, and write down what the run leaves to the machine."""
         if processes.rank() > 0:
             return
-        left = {role: model for role, model in models.items() if self.option(role) == "auto"}
-        chosen = self.choose(left)
+        left = {role: model for role, model in models.items() if self.read_option(role) == "auto"}
+        chosen = self.choose_all(left)
         if self._run.train.precision != "auto":
             del chosen[TRAIN]
         self._remember(chosen)

@@ -48,7 +48,7 @@ class Steps(Protocol):
         """Return a folder that the user has, in place of one that the run would make."""
         ...
 
-    def key(self, folder: Path) -> str:
+    def get_key(self, folder: Path) -> str:
         """Return what identifies the content of a folder that was returned before."""
         ...
 
@@ -93,7 +93,7 @@ class Maker:
         self._keys[folder] = key
         return folder
 
-    def key(self, folder: Path) -> str:
+    def get_key(self, folder: Path) -> str:
         """Return what identifies the content of a folder that was returned before."""
         return self._keys[folder]
 
@@ -124,7 +124,7 @@ class Lister:
         self.steps[folder] = Step(stage=stage, name=name, title=_name_step(stage, name), folder=folder, done=True)
         return folder
 
-    def key(self, folder: Path) -> str:
+    def get_key(self, folder: Path) -> str:
         """Return what identifies the content of a folder that was returned before."""
         return self._keys[folder]
 

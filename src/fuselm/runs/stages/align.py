@@ -34,7 +34,7 @@ def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: boo
     recipe = Recipe(
         stage=STAGE.name,
         parameters=options | {"draws": draws} | ({"token_bytes": "decoded"} if is_corrected else {}),
-        inputs={"captured": pipeline.steps.key(captured), "tokenizer": inputs.target.tokenizer_fingerprint},
+        inputs={"captured": pipeline.steps.get_key(captured), "tokenizer": inputs.target.tokenizer_fingerprint},
     )
 
     def build(out: Path, shown: Progress) -> dict:
@@ -44,7 +44,7 @@ def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: boo
         source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
         documents = [d for d in write.fusion_documents(pipeline) if d.id in source]
         to_target = aligner.Aligner(
-            inputs.source_vocabulary(name),
+            inputs.load_source_vocabulary(name),
             inputs.target_vocabulary,
             **options,
             texts=[d.text for d in documents],
@@ -56,7 +56,7 @@ def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: boo
 
 def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, int]:
     """Return the target's tokens of one aligned store, and its bytes at most."""
-    count = round(tokens[pipeline.inputs.target.tokenizer_fingerprint]["train"] * write.text_ratio(pipeline))
+    count = round(tokens[pipeline.inputs.target.tokenizer_fingerprint]["train"] * write.compute_text_ratio(pipeline))
     return count, int(count * (ROW_BYTES + ENTRY_BYTES * pipeline.run.align.top_k))
 
 

@@ -36,7 +36,7 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
         parameters={
             **pipeline.run.capture_of(name).recipe,
             "temperature": 1.0,
-            "dtype": pipeline.precision.option(f"source {name}"),
+            "dtype": pipeline.precision.read_option(f"source {name}"),
             "split": "train",
         },
         about={"model": name_publicly(model.name), "revision": options.revision},
@@ -59,7 +59,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     from fuselm.stores import retention
 
     inputs, run = pipeline.inputs, pipeline.run
-    model, vocabulary = inputs.sources[name], inputs.source_vocabulary(name)
+    model, vocabulary = inputs.sources[name], inputs.load_source_vocabulary(name)
     documents = write.fusion_documents(pipeline)
     asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_of(name).retention), "progress": shown}
     if name in inputs.servers:
@@ -97,7 +97,7 @@ def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens that a source reads, and its store with as many entries as a row can have."""
     model = pipeline.inputs.sources[step.name]
-    read = round(tokens[model.tokenizer_fingerprint]["train"] * write.text_ratio(pipeline))
+    read = round(tokens[model.tokenizer_fingerprint]["train"] * write.compute_text_ratio(pipeline))
     entries = min(_most_entries(pipeline.run.capture_of(step.name)), model.output_size)
     return estimate_step(step, tokens=read, disk=int(read * (ROW_BYTES + ENTRY_BYTES * entries)))
 

@@ -31,7 +31,7 @@ def make(pipeline: "Pipeline") -> Path:
             inputs.files,
             out,
             domains=inputs.file_domains,
-            readers=inputs.readers(),
+            readers=inputs.list_readers(),
             max_bytes=options.max_bytes,
             dev=options.dev,
             heldout=options.heldout,

@@ -32,9 +32,9 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
     model, role, dtype = inputs.target, "target", run.target.dtype
     fingerprint = model.fingerprint
     if name in train.METHODS:
-        fingerprint = pipeline.steps.key(train.train_method(pipeline, name, needs_weights=False))
+        fingerprint = pipeline.steps.get_key(train.train_method(pipeline, name, needs_weights=False))
     elif name in inputs.sources:
-        source, source_dtype = inputs.sources[name], precision.option(f"source {name}")
+        source, source_dtype = inputs.sources[name], precision.read_option(f"source {name}")
         is_target = (source.fingerprint, source.tokenizer_fingerprint) == (fingerprint, model.tokenizer_fingerprint)
         if is_target and source_dtype == dtype:
             name = "base"
@@ -57,7 +57,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         located = model
         if name in train.METHODS:
             located = locate_model(str(train.train_method(pipeline, name) / train.WEIGHTS))
-        read_in = dtype if name in inputs.servers else precision.dtype(role, located)
+        read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
         scores = measure.score(
             located,
             load_vocabulary(located),

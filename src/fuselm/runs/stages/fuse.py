@@ -23,7 +23,7 @@ def make(pipeline: "Pipeline") -> Path:
     recipe = Recipe(
         stage=STAGE.name,
         parameters=pipeline.run.fuse.recipe | {"vocabulary_size": size},
-        inputs={f"source {name}": pipeline.steps.key(path) for name, path in aligned.items()},
+        inputs={f"source {name}": pipeline.steps.get_key(path) for name, path in aligned.items()},
     )
 
     def build(out: Path, shown: Progress) -> dict:

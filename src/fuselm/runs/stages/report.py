@@ -29,7 +29,7 @@ def make(pipeline: "Pipeline") -> Path:
     recipe = Recipe(
         stage=STAGE.name,
         parameters={"version": report.VERSION, "run": run_summary.select_public_options(options)},
-        inputs={f"{stage} {name}": pipeline.steps.key(path) for (stage, name), path in folder_of.items()},
+        inputs={f"{stage} {name}": pipeline.steps.get_key(path) for (stage, name), path in folder_of.items()},
     )
 
     def build(out: Path, _: Progress) -> dict:
@@ -41,7 +41,7 @@ def make(pipeline: "Pipeline") -> Path:
             pipeline.folder,
             path,
             folder_of[train.STAGE.name, "fused"] / train.WEIGHTS,
-            key=pipeline.steps.key(path),
+            key=pipeline.steps.get_key(path),
             folders={f"{stage} {name}".strip(): made for (stage, name), made in folder_of.items()},
         )
     return path

@@ -52,13 +52,11 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
     return folders[best]
 
 
-def training_settings(
-    pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None
-) -> dict[str, Any]:
+def collect_settings(pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None) -> dict[str, Any]:
     """Return the fields of `training.Settings` for one training; `precision` replaces the run's own."""
     options = pipeline.run.train.of(method).model_dump(exclude={"learning_rate", "clm"})
     options |= {"learning_rate": rate, "seed": pipeline.run.seed}
-    options["precision"] = precision or pipeline.precision.training(is_dry_run=not pipeline.steps.makes_folders)
+    options["precision"] = precision or pipeline.precision.choose_training(is_dry_run=not pipeline.steps.makes_folders)
     if method == "clm":
         fields = config.Train.model_fields
         options |= {name: fields[name].default for name in FUSED_ONLY_OPTIONS} | {"lambda_clm": 1.0}
@@ -67,11 +65,11 @@ def training_settings(
 
 def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
     inputs, fused = pipeline.inputs, fuse.make(pipeline) if method == "fused" else None
-    settings = training_settings(pipeline, method, rate)
+    settings = collect_settings(pipeline, method, rate)
     if fused is None:
         texts = {"corpus": corpus.identify(pipeline)}
     else:
-        texts = write.identify_fusion_documents(pipeline) | {"fused": pipeline.steps.key(fused)}
+        texts = write.identify_fusion_documents(pipeline) | {"fused": pipeline.steps.get_key(fused)}
     recipe = Recipe(
         stage=STAGE.name,
         parameters={"method": method, **{name: value for name, value in settings.items() if name != "trackers"}},
@@ -106,7 +104,7 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     """Estimate the tokens of all passes, the model, and the checkpoints while it is trained."""
     target, options = pipeline.inputs.target, pipeline.run.train.of(step.name)
     given = tokens[target.tokenizer_fingerprint]["train"]
-    read = round(given * write.text_ratio(pipeline)) if step.name == "fused" else given
+    read = round(given * write.compute_text_ratio(pipeline)) if step.name == "fused" else given
     state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
     return estimate_step(
         step,

@@ -37,7 +37,7 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
     }
     recipe = Recipe(
         stage=STAGE.name,
-        parameters={**asked, "name": name, "dtype": pipeline.precision.option(role)},
+        parameters={**asked, "name": name, "dtype": pipeline.precision.read_option(role)},
         about={"model": name_publicly(model.name), "revision": pipeline.run.sources[name].revision},
         inputs={
             "model": model.fingerprint,
@@ -51,9 +51,11 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
         from fuselm.sources import capture, writing
 
         dtype = pipeline.precision.resume_dtype(role, model, out)
-        source = capture.load(model, inputs.source_vocabulary(name), dtype=dtype)
+        source = capture.load(model, inputs.load_source_vocabulary(name), dtype=dtype)
         documents = [d for d in pipeline.documents if d.split == "train"]
-        counts = writing.write(source, documents, out, readers=inputs.readers(), name=name, **asked, progress=shown)
+        counts = writing.write(
+            source, documents, out, readers=inputs.list_readers(), name=name, **asked, progress=shown
+        )
         return counts | {"dtype": dtype}
 
     return pipeline.steps.make(STAGE, name, recipe, build)
@@ -67,11 +69,11 @@ def fusion_documents(pipeline: "Pipeline") -> list[Document]:
 
 def identify_fusion_documents(pipeline: "Pipeline") -> dict[str, str]:
     """Return what identifies `fusion_documents`, for recipes of later stages."""
-    written = {f"written by {name}": pipeline.steps.key(folder) for name, folder in make(pipeline).items()}
+    written = {f"written by {name}": pipeline.steps.get_key(folder) for name, folder in make(pipeline).items()}
     return {"corpus": corpus.identify(pipeline)} | written
 
 
-def written_ratio(pipeline: "Pipeline", name: str) -> float:
+def compute_written_ratio(pipeline: "Pipeline", name: str) -> float:
     """Return the bytes that a source writes for each byte of the training documents.
 
     Documents of a domain count as equally long.
@@ -84,16 +86,16 @@ def written_ratio(pipeline: "Pipeline", name: str) -> float:
     return sum(documents[domain] * ratio for domain, ratio in size.items()) / sum(documents.values())
 
 
-def text_ratio(pipeline: "Pipeline") -> float:
+def compute_text_ratio(pipeline: "Pipeline") -> float:
     """Return the size of `fusion_documents` for each byte of the training documents: 1 and what sources write."""
-    return 1.0 + sum(written_ratio(pipeline, name) for name in pipeline.inputs.writers)
+    return 1.0 + sum(compute_written_ratio(pipeline, name) for name in pipeline.inputs.writers)
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens that a source writes. Nobody knows before it is tried how fast a model writes."""
     model = pipeline.inputs.sources[step.name]
     given = tokens[model.tokenizer_fingerprint]["train"]
-    return estimate_step(step, tokens=round(given * written_ratio(pipeline, step.name)))
+    return estimate_step(step, tokens=round(given * compute_written_ratio(pipeline, step.name)))
 
 
 def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:

@@ -27,7 +27,7 @@ from fuselm.system.public_names import name_options_publicly
 Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
 
 
-def compare(grid: trials.Grid) -> dict[str, Any]:
+def compare_arms(grid: trials.Grid) -> dict[str, Any]:
     """Return what `study.json` holds; None stands for what is not made yet."""
     study = grid.study
     arms: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class Pools:
         return self._resampled[arm, seeds]
 
 
-def tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[float, str]:
+def interpolate_tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[float, str]:
     """Return how many tokens a line of (tokens, bits per byte) takes to reach a value, and `<`, `>` or nothing.
 
     The line is linear in the logarithm of tokens between its points. `<` says that its first point is beyond the value
@@ -200,12 +200,12 @@ def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping
     rival = [(p["tokens"], p["value"]) for p in lines.get(options.against or "", [])]
     needed = {}
     for point in [p for line, points in lines.items() if line != options.against for p in points] if rival else []:
-        tokens, bound = tokens_needed(rival, point["value"])
+        tokens, bound = interpolate_tokens_needed(rival, point["value"])
         needed[point["arm"]] = {"tokens": tokens, "bound": bound, "times": tokens / point["tokens"]}
     return {"lines": lines, "needed": needed}
 
 
-def write(study: Study, result: Mapping[str, Any]) -> Path:
+def write_comparison(study: Study, result: Mapping[str, Any]) -> Path:
     path = study.output / "study.json"
     atomic_files.write_text(path, write_json(result, indent=1) + "\n")
     return path

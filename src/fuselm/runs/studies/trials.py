@@ -106,7 +106,7 @@ class Grid:
         """
         first: dict[int, tuple[str, Path, list[Document]]] = {}
         for seed, arm in self.cells():
-            for folder in dict.fromkeys(self._look(arm, seed, n).corpus() for n in range(len(arm.trials))):
+            for folder in dict.fromkeys(self._look(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
                 if seed in first and folder == first[seed][1]:
                     continue
                 apart = [d for d in corpus.read_documents(folder) if d.split != "train"]
@@ -147,12 +147,12 @@ class Grid:
         for number, settings in enumerate(arm.trials):
             pipeline = self._look(arm, seed, number)
             steps = pipeline.dry_run(_build_of(arm))
-            counted = manifest.read(pipeline.corpus())["counts"]["tokens"]
+            counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
             trial = Trial(
                 settings=settings,
                 run=pipeline.run,
                 given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
-                written={name: write.written_ratio(pipeline, name) for name in pipeline.inputs.writers},
+                written={name: write.compute_written_ratio(pipeline, name) for name in pipeline.inputs.writers},
                 steps=steps,
             )
             trials.append(trial)
@@ -164,7 +164,7 @@ def _build_of(arm: Arm) -> Callable[[Pipeline], object]:
     return lambda pipeline: pipeline.evaluate_model(arm.method or arm.name)
 
 
-def start(study: Study) -> None:
+def make_output_folder(study: Study) -> None:
     """Raise `ValueError` if the study's folder can't be written to."""
     try:
         study.output.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def start(study: Study) -> None:
         raise ValueError(f"{study.output}: cannot write there ({error.strerror}); set another `output`") from None
 
 
-def run(grid: Grid, after: Callable[[], None]) -> list[str]:
+def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
     """Make what is not there yet, and call `after` each arm that something was made of.
 
     An arm that fails is skipped; return a line about each of those. All texts are made first, and what training needs
@@ -199,7 +199,7 @@ def run(grid: Grid, after: Callable[[], None]) -> list[str]:
             grid.console.print(plain(f"failed: {put_on_one_line(str(error))}", style="red"), soft_wrap=True)
             continue
         _drop_weights(grid, seed)
-        after()
+        after_arm()
     return failed
 
 
@@ -239,7 +239,7 @@ def _drop_weights(grid: Grid, seed: int) -> None:
             shutil.rmtree(gone)
 
 
-def table(grid: Grid) -> Table:
+def draw_progress(grid: Grid) -> Table:
     """Say what is done and what is left, with the time it should take, from how long such steps took so far."""
     cells = [(seed, arm, grid.state(arm, seed)) for seed, arm in grid.cells()]
     speed = _speeds(cells)
