@@ -1,4 +1,4 @@
-"""Fidelity and speed of alignment, measured in one run: `python benchmarks/alignment.py [--json]`.
+"""Measure fidelity and speed of alignment in one run: `python benchmarks/alignment.py [--json]`.
 
 On the demo's models (`make models` fetches them) and its corpus. What is slow to make (captured stores, sampled text)
 is kept under `runs/benchmarks` and found again; times are medians of five, on one core where they say so.
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def median(run: Callable[[], None]) -> float:
-    """Seconds; one run to warm up."""
+    """Return the median of seconds, after one run to warm up."""
     run()
     seconds = []
     for _ in range(RUNS):
@@ -83,7 +83,7 @@ def median(run: Callable[[], None]) -> float:
 
 
 def speed() -> dict:
-    """Microseconds per target token on one core: reading the store, aligning; and how that grows.
+    """Measure microseconds per target token on one core, to read the store and to align, and how they grow.
 
     The target's tokens of a text are the same for all sources; what they cost is told apart.
     """
@@ -120,7 +120,7 @@ def speed() -> dict:
 
 
 def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[Trace, str]:
-    """Documents one after another, again and again, until there are `length` source tokens."""
+    """Repeat the documents one after another until there are `length` source tokens."""
     chosen: list[Trace] = []
     while sum(len(t.tokens) for t in chosen) < length:
         chosen.append(traces[7 * len(chosen) % len(traces)])  # of all domains by turns
@@ -145,7 +145,7 @@ def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[T
 
 
 def startup_seconds() -> float:
-    """Of a new process, to load the compiled kernels and align its first document, beside what any process imports."""
+    """Time a new process that loads the compiled kernels and aligns its first document, and one that only imports."""
     code = (
         "import sys, time, numpy as np; sys.path.insert(0, 'tests/support'); import drawn\n"
         "from fuselm.alignment.aligner import Aligner\n"
@@ -165,7 +165,7 @@ def startup_seconds() -> float:
 
 
 def dynamic_programme() -> dict:
-    """Pairs of positions at 2,048 x 2,048 tokens: the compiled version against the direct one in Python."""
+    """Pair positions of 2,048 x 2,048 tokens by the compiled version and by the direct one in Python."""
     text = " ".join(d.text for d in documents("train", 15))
     strings = [mined.unmarked(v, v.segment(text).ids)[:2048] for v in map(vocabulary, PAIRS[0])]
     began = time.perf_counter()
@@ -182,7 +182,7 @@ def dynamic_programme() -> dict:
 
 
 def direct_path(source: list[str], target: list[str]) -> list[tuple[int, int]]:
-    """The dynamic programme as one writes it down; only distances are computed in C."""
+    """Run the dynamic programme as one writes it down; only distances are computed in C."""
     table = [[float("inf")] * (len(target) + 1) for _ in range(len(source) + 1)]
     table[0][0] = 0
     for i, left in enumerate(source, start=1):
@@ -197,7 +197,7 @@ def direct_path(source: list[str], target: list[str]) -> list[tuple[int, int]]:
 
 
 def maps() -> dict:
-    """A whole vocabulary's map at minimum edit distance, on all cores, beside brute force in C."""
+    """Map a whole vocabulary at minimum edit distance on all cores, beside brute force in C."""
     target = vocabulary("smollm2")
     result = {}
     for name in ("qwen", "gemma"):
@@ -234,7 +234,7 @@ def brute_force(strings: list[str], vocabulary: list[str | None]) -> np.ndarray:
 
 
 def fidelity(per_domain: int) -> dict:
-    """Of every method, on held-out text, and on text sampled from the source."""
+    """Measure the fidelity of every method on held-out text and on text sampled from the source."""
     result = {}
     for source, target in PAIRS:
         for kind in ("heldout", "sampled"):
@@ -264,7 +264,7 @@ def fidelity(per_domain: int) -> dict:
 
 
 def sampled(name: str) -> list[str]:
-    """Texts drawn from a model at temperature 1, without special tokens."""
+    """Sample texts from a model at temperature 1, without special tokens."""
     import torch
 
     model = locate_model(MODELS[name])
@@ -295,7 +295,7 @@ def sampled(name: str) -> list[str]:
 
 
 def whole_characters(data: bytes) -> str | None:
-    """Text without the character that was cut off at its end; None if there is worse."""
+    """Drop the character that was cut off at the end of a text; return None if more than that is damaged."""
     for end in range(len(data), max(len(data) - 4, -1), -1):
         try:
             return data[:end].decode()
@@ -318,7 +318,7 @@ _vocabularies: dict[str, Vocabulary] = {}
 
 
 def documents(split: str, per_domain: int) -> list[corpus.Document]:
-    """The first documents of each domain in the quickstart's split."""
+    """Return the first documents of each domain in the quickstart's split."""
     texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
     chosen = [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == split]
     return [
@@ -327,7 +327,7 @@ def documents(split: str, per_domain: int) -> list[corpus.Document]:
 
 
 def captured(name: str, top_k: int) -> Store:
-    """A store of the training documents, made once."""
+    """Return a store of the training documents, made once."""
     model, texts = locate_model(MODELS[name]), documents("train", 5)
     policy = Policy(policy="top_k", top_k=top_k)
     recipe = manifest.Recipe(

@@ -1,4 +1,4 @@
-"""One model trained on several domains apart, then made one again: fused, ensembled, and by averaging weights.
+"""Train one model on several domains apart, then make one of them: by fusion, ensembles and averaged weights.
 
     python benchmarks/apart.py                            # again after an interruption: it goes on
     python benchmarks/apart.py seed=1 train.passes=3      # options of the run, as `fuselm run` takes them
@@ -55,7 +55,7 @@ RIVALS = ("clm", "ensemble", "ensemble-geometric", "merged", "base")  # what `fu
 def arithmetic(
     hidden: Sequence[Float[Tensor, "rows hidden"]], layers: Sequence[forward.OutputLayer], gold: Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
-    """The log of the mean of the models' probabilities of each row's gold id."""
+    """Return the log of the mean of the models' probabilities of each row's gold id."""
     each = [forward.gold_logprobs(h, layer, gold) for h, layer in zip(hidden, layers, strict=True)]
     return torch.stack(each).logsumexp(dim=0) - math.log(len(each))
 
@@ -63,7 +63,7 @@ def arithmetic(
 def geometric(
     hidden: Sequence[Float[Tensor, "rows hidden"]], layers: Sequence[forward.OutputLayer], gold: Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
-    """The same of the geometric mean, renormalised: what the mean of the logits gives."""
+    """Return the log of their renormalised geometric mean: what the mean of the logits gives."""
     result = []
     for *chunk, ids in zip(*(h.split(ROWS) for h in hidden), gold.split(ROWS), strict=True):
         logits = sum(layer.logits(h) for h, layer in zip(chunk, layers, strict=True)) / len(layers)
@@ -84,7 +84,7 @@ def score_ensemble(
     batch_tokens: int = 1024,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[Score]:
-    """The bits that models of one tokenizer together give to each document, each of them run on it."""
+    """Score each document by models of one tokenizer together; each of them reads it."""
     loaded = [load_model(model, dtype=dtype) for model in models]
     layers = [forward.output_layer(model) for model in loaded]
 
@@ -107,7 +107,7 @@ def score_ensemble(
 
 
 def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
-    """A model folder with the mean of the models' weights, in the target's precision."""
+    """Write a model folder with the mean of the models' weights, in the target's precision."""
     loaded = [load_model(model, dtype="float32", device="cpu") for model in models]
     weights = [model.state_dict() for model in loaded]
     mean = {name: torch.stack([of[name] for of in weights]).mean(dim=0) for name in weights[0]}
@@ -115,8 +115,9 @@ def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
 
 
 def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents: int | None) -> list[Path]:
-    """The run's texts as a file of each of the `domains`, then one of all others; or the first so many `documents` of
-    each domain. Raises `ValueError` where there is no such domain.
+    """Write the run's texts as a file for each of the `domains`, then one for all others.
+
+    With `documents`, only the first so many of each domain are written. Raises `ValueError` if a domain has no text.
     """
     texts: dict[str, list[dict[str, str]]] = {}
     for file in run.corpus.files:
@@ -137,7 +138,7 @@ def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents:
 
 
 class Experiment:
-    """The models and their scores, each made once in the run's folder."""
+    """Hold the models and their scores, each made once in the run's folder."""
 
     def __init__(self, run: config.Run, domains: Sequence[str], documents: int | None, console: Console):
         self.run = run
@@ -150,7 +151,7 @@ class Experiment:
         self.folders: dict[str, Path] = {}  # of what is trained
 
     def pipeline(self, sources: Mapping[str, Mapping], files: Sequence[Path]) -> Pipeline:
-        """The run with other sources and texts."""
+        """Return the pipeline of the run with other sources and texts."""
         changed = {
             "sources": {name: config.Captured(**of) for name, of in sources.items()},
             "corpus": self.run.corpus.model_copy(update={"files": [str(file) for file in files]}),
@@ -166,7 +167,7 @@ class Experiment:
         return locate_model(str(self.folders[name] / WEIGHTS))
 
     def models(self) -> dict[str, list[Model]]:
-        """Those of each way: one, or several to be ensembled."""
+        """Return the models of each way: one, or several to be ensembled."""
         apart = {}
         for domain, file in zip(self.domains, self.files, strict=False):
             pipeline = self.pipeline({"target": self.run.target.model_dump()}, [file])
@@ -193,7 +194,7 @@ class Experiment:
         return locate_model(str(self.built("merge", "merged", recipe, build) / WEIGHTS))
 
     def scores(self, name: str, models: Sequence[Model]) -> list[Score]:
-        """Of the held-out documents of all domains."""
+        """Score the held-out documents of all domains."""
         documents = [d for d in self.whole.documents if d.split == "heldout"]
         options = {"dtype": self.run.target.dtype, **self.run.evaluate.model_dump()}
         mean = {"mean": name} if len(models) > 1 else {}
@@ -258,7 +259,7 @@ def _training(folder: Path) -> dict:
 
 
 def table(result: Mapping) -> Table:
-    """Bits per byte of every model, and the differences above their intervals; other domains on the right."""
+    """Draw the bits per byte of every model, with differences above their intervals and other domains on the right."""
     elsewhere = result["elsewhere"] or {"models": {}, "differences": {}}
     shown = Table(box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     shown.title = "bits per byte of held-out text, differences with 95% intervals; lower is better"
@@ -290,7 +291,7 @@ def table(result: Mapping) -> Table:
 
 
 def load(options: argparse.Namespace) -> tuple[config.Run, list[str]]:
-    """The run, with the domains as names of its sources, and the domains. Raises `ValueError`."""
+    """Load the run, with the domains as names of its sources, and the domains. Raises `ValueError`."""
     domains = options.domains.split(",")
     if len(domains) < 2 or len(set(domains)) < len(domains):
         raise ValueError(f"--domains {options.domains}: takes two or more, each once, as french,german")

@@ -1,9 +1,9 @@
-"""kill -9 at random moments in every stage of whole runs, from the corpus to what is published, which must end in the
-summary and the files of one that nothing happened to: `python benchmarks/kills.py [--kills 200]`. With `--capture`,
-over one capture, which must end in the same bytes.
+"""Kill runs with SIGKILL at random moments of every stage; they must end as a run that nothing happened to.
 
-Tiny models with bytes for tokens read the quickstart's corpus. Captures keep a block of each batch, so that there is as
-much to interrupt as in one of days.
+    python benchmarks/kills.py [--kills 200]
+
+The summary and all files are compared, from the corpus to what is published. With `--capture`, one capture is killed
+again and again, and must end in the same bytes.
 """
 
 import argparse
@@ -89,8 +89,9 @@ def measure_runs(folder: Path, kills: int) -> dict:
 def watch(
     run_file: Path, out: Path, *, stage: str = "", stop_after: float = float("inf"), then: float = 0.0
 ) -> collections.Counter[str] | None:
-    """Return how many files a run made in each stage until it ended; None if it was killed, seconds after it had made
-    more than so many in one of them or, if that is done, in those after it.
+    """Return how many files a run made in each stage until it ended, or None if it was killed.
+
+    It is killed seconds after it made more than so many files in one of the stages or in those after it.
     """
     counted = STAGES[STAGES.index(stage) :] if stage else ()
     before, seen, counts = names(out), set[str](), collections.Counter[str]()
@@ -108,7 +109,7 @@ def watch(
 
 
 def names(out: Path) -> set[str]:
-    """All files and folders in a folder that may be changing."""
+    """List all files and folders in a folder that may be changing."""
     found = set[str]()
     for parent, folders, files in os.walk(out):
         found |= {os.path.relpath(os.path.join(parent, name), out) for name in (*folders, *files)}
@@ -122,7 +123,7 @@ def stage_of(name: str) -> str:
 
 
 def is_same(cut: Path, whole: Path) -> bool:
-    """Whether a run has the numbers, the weights, the pages and the files of another, and each as its manifest says."""
+    """Tell whether a run has the numbers, weights, pages and files of another, each as its manifest says."""
     pages = ("model/model.safetensors", "model/README.md")
     manifests = [path.parent for path in cut.glob("*/*/manifest.json")]
     return (
@@ -134,7 +135,7 @@ def is_same(cut: Path, whole: Path) -> bool:
 
 
 def kept(out: Path) -> set[str]:
-    """The files of a finished run, except TensorBoard's, of which each start makes one."""
+    """List the files of a finished run, except TensorBoard's: each start makes one of those."""
     return {name for name in names(out) if "tfevents" not in name}
 
 
@@ -161,7 +162,7 @@ def measure(folder: Path, kills: int) -> dict:
 
 
 def run(folder: Path) -> Path:
-    """A run file of the tiny model and the demo's corpus."""
+    """Write a run file of the tiny model and the demo's corpus."""
     return tiny_run.write(
         folder,
         target=write_model(folder / "tiny", 0),
@@ -173,7 +174,7 @@ def run(folder: Path) -> Path:
 
 
 def run_of_all_stages(folder: Path) -> Path:
-    """A run file of two tiny models, one of which writes, and a part of the demo's corpus."""
+    """Write a run file of two tiny models, one of which writes, and a part of the demo's corpus."""
     sources = {"own": write_model(folder / "own", 0), "other": write_model(folder / "other", 1)}
     return tiny_run.write(
         folder,

@@ -1,4 +1,4 @@
-"""What experiments have measured, without the stores and weights that it was measured with: docs/measured.tar.xz.
+"""Keep what experiments measured in docs/measured.tar.xz, without the stores and weights that they made.
 
     python benchmarks/measured.py keep [RUNS]
     python benchmarks/measured.py unpack [RUNS]
@@ -26,7 +26,7 @@ BENCHMARKS = ("apart.json", "peers.json", "training.json", "quickstart/tasks/res
 
 
 def measured(runs: Path) -> Iterator[Path]:
-    """The files to keep, below `runs`, of stages and benchmarks that are done."""
+    """Yield the files to keep, below `runs`, of stages and benchmarks that are finished."""
     for study in STUDIES:
         for path in sorted(runs.glob(f"{study}/seed-*/*/*/manifest.json")):
             if path.parts[-3] in STAGES and not path.parent.name.endswith(".partial"):
@@ -35,13 +35,14 @@ def measured(runs: Path) -> Iterator[Path]:
 
 
 def _whole(name: str) -> str:
-    """What is kept together with a file: a benchmark's is alone, a stage's files are one thing."""
+    """Name what a file is kept together with: a benchmark's file stands alone, a stage's files belong together."""
     return name if name in BENCHMARKS else name.rpartition("/")[0]
 
 
 def keep(runs: Path, kept: Path = KEPT) -> int:
-    """Add to the archive, or put in place of what it has of the same stages and benchmarks; return how many files were
-    found. The same bytes for the same files. Raises `ValueError` where there are none.
+    """Add to the archive, replacing what it has of the same stages and benchmarks; return the number of files.
+
+    The same files give the same bytes. Raises `ValueError` where there are none.
     """
     found = {str(path.relative_to(runs)): path.read_bytes() for path in measured(runs)}
     if not found:
@@ -59,8 +60,9 @@ def keep(runs: Path, kept: Path = KEPT) -> int:
 
 
 def unpack(runs: Path, kept: Path = KEPT) -> int:
-    """Put what is not there into `runs`; return how many files that is. A stage's manifest comes last: with it the
-    stage is done.
+    """Write into `runs` what is not there yet; return the number of files.
+
+    A stage's manifest comes last, because a stage with a manifest counts as finished.
     """
     if not kept.is_file():
         raise ValueError(f"{kept}: no such file; `keep` writes it")
@@ -72,7 +74,7 @@ def unpack(runs: Path, kept: Path = KEPT) -> int:
 
 
 def _read(kept: Path) -> dict[str, bytes]:
-    """The archive's files; none, if there is no archive."""
+    """Read the archive's files; return none if there is no archive."""
     if not kept.is_file():
         return {}
     try:

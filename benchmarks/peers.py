@@ -1,4 +1,4 @@
-"""fuselm beside TRL's cross-tokenizer trainer, GOLD: quality, time and memory in one run.
+"""Compare fuselm with TRL's cross-tokenizer trainer, GOLD: quality, time and memory in one run.
 
     pip install 'fuselm[peers]'
     python benchmarks/peers.py --json
@@ -57,7 +57,7 @@ WAYS = ("clm", "fused", *GOLD)
 
 
 class Watch:
-    """A process's memory while it trains, and when its steps were over."""
+    """Record a process's memory while it trains, and when its steps were over."""
 
     def __init__(self):
         self.before = self.peak = resident()
@@ -75,7 +75,7 @@ class Watch:
         self.peak_at_end = self.peak
 
     def advance(self, amount: int, note: str = "") -> None:
-        """With `start` and `note`, what fuselm's training asks of a progress."""
+        """Stand, with `start` and `note`, for the progress that fuselm's training reports to."""
         self.step()
 
     def start(self, total: int, *, unit: str, done: int = 0) -> None: ...
@@ -84,7 +84,7 @@ class Watch:
         print(text, file=sys.stderr)
 
     def result(self, dev_steps: set[int]) -> dict:
-        """Without the first step, which warms up, and those that score the development split before."""
+        """Summarise a training without its first step, which warms up, and without the steps that score before."""
         pairs = enumerate(zip(self.ends, self.ends[1:], strict=False), 1)
         steps = [(b[0] - a[0], b[1] - a[1]) for n, (a, b) in pairs if n not in dev_steps]
         return {
@@ -95,7 +95,7 @@ class Watch:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -124,7 +124,7 @@ def settings_of(run: config.Run, way: str) -> training.Settings:
 
 
 def spread(documents: list[corpus.Document], count: int | None) -> list[corpus.Document]:
-    """The first so many, domains by turns, in their own order."""
+    """Return the first so many documents, taking domains in turn, in their own order."""
     if count is None or count >= len(documents):
         return documents
     domains = sorted({d.domain for d in documents})
@@ -140,7 +140,7 @@ def training_documents(pipeline: Pipeline, options: argparse.Namespace) -> list[
 
 
 def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) -> dict:
-    """One way, in this process, which has done nothing else."""
+    """Train in one way, in this process, which has done nothing else."""
     run, target, vocabulary = pipeline.run, pipeline.inputs.target, pipeline.inputs.target_vocabulary
     settings = settings_of(run, way)
     documents = training_documents(pipeline, options)
@@ -166,7 +166,7 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
 
 
 def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
-    """The folder of a way, trained in a process of its own, once."""
+    """Return the folder of one way, trained once in a process of its own."""
     documents = training_documents(pipeline, options)
     recipe = manifest.Recipe(
         stage="train",
@@ -199,7 +199,7 @@ def scores_of(model: Model, pipeline: Pipeline, documents: list[corpus.Document]
 
 
 def cached_seconds(pipeline: Pipeline, options: argparse.Namespace, steps: int) -> dict:
-    """What `fused` did before its steps, in its share of documents, and what it has on disk."""
+    """Return what `fused` spent before its steps, for its share of the documents, and what it has on disk."""
     captured, aligned, fused = pipeline.capture()[options.teacher], pipeline.align()[options.teacher], pipeline.fuse()
     counts = manifest.read(captured)["counts"]
     documents = {d.id for d in training_documents(pipeline, options)}

@@ -1,4 +1,4 @@
-"""TRL's GOLD trainer, on the documents that fuselm trains on, in the same order, for as many steps. For peers.py.
+"""Run TRL's GOLD trainer on fuselm's training documents, in the same order and for as many steps. For peers.py.
 
 GOLD (`trl.experimental.gold`) runs the teacher in every step and pairs its tokens with the student's by bytes. Here it
 trains off-policy (`lmbda=0`): the documents are the completions, each after the prompt of one token that fuselm
@@ -57,7 +57,7 @@ def train(
     scored: list[dict] = []
 
     class Steps(TrainerCallback):
-        """Counts steps, and keeps the best checkpoint, as fuselm's own training does."""
+        """Count steps, and keep the best checkpoint, as fuselm's own training does."""
 
         def on_step_end(self, args, state, control, model, **kwargs):
             on_step()
@@ -84,7 +84,7 @@ def train(
 
 
 def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequence[Document]) -> float:
-    """As fuselm's training scores it: under the precision that is trained in."""
+    """Score the development split as fuselm's training does, under the precision of the training."""
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16):
         scores = scoring.score_documents(model, forward.output_layer(model), vocabulary, target.context_token, dev)
@@ -117,7 +117,7 @@ def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: in
 def _kept(
     trainer: GOLDTrainer, documents: Sequence[Document], target: Vocabulary, teacher: Vocabulary, extended: bool
 ) -> dict:
-    """How much of the text its pairs of tokens use, by the bytes at which tokens end."""
+    """Return the share of the text that its pairs of tokens use, by the bytes at which tokens end."""
     rows = {row["original_completion_text"]: row for row in trainer.train_dataset}
     tokens = informed = alone = same = 0
     for document in documents:

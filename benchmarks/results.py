@@ -1,5 +1,6 @@
-"""docs/results.md and docs/parts.md with their figures, of what the experiments left in a folder; `make results` runs
-them first.
+"""Write docs/results.md and docs/parts.md with their figures from what the experiments left in a folder.
+
+`make results` runs the experiments first.
 
     python benchmarks/results.py [RUNS]
 
@@ -25,12 +26,12 @@ DOCS = ROOT / "docs"
 
 
 def read(path: Path) -> dict | None:
-    """What a benchmark printed."""
+    """Read what a benchmark printed."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def study(folder: Path) -> str | None:
-    """A study's page as a section of this one, its figures copied to where its links go."""
+    """Return a study's page as a section of this one, with its figures copied to where its links point."""
     if not (page := folder / "results.md").is_file():
         return None
     text = page.read_text()
@@ -47,7 +48,7 @@ def tasks(folder: Path) -> str | None:
 
 
 def minus(pair: str, models: Collection[str]) -> str:
-    """A difference's name, of two models whose names may have dashes too."""
+    """Split a difference's name into two models, whose names may have dashes too."""
     first = next(name for name in models if pair.startswith(f"{name}-") and pair.removeprefix(f"{name}-") in models)
     return f"{first} − {pair.removeprefix(f'{first}-')}"
 

@@ -1,4 +1,4 @@
-"""The store's size, fidelity and speed, measured in one run: `python benchmarks/store.py [--json]`.
+"""Measure the store's size, fidelity and speed in one run: `python benchmarks/store.py [--json]`.
 
 On the demo's models (`make models` fetches them) and the training documents of its corpus. What is slow to make is kept
 under `runs/benchmarks` and found again; times are medians of five, on one core.
@@ -83,7 +83,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def median(run: Callable[[], object]) -> float:
-    """Seconds; one run to warm up."""
+    """Return the median of seconds, after one run to warm up."""
     run()
     return statistics.median(seconds(run) for _ in range(RUNS))
 
@@ -92,7 +92,7 @@ def median(run: Callable[[], object]) -> float:
 
 
 def sizes(name: str) -> dict:
-    """Bytes per token, all in; by column; and of other policies."""
+    """Return bytes per token, in total, by column and under other policies."""
     from store_gradient import POLICIES, label
 
     folder = captured(name, DEFAULT)
@@ -114,7 +114,7 @@ def folder_size(folder: Path) -> dict:
 
 
 def columns(folder: Path) -> dict[str, float]:
-    """Compressed bytes per token."""
+    """Return compressed bytes per token by column."""
     sums: dict[str, int] = {}
     for path in folder.glob("part-*.parquet"):
         metadata = pq.read_metadata(path)
@@ -127,7 +127,7 @@ def columns(folder: Path) -> dict[str, float]:
 
 
 def reduced(name: str, options: dict) -> Path:
-    """A store of what a policy keeps of the wide one's rows."""
+    """Write a store of what a policy keeps of the wide store's rows."""
     from fuselm.stores.retention import Policy, reduce
 
     wide, policy = Store(captured(name, WIDE)), Policy(**options)
@@ -153,7 +153,7 @@ def gradient(name: str, per_run: int) -> dict:
 
 
 def throughput(name: str, count: int) -> dict:
-    """Capture beside the bare forward pass with the same batches, each in a process of its own."""
+    """Time a capture beside the bare forward pass with the same batches, each in a process of its own."""
     found = {}
     for worker in ("bare", "capture"):
         arguments = ["--worker", worker, "--models", name, "--documents", str(count)]
@@ -167,7 +167,7 @@ def throughput(name: str, count: int) -> dict:
 
 
 def padding(name: str) -> float:
-    """Share of what is read of the whole corpus that is padding."""
+    """Return the share of padding in all that is read of the whole corpus."""
     from fuselm.models import forward
 
     _, vocabulary = model_of(name)
@@ -214,9 +214,10 @@ def worker(task: str) -> Callable[[str, int], dict]:
 
 
 def reading() -> dict:
-    """Tokens a second of a pass over a store of about a million tokens: its traces from beginning to end, and training
-    batches, in that order and in the order of training; and milliseconds for one document at random, for whatever use
-    and for training.
+    """Measure reading of a store of about a million tokens.
+
+    Return tokens a second for its traces from beginning to end and for training batches, in that order and in the
+    order of training; and milliseconds for one document at random, for any use and for training.
     """
     from fuselm.training.batches import KEPT_TOKENS, Batches, Collator
 
@@ -255,8 +256,10 @@ def reading() -> dict:
 
 
 def checking() -> dict:
-    """What the check of a store costs that is not known to be sound: seconds of CPU of its first reading and of its
-    second, with what `verify` takes. Medians of runs by turns, for the machine may be busy.
+    """Measure what it costs to check a store that is not known to be sound.
+
+    Return seconds of CPU of its first and second reading, and what `verify` takes: medians of runs by turns, because
+    the machine may be busy.
     """
     from fuselm.stores.verification import verify
     from fuselm.system import fingerprints
@@ -278,7 +281,7 @@ def checking() -> dict:
 
 
 def copied() -> Path:
-    """The captured documents many times, each time under other names."""
+    """Copy the captured documents many times, each time under other names."""
 
     def tables() -> Iterator[pa.Table]:
         for n in range(COPIES):
@@ -294,7 +297,7 @@ def copied() -> Path:
 
 
 def many() -> dict:
-    """Opening a store of a million documents, in a process of its own."""
+    """Open a store of a million documents, in a process of its own."""
     many_documents()
     found = subprocess.run(
         [sys.executable, __file__, "--worker", "open"], check=True, stdout=subprocess.PIPE, text=True
@@ -320,7 +323,7 @@ def many_documents() -> Path:
 
 
 def trim(trace: Trace) -> Trace:
-    """Its first three tokens."""
+    """Return its first three tokens."""
     d = trace.distributions
     end = int(d.offsets[3])
     first = replace(
@@ -364,7 +367,7 @@ def model_of(name: str) -> tuple[Model, Vocabulary]:
 
 
 def documents() -> list[corpus.Document]:
-    """The quickstart's training documents."""
+    """Return the quickstart's training documents."""
     texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
     return [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == "train"]
 
@@ -382,7 +385,7 @@ def source_of(name: str):
 
 
 def captured(name: str, options: dict) -> Path:
-    """A capture of the training documents, made once."""
+    """Return a capture of the training documents, made once."""
 
     def build(out: Path) -> dict:
         from fuselm.sources import capture

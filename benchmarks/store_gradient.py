@@ -1,4 +1,4 @@
-"""What a retention policy costs a student, on a real model: KL to the full distribution, the angle between gradients.
+"""Measure what a retention policy costs a student: KL to the full distribution, the angle between gradients.
 
 The source reads documents; the student is the same model, which does not see the first `HIDDEN` tokens of each. For the
 tokens after those, the gradient of the distillation loss in all parameters of the student is made once from the full
@@ -41,7 +41,7 @@ POLICIES = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a student is taught, row by row. The tail is a bucket, or None: nothing is known outside the entries."""
+    """Hold what a student is taught, row by row; a tail is a bucket, or None: nothing is known beyond the entries."""
 
     ids: Tensor  # rows entries; padding has probability 0
     probs: Tensor
@@ -55,7 +55,7 @@ def label(options: dict) -> str:
 
 
 def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document]) -> dict:
-    """By policy: `kl`, the tail spread evenly over all other ids; `angle` in degrees; entries of a token.
+    """Return for each policy `kl` (the tail spread evenly over all other ids), `angle` in degrees, entries a token.
 
     Of draws, KL is taken of the head and its tail, and the angle of what they stand for.
     """
@@ -87,7 +87,7 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
 
 
 def _targets(logits: Tensor, full: Tensor, gold: Tensor) -> dict[str, Target]:
-    """All targets, by name; `full` is log-probabilities, `gold` the ids that came."""
+    """Return all targets by name; `full` holds log-probabilities, `gold` the ids that came."""
     result = {}
     found = forward.survey(logits)
     for options in POLICIES:
@@ -113,7 +113,7 @@ def _targets(logits: Tensor, full: Tensor, gold: Tensor) -> dict[str, Target]:
 
 
 def _distillkit(logprobs: Tensor, exact: int, powers: list[float]) -> Tensor:
-    """Log-probabilities, largest first, as they come back from DistillKit's layout."""
+    """Return log-probabilities, largest first, as they come back from DistillKit's layout."""
     rest = logprobs[:, exact:]
     rank = torch.arange(rest.shape[1], dtype=torch.float32)
     terms = torch.stack([rank**power for power in powers], dim=1)
@@ -122,7 +122,7 @@ def _distillkit(logprobs: Tensor, exact: int, powers: list[float]) -> Tensor:
 
 
 def _stored(kept: Kept, *, draws: bool = True) -> Target:
-    """By the way of the store's rows."""
+    """Round rows as the store does."""
     rows, zeros = len(kept.counts), np.zeros(len(kept.counts), np.int32)
     trace = store.Trace(
         document="",
@@ -148,7 +148,7 @@ def _stored(kept: Kept, *, draws: bool = True) -> Target:
 
 
 def _slope(own: Tensor, target: Target) -> Tensor:
-    """The gradient of a row's loss in its logits; `own` is the student's probabilities."""
+    """Return the gradient of a row's loss in its logits; `own` holds the student's probabilities."""
     real = target.probs > 0
     ids = torch.where(real, target.ids, target.ids[:, :1])  # padding repeats the first
     kept = own.gather(1, ids)
@@ -161,7 +161,7 @@ def _slope(own: Tensor, target: Target) -> Tensor:
 
 
 def _gradient(hidden: Tensor, slope: Tensor, weight: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """Of all parameters, the mean over tokens; the output layer may be one of them twice."""
+    """Return the gradient of all parameters, the mean over tokens; a tied output layer counts once."""
     with torch.no_grad():
         of_hidden = slope @ weight / len(slope)
         of_weight = slope.T @ hidden / len(slope)
@@ -173,7 +173,7 @@ def _gradient(hidden: Tensor, slope: Tensor, weight: Tensor, parameters: list[Te
 
 
 def _angle(one: list[Tensor], other: list[Tensor]) -> float:
-    """Degrees."""
+    """Return the angle between two gradients in degrees."""
 
     def product(left: list[Tensor], right: list[Tensor]) -> float:
         return sum(float(torch.dot(a.flatten(), b.flatten())) for a, b in zip(left, right, strict=True))
@@ -183,7 +183,7 @@ def _angle(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _kl(full: Tensor, target: Target) -> float | None:
-    """KL(full || target), the tail spread evenly; None if infinite."""
+    """Return KL(full || target) with the tail spread evenly, or None if it is infinite."""
     if target.tail is None or bool((target.tail == 0).any()):
         return None
     count = (target.probs > 0).sum(dim=1)

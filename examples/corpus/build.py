@@ -42,7 +42,7 @@ MISSING = "\ufffd"  # stands for a power, a footnote or words shown by script on
 
 
 class Source(NamedTuple):
-    """Files of one Debian package that give documents of one domain: so many to the quickstart, and to the larger."""
+    """Describe files of a Debian package that give documents of one domain: how many to which corpus."""
 
     domain: str
     package: str
@@ -92,7 +92,7 @@ WORDS = {
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """The standard output of a command; its last line of complaint becomes a one-line error."""
+    """Return the standard output of a command; raise its last line of complaint as a one-line error."""
     try:
         return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def read_package(package_file: Path, sources: list[Source]) -> dict[str, bytes]:
-    """The files any of the sources asks for, by their path below usr."""
+    """Read the files that any of the sources asks for, by their path below usr."""
     contents = {}
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package_file], stdout=subprocess.PIPE) as unpack,
@@ -141,7 +141,7 @@ DROPPED_CLASSES |= {"toc", "embedded", "howtoget", "relatedtopics"}
 
 
 class Page(html.parser.HTMLParser):
-    """Collects the running paragraphs of an HTML page in `sections`, one for each heading.
+    """Collect the running paragraphs of an HTML page in `sections`, one for each heading.
 
     A section ends at the first list, table or listing: what follows it often can't be understood alone.
     """
@@ -200,7 +200,7 @@ class Page(html.parser.HTMLParser):
 
 
 def novel_chapters(database: bytes) -> Iterator[tuple[str, list[str]]]:
-    """Name and paragraphs of each chapter of the novels in an R database of character vectors.
+    """Yield the name and paragraphs of each chapter of the novels in an R database of character vectors.
 
     The database is a row of zlib streams, each behind its length in four bytes. Inside each, R's serialisation writes
     a character vector as type 16 and a length, then each string as flags, a length and the bytes (all big-endian).
@@ -227,7 +227,7 @@ def novel_chapters(database: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def python_sections(code: str) -> list[list[str]]:
-    """Functions, classes and methods with their decorators, one a section; none of a file with terms of its own."""
+    """Return functions, classes and methods with their decorators; none of a file that has terms of its own."""
     if "copyright" in code.lower():
         return []
     lines = code.splitlines()
@@ -249,7 +249,7 @@ def python_sections(code: str) -> list[list[str]]:
 
 
 def is_prose(paragraph: str, language: str) -> bool:
-    """Whether a paragraph is made of whole sentences of the language and free of markup and link debris."""
+    """Tell whether a paragraph has whole sentences of the language, and no debris of markup or links."""
     words = re.findall(r"\w+", paragraph.lower())
     share = {
         name: sum(word in frequent.split() for word in words) / max(len(words), 1) for name, frequent in WORDS.items()
@@ -267,7 +267,7 @@ def is_prose(paragraph: str, language: str) -> bool:
 
 
 def cut(section: list[str], language: str | None, chance: random.Random) -> Iterator[str]:
-    """Documents of the wanted size, from neighbouring paragraphs of a section; `language` None is for code."""
+    """Cut documents of the wanted size from neighbouring paragraphs of a section; `language` None is for code."""
     taken: list[str] = []
     least = chance.randint(SMALLEST, 1100)
     for paragraph in section:
@@ -293,7 +293,7 @@ def eight_grams(text: str) -> list[tuple[str, ...]]:
 
 
 def file_documents(path: str, content: bytes, source: Source) -> dict[str, list[str]]:
-    """The documents of a file by the name of their place: the path below usr, or a novel's chapter."""
+    """Return the documents of a file by their place: the path below usr, or a novel's chapter."""
     chance = random.Random(f"{SEED} {source.domain} {path}")
     language = {"technical_english": "english", "python": None}.get(source.domain, source.domain)
     if path.endswith(".rdb"):
@@ -311,8 +311,9 @@ def file_documents(path: str, content: bytes, source: Source) -> dict[str, list[
 def choose(
     places: dict[str, list[str]], count: int, seen: set[tuple[str, ...]], chance: random.Random
 ) -> Iterator[tuple[str, str]]:
-    """`count` documents with their places, if there are so many, in turn from every place; adds their 8-grams to
-    `seen`.
+    """Choose `count` documents with their places, if there are so many, in turn from every place.
+
+    Their 8-grams are added to `seen`.
     """
     waiting = {place: chance.sample(texts, len(texts)) for place, texts in sorted(places.items()) if texts}
     while count and waiting:
@@ -331,8 +332,9 @@ def choose(
 
 
 def build(sources: Iterable[Source], apart_from: Iterable[str] = ()) -> list[dict[str, str]]:
-    """The corpus's rows, sorted by domain and source: `count` of each source that has some, without any 8-gram of the
-    texts to keep apart from.
+    """Return the corpus's rows, sorted by domain and source: `count` of each source that has some.
+
+    None shares an 8-gram with the texts to keep apart from.
     """
     packages: dict[str, list[Source]] = {}
     for source in sources:
@@ -364,7 +366,7 @@ def build(sources: Iterable[Source], apart_from: Iterable[str] = ()) -> list[dic
 
 
 def build_larger(quickstart: Path) -> list[dict[str, str]]:
-    """The larger corpus's rows: training text that keeps apart from the quickstart's."""
+    """Return the larger corpus's rows: training text that keeps apart from the quickstart's."""
     lines = quickstart.read_text(encoding="utf-8").splitlines()
     sources = [source._replace(count=source.larger) for source in SOURCES]
     return [row | {"split": "train"} for row in build(sources, apart_from=[json.loads(line)["text"] for line in lines])]

@@ -1,4 +1,4 @@
-"""Questions with known answers, made of documents of one domain; they depend on the documents and on nothing else.
+"""Make questions with known answers from documents of one domain; they depend on nothing else.
 
 `cloze` asks for the last word of a sentence or line, given all the document before it, as LAMBADA does.
 `continuation` asks which of four texts comes next: the document's own, or one of three that come after the same word in
@@ -22,7 +22,7 @@ _PLACE = re.compile(r"(\S+) (?=\w)")
 
 
 def cloze(documents: Sequence[Document]) -> list[dict]:
-    """Items with the `document`, `context`, and the `word` that comes after it and a space."""
+    """Return items with the `document`, the `context`, and the `word` that comes after it and a space."""
 
     def ask(document: Document) -> list[dict]:
         found = _LAST_WORD.finditer(document.text, BEFORE)
@@ -32,7 +32,7 @@ def cloze(documents: Sequence[Document]) -> list[dict]:
 
 
 def continuation(documents: Sequence[Document]) -> list[dict]:
-    """Items with the `document`, `context`, four `choices` after a space, and the index of the `gold` one."""
+    """Return items with the `document`, the `context`, four `choices` after a space, and the index `gold`."""
     places = {d.id: [m for m in _PLACE.finditer(d.text, BEFORE) if _has(d.text, m.end())] for d in documents}
     after: dict[str, list[tuple[str, str]]] = {}
     for d in documents:
@@ -58,24 +58,24 @@ def continuation(documents: Sequence[Document]) -> list[dict]:
 
 
 def _has(text: str, at: int) -> bool:
-    """Whether a whole continuation comes there."""
+    """Tell whether a whole continuation comes there."""
     return len(text[at:].encode()) > LENGTH
 
 
 def _next(text: str, at: int) -> str:
-    """The whole words that fit into a continuation, or the first word, if it does not."""
+    """Return the whole words that fit into a continuation, or the first word if it does not fit."""
     fitting = text[at:].encode()[: LENGTH + 1].decode(errors="ignore")
     whole = re.match(r"(?s).*\S(?=\s)", fitting)
     return whole[0] if whole else re.match(r"\S+", text[at:])[0]
 
 
 def _told(before: str) -> str:
-    """The last whole words that a continuation is told."""
+    """Return the last whole words before a continuation, which a model is given."""
     return re.sub(r"\A\S*\s+", "", before[-TOLD - 1 :])
 
 
 def _choose(of_documents: Iterable[list[dict]], count: int) -> list[dict]:
-    """So many of all, from each document in turn, in the order of the documents."""
+    """Choose so many of all items, from each document in turn, in the order of the documents."""
     shuffled = [random.Random(items[0]["context"]).sample(items, len(items)) for items in of_documents if items]
     in_turn = [item for turn in itertools.zip_longest(*shuffled) for item in turn if item is not None]
     chosen = {id(item) for item in in_turn[:count]}

@@ -1,4 +1,4 @@
-"""What models answered, as numbers and as tables; two models' answers to the same questions are compared in pairs.
+"""Show what models answered as numbers and tables; answers of two models to the same questions are compared in pairs.
 
 A model's numbers are lm-eval's, with its standard errors, which take questions for independent; a cloze's perplexity is
 told as bits a word. Differences have 95% intervals of a bootstrap over documents, for questions about one document are
@@ -22,7 +22,7 @@ Answers = Mapping[str, Mapping]  # of a task `values`, which are lm-eval's, and 
 
 
 def summarize(answers: Mapping[str, Answers], tasks: Tasks) -> dict:
-    """The numbers of each model by name, and the differences between base, clm and fused, as far as they are there."""
+    """Return the numbers of each model by name, and the differences between those of base, clm and fused that exist."""
     kinds = [kind for kind in METRICS if kind in (of for of, _ in tasks.values())]
     pairs = [(a, b) for a, b in PAIRS if a in answers and b in answers]
     return {
@@ -37,14 +37,14 @@ def summarize(answers: Mapping[str, Answers], tasks: Tasks) -> dict:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The two-sided probability that questions which are as likely to be either's are split as unevenly as this."""
+    """Return the two-sided probability that questions which could be either's are split as unevenly as this."""
     count = only_first + only_second
     tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1)) / 2**count
     return min(1.0, 2 * tail)
 
 
 def _numbers(answers: Answers, tasks: Tasks, kind: str) -> dict:
-    """By domain, and their mean."""
+    """Return values by domain, and their mean."""
     domains = {}
     for task, (of_kind, domain) in tasks.items():
         if of_kind == kind:
@@ -62,12 +62,12 @@ def _numbers(answers: Answers, tasks: Tasks, kind: str) -> dict:
 
 
 def _value(item: Mapping, metric: str) -> float:
-    """Of one question; lm-eval keeps the natural log-probability of a word as its `perplexity`."""
+    """Return the value of one question; lm-eval calls the natural log-probability of a word its `perplexity`."""
     return -item["perplexity"] / math.log(2) if metric == "bits" else item[metric]
 
 
 def _difference(first: Answers, second: Answers, tasks: Tasks, kind: str, metric: str) -> dict:
-    """First minus second, by domain and on average."""
+    """Return first minus second, by domain and on average."""
     domains = {domain: task for task, (of_kind, domain) in tasks.items() if of_kind == kind}
     scores = [_scores(answers, domains, metric) for answers in (first, second)]
     cells = {
@@ -83,7 +83,7 @@ def _difference(first: Answers, second: Answers, tasks: Tasks, kind: str, metric
 
 
 def _scores(answers: Answers, domains: Mapping[str, str], metric: str) -> list[Score]:
-    """Of each document the sum over its questions, and how many there are in the place of bytes."""
+    """Return for each document the sum over its questions, with their number in the place of bytes."""
     sums: dict[tuple[str, str], tuple[float, int]] = {}
     for domain, task in domains.items():
         for item in answers[task]["items"]:
@@ -93,13 +93,13 @@ def _scores(answers: Answers, domains: Mapping[str, str], metric: str) -> list[S
 
 
 def _only(first: Sequence[Mapping], second: Sequence[Mapping], metric: str) -> tuple[int, int]:
-    """How many questions only the first has right, and only the second."""
+    """Count the questions that only the first has right, and those that only the second has."""
     pairs = [(a[metric], b[metric]) for a, b in zip(first, second, strict=True)]
     return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
 
 
 def page(summary: Mapping) -> str:
-    """The numbers as Markdown tables."""
+    """Return the numbers as Markdown tables."""
     kinds = next(iter(summary["models"].values()))
     return "\n".join(_table(summary, kind, metric) for kind in kinds for metric in METRICS[kind])
 

@@ -1,4 +1,4 @@
-"""Language-model tasks for the models of a run, on its held-out documents, by lm-eval; without a network.
+r"""Ask the models of a run language-model tasks on its held-out documents by lm-eval, without a network.
 
     pip install '.[tasks]'
     python examples/tasks/run.py RUN [--models base,clm,fused] [--add NAME=MODEL]... [--limit N] [--json]
@@ -40,7 +40,7 @@ KINDS = {"cloze": (items.cloze, "cloze.yaml"), "continuation": (items.continuati
 def evaluate(
     run: Path, *, chosen: Sequence[str] | None, added: Mapping[str, str], limit: int | None, batch: int
 ) -> dict:
-    """Ask all models, and write what came out into the run's folder.
+    """Ask all models, and write the answers into the run's folder.
 
     Raises `ValueError` on a run that is not finished, and on models that are not there.
     """
@@ -63,7 +63,10 @@ def evaluate(
 def find_models(
     run: Path, folders: Mapping[str, Path], chosen: Sequence[str] | None, replaced: set[str]
 ) -> dict[str, tuple[Model, str]]:
-    """The run's models with their dtypes: sources, base, clm and fused; no servers, and no source that is the base."""
+    """Return the run's models with their dtypes: sources, base, clm and fused.
+
+    Servers are left out, and so is a source that is the base.
+    """
     options = yaml.safe_load((run / "config.yaml").read_text())
     base = folders["evaluate base"]
     sources = {n: of for n, of in options["sources"].items() if "server" not in of and folders[f"evaluate {n}"] != base}
@@ -82,7 +85,7 @@ def find_models(
 
 
 def write_tasks(documents: Sequence[corpus.Document], out: Path) -> results.Tasks:
-    """Questions and a task file of each kind and domain, where there are two at least.
+    """Write questions and a task file for each kind and domain that has at least two.
 
     Raises `ValueError` if there are none at all.
     """
@@ -107,7 +110,7 @@ def write_tasks(documents: Sequence[corpus.Document], out: Path) -> results.Task
 def remembered(
     name: str, model: Model, tasks: results.Tasks, out: Path, *, dtype: str, limit: int | None, batch: int
 ) -> dict:
-    """A model's answers, asked for if they are not there."""
+    """Return a model's answers, and ask for them if they are not there."""
     questions = [
         (out / f"{task}.jsonl").read_text() + (HERE / KINDS[k][1]).read_text() for task, (k, _) in tasks.items()
     ]
@@ -121,7 +124,7 @@ def remembered(
 
 
 def ask(model: Model, tasks: results.Tasks, out: Path, *, dtype: str, limit: int | None, batch: int) -> dict:
-    """A model's answers by lm-eval: its numbers, and of each question the document and what the numbers are made of."""
+    """Return a model's answers by lm-eval: its numbers, and each question's document and parts."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # else lm-eval takes all cores for the error of a perplexity
     import torch
     from lm_eval import simple_evaluate

@@ -35,7 +35,7 @@ import fuselm
 from fuselm.models import gguf_files
 from fuselm.models.loading import load_model, load_tokenizer
 from fuselm.models.locating import UNLIMITED, Model, locate_model, locate_tokenizer
-from fuselm.system import atomic_files, fingerprints, manifest
+from fuselm.system import atomic_files, fingerprints
 
 TEXT = "the cat sat on the mat in 2024, and then it sat in the sun; the sun sat on the cat\n" * 3
 ROWS = 293  # of the output layer, a few more than the tokenizer has tokens

@@ -12,7 +12,7 @@ from fuselm.stores.store import Trace
 
 
 def span_rows(source: Vocabulary, target: Vocabulary, trace: Trace, text: str):
-    """The reference's rows and tails, of each stretch that both spell."""
+    """Return the reference's rows and tails of each stretch that both tokenizers spell."""
     segmentation = target.segment(text)
     rows: list[reference.Row] = [{} for _ in segmentation.ids]
     tails = [1.0] * len(rows)

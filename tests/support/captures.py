@@ -58,7 +58,7 @@ class Interrupted(Exception):
 def captured(
     folder, source: capture.Source, documents: list[Document], *, stop_after=None, shown=None, **policy
 ) -> dict:
-    """A finished store's manifest; or what is left if the capture is stopped after some batches."""
+    """Return a finished store's manifest, or what is left if the capture is stopped after some batches."""
     progress = Progress(Console(file=shown or io.StringIO(), width=997), "capture")
     if stop_after is not None:
         left = [stop_after]

@@ -1,4 +1,4 @@
-"""Small random vocabularies of every kind, and random traces, for property tests."""
+"""Draw small random vocabularies of every kind, and random traces, for property tests."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ FILLER_ROWS = 2  # of the output layer, more than the tokenizer has tokens
 
 
 def byte_pairs(merges: list[tuple[int, int]], *, dummy_prefix: bool | None = None) -> Vocabulary:
-    """BPE over `ALPHABET` and these merges of earlier tokens.
+    """Make a BPE over `ALPHABET` and these merges of earlier tokens.
 
     Byte-level if `dummy_prefix` is None; else as in SentencePiece with byte fallback, with or without a dummy prefix.
     """
@@ -48,7 +48,7 @@ def byte_pairs(merges: list[tuple[int, int]], *, dummy_prefix: bool | None = Non
 
 
 def word_pieces(pieces: list[str], *, lower_case: bool = False) -> Vocabulary:
-    """WordPiece: the letters of `ALPHABET`, at the beginning of words and within, and these pieces."""
+    """Make a WordPiece of the letters of `ALPHABET`, at the beginning of words and within, and these pieces."""
     letters = ["a", "b", "é"] if not lower_case else ["a", "b", "e"]
     tokens = ["[UNK]", *letters, *(f"##{letter}" for letter in letters)]
     tokens += [piece for piece in dict.fromkeys(pieces) if piece not in tokens]
@@ -78,7 +78,7 @@ word_texts = st.lists(st.text("ab", min_size=1, max_size=3), max_size=4).map(" "
 def trace_of(
     vocabulary: Vocabulary, text: str, random: np.random.Generator, *, top_k: int | None = None, document: str = "d"
 ) -> Trace:
-    """Random distributions of a text's tokens, with `top_k` entries a row (all: no tail), whether or not gold."""
+    """Draw distributions of a text's tokens, with `top_k` entries a row (all: no tail), whether or not gold."""
     segmentation = vocabulary.segment(text)
     tokens, size = len(segmentation.ids), vocabulary.size
     logits = random.normal(size=(tokens, size)) * 2
@@ -115,7 +115,7 @@ def trace(segmentation: Segmentation, distributions: Distributions, *, document:
 
 
 def distributions_of(rows: list[reference.Row], tails: list[float], gold: list[float]) -> Distributions:
-    """Of the reference's rows, and gold log-probabilities."""
+    """Return the reference's rows and gold log-probabilities as distributions."""
     return Distributions(
         offsets=np.cumsum([0, *map(len, rows)]).astype(np.int64),
         ids=np.array([token for row in rows for token in row], np.int32),
@@ -134,7 +134,7 @@ def row_of(ids: ndarray, logprobs: ndarray) -> reference.Row:
 
 
 def spans(starts: ndarray, size: int) -> list[reference.Span]:
-    """Byte spans in a stream that has one byte, a space, before the text."""
+    """Return byte spans in a stream that has one byte, a space, before the text."""
     edges = [*(int(start) + 1 for start in starts), size + 1]
     return list(itertools.pairwise(edges))
 
@@ -182,7 +182,7 @@ def take(trace: reference.SourceTrace, rows: slice) -> reference.SourceTrace:
 
 
 def assert_same(distributions: Distributions, rows: list[reference.Row], tails: list[float]) -> None:
-    """Equal row by row, up to float32."""
+    """Assert that rows are equal one by one, up to float32."""
     assert len(distributions) == len(rows)
     for i, (row, expected) in enumerate(zip(rows_of(distributions), rows, strict=True)):
         expected = {token: p for token, p in expected.items() if p > 0}

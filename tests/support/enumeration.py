@@ -1,4 +1,4 @@
-"""Exact distributions of small vocabularies, by listing every text of a few letters.
+"""Compute exact distributions of small vocabularies by listing every text of a few letters.
 
 A chain of letters gives every text a probability. A tokenizer turns texts into tokens, so the probability of its next
 token, given those before it, is a sum over texts: no approximation, whatever the segmentation. Rows that alignment
@@ -41,7 +41,7 @@ def vocabulary(merges: list[tuple[str, str]]) -> Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A letter's probabilities, given the `ORDER` letters before it."""
+    """Hold a letter's probabilities, given the `ORDER` letters before it."""
 
     letters: dict[str, np.ndarray]
 
@@ -68,7 +68,7 @@ def random_chain(seed: int) -> Chain:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Every text of a length, as one tokenizer splits it, with the exact next-token distributions."""
+    """Hold every text of a length, as one tokenizer splits it, with the exact next-token distributions."""
 
     probabilities: dict[str, float]
     segmentations: dict[str, Segmentation]
@@ -142,7 +142,7 @@ def write_documents(chain: Chain, source: Vocabulary, *, count: int, length: int
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The target's next token after one past, if the source has these tokens up to the next byte."""
+    """Hold the target's next token after one past, if the source has these tokens up to the next byte."""
 
     mass: float  # probability, given the past
     spelling: tuple[int, ...]  # the target's tokens for what these tokens spell beyond the past
@@ -218,7 +218,7 @@ def _key(past: tuple[int, ...], branch: Branch, remembered: int) -> tuple:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Rows against the exact conditionals of the next token, means over tokens."""
+    """Hold how far rows are from the exact conditionals of the next token, as means over tokens."""
 
     variation: float  # total variation of the expected row; what reaches no id counts as wrong
     divergence: float  # nats: KL of what a target learns of the known ids from the exact conditional

@@ -1,4 +1,4 @@
-"""Servers that lie, break HTTP, never end or hurt whoever shows what they say: over real sockets, around a tiny model.
+"""Serve lies, broken HTTP, endless answers and hurtful text over real sockets, around a tiny model.
 
 Each of `BEHAVIOURS` is done at one place: to the list of models, to the first questions, or to those about documents.
 """
@@ -26,7 +26,7 @@ Act = Callable[["HostileHandler", int, Any], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """What a server of `kind` does at one place, and a part of what is then said."""
+    """Describe what a server of `kind` does at one place, and a part of what is then reported."""
 
     where: str
     act: Act

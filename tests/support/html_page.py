@@ -1,10 +1,10 @@
-"""A page as a parser reads it."""
+"""Read a page as a parser does."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Checks that tags nest; collects text, tags and what they refer to."""
+    """Check that tags nest; collect text, tags and what they refer to."""
 
     VOID = ("meta", "br", "link", "img")
 

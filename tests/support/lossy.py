@@ -1,4 +1,4 @@
-"""Small tokenizers of every decoder and of every way to lose text, trained on given texts, for property tests."""
+"""Train small tokenizers of every decoder and of every way to lose text, for property tests."""
 
 import functools
 import json

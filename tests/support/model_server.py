@@ -1,4 +1,4 @@
-"""vLLM, SGLang and llama-cpp-python as far as prompt log-probabilities go: real sockets around a tiny model.
+"""Serve prompt log-probabilities as vLLM, SGLang and llama-cpp-python do: real sockets around a tiny model.
 
 vLLM's and SGLang's answers follow their sources (`request_output_to_completion_response`; `meta_info` of
 `tokenizer_manager`). llama-cpp-python's follow `Llama._create_completion` and what was recorded from the real server in
@@ -23,7 +23,7 @@ NAME = "tiny"
 
 
 class ModelServer:
-    """A server of `kind` at `url`. After the first `calm` questions, each of `faults` is done to one."""
+    """Serve as `kind` at `url`. After the first `calm` questions, each of `faults` is done to one."""
 
     def __init__(self, kind: str, source: capture.Source, folder: Path, **options):
         self.kind, self.source = kind, source
@@ -66,7 +66,7 @@ class ModelServer:
             self.most_at_once = max(self.most_at_once, self.at_once)
 
     def rows(self, ids: list[int]) -> np.ndarray:
-        """Row j: log-probabilities after token j."""
+        """Return log-probabilities; row j comes after token j."""
         text = b"".join(self.source.vocabulary.token_bytes[i] or b"" for i in ids).decode(errors="replace")
         if any(spoiled in text for spoiled in self.spoiled):
             return np.full((len(ids), self.source.vocabulary.size), np.nan)

@@ -1,4 +1,4 @@
-"""The method's maths from its definitions: dense, looped, float64, slow and obvious; the fast code is tested on it.
+"""Compute the method's maths from its definitions: dense, looped, float64, slow and obvious. Fast code is tested on it.
 
 Sections follow the pipeline: token alignment by edit distance (the paper's MinED), alignment by bytes (`span`,
 `exact`, `mined`), fusion (MinCE, AvgCE), the training objective, evaluation. Independent of the library: imports
@@ -28,7 +28,7 @@ WORD_MARKS = ("Ġ", "▁")  # byte-level BPE's and SentencePiece's space, as it 
 
 
 def levenshtein(left: str, right: str) -> int:
-    """Least number of inserted, deleted and substituted characters (code points) that turns left into right."""
+    """Return the least number of inserted, deleted and substituted code points that turns left into right."""
     above = list(range(len(right) + 1))
     for i, left_character in enumerate(left, start=1):
         row = [i]
@@ -40,7 +40,7 @@ def levenshtein(left: str, right: str) -> int:
 
 
 def without_marks(token: str) -> str:
-    """The token string without any word-boundary mark: both marks, and wherever they stand, not only in front.
+    """Return the token string without any word-boundary mark: both marks, wherever they stand.
 
     A token of marks only ("Ġ", "▁▁") becomes the empty string.
     """
@@ -50,7 +50,7 @@ def without_marks(token: str) -> str:
 
 
 def dtw_table(source_tokens: list[str], target_tokens: list[str]) -> list[list[float]]:
-    """`table[i][j]`: least total cost of a monotone pairing of the first i source and first j target tokens.
+    """Return the least total costs of monotone pairings: `[i][j]` is that of the first i source and j target tokens.
 
     A pair costs the Levenshtein distance of the two strings without marks. Row 0 and column 0 are borders:
     infinite but for `table[0][0] = 0`, so a pairing begins with the two first tokens and ends with the two last.
@@ -67,12 +67,12 @@ def dtw_table(source_tokens: list[str], target_tokens: list[str]) -> list[list[f
 
 
 def dtw_cost(source_tokens: list[str], target_tokens: list[str]) -> float:
-    """Cost of the cheapest pairing; infinite if just one side is empty."""
+    """Return the cost of the cheapest pairing; infinite if just one side is empty."""
     return dtw_table(source_tokens, target_tokens)[-1][-1]
 
 
 def dtw_pairs(source_tokens: list[str], target_tokens: list[str]) -> list[list[int]]:
-    """For every target position the source positions it is paired with, increasing (`target_to_source`).
+    """Return for every target position the source positions it is paired with, increasing (`target_to_source`).
 
     The cheapest path is walked backwards from the two last tokens to the two first. Among predecessors of equal
     cost: diagonal (i-1, j-1) first, then up, the source before (i-1, j), then left, the target before (i, j-1).
@@ -92,7 +92,7 @@ def dtw_pairs(source_tokens: list[str], target_tokens: list[str]) -> list[list[i
 def min_edit_ids(
     source_token: str, target_vocabulary: dict[str, int], source_mark: str, target_mark: str
 ) -> tuple[int, list[int]]:
-    """(distance, ids): the least Levenshtein distance to any target token, and all ids at it, increasing.
+    """Return (distance, ids): the least Levenshtein distance to any target token, and all ids at it, increasing.
 
     Every source mark in the source token is first replaced by the target mark; nothing is removed. The vocabulary is
     the whole of it, special and added tokens included. A method that needs one id takes the lowest, `ids[0]`.
@@ -106,8 +106,11 @@ def min_edit_ids(
 def company(
     spans: list[Span], ids: list[int], target_spans: list[Span], target_ids: list[int], window: int
 ) -> dict[int, dict[int, int]]:
-    """For every id of a text, how often each target id is around it: among the `window` target tokens that last end
-    where it begins or before, and the `window` ones that first begin where it ends or after."""
+    """Count for every id of a text how often each target id is around it.
+
+    Around it are the `window` target tokens that last end where it begins or before, and the `window` ones that first
+    begin where it ends or after.
+    """
     counts: dict[int, dict[int, int]] = {}
     for (begin, end), token in zip(spans, ids, strict=True):
         targets = list(zip(target_spans, target_ids, strict=True))
@@ -120,7 +123,7 @@ def company(
 
 
 def added(counts: list[dict[int, dict[int, int]]]) -> dict[int, dict[int, int]]:
-    """The company of several texts."""
+    """Add up the company of several texts."""
     total: dict[int, dict[int, int]] = {}
     for of_text in counts:
         for token, row in of_text.items():
@@ -130,7 +133,7 @@ def added(counts: list[dict[int, dict[int, int]]]) -> dict[int, dict[int, int]]:
 
 
 def most_alike(ties: list[int], row: dict[int, int], target_rows: dict[int, dict[int, int]]) -> int:
-    """The tie whose company has the greatest cosine with `row`, the lowest of equals; without company it is 0.
+    """Return the tie whose company has the greatest cosine with `row`, the lowest of equals; 0 without company.
 
     Compared are squares over the squared length of `row`, as fractions: equal cosines are equal.
     """
@@ -144,7 +147,7 @@ def most_alike(ties: list[int], row: dict[int, int], target_rows: dict[int, dict
 
 
 def most_paired(pairs: list[tuple[int, int]]) -> dict[int, int]:
-    """For every source id the target id that it is most often paired with, the lowest of several."""
+    """Return for every source id the target id that it is most often paired with, the lowest of several."""
     counts = {pair: pairs.count(pair) for pair in pairs}
     ids = {}
     for source in {source for source, _ in pairs}:
@@ -157,7 +160,7 @@ def most_paired(pairs: list[tuple[int, int]]) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTrace:
-    """One document in a source's vocabulary; all lists are by source token. `spans` tile the stream in order."""
+    """Hold one document in a source's vocabulary; all lists are by source token. `spans` tile the stream in order."""
 
     spans: list[Span]
     ids: list[int]  # the gold tokens
@@ -167,7 +170,7 @@ class SourceTrace:
 
 
 def row_with_gold(source: SourceTrace, position: int) -> tuple[Row, float]:
-    """(row, tail) of a source token; a gold entry that was not kept is added, and taken out of the tail."""
+    """Return (row, tail) of a source token; a gold entry that was not kept is added, and taken out of the tail."""
     row, tail = dict(source.rows[position]), source.tails[position]
     gold = source.ids[position]
     if gold not in row:
@@ -182,7 +185,7 @@ def tail_of(row: Row) -> float:
 
 @dataclass(slots=True, kw_only=True)
 class Hypothesis:
-    """One entry that has left the gold path: its target tokens that are still to come."""
+    """Hold one entry that has left the gold path: its target tokens that are still to come."""
 
     ids: list[int]
     mass: float
@@ -198,7 +201,7 @@ def span_rows(
     spell: Callable[[bytes], Sequence[int]],
     go_on: Callable[[bytes], Sequence[int]],
 ) -> tuple[list[Row], list[float]]:
-    """(rows, tails) in the target's vocabulary, by explicit hypotheses of what the source is in the midst of.
+    """Return (rows, tails) in the target's vocabulary, by explicit hypotheses of what the source is in the midst of.
 
     Where a source token begins, each entry of its row leaves the gold path as the target's tokens for it: `spell` gives
     those of an entry alone, `go_on` those of an entry after what the target token that is being spelled has before it.
@@ -248,7 +251,7 @@ def _leave(
     spell: Callable[[bytes], Sequence[int]],
     go_on: Callable[[bytes], Sequence[int]],
 ) -> tuple[float, list[Hypothesis]]:
-    """The mass that stays on the gold path, and the hypotheses that leave it at one source token."""
+    """Return the mass that stays on the gold path, and the hypotheses that leave it at one source token."""
     row, tail = row_with_gold(source, position)
     begin, gold = source.spans[position][0], source.ids[position]
     before, hidden = stream[target_begin:begin], stream[begin:target_begin] if position == 0 else b""
@@ -273,7 +276,7 @@ def _leave(
 
 
 def mapped_row(row: Row, id_map: dict[int, int]) -> tuple[Row, float]:
-    """(row, tail) with every entry moved to its mapped id; masses that meet are added, entries without one dropped."""
+    """Return (row, tail) with every entry moved to its mapped id; masses that meet add up, others are dropped."""
     result: Row = {}
     for token, probability in row.items():
         if token in id_map:
@@ -289,7 +292,7 @@ def exact_rows(
     target_bytes: list[bytes | None],
     byte_fallback: set[int],
 ) -> tuple[list[Row], list[float]]:
-    """`exact`: a target token is used if a source token of the same bytes begins where it does; else its row is {}.
+    """Return rows of `exact`: a target token's is that of the source token of the same bytes and begin, or {}.
 
     The gold entry goes to the gold token, another one to the lowest target id of equal bytes, one that is no
     `byte_fallback` token if there is any (a tokenizer with byte fallback uses "A", never "<0x41>").
@@ -323,7 +326,7 @@ def mined_rows(
     source: SourceTrace,
     min_edit_map: dict[int, int],
 ) -> tuple[list[Row], list[float]]:
-    """`mined`, the paper's MinED with collisions added: a one-to-one pair whose gold tokens map to each other, or {}.
+    """Return rows of `mined`, the paper's MinED: of one-to-one pairs whose gold tokens map to each other, or {}.
 
     `min_edit_map[source id]` is the lowest id of `min_edit_ids`. Fusion makes the {} one-hot on the gold token.
     """
@@ -344,8 +347,10 @@ def mined_rows(
 
 
 def tail_law(row: Row, tail: float, vocabulary: int) -> tuple[float, float]:
-    """(p, a) of the power law p (r / k)^-a from rank k, how many the row keeps, to the vocabulary's size, that the ids
-    of the tail are taken to have: p the least kept probability, a what makes the law's integral the tail.
+    """Return (p, a) of the power law p (r / k)^-a that the ids of the tail are taken to have.
+
+    r goes from k, the number of kept ids, to the vocabulary's size; p is the least kept probability, and a makes the
+    law's integral the tail.
 
     A tail that is more than p everywhere is flat, and p is what makes its sum the tail.
     """
@@ -368,7 +373,10 @@ def tail_law(row: Row, tail: float, vocabulary: int) -> tuple[float, float]:
 
 
 def typical_tail_logprob(row: Row, tail: float, vocabulary: int) -> float:
-    """Mean log-probability of an id drawn from the tail: of log p - a u, u = log(r / k) with density e^((1 - a) u)."""
+    """Return the mean log-probability of an id drawn from the tail.
+
+    It is the mean of log p - a u, where u = log(r / k) has density e^((1 - a) u).
+    """
     p, a = tail_law(row, tail, vocabulary)
     b, c = 1 - a, math.log(vocabulary / len(row))
     mean = c / 2 if abs(b * c) < 1e-5 else c / -math.expm1(-b * c) - 1 / b
@@ -376,12 +384,12 @@ def typical_tail_logprob(row: Row, tail: float, vocabulary: int) -> float:
 
 
 def known_tail(row: Row, tail: float, vocabulary: int) -> float:
-    """A tail is known as far as float32 sums go; none is there if all ids are kept."""
+    """Return the tail as far as float32 sums know it; there is none if all ids are kept."""
     return max(tail, 2.0**-24) if len(row) < vocabulary else 0.0
 
 
 def entropy(row: Row, tail: float, vocabulary: int) -> float:
-    """In nats. Of a row that says nothing that of all ids alike."""
+    """Return the entropy in nats; a row that says nothing has that of all ids alike."""
     if not row:
         return math.log(vocabulary)
     tail = known_tail(row, tail, vocabulary)
@@ -390,7 +398,7 @@ def entropy(row: Row, tail: float, vocabulary: int) -> float:
 
 
 def tempered(row: Row, tail: float, temperature: float, vocabulary: int) -> tuple[Row, float, float]:
-    """(row, tail, log of the normaliser) of p^(1/T): the tail's by the integral of its law to that power."""
+    """Return (row, tail, log of the normaliser) of p^(1/T); the tail's is the integral of its law to that power."""
     tail = known_tail(row, tail, vocabulary)
     mass = 0.0
     if tail:
@@ -403,7 +411,7 @@ def tempered(row: Row, tail: float, temperature: float, vocabulary: int) -> tupl
 
 
 def arithmetic_mean(rows: list[Row], weights: list[float], gold: int) -> tuple[Row, float]:
-    """(row, tail) of the weighted mean, one-hot on the gold token if all weights are 0."""
+    """Return (row, tail) of the weighted mean, one-hot on the gold token if all weights are 0."""
     if not any(weights):
         return {gold: 1.0}, 0.0
     fused: Row = {}
@@ -417,7 +425,7 @@ def arithmetic_mean(rows: list[Row], weights: list[float], gold: int) -> tuple[R
 def geometric_mean(
     rows: list[Row], tails: list[float], weights: list[float], gold: int, vocabulary: int
 ) -> tuple[Row, float, float]:
-    """(row, tail, log of the normaliser) of the product of p^weight, one-hot on the gold token if all weights are 0.
+    """Return (row, tail, log of the normaliser) of the product of p^weight, one-hot on gold if all weights are 0.
 
     An id that a source has not kept has what is typical of its tail, at most an equal share with the others that it has
     not kept and the rest; the rest of the fused tail is the product of what is left of the tails.
@@ -443,14 +451,14 @@ def geometric_mean(
 
 
 def least_weights(costs: list[float | None]) -> list[float]:
-    """All weight to the least cost; exactly equal ones share. None: has no part."""
+    """Give all weight to the least cost; exactly equal ones share. None takes no part."""
     least = min((cost for cost in costs if cost is not None), default=None)
     best = [cost is not None and cost == least for cost in costs]
     return [chosen / sum(best) if chosen else 0.0 for chosen in best]
 
 
 def softmax_weights(costs: list[float | None], prior: list[float], sharpness: float) -> list[float]:
-    """prior * exp(-sharpness * cost), to sum 1. None: has no part."""
+    """Return prior * exp(-sharpness * cost), normalised to sum 1. None takes no part."""
     least = min((cost for cost in costs if cost is not None), default=0.0)
     scores = [
         0.0 if cost is None else p * math.exp(-sharpness * (cost - least)) for cost, p in zip(costs, prior, strict=True)
@@ -461,7 +469,7 @@ def softmax_weights(costs: list[float | None], prior: list[float], sharpness: fl
 def fixed_share_weights(
     gold: list[list[float]], allowed: list[list[bool]], prior: list[float], switch: float
 ) -> list[list[float]]:
-    """For each token, weights from the tokens before it: posterior, then a share `switch` goes back to the prior.
+    """Return each token's weights from the tokens before it: the posterior, a share `switch` of it at the prior.
 
     `gold[i][s]` is the probability that source s gave token i. Sources that say nothing of a token are as good there as
     the mixture of the others.
@@ -484,7 +492,7 @@ def fixed_share_weights(
 
 
 def mean_over(values: list[float | None], units: list[int], groups: list[int]) -> list[float | None]:
-    """Sum of values over sum of units, of all in the same group that have a value."""
+    """Return the sum of values over the sum of units, of all in the same group that have a value."""
     means: list[float | None] = []
     for value, group in zip(values, groups, strict=True):
         members = [(v, u) for v, u, g in zip(values, units, groups, strict=True) if g == group and v is not None]
@@ -496,7 +504,7 @@ def mean_over(values: list[float | None], units: list[int], groups: list[int]) -
 
 
 def divergence_outcomes(q: dict[str, float], p: dict[str, torch.Tensor], name: str, beta: float | None) -> torch.Tensor:
-    """D(q || p) over the outcomes of one token, 0 log 0 = 0. Reverse KL takes log q as log 1e-6 at least."""
+    """Return D(q || p) over the outcomes of one token, 0 log 0 = 0. Reverse KL takes log q as log 1e-6 at least."""
     total = torch.zeros((), dtype=torch.float64)
     for outcome, mass in q.items():
         own = p[outcome]
@@ -526,7 +534,7 @@ def dense_objective(
     temperature: float = 1.0,
     tail_as: str = "bucket",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(lam * CE + (1 - lam) * D, CE, D), each the mean over tokens; logits [N, V] float64, differentiable.
+    """Return (lam * CE + (1 - lam) * D, CE, D), each the mean over tokens; logits [N, V] float64, differentiable.
 
     CE is -log p_gold. D compares a row's ids and one bucket for all others, whose p is summed from the ids outside the
     row, so that it has no rounding of its own. A row that has all V ids needs a tail of exactly 0. `renormalise` makes
@@ -562,18 +570,18 @@ def dense_objective(
 
 
 def causal_bits(logits: torch.Tensor, ids: list[int]) -> list[float]:
-    """Bits of every token, -log2 p(ids[i]): row i of the logits [N, V] is the distribution of token i, not i + 1."""
+    """Return the bits of every token, -log2 p(ids[i]): row i of the logits [N, V] is of token i, not i + 1."""
     logprobs = torch.log_softmax(logits.to(torch.float64), dim=-1)
     return [-logprobs[i, int(token)].item() / math.log(2.0) for i, token in enumerate(ids)]
 
 
 def bits_per_byte(bits: list[float], num_bytes: list[int]) -> float:
-    """Total bits over total bytes of some documents (not the mean of their ratios)."""
+    """Return total bits over total bytes of some documents (not the mean of their ratios)."""
     return sum(bits) / sum(num_bytes)
 
 
 def per_domain(bits: list[float], num_bytes: list[int], documents: dict[str, list[int]]) -> dict[str, float]:
-    """Bits per byte of each domain's documents, and under "average" the unweighted mean of the domains."""
+    """Return bits per byte of each domain's documents, and under "average" the unweighted mean of the domains."""
     values = {
         domain: bits_per_byte([bits[d] for d in numbers], [num_bytes[d] for d in numbers])
         for domain, numbers in documents.items()
@@ -590,7 +598,7 @@ def bootstrap(
     seed: int = 0,
     draws: list[dict[str, list[int]]] | None = None,
 ) -> dict[str, tuple[float, float, float]]:
-    """(value, low, high) in bits per byte of each domain and of the "average"; one list entry per document.
+    """Return (value, low, high) in bits per byte of each domain and of the "average"; one list entry per document.
 
     A resample draws, within each domain, as many of its documents as it has, with replacement. The interval is the
     percentile one (linear interpolation). `draws`, if given, are the resamples: per domain, document numbers into the

@@ -8,7 +8,7 @@ from fuselm.system import atomic_files, manifest
 
 
 def assert_same(folder: Path, expected: Path) -> None:
-    """The same rows in the same bytes, and every file as its manifest says."""
+    """Assert the same rows in the same bytes, and every file as its manifest says."""
     assert contents(folder) == contents(expected)
     files = manifest.read(folder)["files"]
     assert files == {name: atomic_files.hash_file(folder / name) for name in files}

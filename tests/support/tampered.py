@@ -1,4 +1,4 @@
-"""Stores taken apart, changed and put together again so that every checksum and count fits: lies, not damage."""
+"""Take stores apart, change them and put them together so that every checksum and count fits: lies, not damage."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from fuselm.system.manifest import Recipe
 
 @dataclass
 class Contents:
-    """The rows of a store by part, its index and its manifest, as Python values that may be changed."""
+    """Hold the rows of a store by part, its index and its manifest, as Python values that may be changed."""
 
     parts: list[list[dict[str, Any]]]
     index: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Runs of fuselm on tiny models: in this process, in one that may be killed, or as a user starts them."""
+"""Run fuselm on tiny models: in this process, in one that may be killed, or as a user starts it."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ TRAIN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a command left behind."""
+    """Hold what a command left behind."""
 
     code: int
     out: str
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def stages(self) -> list[str]:
-        """Names of the stages that did something, in order."""
+        """Return the names of the stages that did something, in order."""
         lines = self.err.splitlines()
         return [line for line, after in itertools.pairwise(lines) if line[:1] not in ("", " ") if after[:1] == " "]
 
@@ -63,7 +63,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 def write(
     folder: Path, *, target: Path, sources: Mapping[str, Path], rows: Sequence[Mapping[str, str]], **options
 ) -> Path:
-    """A run file in `folder`, with its corpus; the run's output is `folder/out`."""
+    """Write a run file in `folder`, with its corpus; the run's output is `folder/out`."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = write_rows(folder / "corpus.jsonl", rows)
     run = {
@@ -79,13 +79,13 @@ def write(
 
 
 def short(texts: Sequence[Mapping[str, str]], *, domains: int = 2, length: int = 149) -> list[dict[str, str]]:
-    """The beginnings of texts of the first domains."""
+    """Return the beginnings of texts of the first domains."""
     chosen = sorted({row["domain"] for row in texts})[:domains]
     return [{"domain": row["domain"], "text": row["text"][:length]} for row in texts if row["domain"] in chosen]
 
 
 def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
-    """A command in this process."""
+    """Run a command in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in endings.STOPPING}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -117,7 +117,7 @@ cli.main()
 
 
 def fuselm_apart(*arguments: object, folder: Path) -> Outcome:
-    """A command in a process of its own, as a user starts it; `loaded` are those of `WATCHED` that it imported."""
+    """Run a command in a process of its own, as a user does; `loaded` are those of `WATCHED` that it imported."""
     environment = os.environ | {"LOADED": str(folder / "loaded"), "COLUMNS": "211"}
     ended = subprocess.run(
         [sys.executable, "-c", COMMAND, *map(str, arguments)],
@@ -131,7 +131,7 @@ def fuselm_apart(*arguments: object, folder: Path) -> Outcome:
 
 
 def start(*arguments: object) -> BaseProcess:
-    """A command in a process that begins quickly and may be killed. It writes a block of a store for each batch."""
+    """Start a command in a process that may be killed; it begins quickly and writes a block for each batch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["fuselm.training.train", "fuselm.results.report", "fuselm.alignment.aligner", "tiny_run"]
@@ -142,7 +142,10 @@ def start(*arguments: object) -> BaseProcess:
 
 
 def capture_watched(run_file: Path, out: Path, *, stop_after: float = math.inf, then: float = 0.0) -> int | None:
-    """How many files a capture made until it ended; None if it was killed, some seconds after it had made so many."""
+    """Return how many files a capture made until it ended, or None if it was killed.
+
+    It is killed some seconds after it made so many.
+    """
     names, before = set[str](), set(os.listdir(partial)) if (partial := _partial(out)) else set[str]()
     process = start("capture", run_file, f"output={out}")
     while process.exitcode is None and len(names) <= stop_after:
@@ -162,8 +165,9 @@ def _partial(out: Path) -> Path | None:
 
 
 def kill(run_file: Path, out: Path, *, kills: int, files: int) -> int:
-    """Kill a capture, which makes so many files, at a random moment, again and again, then let it end. Returns how
-    many were killed.
+    """Kill a capture at a random moment, again and again, then let it end; return how many were killed.
+
+    A capture makes so many files.
     """
     moments, killed = random.Random(0), 0
     while killed < kills:
@@ -183,14 +187,14 @@ def _child(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 def summary(out: Path) -> dict:
-    """A run's numbers, but for the seconds it took."""
+    """Return a run's numbers, except the seconds it took."""
     numbers = json.loads((out / "summary.json").read_text())
     del numbers["stages"]
     return numbers
 
 
 def captured(out: Path) -> dict[str, list[str]]:
-    """The documents in each source's finished store, as often as they are there."""
+    """Return the documents in each source's finished store, as often as they are there."""
     return {
         folder.name.rpartition("-")[0]: [
             document
@@ -202,5 +206,5 @@ def captured(out: Path) -> dict[str, list[str]]:
 
 
 def files(out: Path, stage: str) -> dict[str, int]:
-    """Time of every file of a stage."""
+    """Return the time of every file of a stage."""
     return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in (out / stage).rglob("*") if p.is_file()}

@@ -1,4 +1,4 @@
-"""Settings of a training, whole, for tests that change a few."""
+"""Make whole settings of a training, for tests that change a few."""
 
 from typing import Any
 

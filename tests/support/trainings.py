@@ -68,7 +68,7 @@ def vocabulary_of(model: Model) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def fused(target, documents, tmp_path_factory) -> Path:
-    """The target's own distributions of the training documents, and those of another model like it, fused."""
+    """Return the target's own distributions of the training documents fused with those of another model like it."""
     folder = tmp_path_factory.mktemp("fused") / "store"
     model = load_model(target, dtype="float32")
     vocabulary = vocabulary_of(target)
