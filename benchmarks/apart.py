@@ -210,7 +210,7 @@ class Experiment:
                 shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
                 scores = score_ensemble(models, vocabulary, documents, **options, **mean, advance=shown.advance)
             else:
-                scores = measure.score(models[0], vocabulary, documents, **options, progress=shown)
+                scores = measure.score_model(models[0], vocabulary, documents, **options, progress=shown)
             atomic_files.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores)}
 

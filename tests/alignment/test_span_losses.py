@@ -137,7 +137,7 @@ def test_unknown_tokens_are_a_category_of_their_own():
 def test_drawn_tokens_tile_the_grid(source, target, text):
     pair = source(), target()
     *_, cut, _, _ = measured(*pair, text, "exact")
-    drawing = fidelity_page.drawing(cut, len(cut.own) // 2, pair)
+    drawing = fidelity_page.draw_span(cut, len(cut.own) // 2, pair)
     for row in (1, 2):
         ends = 0
         for box in (b for b in drawing["boxes"] if b["row"] == row):

@@ -64,7 +64,7 @@ def bits(scores) -> dict[str, float]:
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_model_with_itself_scores_as_that_model(model, vocabulary, documents, mean, times):
     ours = apart.score_ensemble([model] * times, vocabulary, documents, mean=mean, batch_tokens=131)
-    alone = measure.score(
+    alone = measure.score_model(
         model, vocabulary, documents, dtype="auto", batch_tokens=131, progress=Progress(apart.Console(quiet=True), "")
     )
     assert bits(ours) == pytest.approx(bits(alone), rel=1e-6)

@@ -393,24 +393,24 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
 
 def test_thinned_points_keep_their_mean():
     points = [(float(x), float(x * x)) for x in range(30)]
-    thinned = figures.thin(points, 10)
+    thinned = figures.thin_points(points, 10)
     assert len(thinned) == 10
     assert sum(y for _, y in thinned) / 10 == pytest.approx(sum(y for _, y in points) / 30)
-    assert figures.thin(points, 31) == points and figures.thin([], 3) == []
+    assert figures.thin_points(points, 31) == points and figures.thin_points([], 3) == []
 
 
 def test_smoothing_leaves_a_straight_line():
     points = [(float(x), 3.0 * x) for x in range(53)]
-    assert figures.smooth(points) == [pytest.approx(p) for p in points]
+    assert figures.smooth_points(points) == [pytest.approx(p) for p in points]
 
 
 def test_figures_draw_one_point_and_equal_values():
     line = figures.Line(label="a", style="clm", points=[(5.0, 1.0)], ring=(5.0, 1.0), dots=True)
-    assert figures.curves({"one": [line]}).count("<circle") == 2
+    assert figures.draw_curves({"one": [line]}).count("<circle") == 2
     mark = figures.Mark(label="a", style="clm", value=0.0, low=0.0, high=0.0)
-    assert figures.intervals({"d": [mark]}, axis="x", number=str, zero=True).count("<circle") == 1
-    assert figures.curves({}) == "" and figures.shares({"d": {}}, {"a": "source-0"}).count("<rect") == 1
-    assert "nan" not in figures.bars({"a": 0.0, "b": 0.0}, number=str)
+    assert figures.draw_intervals({"d": [mark]}, axis="x", number=str, zero=True).count("<circle") == 1
+    assert figures.draw_curves({}) == "" and figures.draw_shares({"d": {}}, {"a": "source-0"}).count("<rect") == 1
+    assert "nan" not in figures.draw_bars({"a": 0.0, "b": 0.0}, number=str)
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(0, False), (96, True)])

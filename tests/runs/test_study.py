@@ -242,7 +242,7 @@ def test_arms_of_other_seeds_have_their_scores_in_columns_of_their_own(finished,
     seeds = arms[tried]["seeds"]
     arms[tried]["seeds"] = {"0": seeds["0"]}
     arms |= {"later": arms[tried] | {"seeds": {"1": seeds["1"]}}}
-    found = study_page._trials([tried, "later"], arms)
+    found = study_page._list_trials([tried, "later"], arms)
     assert found["seeds"] == ["0", "1"]
     dev = {seed: [f"{t['dev_bits_per_byte']:.4f}" for t in of["trials"]] for seed, of in seeds.items()}
     dash = study_page.DASH
@@ -615,7 +615,7 @@ def test_tokens_needed_are_interpolated_in_their_logarithm(value, expected):
 
 
 def test_prose_is_text_with_a_little_markup():
-    assert study_page.prose("a <b> `c<d`\n\n**e** [f](https://g.h/)") == (
+    assert study_page.render_prose("a <b> `c<d`\n\n**e** [f](https://g.h/)") == (
         '<p class="note">a &lt;b&gt; <b>c&lt;d</b></p><p class="note"><b>e</b> <a href="https://g.h/">f</a></p>'
     )
 

@@ -57,7 +57,7 @@ def test_a_source_that_cannot_spell_a_domain_has_no_weight_there(tmp_path, byte_
     outcome, summary = run(tmp_path, byte_level, sources)
     said = "unknowing cannot spell "
     assert outcome.err.count(f"corpus: {said}") == 1 and outcome.err.index(said) < outcome.err.index("capture")
-    assert "they cost 8 bits each and are not learned from; docs/tokenizers.md" in outcome.err
+    assert "they cost 8 bits each and are not trained on; docs/tokenizers.md" in outcome.err
     found = summary["corpus"]["unspelled"]
     assert set(found) == {"unknowing"} and found["unknowing"]["domains"]["chinese"] > 0.9
     models = summary["models"]

@@ -141,7 +141,7 @@ def evaluate(
         raise ValueError(f"{overrides[0]}: does nothing to a model with --texts; drop it")
     from fuselm.results import measure
 
-    return _show(measure.bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
+    return _show(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
 
 
 @app.command()
@@ -200,7 +200,7 @@ def study(
     def render() -> None:
         result = comparison.compare_arms(grid)
         comparison.write_comparison(checked, result)
-        study_page.write(checked.output, result)
+        study_page.write_pages(checked.output, result)
 
     failed = [] if report else trials.run_study(grid, render)
     render()
@@ -237,12 +237,12 @@ def diagnose(
     """Tell before any training whether fusing can help: what each source and each way to fuse give to the text."""
     from fuselm.results import diagnosis
     from fuselm.results.pages.diagnosis_table import draw_diagnosis
-    from fuselm.results.report_path import check_report
+    from fuselm.results.report_path import check_report_path
     from fuselm.runs import diagnosis_inputs
     from fuselm.system import atomic_files, progress, terminal
 
     if report is not None:
-        check_report(report)
+        check_report_path(report)
     if run.is_dir() and overrides:
         raise ValueError(f"{overrides[0]}: does nothing to a finished run; drop it, or diagnose its run file")
     if run.is_dir():
@@ -318,7 +318,7 @@ def _show(result: dict, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from fuselm.results.notes import describe_conditional, unspelled_notes
+    from fuselm.results.notes import describe_conditional, describe_unspelled_bytes
     from fuselm.system import terminal
 
     console = terminal.open_console()
@@ -339,7 +339,7 @@ def _show(result: dict, as_json: bool) -> None:
             )
             console.print(verdict)
             console.print(terminal.plain(describe_conditional(of["conditional"])))
-        for note in unspelled_notes(of):
+        for note in describe_unspelled_bytes(of):
             console.print(terminal.plain(note, style="dim"))
 
 

@@ -16,7 +16,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.results.measured_texts import cut_documents, read_rows
-from fuselm.results.report_path import check_report
+from fuselm.results.report_path import check_report_path
 from fuselm.system import atomic_files, progress
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ BATCH_TOKENS = 1024
 
 
 @dataclass(slots=True, kw_only=True)
-class _Measured:
+class _MethodSums:
     """Collect what is known about one method so far."""
 
     average: "fidelity.Fidelity"
@@ -61,7 +61,7 @@ def measure_fidelity(
     methods = list(dict.fromkeys(methods))
     _check_methods(methods)
     if report is not None:
-        check_report(report)
+        check_report_path(report)
     title = f"fidelity {source_spec}"
     rows = read_rows(texts, title, console)
     with progress.doing(f"reading {source_spec} and {target_spec}"):
@@ -81,12 +81,12 @@ def measure_fidelity(
     read = [d.text for d in documents]
     aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
     domains = sorted({d.domain for d in documents})
-    measured = {m: _Measured(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
+    measured = {m: _MethodSums(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
     cuts: list[span_losses.Spans] = []
     candidates = Candidates()
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     with progress.show(console, title) as shown:
-        for document, trace in _read(reader, documents, segmentations, top_k, shown):
+        for document, trace in _trace_documents(reader, documents, segmentations, top_k, shown):
             candidates.add(vocabularies[0], trace)
             for number, (method, aligner) in enumerate(aligners.items()):
                 aligned, of = aligner.align(trace, document.text), measured[method]
@@ -98,13 +98,14 @@ def measure_fidelity(
                 of.outcomes.append(span_losses.judge(cuts[-1], aligned, mass))
     conditional = measure_conditionals(reader, documents, aligners, sampled_tokens, top_k, title, console)
     results = {
-        m: replace_nonfinite(_result(of, cuts, candidates.share, conditional.get(m))) for m, of in measured.items()
+        m: replace_nonfinite(_summarize_method(of, cuts, candidates.share, conditional.get(m)))
+        for m, of in measured.items()
     }
     if report is not None:
         from fuselm.results.pages import fidelity_page
 
         outcomes = {method: of.outcomes for method, of in measured.items()}
-        page = fidelity_page.page(
+        page = fidelity_page.render_page(
             results, cuts, outcomes, vocabularies, source=source_spec, target=target_spec, top_k=top_k
         )
         atomic_files.write_text(report, page)
@@ -136,7 +137,7 @@ def measure_conditionals(
     begins = {text.document.id: text.begin for text in texts}
     drawn = [text.document for text in texts], [text.segmentation for text in texts]
     with progress.show(console, f"{title}: reading what it wrote") as shown:
-        for document, trace in _read(reader, *drawn, top_k, shown):
+        for document, trace in _trace_documents(reader, *drawn, top_k, shown):
             for method, aligner in aligners.items():
                 aligned = aligner.align(trace, document.text)
                 found = counters[method].count(
@@ -146,7 +147,7 @@ def measure_conditionals(
     return {method: conditionals.summarise(of_texts) for method, of_texts in counts.items() if of_texts}
 
 
-def _read(
+def _trace_documents(
     reader: "Source",
     documents: Sequence[corpus.Document],
     segmentations: Sequence[Segmentation],
@@ -169,8 +170,8 @@ def _read(
             shown.advance(len(trace.tokens))
 
 
-def _result(
-    measured: _Measured, cuts: "Sequence[span_losses.Spans]", candidates_spelled: float, conditional: dict | None
+def _summarize_method(
+    measured: _MethodSums, cuts: "Sequence[span_losses.Spans]", candidates_spelled: float, conditional: dict | None
 ) -> dict:
     from fuselm.alignment import fidelity, span_losses
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 1024
 
 
-def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console) -> dict:
+def measure_bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console) -> dict:
     """Return bits per byte, documents and bytes by domain and on average, and any unspelled share."""
     title = f"evaluate {spec}"
     rows = read_rows(texts, title, console)
@@ -33,7 +33,7 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
         from fuselm.results import scoring
 
     with progress.show(console, title) as shown:
-        scores = score(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
+        scores = score_model(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
     values = scoring.compute_bits_per_byte(scores)
     average = values.pop("average")
     unspelled = scoring.compute_unspelled_shares(scores)
@@ -57,7 +57,7 @@ def bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console)
     }
 
 
-def score(
+def score_model(
     model: Model,
     vocabulary: Vocabulary,
     documents: Sequence[corpus.Document],

@@ -46,5 +46,5 @@ def cut_documents(
             _, unspelled = reader.vocabulary.count_tokens_and_unspelled([d.text for d in documents])
             if any(unspelled):
                 found = corpus.share_by_domain(documents, unspelled)
-                shown.note(notes.describe_unspelled_text(reader.name, found, is_learned_from=False))
+                shown.note(notes.describe_unspelled_text(reader.name, found, is_trained_on=False))
     return documents

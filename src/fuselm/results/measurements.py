@@ -24,7 +24,7 @@ def score_texts(model: str | Path, texts: str | Path, *, dtype: str = "auto", qu
     >>> 0 < scores["average"]["bits_per_byte"] < 20
     True
     """
-    return measure.bits_per_byte(str(model), texts, dtype=dtype, console=_console(quiet))
+    return measure.measure_bits_per_byte(str(model), texts, dtype=dtype, console=_open_console(quiet))
 
 
 def measure_fidelity(
@@ -59,11 +59,11 @@ def measure_fidelity(
         top_k=top_k,
         sampled_tokens=sampled_tokens,
         dtype=dtype,
-        console=_console(quiet),
+        console=_open_console(quiet),
     )
 
 
-def _console(quiet: bool):
+def _open_console(quiet: bool):
     console = terminal.open_console(stderr=True, quiet=quiet)
     progress.show_on(console)
     return console

@@ -9,7 +9,7 @@ NAMED = 3  # domains in one line
 SCORED = "each such byte adds 8 bits to those of the tokens, so none is credited as predicted"
 
 
-def unspelled_notes(result: Mapping) -> Iterator[str]:
+def describe_unspelled_bytes(result: Mapping) -> Iterator[str]:
     """Yield what `evaluate` and `fidelity` say below their tables, for which bytes are not spelled."""
     if "unspelled" in result:  # of fidelity
         shares = result["unspelled"]
@@ -41,27 +41,27 @@ def describe_conditional(result: Mapping | None) -> str:
     )
 
 
-def describe_unspelled_text(name: str, found: Mapping, *, is_learned_from: bool) -> str:
+def describe_unspelled_text(name: str, found: Mapping, *, is_trained_on: bool) -> str:
     """Say which bytes of texts a model cannot spell, when they are read; `found` is of `corpus.share_by_domain`."""
     domains = sorted(found["domains"].items(), key=lambda pair: -pair[1])
-    parts = [f"{domain} {_percent(share)}" for domain, share in domains[:NAMED]]
+    parts = [f"{domain} {_format_percent(share)}" for domain, share in domains[:NAMED]]
     parts += [f"{len(domains) - NAMED} more"] if len(domains) > NAMED else []
     return (
-        f"{name} cannot spell {_percent(found['share'])} of the bytes ({', '.join(parts)}): they cost 8 bits each"
-        f"{' and are not learned from' if is_learned_from else ''}; docs/tokenizers.md"
+        f"{name} cannot spell {_format_percent(found['share'])} of the bytes ({', '.join(parts)}): they cost 8 bits "
+        f"each{' and are not trained on' if is_trained_on else ''}; docs/tokenizers.md"
     )
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return "less than 0.1%" if share < 0.0005 else f"{share:.1%}"
 
 
-def unspelled_of(row: Mapping) -> dict[str, float]:
+def select_unspelled_shares(row: Mapping) -> dict[str, float]:
     """Return the shares of bytes that a model of a run's summary does not spell, by domain, where there are any."""
     return {d: cell["unspelled"] for d, cell in row["domains"].items() if cell.get("unspelled")}
 
 
-def mark_of(shares: Mapping[str, float], domain: str) -> str:
+def mark_incomparable(shares: Mapping[str, float], domain: str) -> str:
     """Return the mark of a number that is not to be compared with other models'; empty if it may be."""
     return "" if is_comparable(shares, domain) else "†"
 

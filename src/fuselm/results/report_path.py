@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def check_report(path: Path) -> None:
+def check_report_path(path: Path) -> None:
     """Raise `ValueError` if no page can or should be written to `path`."""
     if not path.parent.is_dir():
         raise ValueError(f"--report {path}: no folder {path.parent}; make it, or name a file in another")

@@ -48,7 +48,9 @@ class RunResult:
 
         Scores are of held-out text, and less is better. An interval is None where a domain has too few documents.
         """
-        return [{"model": name} | row for name, cells in self.summary["models"].items() for row in _flatten(cells)]
+        return [
+            {"model": name} | row for name, cells in self.summary["models"].items() for row in _flatten_cells(cells)
+        ]
 
     @property
     def differences(self) -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ class RunResult:
         return [
             {"model": model, "minus": minus} | row
             for pair, (model, minus) in pairs.items()
-            for row in _flatten(self.summary["differences"][pair])
+            for row in _flatten_cells(self.summary["differences"][pair])
         ]
 
     def __str__(self) -> str:
@@ -88,6 +90,6 @@ def load_result(folder: str | Path) -> RunResult:
     return RunResult(folder=Path(folder), summary=manifest.read_json(path, drop=path))
 
 
-def _flatten(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _flatten_cells(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
     domains = cells["domains"] | {"average": cells["average"]}
     return [{"domain": domain, **cell} for domain, cell in domains.items()]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
-from fuselm.results.notes import unspelled_of
+from fuselm.results.notes import select_unspelled_shares
 from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.results.scoring import is_comparable
 
@@ -50,7 +50,7 @@ def find_best_source(summary: Mapping) -> str:
     """
     models = summary["models"]
     sources = [n for n in models if n not in TARGETS]
-    comparable = [n for n in sources if is_comparable(unspelled_of(models[n]), "average")]
+    comparable = [n for n in sources if is_comparable(select_unspelled_shares(models[n]), "average")]
     return min(comparable or sources, key=lambda n: models[n]["average"]["bits_per_byte"])
 
 

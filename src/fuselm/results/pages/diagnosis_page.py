@@ -21,7 +21,7 @@ def render_page(result: Mapping) -> str:
     """Render the result of `diagnose` as one self-contained HTML page."""
     styles = style_sources(result)
     columns = [*result["domains"], "average"]
-    return rendering.render(
+    return rendering.render_template(
         "diagnosis.html.jinja",
         result=result,
         drawn=diagnosis_words.DRAWN_NOTE,
@@ -32,12 +32,14 @@ def render_page(result: Mapping) -> str:
         judged=result.get("judged"),
         judged_styles=JUDGEMENT_STYLES,
         bounds=diagnosis_words.LEAST_GAINS,
-        dots=figures.dots({c: _dots(result, c, styles) for c in columns}, axis="bits per byte", number=format_ratio),
+        dots=figures.draw_dots(
+            {c: _make_dots(result, c, styles) for c in columns}, axis="bits per byte", number=format_ratio
+        ),
         wins={
-            unit: figures.shares({d: result["wins"][d][unit] for d in result["domains"]}, styles)
+            unit: figures.draw_shares({d: result["wins"][d][unit] for d in result["domains"]}, styles)
             for unit in ("tokens", "documents")
         },
-        weights=figures.shares(result["weights"], styles),
+        weights=figures.draw_shares(result["weights"], styles),
         bits=format_ratio,
         version=metadata.version("fuselm"),
     )
@@ -50,7 +52,7 @@ def style_sources(result: Mapping) -> dict[str, str]:
     return {name: styles.get(name, "base") for name in result["sources"]}
 
 
-def _dots(result: Mapping, column: str, styles: Mapping[str, str]) -> list[Dot]:
+def _make_dots(result: Mapping, column: str, styles: Mapping[str, str]) -> list[Dot]:
     """Return the dots of one domain or of the average, of rows with a finite value."""
     way = result["gains"][column]["best_way"]
     rows = [(name, styles[name], row) for name, row in result["sources"].items()]

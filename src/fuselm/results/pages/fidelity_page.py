@@ -11,12 +11,12 @@ from fuselm.alignment import conditionals, fidelity, span_losses
 from fuselm.alignment.span_losses import Outcome, Spans
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.notes import describe_conditional, unspelled_notes
+from fuselm.results.notes import describe_conditional, describe_unspelled_bytes
 from fuselm.results.pages import rendering
 from fuselm.system.public_names import name_publicly
 
-WORST = 12  # spans shown of each method
-CONTEXT = 18  # bytes drawn before and after one, at least, where there are as many
+MOST_WORST_SPANS = 12  # spans shown of each method
+CONTEXT_BYTES = 18  # bytes drawn before and after one, at least, where there are as many
 LEAST_BITS = 0.01  # lost by a span that is looked at
 KIND_STYLES = {"one_to_one": "better", "one_to_many": "source-5", "many_to_one": "source-2", "many_to_many": "source-1"}
 ARRIVED = "arrived"
@@ -33,7 +33,7 @@ CAUSE_STYLES = {
 }
 
 
-def page(
+def render_page(
     results: Mapping[str, Mapping],
     cuts: Sequence[Spans],
     outcomes: Mapping[str, Sequence[Outcome]],
@@ -48,20 +48,20 @@ def page(
     `results` are those of `measure_fidelity`, by method; the first method is judged.
     """
     first = next(iter(results))
-    masses = {method: _arrived(result["causes"]["mass"]) for method, result in results.items()}
-    return rendering.render(
+    masses = {method: _add_arrived(result["causes"]["mass"]) for method, result in results.items()}
+    return rendering.render_template(
         "fidelity.html.jinja",
         source=name_publicly(source),
         target=name_publicly(target),
         top_k=top_k,
         results=results,
         first=first,
-        headline=headline(results[first], first),
-        notes=list(unspelled_notes(results[first])),
+        headline=write_headline(results[first], first),
+        notes=list(describe_unspelled_bytes(results[first])),
         conditionals={m: r["conditional"] for m, r in results.items() if r["conditional"]},
         conditional_note=describe_conditional(results[first]["conditional"]),
         least_tokens=conditionals.LEAST,
-        advice=list(advice(results, first)),
+        advice=list(write_advice(results, first)),
         verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
         bounds=fidelity.VERDICTS,
         documents=len(cuts),
@@ -74,14 +74,14 @@ def page(
         },
         cause_styles={c: style for c, style in CAUSE_STYLES.items() if any(m[c] for m in masses.values())},
         masses=masses,
-        worst={m: worst(cuts, outcomes, m, vocabularies) for m in results},
-        words=_words,
-        tenths=_tenths,
+        worst={m: find_worst_spans(cuts, outcomes, m, vocabularies) for m in results},
+        words=_spell_out,
+        tenths=_format_tenths,
         version=metadata.version("fuselm"),
     )
 
 
-def headline(result: Mapping, method: str) -> tuple[str, str]:
+def write_headline(result: Mapping, method: str) -> tuple[str, str]:
     """State the verdict on one method, and the numbers it goes by, in plain words."""
     average, informed, mass = result["average"], result["informed"], result["causes"]["mass"]
     positions = (
@@ -94,13 +94,13 @@ def headline(result: Mapping, method: str) -> tuple[str, str]:
         f"{result['verdict'].capitalize()} with {method}",
         f"{positions} informed and {bits} of the source's bits arrive, at {ratio} times their own number. "
         f"{average['mass_lost']:.1%} of the probability{where} reaches no token, most of it by the "
-        f"{_words(max(span_losses.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
+        f"{_spell_out(max(span_losses.CAUSES[:-3], key=lambda cause: mass[cause]))}. "
         f"{result['candidates_spelled']:.1%} of the source's other candidates spell what their bytes say. "
         f"{describe_conditional(result['conditional'])}",
     )
 
 
-def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
+def write_advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
     """Advise what can be done about the largest losses."""
     result = results[first]
     best = max(results, key=lambda m: results[m]["informed"]["own_bits"])
@@ -117,7 +117,7 @@ def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
         yield f"Keep more aligned entries (`align.top_k` in a run): {mass['cut']:.1%} of the mass is cut there."
     poor = [name for name, c in result["categories"].items() if c["own_bits_informed"] < 0.9 and c["bytes"] > 0.01]
     if poor:
-        yield f"Of {', '.join(map(_words, poor))}, more than a tenth of the bits does not arrive: see by category."
+        yield f"Of {', '.join(map(_spell_out, poor))}, more than a tenth of the bits does not arrive: see by category."
     own = result["average"]["own_bits_per_byte"]
     yield (
         f"Is there something to learn? The source needs {own:.3f} bits per byte of these texts; "
@@ -125,7 +125,7 @@ def advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
     )
 
 
-def worst(
+def find_worst_spans(
     cuts: Sequence[Spans],
     outcomes: Mapping[str, Sequence[Outcome]],
     method: str,
@@ -149,34 +149,36 @@ def worst(
             entry["lost"] += bits
             if bits > entry["most"]:
                 entry |= {"most": bits, "place": (n, k)}
-    chosen = sorted(found.values(), key=lambda entry: -entry["lost"])[:WORST]
+    chosen = sorted(found.values(), key=lambda entry: -entry["lost"])[:MOST_WORST_SPANS]
     entries = []
     for entry in chosen:
         n, k = entry["place"]
         by_method = {m: outcomes[m][n] for m in outcomes}
-        entries.append({"count": entry["count"], "lost": entry["lost"], **_described(cuts[n], by_method, method, k)})
-        entries[-1] |= drawing(cuts[n], k, vocabularies)
+        entries.append(
+            {"count": entry["count"], "lost": entry["lost"], **_describe_span(cuts[n], by_method, method, k)}
+        )
+        entries[-1] |= draw_span(cuts[n], k, vocabularies)
     return {"bits": total, "share": total / own if own else 0.0, "entries": entries}
 
 
-def _described(cut: Spans, outcomes: Mapping[str, Outcome], method: str, k: int) -> dict:
+def _describe_span(cut: Spans, outcomes: Mapping[str, Outcome], method: str, k: int) -> dict:
     mass = outcomes[method].mass[k]
     return {
-        "kind": _words(span_losses.KINDS[cut.kinds[k]]),
-        "category": _words(span_losses.CATEGORIES[cut.categories[k]]),
+        "kind": _spell_out(span_losses.KINDS[cut.kinds[k]]),
+        "category": _spell_out(span_losses.CATEGORIES[cut.categories[k]]),
         "informed": bool(outcomes[method].informed[k]),
         "own": float(cut.own[k]),
         "aligned": {m: float(o.aligned[k]) if o.informed[k] else None for m, o in outcomes.items()},
-        "cause": _words(span_losses.CAUSES[mass.argmax()]),
+        "cause": _spell_out(span_losses.CAUSES[mass.argmax()]),
     }
 
 
-def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> dict:
+def draw_span(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> dict:
     """Draw span k and its neighbours as boxes on a grid, a column between adjacent token ends of either side."""
     first, last = k, k
-    while first > 0 and cut.edges[k] - cut.edges[first] < CONTEXT:
+    while first > 0 and cut.edges[k] - cut.edges[first] < CONTEXT_BYTES:
         first -= 1
-    while last + 1 < len(cut.own) and cut.edges[last + 1] - cut.edges[k + 1] < CONTEXT:
+    while last + 1 < len(cut.own) and cut.edges[last + 1] - cut.edges[k + 1] < CONTEXT_BYTES:
         last += 1
     boxes, corners = [], set()
     sides = (
@@ -202,13 +204,13 @@ def drawing(cut: Spans, k: int, vocabularies: tuple[Vocabulary, Vocabulary]) -> 
     return {"boxes": boxes, "columns": max((box["end"] for box in boxes), default=2) - 1}
 
 
-def _arrived(mass: Mapping[str, float]) -> dict[str, float]:
+def _add_arrived(mass: Mapping[str, float]) -> dict[str, float]:
     return {ARRIVED: max(1.0 - sum(mass.values()), 0.0), span_losses.UNSPELLED: 0.0, **mass}
 
 
-def _tenths(bits: float) -> str:
+def _format_tenths(bits: float) -> str:
     return "∞" if math.isinf(bits) else f"{bits:,.1f}"
 
 
-def _words(name: str) -> str:
+def _spell_out(name: str) -> str:
     return name.replace("_", " ")

@@ -14,13 +14,13 @@ from fuselm.system.foreign_text import escape_controls
 from fuselm.system.foreign_text import escape_html as escape
 
 WIDTH = 1040
-POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training
+MOST_POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training
 Point = tuple[float, float]
 Scale = Callable[[float], float]  # from data to pixels
 
-_TEXT = 7.8  # pixels that a character takes at most, for margins
-_LABEL = 30  # characters of a label; the rest is in its tooltip
-_DOTS = 40
+_CHARACTER_WIDTH = 7.8  # pixels that a character takes at most, for margins
+_MOST_LABEL_CHARACTERS = 30  # characters of a label; the rest is in its tooltip
+_MOST_DOTS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Dot:
     ring: bool = False
 
 
-def intervals(
+def draw_intervals(
     groups: Mapping[str, Sequence[Mark]],
     *,
     axis: str,
@@ -67,13 +67,13 @@ def intervals(
     marks = [m for group in groups.values() for m in group]
     single = all(len(group) == 1 for group in groups.values())
     row, gap = (30.0, 0.0) if single else (17.0, 14.0)
-    name_width = _width_of(groups) + 14
-    left = name_width + (0 if single else _width_of(m.label for m in marks) + 14)
-    right = width - _width_of(number(m.value) for m in marks) - 22
+    name_width = _measure_labels(groups) + 14
+    left = name_width + (0 if single else _measure_labels(m.label for m in marks) + 14)
+    right = width - _measure_labels(number(m.value) for m in marks) - 22
     extent = [x for m in marks for x in (m.low, m.high, m.value) if x is not None] + [0.0] * zero
-    scale, ticks = _scale(min(extent), max(extent), left, right, count=max(2, int((right - left) / 70)))
+    scale, ticks = _make_scale(min(extent), max(extent), left, right, count=max(2, int((right - left) / 70)))
     height = sum(len(group) * row + gap for group in groups.values()) + 8
-    out = [_grid(ticks, scale, height)]
+    out = [_draw_grid(ticks, scale, height)]
     if zero:
         out.append(f'<line class="zero" x1="{scale(0.0):.1f}" x2="{scale(0.0):.1f}" y1="0" y2="{height:.0f}"/>')
     y = 4.0
@@ -81,7 +81,7 @@ def intervals(
         if y > 4 and not single:
             out.append(f'<line class="rule" x1="0" x2="{width}" y1="{y - 1:.1f}" y2="{y - 1:.1f}"/>')
         y += gap / 2
-        out.append(_label(name, 0.0, y + row / 2 + 4, "group"))
+        out.append(_draw_label(name, 0.0, y + row / 2 + 4, "group"))
         for mark in group:
             middle = y + row / 2
             out.append(f'<g class="{mark.style}">')
@@ -92,28 +92,28 @@ def intervals(
                 out.append(f"95% interval {number(mark.low)} to {number(mark.high)}</title>")
                 out.append(f'<path class="whisker" d="M{scale(mark.low):.1f} {middle:.1f}H{scale(mark.high):.1f}"/>')
             if not single:
-                out.append(_label(mark.label, left - 14, middle + 4, "end"))
+                out.append(_draw_label(mark.label, left - 14, middle + 4, "end"))
             out.append(f'<circle class="dot" cx="{scale(mark.value):.1f}" cy="{middle:.1f}" r="4.5"/>')
             out.append(f'<text class="number" x="{width}" y="{middle + 4:.1f}">{number(mark.value)}</text></g>')
             y += row
         y += gap / 2
-    out.append(_tick_labels(ticks, scale, height + 16))
+    out.append(_draw_tick_labels(ticks, scale, height + 16))
     out.append(f'<text class="axis" x="{(left + right) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
-    return _svg("".join(out), float(width), height + 42)
+    return _wrap_svg("".join(out), float(width), height + 42)
 
 
-def dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[float], str]) -> str:
+def draw_dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[float], str]) -> str:
     """Draw rows of dots on one scale, with their numbers in tooltips."""
     values = [dot.value for row in rows.values() for dot in row]
     if not values:
         return ""
-    tall, left = 30.0, _width_of(rows) + 24
-    scale, ticks = _scale(min(values), max(values), left, WIDTH - 14.0, count=9)
+    tall, left = 30.0, _measure_labels(rows) + 24
+    scale, ticks = _make_scale(min(values), max(values), left, WIDTH - 14.0, count=9)
     height = len(rows) * tall
-    out = [_grid(ticks, scale, height)]
+    out = [_draw_grid(ticks, scale, height)]
     for n, (name, row) in enumerate(rows.items()):
         y, ends = (n + 0.5) * tall, [scale(dot.value) for dot in row]
-        out.append(_label(name, 0.0, y + 4, "group"))
+        out.append(_draw_label(name, 0.0, y + 4, "group"))
         if ends:
             out.append(f'<path class="zero" d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}"/>')
         for dot, x in zip(row, ends, strict=True):
@@ -121,12 +121,12 @@ def dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[floa
             kind = "ring" if dot.ring else "dot"
             circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5">{tooltip}</circle>'
             out.append(f'<g class="{dot.style}">{circle}</g>')
-    out.append(_tick_labels(ticks, scale, height + 16))
+    out.append(_draw_tick_labels(ticks, scale, height + 16))
     out.append(f'<text class="axis" x="{(left + WIDTH) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
-    return _svg("".join(out), float(WIDTH), height + 42)
+    return _wrap_svg("".join(out), float(WIDTH), height + 42)
 
 
-def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:
+def draw_curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:
     """Draw lines over a common x, in a panel for each title; return an empty text if there are no points."""
     xs = [x for lines in panels.values() for line in lines for x, _ in line.points]
     if not xs:
@@ -141,38 +141,40 @@ def curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str 
         if not ys:
             continue
         out.append(f'<g transform="translate({n % columns * (width + gap):.1f} {n // columns * tall:.0f})">')
-        out.append(_label(title, 0.0, 14.0, "group", int(width / _TEXT)))
-        down, ticks = _scale(min(ys), max(ys), top + height, top, count=4)
-        left = _width_of(_tick(t, ticks) for t in ticks) + 10
-        room = _width_of([f"{max(xs):,.0f}"]) + 24  # of a label
+        out.append(_draw_label(title, 0.0, 14.0, "group", int(width / _CHARACTER_WIDTH)))
+        down, ticks = _make_scale(min(ys), max(ys), top + height, top, count=4)
+        left = _measure_labels(_format_tick(t, ticks) for t in ticks) + 10
+        room = _measure_labels([f"{max(xs):,.0f}"]) + 24  # of a label
         count = min(5, max(2, int((width - left) / room)))
-        across, steps = _scale(min(xs), max(xs), left, width - 8, count=count, pad=0.0)
+        across, steps = _make_scale(min(xs), max(xs), left, width - 8, count=count, pad=0.0)
         for t in ticks:
             out.append(f'<path class="grid" d="M{left:.1f} {down(t):.1f}H{width:.1f}"/>')
-            out.append(f'<text class="tick end" x="{left - 8:.1f}" y="{down(t) + 4:.1f}">{_tick(t, ticks)}</text>')
-        out.append(_tick_labels(steps, across, top + height + 16))
+            out.append(
+                f'<text class="tick end" x="{left - 8:.1f}" y="{down(t) + 4:.1f}">{_format_tick(t, ticks)}</text>'
+            )
+        out.append(_draw_tick_labels(steps, across, top + height + 16))
         out.append(f'<text class="axis" x="{(left + width) / 2:.1f}" y="{top + height + 33:.0f}">{escape(axis)}</text>')
         for line in lines:
             out.append(f'<g class="{line.style}"><title>{escape(line.label)}</title>')
-            points = thin(line.points)
-            out.append(_path(points, across, down))
-            if line.dots and len(points) <= _DOTS:
-                out.extend(_dot(line.label, axis, p, across, down, "dot", 2.5) for p in points)
+            points = thin_points(line.points)
+            out.append(_draw_path(points, across, down))
+            if line.dots and len(points) <= _MOST_DOTS:
+                out.extend(_draw_dot(line.label, axis, p, across, down, "dot", 2.5) for p in points)
             if line.ring:
-                out.append(_dot(line.label, axis, line.ring, across, down, "ring", 5.0))
+                out.append(_draw_dot(line.label, axis, line.ring, across, down, "ring", 5.0))
             out.append("</g>")
         out.append("</g>")
-    return _svg("".join(out), float(WIDTH), tall * math.ceil(len(panels) / columns))
+    return _wrap_svg("".join(out), float(WIDTH), tall * math.ceil(len(panels) / columns))
 
 
-def shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -> str:
+def draw_shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -> str:
     """Draw each row as a bar of length 1 that is stacked from its parts; the rest stays pale."""
-    row, left = 34.0, _width_of(rows) + 14
+    row, left = 34.0, _measure_labels(rows) + 14
     span = WIDTH - left
     out = []
     for n, (name, parts) in enumerate(rows.items()):
         y, x = n * row + 4, left
-        out.append(_label(name, 0.0, y + 17, "group"))
+        out.append(_draw_label(name, 0.0, y + 17, "group"))
         out.append(f'<rect class="rest" x="{left:.1f}" y="{y}" width="{span:.1f}" height="24" rx="3"/>')
         for label, style in styles.items():
             share = parts.get(label, 0.0)
@@ -185,35 +187,35 @@ def shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -
                 out.append(f'<text class="inside" x="{x + share * span / 2:.1f}" y="{y + 16.5}">{share:.0%}</text>')
             out.append("</g>")
             x += share * span
-    return _svg("".join(out), float(WIDTH), len(rows) * row + 4)
+    return _wrap_svg("".join(out), float(WIDTH), len(rows) * row + 4)
 
 
-def bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
+def draw_bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
     """Draw each row as a bar that begins at 0, followed by its number."""
-    row, left = 24.0, _width_of(rows) + 14
-    span = WIDTH - left - _width_of(number(v) for v in rows.values()) - 12
+    row, left = 24.0, _measure_labels(rows) + 14
+    span = WIDTH - left - _measure_labels(number(v) for v in rows.values()) - 12
     longest = max(rows.values(), default=0.0) or 1.0
     out = []
     for n, (name, value) in enumerate(rows.items()):
         y, end = n * row, left + max(value / longest * span, 1.5)
-        out.append(_label(name, 0.0, y + 16, ""))
+        out.append(_draw_label(name, 0.0, y + 16, ""))
         out.append(f'<rect class="time" x="{left:.1f}" y="{y + 5}" width="{end - left:.1f}" height="14" rx="3"/>')
         out.append(f'<text class="tick" x="{end + 8:.1f}" y="{y + 16}">{escape(number(value))}</text>')
-    return _svg("".join(out), float(WIDTH), len(rows) * row + 2)
+    return _wrap_svg("".join(out), float(WIDTH), len(rows) * row + 2)
 
 
-def standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
+def make_standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
     """Turn a figure into a file of its own, with its styles, and with a legend of styles by name above it."""
     opening = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" role="img">', svg)
     assert opening is not None
     width, height = map(int, opening.groups())
     x, y, keys = 0.0, 14.0, []
     for name, style in legend.items():
-        wide = _width_of([name]) + 34
+        wide = _measure_labels([name]) + 34
         if x + wide > width and x > 0:
             x, y = 0.0, y + 22
         keys.append(f'<g class="{style}"><circle class="dot" cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4.5"/>')
-        keys.append(f"{_label(name, x + 16, y, 'key')}</g>")
+        keys.append(f"{_draw_label(name, x + 16, y, 'key')}</g>")
         x += wide
     above = y + 16 if legend else 0.0
     content = svg[opening.end() : -len("</svg>")]
@@ -224,14 +226,14 @@ def standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
     )
 
 
-def thin(points: Sequence[Point], most: int = POINTS) -> list[Point]:
+def thin_points(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     """Return at most `most` points, which are means of runs of equal length."""
     run = max(1, math.ceil(len(points) / most))
     runs = [points[i : i + run] for i in range(0, len(points), run)]
     return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
 
 
-def smooth(points: Sequence[Point], share: float = 0.12) -> list[Point]:
+def smooth_points(points: Sequence[Point], share: float = 0.12) -> list[Point]:
     """Return centred moving means over `share` of the points, and over fewer at both ends."""
     reach = int(len(points) * share / 2)
     out = []
@@ -242,7 +244,7 @@ def smooth(points: Sequence[Point], share: float = 0.12) -> list[Point]:
     return out
 
 
-def _scale(
+def _make_scale(
     low: float, high: float, begin: float, end: float, *, count: int, pad: float = 0.04
 ) -> tuple[Scale, list[float]]:
     """Return the scale from data to pixels, and round ticks within the extent of the data."""
@@ -257,41 +259,43 @@ def _scale(
     return lambda x: begin + (x - low) / (high - low) * (end - begin), ticks
 
 
-def _grid(ticks: Sequence[float], scale: Scale, height: float) -> str:
+def _draw_grid(ticks: Sequence[float], scale: Scale, height: float) -> str:
     return "".join(f'<path class="grid" d="M{scale(t):.1f} 0V{height:.0f}"/>' for t in ticks)
 
 
-def _tick_labels(ticks: Sequence[float], scale: Scale, y: float) -> str:
-    return "".join(f'<text class="tick middle" x="{scale(t):.1f}" y="{y:.0f}">{_tick(t, ticks)}</text>' for t in ticks)
+def _draw_tick_labels(ticks: Sequence[float], scale: Scale, y: float) -> str:
+    return "".join(
+        f'<text class="tick middle" x="{scale(t):.1f}" y="{y:.0f}">{_format_tick(t, ticks)}</text>' for t in ticks
+    )
 
 
-def _tick(value: float, ticks: Sequence[float]) -> str:
+def _format_tick(value: float, ticks: Sequence[float]) -> str:
     """Format a tick with as many decimals as the ticks need to differ."""
     step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
 
 
-def _path(points: Sequence[Point], across: Scale, down: Scale) -> str:
+def _draw_path(points: Sequence[Point], across: Scale, down: Scale) -> str:
     return f'<path class="line" d="M{"L".join(f"{across(x):.1f} {down(y):.1f}" for x, y in points)}"/>'
 
 
-def _dot(label: str, axis: str, point: Point, across: Scale, down: Scale, style: str, radius: float) -> str:
+def _draw_dot(label: str, axis: str, point: Point, across: Scale, down: Scale, style: str, radius: float) -> str:
     x, y = point
     tooltip = f"<title>{escape(f'{label}, {axis} {x:g}: {y:.4f}')}</title>"
     return f'<circle class="{style}" cx="{across(x):.1f}" cy="{down(y):.1f}" r="{radius}">{tooltip}</circle>'
 
 
-def _label(text: str, x: float, y: float, style: str, most: int = _LABEL) -> str:
+def _draw_label(text: str, x: float, y: float, style: str, most: int = _MOST_LABEL_CHARACTERS) -> str:
     text = escape_controls(text)
     shown = text if len(text) <= most else text[: most - 1] + "…"
     tooltip = f"<title>{escape(text)}</title>" if shown != text else ""
     return f'<text class="label {style}" x="{x:.1f}" y="{y:.1f}">{escape(shown)}{tooltip}</text>'
 
 
-def _width_of(labels: Iterable[str]) -> float:
-    return max((min(len(label), _LABEL) for label in labels), default=0) * _TEXT
+def _measure_labels(labels: Iterable[str]) -> float:
+    return max((min(len(label), _MOST_LABEL_CHARACTERS) for label in labels), default=0) * _CHARACTER_WIDTH
 
 
-def _svg(content: str, width: float, height: float) -> str:
+def _wrap_svg(content: str, width: float, height: float) -> str:
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img">{content}</svg>'

@@ -15,7 +15,7 @@ from fuselm.system import foreign_text
 from fuselm.system.durations import format_duration
 
 
-def render(template: str, **context: Any) -> str:
+def render_template(template: str, **context: Any) -> str:
     """Return one of the package's templates with the values of `context` filled in.
 
     Raises `jinja2.UndefinedError` where the template needs a value that is missing.

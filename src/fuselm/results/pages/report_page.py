@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
-from fuselm.results.notes import describe_unspelled, mark_of, unspelled_of
+from fuselm.results.notes import describe_unspelled, mark_incomparable, select_unspelled_shares
 from fuselm.results.pages import figures
 from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
-from fuselm.results.pages.rendering import render
+from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
@@ -63,16 +63,16 @@ def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Ma
         return figures.Mark(label=pair, style=judge(cell), **cell)
 
     marks = {d: model_marks(d) for d in domains}
-    drawn = {"models": figures.intervals(marks, axis="bits per byte", number=format_bits)}
+    drawn = {"models": figures.draw_intervals(marks, axis="bits per byte", number=format_bits)}
     for pair in ("fused-clm", "fused-base"):
-        drawn[pair] = figures.intervals(
+        drawn[pair] = figures.draw_intervals(
             {d: [difference_mark(pair, d)] for d in domains},
             axis="← fused better · bits per byte · fused worse →",
             number=format_minus,
             zero=True,
             width=figures.WIDTH // 2 - 20,
         )
-    drawn["dev"] = figures.curves(
+    drawn["dev"] = figures.draw_curves(
         {
             d: [_draw_dev_line(m, h["dev"], d, summary["training"][m]["best_step"]) for m, h in histories.items()]
             for d in ["average", *domains[:-1]]
@@ -82,13 +82,13 @@ def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Ma
         "cross-entropy of the text, nats a token": "clm_loss",
         "divergence from the fused rows, nats a token": "fusion_loss",
     }
-    drawn["losses"] = figures.curves(
+    drawn["losses"] = figures.draw_curves(
         {title: _draw_loss_term(histories, term) for title, term in terms.items() if _draw_loss_term(histories, term)},
         columns=2,
     )
     sources = {n: s for n, s in styles.items() if n not in TARGETS}
-    drawn["shares"] = figures.shares(summary["fusion"]["shares"], sources)
-    drawn["stages"] = figures.bars(summary["stages"], number=format_duration)
+    drawn["shares"] = figures.draw_shares(summary["fusion"]["shares"], sources)
+    drawn["stages"] = figures.draw_bars(summary["stages"], number=format_duration)
     return drawn
 
 
@@ -102,10 +102,12 @@ def _draw_loss_term(histories: Mapping[str, Mapping], term: str) -> list[figures
     """Draw each method's term of the loss by step, faint, under its moving mean."""
     lines = []
     for method, history in histories.items():
-        points = figures.thin([(float(row["step"]), float(row[term])) for row in history["log"] if term in row])
+        points = figures.thin_points([(float(row["step"]), float(row[term])) for row in history["log"] if term in row])
         if any(y for _, y in points):
             lines.append(figures.Line(label=f"{method}, by step", style=f"{method} faint", points=points))
-            lines.append(figures.Line(label=f"{method}, moving mean", style=method, points=figures.smooth(points)))
+            lines.append(
+                figures.Line(label=f"{method}, moving mean", style=method, points=figures.smooth_points(points))
+            )
     return lines
 
 
@@ -125,22 +127,22 @@ def render_model_card(summary: Mapping) -> str:
 
 
 def _render_for_run(template: str, summary: Mapping, **context) -> str:
-    return render(
+    return render_template(
         template,
         summary=summary,
         config=summary["config"],
         domains=list(summary["heldout"]),
-        prefix_tokens=_prefix_tokens(summary["config"]),
+        prefix_tokens=_count_prefix_tokens(summary["config"]),
         targets=TARGETS,
         verdict=describe_outcome(summary),
-        unspelled=describe_unspelled({name: unspelled_of(row) for name, row in summary["models"].items()}),
-        mark=lambda name, domain: mark_of(unspelled_of(summary["models"][name]), domain),
+        unspelled=describe_unspelled({name: select_unspelled_shares(row) for name, row in summary["models"].items()}),
+        mark=lambda name, domain: mark_incomparable(select_unspelled_shares(summary["models"][name]), domain),
         written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
         **context,
     )
 
 
-def _prefix_tokens(resolved: Mapping) -> int:
+def _count_prefix_tokens(resolved: Mapping) -> int:
     """Return how many tokens the sources read before each document that the run captured.
 
     Servers read none, and an existing store states its own number.

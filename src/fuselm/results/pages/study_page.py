@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.results.notes import describe_unspelled, mark_of
+from fuselm.results.notes import describe_unspelled, mark_incomparable
 from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Line, Mark
 from fuselm.results.pages.formats import describe_settings, format_bits, format_interval, format_minus
@@ -27,26 +27,28 @@ FIGURES = {
 }
 
 
-def write(out: Path, result: Mapping[str, Any]) -> None:
+def write_pages(out: Path, result: Mapping[str, Any]) -> None:
     """Write `results.md`, `figures/*.svg` and `study.html` into `out`.
 
     Figures of experiments that are no longer in the study are kept.
     """
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    shown = [_experiment(experiment, result) for experiment in result["experiments"]]
-    css = rendering.render("style.css.jinja")
+    shown = [_show_experiment(experiment, result) for experiment in result["experiments"]]
+    css = rendering.render_template("style.css.jinja")
     for experiment in shown:
         for kind, drawn in experiment["figures"].items():
-            svg = figures.standalone(drawn, css, experiment["legends"].get(kind, {}))
+            svg = figures.make_standalone(drawn, css, experiment["legends"].get(kind, {}))
             atomic_files.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
-    shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _arms(result)}
+    shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _list_trainings(result)}
     shared |= {"dash": DASH, "describe_settings": describe_settings}
-    atomic_files.write_text(out / "results.md", rendering.render("study.md.jinja", **shared))
+    atomic_files.write_text(out / "results.md", rendering.render_template("study.md.jinja", **shared))
     judging = {"judge": judge, "interval": format_interval, "minus": format_minus}
-    atomic_files.write_text(out / "study.html", rendering.render("study.html.jinja", prose=prose, **judging, **shared))
+    atomic_files.write_text(
+        out / "study.html", rendering.render_template("study.html.jinja", prose=render_prose, **judging, **shared)
+    )
 
 
-def prose(text: str) -> str:
+def render_prose(text: str) -> str:
     """Convert paragraphs, `code`, **bold** and links of Markdown to HTML, and escape the rest."""
     text = html.escape(escape_controls(text, keep="\n"), quote=False)
     text = re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda found: f"<b>{found[1] or found[2]}</b>", text)
@@ -54,20 +56,20 @@ def prose(text: str) -> str:
     return "".join(f'<p class="note">{part.strip()}</p>' for part in text.split("\n\n") if part.strip())
 
 
-def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _show_experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     columns = [*result["domains"], "average"]
-    styles = arm_styles(experiment["arms"], result["arms"])
+    styles = style_arms(experiment["arms"], result["arms"])
     lines = list(experiment["lines"] or {})
-    of_arms = arm_styles([experiment["lines"][name][-1] for name in lines], result["arms"])
+    of_arms = style_arms([experiment["lines"][name][-1] for name in lines], result["arms"])
     line_styles = {name: of_arms[experiment["lines"][name][-1]] for name in lines}
     drawn = {}
     if "bars" in experiment["figures"]:
-        drawn["bars"] = _bars(experiment, styles)
-        drawn["differences"] = _differences(experiment, result)
+        drawn["bars"] = _draw_bars(experiment, styles)
+        drawn["differences"] = _draw_differences(experiment, result)
     if lines:
-        drawn["tokens"] = _tokens(experiment, result, line_styles)
+        drawn["tokens"] = _draw_tokens(experiment, result, line_styles)
     if "steps" in experiment["figures"]:
-        drawn["steps"] = _steps(experiment, result, styles)
+        drawn["steps"] = _draw_steps(experiment, result, styles)
     return {
         **{name: experiment[name] for name in ("name", "title", "says")},
         "columns": columns,
@@ -76,17 +78,19 @@ def _experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> dic
             "steps": {n: style for n, style in styles.items() if result["arms"][n]["method"] is not None},
             "tokens": line_styles,
         },
-        "rows": [_row(name, experiment, result["arms"][name], columns) for name in experiment["arms"]],
+        "rows": [_show_arm(name, experiment, result["arms"][name], columns) for name in experiment["arms"]],
         "note": describe_unspelled(experiment.get("unspelled", {})),
         "seeds": experiment["seeds"],
-        "differences": [_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()],
-        "needed": _needed(experiment),
-        "trials": _trials(experiment["arms"], result["arms"]),
+        "differences": [
+            _show_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()
+        ],
+        "needed": _list_needed_tokens(experiment),
+        "trials": _list_trials(experiment["arms"], result["arms"]),
         "figures": {kind: svg for kind, svg in drawn.items() if svg},
     }
 
 
-def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
+def style_arms(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
     """Return the style of each arm.
 
     The arm with a method's name, else the method's first arm, has the method's colour. `base` is grey. Other arms have
@@ -102,20 +106,22 @@ def arm_styles(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, str]:
     return {n: of_methods.get(n) or style_source(others.index(n)) for n in names}
 
 
-def _row(name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def _show_arm(
+    name: str, experiment: Mapping[str, Any], arm: Mapping[str, Any], columns: Sequence[str]
+) -> dict[str, Any]:
     cells, spread = experiment["values"][name], experiment["spread"][name]
     shares = experiment.get("unspelled", {}).get(name, {})
     done = sum(seed["bits_per_byte"] is not None for seed in arm["seeds"].values())
     return {
         "name": name,
-        "cells": [f"{mark_of(shares, c)}{cells[c]['value']:.4f}" if cells else DASH for c in columns],
+        "cells": [f"{mark_incomparable(shares, c)}{cells[c]['value']:.4f}" if cells else DASH for c in columns],
         "interval": format_interval(cells["average"], format_bits) if cells else "",
         "spread": DASH if spread is None else f"{spread:.4f}",
         "seeds": f"{done}" if done == len(arm["seeds"]) else f"{done} of {len(arm['seeds'])}",
     }
 
 
-def _difference(name: str, rival: str, experiment: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def _show_difference(name: str, rival: str, experiment: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     cells, of = experiment["differences"][name], experiment["by_seed"]
     return {
         "name": f"{name} − {rival}",
@@ -124,7 +130,7 @@ def _difference(name: str, rival: str, experiment: Mapping[str, Any], columns: S
     }
 
 
-def _needed(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _list_needed_tokens(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
     needed = experiment.get("curves", {}).get("needed", {})
     points = [point for line in experiment.get("curves", {}).get("lines", {}).values() for point in line]
     bounds = {"": "", "<": "at most ", ">": "more than "}
@@ -141,24 +147,24 @@ def _needed(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
+def _list_trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
     """Return what each trial gave by seed, for arms with several trials."""
     chosen = {n: arms[n]["seeds"] for n in names if len(next(iter(arms[n]["seeds"].values()))["trials"]) > 1}
     seeds = sorted({seed for by_seed in chosen.values() for seed in by_seed}, key=int)
     rows = []
     for name, by_seed in chosen.items():
         for n, trial in enumerate(next(iter(by_seed.values()))["trials"]):
-            cells = [_dev(by_seed[seed]["trials"][n]) if seed in by_seed else (DASH, False) for seed in seeds]
+            cells = [_show_dev(by_seed[seed]["trials"][n]) if seed in by_seed else (DASH, False) for seed in seeds]
             rows.append({"arm": name, "trial": describe_settings(trial["settings"]), "cells": cells})
     return {"seeds": seeds, "rows": rows}
 
 
-def _dev(trial: Mapping[str, Any]) -> tuple[str, bool]:
+def _show_dev(trial: Mapping[str, Any]) -> tuple[str, bool]:
     """Return a trial's bits per byte of the development split, and whether it was chosen."""
     return f"{trial['dev_bits_per_byte']:.4f}" if trial["done"] else DASH, trial["chosen"]
 
 
-def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _list_trainings(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return how the chosen trial of each arm was trained, by seed."""
     rows = []
     for name, arm in result["arms"].items():
@@ -175,26 +181,26 @@ def _arms(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
-    marks = {n: [_mark(n, styles[n], c["average"])] for n, c in experiment["values"].items() if c}
-    return figures.intervals(marks, axis="bits per byte", number=format_bits) if marks else ""
+def _draw_bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+    marks = {n: [_make_mark(n, styles[n], c["average"])] for n, c in experiment["values"].items() if c}
+    return figures.draw_intervals(marks, axis="bits per byte", number=format_bits) if marks else ""
 
 
-def _differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def _draw_differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Draw the differences of trained arms. Sources are so far off that nothing else could be seen."""
     trained = {n: c["average"] for n, c in experiment["differences"].items() if c and result["arms"][n]["method"]}
     cells = {f"{name} − {experiment['against'][name]}": cell for name, cell in trained.items()}
     if not cells:
         return ""
-    marks = {n: [_mark(n, judge(c), c)] for n, c in cells.items()}
-    return figures.intervals(marks, axis="← better · bits per byte · worse →", number=format_minus, zero=True)
+    marks = {n: [_make_mark(n, judge(c), c)] for n, c in cells.items()}
+    return figures.draw_intervals(marks, axis="← better · bits per byte · worse →", number=format_minus, zero=True)
 
 
-def _mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
+def _make_mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
     return Mark(label=name, style=style, value=cell["value"], low=cell["low"], high=cell["high"])
 
 
-def _steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _draw_steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
     """Draw the first seed that all arms have, because the development split of another seed is another text."""
     seed = str(next(iter(experiment["seeds"]), ""))
 
@@ -207,18 +213,20 @@ def _steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Map
         ring = next((point for point in points if point[0] == best["best_step"]), None)
         return Line(label=name, style=styles[name], points=points, ring=ring, dots=True)
 
-    return _panels(result, lambda domain: [line(name, domain) for name in experiment["arms"]], axis="step")
+    return _draw_panels(result, lambda domain: [line(name, domain) for name in experiment["arms"]], axis="step")
 
 
-def _tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _draw_tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
     def line(name: str, domain: str) -> Line | None:
         arms = [point["arm"] for point in experiment["curves"]["lines"][name]]
         points = sorted((result["arms"][n]["given_tokens"], experiment["values"][n][domain]["value"]) for n in arms)
         return Line(label=name, style=styles[name], points=points, dots=True) if points else None
 
-    return _panels(result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="tokens of text")
+    return _draw_panels(
+        result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="tokens of text"
+    )
 
 
-def _panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:
+def _draw_panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:
     panels = {domain: [n for n in lines(domain) if n is not None] for domain in ("average", *result["domains"])}
-    return figures.curves(panels, axis=axis)
+    return figures.draw_curves(panels, axis=axis)

@@ -41,7 +41,7 @@ def make(pipeline: "Pipeline") -> Path:
         )
         for tokenizer, found in counts.get("unspelled", {}).items():
             name = inputs.name_readers(tokenizer)
-            shown.note(notes.describe_unspelled_text(name, found, is_learned_from=True))
+            shown.note(notes.describe_unspelled_text(name, found, is_trained_on=True))
         return counts
 
     return pipeline.steps.make(STAGE, "", recipe, build)

@@ -58,7 +58,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         if name in train.METHODS:
             located = locate_model(str(train.train_method(pipeline, name) / train.WEIGHTS))
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
-        scores = measure.score(
+        scores = measure.score_model(
             located,
             load_vocabulary(located),
             [d for d in pipeline.documents if d.split == "heldout"],
