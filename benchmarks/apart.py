@@ -41,6 +41,7 @@ from fuselm.results import bootstrap, measure, scoring
 from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.results.scoring import Score
 from fuselm.runs import config
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages.train import WEIGHTS
 from fuselm.system import atomic_files, manifest, progress
@@ -114,7 +115,7 @@ def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
     training.save_folder(loaded[0], mean, target, folder)
 
 
-def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents: int | None) -> list[Path]:
+def cut_corpus(run: config.RunOptions, domains: Sequence[str], folder: Path, documents: int | None) -> list[Path]:
     """Write the run's texts as a file for each of the `domains`, then one for all others.
 
     With `documents`, only the first so many of each domain are written. Raises `ValueError` if a domain has no text.
@@ -140,7 +141,7 @@ def cut_corpus(run: config.Run, domains: Sequence[str], folder: Path, documents:
 class Experiment:
     """Hold the models and their scores, each made once in the run's folder."""
 
-    def __init__(self, run: config.Run, domains: Sequence[str], documents: int | None, console: Console):
+    def __init__(self, run: config.RunOptions, domains: Sequence[str], documents: int | None, console: Console):
         self.run = run
         self.domains = domains
         self.console = console
@@ -153,7 +154,7 @@ class Experiment:
     def pipeline(self, sources: Mapping[str, Mapping], files: Sequence[Path]) -> Pipeline:
         """Return the pipeline of the run with other sources and texts."""
         changed = {
-            "sources": {name: config.Captured(**of) for name, of in sources.items()},
+            "sources": {name: LocalSourceOptions(**of) for name, of in sources.items()},
             "corpus": self.run.corpus.model_copy(update={"files": [str(file) for file in files]}),
         }
         return Pipeline(self.run.model_copy(update=changed), self.console)
@@ -290,7 +291,7 @@ def table(result: Mapping) -> Table:
     return shown
 
 
-def load(options: argparse.Namespace) -> tuple[config.Run, list[str]]:
+def load(options: argparse.Namespace) -> tuple[config.RunOptions, list[str]]:
     """Load the run, with the domains as names of its sources, and the domains. Raises `ValueError`."""
     domains = options.domains.split(",")
     if len(domains) < 2 or len(set(domains)) < len(domains):

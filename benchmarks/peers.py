@@ -99,7 +99,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run_of(options: argparse.Namespace) -> config.Run:
+def run_of(options: argparse.Namespace) -> config.RunOptions:
     teacher = options.models / TEACHERS[options.teacher]
     overrides = [
         f"output={options.output}",
@@ -115,8 +115,8 @@ def run_of(options: argparse.Namespace) -> config.Run:
     return config.load(ROOT / "examples/quickstart.yaml", overrides)
 
 
-def settings_of(run: config.Run, way: str) -> training.Settings:
-    chosen = run.train.of("fused").model_dump(exclude={"learning_rate", "clm"})
+def settings_of(run: config.RunOptions, way: str) -> training.Settings:
+    chosen = run.train.for_method("fused").model_dump(exclude={"learning_rate", "clm"})
     chosen |= {"learning_rate": run.train.learning_rate, "seed": run.seed}
     if way != "fused":
         chosen |= {"lambda_clm": 1.0, "lambda_final": None}

@@ -31,8 +31,8 @@ from fuselm.documents import corpus
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.runs import config
 from fuselm.stores import store
+from fuselm.stores.policies import POLICIES
 from fuselm.stores.rows import Trace, from_table
 from fuselm.stores.store import Store
 from fuselm.system import manifest
@@ -40,7 +40,7 @@ from fuselm.system import manifest
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "benchmarks"
 MODELS = {"gemma": "models/gemma-3-270m.gguf", "qwen": "models/qwen2.5-coder-0.5b-instruct.gguf"}
-DEFAULT = {"policy": "sampled"} | config.POLICIES["sampled"]
+DEFAULT = {"policy": "sampled"} | POLICIES["sampled"]
 WIDE = {"policy": "top_k", "top_k": 128}  # what narrower policies are taken of, for their bytes
 RUNS = 5
 BATCH_TOKENS = 1024

@@ -427,7 +427,7 @@ def test_learned_weights_find_who_is_best_in_each_domain(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a": {"de": 2.0}}, "fuse.weights.a: no training document is of domain 'de'; there are en, fr"),
+        ({"a": {"de": 2.0}}, "fuse.weights.a: no text is of domain 'de'; there are en, fr"),
         ({"a": 0.0, "b": {"fr": 0.0}}, "fuse.weights: no source has a part in domain 'fr'; give one a weight above 0"),
     ],
 )

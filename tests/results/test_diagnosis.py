@@ -20,7 +20,7 @@ from fuselm.results import diagnosis, diagnosis_words
 from fuselm.results.pages import diagnosis_page, diagnosis_table, figures
 from fuselm.runs import config, diagnosis_inputs
 from fuselm.runs.inputs import Inputs
-from fuselm.runs.options import files as options
+from fuselm.runs.options import files
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
@@ -214,7 +214,7 @@ def test_a_shell_gives_the_command_what_should_be_written(tmp_path, monkeypatch)
     monkeypatch.setattr("test_diagnosis.DOMAINS", ["no", "l'été: 'un', #2"])
     result = diagnosed(*make(tmp_path, src=(0.8, 0.8), own=(0.1, 0.1)), own="own", writers=["src"])
     given = {}
-    options.override(given, shlex.split(result["verdict"][-1])[-1])
+    files.override_option(given, shlex.split(result["verdict"][-1])[-1])
     assert given["write"]["ratio"] == result["write"] == {"src": {"no": 4, "l'été: 'un', #2": 4}}
 
 

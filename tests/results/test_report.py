@@ -17,6 +17,7 @@ from fuselm.results.bootstrap import Bootstrap
 from fuselm.results.pages import figures, report_page, results_table
 from fuselm.results.scoring import Score
 from fuselm.runs import config
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system.manifest import Recipe, build_once
 
 HELDOUT = {"<b>&\"'": 7, "french": 11, "a|b\nc": 13}  # documents of each domain
@@ -148,8 +149,8 @@ def make_folders(
 
 
 @pytest.fixture
-def run() -> config.Run:
-    return config.Run.model_validate(
+def run() -> config.RunOptions:
+    return config.RunOptions.model_validate(
         {
             "output": "runs/a",
             "target": "owner/Target-135M",
@@ -159,7 +160,7 @@ def run() -> config.Run:
     )
 
 
-def options_of(run: config.Run) -> dict:
+def options_of(run: config.RunOptions) -> dict:
     return run.model_dump(mode="json")
 
 
@@ -370,7 +371,7 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
     local = tmp_path / "somewhere" / "local-model.gguf"
     local.parent.mkdir()
     local.touch()
-    run = run.model_copy(update={"sources": run.sources | {"gemma": config.Captured(model=str(local))}})
+    run = run.model_copy(update={"sources": run.sources | {"gemma": LocalSourceOptions(model=str(local))}})
     summary = run_summary.summarize_run(options_of(run), make())
     _, front, body = report_page.render_model_card(summary).split("---\n", 2)
     assert yaml.safe_load(front) == {

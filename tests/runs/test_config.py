@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from fuselm.runs import config
+from fuselm.runs.options.sources import LocalSourceOptions
+from fuselm.stores.policies import POLICIES
 
 GOOD = {
     "output": "out",
@@ -35,13 +37,13 @@ def problem(path: Path, *overrides: str) -> str:
 
 def test_defaults_fill_a_small_run_file(run_file):
     run = config.load(run_file())
-    assert run.train == config.Train() and run.capture == config.Capture() and run.seed == 0
+    assert run.train == config.TrainOptions() and run.capture == config.CaptureOptions() and run.seed == 0
 
 
 def test_a_source_is_a_path_or_has_options(run_file):
     sources = config.load(run_file()).sources
-    assert sources["a"] == config.Captured(model="models/a")
-    assert sources["b"] == config.Captured(model="models/b", dtype="float32")
+    assert sources["a"] == LocalSourceOptions(model="models/a")
+    assert sources["b"] == LocalSourceOptions(model="models/b", dtype="float32")
 
 
 SERVER = {"server": "http://host:8000/v1/", "model": "served", "tokenizer": "models/a"}
@@ -97,12 +99,12 @@ def test_numbers_may_be_written_as_in_python(run_file, number):
 
 def test_several_learning_rates_may_be_given(run_file):
     train = config.load(run_file(), ["train.learning_rate=[1e-4, 3e-4]", "train.clm.learning_rate=[5e-5]"]).train
-    assert train.of("fused").learning_rates == [1e-4, 3e-4] and train.of("clm").learning_rates == [5e-5]
+    assert train.for_method("fused").learning_rates == [1e-4, 3e-4] and train.for_method("clm").learning_rates == [5e-5]
 
 
 def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
     train = config.load(run_file(), ["train.passes=5", "train.average=2", "train.clm={passes: 3, average: null}"]).train
-    fused, clm = train.of("fused"), train.of("clm")
+    fused, clm = train.for_method("fused"), train.for_method("clm")
     assert (fused.passes, fused.average, fused.lr_schedule) == (5, 2.0, "constant")
     assert (clm.passes, clm.average, clm.lr_schedule) == (3, 2.0, "cosine")
 
@@ -110,7 +112,7 @@ def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
 def test_unless_told_weights_are_averaged_from_the_first_pass_or_half_of_one_on(run_file):
     for passes, average in ((4, 1), (2, 1), (1, 0.5)):
         train = config.load(run_file(), [f"train.passes={passes}"]).train
-        assert train.of("fused").average == average and train.of("clm").average is False
+        assert train.for_method("fused").average == average and train.for_method("clm").average is False
 
 
 def test_unless_told_weights_are_learned_where_nothing_else_says_them(run_file):
@@ -132,9 +134,9 @@ def test_overrides_reach_nested_and_new_options(run_file):
 
 def test_overrides_reach_sources(run_file):
     run = config.load(run_file(), ["sources.a.dtype=bfloat16", "sources.c=models/c", "target.dtype=float32"])
-    assert run.sources["a"] == config.Captured(model="models/a", dtype="bfloat16")
-    assert run.sources["c"] == config.Captured(model="models/c")
-    assert run.target == config.Source(model="models/a", dtype="float32")
+    assert run.sources["a"] == LocalSourceOptions(model="models/a", dtype="bfloat16")
+    assert run.sources["c"] == LocalSourceOptions(model="models/c")
+    assert run.target == config.ModelOptions(model="models/a", dtype="float32")
 
 
 def test_the_last_override_wins(run_file):
@@ -204,23 +206,23 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
     [
         (
             "train.jsd_beta=0.3",
-            "run.yaml: train.jsd_beta: does nothing here, for divergence is not jsd; drop one or set the other",
+            "run.yaml: train.jsd_beta: does nothing here, because divergence is not jsd; drop one or set the other",
         ),
         (
             "train.lora_alpha=8",
-            "run.yaml: train.lora_alpha: does nothing here, for lora_rank is not set; drop one or set the other",
+            "run.yaml: train.lora_alpha: does nothing here, because lora_rank is not set; drop one or set the other",
         ),
         (
             "train.lora_dropout=0.1",
-            "run.yaml: train.lora_dropout: does nothing here, for lora_rank is not set; drop one or set the other",
+            "run.yaml: train.lora_dropout: does nothing here, because lora_rank is not set; drop one or set the other",
         ),
         (
             "train.lora_modules=[q_proj]",
-            "run.yaml: train.lora_modules: does nothing here, for lora_rank is not set; drop one or set the other",
+            "run.yaml: train.lora_modules: does nothing here, because lora_rank is not set; drop one or set the other",
         ),
         (
             "train.quantize=nf4",
-            "run.yaml: train.quantize: does nothing here, for lora_rank is not set; drop one or set the other",
+            "run.yaml: train.quantize: does nothing here, because lora_rank is not set; drop one or set the other",
         ),
         ("train.lambda_clm=2", "run.yaml: train.lambda_clm: input should be less than or equal to 1 (got 2)"),
         ("train.lambda_clm=-0.1", "run.yaml: train.lambda_clm: input should be greater than or equal to 0 (got -0.1)"),
@@ -345,10 +347,10 @@ def test_an_option_of_another_policy_is_refused(run_file, options, message):
 
 
 def test_each_policy_knows_its_numbers(run_file):
-    for policy, numbers in config.POLICIES.items():
+    for policy, numbers in POLICIES.items():
         options = config.load(run_file(), [f"capture.policy={policy}"]).capture
         assert options.retention == {"policy": policy} | numbers
-        again = config.Capture.model_validate(options.model_dump())
+        again = config.CaptureOptions.model_validate(options.model_dump())
         assert again == options
     chosen = config.load(run_file(), ["capture.policy=threshold", "capture.top_k=9"])
     assert chosen.capture.retention["top_k"] == 9
@@ -357,18 +359,18 @@ def test_each_policy_knows_its_numbers(run_file):
 def test_what_cannot_be_drawn_from_keeps_a_threshold(run_file):
     given = yaml.safe_dump(SERVER, default_flow_style=True).strip()
     run = config.load(run_file(), [f"sources.b={given}", "capture.draws=7"])
-    assert run.capture_of("a").retention == {"policy": "sampled", "draws": 7}
-    assert run.capture_of("b").retention == {"policy": "threshold"} | config.POLICIES["threshold"]
+    assert run.capture_options("a").retention == {"policy": "sampled", "draws": 7}
+    assert run.capture_options("b").retention == {"policy": "threshold"} | POLICIES["threshold"]
     run = config.load(run_file(), [f"sources.b={given}", "capture.policy=nucleus"])
-    assert run.capture_of("a").retention == run.capture_of("b").retention == run.capture.retention
+    assert run.capture_options("a").retention == run.capture_options("b").retention == run.capture.retention
 
 
 def test_servers_read_documents_with_nothing_in_front(run_file):
     given = yaml.safe_dump(SERVER, default_flow_style=True).strip()
     run = config.load(run_file(), [f"sources.b={given}"])
-    assert (run.capture_of("a").prefix_tokens, run.capture_of("b").prefix_tokens) == (256, 0)
+    assert (run.capture_options("a").prefix_tokens, run.capture_options("b").prefix_tokens) == (256, 0)
     of_servers = [f"sources.b={given}", "sources.a={model: models/a, store: there}", "capture.prefix_tokens=64"]
-    assert "capture.prefix_tokens: does nothing here, for every source is a" in problem(run_file(), *of_servers)
+    assert "capture.prefix_tokens: does nothing here, because every source is a" in problem(run_file(), *of_servers)
     assert config.load(run_file(), [*of_servers[:2], "capture.prefix_tokens=0"]).capture.prefix_tokens == 0
 
 
@@ -386,7 +388,7 @@ def test_servers_read_documents_with_nothing_in_front(run_file):
     ],
 )
 def test_draws_do_where_rows_are_only_averaged(run_file, override, only):
-    assert config.load(run_file(), [override]).only_averages == only
+    assert config.load(run_file(), [override]).is_linear_in_rows == only
 
 
 @pytest.mark.parametrize("weights", ["learned", "{a: 2}", "{a: {python: 0, english: 0.5}, b: 1}"])
@@ -404,12 +406,12 @@ def test_weights_are_numbers_or_by_domain_or_learned(run_file, weights):
         (["fuse.temperatures.a=.inf"], "fuse.temperatures.a: input should be a finite number (got inf)"),
         (
             ["fuse.sharpness=2"],
-            "fuse.sharpness: does nothing here, for function is 'fixed'; drop one or set the other",
+            "fuse.sharpness: does nothing here, because function is 'fixed'; drop one or set the other",
         ),
-        (["fuse.window=97"], "fuse.window: does nothing here, for level is 'token'; drop one or set the other"),
+        (["fuse.window=97"], "fuse.window: does nothing here, because level is 'token'; drop one or set the other"),
         (
             ["fuse.function=min_ce", "fuse.switch=0.1"],
-            "fuse.switch: does nothing here, for function is 'min_ce'; drop one or set the other",
+            "fuse.switch: does nothing here, because function is 'min_ce'; drop one or set the other",
         ),
         (["fuse.sharpness=.inf"], "fuse.sharpness: input should be a finite number (got inf)"),
         (["fuse.temperatures.a=0"], "fuse.temperatures.a: input should be greater than 0 (got 0)"),
@@ -432,7 +434,7 @@ def test_what_fusing_cannot_mean_is_refused(run_file, overrides, message):
 def test_a_batch_is_of_documents_or_of_tokens(run_file):
     assert config.load(run_file(), ["train.pack_tokens=512"]).train.batch_documents is None
     with pytest.raises(
-        ValueError, match=r"train.batch_documents: does nothing here, for pack_tokens says what a batch is"
+        ValueError, match=r"train.batch_documents: does nothing here, because pack_tokens says what a batch is"
     ):
         config.load(run_file(), ["train.pack_tokens=512", "train.batch_documents=4"])
 

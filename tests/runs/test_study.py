@@ -498,7 +498,7 @@ def test_what_sources_write_is_not_counted_as_text_that_was_given(tmp_path, byte
 
 def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentence_piece, texts):
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts))
-    run = checked.run(checked.arms["fused"], 0, {"train.passes": 3, "train.clm.passes": 2})
+    run = checked.run_options(checked.arms["fused"], 0, {"train.passes": 3, "train.clm.passes": 2})
     trial = trials.Trial(settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
 
     def work(stage: str, name: str) -> float:
@@ -560,7 +560,7 @@ def test_arms_inherit_what_they_do_not_say(tmp_path, byte_level, sentence_piece,
     arms["c"]["set"]["train.learning_rate"] = [1e-5, 1e-6]
     several = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))
     assert [tuple(t.values()) for t in several.arms["c"].trials] == [(1, 1e-5), (1, 1e-6), (2, 1e-5), (2, 1e-6)]
-    run = checked.run(c, 3, c.trials[1])
+    run = checked.run_options(c, 3, c.trials[1])
     assert (run.seed, run.train.passes, run.align.top_k, run.output) == (
         3,
         2,
@@ -572,7 +572,7 @@ def test_arms_inherit_what_they_do_not_say(tmp_path, byte_level, sentence_piece,
 def test_a_section_that_is_set_leaves_what_it_does_not_say(tmp_path, byte_level, sentence_piece, texts):
     study_file = write(tmp_path, byte_level, sentence_piece, texts)
     checked = study.load(study_file, ["set.train.passes=5", "arms.half.set.train.weight_decay=0.5"])
-    run = checked.run(checked.arms["half"], 0, {})
+    run = checked.run_options(checked.arms["half"], 0, {})
     train = run.train
     assert (train.passes, train.weight_decay, run.corpus.share) == (5, 0.5, 0.5)
     assert train.batch_documents == tiny_run.TRAIN["batch_documents"] and train.precision == "float32"
@@ -581,7 +581,7 @@ def test_a_section_that_is_set_leaves_what_it_does_not_say(tmp_path, byte_level,
 def test_names_may_have_any_character(tmp_path, byte_level, sentence_piece, texts):
     output = tmp_path / "\N{GRINNING FACE} \N{CJK UNIFIED IDEOGRAPH-20000}"
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, output=str(output)))
-    assert checked.run(checked.arms["clm"], 0, {}).output == str(output / "seed-0")
+    assert checked.run_options(checked.arms["clm"], 0, {}).output == str(output / "seed-0")
 
 
 def test_an_arm_of_clm_may_be_like_one_of_fused(tmp_path, byte_level, sentence_piece, texts):
@@ -589,14 +589,17 @@ def test_an_arm_of_clm_may_be_like_one_of_fused(tmp_path, byte_level, sentence_p
     arms = ARMS | {"alike": {"like": "alone", "method": "clm", "set": {"train.passes": 3}}}
     experiments = [{"name": "x", "title": "X", "arms": ["alike", "alone"]}]
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))
-    assert checked.run(checked.arms["alike"], 0, {}).train.of("clm").passes == 3
+    assert checked.run_options(checked.arms["alike"], 0, {}).train.for_method("clm").passes == 3
 
 
 def test_the_rate_of_an_arm_of_clm_is_that_of_clm(tmp_path, byte_level, sentence_piece, texts):
     study_file = write(tmp_path, byte_level, sentence_piece, texts, set={"train.clm.learning_rate": 0.5})
     checked = study.load(study_file)
     clm = checked.arms["clm"]
-    assert [checked.run(clm, 0, t).train.of("clm").learning_rates for t in clm.trials] == [[1e-6], [3e-3]]
+    assert [checked.run_options(clm, 0, t).train.for_method("clm").learning_rates for t in clm.trials] == [
+        [1e-6],
+        [3e-3],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from typing import Any
 
-from fuselm.runs.config import Train
+from fuselm.runs.options.training import TrainOptions
 from fuselm.training.trainer import Settings
 
 
 def make_settings(**changes: Any) -> Settings:
     """Return the defaults of a run file in float32, with a cosine schedule and without a mean of weights."""
-    options = Train().model_dump(exclude={"clm"}) | {"lr_schedule": "cosine", "average": False, "precision": "float32"}
+    options = TrainOptions().model_dump(exclude={"clm"}) | {
+        "lr_schedule": "cosine",
+        "average": False,
+        "precision": "float32",
+    }
     return Settings(**options | {"batch_documents": None, "seed": 0} | changes)

@@ -18,7 +18,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import fuse as fusion
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.runs.config import Fuse
+from fuselm.runs.options.fusion import FuseOptions
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
@@ -48,7 +48,7 @@ def compile_kernels(folder: Path, progress: Progress) -> None:
         )
         aligned[name] = store.Store(folder / f"{name} aligned")
     fused = folder / "fused"
-    options = Fuse().recipe | {"vocabulary_size": vocabularies[0].size}
+    options = FuseOptions().recipe | {"vocabulary_size": vocabularies[0].size}
     manifest.build_once(
         fused,
         Recipe(stage="fuse"),

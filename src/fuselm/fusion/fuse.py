@@ -14,6 +14,7 @@ import numpy as np
 
 from fuselm.documents.corpus import Document
 from fuselm.fusion import pooling, tails
+from fuselm.fusion.priors import spread_weights
 from fuselm.fusion.weights import FUNCTIONS, Evidence
 from fuselm.fusion.weights import learn as weights_of
 from fuselm.models.segmentation import COMPARABLE, describe_shares
@@ -156,7 +157,7 @@ def fuse_stores(
         if count:
             progress.note(f"{count} documents are not in {stores[name].folder}; they are left out")
     tempered = [temperatures.get(name, 1.0) for name in stores]
-    priors = _priors(list(stores), sorted({d.domain for d in documents}), {} if weights == LEARNED else weights)
+    priors = spread_weights({} if weights == LEARNED else weights, list(stores), sorted({d.domain for d in documents}))
     if weights == LEARNED:
         learnt = [d for d in documents if learn_from is None or d.id in learn_from]
         priors = learn(stores, learnt, priors, tempered, vocabulary_size)
@@ -237,21 +238,3 @@ def learn(
         best = weights_of(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
         learned[domain] = best.tolist()
     return learned
-
-
-def _priors(
-    names: Sequence[str], domains: Sequence[str], given: Mapping[str, float | Mapping[str, float]]
-) -> dict[str, list[float]]:
-    for name, of in given.items():
-        unknown = [domain for domain in of if domain not in domains] if isinstance(of, Mapping) else []
-        if unknown:
-            raise ValueError(
-                f"fuse.weights.{name}: no training document is of domain '{unknown[0]}'; there are {', '.join(domains)}"
-            )
-    priors = {}
-    for domain in domains:
-        of_all = [given.get(name, 1.0) for name in names]
-        priors[domain] = [float(w.get(domain, 1.0) if isinstance(w, Mapping) else w) for w in of_all]
-        if not any(priors[domain]):
-            raise ValueError(f"fuse.weights: no source has a part in domain '{domain}'; give one a weight above 0")
-    return priors

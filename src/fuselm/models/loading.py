@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from fuselm.models import config_claims, tokenizer_files
+from fuselm.models.choices import DTYPES
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.errors import first_line
 
 if TYPE_CHECKING:
     import transformers
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:

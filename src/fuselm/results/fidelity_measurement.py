@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fuselm.alignment.choices import METHODS
 from fuselm.documents import corpus
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from fuselm.sources.capture import Source
     from fuselm.stores.store import Trace
 
-METHODS = ("span", "mined", "exact", "cooccurrence", "statistics")
 BATCH_TOKENS = 1024
 
 

@@ -116,7 +116,7 @@ def measure_reading(
     planned = passages.plan(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
     batch = planned[len(planned) // 2]  # of usual length
     kept_share = passages.DOCUMENTS / (1 + passages.DOCUMENTS) if prefix.tokens else 1.0  # of what a whole corpus reads
-    policy = retention.Policy(**(pipeline.run.capture_of(name) if name else pipeline.run.capture).retention)
+    policy = retention.Policy(**(pipeline.run.capture_options(name) if name else pipeline.run.capture).retention)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         kept = capture.read(source, documents, segmentations, batch, policy=policy).kept
@@ -130,7 +130,7 @@ def measure_reading(
 
 def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document]) -> Measured:
     """Measure a server that is asked for as many documents as at a time in a run."""
-    server, options = pipeline.inputs.servers[name], pipeline.run.capture_of(name)
+    server, options = pipeline.inputs.servers[name], pipeline.run.capture_options(name)
     vocabulary = pipeline.inputs.load_source_vocabulary(name)
     documents = pick_evenly(documents, server.requests)
     segmentations = [vocabulary.segment(d.text) for d in documents]
@@ -152,7 +152,7 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
 
     It is trained on the text alone, for fused rows cost next to nothing.
     """
-    rate = pipeline.run.train.of("clm").learning_rates[0]
+    rate = pipeline.run.train.for_method("clm").learning_rates[0]
     settings = training.Settings(**train_stage.collect_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")

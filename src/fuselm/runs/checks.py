@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.runs import config
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import processes
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
     for name in sorted({step.name for step in steps if step.stage.asks_servers} & inputs.servers.keys()):
         from fuselm.sources.servers import server
 
-        server.check_server(inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_of(name).top_k)
+        server.check_server(
+            inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_options(name).top_k
+        )
     if any(step.stage.fills_stores for step in steps):
         _check_stores(pipeline)
     if any(step.stage.trains for step in steps):
@@ -38,6 +40,6 @@ def _check_stores(pipeline: "Pipeline") -> None:
     from fuselm.stores import store
 
     for name, options in pipeline.run.sources.items():
-        if isinstance(options, config.Captured) and options.store is not None:
+        if isinstance(options, LocalSourceOptions) and options.store is not None:
             size = pipeline.inputs.sources[name].output_size
             store.Store(Path(options.store), vocabulary_size=size).check()

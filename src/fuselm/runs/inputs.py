@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
+from fuselm.fusion import priors
 from fuselm.models import vocabulary
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
 
 if TYPE_CHECKING:
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
 class Inputs:
     """Raises `ValueError` for whatever of them can't be used."""
 
-    def __init__(self, run: config.Run):
+    def __init__(self, run: config.RunOptions):
         self.files = text_files.find_files(run.corpus.files)
         self._check_texts(run.corpus)
         self.target = locate_model(run.target.model, revision=run.target.revision)
-        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.Server)}
+        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)}
         self.sources = {
             name: self.servers[name].model
-            if isinstance(s, config.Server)
+            if isinstance(s, config.ServerOptions)
             else locate_model(s.model, revision=s.revision)
             for name, s in run.sources.items()
         }
@@ -90,7 +92,7 @@ class Inputs:
                 result[model.tokenizer_fingerprint] = model
         return result
 
-    def _check_texts(self, options: config.Corpus) -> None:
+    def _check_texts(self, options: config.CorpusOptions) -> None:
         """Before any model is looked at. What a file holds is remembered by its hash."""
         counts: dict[str, Counter[str]] = {}
         hashes: dict[str, Path] = {}
@@ -104,7 +106,7 @@ class Inputs:
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)
 
-    def _writers(self, options: config.Write) -> dict[str, float | dict[str, float]]:
+    def _writers(self, options: config.WriteOptions) -> dict[str, float | dict[str, float]]:
         """Return what each source writes for a byte of the training documents, in all domains or by domain."""
         if isinstance(options.ratio, dict):
             writers = {name: of for name, of in sorted(options.ratio.items()) if of}
@@ -130,22 +132,15 @@ class Inputs:
         able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
         return sorted(set(able) - set(self.servers))
 
-    def list_possible_writers(self, run: config.Run) -> list[str]:
+    def list_possible_writers(self, run: config.RunOptions) -> list[str]:
         """Return the sources that can write; none if a source is a store, which cannot contain new text."""
-        if any(isinstance(s, config.Captured) and s.store is not None for s in run.sources.values()):
+        if any(isinstance(s, LocalSourceOptions) and s.store is not None for s in run.sources.values()):
             return []
         return [name for name in self._others() if _length(run.write) <= self.sources[name].context_length]
 
-    def _check_weights(self, options: config.Fuse) -> None:
+    def _check_weights(self, options: config.FuseOptions) -> None:
         given = options.weights if isinstance(options.weights, dict) else {}
-        of_sources = [given.get(name, 1.0) for name in self.sources]
-        for name, of in given.items():
-            for domain in set(of if isinstance(of, dict) else ()) - set(self.domains):
-                there = ", ".join(self.domains)
-                raise ValueError(f"fuse.weights.{name}: no text is of domain '{domain}'; there are {there}")
-        for domain in self.domains:
-            if not any(of.get(domain, 1.0) if isinstance(of, dict) else of for of in of_sources):
-                raise ValueError(f"fuse.weights: no source has a part in domain '{domain}'; give one a weight above 0")
+        priors.spread_weights(given, list(self.sources), self.domains)
 
     def _check_sources(self) -> None:
         first: dict[str, str] = {}
@@ -162,12 +157,12 @@ def _count(file: Path, domain: str) -> dict[str, dict[str, int]]:
     )
 
 
-def _length(options: config.Write) -> int:
+def _length(options: config.WriteOptions) -> int:
     """Tokens that a source reads and writes at a time; one is the context token."""
     return 1 + options.prompt_tokens + options.tokens
 
 
-def _server(options: config.Server) -> "servers.Server":
+def _server(options: config.ServerOptions) -> "servers.Server":
     from fuselm.sources.servers import server as servers
 
     rest = options.model_dump(exclude={"server", "model", "tokenizer"})

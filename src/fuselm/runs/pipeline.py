@@ -43,7 +43,7 @@ class Pipeline:
     `folder`; `console` shows what is being made.
     """
 
-    def __init__(self, run: config.Run, console: Console, *, precision_file: Path | None = None):
+    def __init__(self, run: config.RunOptions, console: Console, *, precision_file: Path | None = None):
         self.run = run
         self.folder = Path(run.output)
         self.console = console

@@ -69,7 +69,7 @@ def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
         if source is not None and source not in run.sources:
             raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
         options = run.target if source is None else run.sources[source]
-        if isinstance(options, config.Server):
+        if isinstance(options, config.ServerOptions):
             model = locate_model(options.tokenizer)
         else:
             model = locate_model(options.model, revision=options.revision)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.models import precision
-from fuselm.models.loading import DTYPES
+from fuselm.models.choices import DTYPES
 from fuselm.models.locating import Model
 from fuselm.runs import config
 from fuselm.system import atomic_files, manifest, processes
@@ -22,14 +22,14 @@ TRAIN = "train"
 class RunPrecision:
     """Hold the choices of one run for options that say `auto`: by "train", "target" and "source NAME"."""
 
-    def __init__(self, run: config.Run, file: Path):
+    def __init__(self, run: config.RunOptions, file: Path):
         self._run = run
         self._file = file
 
     def read_option(self, role: str) -> str:
         """Return what the run file says for `target` or `source NAME`, such as `auto`, or that the server decides."""
         options = self._run.target if role == "target" else self._run.sources[role.removeprefix("source ")]
-        return "the server's" if isinstance(options, config.Server) else options.dtype
+        return "the server's" if isinstance(options, config.ServerOptions) else options.dtype
 
     def resume_dtype(self, role: str, model: Model, out: Path) -> str:
         """Return what a model is read in for the folder `out`: if that was interrupted, what it began with."""

@@ -32,7 +32,7 @@ class FusionRun:
     True
     """
 
-    def __init__(self, options: config.Run, *, quiet: bool = False):
+    def __init__(self, options: config.RunOptions, *, quiet: bool = False):
         self.options = options
         self._console = terminal.open_console(stderr=True, quiet=quiet or processes.rank() > 0)
         progress.show_on(self._console)

@@ -9,7 +9,7 @@ from fuselm.runs.estimates import Estimate
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
-    from fuselm.runs.config import Run
+    from fuselm.runs.config import RunOptions
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
 
@@ -22,7 +22,7 @@ def skip_calibration(calibration: "Calibration", step: "Step", estimate: Estimat
     return estimate
 
 
-def read_no_text(run: "Run", name: str, written: Mapping[str, float]) -> None:
+def read_no_text(run: "RunOptions", name: str, written: Mapping[str, float]) -> None:
     """Return None: the time of the stage does not depend on the amount of training text."""
     return
 
@@ -42,7 +42,7 @@ class Stage:
     make: Callable[["Pipeline"], Made]
     estimate: Callable[["Pipeline", "Step", TokenCounts], Estimate]
     calibrate: Callable[["Calibration", "Step", Estimate], Estimate] = skip_calibration
-    count_passes: Callable[["Run", str, Mapping[str, float]], float | None] = read_no_text
+    count_passes: Callable[["RunOptions", str, Mapping[str, float]], float | None] = read_no_text
     needs_precision: bool = True  # the run's precision is chosen and written down before the stage is made
     loads_models: bool = False  # every model is tried before the stage begins
     asks_servers: bool = False  # the server of a step's source is tried before the stage begins

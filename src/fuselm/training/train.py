@@ -22,7 +22,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, probe
-from fuselm.models.loading import DTYPES, load_model
+from fuselm.models.choices import DTYPES
+from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store

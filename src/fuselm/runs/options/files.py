@@ -1,24 +1,13 @@
-"""Read files of options: YAML in which nothing is given twice, overrides, and one line for what is wrong."""
+"""Read files of options: YAML in which nothing is given twice, and overrides from the command line."""
 
-import difflib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Options(BaseModel):
-    """Hold some options of a file: checked, never changed, and none that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def read(path: Path, command: str, needs: str) -> dict[str, Any]:
+def read_options(path: Path, command: str, needs: str) -> dict[str, Any]:
     """Read a `command`'s file, which `needs` some options. Raise `ValueError` in one line if it is no such file."""
     try:
         options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -44,7 +33,7 @@ def expand_home(path: str, name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no option is given twice; PyYAML would silently take the last."""
+    """Load YAML in which no option is given twice; PyYAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         names: set[str] = set()
@@ -57,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def override(options: dict[str, Any], given: str) -> None:
+def override_option(options: dict[str, Any], given: str) -> None:
     """Put `option.name=value` into the options."""
     name, equals, value = given.partition("=")
     if not equals or not name:
@@ -71,33 +60,3 @@ def override(options: dict[str, Any], given: str) -> None:
         options[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ValueError(f"{given}: the value is not YAML") from None
-
-
-def first_problem(
-    error: ValidationError,
-    command: str,
-    known: Callable[[list[str]], list[str]],
-    shown: Callable[[list[str]], list[str]] = lambda location: location,
-) -> str:
-    """Return the first thing that is wrong, in one line.
-
-    `known` returns the names that could have been at a place, and `shown` the place as the file has it.
-    """
-    problems = error.errors()
-    of_value = next((p for p in problems if not p["type"].endswith("_type")), problems[0])  # not of its type
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), of_value)
-    location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
-    name = ".".join(shown(location))
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown option; {meant(location[-1], known(location))}"
-    if problem["type"] == "missing":
-        return f"{name}: missing; every {command} needs it"
-    if problem["type"] == "value_error":
-        return ": ".join([*([name] if name.endswith(".server") else []), str(problem["ctx"]["error"])])
-    return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
-
-
-def meant(name: str, known: list[str]) -> str:
-    """Return a hint at what may have been meant by a name that isn't there."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

@@ -1,92 +1,180 @@
-"""Define the options of training, `train` in a run file, and what differs for training on the text alone."""
+"""Define the options of training, `train` in a run file, and how training on the text alone differs."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fuselm.runs.options.files import Options, Positive
+from fuselm.runs.options.base import NotNegative, OneOf, Options, Positive
+from fuselm.training.choices import CONFIDENCES, DIVERGENCES, PRECISIONS, QUANTIZERS, SCHEDULES, TAILS, TRACKERS
 
 Rates = Annotated[list[Positive], Field(min_length=1)]
-Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 Average = Literal[False] | Positive
+Schedule = Annotated[str, OneOf(SCHEDULES)]
 
 
-class Baseline(Options):
-    """Say what differs from `train` when training on the text alone, which is to be at its best; None: nothing.
+class BaselineOptions(Options):
+    """Say how training on the text alone, `clm`, differs from `train`.
 
-    The defaults are what was best for it on few texts, the second pass of them being too many already.
+    The defaults are what was best for it on few texts, where a third pass is already too many.
     """
 
-    learning_rate: Positive | Rates | None = None
-    lr_schedule: Schedule | None = "cosine"
-    passes: int | None = Field(2, ge=1)
-    average: Average | None = False
+    learning_rate: Positive | Rates | None = Field(
+        None, description="Train `clm` at this learning rate, or at the best of several; at `train`'s if null."
+    )
+    lr_schedule: Schedule | None = Field(
+        "cosine", description="Change the learning rate of `clm` like this after the warm-up; like `train`'s if null."
+    )
+    passes: int | None = Field(
+        2, ge=1, description="Train `clm` for this many passes over the training documents; for `train`'s if null."
+    )
+    average: Average | None = Field(
+        False,
+        description="Keep the mean of the weights of `clm` since this many passes; false keeps the last weights, and "
+        "null does as `train`.",
+    )
 
 
-class Train(Options):
-    lambda_clm: float = Field(0.3, ge=0, le=1)  # weight of the causal-LM loss; the paper's lambda
-    lambda_final: float | None = Field(None, ge=0, le=1)  # change linearly to this; 1: the divergence decays to nothing
-    # Of a fused row, by which the divergence's weight, 1 - lambda, is multiplied; the causal-LM loss gets the rest.
-    # expected: the probability that it expects the token that comes to have; gold: the one that that has.
-    confidence: Literal["none", "expected", "gold"] = "none"
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"  # of the target from the fused rows
-    jsd_beta: float | None = Field(None, gt=0, lt=1)  # share of the fused row in jsd's mixture; None: 0.5
-    temperature: float = Field(1.0, gt=0, le=100)  # flattens what the divergence compares
-    tail: Literal["bucket", "renormalise"] = "bucket"  # ids not kept: one outcome, or none, as the paper has it
-    learning_rate: Positive | Rates = 1e-4  # of several, the best on the development split is kept
-    lr_schedule: Schedule = "constant"  # after the warm-up
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
-    passes: int = Field(4, ge=1)  # over the training documents
-    # Keep the mean of the weights since so many passes, in place of the last; None: since the first, or half of fewer
-    # than two.
-    average: Average | None = None
-    clm: Baseline = Baseline()
-    batch_documents: int | None = Field(None, ge=1)  # of one process; None: 4, unless documents are packed
-    pack_tokens: int | None = Field(None, ge=1)  # documents go into one row of so many tokens at most, without padding
-    gradient_accumulation: int = Field(1, ge=1)  # batches of one step
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    evaluations_per_pass: int = Field(2, ge=1)  # on the development split, each with a checkpoint
-    patience: int | None = Field(None, ge=1)  # end after so many evaluations without a better one
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
-    max_grad_norm: float = Field(1.0, gt=0)
-    # bf16: autocast, with weights in float32; auto: the faster of the two on the machine where the run began.
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    lora_rank: int | None = Field(None, ge=1)  # train adapters of this rank, then merge them; None: all weights
-    lora_alpha: Positive | None = None  # adapters count alpha / rank times; None: twice the rank
-    lora_dropout: float | None = Field(None, ge=0, lt=1)  # None: 0
-    lora_modules: list[str] | None = Field(None, min_length=1)  # None: all linear layers but the output layer
-    quantize: Literal["nf4"] | None = None  # keep the target's weights in 4 bits beside the adapters (QLoRA)
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(["tensorboard"])  # who hears of every term of the loss
+class TrainOptions(Options):
+    """Say how the target is trained on the fused rows."""
+
+    lambda_clm: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Give the causal-LM loss this weight, the paper's λ; the divergence from the fused rows gets the "
+        "rest, 1 - λ.",
+    )
+    lambda_final: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Change λ linearly over the steps until it has this value; 1 lets the divergence decay to nothing. "
+        "If nothing is given, λ is constant.",
+    )
+    confidence: Annotated[str, OneOf(CONFIDENCES)] = Field(
+        "none",
+        description="Multiply the divergence's weight, 1 - λ, by how far each fused row is trusted; the causal-LM loss "
+        "gets the rest.",
+    )
+    divergence: Annotated[str, OneOf(DIVERGENCES)] = Field(
+        "forward_kl", description="Compare the target's distributions with the fused rows by this divergence."
+    )
+    jsd_beta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Give the fused row this share of the mixture in `jsd`; 0.5 if nothing is given.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=100, description="Flatten by this temperature what the divergence compares; 1 leaves it as it is."
+    )
+    tail: Annotated[str, OneOf(TAILS)] = Field(
+        "bucket", description="Treat the ids that a fused row does not hold in this way."
+    )
+    learning_rate: Positive | Rates = Field(
+        1e-4,
+        description="Train at this learning rate. A list trains once at each, and keeps the best on the development "
+        "split.",
+    )
+    lr_schedule: Schedule = Field("constant", description="Change the learning rate like this after the warm-up.")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Raise the learning rate linearly from 0 over this share of the steps."
+    )
+    passes: int = Field(4, ge=1, description="Train for this many passes over the training documents.")
+    average: Average | None = Field(
+        None,
+        description="Keep the mean of the weights since this many passes instead of the last weights; false keeps the "
+        "last. If nothing is given, the mean begins after the first pass, or after half of a single one.",
+    )
+    clm: BaselineOptions = Field(
+        BaselineOptions(), description="Train the baseline, on the text alone, with these differences."
+    )
+    batch_documents: int | None = Field(
+        None,
+        ge=1,
+        description="Put this many documents into one batch of one process; 4 if nothing is given, unless documents "
+        "are packed.",
+    )
+    pack_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Pack documents without padding into one row of at most this many tokens, which is then a batch. "
+        "Documents do not see each other.",
+    )
+    gradient_accumulation: int = Field(1, ge=1, description="Add up the gradients of this many batches in one step.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, about a third more time."
+    )
+    evaluations_per_pass: int = Field(
+        2,
+        ge=1,
+        description="Evaluate on the development split this many times in each pass, and write a checkpoint each time.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many evaluations without a better one. If nothing is given, all passes are made.",
+    )
+    weight_decay: NotNegative = Field(0.1, description="Decay the weights by AdamW with this factor.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the norm of the gradient to this.")
+    precision: Annotated[str, OneOf(PRECISIONS)] = Field("auto", description="Train in this precision.")
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Train low-rank adapters (LoRA) of this rank and merge them at the end. If nothing is given, all "
+        "weights are trained. This needs `pip install 'fuselm[lora]'`.",
+    )
+    lora_alpha: Positive | None = Field(
+        None, description="Multiply what adapters add by alpha / rank; twice the rank if nothing is given."
+    )
+    lora_dropout: float | None = Field(
+        None, ge=0, lt=1, description="Drop this share of the adapters' inputs in training; 0 if nothing is given."
+    )
+    lora_modules: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Add adapters to the layers with these names; to all linear layers except the output layer if "
+        "nothing is given.",
+    )
+    quantize: Annotated[str, OneOf(QUANTIZERS)] | None = Field(
+        None,
+        description="Quantize the target's weights beside the adapters (QLoRA). This needs "
+        "`pip install 'fuselm[qlora]'`.",
+    )
+    trackers: list[Annotated[str, OneOf(TRACKERS)]] = Field(
+        ["tensorboard"], description="Report every term of the loss to these trackers."
+    )
 
     @model_validator(mode="after")
-    def _check(self) -> "Train":
-        """No option may do nothing."""
+    def _check_use(self) -> "TrainOptions":
+        """Raise `ValueError` on an option that would do nothing, and on options that exclude each other."""
+        without_lora = self.lora_rank is None and "lora_rank is not set"
         unused = {
             "jsd_beta": self.divergence != "jsd" and "divergence is not jsd",
             "batch_documents": self.pack_tokens is not None and "pack_tokens says what a batch is",
-            "lora_alpha": self.lora_rank is None and "lora_rank is not set",
-            "lora_dropout": self.lora_rank is None and "lora_rank is not set",
-            "lora_modules": self.lora_rank is None and "lora_rank is not set",
-            "quantize": self.lora_rank is None and "lora_rank is not set",
+            **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_modules", "quantize"), without_lora),
         }
         for name, why in unused.items():
             if why and getattr(self, name) is not None:
-                raise ValueError(f"train.{name}: does nothing here, for {why}; drop one or set the other")
-        for where, of in (("train", self.of("fused")), ("train.clm", self.of("clm"))):
-            if of.average >= of.passes:
-                raise ValueError(f"{where}.average: must be below passes, {of.passes} (got {of.average:g})")
+                raise ValueError(f"train.{name}: does nothing here, because {why}; drop one or set the other")
+        for where, options in (("train", self.for_method("fused")), ("train.clm", self.for_method("clm"))):
+            if options.average >= options.passes:
+                raise ValueError(f"{where}.average: must be below passes, {options.passes} (got {options.average:g})")
         if self.divergence == "reverse_kl" and self.tail == "renormalise":
             raise ValueError(
                 "train.tail: renormalise gives ids that are not kept nothing, so reverse_kl is infinite; take bucket"
             )
         return self
 
-    def of(self, method: str) -> "Train":
-        """Return the options of one method, with nothing left to be worked out."""
-        its_own = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
-        of = self.model_copy(update={**its_own, "clm": Baseline()})
-        return of if of.average is not None else of.model_copy(update={"average": min(1.0, of.passes / 2)})
+    def for_method(self, method: str) -> "TrainOptions":
+        """Return the options of one method, `clm` or `fused`, with every default filled in."""
+        changes = self.clm.model_dump(exclude_none=True) if method == "clm" else {}
+        options = self.model_copy(update={**changes, "clm": BaselineOptions()})
+        if options.average is not None:
+            return options
+        return options.model_copy(update={"average": min(1.0, options.passes / 2)})
 
     @property
     def learning_rates(self) -> list[float]:
+        """Return all learning rates to train at."""
         return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]

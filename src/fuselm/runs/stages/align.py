@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.runs.config import Run
+from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import capture, write
@@ -23,7 +23,7 @@ def make(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
     `draws`: use the entries sampled from tails; None lets the run decide.
     """
     captured = capture.make(pipeline)
-    draws = pipeline.run.only_averages if draws is None else draws
+    draws = pipeline.run.is_linear_in_rows if draws is None else draws
     return {name: _make_for_source(pipeline, name, captured[name], draws) for name in pipeline.inputs.sources}
 
 
@@ -71,7 +71,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     return calibration.add_kernel_time(step, row)
 
 
-def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the size of all text that is aligned, for each byte of the training documents."""
     return 1.0 + sum(written.values())
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuselm.runs.config import Capture, Captured, Run
+from fuselm.runs.config import CaptureOptions, RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import write
 from fuselm.system import fingerprints, manifest
@@ -29,12 +30,12 @@ def make(pipeline: "Pipeline") -> dict[str, Path]:
 
 def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
     model, options = pipeline.inputs.sources[name], pipeline.run.sources[name]
-    if isinstance(options, Captured) and options.store is not None:
+    if isinstance(options, LocalSourceOptions) and options.store is not None:
         return _use_existing(pipeline, name, Path(options.store))
     recipe = Recipe(
         stage=STAGE.name,
         parameters={
-            **pipeline.run.capture_of(name).recipe,
+            **pipeline.run.capture_options(name).recipe,
             "temperature": 1.0,
             "dtype": pipeline.precision.read_option(f"source {name}"),
             "split": "train",
@@ -61,7 +62,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     inputs, run = pipeline.inputs, pipeline.run
     model, vocabulary = inputs.sources[name], inputs.load_source_vocabulary(name)
     documents = write.fusion_documents(pipeline)
-    asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_of(name).retention), "progress": shown}
+    asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_options(name).retention), "progress": shown}
     if name in inputs.servers:
         from fuselm.sources.servers import remote
 
@@ -71,7 +72,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     if run.capture.engine == "ray":
         from fuselm.sources import ray_workers
 
-        asked |= {"workers": run.capture.processes, "revision": run.sources[name].revision}
+        asked |= {"workers": run.capture.process_count, "revision": run.sources[name].revision}
         counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
         return counts | {"dtype": dtype}
     source = capture.load(model, vocabulary, dtype=dtype)
@@ -98,11 +99,11 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     """Estimate the tokens that a source reads, and its store with as many entries as a row can have."""
     model = pipeline.inputs.sources[step.name]
     read = round(tokens[model.tokenizer_fingerprint]["train"] * write.compute_text_ratio(pipeline))
-    entries = min(_most_entries(pipeline.run.capture_of(step.name)), model.output_size)
+    entries = min(_most_entries(pipeline.run.capture_options(step.name)), model.output_size)
     return estimate_step(step, tokens=read, disk=int(read * (ROW_BYTES + ENTRY_BYTES * entries)))
 
 
-def _most_entries(options: Capture) -> int:
+def _most_entries(options: CaptureOptions) -> int:
     """Return the most entries that a row may have, whatever the model says.
 
     A row of draws has also the largest entry, the gold one, and one of a sliver.
@@ -114,22 +115,22 @@ def _most_entries(options: Capture) -> int:
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
     """Add the time and memory of reading one batch, and what the policy keeps of it."""
     run, name = calibration.pipeline.run, step.name
-    measured = calibration.time_reading(name, prefix_tokens=run.capture_of(name).prefix_tokens)
+    measured = calibration.time_reading(name, prefix_tokens=run.capture_options(name).prefix_tokens)
     if measured is None:
         return row
     kept = f"{measured.entries:.1f}, {measured.mass:.0%}"
     is_served = name in calibration.pipeline.inputs.servers
-    speed = measured.speed * (1 if is_served else run.capture.processes)
+    speed = measured.speed * (1 if is_served else run.capture.process_count)
     return replace(
         row,
-        keeps=f"{' '.join(map(str, run.capture_of(name).retention.values()))}: {kept}",
+        keeps=f"{' '.join(map(str, run.capture_options(name).retention.values()))}: {kept}",
         bytes_per_token=USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * measured.entries,
         seconds=row.tokens / speed,
         memory=measured.memory,
     )
 
 
-def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the size of all text that is captured, for each byte of the training documents."""
     return 1.0 + sum(written.values())
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.runs.config import Run
+from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import align, write
@@ -53,7 +53,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     return calibration.add_kernel_time(step, row)
 
 
-def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the size of all text that is fused, for each byte of the training documents."""
     return 1.0 + sum(written.values())
 

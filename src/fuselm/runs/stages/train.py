@@ -15,13 +15,13 @@ from fuselm.runs.stages import corpus, fuse, write
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
+from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
 
-METHODS = ("clm", "fused")
 FUSED_ONLY_OPTIONS = ("lambda_final", "confidence", "divergence", "jsd_beta", "temperature", "tail")
 WEIGHTS = "model"  # folder of a trained model in its stage's folder
 STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
@@ -40,7 +40,7 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
 
     A model whose weights were dropped is trained again if the caller `needs_weights`.
     """
-    rates = pipeline.run.train.of(method).learning_rates
+    rates = pipeline.run.train.for_method(method).learning_rates
     folders = [_train(pipeline, method, rate) for rate in rates]
     if not all(map(manifest.is_finished, folders)):  # in a dry run
         return folders[0]
@@ -54,11 +54,11 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
 
 def collect_settings(pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None) -> dict[str, Any]:
     """Return the fields of `training.Settings` for one training; `precision` replaces the run's own."""
-    options = pipeline.run.train.of(method).model_dump(exclude={"learning_rate", "clm"})
+    options = pipeline.run.train.for_method(method).model_dump(exclude={"learning_rate", "clm"})
     options |= {"learning_rate": rate, "seed": pipeline.run.seed}
     options["precision"] = precision or pipeline.precision.choose_training(is_dry_run=not pipeline.steps.makes_folders)
     if method == "clm":
-        fields = config.Train.model_fields
+        fields = config.TrainOptions.model_fields
         options |= {name: fields[name].default for name in FUSED_ONLY_OPTIONS} | {"lambda_clm": 1.0}
     return options
 
@@ -102,7 +102,7 @@ def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens of all passes, the model, and the checkpoints while it is trained."""
-    target, options = pipeline.inputs.target, pipeline.run.train.of(step.name)
+    target, options = pipeline.inputs.target, pipeline.run.train.for_method(step.name)
     given = tokens[target.tokenizer_fingerprint]["train"]
     read = round(given * write.compute_text_ratio(pipeline)) if step.name == "fused" else given
     state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
@@ -132,14 +132,14 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     if measured is None:
         return row
     run, memory = calibration.pipeline.run, measured.memory
-    if run.train.of(step.name).average:
+    if run.train.for_method(step.name).average:
         memory += MEAN_BYTES * count_trained_parameters(calibration.pipeline.inputs.target, run.train.lora_rank)
     return replace(row, seconds=row.tokens / measured.speed, memory=memory)
 
 
-def count_passes(run: config.Run, name: str, written: Mapping[str, float]) -> float:
+def count_passes(run: config.RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the size of all text of all passes, for each byte of the training documents."""
-    return (1.0 + sum(written.values()) if name == "fused" else 1.0) * run.train.of(name).passes
+    return (1.0 + sum(written.values()) if name == "fused" else 1.0) * run.train.for_method(name).passes
 
 
 STAGE = Stage(

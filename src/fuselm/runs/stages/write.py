@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.documents.corpus import Document, read_documents
-from fuselm.runs.config import Run
+from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import corpus
@@ -98,7 +98,7 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     return estimate_step(step, tokens=round(given * compute_written_ratio(pipeline, step.name)))
 
 
-def count_passes(run: Run, name: str, written: Mapping[str, float]) -> float:
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the share of the training text that a source writes."""
     return written[name]
 

@@ -18,8 +18,9 @@ from fuselm.results import bootstrap, scoring
 from fuselm.results.bootstrap import Bootstrap, Interval, Resampled
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
+from fuselm.runs.options.study import ExperimentOptions
 from fuselm.runs.studies import trials
-from fuselm.runs.studies.study import ExperimentOptions, Study, arms_of
+from fuselm.runs.studies.study import Study, list_arms
 from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import write_json
 from fuselm.system.public_names import name_options_publicly
@@ -158,7 +159,7 @@ def _cells(intervals: Mapping[str, Interval]) -> dict[str, Any]:
 
 
 def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
-    names, rivals = arms_of(options), _rivals(options)
+    names, rivals = list_arms(options), _rivals(options)
     seeds = pools.seeds(names)
     values = {name: pools.intervals(seeds, name) for name in names}
     averages = {name: pools.averages(seeds, name) for name in names}
@@ -181,7 +182,7 @@ def _rivals(options: ExperimentOptions) -> dict[str, str]:
     if options.against is None:
         return {}
     if options.lines is None:
-        return {name: options.against for name in arms_of(options) if name != options.against}
+        return {name: options.against for name in list_arms(options) if name != options.against}
     rival = options.lines[options.against]
     others = {line: names for line, names in options.lines.items() if line != options.against}
     return {a: b for names in others.values() for a, b in zip(names, rival, strict=False)}

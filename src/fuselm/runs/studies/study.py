@@ -9,14 +9,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from fuselm.runs import config
-from fuselm.runs.options import files as options
-from fuselm.runs.options import training as training_options
+from fuselm.runs.options import files
+from fuselm.runs.options.problems import describe_first_problem, suggest_name
+from fuselm.runs.options.study import ArmOptions, ExperimentOptions, StudyOptions
+from fuselm.runs.options.training import BaselineOptions
 from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
@@ -24,68 +25,6 @@ from fuselm.system.foreign_text import escape_controls
 ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
 FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
-SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate")
-
-
-def _by_option(given: dict[str, Any]) -> dict[str, Any]:
-    """{train: {passes: 4}} is {train.passes: 4}, and leaves the rest of the run file's section as it is."""
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        within = name in SECTIONS and isinstance(value, dict)
-        for option, of in {f"{name}.{o}": of for o, of in value.items()}.items() if within else ((name, value),):
-            if option in flat:
-                raise _twice(option)
-            flat[option] = of
-    return flat
-
-
-def _each_once(values: list[Any]) -> list[Any]:
-    for n, value in enumerate(values):
-        if value in values[:n]:
-            raise _twice(value)
-    return values
-
-
-def _twice(what: Any) -> PydanticCustomError:
-    return PydanticCustomError("twice", "{what} is there twice; drop one", {"what": str(what)})
-
-
-Set = Annotated[dict[str, Any], AfterValidator(_by_option)]
-Names = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
-Seeds = Annotated[list[config.Seed], Field(min_length=1), AfterValidator(_each_once)]
-Values = Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]
-
-
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ArmOptions(_Options):
-    like: str | None = None  # the arm that this one is, but for what is said here
-    method: Literal["clm", "fused"] | None = None
-    sources: Names | None = None  # those of the run's to use; None: all
-    set: Set = {}  # options of the run, {train.passes: 4}
-    trials: dict[str, Values] = Field({}, alias="try")  # the best on dev is taken
-    seeds: Seeds | None = None  # None: the study's
-
-
-class ExperimentOptions(_Options):
-    name: str  # of its figures' files
-    title: str
-    says: str = ""  # Markdown, under the title
-    arms: Names | None = None  # in order; `base` and sources are there without being trained
-    lines: Annotated[dict[str, Names], Field(min_length=1)] | None = None  # instead of arms: each over tokens of text
-    against: str | None = None  # the arm, or line, that others are compared with
-    figures: list[Literal["bars", "steps"]] = Field(["bars"], min_length=0)  # of lines: drawn over tokens as well
-
-
-class StudyOptions(_Options):
-    run: str  # run file, from this file's folder
-    output: str
-    seeds: Seeds = Field([0, 1, 2])
-    set: Set = {}  # options of the run, of all arms
-    arms: dict[str, ArmOptions] = Field({}, min_length=0)
-    experiments: Annotated[list[ExperimentOptions], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +52,10 @@ class Study:
     arms: Mapping[str, Arm]  # those that experiments show, in the file's order
     experiments: Sequence[ExperimentOptions]
 
-    def run(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.Run:
+    def run_options(self, arm: Arm, seed: int, trial: Mapping[str, Any]) -> config.RunOptions:
         """Return the run whose method, trained and scored, is this trial of this arm."""
         given = {**self.settings, **arm.settings, **trial, "seed": seed, "output": str(self.output / f"seed-{seed}")}
-        for option in training_options.Baseline.model_fields if arm.method == "clm" else ():
+        for option in BaselineOptions.model_fields if arm.method == "clm" else ():
             if f"train.{option}" in {**arm.settings, **trial}:
                 given[f"train.clm.{option}"] = given.pop(f"train.{option}")
         run = config.load(self.run_file, [f"{name}={_yaml(value)}" for name, value in given.items()])
@@ -124,9 +63,9 @@ class Study:
             return run
         chosen = {"sources": {n: s for n, s in run.model_dump()["sources"].items() if n in arm.sources}}
         try:
-            return config.Run.model_validate(run.model_dump() | chosen)
+            return config.RunOptions.model_validate(run.model_dump() | chosen)
         except ValidationError as error:
-            raise ValueError(options.first_problem(error, "run", lambda _: [])) from None
+            raise ValueError(config.describe_problem(error)) from None
 
 
 def _yaml(value: Any) -> str:
@@ -137,46 +76,41 @@ def _yaml(value: Any) -> str:
     return escape_controls(json.dumps(value, ensure_ascii=False))
 
 
-def arms_of(experiment: ExperimentOptions) -> list[str]:
+def list_arms(experiment: ExperimentOptions) -> list[str]:
     names = experiment.arms or [name for line in (experiment.lines or {}).values() for name in line]
     return list(dict.fromkeys(names))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file. Raises `ValueError`, one line, on whatever is wrong with it or any of its runs."""
-    given = options.read(path, "study", "options such as run, output, arms and experiments")
+    given = files.read_options(path, "study", "options such as run, output, arms and experiments")
     for override in overrides:
-        options.override(given, override)
+        files.override_option(given, override)
     try:
         read = StudyOptions.model_validate(given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {options.first_problem(error, 'study', _known_options, _without_number)}") from None
+        problem = describe_first_problem(error, "study", StudyOptions, shorten=_count_from_one)
+        raise ValueError(f"{path}: {problem}") from None
     run_file = path.parent / read.run
     try:
-        return _checked(path, run_file, read)
+        return _check_study(path, run_file, read)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _without_number(location: list[str]) -> list[str]:
+def _count_from_one(location: list[str]) -> list[str]:
     """`experiments.0.name`, with experiments counted from 1."""
     return [str(int(part) + 1) if part.isdigit() and n == 1 else part for n, part in enumerate(location)]
 
 
-def _known_options(location: list[str]) -> list[str]:
-    kinds: dict[str, type[BaseModel]] = {"arms": ArmOptions, "experiments": ExperimentOptions}
-    of = kinds.get(location[0], StudyOptions) if len(location) > 1 else StudyOptions
-    return [field.alias or name for name, field in of.model_fields.items()]
-
-
-def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
+def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
     for name in set(read.set) & set(FORBIDDEN):
         raise ValueError(f"set.{name}: the study's own ({'seeds' if name == 'seed' else name}); set that instead")
     sources = list(config.load(run_file, [f"{k}={_yaml(v)}" for k, v in read.set.items()]).sources)
     base = Study(
         file=file,
         run_file=run_file,
-        output=Path(options.expand_home(read.output, "output")),
+        output=Path(files.expand_home(read.output, "output")),
         seeds=read.seeds,
         settings=read.set,
         sources=sources,
@@ -190,22 +124,22 @@ def _checked(file: Path, run_file: Path, read: StudyOptions) -> Study:
     for name in read.arms:
         if name in as_they_are or name == "average":
             raise ValueError(f"arms.{name}: the name of a model as it is; take another")
-    known = as_they_are | {name: _arm(name, read, sources) for name in read.arms}
+    known = as_they_are | {name: _build_arm(name, read, sources) for name in read.arms}
     _check_experiments(read.experiments, known)
-    shown = {name for experiment in read.experiments for name in arms_of(experiment)}
+    shown = {name for experiment in read.experiments for name in list_arms(experiment)}
     arms = {}
     for name, arm in known.items():
         try:
-            arms[name] = _with_trials(base, arm)
+            arms[name] = _expand_trials(base, arm)
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from None
     return replace(base, arms={name: arm for name, arm in arms.items() if name in shown})
 
 
-def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
+def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     """With all that it has of those it is like."""
     merged: dict[str, Any] = {"method": None, "sources": None, "seeds": None, "set": {}, "try": {}}
-    for of in reversed(_line_of(name, read.arms)):
+    for of in reversed(_list_ancestors(name, read.arms)):
         merged["set"] = {n: v for n, v in merged["set"].items() if n not in of.trials} | of.set
         merged["try"] = {n: v for n, v in merged["try"].items() if n not in of.set} | of.trials
         for option in ("method", "sources", "seeds"):
@@ -220,10 +154,10 @@ def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
                 f"{where}: {option}: arms differ in {', '.join(ARM_OPTIONS)} alone, as train.passes; set what is for "
                 "all of them in the study's `set`"
             )
-    _check_used(where, read.arms[name], merged["method"])
+    _check_use(where, read.arms[name], merged["method"])
     for source in merged["sources"] or ():
         if source not in sources:
-            raise ValueError(f"{where}.sources: no source '{source}'; {options.meant(source, list(sources))}")
+            raise ValueError(f"{where}.sources: no source '{source}'; {suggest_name(source, list(sources))}")
     combined = [dict(zip(merged["try"], values, strict=True)) for values in itertools.product(*merged["try"].values())]
     return Arm(
         name=name,
@@ -235,7 +169,7 @@ def _arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     )
 
 
-def _check_used(where: str, arm: ArmOptions, method: str) -> None:
+def _check_use(where: str, arm: ArmOptions, method: str) -> None:
     """No option may do nothing; but for what comes from the arm that it is like."""
     for option in arm.set.keys() & arm.trials.keys():
         raise ValueError(f"{where}: {option}: is in `set` and in `try`, which would win; drop one")
@@ -250,12 +184,12 @@ def _check_used(where: str, arm: ArmOptions, method: str) -> None:
             raise ValueError(f"{where}: {option}: does nothing to fused; drop it{instead}")
 
 
-def _line_of(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
+def _list_ancestors(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
     """Return the arm, the one that it is like, the one that this is like, and so on."""
     names, at = [name], arms[name].like
     while at is not None:
         if at not in arms:
-            raise ValueError(f"arms.{names[-1]}.like: no arm '{at}'; {options.meant(at, list(arms))}")
+            raise ValueError(f"arms.{names[-1]}.like: no arm '{at}'; {suggest_name(at, list(arms))}")
         if at in names:
             raise ValueError(f"arms.{names[-1]}.like: '{at}' is like this one; one of them must say what it is")
         names.append(at)
@@ -272,17 +206,17 @@ def _check_experiments(experiments: Sequence[ExperimentOptions], known: Mapping[
         seen.add(experiment.name)
         if (experiment.arms is None) == (experiment.lines is None):
             raise ValueError(f"{where}: needs arms, or lines, but not both")
-        for name in arms_of(experiment):
+        for name in list_arms(experiment):
             if name not in known:
-                raise ValueError(f"{where}: no arm '{name}'; {options.meant(name, list(known))}")
+                raise ValueError(f"{where}: no arm '{name}'; {suggest_name(name, list(known))}")
         if experiment.lines is not None:
             _check_lines(where, experiment.lines, known)
-        if not set.intersection(*(set(known[name].seeds) for name in arms_of(experiment))):
+        if not set.intersection(*(set(known[name].seeds) for name in list_arms(experiment))):
             raise ValueError(f"{where}: no seed is one of all its arms', so nothing can be compared; set their seeds")
-        comparable = list(experiment.lines or arms_of(experiment))
+        comparable = list(experiment.lines or list_arms(experiment))
         if experiment.against is not None and experiment.against not in comparable:
             raise ValueError(
-                f"{where}.against: '{experiment.against}' is not in it; {options.meant(experiment.against, comparable)}"
+                f"{where}.against: '{experiment.against}' is not in it; {suggest_name(experiment.against, comparable)}"
             )
 
 
@@ -297,16 +231,16 @@ def _check_lines(where: str, lines: Mapping[str, Sequence[str]], known: Mapping[
             seen.add(name)
 
 
-def _with_trials(study: Study, arm: Arm) -> Arm:
+def _expand_trials(study: Study, arm: Arm) -> Arm:
     """Give each of several learning rates a trial; every trial's run file is read once, to be sure of it."""
     if arm.method is None:
         return arm
-    return replace(arm, trials=list(_each_rate(study, arm)))
+    return replace(arm, trials=list(_split_rates(study, arm)))
 
 
-def _each_rate(study: Study, arm: Arm) -> Iterator[dict[str, Any]]:
+def _split_rates(study: Study, arm: Arm) -> Iterator[dict[str, Any]]:
     assert arm.method is not None
     for trial in arm.trials:
-        rates = study.run(arm, arm.seeds[0], trial).train.of(arm.method).learning_rates
+        rates = study.run_options(arm, arm.seeds[0], trial).train.for_method(arm.method).learning_rates
         for rate in rates:
             yield {**trial, "train.learning_rate": rate} if len(rates) > 1 else dict(trial)

@@ -34,7 +34,7 @@ class Trial:
     """Hold one training of an arm; a model as it is has one, without training."""
 
     settings: Mapping[str, Any]
-    run: config.Run
+    run: config.RunOptions
     given_tokens: int  # of the training text, for the target, without what sources write
     written: Mapping[str, float]  # by each source, for each byte of the training text
     steps: Sequence[Step]
@@ -138,7 +138,7 @@ class Grid:
         return self._looking[cell]
 
     def pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
-        run = self.study.run(arm, seed, arm.trials[trial])
+        run = self.study.run_options(arm, seed, arm.trials[trial])
         return Pipeline(run, self.console, precision_file=self.study.output / run_precision.FILE)
 
     def state(self, arm: Arm, seed: int) -> State:

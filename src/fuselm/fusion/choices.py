@@ -1,0 +1,21 @@
+"""Name the fusion functions and the levels of text that they go by, and say what each does.
+
+`weights.FUNCTIONS` has the function that computes the weights of each. docs/paper.md compares them.
+"""
+
+FUNCTIONS: dict[str, str] = {
+    "min_ce": "Take the row of the source that predicts the text best (MinCE in the paper).",
+    "avg_ce": "Average the rows; the better a source predicts the text, the more it weighs (AvgCE in the paper).",
+    "log_linear": "Weigh sources as `avg_ce` does, but take the geometric mean of their rows.",
+    "entropy": "Average the rows; the surer a source is, the more it weighs. This does not look at the next token.",
+    "bayes": "Average the rows; the better a source predicted the document up to the token, the more it weighs.",
+    "fixed": "Average the rows with the same weights at every token of a domain, those in `weights`.",
+}
+LEVELS: dict[str, str] = {
+    "document": "Decide once for each document.",
+    "window": "Decide once for each window of `window` bytes.",
+    "token": "Decide anew at each token.",
+}
+LEVELLESS = ("bayes", "fixed")  # functions that go by no span of text, so `level` means nothing to them
+SHARPENED = ("avg_ce", "log_linear", "entropy")  # functions that `sharpness` is for
+NOT_LINEAR = ("log_linear", "entropy")  # functions whose results are not linear in the rows
