@@ -226,8 +226,14 @@ def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, by
     ("options", "message"),
     [
         ({"ratio": {"absent": 1}}, "write.ratio.absent: no such source; there are own"),
-        ({"ratio": {"own": {"frnch": 1}}}, "write.ratio.own: no text is of domain 'frnch'; there are english, french"),
-        ({"ratio": 1.0}, "write.ratio: no source can write, but servers and the target; say who, {name: 1}"),
+        (
+            {"ratio": {"own": {"frnch": 1}}},
+            "write.ratio.own: no text has the domain 'frnch'; the domains are english, french",
+        ),
+        (
+            {"ratio": 1.0},
+            "write.ratio: no source can write, because all are servers or the target; name one, {name: 1}",
+        ),
         (
             {"ratio": {"own": 1}, "prompt_tokens": 13, "tokens": 499},
             "write.tokens: own reads 512 tokens, too few for a prompt of 13 and 499 more; lower write.tokens or write.",

@@ -12,10 +12,9 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from fuselm.alignment import aligner as alignment
-from fuselm.alignment.aligner import Aligner
+from fuselm.alignment.aligner import Aligner, align_store
 from fuselm.documents.corpus import Document
-from fuselm.fusion import fuse as fusion
+from fuselm.fusion.fuse import fuse_stores
 from fuselm.models import scan
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.runs.options.fusion import FuseOptions
@@ -42,9 +41,7 @@ def compile_kernels(folder: Path, progress: Progress) -> None:
         manifest.build_once(
             folder / f"{name} aligned",
             Recipe(stage="align"),
-            lambda out, a=aligner, c=captured: alignment.align_store(
-                a, store.Store(c), documents, out, progress=progress
-            ),
+            lambda out, a=aligner, c=captured: align_store(a, store.Store(c), documents, out, progress=progress),
         )
         aligned[name] = store.Store(folder / f"{name} aligned")
     fused = folder / "fused"
@@ -52,7 +49,7 @@ def compile_kernels(folder: Path, progress: Progress) -> None:
     manifest.build_once(
         fused,
         Recipe(stage="fuse"),
-        lambda out: fusion.fuse_stores(aligned, documents, out, **options, progress=progress),
+        lambda out: fuse_stores(aligned, documents, out, **options, progress=progress),
     )
     read = batches.Batches(
         documents,

@@ -17,30 +17,28 @@ from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.runs.estimates import Estimate
-from fuselm.runs.stages import train as train_stage
+from fuselm.runs.stages.train import collect_settings
 from fuselm.sources import capture
-from fuselm.sources.servers import remote
-from fuselm.sources.servers import server as servers
+from fuselm.sources.servers import remote, server
 from fuselm.stores import retention
 from fuselm.system import compiling, machine
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import plain
-from fuselm.training import batches
-from fuselm.training import train as training
+from fuselm.training import batches, train
 from fuselm.training.objective import fusion_loss
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
 
-BATCH_TOKENS = 1024  # of the batch that a model reads
+BATCH_TOKENS = 1024  # in the batch that a model reads
 DOCUMENTS = 64  # at most, from all parts of the corpus
-ALIGN_SECONDS = 1e-4  # a token; measured, and small beside all else
+ALIGN_SECONDS = 1e-4  # a token; measured, and small beside the other stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Hold what was measured on one batch: the speed, and what a capture keeps of a token in the mean."""
+    """Hold what was measured on one batch: the speed, and what a capture keeps of a token on average."""
 
     speed: float  # tokens a second
     entries: float = 0.0
@@ -49,7 +47,7 @@ class Measured:
 
 
 class Calibration:
-    """Measure each kind of work once. `failures` says what kept some from being tried."""
+    """Measure each kind of work once. `failures` says why some could not be tried."""
 
     def __init__(self, pipeline: "Pipeline"):
         machine.use_free_cores()
@@ -130,11 +128,11 @@ def measure_reading(
 
 def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document]) -> Measured:
     """Measure a server that is asked for as many documents as at a time in a run."""
-    server, options = pipeline.inputs.servers[name], pipeline.run.capture_options(name)
+    asked, options = pipeline.inputs.servers[name], pipeline.run.capture_options(name)
     vocabulary = pipeline.inputs.load_source_vocabulary(name)
-    documents = pick_evenly(documents, server.requests)
+    documents = pick_evenly(documents, asked.requests)
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    with servers.connect(server, vocabulary, top_k=options.top_k) as connection:
+    with server.connect(asked, vocabulary, top_k=options.top_k) as connection:
         began = time.perf_counter()
         found = remote.traces(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
@@ -150,13 +148,13 @@ def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document
 def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, precision: str) -> Measured:
     """Measure one batch forwards and backwards, with its share of the optimizer's step.
 
-    It is trained on the text alone, for fused rows cost next to nothing.
+    It is trained on the text alone, because fused rows cost next to nothing.
     """
     rate = pipeline.run.train.for_method("clm").learning_rates[0]
-    settings = training.Settings(**train_stage.collect_settings(pipeline, "clm", rate, precision=precision))
+    settings = train.Settings(**collect_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
-    model = training.load(target, settings, shown)
+    model = train.load(target, settings, shown)
     dataset = batches.Batches(
         documents,
         pipeline.inputs.target_vocabulary,

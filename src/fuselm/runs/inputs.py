@@ -17,17 +17,17 @@ from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
 
 if TYPE_CHECKING:
-    from fuselm.sources.servers import server as servers
+    from fuselm.sources.servers.server import Server
 
 
 class Inputs:
-    """Raises `ValueError` for whatever of them can't be used."""
+    """Hold a run's texts, target and sources. Creating it raises `ValueError` if any of them cannot be used."""
 
     def __init__(self, run: config.RunOptions):
         self.files = text_files.find_files(run.corpus.files)
         self._check_texts(run.corpus)
         self.target = locate_model(run.target.model, revision=run.target.revision)
-        self.servers = {name: _server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)}
+        self.servers = {name: _build_server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)}
         self.sources = {
             name: self.servers[name].model
             if isinstance(s, config.ServerOptions)
@@ -35,14 +35,16 @@ class Inputs:
             for name, s in run.sources.items()
         }
         self._check_sources()
-        self.writers = self._writers(run.write)
+        self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
 
     @cached_property
     def target_vocabulary(self) -> Vocabulary:
+        """Return the target's vocabulary."""
         return load_vocabulary(self.target)
 
     def load_source_vocabulary(self, name: str) -> Vocabulary:
+        """Return a source's vocabulary."""
         return load_vocabulary(self.sources[name])
 
     def is_corrected(self, model: Model) -> bool:
@@ -54,12 +56,14 @@ class Inputs:
 
     @property
     def contexts(self) -> dict[str, str]:
-        """Return what identifies `readers`."""
-        return {f"tokenizer {name}": str(model.context_length) for name, model in self._shortest().items()}
+        """Return what identifies the readers of `list_readers`, for recipes."""
+        return {
+            f"tokenizer {name}": str(model.context_length) for name, model in self._find_shortest_contexts().items()
+        }
 
     @property
     def identities(self) -> dict[str, str]:
-        """Return what identifies the texts: names and hashes of their files, domains that are no file's name."""
+        """Return what identifies the texts: names and hashes of files, and domains that differ from the file's name."""
         named = zip(self.files, self.file_domains, strict=True)
         return {
             f"file {n}": f"{file.name} {fingerprints.sha256(file)}"
@@ -68,14 +72,14 @@ class Inputs:
         }
 
     def list_readers(self) -> list[Reader]:
-        """Return the readers that all texts have to fit."""
+        """Return one reader for each tokenizer; every document must fit all of them."""
         return [
             Reader(
                 name=name,
                 vocabulary=load_vocabulary(model),
                 max_tokens=model.context_length,
             )
-            for name, model in self._shortest().items()
+            for name, model in self._find_shortest_contexts().items()
         ]
 
     def name_readers(self, tokenizer: str) -> str:
@@ -83,7 +87,7 @@ class Inputs:
         models = {"target": self.target} | self.sources
         return ", ".join(name for name, model in models.items() if model.tokenizer_fingerprint == tokenizer)
 
-    def _shortest(self) -> dict[str, Model]:
+    def _find_shortest_contexts(self) -> dict[str, Model]:
         """Return for each tokenizer the model with the shortest context."""
         result: dict[str, Model] = {}
         for model in [self.target, *self.sources.values()]:
@@ -93,50 +97,58 @@ class Inputs:
         return result
 
     def _check_texts(self, options: config.CorpusOptions) -> None:
-        """Before any model is looked at. What a file holds is remembered by its hash."""
+        """Check the files of texts before any model is opened. A file's counts are remembered by its hash."""
         counts: dict[str, Counter[str]] = {}
         hashes: dict[str, Path] = {}
         for file in self.files:
             if (same := hashes.setdefault(fingerprints.sha256(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
-        self.file_domains = text_files.name_domains(self.files, lambda file: _count(file, text_files.stem(file)))
+        self.file_domains = text_files.name_domains(
+            self.files, lambda file: _count_documents(file, text_files.stem(file))
+        )
         for file, domain in zip(self.files, self.file_domains, strict=True):
-            for name, said in _count(file, domain).items():
-                counts.setdefault(name, Counter()).update(said)
+            for name, in_file in _count_documents(file, domain).items():
+                counts.setdefault(name, Counter()).update(in_file)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)
 
-    def _writers(self, options: config.WriteOptions) -> dict[str, float | dict[str, float]]:
-        """Return what each source writes for a byte of the training documents, in all domains or by domain."""
+    def _resolve_writers(self, options: config.WriteOptions) -> dict[str, float | dict[str, float]]:
+        """Return the bytes that each source writes for one byte of training documents, in all domains or by domain."""
         if isinstance(options.ratio, dict):
-            writers = {name: of for name, of in sorted(options.ratio.items()) if of}
+            writers = {name: ratio for name, ratio in sorted(options.ratio.items()) if ratio}
         else:
-            able = self._others()
-            if options.ratio and not able:
-                raise ValueError("write.ratio: no source can write, but servers and the target; say who, {name: 1}")
-            writers = {name: options.ratio / len(able) for name in able if options.ratio}
-        for name, of in writers.items():
-            for domain in set(of if isinstance(of, dict) else ()) - set(self.domains):
-                there = ", ".join(self.domains)
-                raise ValueError(f"write.ratio.{name}: no text is of domain '{domain}'; there are {there}")
+            candidates = self._list_local_sources()
+            if options.ratio and not candidates:
+                raise ValueError(
+                    "write.ratio: no source can write, because all are servers or the target; name one, {name: 1}"
+                )
+            writers = {name: options.ratio / len(candidates) for name in candidates if options.ratio}
+        for name, ratio in writers.items():
+            for domain in set(ratio if isinstance(ratio, dict) else ()) - set(self.domains):
+                known = ", ".join(self.domains)
+                raise ValueError(f"write.ratio.{name}: no text has the domain '{domain}'; the domains are {known}")
             context = self.sources[name].context_length
-            if _length(options) > context:
+            if _count_window_tokens(options) > context:
                 raise ValueError(
                     f"write.tokens: {name} reads {context} tokens, too few for a prompt of {options.prompt_tokens} and "
                     f"{options.tokens} more; lower write.tokens or write.prompt_tokens"
                 )
         return writers
 
-    def _others(self) -> list[str]:
+    def _list_local_sources(self) -> list[str]:
         """Return the sources that are neither servers nor the target."""
-        able = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
-        return sorted(set(able) - set(self.servers))
+        others = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
+        return sorted(set(others) - set(self.servers))
 
     def list_possible_writers(self, run: config.RunOptions) -> list[str]:
         """Return the sources that can write; none if a source is a store, which cannot contain new text."""
         if any(isinstance(s, LocalSourceOptions) and s.store is not None for s in run.sources.values()):
             return []
-        return [name for name in self._others() if _length(run.write) <= self.sources[name].context_length]
+        return [
+            name
+            for name in self._list_local_sources()
+            if _count_window_tokens(run.write) <= self.sources[name].context_length
+        ]
 
     def _check_weights(self, options: config.FuseOptions) -> None:
         given = options.weights if isinstance(options.weights, dict) else {}
@@ -149,7 +161,7 @@ class Inputs:
                 raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
 
 
-def _count(file: Path, domain: str) -> dict[str, dict[str, int]]:
+def _count_documents(file: Path, domain: str) -> dict[str, dict[str, int]]:
     """Count a file's documents by domain, once for a file that stays as it is."""
     return fingerprints.remembered(
         f"rows {file.name} {domain} {fingerprints.sha256(file)}",
@@ -157,13 +169,13 @@ def _count(file: Path, domain: str) -> dict[str, dict[str, int]]:
     )
 
 
-def _length(options: config.WriteOptions) -> int:
-    """Tokens that a source reads and writes at a time; one is the context token."""
+def _count_window_tokens(options: config.WriteOptions) -> int:
+    """Return how many tokens a source reads and writes at a time; one is the context token."""
     return 1 + options.prompt_tokens + options.tokens
 
 
-def _server(options: config.ServerOptions) -> "servers.Server":
-    from fuselm.sources.servers import server as servers
+def _build_server(options: config.ServerOptions) -> "Server":
+    from fuselm.sources.servers import server
 
     rest = options.model_dump(exclude={"server", "model", "tokenizer"})
-    return servers.find(options.server, options.model, options.tokenizer, **rest)
+    return server.find(options.server, options.model, options.tokenizer, **rest)
