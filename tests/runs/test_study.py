@@ -200,7 +200,7 @@ def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_see
 
 def scores_of(finished: Path, name: str, seed: int) -> list[Score]:
     checked = study.load(finished / "study.yaml")
-    folder = trials.Grid(checked, Console(quiet=True)).state(checked.arms[name], seed).scores
+    folder = trials.Grid(checked, Console(quiet=True)).read_state(checked.arms[name], seed).scores_folder
     assert folder is not None
     return [Score(**row) for row in json.loads((folder / "scores.json").read_text())]
 
@@ -307,14 +307,14 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, byte_level, se
     arms = {"bad": ARMS["half"] | {"like": None, "method": "fused"}, "good": {"method": "clm"}}
     experiments = [{"name": "one", "title": "One", "arms": ["bad", "good"], "against": "good"}]
     study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments, seeds=[0])
-    make = trials._make
+    make = trials._make_arm
 
     def fail(grid, arm, seed):
         if arm.name == "bad":
             raise ValueError("the model gives NaN")
         make(grid, arm, seed)
 
-    monkeypatch.setattr(trials, "_make", fail)
+    monkeypatch.setattr(trials, "_make_arm", fail)
     outcome = fuselm("study", study_file)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == (
@@ -477,7 +477,7 @@ def test_arms_may_have_more_training_text_and_no_other_held_out(tmp_path, byte_l
     outcome = planned(*reversed(files))
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith(
         f"fuselm: {tmp_path / 'study.yaml'}: arms.half, seed 0: holds out other text than 'base'; "
-        "corpus.files may add lines whose `split` is train, behind the files of all, and where a source reads less"
+        "let an arm add only lines whose `split` is train, after the files that all arms have, and if a source"
     )
 
 
@@ -503,7 +503,7 @@ def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentenc
 
     def work(stage: str, name: str) -> float:
         step = Step(stage=STAGES[stage], name=name, title="", folder=tmp_path, done=False)
-        return trials._work(step, trial)
+        return trials._count_work(step, trial)
 
     assert (work("write", "own"), work("capture", "own"), work("fuse", "")) == (151.5, 303, 303)
     assert (work("train", "fused"), work("train", "clm"), work("evaluate", "fused")) == (909, 202, 1)

@@ -1,4 +1,4 @@
-"""Try what the steps of a run need before the first of them begins: servers, stores, training, models."""
+"""Try what the steps of a run need, before the first of them begins: servers, stores, training, models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
-    """Try what these steps need. Raises `ValueError` on what can't do what is asked of it."""
+    """Try everything that these steps need. Raises `ValueError` if something cannot do what is asked of it."""
     inputs, run = pipeline.inputs, pipeline.run
     for name in sorted({step.name for step in steps if step.stage.asks_servers} & inputs.servers.keys()):
         from fuselm.sources.servers import server
@@ -36,7 +36,7 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
 
 
 def _check_stores(pipeline: "Pipeline") -> None:
-    """Read all rows of the user's stores that are not known to be sound. Raises `ValueError`."""
+    """Read all rows of the user's stores that are not known to be sound. Raises `ValueError` if one is not."""
     from fuselm.stores import store
 
     for name, options in pipeline.run.sources.items():

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 
 def gather_from_folder(folder: Path) -> dict[str, Any]:
-    """Return the arguments of `diagnose` for the finished run in `folder`. Raises `ValueError` if none is there."""
+    """Return the arguments of `diagnose` for the finished run in `folder`. Raises `ValueError` if it is not one."""
     if not (folder / run_folders.RECORD).is_file():
-        raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
+        raise ValueError(
+            f"{folder}: no finished run there; name its run file, and what is missing will be made"
+        )
     stages = run_folders.read_record(folder)
     captured = {
         stage.removeprefix("capture "): manifest.read(path)
@@ -28,12 +30,12 @@ def gather_from_folder(folder: Path) -> dict[str, Any]:
     own = [name for name, record in captured.items() if record["inputs"]["model"] == target]
     own_stores = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
     servers = [name for name, record in captured.items() if record["parameters"].get("dtype") == "the server's"]
-    able = sorted(captured.keys() - {*own, *servers})
+    local = sorted(captured.keys() - {*own, *servers})
     return {
         "stores": aligned,
         "documents": corpus.read_documents(stages["corpus"], "train"),
         "own": next(iter(own), None),
-        "writers": able if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
+        "writers": local if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
         "vocabulary_size": locate_model(str(folder / "model")).output_size,
         "drawn": any(
             store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"

@@ -1,4 +1,4 @@
-"""Hold what a folder of a run will take: tokens, disk, memory and time."""
+"""Estimate what a folder of a run will take: tokens, disk, memory and time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Estimate:
     disk: int  # bytes that stay
     scratch: int = 0  # more bytes, needed only while it is made
     there: int = 0  # bytes of both that an interrupted attempt has already written
-    keeps: str = ""  # a capture's policy, and what it makes of one batch
-    bytes_per_token: float | None = None  # of a capture, as measured on one batch
+    keeps: str = ""  # a capture's policy, and what it kept of one batch
+    bytes_per_token: float | None = None  # of a capture, measured on one batch
     seconds: float | None = None
     memory: int | None = None  # bytes
 

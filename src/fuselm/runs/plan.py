@@ -1,4 +1,4 @@
-"""Say what a run will take before it takes it: tokens, disk, memory and time of each stage that is not done yet.
+"""Estimate what a run will take: tokens, disk, memory and time of each stage that is not done yet.
 
 Tokens and disk follow from the corpus alone; a run checks its disk before it loads any model. Time and memory come from
 a short calibration.
@@ -24,7 +24,7 @@ GIB = 1 << 30
 
 
 def estimate(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> list[Estimate]:
-    """Estimate the steps that are not done; None: those of the whole run, and its report.
+    """Estimate the steps that are not done; None means those of the whole run and its report.
 
     Makes the corpus and loads no model.
     """
@@ -41,9 +41,9 @@ def _estimate_steps(pipeline: "Pipeline", steps: "Sequence[Step]") -> list[Estim
 
 
 def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], list[str]]:
-    """Return the estimates with time and memory, the precision of each model, and what kept a stage from being tried.
+    """Return the estimates with time and memory, the precision of each model, and why some stages could not be tried.
 
-    A stage that cannot be tried has no time; the others do.
+    A stage that could not be tried has no time; the others do.
     """
     todo = [step for step in pipeline.dry_run() if not step.done]
     if not todo:
@@ -81,7 +81,7 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else format_duration(e.seconds, decimals=0)
         each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
-        disk = _size(e.disk + e.scratch)
+        disk = _format_size(e.disk + e.scratch)
         result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, disk, memory, seconds)
     if not rows:
         result.add_row("nothing to do", *[""] * 6)
@@ -90,7 +90,7 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
     result.add_row(
         "in all",
         *[""] * 3,
-        _size(sum_disk(rows)),
+        _format_size(sum_disk(rows)),
         f"{peak / GIB:.1f} GiB",
         format_duration(sum((e.seconds or 0.0 for e in rows), start=0.0), decimals=0),
     )
@@ -107,7 +107,7 @@ def draw_token_counts(pipeline: "Pipeline") -> Table:
 
 
 def draw_machine(chosen: Mapping[str, str]) -> Table:
-    """Return what was found of this machine, and what that lets the run choose: `calibrate` gives `chosen`."""
+    """Return a table of this machine's speed and of what the run chose by it: `chosen` comes from `calibrate`."""
     from fuselm.models import precision
     from fuselm.system import machine
 
@@ -115,11 +115,11 @@ def draw_machine(chosen: Mapping[str, str]) -> Table:
     device, *speeds = precision.describe()
     result.add_row("device", device)
     result.add_row("threads", f"{machine.use_free_cores()} ({machine.usable_cores()} cores may be used)")
-    for what, of in speeds:
-        result.add_row(f"GFLOP/s, {what}", of)
-    for role, of in chosen.items():
-        of = "its checkpoint's type" if of == "auto" else of
-        result.add_row("trains in" if role == "train" else f"{role} is read in", of)
+    for precision_name, speed in speeds:
+        result.add_row(f"GFLOP/s, {precision_name}", speed)
+    for role, dtype in chosen.items():
+        shown = "its checkpoint's type" if dtype == "auto" else dtype
+        result.add_row("trains in" if role == "train" else f"{role} is read in", shown)
     return result
 
 
@@ -127,7 +127,7 @@ def _align_right(heading: str) -> Column:
     return Column(heading, justify="right")
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     if not count:
         return ""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"

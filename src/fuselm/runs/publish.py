@@ -1,4 +1,4 @@
-"""Put a run's results where people look for them: `summary.json`, `report.html` and `model` in its folder."""
+"""Publish the results of a run in its folder: `summary.json`, `report.html` and `model`."""
 
 import json
 import shutil
@@ -8,36 +8,40 @@ from pathlib import Path
 from fuselm.system import atomic_files, file_lock
 from fuselm.system.disk_errors import name_disk_errors
 
-RECORD = "run.json"  # which of this belongs to the last run file; for this machine, it may name folders elsewhere
+RECORD = "run.json"  # names the folders of the last run file; for this machine only, as they may be elsewhere
 PAGES = ("summary.json", "report.html")
-LOCK, FRESH, OLD = ".publish.lock", ".model.partial", ".model.old"  # while it is done; a kill leaves them to the next
+LOCK, FRESH, OLD = (
+    ".publish.lock",
+    ".model.partial",
+    ".model.old",
+)  # while results are published; the next call removes them after a kill
 
 
 def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mapping[str, Path]) -> None:
     """Copy the report and the fused model with its card, each whole or not at all.
 
-    The `folders` that they are from are written down. Nothing is done if they are there already. Other files in `model`
-    stay there.
+    The `folders` that they are from are recorded. Nothing is copied if the results are already there. Other files in
+    `model` stay there.
     """
     with name_disk_errors(run), file_lock.hold(run / LOCK):
-        _recover(run)
+        _clean_up(run)
         try:
             before = json.loads((run / RECORD).read_bytes())
         except (FileNotFoundError, ValueError):
             before = {}
         if before.get("report") != key or not all((run / name).exists() for name in (*PAGES, "model")):
-            _bring(run, reported, model, before.get("model"), key, folders)
+            _copy_results(run, reported, model, before.get("model"), key, folders)
 
 
-def _recover(run: Path) -> None:
-    """Undo what was cut off: the model that was there is there again, or the new one is, and nothing beside it."""
+def _clean_up(run: Path) -> None:
+    """Clean up after a kill: leave the old model or the new one, whole, and nothing else."""
     if (run / OLD).exists() and not (run / "model").exists():
         (run / OLD).rename(run / "model")
     for leftover in (run / FRESH, run / OLD):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _bring(
+def _copy_results(
     run: Path, reported: Path, model: Path, before: Sequence[str] | None, key: str, folders: Mapping[str, Path]
 ) -> None:
     for name in PAGES:

@@ -1,4 +1,4 @@
-"""Find which of the folders in a run's folder belong together, whether or not the run is finished."""
+"""Find the folders that belong together in a run's folder, whether or not the run is finished."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ RECORD = "run.json"  # of a finished run
 def find_stages(folder: Path) -> dict[str, Path]:
     """Return the folders of a run's stages by name, such as `corpus`, `capture NAME`, `align NAME` and `fuse`.
 
-    A finished run says which they are. Of another one they are the newest that were made from one another. Raises
-    `ValueError` where there is nothing of a run.
+    A finished run has a record of them. For another one they are the newest that were made from one another. Raises
+    `ValueError` if `folder` is not the folder of a run.
     """
     if folder.is_file():
         raise ValueError(f"{folder}: a file; name the run's folder, the `output` of its run file")
@@ -24,7 +24,7 @@ def find_stages(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
     if (folder / RECORD).is_file():
         return read_record(folder)
-    stages = _newest_by_source(folder, "capture") | _newest_by_source(folder, "align")
+    stages = _find_newest_by_source(folder, "capture") | _find_newest_by_source(folder, "align")
     for stage, aligned in list(stages.items()):
         name = stage.removeprefix("align ")
         if name != stage and (captured := _find_key(folder, "capture", manifest.read(aligned)["inputs"]["captured"])):
@@ -33,18 +33,18 @@ def find_stages(folder: Path) -> dict[str, Path]:
         raise ValueError(
             f"{folder}: no run there that captured anything; start it with `fuselm run`, or name another folder"
         )
-    if (text := _find_text(folder, stages)) is None:
+    if (text := _find_corpus(folder, stages)) is None:
         raise ValueError(f"{folder}: the corpus of what was captured is not there; run the same command again")
     stages["corpus"] = text
     keys = sorted(manifest.read(path)["key"] for stage, path in stages.items() if stage.startswith("align "))
-    for fused in _finished(folder, "fuse"):
+    for fused in _list_finished(folder, "fuse"):
         if sorted(manifest.read(fused)["inputs"].values()) == keys:
             stages["fuse"] = fused
     return stages
 
 
 def read_record(folder: Path) -> dict[str, Path]:
-    """Return the folders of a finished run's stages. Raises `ValueError` where its record is damaged."""
+    """Return the folders of a finished run's stages. Raises `ValueError` if its record is damaged."""
     path = folder / RECORD
     record = manifest.read_json(path, drop=path)
     named = record.get("folders") if isinstance(record, dict) else None
@@ -58,7 +58,7 @@ def read_record(folder: Path) -> dict[str, Path]:
 
 
 def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
-    """Return the vocabulary of a source of the run in `folder`; None: of the target, which the fused model has, too.
+    """Return the vocabulary of a source of the run in `folder`; None means the target.
 
     Raises `ValueError` if the run file has no such source.
     """
@@ -76,25 +76,25 @@ def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
     return load_vocabulary(model)
 
 
-def _finished(folder: Path, stage: str) -> list[Path]:
+def _list_finished(folder: Path, stage: str) -> list[Path]:
     """List a stage's finished folders, the newest last."""
     found = [path for path in (folder / stage).glob("*") if path.suffix != ".partial" and manifest.is_finished(path)]
     return sorted(found, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))
 
 
-def _newest_by_source(folder: Path, stage: str) -> dict[str, Path]:
-    return {f"{stage} {path.name.rpartition('-')[0]}": path for path in _finished(folder, stage)}
+def _find_newest_by_source(folder: Path, stage: str) -> dict[str, Path]:
+    return {f"{stage} {path.name.rpartition('-')[0]}": path for path in _list_finished(folder, stage)}
 
 
 def _find_key(folder: Path, stage: str, key: str) -> Path | None:
-    return next((path for path in _finished(folder, stage) if path.name.rpartition("-")[2] == key), None)
+    return next((path for path in _list_finished(folder, stage) if path.name.rpartition("-")[2] == key), None)
 
 
-def _find_text(folder: Path, stages: dict[str, Path]) -> Path | None:
-    """Return the corpus that was captured; the newest where only stores of the user's were aligned."""
+def _find_corpus(folder: Path, stages: dict[str, Path]) -> Path | None:
+    """Return the corpus that was captured, or the newest one if only stores of the user's were aligned."""
     captured = [manifest.read(path) for stage, path in stages.items() if stage.startswith("capture ")]
-    wanted = {of["inputs"].get("corpus") for of in captured}
-    texts = _finished(folder, "corpus")
+    wanted = {record["inputs"].get("corpus") for record in captured}
+    texts = _list_finished(folder, "corpus")
     if not wanted:
         return texts[-1] if texts else None
     return next((t for t in reversed(texts) if manifest.read(t)["files"].get(corpus.FILE) in wanted), None)

@@ -1,7 +1,7 @@
-"""Compute every number of a study from what is there of it: `study.json`, which its pages are made of.
+"""Compute every number of a study from the scores that exist: `study.json`, which its pages are made of.
 
-An experiment is over the seeds that all its arms have, but for arms that have none yet. An arm's bits per byte are
-those of these seeds' held-out documents together; a resample draws a document with what all of them made of it.
+An experiment uses the seeds that all its arms have; arms without any scores are left out of that. An arm's bits per
+byte are those of these seeds' held-out documents together; a resample draws a document with its scores of all seeds.
 """
 
 import itertools
@@ -29,18 +29,18 @@ Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
 
 
 def compare_arms(grid: trials.Grid) -> dict[str, Any]:
-    """Return what `study.json` holds; None stands for what is not made yet."""
+    """Return the contents of `study.json`; None stands for numbers that do not exist yet."""
     study = grid.study
     arms: dict[str, Any] = {}
     scores: dict[str, dict[int, list[Score]]] = {}
     for name, arm in study.arms.items():
         scores[name], seeds = {}, {}
         for seed in arm.seeds:
-            now = grid.state(arm, seed)
-            if now.scores is not None:
-                scores[name][seed] = [Score(**row) for row in manifest.read_json(now.scores / "scores.json")]
+            state = grid.read_state(arm, seed)
+            if state.scores_folder is not None:
+                scores[name][seed] = [Score(**row) for row in manifest.read_json(state.scores_folder / "scores.json")]
             seeds[str(seed)] = {
-                "trials": [_trial(trial, now) for trial in now.trials if trial.trained is not None],
+                "trials": [_summarize_trial(trial, state) for trial in state.trials if trial.training_step is not None],
                 "bits_per_byte": scoring.compute_bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
             }
         arms[name] = {
@@ -48,7 +48,7 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
             "set": name_options_publicly(arm.settings),
             "sources": list(arm.sources),
             "seeds": seeds,
-            "given_tokens": _given_tokens(seeds),
+            "given_tokens": _average_given_tokens(seeds),
         }
     pools = Pools(scores)
     return replace_nonfinite(
@@ -59,46 +59,48 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
             "set": name_options_publicly(study.settings),
             "sources": list(study.sources),
             "domains": pools.domains,
-            "heldout": _heldout(scores),
+            "heldout": _count_heldout(scores),
             "arms": arms,
-            "experiments": [_experiment(experiment, arms, pools) for experiment in study.experiments],
+            "experiments": [_compute_experiment(experiment, arms, pools) for experiment in study.experiments],
             "version": metadata.version("fuselm"),
         }
     )
 
 
 class Pools:
-    """Intervals of arms and of their differences; resamples of each are made once."""
+    """Compute intervals of arms and of their differences, resampling each arm once."""
 
     def __init__(self, scores: Scores):
         self._scores = scores
         self._bootstraps: dict[tuple[int, ...], Bootstrap] = {}
         self._resampled: dict[tuple[str, tuple[int, ...]], Resampled] = {}
-        self.domains = sorted({s.domain for of in scores.values() for rows in of.values() for s in rows})
+        self.domains = sorted({s.domain for by_seed in scores.values() for rows in by_seed.values() for s in rows})
 
-    def seeds(self, arms: Sequence[str]) -> tuple[int, ...]:
-        """Return the seeds that all arms have, except those that have none."""
-        some = [self._scores[arm] for arm in arms if self._scores[arm]]
-        return tuple(seed for seed in some[0] if all(seed in of for of in some)) if some else ()
+    def find_shared_seeds(self, arms: Sequence[str]) -> tuple[int, ...]:
+        """Return the seeds that all arms have. Arms without any are ignored."""
+        scored = [self._scores[arm] for arm in arms if self._scores[arm]]
+        return tuple(seed for seed in scored[0] if all(seed in by_seed for by_seed in scored)) if scored else ()
 
-    def intervals(self, seeds: tuple[int, ...], arm: str, against: str | None = None) -> dict[str, Any] | None:
+    def compute_intervals(self, seeds: tuple[int, ...], arm: str, against: str | None = None) -> dict[str, Any] | None:
         """Return the intervals of an arm, or of it minus another; None where one has none of the seeds."""
         names = [name for name in (arm, against) if name is not None]
         if not seeds or not all(self._scores[name] for name in names):
             return None
-        return _cells(self._bootstrap(seeds, arm).compare(*(self._resample(name, seeds) for name in names)))
+        return _list_intervals(
+            self._build_bootstrap(seeds, arm).compare(*(self._resample(name, seeds) for name in names))
+        )
 
-    def averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
-        """By seed."""
-        of = self._scores[arm]
-        return {str(seed): scoring.compute_bits_per_byte(of[seed])["average"] for seed in seeds if seed in of}
+    def compute_averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
+        """Return an arm's average bits per byte, by seed."""
+        by_seed = self._scores[arm]
+        return {str(s): scoring.compute_bits_per_byte(by_seed[s])["average"] for s in seeds if s in by_seed}
 
-    def unspelled(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
+    def compute_unspelled_shares(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """Return the shares of bytes that an arm does not spell, by domain; empty if there are none."""
         rows = self._scores[arm]
         return scoring.compute_unspelled_shares(bootstrap.pool_seeds([rows[seed] for seed in seeds if seed in rows]))
 
-    def _bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
+    def _build_bootstrap(self, seeds: tuple[int, ...], arm: str) -> Bootstrap:
         if seeds not in self._bootstraps:
             self._bootstraps[seeds] = Bootstrap(bootstrap.pool_seeds([self._scores[arm][seed] for seed in seeds]))
         return self._bootstraps[seeds]
@@ -106,15 +108,15 @@ class Pools:
     def _resample(self, arm: str, seeds: tuple[int, ...]) -> Resampled:
         if (arm, seeds) not in self._resampled:
             pooled = bootstrap.pool_seeds([self._scores[arm][seed] for seed in seeds])
-            self._resampled[arm, seeds] = self._bootstrap(seeds, arm).resample(pooled)
+            self._resampled[arm, seeds] = self._build_bootstrap(seeds, arm).resample(pooled)
         return self._resampled[arm, seeds]
 
 
 def interpolate_tokens_needed(points: Sequence[tuple[float, float]], value: float) -> tuple[float, str]:
     """Return how many tokens a line of (tokens, bits per byte) takes to reach a value, and `<`, `>` or nothing.
 
-    The line is linear in the logarithm of tokens between its points. `<` says that its first point is beyond the value
-    already, `>` that none reaches it.
+    The line is linear in the logarithm of tokens between its points. `<` says that its first point is already better
+    than the value, `>` that no point reaches it.
     """
     points = sorted(points)
     if points[0][1] <= value:
@@ -125,15 +127,19 @@ def interpolate_tokens_needed(points: Sequence[tuple[float, float]], value: floa
     return points[-1][0], ">"
 
 
-def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
-    assert trial.trained is not None
-    told = {"settings": name_options_publicly(trial.settings), "chosen": now.best is trial, "done": trial.trained.done}
-    if not trial.trained.done:
-        return told
-    record = manifest.read(trial.trained.folder)
-    history = manifest.read_json(trial.trained.folder / "history.json")
+def _summarize_trial(trial: trials.Trial, state: trials.State) -> dict[str, Any]:
+    assert trial.training_step is not None
+    summary = {
+        "settings": name_options_publicly(trial.settings),
+        "chosen": state.best_trial is trial,
+        "done": trial.training_step.done,
+    }
+    if not trial.training_step.done:
+        return summary
+    record = manifest.read(trial.training_step.folder)
+    history = manifest.read_json(trial.training_step.folder / "history.json")
     counted = ("steps", "best_step", "tokens", "text_tokens", "dev_bits_per_byte")
-    return told | {
+    return summary | {
         **{name: record["counts"][name] for name in counted},
         "given_tokens": trial.given_tokens,
         "parameters": record["parameters"],
@@ -142,27 +148,27 @@ def _trial(trial: trials.Trial, now: trials.State) -> dict[str, Any]:
     }
 
 
-def _given_tokens(seeds: Mapping[str, Any]) -> float | None:
+def _average_given_tokens(seeds: Mapping[str, Any]) -> float | None:
     """Return the tokens of the training text without what sources wrote, in the mean over seeds."""
-    chosen = [trial["given_tokens"] for of in seeds.values() for trial in of["trials"] if trial["chosen"]]
+    chosen = [trial["given_tokens"] for state in seeds.values() for trial in state["trials"] if trial["chosen"]]
     return float(np.mean(chosen)) if chosen else None
 
 
-def _heldout(scores: Scores) -> dict[str, dict[str, int]]:
-    """Documents and bytes of each seed."""
-    rows = {seed: of_seed for of in scores.values() for seed, of_seed in of.items()}
+def _count_heldout(scores: Scores) -> dict[str, dict[str, int]]:
+    """Return the number of held-out documents and bytes, by seed."""
+    rows = {seed: found for by_seed in scores.values() for seed, found in by_seed.items()}
     return {str(s): {"documents": len(r), "bytes": sum(score.bytes for score in r)} for s, r in sorted(rows.items())}
 
 
-def _cells(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+def _list_intervals(intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: asdict(interval) for name, interval in intervals.items()}
 
 
-def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
-    names, rivals = list_arms(options), _rivals(options)
-    seeds = pools.seeds(names)
-    values = {name: pools.intervals(seeds, name) for name in names}
-    averages = {name: pools.averages(seeds, name) for name in names}
+def _compute_experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
+    names, rivals = list_arms(options), _find_rivals(options)
+    seeds = pools.find_shared_seeds(names)
+    values = {name: pools.compute_intervals(seeds, name) for name in names}
+    averages = {name: pools.compute_averages(seeds, name) for name in names}
     result = options.model_dump() | {
         "arms": names,
         "against": rivals,
@@ -170,15 +176,15 @@ def _experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pool
         "values": values,
         "by_seed": averages,
         "spread": {n: float(np.std(list(v.values()), ddof=1)) if len(v) > 1 else None for n, v in averages.items()},
-        "differences": {name: pools.intervals(seeds, name, rival) for name, rival in rivals.items()},
+        "differences": {name: pools.compute_intervals(seeds, name, rival) for name, rival in rivals.items()},
     }
-    shares = {name: found for name in names if (found := pools.unspelled(seeds, name))}
+    shares = {name: found for name in names if (found := pools.compute_unspelled_shares(seeds, name))}
     result |= {"unspelled": shares} if shares else {}
-    return result | {"curves": _curves(options, arms, values)} if options.lines else result
+    return result | {"curves": _compute_curves(options, arms, values)} if options.lines else result
 
 
-def _rivals(options: ExperimentOptions) -> dict[str, str]:
-    """Return the arm that each is compared with: in lines, the one at its place in the line."""
+def _find_rivals(options: ExperimentOptions) -> dict[str, str]:
+    """Return the arm that each arm is compared with. Lines are compared point by point."""
     if options.against is None:
         return {}
     if options.lines is None:
@@ -188,8 +194,8 @@ def _rivals(options: ExperimentOptions) -> dict[str, str]:
     return {a: b for names in others.values() for a, b in zip(names, rival, strict=False)}
 
 
-def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Points of each line; and for each of another line, the tokens that the line `against` it takes to get there."""
+def _compute_curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the points of each line, and the tokens that line `against` needs to reach each point of the others."""
     lines = {
         line: [
             {"arm": n, "tokens": arms[n]["given_tokens"], **values[n]["average"]}
@@ -207,6 +213,7 @@ def _curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping
 
 
 def write_comparison(study: Study, result: Mapping[str, Any]) -> Path:
+    """Write `study.json` into the study's folder, and return its path."""
     path = study.output / "study.json"
     atomic_files.write_text(path, write_json(result, indent=1) + "\n")
     return path

@@ -1,7 +1,7 @@
 """Run a study: train every trial of every arm, score the best by the development split, and drop the rest.
 
-Stage folders are keyed by their recipes, so what arms have in common is made once, and a study that was cut off goes on
-where it was. Nothing else is remembered: what is done is what is there.
+Stage folders are keyed by their recipes, so what arms have in common is made once, and a study that was cut off
+resumes. Nothing else is remembered: what is done is what is there.
 """
 
 import gc
@@ -31,28 +31,30 @@ from fuselm.system.terminal import plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """Hold one training of an arm; a model as it is has one, without training."""
+    """Hold one training of an arm. A model as it is has one trial without training."""
 
     settings: Mapping[str, Any]
     run: config.RunOptions
-    given_tokens: int  # of the training text, for the target, without what sources write
-    written: Mapping[str, float]  # by each source, for each byte of the training text
+    given_tokens: int  # of training text in the target's tokens, without what sources write
+    written: Mapping[str, float]  # bytes that each source writes for one byte of training text
     steps: Sequence[Step]
 
     @property
-    def trained(self) -> Step | None:
+    def training_step(self) -> Step | None:
+        """Return the step that trains, or None for a model as it is."""
         return next((step for step in self.steps if step.stage is train.STAGE), None)
 
     @property
-    def scored(self) -> Step:
+    def scoring_step(self) -> Step:
+        """Return the step that scores the model on held-out text."""
         return next(step for step in self.steps if step.stage is evaluate.STAGE)
 
     @property
     def dev_bits_per_byte(self) -> float | None:
-        """None before it is trained."""
-        if self.trained is None or not self.trained.done:
+        """Return the best score on the development split, or None before the trial is trained."""
+        if self.training_step is None or not self.training_step.done:
             return None
-        return manifest.read(self.trained.folder)["counts"]["dev_bits_per_byte"]
+        return manifest.read(self.training_step.folder)["counts"]["dev_bits_per_byte"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ class State:
     trials: Sequence[Trial]
 
     @property
-    def best(self) -> Trial | None:
-        """Once all are trained."""
+    def best_trial(self) -> Trial | None:
+        """Return the trial that is best on the development split, or None before all are trained."""
         if self.arm.method is None:
             return self.trials[0]
         scores = [trial.dev_bits_per_byte for trial in self.trials]
@@ -73,80 +75,84 @@ class State:
         return self.trials[scores.index(min(known))] if len(known) == len(scores) else None
 
     @property
-    def scores(self) -> Path | None:
-        """Folder of the best one's scores, once it has some."""
-        return self.best.scored.folder if self.best is not None and self.best.scored.done else None
+    def scores_folder(self) -> Path | None:
+        """Return the folder of the best trial's scores, or None before it has any."""
+        return (
+            self.best_trial.scoring_step.folder
+            if self.best_trial is not None and self.best_trial.scoring_step.done
+            else None
+        )
 
 
 class Grid:
-    """Hold the cells of a study: arms by seed."""
+    """Hold the arms of a study, each for its seeds."""
 
     def __init__(self, study: Study, console: Console):
         self.study = study
         self.console = console
-        self._looking: dict[tuple[str, int, int], Pipeline] = {}  # never to make anything, and so without any text
+        self._dry_pipelines: dict[tuple[str, int, int], Pipeline] = {}  # only look, so they hold no text
 
-    def cells(self) -> Iterator[tuple[int, Arm]]:
-        """Yield all arms of one seed before any of the next."""
+    def iterate_arms(self) -> Iterator[tuple[int, Arm]]:
+        """Yield (seed, arm): all arms of one seed before any of the next."""
         arms = self.study.arms.values()
         for seed in dict.fromkeys(seed for arm in arms for seed in arm.seeds):
             yield from ((seed, arm) for arm in arms if seed in arm.seeds)
 
     def check(self) -> None:
-        """Look at what every trial is made of. Raises `ValueError` on what can't be used."""
-        for seed, arm in self.cells():
+        """Read the inputs of every trial. Raises `ValueError` if any of them cannot be used."""
+        for seed, arm in self.iterate_arms():
             for number in range(len(arm.trials)):
-                self._look(arm, seed, number)
+                self._open_once(arm, seed, number)
 
     def check_texts(self) -> None:
-        """Check that all arms of a seed choose and are scored by the same text; only corpora are made.
+        """Make all corpora, and check that arms of the same seed have the same development and held-out text.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If two arms differ.
         """
         first: dict[int, tuple[str, Path, list[Document]]] = {}
-        for seed, arm in self.cells():
-            for folder in dict.fromkeys(self._look(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
+        for seed, arm in self.iterate_arms():
+            for folder in dict.fromkeys(self._open_once(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
                 if seed in first and folder == first[seed][1]:
                     continue
-                apart = [d for d in corpus.read_documents(folder) if d.split != "train"]
-                name, _, expected = first.setdefault(seed, (arm.name, folder, apart))
-                if apart != expected:
+                not_trained_on = [d for d in corpus.read_documents(folder) if d.split != "train"]
+                name, _, expected = first.setdefault(seed, (arm.name, folder, not_trained_on))
+                if not_trained_on != expected:
                     raise ValueError(
                         f"{self.study.file}: arms.{arm.name}, seed {seed}: holds out other text than "
-                        f"'{name}'; corpus.files may add lines whose `split` is train, behind the files of all, and "
-                        "where a source reads less at a time, corpus.max_bytes in the study's `set` cuts all texts so"
+                        f"'{name}'; let an arm add only lines whose `split` is train, after the files that all arms "
+                        "have, and if a source has a short context, set corpus.max_bytes in the study's `set`"
                     )
 
-    def try_needs(self, arm: Arm, seed: int) -> None:
-        """Servers, and what training takes. Raises `ValueError` on what can't do what is asked of it."""
+    def check_needs(self, arm: Arm, seed: int) -> None:
+        """Try the servers and what training needs. Raises `ValueError` if something cannot do what is asked of it."""
         for number in range(len(arm.trials)):
-            pipeline = self._look(arm, seed, number)
+            pipeline = self._open_once(arm, seed, number)
             try:
-                pipeline.check(evaluate.STAGE.name, _build_of(arm))
+                pipeline.check(evaluate.STAGE.name, _build_scores(arm))
             except ValueError as error:
                 raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
 
-    def _look(self, arm: Arm, seed: int, trial: int) -> Pipeline:
+    def _open_once(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         cell = (arm.name, seed, trial)
-        if cell not in self._looking:
+        if cell not in self._dry_pipelines:
             try:
-                self._looking[cell] = self.pipeline(arm, seed, trial)
+                self._dry_pipelines[cell] = self.open_pipeline(arm, seed, trial)
             except ValueError as error:
                 where = f"arms.{arm.name}: " if arm.method else ""
                 raise ValueError(f"{self.study.file}: {where}{error}") from None
-        return self._looking[cell]
+        return self._dry_pipelines[cell]
 
-    def pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
+    def open_pipeline(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         run = self.study.run_options(arm, seed, arm.trials[trial])
         return Pipeline(run, self.console, precision_file=self.study.output / run_precision.FILE)
 
-    def state(self, arm: Arm, seed: int) -> State:
-        """Return how far an arm is; nothing is made except the corpus."""
+    def read_state(self, arm: Arm, seed: int) -> State:
+        """Return how far an arm is. Makes the corpus and nothing else."""
         trials = []
         for number, settings in enumerate(arm.trials):
-            pipeline = self._look(arm, seed, number)
-            steps = pipeline.dry_run(_build_of(arm))
+            pipeline = self._open_once(arm, seed, number)
+            steps = pipeline.dry_run(_build_scores(arm))
             counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
             trial = Trial(
                 settings=settings,
@@ -159,13 +165,13 @@ class Grid:
         return State(arm=arm, seed=seed, trials=trials)
 
 
-def _build_of(arm: Arm) -> Callable[[Pipeline], object]:
-    """Return what makes the scores of an arm."""
+def _build_scores(arm: Arm) -> Callable[[Pipeline], object]:
+    """Return a function that makes the scores of an arm, for a dry run."""
     return lambda pipeline: pipeline.evaluate_model(arm.method or arm.name)
 
 
 def make_output_folder(study: Study) -> None:
-    """Raise `ValueError` if the study's folder can't be written to."""
+    """Make the study's folder. Raises `ValueError` if it cannot be written to."""
     try:
         study.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -173,27 +179,27 @@ def make_output_folder(study: Study) -> None:
 
 
 def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
-    """Make what is not there yet, and call `after` each arm that something was made of.
+    """Train and score every arm that has no scores yet, and call `after_arm` after each.
 
-    An arm that fails is skipped; return a line about each of those. All texts are made first, and what training needs
-    is tried.
+    What training and servers need is tried before the first arm. An arm that fails is skipped; the result has one line
+    about each of those.
 
     Raises:
-        ValueError: If something cannot be done.
+        ValueError: If training or a server lacks something.
     """
     failed = []
-    for seed, arm in grid.cells():
-        if grid.state(arm, seed).scores is None:
-            grid.try_needs(arm, seed)
-    for seed, arm in grid.cells():
-        if grid.state(arm, seed).scores is not None:
+    for seed, arm in grid.iterate_arms():
+        if grid.read_state(arm, seed).scores_folder is None:
+            grid.check_needs(arm, seed)
+    for seed, arm in grid.iterate_arms():
+        if grid.read_state(arm, seed).scores_folder is not None:
             continue
-        of_seed = [a for s, a in grid.cells() if s == seed]
-        title = f"arm {of_seed.index(arm) + 1} of {len(of_seed)}, seed {seed}: {arm.name}"
+        same_seed = [a for s, a in grid.iterate_arms() if s == seed]
+        title = f"arm {same_seed.index(arm) + 1} of {len(same_seed)}, seed {seed}: {arm.name}"
         grid.console.print()
         grid.console.print(plain(title, style="bold"))
         try:
-            _make(grid, arm, seed)
+            _make_arm(grid, arm, seed)
         except ValueError as error:
             failed.append(f"{arm.name}, seed {seed}: {error}")
             grid.console.print(plain(f"failed: {put_on_one_line(str(error))}", style="red"), soft_wrap=True)
@@ -203,95 +209,97 @@ def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
     return failed
 
 
-def _make(grid: Grid, arm: Arm, seed: int) -> None:
-    for number, trial in enumerate(grid.state(arm, seed).trials):
-        if arm.method is None or (trial.trained is not None and trial.trained.done):
+def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
+    for number, trial in enumerate(grid.read_state(arm, seed).trials):
+        if arm.method is None or (trial.training_step is not None and trial.training_step.done):
             continue
-        pipeline = grid.pipeline(arm, seed, number)
+        pipeline = grid.open_pipeline(arm, seed, number)
         plan.check_disk(pipeline, trial.steps)
         if len(arm.trials) > 1:
-            of = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
-            grid.console.print(plain(of), soft_wrap=True)
+            title = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
+            grid.console.print(plain(title), soft_wrap=True)
         pipeline.train_method(arm.method, needs_weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
-    now = grid.state(arm, seed)
-    assert now.best is not None
-    grid.pipeline(arm, seed, now.trials.index(now.best)).evaluate_model(arm.method or arm.name)
+    state = grid.read_state(arm, seed)
+    assert state.best_trial is not None
+    grid.open_pipeline(arm, seed, state.trials.index(state.best_trial)).evaluate_model(arm.method or arm.name)
     gc.collect()
 
 
 def _drop_weights(grid: Grid, seed: int) -> None:
-    """Drop the weights of all trials, except those that an arm without scores may need; numbers stay."""
-    needed, there = set(), set()
-    for of_seed, arm in grid.cells():
-        if of_seed != seed or arm.method is None:
+    """Delete the weights of all trials except those that an arm without scores may need. Their numbers stay."""
+    needed, present = set(), set()
+    for arm_seed, arm in grid.iterate_arms():
+        if arm_seed != seed or arm.method is None:
             continue
-        now = grid.state(arm, seed)
-        folders = {trial.trained.folder for trial in now.trials if trial.trained is not None}
-        there |= folders
-        if now.scores is None:
+        state = grid.read_state(arm, seed)
+        folders = {trial.training_step.folder for trial in state.trials if trial.training_step is not None}
+        present |= folders
+        if state.scores_folder is None:
             needed |= folders
-    for folder in there - needed:
-        gone = folder / ".dropped"
-        shutil.rmtree(gone, ignore_errors=True)
+    for folder in present - needed:
+        dropped = folder / ".dropped"
+        shutil.rmtree(dropped, ignore_errors=True)
         if (folder / train.WEIGHTS).is_dir():
-            (folder / train.WEIGHTS).rename(gone)  # whole or not at all
-            shutil.rmtree(gone)
+            (folder / train.WEIGHTS).rename(dropped)  # whole or not at all
+            shutil.rmtree(dropped)
 
 
 def draw_progress(grid: Grid) -> Table:
-    """Say what is done and what is left, with the time it should take, from how long such steps took so far."""
-    cells = [(seed, arm, grid.state(arm, seed)) for seed, arm in grid.cells()]
-    speed = _speeds(cells)
+    """Return a table of what is done and what is left, with the time it should take by such steps so far."""
+    rows = [(seed, arm, grid.read_state(arm, seed)) for seed, arm in grid.iterate_arms()]
+    speed = _measure_speeds(rows)
     result = Table("seed", "arm", Column("trials", justify="right"), "state", Column("left", justify="right"))
     planned: set[Path] = set()
     total, unknown = 0.0, 0
-    for seed, arm, now in cells:
-        of_trials = [(step, trial) for trial in now.trials for step in trial.steps if step.stage is not evaluate.STAGE]
-        scored = now.best or now.trials[0]
-        makes = [*of_trials, (scored.scored, scored)] if now.scores is None else []
+    for seed, arm, state in rows:
+        of_trials = [
+            (step, trial) for trial in state.trials for step in trial.steps if step.stage is not evaluate.STAGE
+        ]
+        scored = state.best_trial or state.trials[0]
+        makes = [*of_trials, (scored.scoring_step, scored)] if state.scores_folder is None else []
         left = {s.folder: (s, t) for s, t in makes if not s.done and s.folder not in planned}
         planned |= left.keys()
-        times = [_seconds(step, trial, speed) for step, trial in left.values()]
+        times = [_estimate_seconds(step, trial, speed) for step, trial in left.values()]
         known = sum(t for t in times if t is not None)
         unknown += None in times
         total += known
-        trained = sum(t.trained is not None and t.trained.done for t in now.trials)
-        done = "done" if now.scores is not None else f"{trained} trained" if trained else ""
+        trained = sum(t.training_step is not None and t.training_step.done for t in state.trials)
+        done = "done" if state.scores_folder is not None else f"{trained} trained" if trained else ""
         time = "" if not times else "unknown" if None in times else format_duration(known)
-        result.add_row(str(seed), plain(arm.name), str(len(now.trials)) if arm.method else "", done, time)
+        result.add_row(str(seed), plain(arm.name), str(len(state.trials)) if arm.method else "", done, time)
     result.add_section()
-    count = f"{sum(now.scores is not None for _, _, now in cells)} of {len(cells)} done"
-    result.add_row("", "in all", "", count, format_duration(total) + (" and what is unknown" if unknown else ""))
+    count = f"{sum(state.scores_folder is not None for _, _, state in rows)} of {len(rows)} done"
+    result.add_row("", "in all", "", count, format_duration(total) + (" without what is unknown" if unknown else ""))
     return result
 
 
-def _speeds(cells: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
-    """Seconds of steps that are done, by what they are, for each token that they read."""
+def _measure_speeds(rows: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
+    """Return the seconds for each token of steps that are done, by `_name_kind`."""
     speeds: dict[str, list[float]] = {}
     seen = {}
-    for _, _, now in cells:
-        for trial in now.trials:
+    for _, _, state in rows:
+        for trial in state.trials:
             seen |= {step.folder: (step, trial) for step in trial.steps if step.done}
     for step, trial in seen.values():
         seconds = float(manifest.read(step.folder)["seconds"])
-        speeds.setdefault(_kind(step), []).append(seconds / _work(step, trial))
+        speeds.setdefault(_name_kind(step), []).append(seconds / _count_work(step, trial))
     return speeds
 
 
-def _work(step: Step, trial: Trial) -> float:
+def _count_work(step: Step, trial: Trial) -> float:
     """Return the tokens of training text that a step reads or writes; 1 where its time does not depend on them."""
     passes = step.stage.count_passes(trial.run, step.name, trial.written)
     return 1.0 if passes is None else float(trial.given_tokens) * passes
 
 
-def _kind(step: Step) -> str:
+def _name_kind(step: Step) -> str:
     """Name the steps that are equally fast. Trained models are all of one size, whatever they were trained on."""
     if step.stage is evaluate.STAGE and step.name in train.METHODS:
         return "evaluate target"
     return f"{step.stage.name} {step.name}"
 
 
-def _seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:
-    measured = speeds.get(_kind(step))
-    return None if measured is None else statistics.median(measured) * _work(step, trial)
+def _estimate_seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:
+    measured = speeds.get(_name_kind(step))
+    return None if measured is None else statistics.median(measured) * _count_work(step, trial)
