@@ -104,8 +104,10 @@ def test_a_store_is_cut_to_a_narrower_policy_only(captured, tmp_path):
     line = refused("subset", tmp_path / "wide", captured, "--policy", "top_k", "--top-k", 64)
     assert line.startswith(f"{captured}: document ") and "fewer than the policy would keep" in line
     assert refused("subset", tmp_path / "x", captured) == "subset: nothing to cut; give --documents, --policy or both"
-    assert refused("subset", tmp_path / "x", captured, "--mass", 0.5).startswith("--mass: an option of --policy")
-    assert refused("subset", tmp_path / "x", captured, "--domain", "z").startswith("--domain: a store knows no domains")
+    assert refused("subset", tmp_path / "x", captured, "--mass", 0.5).startswith(
+        "--mass: does nothing without --policy"
+    )
+    assert refused("subset", tmp_path / "x", captured, "--domain", "z").startswith("--domain: a store has no domains")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,9 @@ def test_an_import_without_its_model_is_taken_on_the_users_word(captured, docume
     file = tmp_path / "rows.jsonl"
     ok("convert", captured, file, "--to", "vllm")
     said = ok("convert", file, tmp_path / "back", "--from", "vllm", "--tokenizer", sentence_piece, "--model", "a/name")
-    assert "a run takes your word that `sources.NAME.model` did; --model names its folder to have that checked" in said
+    assert (
+        "a run cannot check that it was `sources.NAME.model`; name its folder with --model to have that checked" in said
+    )
     made = manifest.read(tmp_path / "back")
     assert made["about"]["model"] == "a/name" and "model" not in made["inputs"]
     other = refused("convert", file, tmp_path / "back", "--from", "vllm", "--tokenizer", sentence_piece)
@@ -162,7 +166,7 @@ def test_bad_input_is_one_line(captured, tmp_path, sentence_piece):
     out, tokenizer = tmp_path / "x", ("--tokenizer", sentence_piece)
     assert refused("convert", bad, out) == "convert: needs either --from LAYOUT or --to LAYOUT"
     assert refused("convert", bad, out, "--from", "gguf").startswith("--from gguf: unknown; needs one of vllm, openai")
-    assert refused("convert", bad, out, "--from", "vllm").startswith("convert: whose tokens are these?")
+    assert refused("convert", bad, out, "--from", "vllm").startswith("convert: the tokenizer is unknown")
     assert refused("convert", bad, out, "--from", "vllm", *tokenizer).startswith(f"{bad}: no such file, nor a folder")
     for text, said in [
         ("{", f"{bad}:1: not JSON ("),

@@ -318,7 +318,8 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, byte_level, se
     outcome = fuselm("study", study_file)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == (
-        "fuselm: 1 of the arms failed, the first: bad, seed 0: the model gives NaN; the same command tries them again"
+        "fuselm: 1 of the arms failed, the first: bad, seed 0: the model gives NaN; "
+        "run the same command to try them again"
     )
     assert result_of(tmp_path)["experiments"][0]["values"]["good"] is not None
 

@@ -1,4 +1,4 @@
-"""Offer the commands: `main` defines them, `store_cli` those on stores; `endings` says how they end.
+"""Define the commands: `main` has all but those on stores, which `store_cli` has; `endings` ends each with its code.
 
 `warm_up` compiles all kernels of a usual run before the first one.
 """

@@ -1,8 +1,8 @@
 """End a command: with an exit code, and at most one line on stderr.
 
-`ValueError` and the system's refusals are the user's to fix (2). Ctrl-C and SIGTERM stop a command that the next call
-resumes (130, 143); a second one stops it at once. Where nobody reads what it prints, a command ends in silence (141).
-Anything else is a fault of our own, and keeps its traceback.
+Exit code 2 says that the user can fix it (`ValueError`, or the system refused). Ctrl-C and SIGTERM stop a command that
+the next call resumes (130, 143); a second one stops it at once. If nobody reads its output, a command ends in silence
+(141). Anything else is a bug of ours, and keeps its traceback.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.streams import OutputClosed, prepare_streams
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-LONGEST = 2000  # characters of a line, which names of others may fill
+LONGEST = 2000  # characters of a line; names that others chose may be endless
 
 
 class Stopped(BaseException):
-    """Say that a signal asked to stop. The command parser would answer KeyboardInterrupt itself, so this is not one."""
+    """Report a signal that asks to stop. The command parser would handle a KeyboardInterrupt itself."""
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command, which returns its exit code, and return the code to end with."""
+    """Run a command that returns an exit code, and return the code to end with, whatever happens."""
     prepare_streams()
     for number in STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup and behind `&`
+        if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup and `&` set
             signal.signal(number, _stop)
     try:
         code = command()
@@ -38,12 +38,10 @@ def run_command(command: Callable[[], int]) -> int:
     except ValueError as error:
         return _fail(str(error))
     except MemoryError as error:
-        return _fail(
-            f"out of memory ({error or 'no more than that is known'}); make batches smaller, or take a larger machine"
-        )
+        return _fail(f"out of memory ({error or 'no details'}); make batches smaller, or take a larger machine")
     except Stopped as stopped:
         if processes.rank() == 0:
-            _say("stopped; run the same command again and it resumes here", before="\n")
+            _print_line("stopped; run the same command again and it resumes here", before="\n")
         return 128 + stopped.args[0]
     except (OutputClosed, BrokenPipeError):
         return 128 + signal.SIGPIPE
@@ -53,7 +51,7 @@ def run_command(command: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{os.strerror(error.errno)}; fix this and run the same command again; it resumes here")
     finally:
-        _drop_what_nobody_takes()
+        _flush_streams()
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -67,20 +65,20 @@ def _stop_at_once(number: int, _: FrameType | None) -> None:
 
 
 def _fail(message: str) -> int:
-    _say(message)
+    _print_line(message)
     return 2
 
 
-def _say(message: str, *, before: str = "") -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+def _print_line(message: str, *, before: str = "") -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
         line = put_on_one_line(message)
         if len(line) > LONGEST:
             line = f"{line[: LONGEST // 2]} […] {line[-LONGEST // 2 :]}"
         print(f"{before}fuselm: {line}", file=sys.stderr, flush=True)
 
 
-def _drop_what_nobody_takes() -> None:
-    """Empty the buffers of stdout and stderr, so that Python's end has nothing to complain of."""
+def _flush_streams() -> None:
+    """Flush stdout and stderr, or drop what nobody takes, so that Python reports nothing when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

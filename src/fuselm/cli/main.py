@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _run_command() -> int:
-    """Return a command's exit code. What the parser refuses is shown as it shows it, without escapes of others."""
+    """Run the command and return its exit code. The parser's refusals are printed without escapes of their text."""
     try:
         return app(standalone_mode=False) or 0
     except typer.BadParameter.__mro__[1] as error:  # the parser's UsageError, which typer does not export
@@ -50,40 +50,40 @@ def _run_command() -> int:
         return error.exit_code
 
 
-def _pipeline(run_file: Path, overrides: list[str] | None, last: str):
-    """Return the run, checked as far as it can be before the stages up to `last` are made."""
+def _open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
+    """Open a run, and check all that can be checked before the stages up to `last` are made."""
     from fuselm.runs import plan
 
-    pipeline = _start(run_file, overrides)
+    pipeline = _open_run(run_file, overrides)
     plan.check_disk(pipeline)
     pipeline.check(last)
     return pipeline
 
 
-def _start(run_file: Path, overrides: list[str] | None):
-    """Return the run; its folder is made, and its inputs are read."""
+def _open_run(run_file: Path, overrides: list[str] | None):
+    """Open a run: make its folder, and read its texts and models."""
     from fuselm.runs import config
     from fuselm.runs.pipeline import Pipeline
     from fuselm.system import processes, progress
 
-    console = _stderr(quiet=processes.rank() > 0)
+    console = _open_stderr(quiet=processes.rank() > 0)
     with progress.doing(f"reading {run_file}, its texts and models"):
         pipeline = Pipeline(config.load(run_file, overrides or []), console)
         pipeline.start()
     return pipeline
 
 
-def _stage(name: str, run_file: Path, overrides: list[str] | None) -> None:
-    pipeline = _pipeline(run_file, overrides, name)
-    pipeline.make(name)
+def _make_stages(last: str, run_file: Path, overrides: list[str] | None) -> None:
+    pipeline = _open_checked_run(run_file, overrides, last)
+    pipeline.make(last)
     if not pipeline.has_made_anything:
-        pipeline.console.print(f"{name}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
+        pipeline.console.print(f"{last}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
 
 
 @app.command()
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """Make all stages: from several models and a corpus to the fused model and its report."""
-    pipeline = _pipeline(run_file, overrides, "report")
+    pipeline = _open_checked_run(run_file, overrides, "report")
     pipeline.report()
     if not pipeline.has_made_anything:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
@@ -101,25 +101,25 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def capture(run_file: RunFile, overrides: Overrides = None) -> None:
     """Capture every source's next-token distributions over the training documents."""
-    _stage("capture", run_file, overrides)
+    _make_stages("capture", run_file, overrides)
 
 
 @app.command()
 def align(run_file: RunFile, overrides: Overrides = None) -> None:
     """Bring the captured distributions into the target's vocabulary."""
-    _stage("align", run_file, overrides)
+    _make_stages("align", run_file, overrides)
 
 
 @app.command()
 def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fuse the distributions of all sources into one for each token."""
-    _stage("fuse", run_file, overrides)
+    _make_stages("fuse", run_file, overrides)
 
 
 @app.command()
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """Train the target on the fused distributions, and the causal-LM baseline."""
-    _stage("train", run_file, overrides)
+    _make_stages("train", run_file, overrides)
 
 
 @app.command()
@@ -130,24 +130,24 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
 ) -> None:
-    """Bits per byte: of a run's models on its held-out documents, or of any model on any texts."""
+    """Score in bits per byte: a run's models on its held-out documents, or any model on any texts."""
     if texts is None:
         if as_json or dtype != "auto":
-            raise ValueError("--json and --dtype are for a model with --texts; a run's table is `fuselm report`'s")
+            raise ValueError("--json and --dtype are for a model with --texts; `fuselm report` prints a run's table")
         if not model.endswith((".yaml", ".yml")):
             raise ValueError(f"{model}: not a run file (.yaml); to evaluate a model, add --texts FILE.jsonl")
-        return _stage("evaluate", Path(model), overrides)
+        return _make_stages("evaluate", Path(model), overrides)
     if overrides:
-        raise ValueError(f"{overrides[0]}: does nothing to a model with --texts; drop it")
+        raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
     from fuselm.results import measure
 
-    return _show(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=_stderr()), as_json)
+    return _print_scores(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=_open_stderr()), as_json)
 
 
 @app.command()
 def report(run_file: RunFile, overrides: Overrides = None) -> None:
     """Write the table, the HTML page and the fused model's folder."""
-    _stage("report", run_file, overrides)
+    _make_stages("report", run_file, overrides)
 
 
 @app.command()
@@ -156,18 +156,18 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     from fuselm.runs import plan
     from fuselm.system import terminal
 
-    pipeline, console, failed = _start(run_file, overrides), terminal.open_console(), []
+    pipeline, console, failed = _open_run(run_file, overrides), terminal.open_console(), []
     for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
         try:
             check()
         except ValueError as error:
             failed.append(str(error))
     console.print(plan.draw_token_counts(pipeline))
-    rows, chosen, of_calibration = plan.calibrate(pipeline)
+    rows, chosen, not_calibrated = plan.calibrate(pipeline)
     if chosen:
         console.print(plan.draw_machine(chosen))
     console.print(plan.draw_estimates(rows))
-    if failed := [*failed, *of_calibration]:
+    if failed := [*failed, *not_calibrated]:
         raise ValueError(failed[0])  # below the tables, which say what can be said
 
 
@@ -175,13 +175,15 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
 def study(
     study_file: Annotated[Path, typer.Argument(help="YAML file with runs to compare.", show_default=False)],
     overrides: Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what is done and what is left; train nothing.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write the pages of what is there; train nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what is done and what is left; train nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the pages of what is done so far; train nothing.")
+    ] = False,
 ) -> None:
     """Compare a grid of runs that share captures, in tables and figures."""
     if plan and report:
-        raise ValueError("--plan and --report: take one, for --plan writes no pages")
-    console = _stderr()
+        raise ValueError("--plan and --report: take one, as --plan writes no pages")
+    console = _open_stderr()
     from fuselm.results.pages import study_page
     from fuselm.runs.studies import comparison, trials
     from fuselm.runs.studies import study as studies
@@ -207,7 +209,9 @@ def study(
     for name in ("study.json", "results.md", "study.html"):
         print_line(checked.output / name)
     if failed:
-        raise ValueError(f"{len(failed)} of the arms failed, the first: {failed[0]}; the same command tries them again")
+        raise ValueError(
+            f"{len(failed)} of the arms failed, the first: {failed[0]}; run the same command to try them again"
+        )
 
 
 @app.command()
@@ -234,7 +238,7 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
-    """Tell before any training whether fusing can help: what each source and each way to fuse give to the text."""
+    """Tell before any training whether fusing can help: the bits per byte of each source and each way to fuse."""
     from fuselm.results import diagnosis
     from fuselm.results.pages.diagnosis_table import draw_diagnosis
     from fuselm.results.report_path import check_report_path
@@ -244,12 +248,12 @@ def diagnose(
     if report is not None:
         check_report_path(report)
     if run.is_dir() and overrides:
-        raise ValueError(f"{overrides[0]}: does nothing to a finished run; drop it, or diagnose its run file")
+        raise ValueError(f"{overrides[0]}: has no effect on a finished run; drop it, or diagnose its run file")
     if run.is_dir():
         inputs = diagnosis_inputs.gather_from_folder(run)
     else:
-        inputs = diagnosis_inputs.gather_from_pipeline(_pipeline(run, overrides, "align"))
-    with progress.show(_stderr(), "diagnose") as shown:
+        inputs = diagnosis_inputs.gather_from_pipeline(_open_checked_run(run, overrides, "align"))
+    with progress.show(_open_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
     if report is not None:
         from fuselm.results.pages import diagnosis_page
@@ -274,10 +278,10 @@ def fidelity(
             help="span, mined, exact, cooccurrence or statistics; several times to compare.", show_default="span"
         ),
     ] = ("span",),  # type: ignore[assignment]
-    top_k: Annotated[int, typer.Option(min=1, help="Entries kept a token.")] = 64,
+    top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each token.")] = 64,
     sampled_tokens: Annotated[
         int,
-        typer.Option(min=0, help="Tokens that the source writes, to see what its rows say of other tokens; 0: none."),
+        typer.Option(min=0, help="Tokens that the source writes to check what its rows say of other tokens; 0: none."),
     ] = 8192,
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -294,16 +298,16 @@ def fidelity(
         top_k=top_k,
         sampled_tokens=sampled_tokens,
         dtype=dtype,
-        console=_stderr(),
+        console=_open_stderr(),
         report=report,
     )
-    _show(result, as_json)
+    _print_scores(result, as_json)
     if report is not None and not as_json:
         print_line(report)
 
 
-def _stderr(*, quiet: bool = False):
-    """Return the console on which a command that takes long says what it is doing."""
+def _open_stderr(*, quiet: bool = False):
+    """Open the console on which long commands show their progress."""
     from fuselm.system import progress, terminal
 
     console = terminal.open_console(stderr=True, quiet=quiet)
@@ -311,8 +315,8 @@ def _stderr(*, quiet: bool = False):
     return console
 
 
-def _show(result: dict, as_json: bool) -> None:
-    """Domains and average: as JSON, else as a table."""
+def _print_scores(result: dict, as_json: bool) -> None:
+    """Print the numbers of each domain and their average, as JSON or as a table."""
     if as_json:
         print_line(json.dumps(result))
         return
@@ -322,28 +326,28 @@ def _show(result: dict, as_json: bool) -> None:
     from fuselm.system import terminal
 
     console = terminal.open_console()
-    for method, of in result.get("methods", {"": result}).items():
-        table = Table("domain", *of["average"], title=method or None)
-        for name, values in [*of["domains"].items(), ("average", of["average"])]:
-            table.add_row(name, *map(_cell, values.values()))
+    for method, scores in result.get("methods", {"": result}).items():
+        table = Table("domain", *scores["average"], title=method or None)
+        for name, values in [*scores["domains"].items(), ("average", scores["average"])]:
+            table.add_row(name, *map(_format_number, values.values()))
         console.print(table)
-        if "verdict" in of:
-            arrives, fidelity = of["informed"]["own_bits"], of["informed"]["fidelity"]
-            verdict = terminal.plain(of["verdict"], style="bold").append_text(
+        if "verdict" in scores:
+            arrives, fidelity = scores["informed"]["own_bits"], scores["informed"]["fidelity"]
+            verdict = terminal.plain(scores["verdict"], style="bold").append_text(
                 terminal.plain(
                     f": {arrives:.1%} of the source's bits lie in spans with information; "
-                    f"fidelity there {_cell(fidelity)}; {of['candidates_spelled']:.1%} of its other candidates spell "
-                    "what their bytes say",
+                    f"fidelity there {_format_number(fidelity)}; {scores['candidates_spelled']:.1%} of its other "
+                    "candidates spell what their bytes say",
                     style="not bold",
                 )
             )
             console.print(verdict)
-            console.print(terminal.plain(describe_conditional(of["conditional"])))
-        for note in describe_unspelled_bytes(of):
+            console.print(terminal.plain(describe_conditional(scores["conditional"])))
+        for note in describe_unspelled_bytes(scores):
             console.print(terminal.plain(note, style="dim"))
 
 
-def _cell(value: float | int | None) -> str:
+def _format_number(value: float | int | None) -> str:
     if value is None:
         return "∞"
     return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"

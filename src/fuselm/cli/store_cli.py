@@ -1,4 +1,4 @@
-"""`fuselm store`: what is in a store, is it whole, and stores from stores and from others' files."""
+"""Define `fuselm store`: inspect, check, cut, merge and convert stores."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fuselm.documents.corpus import Document
     from fuselm.system.progress import Progress
 
-app = typer.Typer(help="Look into, check, join, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Inspect, check, merge, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)]
 Out = Annotated[Path, typer.Argument(help="What to make; nothing is overwritten.", show_default=False)]
@@ -26,7 +26,7 @@ Documents = Annotated[
 
 @app.command()
 def info(folder: Folder, as_json: AsJson = False) -> None:
-    """Model, tokenizer, policy, counts, bytes per token by column."""
+    """Print the model, tokenizer, policy, counts, and bytes per token by column."""
     from fuselm.stores import contents
     from fuselm.system import terminal
 
@@ -48,12 +48,12 @@ def verify(
         str | None, typer.Option(help="Folder, hub id or GGUF file of the model, to check ids by its vocabulary.")
     ] = None,
 ) -> None:
-    """Is it whole? Checksums, pages, rows and index; exit code 1 and a line a problem if not."""
+    """Check that a store is whole: checksums, pages, rows, index. If not: exit code 1, and a line for each problem."""
     from fuselm.stores import contents, verification
     from fuselm.system import atomic_files, manifest
 
     found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
-    with _progress("verify") as progress:
+    with _show_progress("verify") as progress:
         size = None if found is None else found.output_size
         verdict = verification.verify(folder, progress=progress, vocabulary_size=size)
     if good is not None:
@@ -91,12 +91,12 @@ def head(
 def merge(
     out: Out, stores: Annotated[list[Path], typer.Argument(help="Stores of different documents.", show_default=False)]
 ) -> None:
-    """Join the shards of several machines."""
+    """Merge the shards of several machines into one store."""
     from fuselm.stores import merging
 
-    with _progress("merge") as progress:
+    with _show_progress("merge") as progress:
         done = merging.merge(stores, out, progress=progress)
-    _say(out, done)
+    _print_counts(out, done)
 
 
 @app.command()
@@ -104,28 +104,34 @@ def subset(
     out: Out,
     folder: Folder,
     documents: Documents = None,
-    domain: Annotated[list[str] | None, typer.Option(help="Of --documents, only these; may be repeated.")] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Take only these domains of --documents; may be repeated.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="threshold, top_k or nucleus: which entries are kept.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Entries of a token, at most.")] = None,
-    mass: Annotated[float | None, typer.Option(min=0, max=1, help="nucleus: what they reach.")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="threshold: the least probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Most entries of a token.")] = None,
+    mass: Annotated[
+        float | None, typer.Option(min=0, max=1, help="nucleus: the probability that the kept entries reach.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="threshold: the least probability of a kept entry.")
+    ] = None,
 ) -> None:
-    """Cut a store by document, by policy or both."""
+    """Copy some documents of a store, or fewer entries of each token, or both."""
     from fuselm.stores import merging
     from fuselm.system import manifest
 
     numbers = {"top_k": top_k, "mass": mass, "threshold": threshold}
     if policy is None and (given := [name for name, value in numbers.items() if value is not None]):
-        raise ValueError(f"--{given[0].replace('_', '-')}: an option of --policy, which is not given; add it")
+        raise ValueError(f"--{given[0].replace('_', '-')}: does nothing without --policy; add it")
     if domain and documents is None:
-        raise ValueError("--domain: a store knows no domains; --documents names the run's documents.jsonl, which does")
+        raise ValueError("--domain: a store has no domains; name the run's documents.jsonl with --documents")
     if policy is None and documents is None:
         raise ValueError("subset: nothing to cut; give --documents, --policy or both")
-    chosen = None if documents is None else _ids(documents, domain or [], folder)
+    chosen = None if documents is None else _read_ids(documents, domain or [], folder)
     cut = None if policy is None else merging.policy_of(policy, numbers, manifest.read(folder)["parameters"])
-    with _progress("subset") as progress:
+    with _show_progress("subset") as progress:
         done = merging.subset(folder, out, documents=chosen, policy=cut, progress=progress)
-    _say(out, done)
+    _print_counts(out, done)
 
 
 @app.command()
@@ -136,13 +142,15 @@ def convert(
     to: Annotated[str | None, typer.Option(help="vllm, openai, axolotl or distillkit.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file of the ids' tokenizer.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="What made the rows; of a folder or GGUF file, runs check the fingerprint.")
+        str | None,
+        typer.Option(help="The model that made the rows. Runs check its fingerprint if it is a folder or GGUF file."),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Row i is the distribution of its `own` token i, or the `next`.")
+        str | None, typer.Option(help="own: row i is the distribution of token i; next: of token i + 1.")
     ] = None,
     tail: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of rows that were renormalised: what was cut off them.")
+        float | None,
+        typer.Option(min=0, max=1, help="The probability that was cut off rows before they were renormalised."),
     ] = None,
     renormalise: Annotated[bool, typer.Option(help="With --to: let each row's entries sum to 1.")] = False,
     compression: Annotated[Path | None, typer.Option(help="DistillKit's compression_config.yaml.")] = None,
@@ -162,7 +170,7 @@ def convert(
     if rows not in (None, "own", "next"):
         raise ValueError(f"--rows {rows}: needs own or next")
     ahead = None if rows is None else rows == "next"
-    texts = None if documents is None else _documents(documents)
+    texts = None if documents is None else _read_documents(documents)
     if to is not None:
         for option, value in {"model": model, "tail": tail, "compression": compression}.items():
             if value is not None:
@@ -190,8 +198,8 @@ def _export(
     given = Store(folder)
     found = contents.tokenizer_of(folder, given.manifest, tokenizer)
     if found is None:
-        raise ValueError(f"{folder}: its tokenizer is not here; --tokenizer names it")
-    with _progress(f"convert to {layout}") as progress:
+        raise ValueError(f"{folder}: its tokenizer is not here; name it with --tokenizer")
+    with _show_progress(f"convert to {layout}") as progress:
         count = exporting.export_store(
             folder,
             out,
@@ -225,9 +233,9 @@ def _import(
 
     here = locate_model(model) if model is not None and Path(model).expanduser().exists() else None
     if tokenizer is None and here is None:
-        raise ValueError("convert: whose tokens are these? --tokenizer names a folder, hub id or GGUF file")
+        raise ValueError("convert: the tokenizer is unknown; name its folder, hub id or GGUF file with --tokenizer")
     made_by = None if model is None else (model, None if here is None else here.fingerprint)
-    with _progress(f"convert from {layout}") as progress:
+    with _show_progress(f"convert from {layout}") as progress:
         done = importing.import_files(
             source,
             out,
@@ -238,19 +246,19 @@ def _import(
             documents=texts,
             progress=progress,
         )
-    _say(out, done)
+    _print_counts(out, done)
     counts = manifest.read(out)["counts"]
     for name, meaning in importing.DERIVED.items():
         if counts.get(name):
             print_line(f"  {counts[name]} {meaning}")
     if here is None:
         print_line(
-            "  which model made it is not known: a run takes your word that `sources.NAME.model` did; "
-            "--model names its folder to have that checked"
+            "  the model that made it is unknown: a run cannot check that it was `sources.NAME.model`; "
+            "name its folder with --model to have that checked"
         )
 
 
-def _say(out: Path, done: bool) -> None:
+def _print_counts(out: Path, done: bool) -> None:
     from fuselm.system import manifest
 
     counts = manifest.read(out)["counts"]
@@ -259,8 +267,8 @@ def _say(out: Path, done: bool) -> None:
     )
 
 
-def _documents(path: Path) -> "list[Document]":
-    """Read a run's documents.jsonl. Raise `ValueError` if it is none."""
+def _read_documents(path: Path) -> "list[Document]":
+    """Read a run's documents.jsonl. Raises `ValueError` if it is something else."""
     from fuselm.documents.corpus import Document
     from fuselm.documents.text_files import check_file
 
@@ -272,8 +280,8 @@ def _documents(path: Path) -> "list[Document]":
         raise ValueError(f"{path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)") from None
 
 
-def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
-    """Documents that a file names. Of a run's file, those that the store has: it captured one split."""
+def _read_ids(path: Path, domains: list[str], folder: Path) -> set[str]:
+    """Return the ids that a file names. Of a run's file, which has all splits, return those that the store has."""
     from fuselm.documents.text_files import check_file
     from fuselm.stores.store import Store
 
@@ -287,7 +295,7 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
         if domains:
             raise ValueError(f"--domain: {path} has ids only; --documents names the run's documents.jsonl")
         return {line.strip() for line in lines}
-    found, documents = Store(folder), _documents(path)
+    found, documents = Store(folder), _read_documents(path)
     if unknown := sorted(set(domains) - {d.domain for d in documents}):
         known = ", ".join(sorted({d.domain for d in documents}))
         raise ValueError(f"--domain {unknown[0]}: {path} has none such; it has {known}")
@@ -295,7 +303,7 @@ def _ids(path: Path, domains: list[str], folder: Path) -> set[str]:
 
 
 @contextmanager
-def _progress(title: str) -> "Iterator[Progress]":
+def _show_progress(title: str) -> "Iterator[Progress]":
     from fuselm.system import progress, terminal
 
     with progress.show(terminal.open_console(stderr=True), title) as shown:

@@ -1,4 +1,4 @@
-"""Compile every kernel that a usual run needs, before the first run: `python -m fuselm.cli.warm_up`, a minute at most.
+"""Compile every kernel of a usual run before the first run: `python -m fuselm.cli.warm_up`, a minute at most.
 
 It reads, aligns and fuses a text by two vocabularies of single characters and pairs of them, with random distributions.
 """
@@ -78,7 +78,7 @@ def _write(vocabulary: Vocabulary, documents: list[Document], out: Path) -> dict
 
 
 def _trace(vocabulary: Vocabulary, segmentation: Segmentation, document: Document) -> store.Trace:
-    """Return random distributions, kept as a capture keeps them, from logits of both types that it reads."""
+    """Return random distributions kept as in a capture, from logits of both dtypes that models have."""
     rows, gold = len(segmentation.ids), torch.as_tensor(segmentation.ids, dtype=torch.long)
     logits = torch.randn(rows, vocabulary.size, generator=torch.Generator().manual_seed(0))
     uniform = np.linspace(0, 0.9, rows)

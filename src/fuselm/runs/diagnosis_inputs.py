@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def gather_from_folder(folder: Path) -> dict[str, Any]:
     """Return the arguments of `diagnose` for the finished run in `folder`. Raises `ValueError` if it is not one."""
     if not (folder / run_folders.RECORD).is_file():
-        raise ValueError(
-            f"{folder}: no finished run there; name its run file, and what is missing will be made"
-        )
+        raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
     stages = run_folders.read_record(folder)
     captured = {
         stage.removeprefix("capture "): manifest.read(path)

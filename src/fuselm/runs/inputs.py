@@ -27,7 +27,9 @@ class Inputs:
         self.files = text_files.find_files(run.corpus.files)
         self._check_texts(run.corpus)
         self.target = locate_model(run.target.model, revision=run.target.revision)
-        self.servers = {name: _build_server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)}
+        self.servers = {
+            name: _build_server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)
+        }
         self.sources = {
             name: self.servers[name].model
             if isinstance(s, config.ServerOptions)
