@@ -17,7 +17,7 @@ from fuselm.models.checkpoints import UNLIMITED
 class Model:
     """Describe a causal language model on this disk. Fingerprints are 16 hex digits of a sha256.
 
-    >>> model = fuselm.locate("models/target")
+    >>> model = fuselm.locate_model("models/target")
     >>> model.name, model.context_length
     ('models/target', 512)
     """
@@ -38,7 +38,7 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
     Raises:
         ValueError: If there is no such model, or it is not a whole causal language model with its tokenizer.
 
-    >>> fuselm.locate("models/target").folder.name
+    >>> fuselm.locate_model("models/target").folder.name
     'target'
     """
     path = Path(os.path.expanduser(spec))
