@@ -339,7 +339,7 @@ def captured(name: str, top_k: int) -> Store:
         loaded = load_model(model, dtype="bfloat16")
         source = capture.Source(
             model=loaded,
-            layer=forward.output_layer(loaded),
+            layer=forward.find_output_layer(loaded),
             vocabulary=vocabulary(name),
             context_token=model.context_token,
             context_length=model.context_length,

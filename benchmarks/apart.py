@@ -57,7 +57,7 @@ def arithmetic(
     hidden: Sequence[Float[Tensor, "rows hidden"]], layers: Sequence[forward.OutputLayer], gold: Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
     """Return the log of the mean of the models' probabilities of each row's gold id."""
-    each = [forward.gold_logprobs(h, layer, gold) for h, layer in zip(hidden, layers, strict=True)]
+    each = [forward.compute_gold_logprobs(h, layer, gold) for h, layer in zip(hidden, layers, strict=True)]
     return torch.stack(each).logsumexp(dim=0) - math.log(len(each))
 
 
@@ -68,7 +68,7 @@ def geometric(
     result = []
     for *chunk, ids in zip(*(h.split(ROWS) for h in hidden), gold.split(ROWS), strict=True):
         logits = sum(layer.logits(h) for h, layer in zip(chunk, layers, strict=True)) / len(layers)
-        result.append(logits.gather(1, ids[:, None])[:, 0] - forward.logsumexp(logits))
+        result.append(logits.gather(1, ids[:, None])[:, 0] - forward.compute_logsumexp(logits))
     return torch.cat(result)
 
 
@@ -87,11 +87,11 @@ def score_ensemble(
 ) -> list[Score]:
     """Score each document by models of one tokenizer together; each of them reads it."""
     loaded = [load_model(model, dtype=dtype) for model in models]
-    layers = [forward.output_layer(model) for model in loaded]
+    layers = [forward.find_output_layer(model) for model in loaded]
 
     def gold_logprobs(inputs, mask, gold):
         pairs = zip(loaded, layers, strict=True)
-        hidden = [forward.hidden_states(model, layer, inputs, mask)[mask.bool()] for model, layer in pairs]
+        hidden = [forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()] for model, layer in pairs]
         return MEANS[mean](hidden, layers, gold)
 
     with torch.inference_mode():

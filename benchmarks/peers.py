@@ -194,7 +194,7 @@ def trained(way: str, pipeline: Pipeline, options: argparse.Namespace) -> Path:
 
 def scores_of(model: Model, pipeline: Pipeline, documents: list[corpus.Document]) -> list[scoring.Score]:
     loaded = load_model(model)
-    layer = forward.output_layer(loaded)
+    layer = forward.find_output_layer(loaded)
     return scoring.score_documents(loaded, layer, pipeline.inputs.target_vocabulary, model.context_token, documents)
 
 

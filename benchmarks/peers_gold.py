@@ -87,7 +87,7 @@ def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequenc
     """Score the development split as fuselm's training does, under the precision of the training."""
     model.eval()
     with torch.autocast(model.device.type, torch.bfloat16):
-        scores = scoring.score_documents(model, forward.output_layer(model), vocabulary, target.context_token, dev)
+        scores = scoring.score_documents(model, forward.find_output_layer(model), vocabulary, target.context_token, dev)
     model.train()
     return scoring.compute_bits_per_byte(scores)["average"]
 

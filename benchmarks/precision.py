@@ -60,7 +60,7 @@ def read_batch(model: Model, dtype: str) -> float:
     loaded = load_model(model, dtype=dtype, device="cpu")
     source = Source(
         model=loaded,
-        layer=forward.output_layer(loaded),
+        layer=forward.find_output_layer(loaded),
         vocabulary=vocabulary,
         context_token=model.context_token,
         context_length=model.context_length,
@@ -79,7 +79,7 @@ def read_batch(model: Model, dtype: str) -> float:
 def train_step(model: Model, chosen: str) -> float:
     """Return the seconds of a step on `TOKENS` tokens: forwards, backwards and AdamW."""
     loaded = load_model(model, dtype="float32", device="cpu").train()
-    compute_loss_in_forward(loaded, forward.output_layer(loaded))
+    compute_loss_in_forward(loaded, forward.find_output_layer(loaded))
     ids = load_tokenizer(model).encode(text()).ids
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=0.0)
 
@@ -103,10 +103,10 @@ def measure() -> dict:
     parts, models = {}, {name: locate_model(str(path)) for name, path in MODELS.items()}
     for name, model in models.items():
         seconds = {dtype: read_batch(model, dtype) for dtype in ("bfloat16", "float32")}
-        parts[f"{name} reads"] = seconds | {"auto": precision.read_dtype(model, device="cpu")}
-    seconds = {chosen: train_step(models["smollm2"], chosen) for chosen in precision.TRAINING}
-    parts["smollm2 is trained"] = seconds | {"auto": precision.training_precision(device="cpu")}
-    return {"products": precision.measured("cpu"), "parts": parts}
+        parts[f"{name} reads"] = seconds | {"auto": precision.choose_reading_dtype(model, device="cpu")}
+    seconds = {chosen: train_step(models["smollm2"], chosen) for chosen in precision.TRAINING_PRECISIONS}
+    parts["smollm2 is trained"] = seconds | {"auto": precision.choose_training_precision(device="cpu")}
+    return {"products": precision.measure_speeds("cpu"), "parts": parts}
 
 
 def main() -> None:

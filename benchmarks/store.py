@@ -172,7 +172,9 @@ def padding(name: str) -> float:
 
     _, vocabulary = model_of(name)
     lengths = vocabulary.count_tokens([d.text for d in documents()])
-    read = sum(len(batch) * max(lengths[i] for i in batch) for batch in forward.batches(lengths, BATCH_TOKENS))
+    read = sum(
+        len(batch) * max(lengths[i] for i in batch) for batch in forward.group_into_batches(lengths, BATCH_TOKENS)
+    )
     return 1 - sum(lengths) / read
 
 
@@ -190,10 +192,10 @@ def worker(task: str) -> Callable[[str, int], dict]:
 
         def bare() -> None:
             with torch.inference_mode():
-                for batch in forward.batches(lengths, BATCH_TOKENS):
-                    inputs, mask = forward.pad([segmentations[i].ids for i in batch], source.context_token)
-                    hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[mask.bool()]
-                    for _ in source.layer.logits_by_chunk(hidden):
+                for batch in forward.group_into_batches(lengths, BATCH_TOKENS):
+                    inputs, mask = forward.pad_inputs([segmentations[i].ids for i in batch], source.context_token)
+                    hidden = forward.compute_hidden_states(source.model, source.layer, inputs, mask)[mask.bool()]
+                    for _ in source.layer.compute_logits_by_chunk(hidden):
                         pass
 
         def all_of_it() -> None:
@@ -379,7 +381,7 @@ def source_of(name: str):
 
     model, vocabulary = model_of(name)
     loaded = load_model(model, dtype="bfloat16")
-    layer = forward.output_layer(loaded)
+    layer = forward.find_output_layer(loaded)
     reads = {"context_token": model.context_token, "context_length": model.context_length}
     return capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, **reads)
 

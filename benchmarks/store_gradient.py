@@ -60,16 +60,18 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
     Of draws, KL is taken of the head and its tail, and the angle of what they stand for.
     """
     loaded = load_model(model, dtype="float32").eval()
-    layer = forward.output_layer(loaded)
+    layer = forward.find_output_layer(loaded)
     texts = [vocabulary.segment(d.text).ids[: HIDDEN + LENGTH] for d in documents]
     texts = [ids for ids in texts if len(ids) == HIDDEN + LENGTH]
     with torch.inference_mode():
-        hidden = forward.hidden_states(loaded, layer, *forward.pad(texts, model.context_token))[:, HIDDEN:]
+        hidden = forward.compute_hidden_states(loaded, layer, *forward.pad_inputs(texts, model.context_token))[
+            :, HIDDEN:
+        ]
         logits = layer.logits(hidden.flatten(0, 1))
     full = torch.log_softmax(logits, dim=-1)
     gold = torch.as_tensor(np.concatenate([ids[HIDDEN:] for ids in texts]), dtype=torch.long)
-    inputs, mask = forward.pad([ids[HIDDEN:] for ids in texts], model.context_token)
-    student = forward.hidden_states(loaded, layer, inputs, mask).flatten(0, 1)
+    inputs, mask = forward.pad_inputs([ids[HIDDEN:] for ids in texts], model.context_token)
+    student = forward.compute_hidden_states(loaded, layer, inputs, mask).flatten(0, 1)
     with torch.no_grad():
         own = torch.softmax(layer.logits(student), dim=-1)
 
@@ -89,7 +91,7 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
 def _targets(logits: Tensor, full: Tensor, gold: Tensor) -> dict[str, Target]:
     """Return all targets by name; `full` holds log-probabilities, `gold` the ids that came."""
     result = {}
-    found = forward.survey(logits)
+    found = forward.survey_logits(logits)
     for options in POLICIES:
         uniform = retention.uniforms("benchmark", len(logits))
         kept = retention.keep(Policy(**options), logits, found, gold=gold, uniform=uniform)

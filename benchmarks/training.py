@@ -44,7 +44,7 @@ class Trial:
         torch.manual_seed(0)
         self.model = load_model(locate_model(str(path)), dtype="float32")
         self.logits = self.model.forward
-        compute_loss_in_forward(self.model, forward.output_layer(self.model))
+        compute_loss_in_forward(self.model, forward.find_output_layer(self.model))
         self.model.train()
         vocab = self.model.config.get_text_config().vocab_size
         device = self.model.device

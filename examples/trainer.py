@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 import fuselm
 from fuselm.documents.corpus import read_documents
-from fuselm.models.forward import output_layer
+from fuselm.models.forward import find_output_layer
 from fuselm.training.batches import Batches, Collator
 from fuselm.training.trainable import compute_loss_in_forward
 
@@ -34,7 +34,7 @@ class DistillingTrainer(Trainer):
 def main(spec: str, store: str, texts: str, out: str) -> None:
     located = fuselm.locate_model(spec)
     model = fuselm.load_model(located, dtype="float32")
-    compute_loss_in_forward(model, output_layer(model))
+    compute_loss_in_forward(model, find_output_layer(model))
     fused = fuselm.Store(Path(store))
     documents = [d for d in read_documents(Path(texts).parent, "train") if d.id in fused]
     options = {"passes": 2, "batch_documents": 2, "pack_tokens": None, "seed": 0, "processes": 1}

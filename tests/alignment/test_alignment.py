@@ -105,28 +105,30 @@ def test_span_loses_nothing_of_a_source_that_keeps_everything(source_kind, targe
 def test_span_adds_up_what_the_source_could_have_done():
     """Source tokens a, b, ab; target tokens a, b: the row of 'ab' in both ways, by hand."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([])
-    a, b, ab = (source.id_of[s] for s in (b"a", b"b", b"ab"))
+    a, b, ab = (source.id_by_bytes[s] for s in (b"a", b"b", b"ab"))
     row = {ab: 0.5, a: 0.25, b: 0.125}
     trace = drawn.trace(source.segment("ab"), drawn.distributions_of([row], [0.125], [math.log(0.5)]))
     aligned = drawn.rows_of(Aligner(source, target).align(trace, "ab").distributions)
-    assert aligned[0] == pytest.approx({target.id_of[b"a"]: 0.75, target.id_of[b"b"]: 0.125})
-    assert aligned[1] == pytest.approx({target.id_of[b"b"]: 0.5 / 0.75})  # no other id of the source goes on after a
+    assert aligned[0] == pytest.approx({target.id_by_bytes[b"a"]: 0.75, target.id_by_bytes[b"b"]: 0.125})
+    assert aligned[1] == pytest.approx(
+        {target.id_by_bytes[b"b"]: 0.5 / 0.75}
+    )  # no other id of the source goes on after a
 
 
 def test_span_ignores_a_space_that_only_the_source_puts_before_the_text():
     source = drawn.byte_pairs([(2, 0), (2, 1)], dummy_prefix=True)
     target = drawn.byte_pairs([(2, 0), (2, 1)])
-    after_space = {source.id_of[b" a"]: 0.5, source.id_of[b" b"]: 0.25}
-    row = after_space | {source.id_of[b"b"]: 0.25}
+    after_space = {source.id_by_bytes[b" a"]: 0.5, source.id_by_bytes[b" b"]: 0.25}
+    row = after_space | {source.id_by_bytes[b"b"]: 0.25}
     trace = drawn.trace(source.segment("a"), drawn.distributions_of([row], [0.0], [math.log(0.5)]))
     aligned = Aligner(source, target).align(trace, "a")
-    expected = {target.id_of[b"a"]: 2 / 3, target.id_of[b"b"]: 1 / 3}
+    expected = {target.id_by_bytes[b"a"]: 2 / 3, target.id_by_bytes[b"b"]: 1 / 3}
     assert drawn.rows_of(aligned.distributions) == [pytest.approx(expected)]
 
 
 def test_span_survives_a_gold_token_without_probability():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([])
-    row = {source.id_of[b"b"]: 1.0}
+    row = {source.id_by_bytes[b"b"]: 1.0}
     trace = drawn.trace(source.segment("ab"), drawn.distributions_of([row], [0.0], [-2000.0]))
     aligned = Aligner(source, target).align(trace, "ab")
     assert not np.isnan(aligned.distributions.gold).any()

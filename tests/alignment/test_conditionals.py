@@ -39,7 +39,7 @@ def counts(seed: int, change=lambda trace: trace) -> list[Counts]:
 def halve_long_tokens(aligned: Trace) -> Trace:
     """Give half of the mass of each token of several letters to the first letter of the row's first entry."""
     d = aligned.distributions
-    short, rows = enumeration.vocabulary(LONG).id_of, []
+    short, rows = enumeration.vocabulary(LONG).id_by_bytes, []
     for row in drawn.rows_of(d):
         long = {token: p for token, p in row.items() if token > short[b"c"]}
         changed = {token: p / 2 if token in long else p for token, p in row.items()}
@@ -96,7 +96,10 @@ def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
     assert target.spell(aligned.tokens.tolist())[:4] == [b"a", b"ba", b"b", b" "]
     rows = Distributions(
         offsets=np.array([0, 2, 3, 4]),
-        ids=np.array([target.id_of[b"a"], target.id_of[b"ba"], target.id_of[b"ba"], target.id_of[b"b"]], np.int32),
+        ids=np.array(
+            [target.id_by_bytes[b"a"], target.id_by_bytes[b"ba"], target.id_by_bytes[b"ba"], target.id_by_bytes[b"b"]],
+            np.int32,
+        ),
         logprobs=np.zeros(4, np.float32),
         gold=np.zeros(3, np.float32),
         tail=np.zeros(3, np.float32),

@@ -90,7 +90,7 @@ def test_company_decides_between_tokens_at_the_same_distance():
     """The source's aab is as far from the target's aa and ab; it is where ab is, after é."""
     source = drawn.byte_pairs([(0, 0), (0, 1), (5, 1)])  # aa, ab, aab
     target = drawn.byte_pairs([(0, 0), (0, 1)])  # aa, ab
-    aab, aa, ab = source.id_of[b"aab"], target.id_of[b"aa"], target.id_of[b"ab"]
+    aab, aa, ab = source.id_by_bytes[b"aab"], target.id_by_bytes[b"aa"], target.id_by_bytes[b"ab"]
     assert maps.nearest_map(source, target)[aab] == aa
     assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é", "é aab é"])[aab] == ab
     assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen: the lowest
@@ -98,7 +98,7 @@ def test_company_decides_between_tokens_at_the_same_distance():
 
 def test_the_token_that_is_most_often_paired_is_taken():
     source, target = drawn.byte_pairs([(0, 1), (5, 0)]), drawn.byte_pairs([(0, 1)])  # ab, aba; ab
-    aba, a, ab = source.id_of[b"aba"], target.id_of[b"a"], target.id_of[b"ab"]
+    aba, a, ab = source.id_by_bytes[b"aba"], target.id_by_bytes[b"a"], target.id_by_bytes[b"ab"]
     assert maps.statistics_map(source, target, ["aba"])[aba] == a  # paired with ab and a, once each
     assert maps.statistics_map(source, target, [])[aba] == maps.nearest_map(source, target)[aba] == ab
 

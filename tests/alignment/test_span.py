@@ -165,15 +165,15 @@ def test_a_source_of_single_bytes_is_aligned_exactly(vocabularies):
 def test_what_agrees_keeps_its_share_of_what_comes_next():
     """The source may say ab (0.5), or abb (0.3), or a (0.2). After the target's a and b, abb still has 3 parts of 8."""
     source, target = drawn.byte_pairs([(0, 1), (5, 1)]), drawn.byte_pairs([])
-    a, ab, abb = (source.id_of[s] for s in (b"a", b"ab", b"abb"))
-    b = source.id_of[b"b"]
+    a, ab, abb = (source.id_by_bytes[s] for s in (b"a", b"ab", b"abb"))
+    b = source.id_by_bytes[b"b"]
     text = "aba"
     segmentation = source.segment(text)
     assert segmentation.ids.tolist() == [ab, a]
     rows = [{ab: 0.5, abb: 0.3, a: 0.2}, {a: 0.9, b: 0.1}]
     trace = drawn.trace(segmentation, drawn.distributions_of(rows, [0.0, 0.0], np.log([0.5, 0.9]).tolist()))
     first, second, third = drawn.rows_of(Aligner(source, target).align(trace, text).distributions)
-    ta, tb = target.id_of[b"a"], target.id_of[b"b"]
+    ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
     assert first == pytest.approx({ta: 1.0})
     assert second == pytest.approx({tb: 0.8})  # after a alone nobody knows what comes
     assert third == pytest.approx({ta: 5 / 8 * 0.9, tb: 3 / 8 + 5 / 8 * 0.1})
@@ -182,11 +182,11 @@ def test_what_agrees_keeps_its_share_of_what_comes_next():
 def test_a_tail_is_shared_by_the_ids_that_were_not_kept():
     """ids with text: a, b, space, two bytes of é, aa, ab. Kept: b. The tail's share of target token a: 3 ids of 6."""
     source, target = drawn.byte_pairs([(0, 0), (0, 1)]), drawn.byte_pairs([])
-    b, aa = source.id_of[b"b"], source.id_of[b"aa"]
+    b, aa = source.id_by_bytes[b"b"], source.id_by_bytes[b"aa"]
     trace = drawn.trace(source.segment("aa"), drawn.distributions_of([{b: 0.4}], [0.6], [np.log(0.1)]))
     assert trace.tokens.tolist() == [aa]
     first, second = drawn.rows_of(Aligner(source, target).align(trace, "aa").distributions)
-    ta, tb = target.id_of[b"a"], target.id_of[b"b"]
+    ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
     share = 0.5 / 5  # gold comes out of the tail; five other ids were not kept
     assert first == pytest.approx({ta: 0.1 + 2 * share, tb: 0.4})
     assert second == pytest.approx({ta: 0.1 / (0.1 + 2 * share)})
@@ -205,7 +205,7 @@ def test_mass_that_reaches_no_id_has_a_cause(vocabularies):
 def test_ids_under_which_no_text_is_written_are_followed_all_the_same():
     """A token that its own tokenizer never makes, as gold: the trace of another tokenization of the text."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])
-    a, b = source.id_of[b"a"], source.id_of[b"b"]
+    a, b = source.id_by_bytes[b"a"], source.id_by_bytes[b"b"]
     ids, starts = np.array([a, b, a], np.int32), np.array([0, 1, 2], np.int32)  # not ab, a
     segmentation = drawn.Segmentation(ids=ids, starts=starts, spelled=np.ones(3, bool), size=3)
     rows = [{a: 0.5, b: 0.5}] * 3

@@ -1,7 +1,7 @@
 """Compare what fuselm makes of a model with what transformers itself makes of it, one document at a time.
 
 The reference is the plain model: one document in a batch of its own, no padding, full logits, `labels`. fuselm reads
-all documents in padded batches, through `forward.output_layer`, and trains by `objective.fusion_loss`.
+all documents in padded batches, through `forward.find_output_layer`, and trains by `objective.fusion_loss`.
 """
 
 import io

@@ -378,10 +378,10 @@ def test_the_fingerprint_of_a_tokenizer_says_what_a_text_begins_with(folder):
     framed(folder, "<a> $A")
     change(folder / "tokenizer_config.json", bos_token="<a>")
     choice = json.dumps({"bos_token": "<a>", "eos_token": "<|endoftext|>"}, sort_keys=True)
-    expected = tokenizer_files.digest([folder / "tokenizer.json"], choice)
+    expected = tokenizer_files.digest_files([folder / "tokenizer.json"], choice)
     assert locate_model(str(folder)).tokenizer_fingerprint == expected
     change(folder / "tokenizer_config.json", bos_token="<b>")
-    other = tokenizer_files.digest([folder / "tokenizer.json"], choice.replace("<a>", "<b>"))
+    other = tokenizer_files.digest_files([folder / "tokenizer.json"], choice.replace("<a>", "<b>"))
     assert locate_model(str(folder)).tokenizer_fingerprint != other
 
 
@@ -441,8 +441,8 @@ def test_the_logits_of_a_located_model_are_transformers_own(folder):
     ids = torch.tensor([[0, 5, 3, 7]])
     with torch.inference_mode():
         expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
-        layer = forward.output_layer(loaded)
-        ours = layer.logits(forward.hidden_states(loaded, layer, ids, torch.ones_like(ids))[0])
+        layer = forward.find_output_layer(loaded)
+        ours = layer.logits(forward.compute_hidden_states(loaded, layer, ids, torch.ones_like(ids))[0])
     torch.testing.assert_close(ours, expected[0], rtol=1e-5, atol=1e-6)
 
 

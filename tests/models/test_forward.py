@@ -70,10 +70,10 @@ def model(request):
 
 def rows(model, documents: list[list[int]]) -> list[torch.Tensor]:
     """Logits of every token of each document, read in one batch."""
-    layer = forward.output_layer(model)
-    inputs, mask = forward.pad(documents, CONTEXT)
+    layer = forward.find_output_layer(model)
+    inputs, mask = forward.pad_inputs(documents, CONTEXT)
     with torch.inference_mode():
-        hidden = forward.hidden_states(model, layer, inputs, mask)
+        hidden = forward.compute_hidden_states(model, layer, inputs, mask)
         return [layer.logits(h[: len(ids)]) for h, ids in zip(hidden, documents, strict=True)]
 
 
@@ -110,7 +110,7 @@ def test_a_row_does_not_see_its_own_token_or_later_ones(model):
 )
 def test_logits_need_not_be_built_whole(name):
     """Known ends of models are understood, rather than left to the model."""
-    assert forward.output_layer(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()).weight is not None
+    assert forward.find_output_layer(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()).weight is not None
 
 
 HEADS = {  # what a model may do with the product of its output layer, by no name that a configuration has
@@ -139,14 +139,14 @@ def headed(finish, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", list(HEADS))
 def test_other_ends_are_left_to_the_model_however_little_they_change_its_own_logits(name, dtype):
-    assert forward.output_layer(headed(HEADS[name], dtype)).weight is None
+    assert forward.find_output_layer(headed(HEADS[name], dtype)).weight is None
 
 
 def test_a_norm_before_the_output_layer_is_left_to_the_model():
     made = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]).eval()
     norm = torch.nn.LayerNorm(24)
     made.lm_head.register_forward_pre_hook(lambda module, inputs: (norm(inputs[0]),))
-    assert forward.output_layer(made).weight is None
+    assert forward.find_output_layer(made).weight is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -185,7 +185,7 @@ def test_logits_of_an_end_that_is_not_understood_are_the_models():
     made = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]).eval()
     made.model.norm.register_forward_hook(lambda module, inputs, output: output)
     made.lm_head.register_forward_hook(lambda module, inputs, output: output + output.roll(1, -1))
-    assert forward.output_layer(made).weight is None
+    assert forward.find_output_layer(made).weight is None
     with torch.inference_mode():
         expected = made(torch.tensor([[CONTEXT, *DOCUMENTS[0][:-1]]])).logits[0]
     torch.testing.assert_close(rows(made, [DOCUMENTS[0]])[0], expected)
@@ -198,15 +198,15 @@ def test_narrow_weights_give_float32_logits():
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 5, 100])
 def test_logits_by_chunk_are_the_logits(model, rows_per_chunk, monkeypatch):
-    layer = forward.output_layer(model)
+    layer = forward.find_output_layer(model)
     with torch.inference_mode():
-        inputs, mask = forward.pad(DOCUMENTS, CONTEXT)
-        hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
+        inputs, mask = forward.pad_inputs(DOCUMENTS, CONTEXT)
+        hidden = forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()]
         expected = layer.logits(hidden)
         monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", rows_per_chunk * 61)
-        chunks = [(rows, logits.clone()) for rows, logits in layer.logits_by_chunk(hidden)]
+        chunks = [(rows, logits.clone()) for rows, logits in layer.compute_logits_by_chunk(hidden)]
         gold = torch.tensor([i for d in DOCUMENTS for i in d])
-        ours = forward.gold_logprobs(hidden, layer, gold)
+        ours = forward.compute_gold_logprobs(hidden, layer, gold)
     assert [i for rows, _ in chunks for i in range(rows.start, rows.stop)] == list(range(len(hidden)))
     torch.testing.assert_close(torch.cat([logits for _, logits in chunks]), expected)
     torch.testing.assert_close(ours, expected.log_softmax(-1).gather(1, gold[:, None])[:, 0])
@@ -217,14 +217,14 @@ def test_logits_by_chunk_are_the_logits(model, rows_per_chunk, monkeypatch):
 def test_logsumexp_is_torchs(rows, vocab, seed):
     logits = 30 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
     logits[:, ::3] = -torch.inf
-    torch.testing.assert_close(forward.logsumexp(logits), torch.logsumexp(logits, dim=-1))
+    torch.testing.assert_close(forward.compute_logsumexp(logits), torch.logsumexp(logits, dim=-1))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 5), st.sampled_from([7, 2047, 2048, 2111, 8192]), st.integers(1, 7), st.integers(0, 99))
 def test_top_k_is_torchs(rows, vocab, k, seed):
     logits = torch.rand(rows, vocab, generator=torch.Generator().manual_seed(seed))
-    values, ids = forward.top_k(logits, forward.survey(logits).maxima, k)
+    values, ids = forward.find_top_k(logits, forward.survey_logits(logits).maxima, k)
     expected = torch.topk(logits, k)
     assert torch.equal(values, expected.values) and torch.equal(logits.gather(1, ids), values)
 
@@ -232,7 +232,7 @@ def test_top_k_is_torchs(rows, vocab, k, seed):
 @settings(deadline=None)
 @given(st.integers(0, 211), st.sampled_from([1, 61, 1 << 25, 1 << 27]))
 def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):
-    slices = list(forward.chunks(count, vocab))
+    slices = list(forward.slice_rows(count, vocab))
     assert [i for s in slices for i in range(s.start, s.stop)] == list(range(count))
     assert all((s.stop - s.start) * vocab <= max(forward.LOGITS_PER_CHUNK, vocab) for s in slices)
 
@@ -240,7 +240,7 @@ def test_chunks_cover_every_row_once_and_stay_within_bounds(count, vocab):
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 97), max_size=13), st.sampled_from([1, 89, 10_007]))
 def test_batches_hold_every_document_once_and_stay_within_bounds(lengths, batch_tokens):
-    batches = forward.batches(lengths, batch_tokens)
+    batches = forward.group_into_batches(lengths, batch_tokens)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert batch and (len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens)
@@ -250,7 +250,7 @@ def test_batches_hold_every_document_once_and_stay_within_bounds(lengths, batch_
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(2, 97), max_size=13), max_size=5))
 def test_pad_puts_the_context_token_first_and_leaves_the_last_token_out(documents):
-    inputs, mask = forward.pad(documents, CONTEXT)
+    inputs, mask = forward.pad_inputs(documents, CONTEXT)
     assert inputs.shape == mask.shape == (len(documents), max(map(len, documents), default=0))
     for document, ids, real in zip(documents, inputs.tolist(), mask.tolist(), strict=True):
         assert real == [1] * len(document) + [0] * (len(ids) - len(document))

@@ -629,7 +629,7 @@ def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_f
 
 def test_a_gguf_file_is_converted_once(gguf_file, monkeypatch):
     first = locate_model(str(gguf_file))
-    monkeypatch.setattr(gguf_files, "_convert", None)
+    monkeypatch.setattr(gguf_files, "_convert_file", None)
     assert locate_model(str(gguf_file)) == first
     assert sorted(p.suffix for p in first.folder.parent.iterdir()) == ["", ".lock"]
 

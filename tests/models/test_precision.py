@@ -33,7 +33,7 @@ def on(monkeypatch):
     """Continue on a machine on which this would be measured."""
 
     def change(table: dict) -> None:
-        monkeypatch.setattr(precision, "measured", lambda device="auto": table)
+        monkeypatch.setattr(precision, "measure_speeds", lambda device="auto": table)
 
     return change
 
@@ -56,7 +56,7 @@ def in_dtype(tmp_path, byte_level):
 @pytest.mark.parametrize("own", ["float32", "bfloat16", "float16"])
 def test_no_model_is_read_in_less_than_its_checkpoint_has_and_none_slower_than_need_be(in_dtype, on, table, own):
     on(table)
-    read = precision.read_dtype(locate_model(str(in_dtype(own))))
+    read = precision.choose_reading_dtype(locate_model(str(in_dtype(own))))
     if own == "float32":
         assert read == "auto"
     else:
@@ -85,7 +85,7 @@ def test_a_model_that_fits_as_it_is_and_not_in_float32_stays_as_it_is(in_dtype, 
     model = locate_model(str(in_dtype("bfloat16")))
     room = None if free is None else int(free * model.parameters_bytes)
     monkeypatch.setattr(machine, "available_memory", lambda: room)
-    assert precision.read_dtype(model) == dtype
+    assert precision.choose_reading_dtype(model) == dtype
 
 
 @pytest.mark.parametrize("where", ["dtype", "torch_dtype", "weights"])
@@ -96,7 +96,7 @@ def test_the_type_of_a_checkpoint_is_what_transformers_reads_it_in(in_dtype, whe
     del config["dtype"]
     config |= {"dtype": own} if where == "dtype" else {"torch_dtype": own} if where == "torch_dtype" else {}
     (folder / "config.json").write_text(json.dumps(config))
-    assert precision.checkpoint_dtype(locate_model(str(folder))) == own
+    assert precision.find_checkpoint_dtype(locate_model(str(folder))) == own
     read = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
     assert str(read) == f"torch.{own}"
 
@@ -106,7 +106,7 @@ def test_a_quantized_checkpoint_is_left_alone(in_dtype, on):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     on(WITHOUT)
-    assert precision.read_dtype(locate_model(str(folder))) == "auto"
+    assert precision.choose_reading_dtype(locate_model(str(folder))) == "auto"
 
 
 def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeypatch, tmp_path):
@@ -117,32 +117,32 @@ def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeyp
         made.append(device)
         return {"float32": 1.0 + len(made)}
 
-    monkeypatch.setattr(precision, "_forward", forward)
-    monkeypatch.setattr(precision, "_training", lambda device: {"float32": 1.0})
-    first = precision.measured("cpu")
-    assert precision.measured("cpu") == first and len(made) == 1
+    monkeypatch.setattr(precision, "_measure_forward_products", forward)
+    monkeypatch.setattr(precision, "_measure_training_products", lambda device: {"float32": 1.0})
+    first = precision.measure_speeds("cpu")
+    assert precision.measure_speeds("cpu") == first and len(made) == 1
     for n, name in enumerate(precision.VARIABLES):
         monkeypatch.setenv(name, "AVX512_CORE")
-        assert precision.measured("cpu") != first and len(made) == 2 + n, name
+        assert precision.measure_speeds("cpu") != first and len(made) == 2 + n, name
         monkeypatch.delenv(name)
     monkeypatch.setattr(machine, "processor_key", lambda: "another")
-    assert precision.measured("cpu") != first
+    assert precision.measure_speeds("cpu") != first
     monkeypatch.undo()
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
-    assert precision.measured("cpu") == first
+    assert precision.measure_speeds("cpu") == first
 
 
 @pytest.mark.parametrize("damage", [None, 5, {}, {"forward": {}}, {"forward": {"float32": "fast"}, "training": {}}])
 def test_a_damaged_memory_is_measured_anew(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
-    fingerprints.remember(f"precision {fingerprints.digest(precision._key('cpu'))}", damage)
-    found = precision.measured("cpu")
+    fingerprints.remember(f"precision {fingerprints.digest(precision._collect_machine_facts('cpu'))}", damage)
+    found = precision.measure_speeds("cpu")
     assert set(found) == {"forward", "training"} and "float32" in found["forward"]
 
 
 def test_what_is_measured_are_real_products(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
-    found = precision.measured("cpu")
+    found = precision.measure_speeds("cpu")
     assert set(found["forward"]) <= {"bfloat16", "float16", "float32"} and set(found["training"]) <= {"bf16", "float32"}
     assert all(0 < speed < 1e6 for of in found.values() for speed in of.values())
 

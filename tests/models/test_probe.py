@@ -73,7 +73,7 @@ def saved(
 
 def refusal(folder: Path, *, dtype: str = "auto") -> str:
     with pytest.raises(ValueError) as caught:
-        probe.load(locate_model(str(folder)), dtype=dtype)
+        probe.load_tried_model(locate_model(str(folder)), dtype=dtype)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{folder}: ")
     return str(caught.value)
 
@@ -83,7 +83,7 @@ def refusal(folder: Path, *, dtype: str = "auto") -> str:
 @pytest.mark.parametrize("name", list(CAUSAL))
 def test_causal_models_are_taken(name, dtype, byte_level, tmp_path):
     folder = saved(tmp_path / "m", CAUSAL[name], byte_level, dtype=dtype, std=0.3)
-    probe.load(locate_model(str(folder)), dtype="auto")
+    probe.load_tried_model(locate_model(str(folder)), dtype="auto")
 
 
 @pytest.mark.filterwarnings("ignore:.*is_decoder")
@@ -194,14 +194,14 @@ def test_exceptions_of_a_models_own_code_are_one_line(llama, monkeypatch):
 
 def test_what_was_tried_is_remembered_by_fingerprint_and_dtype(llama, monkeypatch):
     tried = []
-    monkeypatch.setattr(probe, "check", lambda *arguments: tried.append(arguments))
+    monkeypatch.setattr(probe, "check_model", lambda *arguments: tried.append(arguments))
     model = locate_model(str(llama))
     for dtype in ("auto", "auto", "bfloat16", "auto"):
-        probe.load(model, dtype=dtype)
-    probe.try_all([(model, "auto"), (model, "bfloat16")])
+        probe.load_tried_model(model, dtype=dtype)
+    probe.try_models([(model, "auto"), (model, "bfloat16")])
     assert len(tried) == 2
     (fingerprints.cache() / "fingerprints.json").unlink()
-    probe.try_all([(model, "auto")])
+    probe.try_models([(model, "auto")])
     assert len(tried) == 3
 
 
@@ -237,11 +237,11 @@ def test_weights_that_make_every_row_nan_are_refused(dtype, byte_level, tmp_path
 def test_an_output_layer_smaller_than_the_configuration_says_is_refused(llama, monkeypatch):
     model = locate_model(str(llama))
     loaded = load_model(model)
-    layer = forward.output_layer(loaded)
+    layer = forward.find_output_layer(loaded)
     wider = json.loads((llama / "config.json").read_text()) | {"vocab_size": ROWS}
     assert wider["vocab_size"] == len(layer.weight)
     with pytest.raises(ValueError, match=r"config.json says 999 rows of the output layer, and it has 613"):
-        probe.check(replace(model, output_size=999), loaded, layer)
+        probe.check_model(replace(model, output_size=999), loaded, layer)
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -22,7 +22,7 @@ def drawn(rows: int, vocab: int, seed: int, kind: torch.dtype) -> torch.Tensor:
 @given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(0, 99), st.sampled_from(KINDS))
 def test_log_sum_exp_and_maxima_are_torchs(rows, vocab, seed, kind):
     logits = drawn(rows, vocab, seed, kind)
-    found = scan.survey(logits)
+    found = scan.survey_logits(logits)
     log_z, maxima = found.log_z, found.maxima
     torch.testing.assert_close(log_z.double(), logits.double().logsumexp(dim=1), rtol=2e-7, atol=2e-6)
     expected = [block.float().amax(dim=1) for block in logits.split(scan.BLOCK, dim=1)]
@@ -37,7 +37,7 @@ def test_log_sum_exp_and_maxima_are_torchs(rows, vocab, seed, kind):
 def test_what_is_above_a_bound_is_found(rows, vocab, seed, kind):
     logits = drawn(rows, vocab, seed, kind)
     bound = torch.linspace(-9, 9, rows)
-    counts, ids, values = scan.above(logits, scan.survey(logits).maxima, bound)
+    counts, ids, values = scan.find_above(logits, scan.survey_logits(logits).maxima, bound)
     found = logits.float() >= bound[:, None]
     assert counts.tolist() == found.sum(dim=1).tolist()
     assert ids.tolist() == found.nonzero()[:, 1].tolist() and values.tolist() == logits.float()[found].tolist()
@@ -51,18 +51,18 @@ def test_odd_values_stay_what_they_are(odd, at, kind):
     logits[1, at] = odd
     logits[2] = -math.inf
     expected = logits.float().logsumexp(dim=1)
-    assert torch.allclose(scan.survey(logits).log_z, expected, equal_nan=True)
+    assert torch.allclose(scan.survey_logits(logits).log_z, expected, equal_nan=True)
     logits[2, at] = odd
-    assert torch.allclose(scan.survey(logits).log_z, logits.float().logsumexp(dim=1), equal_nan=True)
+    assert torch.allclose(scan.survey_logits(logits).log_z, logits.float().logsumexp(dim=1), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_the_rows(kind):
     logits, threads = drawn(17, 211, 0, kind), torch.get_num_threads()
-    alone = scan.survey(logits)
+    alone = scan.survey_logits(logits)
     try:
         torch.set_num_threads(3)
-        together = scan.survey(logits)
+        together = scan.survey_logits(logits)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(getattr(alone, name), getattr(together, name)) for name in ("log_z", "maxima", "sums"))
@@ -74,7 +74,7 @@ def test_threads_share_the_rows(kind):
 def test_a_threshold_keeps_the_same_without_looking_for_the_largest(kind, top_k, threshold):
     logits = drawn(7, 211, 0, kind) / 5
     policy = Policy(policy="threshold", threshold=threshold, top_k=top_k)
-    found = forward.survey(logits)
+    found = forward.survey_logits(logits)
     one, other = (f(policy, logits, found) for f in (retention._above, retention._largest))
     assert np.array_equal(one.counts, other.counts)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)

@@ -70,7 +70,7 @@ def bytes_of(vocabulary: Vocabulary, string: str) -> bytes | None:
 
 def test_byte_level_tokens_stand_for_their_bytes(vocabularies):
     vocabulary = vocabularies["byte_level"]
-    assert {bytes([byte]) for byte in range(256)} <= vocabulary.id_of.keys()
+    assert {bytes([byte]) for byte in range(256)} <= vocabulary.id_by_bytes.keys()
     assert (bytes_of(vocabulary, "Ġthe"), bytes_of(vocabulary, "Ċ"), bytes_of(vocabulary, "Ã")) == (
         b" the",
         b"\n",
@@ -86,7 +86,7 @@ def test_sentence_piece_tokens_stand_for_their_bytes(vocabularies):
         b"\n",
         b" ",
     )
-    assert {bytes([byte]) for byte in range(256)} <= vocabulary.id_of.keys()
+    assert {bytes([byte]) for byte in range(256)} <= vocabulary.id_by_bytes.keys()
     assert vocabulary.word_mark == "▁"
 
 
@@ -122,8 +122,8 @@ def test_an_added_token_that_is_not_special_is_its_text():
 def test_of_several_ids_for_the_same_bytes_the_one_in_use_is_found():
     vocabulary = drawn.byte_pairs([], dummy_prefix=False)
     assert vocabulary.token_bytes.count(b"a") == 2
-    assert vocabulary.token_strings[vocabulary.id_of[b"a"]] == "a"
-    assert vocabulary.token_strings[vocabulary.id_of[b"\xc3"]] == "<0xC3>"
+    assert vocabulary.token_strings[vocabulary.id_by_bytes[b"a"]] == "a"
+    assert vocabulary.token_strings[vocabulary.id_by_bytes[b"\xc3"]] == "<0xC3>"
 
 
 @every_kind
@@ -235,7 +235,7 @@ def test_what_can_not_be_spelled_ends_unmapped(kind, data):
         assert UNMAPPED not in ids[:-1]
         if ids[-1:] == (UNMAPPED,):
             rest = string.removeprefix(spelled(vocabulary, ids[:-1]))
-            assert rest != b"" and not any(rest[:n] in vocabulary.id_of for n in range(1, len(rest) + 1))
+            assert rest != b"" and not any(rest[:n] in vocabulary.id_by_bytes for n in range(1, len(rest) + 1))
         else:
             assert spelled(vocabulary, ids) == string
 

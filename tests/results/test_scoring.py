@@ -154,7 +154,7 @@ def test_summary_has_every_model_and_difference():
 def tiny(request):
     model = locate_model(str(request.getfixturevalue(request.param)))
     loaded = load_model(model, dtype="float32")
-    return model, loaded, forward.output_layer(loaded), Vocabulary(load_tokenizer(model), model.output_size)
+    return model, loaded, forward.find_output_layer(loaded), Vocabulary(load_tokenizer(model), model.output_size)
 
 
 def documents_of(texts: list[str]) -> list[Document]:

@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from fuselm.models.token_strings import byte_alphabet
+from fuselm.models.token_strings import build_byte_alphabet
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 
@@ -60,7 +60,7 @@ def write_model(folder: Path, seed: int) -> Path:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end = {"id": 256, "content": "<|endoftext|>", "single_word": False, "lstrip": False, "rstrip": False}
-    letters = {letter: byte for letter, byte in sorted(byte_alphabet().items(), key=lambda item: item[1])}
+    letters = {letter: byte for letter, byte in sorted(build_byte_alphabet().items(), key=lambda item: item[1])}
     tokenizer = {
         "version": "1.0",
         "added_tokens": [end | {"normalized": False, "special": True}],

@@ -210,14 +210,14 @@ def test_a_document_behind_one_with_nan_is_read_by_itself(tmp_path, byte_level, 
 
 def test_documents_that_have_nan_behind_others_alone_are_skipped(tmp_path, byte_level, documents, monkeypatch):
     """... and so too many of them stop the capture."""
-    source, hidden_states = source_of(byte_level), forward.hidden_states
+    source, hidden_states = source_of(byte_level), forward.compute_hidden_states
 
     def overflowing(model, layer, inputs, mask):
         found = hidden_states(model, layer, inputs, mask)
         found[:, 200:] = math.nan
         return found
 
-    monkeypatch.setattr(forward, "hidden_states", overflowing)
+    monkeypatch.setattr(forward, "compute_hidden_states", overflowing)
     short = [replace(d, domain="one") for d in documents if len(source.vocabulary.segment(d.text).ids) <= 200]
     with pytest.raises(ValueError, match=r"the model gives NaN for [1-9] of .* or capture.prefix_tokens=0, or leave"):
         captured(tmp_path / "store", source, short)

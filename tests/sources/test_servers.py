@@ -104,7 +104,7 @@ def test_a_string_of_several_tokens_is_left_to_the_tail(plain):
     dialect = endpoints.dialect(source.vocabulary, "ignore", opening="", skip=0)
     several = [t for t, b in enumerate(source.vocabulary.token_bytes) if b and not b.decode("utf-8", "ignore")]
     assert len(several) > 2 and dialect.ids[""] == endpoints.SEVERAL
-    letter = source.vocabulary.id_of[b"e"]
+    letter = source.vocabulary.id_by_bytes[b"e"]
     row, lost = endpoints.named({"e": -1.0, "": -2.0, "no token": -3.0}, dialect)
     assert row == [(letter, -1.0)] and lost == pytest.approx(np.exp(-2) + np.exp(-3))
     row, lost = endpoints.named({"e": -1.0, "": -2.0}, dialect, {"": (several[1], -2.0)})

@@ -28,7 +28,7 @@ def drawn_logits(seed: int = 0, rows: int = ROWS) -> torch.Tensor:
 def kept_of(policy: Policy, logits: torch.Tensor, document: str = "d") -> Kept:
     gold = torch.full((len(logits),), GOLD)
     uniform = retention.uniforms(document, len(logits))
-    return keep(policy, logits, forward.survey(logits), gold=gold, uniform=uniform)
+    return keep(policy, logits, forward.survey_logits(logits), gold=gold, uniform=uniform)
 
 
 def distributions_of(kept: Kept) -> Distributions:
@@ -146,8 +146,8 @@ def test_compiled_draws_are_torchs(rows, vocab, draws, seed):
     logits = 5 * torch.randn(rows, vocab, generator=generator)
     gold = torch.randint(vocab, (rows,), generator=generator)
     uniform = retention.uniforms("d", rows)
-    found = forward.survey(logits)
-    counts, ids, _, tail = retention.scan.draw(logits, found, gold, uniform, draws)
+    found = forward.survey_logits(logits)
+    counts, ids, _, tail = retention.scan.draw_entries(logits, found, gold, uniform, draws)
     other = retention._drawn(logits, found.log_z, gold, uniform, draws)
     np.testing.assert_allclose(tail, other[3], atol=1e-6)
     # A mass that is all but a whole number of draws may be rounded to either side of it.

@@ -39,7 +39,7 @@ def source_of(folder) -> capture.Source:
     loaded = load_model(model, dtype="float32")
     return capture.Source(
         model=loaded,
-        layer=forward.output_layer(loaded),
+        layer=forward.find_output_layer(loaded),
         vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
         context_token=model.context_token,
         context_length=model.context_length,

@@ -78,7 +78,7 @@ def fused(target, documents, tmp_path_factory) -> Path:
     def traces() -> list[store.Trace]:
         source = capture.Source(
             model=model,
-            layer=forward.output_layer(model),
+            layer=forward.find_output_layer(model),
             vocabulary=vocabulary,
             context_token=target.context_token,
             context_length=target.context_length,

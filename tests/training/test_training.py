@@ -143,7 +143,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_first_documents(tmp_p
     order = reading_order(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
     model = load_model(target, dtype="float32")
     scores = scoring.score_documents(
-        model, forward.output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
+        model, forward.find_output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
     )
     nats = sum(s.bits for s in scores) * math.log(2) / sum(lengths[i] for i in order)
     first = json.loads((tmp_path / "history.json").read_text())["log"][0]
@@ -189,7 +189,7 @@ def logged(out: Path, name: str = "loss") -> list[float]:
 def test_a_packed_batch_has_the_loss_and_the_gradient_of_its_documents_apart(request, model, attention):
     folder = request.getfixturevalue(model)
     loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).train()
-    compute_loss_in_forward(loaded, forward.output_layer(loaded.eval()))
+    compute_loss_in_forward(loaded, forward.find_output_layer(loaded.eval()))
     items = [{"tokens": np.arange(n, 2 * n) % 200} for n in (5, 3, 11)]
 
     def loss_and_gradient(packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -280,7 +280,7 @@ def test_adapters_alone_are_trained_and_then_merged(tmp_path, target, documents,
     loaded = load_model(product, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     scores = scoring.score_documents(
-        loaded, forward.output_layer(loaded), vocabulary_of(product), product.context_token, chosen
+        loaded, forward.find_output_layer(loaded), vocabulary_of(product), product.context_token, chosen
     )
     assert scoring.compute_bits_per_byte(scores)["average"] == pytest.approx(counts["dev_bits_per_byte"], rel=1e-5)
 
@@ -371,7 +371,7 @@ def test_the_best_checkpoint_on_the_development_split_is_kept(tmp_path, target, 
     loaded = load_model(model, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     scores = scoring.score_documents(
-        loaded, forward.output_layer(loaded), vocabulary_of(model), model.context_token, chosen
+        loaded, forward.find_output_layer(loaded), vocabulary_of(model), model.context_token, chosen
     )
     assert scoring.compute_bits_per_byte(scores)["average"] == pytest.approx(best["average"], rel=1e-6)
 
@@ -509,7 +509,7 @@ def test_the_mean_of_the_weights_is_scored_and_kept_and_changes_no_step(averaged
     model = load_model(locate_model(str(averaged / "model")), dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     kept = scoring.score_documents(
-        model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen
+        model, forward.find_output_layer(model), vocabulary_of(target), target.context_token, chosen
     )
     assert scoring.compute_bits_per_byte(kept)["average"] == pytest.approx(min(scores[0][1:]), rel=1e-6)
 
@@ -519,7 +519,7 @@ def test_the_history_begins_with_the_untrained_target(trained, target, documents
     model = load_model(target, dtype="float32")
     chosen = [d for d in documents if d.split == "dev"]
     scores = scoring.score_documents(
-        model, forward.output_layer(model), vocabulary_of(target), target.context_token, chosen
+        model, forward.find_output_layer(model), vocabulary_of(target), target.context_token, chosen
     )
     assert dev[0].pop("step") == 0 and dev[0] == pytest.approx(scoring.compute_bits_per_byte(scores), rel=1e-6)
     assert len(dev) == 1 + SETTINGS.passes * SETTINGS.evaluations_per_pass

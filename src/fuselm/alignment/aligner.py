@@ -271,7 +271,7 @@ def _with_gold_entries(trace: Trace) -> Trace:
 
 
 def _equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
-    return np.array([target.id_of.get(s, UNMAPPED) if s else UNMAPPED for s in source.token_bytes], np.int64)
+    return np.array([target.id_by_bytes.get(s, UNMAPPED) if s else UNMAPPED for s in source.token_bytes], np.int64)
 
 
 def _spelled(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[bytes | None]:

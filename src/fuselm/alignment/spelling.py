@@ -47,7 +47,7 @@ def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
     begins, steps = np.zeros(source.size, BEGIN), np.zeros(len(tokens), STEP)
     begins["at"][known], begins["stop"][known] = known_offsets[:-1], known_offsets[1:]
     steps["token"] = tokens
-    ids_below, ids_beyond, parents, node_tokens = _plant(begins, steps, bpe.new_table(len(tokens)), target.size)
+    ids_below, ids_beyond, parents, node_tokens = _plant(begins, steps, bpe.make_table(len(tokens)), target.size)
     spelled = begins["at"] < begins["stop"]
     begins["token"][spelled] = first = tokens[begins["at"][spelled]]
     order = np.lexsort((node_tokens, parents))[1:]  # without the root, whose parent is -1
@@ -89,7 +89,7 @@ def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[
                 spelled = False
                 break
             edge = np.int64(node) * size + token
-            slot = bpe.slot_of(edges, edge)
+            slot = bpe.find_slot(edges, edge)
             if edges[slot] == bpe.NOTHING:
                 edges[slot], by_slot[slot], parents[nodes], tokens[nodes] = edge, nodes, node, token
                 nodes += 1

@@ -83,7 +83,7 @@ def _trace(vocabulary: Vocabulary, segmentation: Segmentation, document: Documen
     logits = torch.randn(rows, vocabulary.size, generator=torch.Generator().manual_seed(0))
     uniform = np.linspace(0, 0.9, rows)
     for read in (logits.bfloat16(), logits):
-        found = scan.survey(read)
+        found = scan.survey_logits(read)
         for policy in (retention.Policy(policy="threshold", threshold=0.01, top_k=9), _SAMPLED):
             kept = retention.keep(policy, read, found, gold=gold, uniform=uniform)
     return store.Trace(

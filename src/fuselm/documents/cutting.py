@@ -166,7 +166,7 @@ class _PrefixCounter:
 
     def _find_ends(self) -> None:
         text = self._text[self._begin : self._begin + self._window]
-        self._ends = np.maximum.accumulate(self._vocabulary.token_ends(text))
+        self._ends = np.maximum.accumulate(self._vocabulary.find_token_ends(text))
 
     def _find_anchor(self) -> None:
         """Find a space between words that lies before all lengths in doubt."""

@@ -67,11 +67,11 @@ def plan(
     `by_domain`) cover all documents, because the documents in front may come from another window.
     """
     if not prefix.tokens:
-        batches = forward.batches(lengths[window], batch_tokens)
+        batches = forward.group_into_batches(lengths[window], batch_tokens)
         return [alone(window.start + k for k in batch) for batch in batches]
     rows = [row for of_domain in members.values() for row in _rows(of_domain, window, lengths, prefix)]
     sizes = [row.prefix + sum(lengths[n] + prefix.between for n in row.documents) for row in rows]
-    return [[rows[k] for k in batch] for batch in forward.batches(sizes, batch_tokens)]
+    return [[rows[k] for k in batch] for batch in forward.group_into_batches(sizes, batch_tokens)]
 
 
 def alone(numbers: Iterable[int]) -> list[Passage]:

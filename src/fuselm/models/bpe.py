@@ -37,16 +37,16 @@ def compile_merges(
     by_byte = np.full(256, NOTHING, np.int32)
     by_byte[list(byte_ids)] = list(byte_ids.values())
     numbers = np.array([int.from_bytes(c) for c in characters], np.int64)
-    table, character_ids = new_table(len(numbers)), np.array(list(characters.values()), np.int32)
+    table, character_ids = make_table(len(numbers)), np.array(list(characters.values()), np.int32)
     by_slot = np.full(len(table), NOTHING, np.int32)
     by_slot[_fill(table, numbers)] = character_ids
     left, right, merged = np.array(merges, np.int64).reshape(-1, 3).T
-    pairs = np.full((len(new_table(len(left))), 2), NOTHING, np.int64)
+    pairs = np.full((len(make_table(len(left))), 2), NOTHING, np.int64)
     _fill_pairs(pairs, left << 32 | right, np.arange(len(left)) << 32 | merged)
     return Merges(characters=table, character_ids=by_slot, byte_ids=by_byte, pairs=pairs)
 
 
-def new_table(keys: int) -> Int[ndarray, "slots"]:
+def make_table(keys: int) -> Int[ndarray, "slots"]:
     """Return an empty open-addressed table that stays less than half full with that many keys."""
     return np.full(1 << max(2 * keys, 4).bit_length(), NOTHING, np.int64)
 
@@ -56,7 +56,7 @@ def new_table(keys: int) -> Int[ndarray, "slots"]:
 def _fill(table: ndarray, keys: ndarray) -> ndarray:
     at = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
-        at[i] = slot_of(table, keys[i])
+        at[i] = find_slot(table, keys[i])
         table[at[i]] = keys[i]
     return at
 
@@ -72,7 +72,7 @@ def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
 
 @compiled()
 @no_type_check
-def slot_of(table: ndarray, key: int) -> int:
+def find_slot(table: ndarray, key: int) -> int:
     """Return the slot of `key`, or the free slot where it would be."""
     slot = _mixed(key) & (len(table) - 1)
     while table[slot] != NOTHING and table[slot] != key:
@@ -133,7 +133,7 @@ def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
                 number, length = np.int64(first), 1  # no character: a byte
                 break
             number = number << 8 | string[k]
-        slot = slot_of(merges.characters, number)
+        slot = find_slot(merges.characters, number)
         if merges.characters[slot] == number:
             ids[count] = merges.character_ids[slot]
             count += 1

@@ -76,11 +76,14 @@ def _check_types(folder: Path, config: dict[str, Any]) -> None:
     for name, kind in _TYPES:
         if not isinstance(value := config.get(name), kind | None):
             said = "an object" if kind is dict else "a list" if kind is list else "a string"
-            raise ValueError(f"{folder}/config.json: {name} is {_shown(value)}, needs {said}; download the model again")
+            raise ValueError(
+                f"{folder}/config.json: {name} is {_describe_value(value)}, needs {said}; download the model again"
+            )
     for name in config.get("architectures") or []:
         if not isinstance(name, str):
             raise ValueError(
-                f"{folder}/config.json: architectures has {_shown(name)}, needs names; download the model again"
+                f"{folder}/config.json: architectures has {_describe_value(name)}, needs names; "
+                "download the model again"
             )
     text = {**config, **(config.get("text_config") or {})}
     for name in (*_LAYERS, *_WIDTHS, *_CONTEXT_KEYS):
@@ -88,15 +91,15 @@ def _check_types(folder: Path, config: dict[str, Any]) -> None:
         if value is None or isinstance(value, list | dict):  # some have one for each layer, or each part
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < (1 if name in _WIDTHS else -1):
-            said = f"{name} is {_shown(value)}, needs a whole number above 0"
+            said = f"{name} is {_describe_value(value)}, needs a whole number above 0"
             raise ValueError(f"{folder}/config.json: {said}; download the model again")
 
 
-def _shown(value: object) -> str:
+def _describe_value(value: object) -> str:
     return repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"
 
 
-def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+def list_weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     """Return the files that transformers would load, in its order of preference; all there and of the right length.
 
     Raises `ValueError` too if the configuration claims more layers or rows than safetensors files have.
@@ -108,15 +111,15 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     else:
         stems = list(_STEMS)
     for stem in stems:
-        index = _inside(folder, f"{stem}.index.json")
-        if named == index.name or not _inside(folder, stem).is_file():
+        index = _require_inside(folder, f"{stem}.index.json")
+        if named == index.name or not _require_inside(folder, stem).is_file():
             if not index.is_file():
                 continue
-            files = _shards(folder, index)
+            files = _list_shards(folder, index)
         else:
             files = [folder / stem]
         if files:
-            headers = [header for file in files if (header := _checked_header(file)) is not None]
+            headers = [header for file in files if (header := _read_shapes(file)) is not None]
             if len(headers) == len(files):
                 _check_claims(folder, config, {name: shape for header in headers for name, shape in header.items()})
             return files
@@ -124,21 +127,21 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     raise ValueError(f"{folder}: {missing}; {NEEDED}")
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
+def _list_shards(folder: Path, index: Path) -> list[Path]:
     names = read_json(index).get("weight_map", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: weight_map does not name files; download the model again")
-    return [_inside(folder, name) for name in sorted(set(names.values()))]
+    return [_require_inside(folder, name) for name in sorted(set(names.values()))]
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _require_inside(folder: Path, name: str) -> Path:
     """Return a file of the folder. Raises `ValueError` for one that lies elsewhere."""
     if Path(name).name != name or "\0" in name:
         raise ValueError(f"{folder}: names weights outside of it ({name!r}); download the model again")
     return folder / name
 
 
-def _checked_header(path: Path) -> dict[str, list[int]] | None:
+def _read_shapes(path: Path) -> dict[str, list[int]] | None:
     """Return the shapes in a safetensors file, None for another kind. Raises `ValueError` if the file is not whole."""
     if not path.is_file():
         raise ValueError(f"{path}: this part of the weights is missing; download the model again")
@@ -175,10 +178,10 @@ def _check_claims(folder: Path, config: dict[str, Any], shapes: dict[str, list[i
             )
 
 
-def sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
+def read_sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Return the rows of the output layer, and the context length in tokens."""
     text = {**config, **(config.get("text_config") or {})}
-    size, length = text.get("vocab_size"), _context_length(text)
+    size, length = text.get("vocab_size"), _find_context_length(text)
     if size is None or length is None:  # what equals its class's default may be left out of config.json
 
         def defaults() -> list[int | None]:
@@ -186,7 +189,7 @@ def sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
 
             whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             full = {key: getattr(whole.get_text_config(), key, None) for key in ("vocab_size", *_CONTEXT_KEYS)}
-            return [full["vocab_size"], _context_length(full)]
+            return [full["vocab_size"], _find_context_length(full)]
 
         try:
             size, length = fingerprints.remembered(f"sizes {fingerprints.sha256(folder / 'config.json')}", defaults)
@@ -197,5 +200,5 @@ def sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     return size, min(length or UNLIMITED, UNLIMITED)
 
 
-def _context_length(config: dict[str, Any]) -> int | None:
+def _find_context_length(config: dict[str, Any]) -> int | None:
     return next((config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int) and config[key] > 0), None)

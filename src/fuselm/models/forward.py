@@ -43,7 +43,7 @@ class OutputLayer:
             return hidden.float()
         return self._finish(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float())
 
-    def logits_by_chunk(
+    def compute_logits_by_chunk(
         self, hidden: Float[Tensor, "rows hidden"]
     ) -> Iterator[tuple[slice, Float[Tensor, "chunk vocab"]]]:
         """Yield `logits` of some rows at a time, each chunk in the memory of the one before it.
@@ -52,17 +52,17 @@ class OutputLayer:
         can read it, else float32. Autograd does not work through this.
         """
         if self.weight is None:
-            yield from ((rows, hidden[rows].float()) for rows in chunks(len(hidden), hidden.shape[-1]))
+            yield from ((rows, hidden[rows].float()) for rows in slice_rows(len(hidden), hidden.shape[-1]))
             return
-        weight = self.weight.to(product_dtype(self.weight))
+        weight = self.weight.to(find_product_dtype(self.weight))
         hidden = hidden.to(weight.dtype)
         as_it_is = self.scale == 1.0 and self.soft_cap is None
         product = memory = None
-        for rows in chunks(len(hidden), len(self.weight)):
+        for rows in slice_rows(len(hidden), len(self.weight)):
             count = rows.stop - rows.start
             if product is None:
                 product = hidden.new_empty(count, len(self.weight))
-                memory = product if as_it_is and scan.readable(product) else product.float()
+                memory = product if as_it_is and scan.can_read(product) else product.float()
             torch.mm(hidden[rows], weight.T, out=product[:count])
             if self.bias is not None:
                 product[:count] += self.bias
@@ -77,33 +77,33 @@ class OutputLayer:
         return logits
 
 
-def product_dtype(factor: Tensor) -> torch.dtype:
+def find_product_dtype(factor: Tensor) -> torch.dtype:
     """Return the type of a matrix product with `factor`: its own type, or that of autocast."""
     device = factor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factor.dtype
 
 
-def output_layer(model: PreTrainedModel) -> OutputLayer:
-    """Return how `model` makes logits of the hidden states that `hidden_states` gives.
+def find_output_layer(model: PreTrainedModel) -> OutputLayer:
+    """Return how `model` makes logits of the hidden states that `compute_hidden_states` gives.
 
     The scale and the cap of its configuration are tried, in float32, on logits from 0.001 to 10,000, however small the
     model's own logits are and however coarse its precision. A model that does anything else makes its logits itself.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
-    if not isinstance(head, torch.nn.Linear) or decoder(model) is model:
+    if not isinstance(head, torch.nn.Linear) or find_decoder(model) is model:
         return through_logits
     layer = OutputLayer(
         weight=head.weight,
         bias=head.bias,
-        scale=(_number(config, "logit_scale") or 1.0) / (_number(config, "logits_scaling") or 1.0),
-        soft_cap=_number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap"),
+        scale=(_read_number(config, "logit_scale") or 1.0) / (_read_number(config, "logits_scaling") or 1.0),
+        soft_cap=_read_number(config, "final_logit_softcapping") or _read_number(config, "logits_soft_cap"),
     )
     with torch.inference_mode():
         probe = torch.arange(2, device=model.device)[None]
         expected = model(input_ids=probe, use_cache=False).logits[0].float()
-        hidden = decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        same = hidden.shape[-1] == head.in_features and _same(layer.logits(hidden), expected, model)
+        hidden = find_decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
+        same = hidden.shape[-1] == head.in_features and _are_close(layer.logits(hidden), expected, model)
     return layer if same and _is_exact(layer, model, head) else through_logits
 
 
@@ -119,7 +119,7 @@ def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear)
     bias = None if head.bias is None else torch.randn(TRIED_ROWS, generator=generator)
     expected = replace(layer, weight=weight, bias=bias).logits(hidden)
     try:
-        logits = _logits_of(model, head, hidden, weight, bias).float().cpu()
+        logits = _compute_logits_of(model, head, hidden, weight, bias).float().cpu()
     except Exception:  # whatever a model's own code makes of a smaller matrix: then it knows better than we do
         return False
     if logits.shape != expected.shape:
@@ -128,7 +128,7 @@ def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear)
     return bool(((logits - expected).abs() <= 1e-5 * (expected.abs() + largest)).all())
 
 
-def _logits_of(
+def _compute_logits_of(
     model: PreTrainedModel,
     head: torch.nn.Linear,
     hidden: Float[Tensor, "rows hidden"],
@@ -139,10 +139,10 @@ def _logits_of(
     inside = hidden.to(model.device)[None]
 
     def put_in(module: torch.nn.Module, arguments: tuple, output):
-        """Replace last hidden states, which some models take from a part of what `decoder` names."""
+        """Replace last hidden states, which some models take from a part of what `find_decoder` names."""
         if isinstance(output, ModelOutput) and getattr(output, "last_hidden_state", None) is not None:
             output.last_hidden_state = inside
-        elif isinstance(output, tuple) and module is decoder(model):
+        elif isinstance(output, tuple) and module is find_decoder(model):
             output = (inside, *output[1:])
         return output
 
@@ -160,13 +160,13 @@ def _logits_of(
             hook.remove()
 
 
-def _number(config: PretrainedConfig, name: str) -> float | None:
+def _read_number(config: PretrainedConfig, name: str) -> float | None:
     """Return a setting, where it is a number and not zero."""
     value = getattr(config, name, None)
     return float(value) if isinstance(value, int | float) and value else None
 
 
-def decoder(model: PreTrainedModel) -> torch.nn.Module:
+def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
     """Return the part that makes the hidden states; the model itself if it has no such part."""
     base = model.base_model  # the model itself, too, where its class names the part wrongly
     return getattr(model, "model", model) if base is model else base
@@ -185,17 +185,17 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
             return False
         documents = ids.split(lengths, dim=1)
         alone = torch.cat([model(input_ids=own, use_cache=False).logits[0].float() for own in documents])
-    return _same(packed, alone, model)
+    return _are_close(packed, alone, model)
 
 
-def _same(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
+def _are_close(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
     """Tell whether values are equal up to the model's own rounding; a small difference may be large on other tokens."""
     rounds = model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_loaded_in_4bit", False)
     tolerance = 2e-2 if rounds else 1e-3
     return bool(((values - expected).abs() <= tolerance * (expected.abs() + expected.abs().max())).all())
 
 
-def hidden_states(
+def compute_hidden_states(
     model: PreTrainedModel,
     layer: OutputLayer,
     inputs: Int[Tensor, "batch length"],
@@ -205,45 +205,45 @@ def hidden_states(
     with name_model(model.name_or_path, "reading a batch"):
         if layer.weight is None:
             return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-        return decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        return find_decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def chunks(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:
+def slice_rows(rows: int, vocab: int, most: int | None = None) -> Iterator[slice]:
     """Yield slices of `rows` with at most `most` logits each, by default `LOGITS_PER_CHUNK`."""
     size = max((most or LOGITS_PER_CHUNK) // vocab, 1)
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
 
 
-def gold_logprobs(
+def compute_gold_logprobs(
     hidden: Float[Tensor, "rows hidden"], layer: OutputLayer, gold: Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
     """Return the log-probability (natural) of each row's gold id."""
     result = hidden.new_empty(len(hidden), dtype=torch.float32)
-    for rows, logits in layer.logits_by_chunk(hidden):
-        result[rows] = logits.gather(1, gold[rows, None])[:, 0].float() - logsumexp(logits)
+    for rows, logits in layer.compute_logits_by_chunk(hidden):
+        result[rows] = logits.gather(1, gold[rows, None])[:, 0].float() - compute_logsumexp(logits)
     return result
 
 
-def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
+def compute_logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
     """Return `torch.logsumexp` of each row, without another tensor of this size."""
-    if scan.readable(logits):
-        return scan.survey(logits).log_z
+    if scan.can_read(logits):
+        return scan.survey_logits(logits).log_z
     largest = logits.amax(dim=-1, keepdim=True)
     shift = torch.where(largest.isfinite(), largest, 0)
     total = sum((tile - shift).exp_().sum(dim=-1) for tile in logits.split(TILE, dim=-1))
     return total.log() + shift[:, 0]
 
 
-def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
-    """Return the survey that `top_k`, `scan.above` and `scan.draw` need."""
-    if scan.readable(logits):
-        return scan.survey(logits)
-    maxima = [block.amax(dim=-1) for block in _blocks(logits) if block.numel()]
-    return Survey(log_z=logsumexp(logits), maxima=torch.cat(maxima, dim=1) if maxima else logits[:, :0])
+def survey_logits(logits: Float[Tensor, "rows vocab"]) -> Survey:
+    """Return the survey that `find_top_k`, `scan.find_above` and `scan.draw_entries` need."""
+    if scan.can_read(logits):
+        return scan.survey_logits(logits)
+    maxima = [block.amax(dim=-1) for block in _split_into_blocks(logits) if block.numel()]
+    return Survey(log_z=compute_logsumexp(logits), maxima=torch.cat(maxima, dim=1) if maxima else logits[:, :0])
 
 
-def top_k(
+def find_top_k(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """Return `torch.topk` of each row, several times as fast where the vocabulary is large.
@@ -263,13 +263,15 @@ def top_k(
     return values, columns.gather(1, at)
 
 
-def _blocks(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
+def _split_into_blocks(
+    logits: Float[Tensor, "rows vocab"],
+) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
     """Return the columns that fill blocks, and those that don't."""
     whole = logits.shape[1] - logits.shape[1] % BLOCK
     return logits[:, :whole].unflatten(1, (-1, BLOCK)), logits[:, None, whole:]
 
 
-def pad(
+def pad_inputs(
     token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]], context_token: int, device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
     """Return model inputs (context token first, last token left out), padded on the right, and their attention mask."""
@@ -282,7 +284,7 @@ def pad(
     return torch.from_numpy(inputs).to(device), torch.from_numpy(mask).to(device)
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def group_into_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Group indices by length, longest first, into batches of at most `batch_tokens` with padding (or of one item)."""
     result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

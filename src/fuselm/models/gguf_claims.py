@@ -14,7 +14,7 @@ LEAST_TENSOR = 24  # bytes that say a tensor's name, shape, type and place
 MOST_DIMENSIONS = 4
 
 
-def check(path: Path) -> None:
+def check_gguf_claims(path: Path) -> None:
     """Raise `ValueError` if the metadata or the list of tensors does not fit into the file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -22,48 +22,48 @@ def check(path: Path) -> None:
         (version,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
         if version not in VERSIONS:
             return  # another byte order, or one that the reader refuses
-        tensors, fields = _number(file, size), _number(file, size)
+        tensors, fields = _read_count(file, size), _read_count(file, size)
         for _ in range(fields):
-            _skip(file, size, _number(file, size))
-            _skip_value(file, size, _kind(file))
+            _skip_bytes(file, size, _read_count(file, size))
+            _skip_value(file, size, _read_type(file))
         if tensors * LEAST_TENSOR > size:
             raise ValueError(f"{tensors} tensors are said to be in {size} bytes")
         for _ in range(tensors):
-            _skip(file, size, _number(file, size))
-            dimensions = _kind(file)
+            _skip_bytes(file, size, _read_count(file, size))
+            dimensions = _read_type(file)
             if dimensions > MOST_DIMENSIONS:
                 raise ValueError(f"a tensor is said to have {dimensions} dimensions")
-            _skip(file, size, 8 * dimensions + 4 + 8)
+            _skip_bytes(file, size, 8 * dimensions + 4 + 8)
 
 
 def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
     if kind == STRING:
-        _skip(file, size, _number(file, size))
+        _skip_bytes(file, size, _read_count(file, size))
     elif kind == ARRAY:
-        of, count = _kind(file), _number(file, size)
+        of, count = _read_type(file), _read_count(file, size)
         if of == STRING:
             for _ in range(count):
-                _skip(file, size, _number(file, size))
+                _skip_bytes(file, size, _read_count(file, size))
         else:
-            _skip(file, size, count * _size(of))
+            _skip_bytes(file, size, count * _find_size(of))
     else:
-        _skip(file, size, _size(kind))
+        _skip_bytes(file, size, _find_size(kind))
 
 
-def _size(kind: int) -> int:
+def _find_size(kind: int) -> int:
     if kind not in SIZES:
         raise ValueError(f"a value is of type {kind}, which is none")
     return SIZES[kind]
 
 
-def _kind(file: BinaryIO) -> int:
+def _read_type(file: BinaryIO) -> int:
     data = file.read(4)
     if len(data) < 4:
         raise ValueError("the file ends within its metadata")
     return struct.unpack("<I", data)[0]
 
 
-def _number(file: BinaryIO, size: int) -> int:
+def _read_count(file: BinaryIO, size: int) -> int:
     """Read a count or a length, which cannot be larger than the file."""
     data = file.read(8)
     if len(data) < 8:
@@ -74,6 +74,6 @@ def _number(file: BinaryIO, size: int) -> int:
     return number
 
 
-def _skip(file: BinaryIO, size: int, count: int) -> None:
+def _skip_bytes(file: BinaryIO, size: int, count: int) -> None:
     if file.seek(count, 1) > size:
         raise ValueError("the file ends within its metadata")

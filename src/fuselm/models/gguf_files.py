@@ -31,7 +31,7 @@ SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exa
 NFC = ("qwen2",)
 
 
-def converted(path: Path) -> Path:
+def convert_gguf_file(path: Path) -> Path:
     """Return the folder that a GGUF file is converted to, now or earlier. Processes wait for each other.
 
     Raises `ValueError` if it is damaged, or cannot be converted into the model that it is.
@@ -44,20 +44,20 @@ def converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     reader = _read_gguf(path)
-    with _lock(path, folder):
+    with _lock_conversion(path, folder):
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             with progress.doing(f"converting {path.name} to an ordinary folder, once: about a minute"):
-                _convert(path, reader, partial)
-            _sync(partial)
+                _convert_file(path, reader, partial)
+            _sync_to_disk(partial)
             partial.rename(folder)
-            _sync(folder.parent)
+            _sync_to_disk(folder.parent)
     return folder
 
 
 @contextlib.contextmanager
-def _lock(path: Path, folder: Path) -> Iterator[None]:
+def _lock_conversion(path: Path, folder: Path) -> Iterator[None]:
     """Wait for other processes that convert the same file. Raises `ValueError` where nothing can be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _lock(path: Path, folder: Path) -> Iterator[None]:
         yield
 
 
-def _sync(folder: Path) -> None:
+def _sync_to_disk(folder: Path) -> None:
     """Wait until the files of a folder, and their names, are on the disk."""
     for path in [*folder.iterdir(), folder]:
         handle = os.open(path, os.O_RDONLY)
@@ -85,27 +85,27 @@ def _read_gguf(path: Path) -> "gguf.GGUFReader":
     from gguf import GGUFReader
 
     try:
-        gguf_claims.check(path)
+        gguf_claims.check_gguf_claims(path)
         reader = GGUFReader(path)
     except Exception as error:  # the reader trusts the file: anything can come of a damaged one
         raise ValueError(f"{path}: GGUF file cut off or damaged ({first_line(error)}); download it again") from error
-    if (_field(reader, "split.count") or 1) > 1:
+    if (_read_field(reader, "split.count") or 1) > 1:
         raise ValueError(f"{path}: one part of a split GGUF file; join the parts first (llama-gguf-split --merge)")
-    scaling = _field(reader, f"{_field(reader, 'general.architecture')}.rope.scaling.type")
+    scaling = _read_field(reader, f"{_read_field(reader, 'general.architecture')}.rope.scaling.type")
     if scaling not in (None, "none") or any(tensor.name.startswith("rope_f") for tensor in reader.tensors):
         raise ValueError(
             f"{path}: scaled rotary positions, which transformers loses in GGUF files; use the original model"
         )
-    if not isinstance(_field(reader, "tokenizer.ggml.tokens"), list):
+    if not isinstance(_read_field(reader, "tokenizer.ggml.tokens"), list):
         raise ValueError(f"{path}: no tokenizer in this GGUF file (tokenizer.ggml.tokens); use the original model")
     return reader
 
 
-def _field(reader: "gguf.GGUFReader", key: str) -> Any:
+def _read_field(reader: "gguf.GGUFReader", key: str) -> Any:
     return reader.fields[key].contents() if key in reader.fields else None
 
 
-def _convert(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
+def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
     """Write model and tokenizer to `folder`."""
     try:
         # alone in a folder, for transformers also reads what lies beside the file
@@ -126,7 +126,7 @@ def _convert_model(alone: str, reader: "gguf.GGUFReader") -> "transformers.PreTr
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        alone, gguf_file="model.gguf", dtype=_precision(reader), output_loading_info=True, **dense
+        alone, gguf_file="model.gguf", dtype=_choose_dtype(reader), output_loading_info=True, **dense
     )
     if info["missing_keys"]:
         raise ValueError(
@@ -140,7 +140,7 @@ def _convert_model(alone: str, reader: "gguf.GGUFReader") -> "transformers.PreTr
     return model
 
 
-def _precision(reader: "gguf.GGUFReader") -> "torch.dtype":
+def _choose_dtype(reader: "gguf.GGUFReader") -> "torch.dtype":
     """Return bfloat16 for a quantised file, which has no more precision; float32 for float16 and float32 files."""
     import torch
 
@@ -168,29 +168,29 @@ def _convert_tokenizer(alone: str, reader: "gguf.GGUFReader", folder: Path) -> N
 
     tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
-    _fix_tokens(pipeline, tokens, _field(reader, "tokenizer.ggml.token_type") or [1] * len(tokens))
-    _fix_splitting(pipeline, _field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
+    tokens: list[str] = _read_field(reader, "tokenizer.ggml.tokens")
+    _fix_tokens(pipeline, tokens, _read_field(reader, "tokenizer.ggml.token_type") or [1] * len(tokens))
+    _fix_splitting(pipeline, _read_field(reader, "tokenizer.ggml.model"), _read_field(reader, "tokenizer.ggml.pre"))
     fixed = Tokenizer.from_str(json.dumps(pipeline))
     if fixed.get_vocab_size() > len(tokens):
         raise ValueError(f"{fixed.get_vocab_size()} tokens came of the {len(tokens)} in the file")
     fixed.save(str(folder / "tokenizer.json"), pretty=False)
     atomic_files.write_text(
         folder / "tokenizer_config.json",
-        json.dumps(_tokenizer_settings(reader, tokens), ensure_ascii=False, indent=1),
+        json.dumps(_build_tokenizer_settings(reader, tokens), ensure_ascii=False, indent=1),
     )
 
 
-def _tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> dict[str, Any]:
+def _build_tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> dict[str, Any]:
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    if ids["bos_token"] == ids["pad_token"] and not _field(reader, "tokenizer.ggml.add_bos_token"):
+    ids = {name: _read_field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    if ids["bos_token"] == ids["pad_token"] and not _read_field(reader, "tokenizer.ggml.add_bos_token"):
         ids["bos_token"] = None  # a BOS that only pads is none: Qwen says so, and predicts a fifth worse after it
     settings = {name: None if i is None else tokens[i] for name, i in ids.items()} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    template = _field(reader, "tokenizer.chat_template")
+    template = _read_field(reader, "tokenizer.chat_template")
     return settings | ({"chat_template": template} if template else {})
 
 
@@ -198,7 +198,7 @@ def _fix_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -
     """Drop filler rows, and match control and user-defined tokens, but no others, as a whole in a text."""
     filler = {token for i, token in enumerate(tokens) if types[i] == UNUSED and token == f"[PAD{i}]"}
     vocabulary = {token: i for token, i in pipeline["model"]["vocab"].items() if token not in filler}
-    named = _named_tokens(vocabulary, tokens, types, {"".join(pair) for pair in pipeline["model"]["merges"]})
+    named = _find_named_tokens(vocabulary, tokens, types, {"".join(pair) for pair in pipeline["model"]["merges"]})
     for i, spelled in named.items():
         vocabulary[tokens[i]] = vocabulary.pop(spelled)
     pipeline["model"]["vocab"] = vocabulary
@@ -212,7 +212,9 @@ def _fix_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -
     pipeline["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
 
 
-def _named_tokens(vocabulary: dict[str, int], tokens: list[str], types: list[int], merged: set[str]) -> dict[int, str]:
+def _find_named_tokens(
+    vocabulary: dict[str, int], tokens: list[str], types: list[int], merged: set[str]
+) -> dict[int, str]:
     """Return each id that the file names as a control or user-defined token, with how the vocabulary spells it.
 
     A byte-level vocabulary spells it as bytes, which a text is never searched for. Runs of spaces are left out (merges

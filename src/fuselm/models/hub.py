@@ -9,7 +9,7 @@ from fuselm.system.keys import blot
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def download(spec: str, revision: str | None, weights: bool = True) -> Path:
+def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> Path:
     """Return the snapshot of a hub repository: its configuration, tokenizer and weights, safetensors if it has them."""
     if spec.startswith((".", "/", "~")) or spec.endswith(".gguf"):
         raise ValueError(f"{spec}: no such folder or GGUF file; check the path")

@@ -24,7 +24,7 @@ def load_tokenizer(model: Model | Path | str) -> Tokenizer:
     >>> tokenizer.decode(tokenizer.encode("a text").ids)
     'a text'
     """
-    return tokenizer_files.load(model.folder if isinstance(model, Model) else Path(model))
+    return tokenizer_files.load_fast_tokenizer(model.folder if isinstance(model, Model) else Path(model))
 
 
 def load_vocabulary(model: Model) -> Vocabulary:
@@ -68,7 +68,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     transformers.utils.logging.disable_progress_bar()  # a second or two; ours is the only bar
     config_claims.check_size(model)
     if dtype == "auto":
-        dtype = precision.read_dtype(model, device=device)
+        dtype = precision.choose_reading_dtype(model, device=device)
     try:
         with progress.doing(f"loading {model.name}"), _without_load_report():
             loaded, info = AutoModelForCausalLM.from_pretrained(

@@ -45,10 +45,10 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
     if revision is not None and path.exists():
         raise ValueError(f"{spec}: a local path has no revision (got {revision!r}); leave `revision` out")
     if path.is_dir():
-        return _describe(spec, path)
+        return _describe_folder(spec, path)
     if path.is_file():
-        return _describe(spec, gguf_files.converted(path))
-    return _describe(spec, hub.download(spec, revision))
+        return _describe_folder(spec, gguf_files.convert_gguf_file(path))
+    return _describe_folder(spec, hub.download_snapshot(spec, revision))
 
 
 def locate_tokenizer(spec: str) -> Model:
@@ -59,28 +59,32 @@ def locate_tokenizer(spec: str) -> Model:
     """
     path = Path(os.path.expanduser(spec))
     folder = (
-        gguf_files.converted(path) if path.is_file() else path if path.is_dir() else hub.download(spec, None, False)
+        gguf_files.convert_gguf_file(path)
+        if path.is_file()
+        else path
+        if path.is_dir()
+        else hub.download_snapshot(spec, None, False)
     )
     config = checkpoints.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    fingerprint, context_token = tokenizer_files.identify(folder, config)
-    size = checkpoints.sizes(folder, config)[0] if config else None
+    fingerprint, context_token = tokenizer_files.identify_tokenizer(folder, config)
+    size = checkpoints.read_sizes(folder, config)[0] if config else None
     return Model(
         name=spec,
         folder=folder,
         fingerprint="",
         tokenizer_fingerprint=fingerprint,
-        output_size=size or 1 + max(tokenizer_files.load(folder).get_vocab().values()),
+        output_size=size or 1 + max(tokenizer_files.load_fast_tokenizer(folder).get_vocab().values()),
         context_length=UNLIMITED,
         context_token=context_token,
         parameters_bytes=0,
     )
 
 
-def _describe(name: str, folder: Path) -> Model:
+def _describe_folder(name: str, folder: Path) -> Model:
     config = checkpoints.read_config(folder)
-    weights = checkpoints.weight_files(folder, config)
-    tokenizer_fingerprint, context_token = tokenizer_files.identify(folder, config)
-    size, context_length = checkpoints.sizes(folder, config)
+    weights = checkpoints.list_weight_files(folder, config)
+    tokenizer_fingerprint, context_token = tokenizer_files.identify_tokenizer(folder, config)
+    size, context_length = checkpoints.read_sizes(folder, config)
     if not 0 <= context_token < size:
         raise ValueError(
             f"{folder}: a text begins with token {context_token}, and the model has rows for 0 to {size - 1}; enlarge "
@@ -89,7 +93,7 @@ def _describe(name: str, folder: Path) -> Model:
     return Model(
         name=name,
         folder=folder,
-        fingerprint=tokenizer_files.digest([*weights, folder / "config.json"]),
+        fingerprint=tokenizer_files.digest_files([*weights, folder / "config.json"]),
         tokenizer_fingerprint=tokenizer_fingerprint,
         output_size=size,
         context_length=context_length,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What a checkpoint of each type may be read in. Any other is read as it is: float32 has no equal that is faster.
 AS_PRECISE = {"bfloat16": ("bfloat16", "float32"), "float16": ("float16", "float32")}
-TRAINING = ("bf16", "float32")  # bf16: autocast, with weights in float32
+TRAINING_PRECISIONS = ("bf16", "float32")  # bf16: autocast, with weights in float32
 ROWS, INPUTS, OUTPUTS = 512, 576, 1536  # of a product on a CPU: a batch of a small model
 DEVICE_SIZE = 4096  # rows, inputs and outputs elsewhere, where a small product is all overhead
 REPETITIONS = 4
@@ -38,24 +38,24 @@ VARIABLES = (
 )
 
 
-def read_dtype(model: "Model", *, device: str = "auto") -> str:
+def choose_reading_dtype(model: "Model", *, device: str = "auto") -> str:
     """Return the dtype that `model` is read in unless the user gives one; "auto" to keep the checkpoint's own."""
-    own = checkpoint_dtype(model)
+    own = find_checkpoint_dtype(model)
     if own not in AS_PRECISE:
         return "auto"
     if not _fits_in_float32(model, device):
         return own
-    speeds = measured(device)["forward"]
+    speeds = measure_speeds(device)["forward"]
     return max(AS_PRECISE[own], key=lambda dtype: speeds.get(dtype, 0.0))
 
 
-def training_precision(*, device: str = "auto") -> str:
-    """Return the faster of `TRAINING` on this machine."""
-    speeds = measured(device)["training"]
-    return max(TRAINING, key=lambda precision: speeds.get(precision, 0.0))
+def choose_training_precision(*, device: str = "auto") -> str:
+    """Return the faster of `TRAINING_PRECISIONS` on this machine."""
+    speeds = measure_speeds(device)["training"]
+    return max(TRAINING_PRECISIONS, key=lambda precision: speeds.get(precision, 0.0))
 
 
-def checkpoint_dtype(model: "Model") -> str | None:
+def find_checkpoint_dtype(model: "Model") -> str | None:
     """Return the type that transformers' dtype "auto" reads `model` in, from its files; None if they don't tell."""
     config = json.loads((model.folder / "config.json").read_bytes())
     if config.get("quantization_config"):
@@ -64,10 +64,10 @@ def checkpoint_dtype(model: "Model") -> str | None:
         for key in ("dtype", "torch_dtype"):
             if isinstance(name := section.get(key), str):
                 return name.removeprefix("torch.")
-    return _first_type(model)
+    return _find_first_weight_type(model)
 
 
-def _first_type(model: "Model") -> str | None:
+def _find_first_weight_type(model: "Model") -> str | None:
     """Return the type of the first floating-point weight of the first file, as transformers looks for it."""
     from safetensors import safe_open
 
@@ -82,15 +82,15 @@ def _first_type(model: "Model") -> str | None:
 
 def _fits_in_float32(model: "Model", device: str) -> bool:
     """Tell whether the memory has room for twice the checkpoint's bytes, or has none for the checkpoint either."""
-    free = _free_memory(device)
+    free = _measure_free_memory(device)
     needed = ROOM * model.parameters_bytes
     return free is None or 2 * needed <= free or needed > free
 
 
-def _free_memory(device: str) -> int | None:
+def _measure_free_memory(device: str) -> int | None:
     import torch
 
-    if _kind(device) == "cuda":
+    if _find_device_type(device) == "cuda":
         return torch.cuda.mem_get_info()[0]
     return machine.available_memory()
 
@@ -102,16 +102,17 @@ def find_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def measured(device: str = "auto") -> dict[str, dict[str, float]]:
+def measure_speeds(device: str = "auto") -> dict[str, dict[str, float]]:
     """Return GFLOP/s of matrix products, `forward` by dtype and `training` (with the casts of autocast) by precision.
 
-    Types that torch cannot multiply on the device are left out. The result is remembered for the facts in `_key`.
+    Types that torch cannot multiply on the device are left out. The result is remembered for the facts that
+    `_collect_machine_facts` returns.
     """
-    key = f"precision {fingerprints.digest(_key(device))}"
+    key = f"precision {fingerprints.digest(_collect_machine_facts(device))}"
     known = fingerprints.recall(key)
     if not _is_measurement(known):
         with progress.doing("measuring matrix products on this machine, once"):
-            known = {"forward": _forward(device), "training": _training(device)}
+            known = {"forward": _measure_forward_products(device), "training": _measure_training_products(device)}
         fingerprints.remember(key, known)
     return known
 
@@ -121,10 +122,14 @@ def _is_measurement(value: Any) -> bool:
     return all(isinstance(t, dict) and t and all(isinstance(v, float) for v in t.values()) for t in tables)
 
 
-def _key(device: str) -> list[str]:
+def _collect_machine_facts(device: str) -> list[str]:
     import torch
 
-    facts = [_kind(device), importlib.metadata.version("torch"), f"float32 {torch.get_float32_matmul_precision()}"]
+    facts = [
+        _find_device_type(device),
+        importlib.metadata.version("torch"),
+        f"float32 {torch.get_float32_matmul_precision()}",
+    ]
     if facts[0] == "cuda":
         return [*facts, torch.cuda.get_device_name(), str(torch.cuda.get_device_capability()), str(torch.version.cuda)]
     enabled = f"oneDNN {torch.backends.mkldnn.is_available()} {torch._C._get_mkldnn_enabled()}"
@@ -132,17 +137,17 @@ def _key(device: str) -> list[str]:
     return [*facts, machine.processor_key(), f"{torch.get_num_threads()} threads", enabled, *told]
 
 
-def _kind(device: str) -> str:
+def _find_device_type(device: str) -> str:
     return find_device() if device == "auto" else device.partition(":")[0]
 
 
-def _forward(device: str) -> dict[str, float]:
+def _measure_forward_products(device: str) -> dict[str, float]:
     import torch
 
-    rows, inputs, outputs = _sizes(device)
+    rows, inputs, outputs = _choose_product_sizes(device)
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, inputs, generator=generator) for n in (rows, outputs))
-    kind = _kind(device)
+    kind = _find_device_type(device)
 
     def of(dtype: torch.dtype) -> Callable[[], object]:
         factors = x.to(kind, dtype), w.to(kind, dtype)
@@ -150,15 +155,15 @@ def _forward(device: str) -> dict[str, float]:
 
     makes = {name: lambda name=name: of(getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
     with torch.inference_mode():
-        seconds = _fastest(makes, kind)
+        seconds = _time_fastest(makes, kind)
     return {name: 2 * rows * inputs * outputs / s / 1e9 for name, s in seconds.items()}
 
 
-def _training(device: str) -> dict[str, float]:
+def _measure_training_products(device: str) -> dict[str, float]:
     import torch
 
-    rows, inputs, outputs = _sizes(device)
-    kind = _kind(device)
+    rows, inputs, outputs = _choose_product_sizes(device)
+    kind = _find_device_type(device)
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, inputs, generator=generator).to(kind).requires_grad_() for n in (rows, outputs))
 
@@ -167,15 +172,15 @@ def _training(device: str) -> dict[str, float]:
             y = torch.nn.functional.linear(x, w)
         torch.autograd.grad(y, (x, w), torch.ones_like(y))
 
-    makes = {name: lambda name=name: lambda: step(name == "bf16") for name in TRAINING}
-    return {name: 6 * rows * inputs * outputs / s / 1e9 for name, s in _fastest(makes, kind).items()}
+    makes = {name: lambda name=name: lambda: step(name == "bf16") for name in TRAINING_PRECISIONS}
+    return {name: 6 * rows * inputs * outputs / s / 1e9 for name, s in _time_fastest(makes, kind).items()}
 
 
-def _sizes(device: str) -> tuple[int, int, int]:
-    return (ROWS, INPUTS, OUTPUTS) if _kind(device) == "cpu" else (DEVICE_SIZE, DEVICE_SIZE, DEVICE_SIZE)
+def _choose_product_sizes(device: str) -> tuple[int, int, int]:
+    return (ROWS, INPUTS, OUTPUTS) if _find_device_type(device) == "cpu" else (DEVICE_SIZE, DEVICE_SIZE, DEVICE_SIZE)
 
 
-def _fastest(makes: dict[str, Callable[[], Callable[[], object]]], kind: str) -> dict[str, float]:
+def _time_fastest(makes: dict[str, Callable[[], Callable[[], object]]], kind: str) -> dict[str, float]:
     """Return the least seconds of each, tried by turns, each once before to warm up.
 
     On a CPU they are seconds of work, which other processes do not lengthen.
@@ -193,15 +198,15 @@ def _fastest(makes: dict[str, Callable[[], Callable[[], object]]], kind: str) ->
         for name, work in works.items():
             if spent[name] > SECONDS:
                 continue
-            began = _now(kind)
+            began = _read_clock(kind)
             work()
-            seconds = max(_now(kind) - began, 1e-9)
+            seconds = max(_read_clock(kind) - began, 1e-9)
             spent[name] += seconds
             least[name] = min(seconds, least.get(name, seconds))
     return least
 
 
-def _now(kind: str) -> float:
+def _read_clock(kind: str) -> float:
     import torch
 
     if kind == "cpu":
@@ -210,11 +215,11 @@ def _now(kind: str) -> float:
     return time.perf_counter()
 
 
-def describe(device: str = "auto") -> list[Any]:
+def describe_device(device: str = "auto") -> list[Any]:
     """Return the device's name, and for each kind of product the name of the kind and what was measured of it."""
     import torch
 
-    name = torch.cuda.get_device_name() if _kind(device) == "cuda" else machine.processor()
-    each = " a core" if _kind(device) == "cpu" else ""
-    speeds = measured(device).items()
+    name = torch.cuda.get_device_name() if _find_device_type(device) == "cuda" else machine.processor()
+    each = " a core" if _find_device_type(device) == "cpu" else ""
+    speeds = measure_speeds(device).items()
     return [name, *((f"{what}{each}", ", ".join(f"{n} {s:,.0f}" for n, s in of.items())) for what, of in speeds)]

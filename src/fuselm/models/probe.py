@@ -38,41 +38,41 @@ TEXT = (
 )
 
 
-def load(model: Model, *, dtype: str, device: str = "auto") -> tuple[PreTrainedModel, forward.OutputLayer]:
+def load_tried_model(model: Model, *, dtype: str, device: str = "auto") -> tuple[PreTrainedModel, forward.OutputLayer]:
     """Load a model that has been tried, with its output layer. Raises `ValueError` for one that can't be used."""
     loaded = load_model(model, dtype=dtype, device=device)
     with name_model(model.name, "tried on a few tokens"):
-        layer = forward.output_layer(loaded)
-    if fingerprints.recall(key := _key(model, dtype)) is None:
+        layer = forward.find_output_layer(loaded)
+    if fingerprints.recall(key := _build_key(model, dtype)) is None:
         with progress.doing(f"trying {model.name} on a few tokens, once"):
-            check(model, loaded, layer)
+            check_model(model, loaded, layer)
         fingerprints.remember(key, True)
     return loaded, layer
 
 
-def try_all(models: Iterable[tuple[Model, str]]) -> None:
+def try_models(models: Iterable[tuple[Model, str]]) -> None:
     """Try each model, with its dtype, unless it was tried before. Raises `ValueError` for the first that fails."""
     for model, dtype in models:
-        if fingerprints.recall(_key(model, dtype)) is None:
-            load(model, dtype=dtype)
+        if fingerprints.recall(_build_key(model, dtype)) is None:
+            load_tried_model(model, dtype=dtype)
 
 
-def check(model: Model, loaded: PreTrainedModel, layer: forward.OutputLayer) -> None:
+def check_model(model: Model, loaded: PreTrainedModel, layer: forward.OutputLayer) -> None:
     """Raise `ValueError` if the model's rows depend on anything but the tokens before them, or ids lack rows."""
-    ids = _text_ids(model)
+    ids = _tokenize_text(model)
     fine = loaded.dtype == torch.float32
     if not fine and model.parameters_bytes < SMALL:
         loaded = load_model(model, dtype="float32", device=str(loaded.device))
-        layer, fine = forward.output_layer(loaded), True
-    with name_model(model.name, "tried on a few tokens"), torch.inference_mode(), _Lookups() as lookups:
-        rows = _Rows.read(loaded, layer, ids)
+        layer, fine = forward.find_output_layer(loaded), True
+    with name_model(model.name, "tried on a few tokens"), torch.inference_mode(), _EmbeddingLookups() as lookups:
+        rows = _TriedRows.read(loaded, layer, ids)
     lookups.check(model, rows.inputs)
-    fault = rows.fault(fine=fine)
-    if fault and not fine and _fits(model):
+    fault = rows.find_fault(fine=fine)
+    if fault and not fine and _fits_in_float32(model):
         loaded = load_model(model, dtype="float32", device="cpu")
         with name_model(model.name, "tried on a few tokens"), torch.inference_mode():
-            rows = _Rows.read(loaded, forward.output_layer(loaded), ids)
-        fault = rows.fault(fine=True)
+            rows = _TriedRows.read(loaded, forward.find_output_layer(loaded), ids)
+        fault = rows.find_fault(fine=True)
     if fault:
         raise ValueError(f"{model.name}: {fault}")
     width = rows.alone.shape[-1] if layer.weight is None else len(layer.weight)
@@ -104,7 +104,7 @@ def describe_other_loss(loaded: PreTrainedModel) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
+class _TriedRows:
     """Hold what a model makes of a text alone, beside copies that differ from a token on, and beside shorter ones."""
 
     inputs: Int[Tensor, "copies length"]
@@ -115,7 +115,7 @@ class _Rows:
     alone: Float[Tensor, "short hidden"]  # of the beginning of the text
 
     @classmethod
-    def read(cls, model: PreTrainedModel, layer: forward.OutputLayer, ids: Int[ndarray, "length"]) -> "_Rows":
+    def read(cls, model: PreTrainedModel, layer: forward.OutputLayer, ids: Int[ndarray, "length"]) -> "_TriedRows":
         length = len(ids)
         cuts, ends = [c for c in CUTS if c < length], [e for e in ENDS if e < length]
         distinct = np.unique(ids)
@@ -129,7 +129,7 @@ class _Rows:
 
         def read(inputs: Int[ndarray, "batch length"], mask: Int[ndarray, "batch length"]) -> Tensor:
             tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(model.device) for a in (inputs, mask))
-            return forward.hidden_states(model, layer, *tensors).float()
+            return forward.compute_hidden_states(model, layer, *tensors).float()
 
         short = np.s_[:1, : ends[-1] if ends else length]
         return cls(
@@ -141,14 +141,14 @@ class _Rows:
             alone=read(changed[short], np.ones_like(changed)[short])[0],
         )
 
-    def fault(self, *, fine: bool) -> str | None:
+    def find_fault(self, *, fine: bool) -> str | None:
         """Return what is wrong with the model. Not `fine`: it computes in half precision."""
         moved = MOVED if fine else MOVED_COARSELY
         if bool(self.alone.isnan().any(dim=-1).all()):
             return "gives NaN for every token of a text; its weights are damaged; download the model again"
-        again = _moved(self.changed[1], self.changed[0], len(self.inputs[0])) > moved
-        later = [_moved(self.changed[n], self.changed[0], cut) > moved for n, cut in enumerate(self.cuts, 2)]
-        padded = [_moved(self.padded[n], self.padded[0], end) > moved for n, end in enumerate(self.ends, 1)]
+        again = _compare_rows(self.changed[1], self.changed[0], len(self.inputs[0])) > moved
+        later = [_compare_rows(self.changed[n], self.changed[0], cut) > moved for n, cut in enumerate(self.cuts, 2)]
+        padded = [_compare_rows(self.padded[n], self.padded[0], end) > moved for n, end in enumerate(self.ends, 1)]
         beside = "a text's rows depend on the other texts of its batch, or on its length; it cannot be used"
         if bool(again.sum() >= min(2, len(again))):
             return beside
@@ -159,19 +159,21 @@ class _Rows:
             )
         if sum(bool(rows.any()) for rows in padded) >= min(2, len(padded)) > 0:
             return "padding behind a text changes its rows, so batches would change scores; it cannot be used"
-        alone = _moved(self.alone, self.changed[0], len(self.alone))
+        alone = _compare_rows(self.alone, self.changed[0], len(self.alone))
         if bool((alone > MOVED_ALONE).any() if fine else alone.median() > MOVED_COARSELY):
             return beside
         return None
 
 
-def _moved(rows: Float[Tensor, "_ hidden"], expected: Float[Tensor, "_ hidden"], count: int) -> Float[Tensor, "count"]:
+def _compare_rows(
+    rows: Float[Tensor, "_ hidden"], expected: Float[Tensor, "_ hidden"], count: int
+) -> Float[Tensor, "count"]:
     """Return how far each of the first rows lies from what is expected, in parts of its largest value."""
     rows, expected = rows[:count], expected[:count]
     return (rows - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1).clamp(min=1e-30)
 
 
-class _Lookups(TorchFunctionMode):
+class _EmbeddingLookups(TorchFunctionMode):
     """Watch which rows of which tables are looked up: embeddings of tokens, and of positions."""
 
     def __init__(self) -> None:
@@ -200,7 +202,7 @@ class _Lookups(TorchFunctionMode):
                 )
 
 
-def _text_ids(model: Model) -> Int[ndarray, "length"]:
+def _tokenize_text(model: Model) -> Int[ndarray, "length"]:
     """Return the context token and tokens of a text that has a little of everything."""
     ids = load_tokenizer(model).encode(TEXT, add_special_tokens=False).ids
     if max(ids, default=0) >= model.output_size:
@@ -214,7 +216,7 @@ def _text_ids(model: Model) -> Int[ndarray, "length"]:
     return np.resize(np.array([model.context_token, *np.resize(np.array(ids), TOKENS)]), length).astype(np.int64)
 
 
-def _fits(model: Model) -> bool:
+def _fits_in_float32(model: Model) -> bool:
     """Tell whether the model's weights fit into the machine's free memory in float32, beside themselves."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -223,7 +225,7 @@ def _fits(model: Model) -> bool:
     return 3 * model.parameters_bytes < free
 
 
-def _key(model: Model, dtype: str) -> str:
+def _build_key(model: Model, dtype: str) -> str:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     versions = f"torch {version('torch')} transformers {version('transformers')}"
     return f"probe {VERSION} {model.fingerprint} {model.tokenizer_fingerprint} {dtype} {device} {versions}"

@@ -46,13 +46,13 @@ class Survey:
     sums: Float[Tensor, "rows blocks"] | None = None  # of exp(logit - the row's largest); where compiled code made them
 
 
-def readable(logits: Tensor) -> bool:
+def can_read(logits: Tensor) -> bool:
     """Tell whether the functions here can read logits: on a CPU, one row after another, of a type they know."""
     known = logits.dtype in (torch.float32, torch.bfloat16)
     return logits.device.type == "cpu" and known and logits.is_contiguous() and not logits.requires_grad
 
 
-def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
+def survey_logits(logits: Float[Tensor, "rows vocab"]) -> Survey:
     """Survey all rows in one pass."""
     rows, vocab = logits.shape
     maxima, sums = np.empty((2, rows, -(-vocab // BLOCK)), np.float32)
@@ -61,7 +61,7 @@ def survey(logits: Float[Tensor, "rows vocab"]) -> Survey:
     return Survey(log_z=torch.from_numpy(log_z), maxima=torch.from_numpy(maxima), sums=torch.from_numpy(sums))
 
 
-def above(
+def find_above(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], bound: Float[Tensor, "rows"]
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """Return how many entries of each row are at least its bound; their ids, ascending in a row; and their values."""
@@ -76,7 +76,7 @@ def above(
     return counts, ids, values
 
 
-def draw(
+def draw_entries(
     logits: Float[Tensor, "rows vocab"],
     found: Survey,
     gold: Int[Tensor, "rows"],

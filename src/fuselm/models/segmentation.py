@@ -46,7 +46,7 @@ def segment(text: str, ids: Sequence[int], spelled: Sequence[bytes | None], offs
         starts = np.cumsum(lengths) - lengths - (len(joined) - len(data))
         is_spelled = np.ones(len(strings), bool)
     else:
-        starts = _starts_from_offsets(text, data, strings, offsets)
+        starts = _find_starts_from_offsets(text, data, strings, offsets)
         is_spelled = find_spelled(strings, starts, data)
     return Segmentation(ids=np.array(ids, np.int32), starts=starts.astype(np.int32), spelled=is_spelled, size=len(data))
 
@@ -91,7 +91,9 @@ def describe_shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{share:.1%} of {d}" for d, share in shares.items() if d != "average" and share > COMPARABLE)
 
 
-def _starts_from_offsets(text: str, data: bytes, strings: list[bytes], offsets: Sequence[tuple[int, int]]) -> ndarray:
+def _find_starts_from_offsets(
+    text: str, data: bytes, strings: list[bytes], offsets: Sequence[tuple[int, int]]
+) -> ndarray:
     """Find spans where the tokens don't spell the text (a normaliser changed it, or dropped white space).
 
     A token that spells what follows covers that, if it ends before the characters that the next one came from; another

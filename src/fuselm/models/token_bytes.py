@@ -37,14 +37,17 @@ def find_corrections(tokenizer: Tokenizer, pipeline: dict, spelled: Sequence[byt
     `ValueError` for a token of half a character that does not decode with the other half.
     """
     if pipeline["decoder"] is None:
-        return _joined_by_spaces(tokenizer, spelled)
+        return _find_space_joined(tokenizer, spelled)
     added = {token["id"] for token in pipeline["added_tokens"]}
-    frames = _frames(tokenizer, spelled, added)
+    frames = _build_frames(tokenizer, spelled, added)
     if not frames:
         return {}
     different: dict[int, str] = {}
     known = [i for i, b in enumerate(spelled) if b is not None]
-    for frame, tokens in ((frames[0], [i for i in known if i not in _ids(frames[0])]), (frames[-1], _ids(frames[0]))):
+    for frame, tokens in (
+        (frames[0], [i for i in known if i not in _list_ids(frames[0])]),
+        (frames[-1], _list_ids(frames[0])),
+    ):
         for begin in range(0, len(tokens), BLOCK):
             block = tokens[begin : begin + BLOCK]
             for token, text in zip(block, _decode_between(tokenizer, frame, [[i] for i in block]), strict=True):
@@ -57,13 +60,13 @@ def find_corrections(tokenizer: Tokenizer, pipeline: dict, spelled: Sequence[byt
         if by_string and (LOST in text or not _is_tokenized_to(tokenizer, text.encode(), token)):
             continue
         if LOST in text:
-            raise ValueError(_disagreement(tokenizer, token, spelled[token] or b"", text))
+            raise ValueError(_describe_disagreement(tokenizer, token, spelled[token] or b"", text))
         corrections[token] = text
     _check_halves(tokenizer, frames[0], spelled, added | corrections.keys())
     return corrections
 
 
-def _frames(tokenizer: Tokenizer, spelled: Sequence[bytes | None], added: set[int]) -> list[Frame]:
+def _build_frames(tokenizer: Tokenizer, spelled: Sequence[bytes | None], added: set[int]) -> list[Frame]:
     """Build two frames without a token in common, as far as there are letters for them."""
 
     def is_letter(token: int, string: bytes) -> bool:
@@ -91,7 +94,7 @@ def _frames(tokenizer: Tokenizer, spelled: Sequence[bytes | None], added: set[in
     return frames
 
 
-def _ids(frame: Frame) -> list[int]:
+def _list_ids(frame: Frame) -> list[int]:
     return frame.before + frame.after
 
 
@@ -120,13 +123,13 @@ def _is_tokenized_to(tokenizer: Tokenizer, string: bytes, token: int) -> bool:
     """Tell whether the tokenizer makes that token of these bytes, after some text and before some."""
     text = string.decode("utf-8", "ignore")
     if text.encode() != string:
-        lead, tail = _other_half(string) or (b"", b"")
+        lead, tail = _complete_character(string) or (b"", b"")
         text = (lead + string + tail).decode("utf-8", "ignore")
     tried = [before + text + after for before, after in CONTEXTS] if text else []
     return any(token in encoding.ids for encoding in tokenizer.encode_batch(tried, add_special_tokens=False))
 
 
-def _other_half(string: bytes) -> tuple[bytes, bytes] | None:
+def _complete_character(string: bytes) -> tuple[bytes, bytes] | None:
     """Return bytes before and after `string` that make it text; None for what is in no text."""
     continuing = next((n for n, byte in enumerate(string) if byte & 0xC0 != 0x80), len(string))
     for lead in LEADS[: continuing + 1] if continuing < len(LEADS) else ():
@@ -146,7 +149,7 @@ def _check_halves(tokenizer: Tokenizer, frame: Frame, spelled: Sequence[bytes | 
     for token, string in enumerate(spelled):
         if string is None or token in leave or string.isascii():
             continue
-        if string.decode("utf-8", "ignore").encode() == string or (halves := _other_half(string)) is None:
+        if string.decode("utf-8", "ignore").encode() == string or (halves := _complete_character(string)) is None:
             continue
         lead, tail = halves
         if all(byte in byte_ids for byte in lead + tail):
@@ -155,17 +158,17 @@ def _check_halves(tokenizer: Tokenizer, frame: Frame, spelled: Sequence[bytes | 
             texts.append((lead + string + tail).decode())
     for token, text, decoded in zip(tokens, texts, _decode_between(tokenizer, frame, sequences), strict=True):
         if decoded is not None and decoded != text and not _is_tokenized_to(tokenizer, spelled[token] or b"", token):
-            raise ValueError(_disagreement(tokenizer, token, text.encode(), decoded))
+            raise ValueError(_describe_disagreement(tokenizer, token, text.encode(), decoded))
 
 
-def _disagreement(tokenizer: Tokenizer, token: int, string: bytes, decoded: str) -> str:
+def _describe_disagreement(tokenizer: Tokenizer, token: int, string: bytes, decoded: str) -> str:
     return (
         f"tokenizer: token {token} {tokenizer.id_to_token(token)!r} reads as {string!r} and decodes to {decoded!r}; "
         "needs a tokenizer.json whose decoder belongs to its model"
     )
 
 
-def _joined_by_spaces(tokenizer: Tokenizer, spelled: Sequence[bytes | None]) -> dict[int, str]:
+def _find_space_joined(tokenizer: Tokenizer, spelled: Sequence[bytes | None]) -> dict[int, str]:
     """Return all tokens with a space in front, as they are joined without a decoder, if only so they spell a text."""
     words = [b.decode() for b in spelled if b and b.isalpha() and b.isascii()][:64]
     text = " ".join(words)

@@ -12,7 +12,7 @@ from fuselm.models.twins import check_twins
 from fuselm.system import fingerprints
 from fuselm.system.errors import first_line, is_foreign
 
-Choice = dict[str, str | int | None]
+SpecialTokens = dict[str, str | int | None]
 
 MOST_GROWTH = 2000  # bytes that normalizers may make of one
 _OLDER_FILES = ("*.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
@@ -30,7 +30,7 @@ _UNICODE_FORMS = {
 _log = logging.getLogger("fuselm")
 
 
-def load(folder: Path) -> Tokenizer:
+def load_fast_tokenizer(folder: Path) -> Tokenizer:
     """Return the folder's fast tokenizer, which neither truncates nor pads.
 
     Raises `ValueError` if there is none, or a SentencePiece file beside it has other pieces.
@@ -54,14 +54,14 @@ def load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def read_choice(folder: Path, config: dict[str, Any]) -> Choice:
+def read_special_tokens(folder: Path, config: dict[str, Any]) -> SpecialTokens:
     """Return BOS and EOS as the folder's files name them (a string or an id); None where there is none.
 
     The first file that mentions it decides, even if it says null (Qwen's says that there is no BOS).
     """
     files = {path: read_json(path) for name in _SETTINGS if (path := folder / name).is_file()}
     files[folder / "config.json"] = {f"{n}_token": config.get(f"{n}_token_id") for n in ("bos", "eos")}
-    choice: Choice = {}
+    choice: SpecialTokens = {}
     for name in ("bos_token", "eos_token"):
         where, value = next((path, file[name]) for path, file in files.items() if name in file)
         value = next(iter(value), None) if isinstance(value, list) else value
@@ -73,12 +73,12 @@ def read_choice(folder: Path, config: dict[str, Any]) -> Choice:
     return choice
 
 
-def identify(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
+def identify_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
     """Return a hash of what decides how text is cut into tokens and what it begins with; and the token it begins with.
 
     That is what the tokenizer itself puts in front of a text, if it is one token; else BOS, or else EOS.
     """
-    choice = read_choice(folder, config)
+    choice = read_special_tokens(folder, config)
     files, settings = [folder / "tokenizer.json"], [json.dumps(choice, sort_keys=True)]
     if not files[0].is_file():
         files = sorted(path for pattern in _OLDER_FILES for path in folder.glob(pattern))
@@ -87,10 +87,10 @@ def identify(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
             settings.append(str(config.get("model_type")))
     if not files:
         raise ValueError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt); {NEEDED}")
-    known = digest(files, *settings)
-    front, usual = fingerprints.remembered(f"begins {known}", lambda: _begin(folder, choice))
+    known = digest_files(files, *settings)
+    front, usual = fingerprints.remembered(f"begins {known}", lambda: _find_beginning(folder, choice))
     if len(front) == 1:
-        return known if front[0] == usual else digest(files, *settings, f"front {front[0]}"), front[0]
+        return known if front[0] == usual else digest_files(files, *settings, f"front {front[0]}"), front[0]
     if usual is None:
         raise ValueError(
             f"{folder}: the tokenizer has neither a BOS nor an EOS token to begin a text with; "
@@ -102,12 +102,12 @@ def identify(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
     return known, usual
 
 
-def digest(files: list[Path], *settings: str) -> str:
+def digest_files(files: list[Path], *settings: str) -> str:
     """Return a hash of settings, and of the files' names and contents."""
     return fingerprints.digest([*settings, *(f"{file.name} {fingerprints.sha256(file)}" for file in files)])
 
 
-def _begin(folder: Path, choice: Choice) -> tuple[list[int], int | None]:
+def _find_beginning(folder: Path, choice: SpecialTokens) -> tuple[list[int], int | None]:
     """Return the special tokens that the tokenizer puts before a text; and BOS, or else EOS.
 
     Raises `ValueError` if the tokenizer can't read a text.
@@ -117,7 +117,7 @@ def _begin(folder: Path, choice: Choice) -> tuple[list[int], int | None]:
         pipeline = read_json(path)
         for part in ("normalizer", "decoder"):
             _check_growth(path, part, pipeline.get(part))
-    tokenizer = load(folder)
+    tokenizer = load_fast_tokenizer(folder)
     try:
         encoding = tokenizer.encode("a b 1", add_special_tokens=True)
         usual = None
@@ -132,14 +132,14 @@ def _begin(folder: Path, choice: Choice) -> tuple[list[int], int | None]:
 
 
 def _check_growth(path: Path, part: str, value: object) -> None:
-    growth = _growth(value)
+    growth = _bound_growth(value)
     if growth > MOST_GROWTH:
         raise ValueError(
             f"{path}: the {part} makes up to {growth:.3g} bytes of one; needs one that leaves text as it is"
         )
 
 
-def _growth(part: object) -> float:
+def _bound_growth(part: object) -> float:
     """Return an upper bound of how many bytes a part of the pipeline makes of one."""
     if not isinstance(part, dict):
         return 1.0
@@ -153,5 +153,5 @@ def _growth(part: object) -> float:
         growth = 1.0 + len(str(part.get("prepend")).encode("utf-8", "replace"))
     for name in ("normalizers", "decoders"):
         for inner in part.get(name) or [] if isinstance(part.get(name), list) else []:
-            growth *= _growth(inner)
+            growth *= _bound_growth(inner)
     return growth

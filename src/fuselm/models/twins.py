@@ -30,7 +30,7 @@ def check_twins(folder: Path, tokenizer: Tokenizer) -> None:
         return
     for file in sorted(folder.glob("*.model")):
         key = f"twins {FORMAT} {fingerprints.sha256(folder / 'tokenizer.json')} {fingerprints.sha256(file)}"
-        pieces, text = fingerprints.remembered(key, lambda file=file: _differences(file, tokenizer))
+        pieces, text = fingerprints.remembered(key, lambda file=file: _find_differences(file, tokenizer))
         if pieces:
             raise ValueError(
                 f"{folder}: tokenizer.json and {file.name} differ: {pieces}; the weights were trained with one, "
@@ -45,7 +45,7 @@ def _warn_once(message: str) -> None:
     logging.getLogger("fuselm").warning(message)
 
 
-def _differences(file: Path, tokenizer: Tokenizer) -> list[str]:
+def _find_differences(file: Path, tokenizer: Tokenizer) -> list[str]:
     """Describe the first differences of pieces and of texts; empty if there is none, or the file is of another kind."""
     import sentencepiece
 
@@ -53,10 +53,10 @@ def _differences(file: Path, tokenizer: Tokenizer) -> list[str]:
         twin = sentencepiece.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError):
         return ["", ""]
-    return [_piece_difference(twin, tokenizer), _text_difference(twin, tokenizer)]
+    return [_find_piece_difference(twin, tokenizer), _find_text_difference(twin, tokenizer)]
 
 
-def _piece_difference(twin, tokenizer: Tokenizer) -> str:
+def _find_piece_difference(twin, tokenizer: Tokenizer) -> str:
     """Compare the pieces that text is made of; controls and unknown ones may have other names."""
     ordinary = [i for i in range(len(twin)) if not (twin.is_control(i) or twin.is_unknown(i) or twin.is_unused(i))]
     found = {i: tokenizer.token_to_id(twin.id_to_piece(i)) for i in ordinary}
@@ -69,7 +69,7 @@ def _piece_difference(twin, tokenizer: Tokenizer) -> str:
     return ""
 
 
-def _text_difference(twin, tokenizer: Tokenizer) -> str:
+def _find_text_difference(twin, tokenizer: Tokenizer) -> str:
     """Compare how both cut a few texts, without the first token: a space in front of it may be an option."""
     for text in SAMPLES:
         ours = tokenizer.encode(text, add_special_tokens=False).tokens

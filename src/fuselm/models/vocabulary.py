@@ -48,7 +48,7 @@ class Vocabulary:
             )
         self.size = output_size
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
-        self.word_mark = token_strings.word_mark(pipeline)
+        self.word_mark = token_strings.find_word_mark(pipeline)
         self.largest_collapse = _largest_collapse(pipeline)
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
@@ -75,7 +75,7 @@ class Vocabulary:
         return bare
 
     @functools.cached_property
-    def id_of(self) -> dict[bytes, int]:
+    def id_by_bytes(self) -> dict[bytes, int]:
         """Return the id of every byte string that is a token: the lowest of several, byte fallback tokens last."""
         is_byte = [bool(token_strings.BYTE_TOKEN.fullmatch(string or "")) for string in self.token_strings]
         ids: dict[bytes, int] = {}
@@ -89,19 +89,24 @@ class Vocabulary:
         """Return the tokenizer as compiled BPE, without its pre-tokenizer; None if it is no such tokenizer."""
         pipeline = json.loads(self._tokenizer.to_str())
         model = pipeline["model"]
-        changes = set(token_strings.component_types(pipeline["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"}
+        changes = set(token_strings.list_component_types(pipeline["normalizer"])) - {
+            "Sequence",
+            "Replace",
+            "Prepend",
+            "NFC",
+        }
         decorated = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout")
         if model["type"] != "BPE" or changes or decorated or self._corrected.intersection(model["vocab"].values()):
             return None
         ids = model["vocab"]
         pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-        mark = token_strings.space_mark(pipeline)
-        byte_level = "ByteLevel" in token_strings.spelling_types(pipeline)
+        mark = token_strings.find_space_mark(pipeline)
+        byte_level = "ByteLevel" in token_strings.find_spelling_types(pipeline)
         singles = {s: i for s, i in ids.items() if len(s) == 1}
         return bpe.compile_merges(
             [(ids[a], ids[b], ids[a + b]) for a, b in pairs if a in ids and b in ids and a + b in ids],
             {} if byte_level else {c.replace(mark, " ").encode(): i for c, i in singles.items()},
-            {token_strings.byte_alphabet()[c]: i for c, i in singles.items()}
+            {token_strings.build_byte_alphabet()[c]: i for c, i in singles.items()}
             if byte_level
             else {int(m[1], 16): i for s, i in ids.items() if (m := token_strings.BYTE_TOKEN.fullmatch(s))},
         )
@@ -119,7 +124,7 @@ class Vocabulary:
 
     @functools.cached_property
     def _longest(self) -> int:
-        return max(map(len, self.id_of), default=0)
+        return max(map(len, self.id_by_bytes), default=0)
 
     def count_with_bytes(self) -> int:
         """Count the ids that stand for text."""
@@ -173,7 +178,7 @@ class Vocabulary:
     def _covered_bytes(self) -> list[bytes]:
         return [b or b"" for b in self.token_bytes]
 
-    def token_ends(self, text: str) -> Int[ndarray, "tokens"]:
+    def find_token_ends(self, text: str) -> Int[ndarray, "tokens"]:
         """Return the character at which each token ends.
 
         The bytes that tokens spell decide; if they are not the text's, the tokenizer's own offsets do, and may err.
@@ -209,7 +214,7 @@ class Vocabulary:
         ids = []
         while string:
             for length in range(min(len(string), self._longest), 0, -1):
-                if (found := self.id_of.get(string[:length])) is not None:
+                if (found := self.id_by_bytes.get(string[:length])) is not None:
                     ids.append(found)
                     string = string[length:]
                     break

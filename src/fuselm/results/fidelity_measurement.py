@@ -163,7 +163,7 @@ def _trace_documents(
     policy = retention.Policy(policy="top_k", top_k=top_k)
     lengths = [len(s.ids) for s in segmentations]
     shown.start(sum(lengths), unit="tokens")
-    for batch in forward.batches(lengths, BATCH_TOKENS):
+    for batch in forward.group_into_batches(lengths, BATCH_TOKENS):
         chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
         for trace in capture.trace_batch(reader, *chosen, policy=policy):
             yield by_id[trace.document], trace

@@ -80,7 +80,7 @@ def score_model(
     from fuselm.system import machine
 
     machine.use_free_cores()
-    loaded, layer = probe.load(model, dtype=dtype)
+    loaded, layer = probe.load_tried_model(model, dtype=dtype)
     return scoring.score_documents(
         loaded,
         layer,

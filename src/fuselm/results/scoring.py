@@ -49,8 +49,8 @@ def score_documents(
     from fuselm.models import forward
 
     def gold_logprobs(inputs, mask, gold):
-        hidden = forward.hidden_states(model, layer, inputs, mask)[mask.bool()]
-        return forward.gold_logprobs(hidden, layer, gold)
+        hidden = forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()]
+        return forward.compute_gold_logprobs(hidden, layer, gold)
 
     with torch.inference_mode():
         bits = compute_document_bits(
@@ -89,10 +89,10 @@ def compute_document_bits(
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}
-    batches = forward.batches([len(s.ids) for s in segmentations], batch_tokens)
+    batches = forward.group_into_batches([len(s.ids) for s in segmentations], batch_tokens)
     for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
         batch = batches[min(number, len(batches) - 1)]  # a share that is short of a batch computes the last one again
-        inputs, mask = forward.pad([segmentations[i].ids for i in batch], context_token, device)
+        inputs, mask = forward.pad_inputs([segmentations[i].ids for i in batch], context_token, device)
         gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=device).long()
         logprobs = gold_logprobs(inputs, mask, gold).double()
         for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):

@@ -32,7 +32,7 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
         from fuselm.models import probe
 
         models = pipeline.local_models.items()
-        probe.try_all([(model, pipeline.precision.choose_dtype(role, model)) for role, model in models])
+        probe.try_models([(model, pipeline.precision.choose_dtype(role, model)) for role, model in models])
 
 
 def _check_stores(pipeline: "Pipeline") -> None:

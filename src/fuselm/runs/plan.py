@@ -112,7 +112,7 @@ def draw_machine(chosen: Mapping[str, str]) -> Table:
     from fuselm.system import machine
 
     result = Table("machine", "", show_header=False)
-    device, *speeds = precision.describe()
+    device, *speeds = precision.describe_device()
     result.add_row("device", device)
     result.add_row("threads", f"{machine.use_free_cores()} ({machine.usable_cores()} cores may be used)")
     for precision_name, speed in speeds:

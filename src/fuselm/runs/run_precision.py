@@ -41,9 +41,9 @@ class RunPrecision:
         if given != "auto":
             return given
         known = self._read_record().get(role)
-        if known in precision.AS_PRECISE.get(precision.checkpoint_dtype(model) or "", ()):
+        if known in precision.AS_PRECISE.get(precision.find_checkpoint_dtype(model) or "", ()):
             return str(known)
-        return precision.read_dtype(model)
+        return precision.choose_reading_dtype(model)
 
     def choose_training(self, *, is_dry_run: bool = False) -> str:
         """Return the precision of training, chosen as in `choose_dtype`. A dry run measures and writes nothing."""
@@ -53,11 +53,11 @@ class RunPrecision:
         if (known := self._find_training_precision()) is not None:
             return known
         if is_dry_run:
-            return precision.TRAINING[0]  # nothing was trained yet, so no key depends on it
+            return precision.TRAINING_PRECISIONS[0]  # nothing was trained yet, so no key depends on it
         if processes.rank() > 0:  # the first process decides for all
             processes.wait_until(lambda: self._find_training_precision() is not None)
             return str(self._find_training_precision())
-        chosen = precision.training_precision()
+        chosen = precision.choose_training_precision()
         self._write_record({TRAIN: chosen})
         return chosen
 
@@ -66,7 +66,9 @@ class RunPrecision:
         chosen = {role: self.choose_dtype(role, model) for role, model in models.items()}
         given = self._run.train.precision
         return chosen | {
-            TRAIN: given if given != "auto" else self._find_training_precision() or precision.training_precision()
+            TRAIN: given
+            if given != "auto"
+            else self._find_training_precision() or precision.choose_training_precision()
         }
 
     def record_choices(self, models: Mapping[str, Model]) -> None:
@@ -82,14 +84,14 @@ class RunPrecision:
     def _find_training_precision(self) -> str | None:
         """Return the precision in the record; for runs older than the record, the one that all trainings had."""
         known = self._read_record().get(TRAIN)
-        if known in precision.TRAINING:
+        if known in precision.TRAINING_PRECISIONS:
             return str(known)
         found_precisions = set()
         for file in [f for seed in ("", "seed-*/") for f in self._file.parent.glob(f"{seed}train/*/manifest.json")]:
             parameters = manifest.read_json(file, drop=file.parent).get("parameters")
             found_precisions.add(parameters.get("precision") if isinstance(parameters, dict) else None)
         found = next(iter(found_precisions)) if len(found_precisions) == 1 else None
-        return found if found in precision.TRAINING else None
+        return found if found in precision.TRAINING_PRECISIONS else None
 
     def _read_record(self) -> dict[str, Any]:
         try:
@@ -113,6 +115,6 @@ def keep_dtype(out: Path, dtype: str, model: Model) -> str:
     if begun in DTYPES:
         return begun
     if dtype != "auto" and any(path.suffix in (".parquet", ".json") for path in out.iterdir()):
-        dtype = precision.checkpoint_dtype(model) or "auto"
+        dtype = precision.find_checkpoint_dtype(model) or "auto"
     atomic_files.write_text(file, dtype)
     return dtype

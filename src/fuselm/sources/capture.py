@@ -57,7 +57,7 @@ class Batch:
 def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
     """Load a model to read with, after trying whether it can be read unless that was done before."""
     machine.use_free_cores()
-    loaded, layer = probe.load(model, dtype=dtype)
+    loaded, layer = probe.load_tried_model(model, dtype=dtype)
     return Source(
         model=loaded,
         layer=layer,
@@ -169,10 +169,10 @@ def read(
     gap = passages.between(source.vocabulary)
     texts, of_documents = zip(*(passages.tokens_of(p, segmentations, gap) for p in batch), strict=True)
     with torch.inference_mode():
-        inputs, mask = forward.pad(texts, source.context_token, source.model.device)
+        inputs, mask = forward.pad_inputs(texts, source.context_token, source.model.device)
         chosen = mask.bool()
         chosen[chosen.clone()] = torch.from_numpy(np.concatenate(of_documents)).to(chosen.device)
-        hidden = forward.hidden_states(source.model, source.layer, inputs, mask)[chosen]
+        hidden = forward.compute_hidden_states(source.model, source.layer, inputs, mask)[chosen]
         ids = np.concatenate([s.ids for s in tokens_read])
         gold_ids = torch.as_tensor(ids, dtype=torch.long, device=hidden.device)
         uniform = np.zeros(len(ids))
@@ -180,8 +180,8 @@ def read(
             drawn = zip(documents_read, tokens_read, strict=True)
             uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
-        for rows, logits in source.layer.logits_by_chunk(hidden):
-            found = forward.survey(logits)
+        for rows, logits in source.layer.compute_logits_by_chunk(hidden):
+            found = forward.survey_logits(logits)
             kept.append(retention.keep(policy, logits, found, gold=gold_ids[rows], uniform=uniform[rows]))
             gold_logprobs = logits.gather(1, gold_ids[rows, None])[:, 0].float() - found.log_z
             gold.append(gold_logprobs.clamp(max=0).cpu().numpy())

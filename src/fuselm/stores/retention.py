@@ -56,12 +56,12 @@ def keep(
 ) -> Kept:
     """Return the entries that `policy` keeps of these rows of logits.
 
-    `found` is what `forward.survey` found in the rows; `gold` holds the ids that really came. `uniform` (see
+    `found` is what `forward.survey_logits` found in the rows; `gold` holds the ids that really came. `uniform` (see
     `uniforms`) is the only source of chance, so that a document's draws do not depend on the documents it is read with.
     """
     if policy.policy == "sampled":
         return _sampled(policy, logits, found, gold, uniform)
-    if policy.policy == "threshold" and scan.readable(logits):
+    if policy.policy == "threshold" and scan.can_read(logits):
         return _above(policy, logits, found)
     return _largest(policy, logits, found)
 
@@ -123,7 +123,7 @@ def shorten(policy: Policy, distributions: Distributions) -> Distributions:
 
 def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
     """Keep the most probable entries for as long as the policy wants them, at least one in a row."""
-    values, ids = forward.top_k(logits, found.maxima, min(policy.top_k, logits.shape[1]))
+    values, ids = forward.find_top_k(logits, found.maxima, min(policy.top_k, logits.shape[1]))
     logprobs = (values.float() - found.log_z[:, None]).clamp(max=0).double().cpu().numpy()
     probs = np.exp(logprobs)
     kept = WANTED[policy.policy](policy, probs, np.cumsum(probs, axis=1) - probs)
@@ -139,7 +139,7 @@ def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey)
 def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
     """Do the same as `_largest` for a threshold, without sorting more entries than it wants."""
     bound = torch.minimum(found.log_z + math.log(policy.threshold) - SLACK, found.maxima.amax(dim=1))
-    counts, ids, values = scan.above(logits, found.maxima, bound)
+    counts, ids, values = scan.find_above(logits, found.maxima, bound)
     rows = np.repeat(np.arange(len(counts)), counts)
     logprobs = np.minimum(values - found.log_z.numpy()[rows], 0).astype(np.float64)
     order = np.lexsort((-logprobs, rows))
@@ -170,12 +170,12 @@ def _sampled(
     gives the token at the same place in it: a token is drawn as often as its share of the tail says, at most once. So
     head and draws, with the tail's mass shared evenly among the draws, are an unbiased estimate of the row.
     """
-    if scan.readable(logits):
-        counts, ids, logprobs, tail = scan.draw(logits, found, gold, uniform, policy.draws)
+    if scan.can_read(logits):
+        counts, ids, logprobs, tail = scan.draw_entries(logits, found, gold, uniform, policy.draws)
         return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
     parts = [
         _drawn(logits[rows].float(), found.log_z[rows], gold[rows], uniform[rows], policy.draws)
-        for rows in forward.chunks(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
+        for rows in forward.slice_rows(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
     ]
     counts, ids, logprobs, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
@@ -188,7 +188,7 @@ def _drawn(
     uniform: Float[ndarray, "rows"],
     draws: int,
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "rows"]]:
-    """Do the same as `scan.draw` for logits on another device."""
+    """Do the same as `scan.draw_entries` for logits on another device."""
     rows, vocab = logits.shape
     logprobs = logits - log_z[:, None]
     head = logprobs >= -math.log(draws)

@@ -125,7 +125,7 @@ class Collator:
     def __call__(self, batches: list[list[dict]]) -> dict[str, torch.Tensor]:
         (items,) = batches  # the Trainer's batch is one of ours
         tokens = [item["tokens"] for item in items if len(item["tokens"])]
-        inputs, mask = forward.pad(tokens or [[self._context_token]], self._context_token)
+        inputs, mask = forward.pad_inputs(tokens or [[self._context_token]], self._context_token)
         is_token = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
         labels = torch.full_like(inputs, -100)
         labels[is_token] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens]))

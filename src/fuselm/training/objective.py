@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fuselm.models.forward import OutputLayer, chunks, product_dtype
+from fuselm.models.forward import OutputLayer, find_product_dtype, slice_rows
 
 PRODUCT_BYTES = 1 << 28  # of a chunk's logits, in the type of the matrix products
 BLOCK_BYTES = 1 << 22  # of the rows whose logits are in float32 at a time on a CPU: they stay in its cache
@@ -203,7 +203,7 @@ class _FusionLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, job, needs_gradient):
-        dtype = product_dtype(hidden)
+        dtype = find_product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             needs = tuple(needs_gradient and need for need in ctx.needs_input_grad[:3])
             terms, gradients = _loss(hidden, weight, bias, job, dtype, needs)
@@ -232,7 +232,7 @@ def _loss(
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     block_bytes = BLOCK_BYTES if hidden.device.type == "cpu" else DEVICE_BLOCK_BYTES
     if weight is None:
-        for rows in chunks(len(hidden), hidden.shape[-1], block_bytes // 4):
+        for rows in slice_rows(len(hidden), hidden.shape[-1], block_bytes // 4):
             logits = hidden[rows].to(terms.dtype, copy=True)
             terms += _block(logits, None, job.rows(rows))
             if grad_hidden is not None:
@@ -244,12 +244,12 @@ def _loss(
     cast_weight = weight.to(dtype)
     vocab = len(weight)
     product = None
-    for rows in chunks(len(hidden), vocab, PRODUCT_BYTES // dtype.itemsize):
+    for rows in slice_rows(len(hidden), vocab, PRODUCT_BYTES // dtype.itemsize):
         h = hidden[rows].to(dtype)
         product = hidden.new_empty(len(h), vocab, dtype=dtype) if product is None else product[: len(h)]
         torch.mm(h, cast_weight.T, out=product)
         part = job.rows(rows)
-        for block in chunks(len(h), vocab, block_bytes // terms.dtype.itemsize):
+        for block in slice_rows(len(h), vocab, block_bytes // terms.dtype.itemsize):
             logits = product[block].to(terms.dtype)  # the product's own memory, if that is its type
             terms += _block(logits, bias, part.rows(block))
             if grad_bias is not None:

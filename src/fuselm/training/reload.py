@@ -47,10 +47,12 @@ def score(
 ) -> dict[str, float]:
     """Return the bits of each document, by the model in `folder` in float32 under training's `autocast`."""
     loaded = load_model(replace(target, name=str(folder), folder=folder), dtype="float32", device=str(device))
-    layer = forward.output_layer(loaded)
+    layer = forward.find_output_layer(loaded)
 
     def gold_logprobs(inputs, mask, gold):
-        return forward.gold_logprobs(forward.hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold)
+        return forward.compute_gold_logprobs(
+            forward.compute_hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold
+        )
 
     with torch.no_grad(), autocast:
         return scoring.compute_document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)

@@ -174,10 +174,10 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
     """Load the target for training: its forward computes the loss, and it has adapters if the settings say so."""
     if settings.quantize is not None:
         model = adapters.load_in_4_bits(target, precision=settings.precision)
-        layer = forward.output_layer(model)
+        layer = forward.find_output_layer(model)
     else:
         device = "auto" if processes.count() == 1 else "cpu"  # else the Trainer says where
-        model, layer = probe.load(target, dtype="float32", device=device)
+        model, layer = probe.load_tried_model(target, dtype="float32", device=device)
     if layer.weight is None:
         progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")
     if (beside := probe.describe_other_loss(model)) is not None:

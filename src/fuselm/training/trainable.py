@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fuselm.models.forward import OutputLayer, decoder
+from fuselm.models.forward import OutputLayer, find_decoder
 from fuselm.system.errors import name_model
 
 LossFunction = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
@@ -21,9 +21,9 @@ LossFunction = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str,
 def compute_loss_in_forward(model: PreTrainedModel, layer: OutputLayer) -> None:
     """Change the model's forward in place to `model(..., token_mask=mask, loss_fn=f)`.
 
-    It returns f(hidden states where `token_mask` is true, output layer). `layer` is the model's `forward.output_layer`.
-    f closes over whatever else it needs, because FSDP would round floating-point arguments to the type in which it
-    computes.
+    It returns f(hidden states where `token_mask` is true, output layer). `layer` is what `forward.find_output_layer`
+    returns for the model. f closes over whatever else it needs, because FSDP would round floating-point arguments to
+    the type in which it computes.
     """
     logits = model.forward
 
@@ -41,7 +41,7 @@ def compute_loss_in_forward(model: PreTrainedModel, layer: OutputLayer) -> None:
             if layer.weight is None:
                 hidden = logits(**inputs, use_cache=False).logits[token_mask]
             else:
-                hidden = decoder(self)(**inputs, use_cache=False).last_hidden_state[token_mask]
+                hidden = find_decoder(self)(**inputs, use_cache=False).last_hidden_state[token_mask]
         if layer.weight is None:
             return loss_fn(hidden, layer)
         head = self.get_output_embeddings()

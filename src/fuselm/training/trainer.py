@@ -136,7 +136,7 @@ class FusionTrainer(Trainer):
             token_mask = mask.bool()
 
             def loss_fn(hidden, layer):
-                return {"gold_logprobs": forward.gold_logprobs(hidden, layer, gold)}
+                return {"gold_logprobs": forward.compute_gold_logprobs(hidden, layer, gold)}
 
             return model(input_ids=inputs, attention_mask=mask, token_mask=token_mask, loss_fn=loss_fn)["gold_logprobs"]
 

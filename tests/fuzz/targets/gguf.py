@@ -50,6 +50,6 @@ def case(made, random: np.random.Generator, folder: Path) -> None:
     path = folder / "model.gguf"
     path.write_bytes(data)
     if data[:4] != b"GGUF":
-        gguf_files.converted(path)
+        gguf_files.convert_gguf_file(path)
         raise AssertionError("taken for a GGUF file")
     gguf_files._read_gguf(path)

@@ -135,10 +135,10 @@ def _scan(made, random: np.random.Generator) -> None:
     if random.random() < 0.3:
         logits[0, int(random.integers(vocab))] = float(random.choice([np.nan, np.inf, -np.inf]))
     other = logits if random.random() < 0.8 else torch.zeros(rows, vocab + 64)
-    found = scan.survey(other)
-    scan.above(logits, found.maxima, torch.from_numpy(random.normal(size=rows).astype(np.float32)))
+    found = scan.survey_logits(other)
+    scan.find_above(logits, found.maxima, torch.from_numpy(random.normal(size=rows).astype(np.float32)))
     gold = torch.from_numpy(_hurt(random.integers(0, vocab, rows), random))
-    scan.draw(logits, found, gold, random.random(rows), int(random.integers(1, 30)))
+    scan.draw_entries(logits, found, gold, random.random(rows), int(random.integers(1, 30)))
 
 
 def _strings(made, random: np.random.Generator) -> None:

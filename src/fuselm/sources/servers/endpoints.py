@@ -186,7 +186,7 @@ def dialect(vocabulary: Vocabulary, lossy: str, *, opening: str, skip: int) -> D
     """
     strings = [(spelled or b"").decode("utf-8", lossy) for spelled in vocabulary.token_bytes]
     ids: dict[str, int] = {"": SEVERAL}  # special tokens, and others that stand for no text
-    for spelled, token in vocabulary.id_of.items():
+    for spelled, token in vocabulary.id_by_bytes.items():
         string = spelled.decode("utf-8", lossy)
         ids[string] = SEVERAL if string in ids else token
     bytes_of = Counter(filter(None, vocabulary.token_bytes))
