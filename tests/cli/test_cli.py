@@ -1,4 +1,4 @@
-"""cli/main.py: one line and exit code 2 for what a user can fix, JSON alone on stdout, nothing imported too early."""
+"""Test cli/main.py: one line and exit code 2 for what a user can fix, only JSON on stdout, no early imports."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def without(folder: Path, *names: str, to: Path) -> Path:
 
 
 def bad_corpus(name: str):
-    """Makes a corpus file that can't be used."""
+    """Return a function that makes a corpus file which cannot be used."""
     contents = {
         "empty.jsonl": b"",
         "blank.jsonl": b'{"text": "", "domain": "a"}\n{"text": " \\n", "domain": "a"}\n',

@@ -1,4 +1,4 @@
-"""endings.py: whatever ends a command, there is a code, at most one line, and no traceback."""
+"""Test endings.py: whatever ends a command, there is a code, at most one line, and no traceback."""
 
 import os
 import pty

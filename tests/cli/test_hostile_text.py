@@ -1,4 +1,4 @@
-"""One hostile string through every command, page, card and figure; and no published file says whose machine it was.
+"""Send one hostile string through every command, page, card and figure; no published file may name this machine.
 
 It stands in tokens, documents, domains, names of folders and files. The folders' names hold a user's, too.
 """
@@ -41,7 +41,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(place, byte_level) -> Path:
-    """A model whose vocabulary has markup, in a folder whose name has more."""
+    """Return a model whose vocabulary has markup, in a folder whose name has more."""
     folder = place / PLAIN
     shutil.copytree(byte_level, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -56,7 +56,7 @@ def model(place, byte_level) -> Path:
 
 @pytest.fixture(scope="module")
 def run(place, model, texts) -> Path:
-    """The file of a finished run, made on a machine with a telling name."""
+    """Return the file of a finished run, made on a machine with a name to look for."""
     rows = [row | {"text": f"{HOSTILE} {row['text']}"} for row in tiny_run.short(texts, length=61)]
     rows = [row | {"domain": DOMAIN if row["domain"] == "french" else "plain"} for row in rows]
     train = tiny_run.TRAIN | {"passes": 1}
@@ -72,7 +72,7 @@ def run(place, model, texts) -> Path:
 
 
 def assert_shown(outcome) -> str:
-    """The command succeeded, and nothing that it printed acts."""
+    """Check that the command succeeded and nothing that it printed takes effect; return what it printed."""
     assert outcome.code == 0, outcome.err
     assert_harmless(outcome.out + outcome.err)
     return outcome.out
@@ -133,7 +133,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_is_told_in_text_that_does_not_act(run, model, case):
+def test_refusals_have_no_text_that_acts(run, model, case):
     outcome = fuselm(*REFUSED[case](run, model))
     assert outcome.code == 2 and outcome.out == ""
     assert_harmless(outcome.err)
@@ -141,7 +141,7 @@ def test_what_is_refused_is_told_in_text_that_does_not_act(run, model, case):
 
 
 def assert_page(path: Path) -> None:
-    """HTML with no element, attribute or reference that a text made."""
+    """Check that no text made an element, attribute or reference of the HTML."""
     html = path.read_text(encoding="utf-8")
     assert_harmless(html)
     page = Page()
@@ -154,7 +154,7 @@ def assert_page(path: Path) -> None:
 
 
 def assert_markdown(path: Path, headings: set[str]) -> None:
-    """Markdown with no element that a text made."""
+    """Check that no text made an element of the Markdown."""
     text = path.read_text(encoding="utf-8")
     assert_harmless(text)
     if text.startswith("---\n"):
@@ -184,7 +184,7 @@ def test_pages_and_cards_have_no_element_of_text(run):
 
 @pytest.fixture(scope="module")
 def published(run, model) -> Path:
-    """The run's folder with all that the other commands write."""
+    """Return the run's folder with everything that the other commands write."""
     out = run.parent / "out"
     texts = run.parent / f"{PLAIN}.jsonl"
     assert_shown(fuselm("diagnose", out, "--report", out / "diagnosis.html"))
@@ -241,8 +241,8 @@ def test_pages_of_other_commands_have_no_element_of_text(published):
     assert rows and markdown.count("\n# ") == 1  # the heading in `says`, which is Markdown
 
 
-def told(path: Path) -> bytes:
-    """All that a file says, packed or not."""
+def read_unpacked(path: Path) -> bytes:
+    """Return everything that a file says, unpacked."""
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         return repr((table.to_pydict(), pq.read_metadata(path).metadata, table.schema.metadata)).encode()
@@ -258,13 +258,13 @@ def test_nothing_that_is_published_says_whose_machine_it_was(published):
     assert any("tfevents" in p.name for p in files) and any(p.suffix == ".parquet" for p in files)
     assert not {"trainer_state.json", "training_args.bin", "notes.txt"} & {p.name for p in files}
     for path in files:
-        said = told(path) + str(path.relative_to(published)).encode()
+        said = read_unpacked(path) + str(path.relative_to(published)).encode()
         for secret in (*SECRETS, str(published.parents[2])):
             assert secret.encode() not in said, (path.name, secret)
 
 
 def test_a_terminal_gets_no_escape_that_is_not_ours(run, model):
-    """In a real one: colours and bars are escapes too, but never a title's, a bell, or a change of direction."""
+    """Check in a real terminal: colours and bars are ours, but titles, bells and changes of direction are not."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
     arguments = [sys.executable, "-m", "fuselm.cli.main", "capture", run, "seed=1"]

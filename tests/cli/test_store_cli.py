@@ -1,4 +1,4 @@
-"""`fuselm store` on a capture of a tiny model: every command, as a user calls it, and what comes out used in a run."""
+"""Call every command of `fuselm store` on a capture of a tiny model, and use the results in a run."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from fuselm.system import atomic_files, manifest
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, texts, byte_level, sentence_piece):
-    """A run whose sources are captured."""
+    """Return a run whose sources are captured."""
     folder = tmp_path_factory.mktemp("run")
     rows = tiny_run.short(texts, length=61)
     file = tiny_run.write(folder, target=byte_level, sources={"own": byte_level, "piece": sentence_piece}, rows=rows)

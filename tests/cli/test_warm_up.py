@@ -1,4 +1,4 @@
-"""warm_up.py: once it has run, a usual run compiles nothing."""
+"""Test warm_up.py: after it, a usual run compiles nothing."""
 
 import sys
 

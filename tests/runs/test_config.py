@@ -1,4 +1,4 @@
-"""config.py: what a run file may say, and one line for whatever it may not."""
+"""Test config.py: what a run file may say, and one line for everything that it may not."""
 
 from pathlib import Path
 
@@ -109,13 +109,13 @@ def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
     assert (clm.passes, clm.average, clm.lr_schedule) == (3, 2.0, "cosine")
 
 
-def test_unless_told_weights_are_averaged_from_the_first_pass_or_half_of_one_on(run_file):
+def test_by_default_weights_are_averaged_from_the_first_pass_on_or_half_of_one(run_file):
     for passes, average in ((4, 1), (2, 1), (1, 0.5)):
         train = config.load(run_file(), [f"train.passes={passes}"]).train
         assert train.for_method("fused").average == average and train.for_method("clm").average is False
 
 
-def test_unless_told_weights_are_learned_where_nothing_else_says_them(run_file):
+def test_by_default_the_weights_of_sources_are_learned(run_file):
     assert config.load(run_file()).fuse.recipe["weights"] == "learned"
     assert config.load(run_file(), ["fuse.function=bayes"]).fuse.recipe["weights"] == {}
     assert config.load(run_file(), ["fuse.weights.a=2"]).fuse.recipe["weights"] == {"a": 2}

@@ -1,4 +1,4 @@
-"""Keys of a whole run, pinned: people keep captures for years, so the same recipe must find the same folder.
+"""Pin the keys of a whole run: people keep captures for years, so the same recipe must find the same folder.
 
 The models are written here byte by byte, so that no library's version is in their fingerprints.
 """

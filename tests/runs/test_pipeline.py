@@ -1,4 +1,4 @@
-"""Whole runs on tiny models: what is made again and what is not, killed runs, every kind of tokenizer."""
+"""Make whole runs with tiny models: what is made again and what is not, killed runs, every kind of tokenizer."""
 
 import fnmatch
 import io
@@ -41,7 +41,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, byte_level, sentence_piece, rows, cache) -> Path:
-    """The folder of a finished run, and its run file; not to be changed."""
+    """Return the folder of a finished run with its run file; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     run_file = tiny_run.write(
         folder, target=byte_level, sources={"own": byte_level, "other": sentence_piece}, rows=rows
@@ -53,7 +53,7 @@ def finished(tmp_path_factory, byte_level, sentence_piece, rows, cache) -> Path:
 
 @pytest.fixture
 def again(finished, tmp_path) -> Path:
-    """A copy of the finished run that may be changed; its run file still names the first one's output."""
+    """Return a copy of the finished run that tests may change; its run file still names the first one's output."""
     shutil.copytree(finished / "out", tmp_path / "out")
     return tmp_path / "out"
 
@@ -112,7 +112,7 @@ def test_the_same_run_elsewhere_has_the_same_numbers(finished, tmp_path):
     assert summary(tmp_path / "out") == summary(finished / "out")
 
 
-def test_a_document_that_a_source_gives_nan_for_is_not_learnt_from(
+def test_a_document_that_a_source_gives_nan_for_is_not_trained_on(
     tmp_path, byte_level, sentence_piece, rows, cache, monkeypatch
 ):
     monkeypatch.setattr(resumable_writing, "MOST_SKIPPED", 0.5)
@@ -189,7 +189,7 @@ def test_changed_text_is_read_again(finished, again, tmp_path, rows):
 
 
 def test_a_renamed_file_is_read_again(finished, again, tmp_path):
-    """By its name, which may be a domain, and by its ending."""
+    """Check that a name is part of the key: it may give the domain, and its ending says how to read the file."""
     (tmp_path / "renamed.jsonl").write_bytes((finished / "corpus.jsonl").read_bytes())
     outcome = fuselm("align", finished / "run.yaml", f"output={again}", f"corpus.files=[{tmp_path}/renamed.jsonl]")
     assert outcome.code == 0 and outcome.stages == ["corpus"]  # the texts are the same
@@ -325,7 +325,7 @@ def test_a_run_killed_again_and_again_ends_the_same(finished, tmp_path):
     assert not list(out.glob("*/*.partial"))
 
 
-def test_a_second_process_on_a_run_is_refused_and_the_first_goes_on(finished, tmp_path):
+def test_a_second_process_on_a_run_is_refused_and_the_first_continues(finished, tmp_path):
     out = tmp_path / "out"
     process = tiny_run.start("run", finished / "run.yaml", f"output={out}")
     while process.exitcode is None and not list(out.glob("capture/*.partial/.block-*.parquet")):

@@ -1,4 +1,4 @@
-"""plan.py: what a run will take is counted before, and is enough."""
+"""Test plan.py: what a run will take is counted before, and is enough."""
 
 import io
 import re
@@ -129,7 +129,7 @@ def test_adapters_need_no_disk_for_all_weights(run_file, byte_level):
     [("train.batch_documents=1", 1, 1), ("train.pack_tokens=293", 3, 293), ("train.lora_rank=1", 2, 2)],
 )
 def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most, monkeypatch):
-    """So many documents at least, or so many tokens at most where they are packed."""
+    """Check the least number of documents in a batch, or the most tokens where documents are packed."""
     pytest.importorskip("peft")
     given = [given, *(["train.batch_documents=null"] if "pack" in given else [])]
     pipeline = Pipeline(config.load(run_file, given), Console(file=io.StringIO()))
@@ -231,7 +231,7 @@ def test_a_disk_that_is_too_small_is_said_below_what_would_be_needed(run_file, m
 
 
 class _Recorder(io.StringIO):
-    """A stream that notes, in one list for several, what is written when."""
+    """Record what is written, in the order in which several streams are written to."""
 
     def __init__(self, order: list[tuple[str, str]], name: str):
         super().__init__()

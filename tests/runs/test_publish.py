@@ -1,4 +1,4 @@
-"""A run's results are brought to its folder; nothing else there is touched."""
+"""Test that a run's results are published in its folder, and nothing else there is touched."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_later_results_replace_ours_and_leave_what_the_user_put_there(made):
     assert (run / "model/notes.txt").read_text() == (run / "model/onnx/model.onnx").read_text() == "mine"
 
 
-def test_the_same_results_are_not_brought_again(made):
+def test_the_same_results_are_not_published_again(made):
     run, reported, model = made
     (run / "model/config.json").write_text("edited")
     publish(run, reported, model, key="1", folders={"train fused": model})
@@ -48,7 +48,7 @@ def test_the_same_results_are_not_brought_again(made):
 
 
 @pytest.mark.parametrize("gone", ["summary.json", "report.html", "model"])
-def test_what_was_moved_elsewhere_is_brought_again(made, gone):
+def test_what_was_moved_elsewhere_is_published_again(made, gone):
     run, reported, model = made
     (run / gone).rename(run.parent / "elsewhere")
     publish(run, reported, model, key="1", folders={"train fused": model})

@@ -1,4 +1,4 @@
-"""Studies on tiny models: trained, killed and gone on with, shown half done; what a study file can't say."""
+"""Make studies with tiny models: trained, killed and resumed, shown half done; and what a study file cannot say."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ EXPERIMENTS = [
 
 
 def write(folder: Path, byte_level: Path, sentence_piece: Path, texts, **options) -> Path:
-    """A study file, its run file beside it."""
+    """Write a study file with its run file beside it, and return its path."""
     tiny_run.write(
         folder,
         target=byte_level,
@@ -63,7 +63,7 @@ def write(folder: Path, byte_level: Path, sentence_piece: Path, texts, **options
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
-    """The folder of a finished study, killed in between; not to be changed."""
+    """Return the folder of a finished study that was killed in between; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     study_file = write(folder, byte_level, sentence_piece, texts)
     cache, killed = tmp_path_factory.getbasetemp() / "cache", 0
@@ -86,7 +86,7 @@ def result_of(folder: Path) -> dict:
     return json.loads((folder / "study" / "study.json").read_text())
 
 
-def test_a_study_goes_on_elsewhere_with_what_was_measured(finished, tmp_path, tmp_path_factory):
+def test_a_study_resumes_elsewhere_with_what_was_measured(finished, tmp_path, tmp_path_factory):
     shutil.copytree(finished / "study", tmp_path / "here/study")
     assert measured.keep(tmp_path / "here", tmp_path / "kept") > 0
     assert measured.unpack(tmp_path / "elsewhere", tmp_path / "kept") > 0
@@ -170,7 +170,7 @@ def test_a_seeds_arms_of_one_text_share_captures(finished):
 
 
 def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_seeds(finished, monkeypatch):
-    """A resample draws documents; each comes with its bits of every seed that holds it out."""
+    """Draw documents, each with its bits of every seed that holds it out, in loops."""
     scores = {
         name: {seed: scores_of(finished, name, seed) for seed in (0, 1)} for name in ("clm", "fused")
     }  # fmt: skip
@@ -291,7 +291,7 @@ def test_scores_of_bytes_that_are_not_spelled_are_marked_and_explained(finished,
 
 
 def test_weights_that_were_dropped_are_made_again_if_they_are_needed(finished, tmp_path):
-    """By a run in the same folder."""
+    """Run in the folder of a seed, with the options of its arm."""
     shutil.copytree(finished / "study", tmp_path / "study")
     outcome = fuselm(
         "run", finished / "run.yaml", f"output={tmp_path / 'study' / 'seed-0'}", "seed=0", "train.learning_rate=3e-3"
@@ -303,7 +303,9 @@ def test_weights_that_were_dropped_are_made_again_if_they_are_needed(finished, t
     assert (tmp_path / "study" / "seed-0" / "model" / "model.safetensors").is_file()
 
 
-def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, byte_level, sentence_piece, texts, monkeypatch):
+def test_an_arm_that_fails_is_reported_and_the_others_continue(
+    tmp_path, byte_level, sentence_piece, texts, monkeypatch
+):
     arms = {"bad": ARMS["half"] | {"like": None, "method": "fused"}, "good": {"method": "clm"}}
     experiments = [{"name": "one", "title": "One", "arms": ["bad", "good"], "against": "good"}]
     study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments, seeds=[0])
@@ -456,7 +458,7 @@ def test_what_is_wrong_is_one_line_before_anything_is_made(case, tmp_path, byte_
     assert not (tmp_path / "study").exists()
 
 
-def test_what_training_lacks_is_told_before_any_arm_is_trained(tmp_path, byte_level, sentence_piece, texts):
+def test_what_training_lacks_is_reported_before_any_arm_is_trained(tmp_path, byte_level, sentence_piece, texts):
     arms = ARMS | {"alone": {"like": "fused", "set": {"train.lora_rank": 2, "train.lora_modules": ["nope"]}}}
     study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms)
     outcome = fuselm("study", study_file)
@@ -586,7 +588,7 @@ def test_names_may_have_any_character(tmp_path, byte_level, sentence_piece, text
 
 
 def test_an_arm_of_clm_may_be_like_one_of_fused(tmp_path, byte_level, sentence_piece, texts):
-    """What it says itself has to be of use; what it has from the other need not."""
+    """Check that options of its own must have an effect; inherited ones need not."""
     arms = ARMS | {"alike": {"like": "alone", "method": "clm", "set": {"train.passes": 3}}}
     experiments = [{"name": "x", "title": "X", "arms": ["alike", "alone"]}]
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts, arms=arms, experiments=experiments))

@@ -1,4 +1,4 @@
-"""Whole runs of models that cannot spell some of the text: what is said, what is marked and what is learned."""
+"""Make whole runs of models that cannot spell some of the text: what is reported, marked and learned."""
 
 import io
 import json
@@ -23,7 +23,7 @@ CHINESE = "知识融合是把几个不同结构的语言模型的长处合并到
 
 @pytest.fixture(scope="module")
 def unknowing(tmp_path_factory, training_texts) -> Path:
-    """A Llama whose tokenizer makes `<unk>` of characters that it does not know, such as Chinese ones."""
+    """Make a Llama whose tokenizer makes `<unk>` of characters that it does not know, such as Chinese ones."""
     return llama(tmp_path_factory.mktemp("models") / "unknowing", lossy.metaspace(training_texts))
 
 
@@ -37,7 +37,7 @@ def llama(folder: Path, tokenizer: Tokenizer) -> Path:
 
 
 def run(folder: Path, target: Path, sources: dict[str, Path]) -> tuple[tiny_run.Outcome, dict]:
-    """Run to the end on English that all spell, and Chinese; return the outcome and the summary."""
+    """Run to the end on English, which all models spell, and Chinese; return the outcome and the summary."""
     plain = "the model reads the text and so does the other one, "
     rows = [{"domain": "english", "text": plain[n:] + plain[:n]} for n in range(0, 24, 3)]
     rows += [{"domain": "chinese", "text": CHINESE[n:] + CHINESE[:n]} for n in range(0, 24, 3)]
@@ -83,7 +83,7 @@ def test_a_target_that_cannot_spell_a_domain_is_trained_and_marked(tmp_path, byt
 
 
 def test_what_a_corrected_tokenizer_had_aligned_is_aligned_again(tmp_path, byte_level, training_texts, monkeypatch):
-    """Older versions knew nothing of corrections, and their keys were without them."""
+    """Check that stores of older versions, whose keys say nothing of corrections, are not used."""
     sources = {"own": byte_level, "joined": llama(tmp_path / "joined", lossy.words(training_texts))}
     rows = [{"domain": "english", "text": f"the model and the other {n}"} for n in range(9)]
     run_file = tiny_run.write(tmp_path / "run", target=byte_level, sources=sources, rows=rows)
