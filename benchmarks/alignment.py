@@ -25,7 +25,7 @@ from rapidfuzz.process import cdist
 from rich.console import Console
 
 from fuselm.alignment import mined, nearest
-from fuselm.alignment.aligner import METHODS, Aligner, follow
+from fuselm.alignment.aligner import METHODS, Aligner, align_span
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.loading import load_model, load_vocabulary
@@ -98,7 +98,7 @@ def speed() -> dict:
 
         def align(traces: Iterable[Trace], aligner: Aligner = aligner, segmentations: dict = segmentations) -> None:
             for trace in traces:
-                follow(aligner, trace, segmentations[trace.document], texts[trace.document].encode())
+                align_span(aligner, trace, segmentations[trace.document], texts[trace.document].encode())
 
         row = {
             "us_per_token_read_and_aligned": median(lambda store=store, align=align: align(store)) / tokens * 1e6,
@@ -113,7 +113,7 @@ def speed() -> dict:
         for length in (1_000, 8_000, 64_000):
             trace, text = repeated(traces, texts, length)
             segmentation, data = aligner.target.segment(text), text.encode()
-            took = median(lambda args=(aligner, trace, segmentation, data): follow(*args))
+            took = median(lambda args=(aligner, trace, segmentation, data): align_span(*args))
             row[f"us_per_token_of_{length}_tokens"] = took / len(segmentation.ids) * 1e6
         result[f"{source}-{target}"] = row
     return result | {"startup_seconds": startup_seconds()}
@@ -167,7 +167,7 @@ def startup_seconds() -> float:
 def dynamic_programme() -> dict:
     """Pair positions of 2,048 x 2,048 tokens by the compiled version and by the direct one in Python."""
     text = " ".join(d.text for d in documents("train", 15))
-    strings = [mined.unmarked(v, v.segment(text).ids)[:2048] for v in map(vocabulary, PAIRS[0])]
+    strings = [mined.strip_word_marks(v, v.segment(text).ids)[:2048] for v in map(vocabulary, PAIRS[0])]
     began = time.perf_counter()
     direct = direct_path(*strings)
     direct_seconds = time.perf_counter() - began
@@ -203,8 +203,8 @@ def maps() -> dict:
     for name in ("qwen", "gemma"):
         source = vocabulary(name)
         strings = [s.replace(source.word_mark, target.word_mark) for s in source.token_strings if s is not None]
-        nearest.nearest_tokens(strings[:2048], target.token_strings)
-        run = functools.partial(nearest.nearest_tokens, strings, target.token_strings)
+        nearest.find_nearest_tokens(strings[:2048], target.token_strings)
+        run = functools.partial(nearest.find_nearest_tokens, strings, target.token_strings)
         began = time.perf_counter()
         expected = brute_force(strings, target.token_strings)
         result[f"{name}-smollm2"] = {

@@ -257,7 +257,7 @@ def test_lossy_text_is_covered_and_no_special_token_appears(method, source_kind,
         assert not (aligned.distributions.informed & ~spelled).any()
         sums.add(trace, aligned, lacking)
     if source_kind != target_kind and method != "mined":
-        assert 0 < sums.summary()["coverage"] <= 1
+        assert 0 < sums.summarize()["coverage"] <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fuselm.alignment import conditionals
 from fuselm.alignment.aligner import Aligner
-from fuselm.alignment.conditionals import Counter, Counts, summarise
+from fuselm.alignment.conditionals import ConditionalCounter, ConditionalCounts, summarize_conditionals
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
 
@@ -31,8 +31,8 @@ def written(seed: int) -> list[tuple[str, Trace, Trace]]:
     ]
 
 
-def counts(seed: int, change=lambda trace: trace) -> list[Counts]:
-    counter = Counter(enumeration.vocabulary(LETTERS), enumeration.vocabulary(LONG))
+def counts(seed: int, change=lambda trace: trace) -> list[ConditionalCounts]:
+    counter = ConditionalCounter(enumeration.vocabulary(LETTERS), enumeration.vocabulary(LONG))
     return [counter.count(trace, change(aligned), text, domain="d") for text, trace, aligned in written(seed)]
 
 
@@ -50,7 +50,7 @@ def halve_long_tokens(aligned: Trace) -> Trace:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exact_rows_give_every_class_what_comes_of_it(seed):
-    result = summarise(counts(seed))
+    result = summarize_conditionals(counts(seed))
     assert result["conditional_fidelity"] > 0.98
     for row in result["classes"].values():
         if row["tokens"] >= conditionals.LEAST:
@@ -60,7 +60,7 @@ def test_exact_rows_give_every_class_what_comes_of_it(seed):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_that_favour_short_tokens_have_a_low_conditional_fidelity(seed):
-    result = summarise(counts(seed, halve_long_tokens))
+    result = summarize_conditionals(counts(seed, halve_long_tokens))
     several = result["classes"]["several_source_tokens"]
     assert several["ratio"] == pytest.approx(0.5, abs=0.05)
     assert several["interval"][0] < 0.5 + 0.05 and 0.45 < result["conditional_fidelity"] < 0.6
@@ -71,7 +71,7 @@ def test_a_row_that_names_the_token_that_came_is_right_in_the_mean():
         rows = [{token: 1.0} for token in aligned.tokens.tolist()]
         return replace(aligned, distributions=drawn.distributions_of(rows, [0.0] * len(rows), [0.0] * len(rows)))
 
-    result = summarise(counts(0, one_hot))
+    result = summarize_conditionals(counts(0, one_hot))
     assert result["conditional_fidelity"] == 1 and result["worst_class"] is None
 
 
@@ -81,7 +81,7 @@ def test_every_token_gives_and_takes_one(make_source, make_target, text, begin):
     source, target = make_source(), make_target()
     trace = drawn.trace_of(source, text, np.random.default_rng(7), top_k=3)
     aligned = Aligner(source, target, top_k=5).align(trace, text)
-    found = Counter(source, target).count(trace, aligned, text, domain="d", begin=begin)
+    found = ConditionalCounter(source, target).count(trace, aligned, text, domain="d", begin=begin)
     lengths = np.diff(np.append(aligned.starts, aligned.size))
     inside = (aligned.starts >= begin) & (aligned.starts + lengths <= aligned.size - conditionals.LAST) & (lengths > 0)
     tokens = int((inside & aligned.distributions.informed).sum())
@@ -104,7 +104,7 @@ def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
         gold=np.zeros(3, np.float32),
         tail=np.zeros(3, np.float32),
     )
-    cells = Counter(source, target)._cells(rows, np.array([0, 1, 3]), text.encode())
+    cells = ConditionalCounter(source, target)._find_cells(rows, np.array([0, 1, 3]), text.encode())
     assert [conditionals.RELATIONS[c // len(conditionals.KINDS)] for c in cells] == [
         "one_source_token",
         "several_source_tokens",
@@ -115,7 +115,7 @@ def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
 
 
 def test_no_text_has_no_conditional_fidelity():
-    nothing = Counts(
+    nothing = ConditionalCounts(
         domain="d", predicted=np.zeros(conditionals.CELLS), observed=np.zeros(conditionals.CELLS, np.int64)
     )
-    assert summarise([nothing])["conditional_fidelity"] is None
+    assert summarize_conditionals([nothing])["conditional_fidelity"] is None

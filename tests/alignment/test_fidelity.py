@@ -6,7 +6,7 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm.alignment.fidelity import Fidelity, verdict
+from fuselm.alignment.fidelity import Fidelity, judge_fidelity
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
 
@@ -35,7 +35,7 @@ def test_bits_per_byte_coverage_and_lost_mass():
     aligned = trace_of([-4 * LN2, 0.0, -2 * LN2], [0.25, 1.0, 0.5], size=7, nats=5 * LN2)
     sums = Fidelity()
     sums.add(SOURCE, aligned)
-    assert sums.summary() == pytest.approx(
+    assert sums.summarize() == pytest.approx(
         {
             "own_bits_per_byte": 5 / 7,
             "aligned_bits_per_byte": 6 / 7,
@@ -52,8 +52,8 @@ def test_documents_are_summed_before_dividing():
     sums = Fidelity()
     sums.add(*long)
     sums.add(*short)
-    assert sums.summary()["fidelity"] == pytest.approx((5 + 1) / (5 + 2))
-    assert sums.summary()["own_bits_per_byte"] == pytest.approx(7 / 10)
+    assert sums.summarize()["fidelity"] == pytest.approx((5 + 1) / (5 + 2))
+    assert sums.summarize()["own_bits_per_byte"] == pytest.approx(7 / 10)
 
 
 def test_no_documents_and_no_text_are_finite():
@@ -74,7 +74,7 @@ def test_no_documents_and_no_text_are_finite():
     )
     empty = Fidelity()
     empty.add(nothing, nothing)
-    for summary in (Fidelity().summary(), empty.summary()):
+    for summary in (Fidelity().summarize(), empty.summarize()):
         assert summary.keys() == KEYS
         assert summary["fidelity"] == 1 and all(map(math.isfinite, summary.values()))
 
@@ -91,4 +91,4 @@ def test_no_documents_and_no_text_are_finite():
     ],
 )
 def test_verdict_goes_by_what_arrives_and_what_it_costs(own_bits_informed, fidelity, word):
-    assert verdict(own_bits_informed, fidelity) == word
+    assert judge_fidelity(own_bits_informed, fidelity) == word

@@ -37,8 +37,8 @@ def all_ties(source: Vocabulary, target: Vocabulary) -> list[list[int] | None]:
 def test_nearest_map_equals_the_reference(source, target):
     source, target = source(), target()
     expected = nearest(source, target)
-    assert maps.nearest_map(source, target).tolist() == expected  # made
-    assert maps.nearest_map(source, target).tolist() == expected  # kept
+    assert maps.build_nearest_map(source, target).tolist() == expected  # made
+    assert maps.build_nearest_map(source, target).tolist() == expected  # kept
 
 
 corpora = st.lists(drawn.texts, max_size=5)
@@ -61,7 +61,7 @@ def test_cooccurrence_map_equals_the_reference(held, monkeypatch):
             for token, ties in enumerate(all_ties(source, target))
         ]
         expected = [i if i >= 0 and target.token_bytes[i] is not None else reference.UNMAPPED for i in expected]
-        assert maps.cooccurrence_map(source, target, texts).tolist() == expected
+        assert maps.build_cooccurrence_map(source, target, texts).tolist() == expected
 
     equal()
 
@@ -83,7 +83,7 @@ def test_statistics_map_equals_the_reference(source, target, texts):
         pairs += [(s[position], target_id) for target_id, places in zip(t, paired, strict=True) for position in places]
     found = reference.most_paired(pairs)
     expected |= {i: j if target.token_bytes[j] is not None else reference.UNMAPPED for i, j in found.items()}
-    assert maps.statistics_map(source, target, texts).tolist() == list(expected.values())
+    assert maps.build_statistics_map(source, target, texts).tolist() == list(expected.values())
 
 
 def test_company_decides_between_tokens_at_the_same_distance():
@@ -91,16 +91,16 @@ def test_company_decides_between_tokens_at_the_same_distance():
     source = drawn.byte_pairs([(0, 0), (0, 1), (5, 1)])  # aa, ab, aab
     target = drawn.byte_pairs([(0, 0), (0, 1)])  # aa, ab
     aab, aa, ab = source.id_by_bytes[b"aab"], target.id_by_bytes[b"aa"], target.id_by_bytes[b"ab"]
-    assert maps.nearest_map(source, target)[aab] == aa
-    assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é", "é aab é"])[aab] == ab
-    assert maps.cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen: the lowest
+    assert maps.build_nearest_map(source, target)[aab] == aa
+    assert maps.build_cooccurrence_map(source, target, ["aa aa", "é ab é", "é aab é"])[aab] == ab
+    assert maps.build_cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen: the lowest
 
 
 def test_the_token_that_is_most_often_paired_is_taken():
     source, target = drawn.byte_pairs([(0, 1), (5, 0)]), drawn.byte_pairs([(0, 1)])  # ab, aba; ab
     aba, a, ab = source.id_by_bytes[b"aba"], target.id_by_bytes[b"a"], target.id_by_bytes[b"ab"]
-    assert maps.statistics_map(source, target, ["aba"])[aba] == a  # paired with ab and a, once each
-    assert maps.statistics_map(source, target, [])[aba] == maps.nearest_map(source, target)[aba] == ab
+    assert maps.build_statistics_map(source, target, ["aba"])[aba] == a  # paired with ab and a, once each
+    assert maps.build_statistics_map(source, target, [])[aba] == maps.build_nearest_map(source, target)[aba] == ab
 
 
 @pytest.fixture
@@ -120,46 +120,46 @@ def forbid(*_):
 
 
 def test_a_map_is_made_once_for_equal_vocabularies(kept, pair, monkeypatch):
-    made = maps.nearest_map(*pair)
+    made = maps.build_nearest_map(*pair)
     (file,) = kept.iterdir()
-    monkeypatch.setattr(maps, "nearest_tokens", forbid)
+    monkeypatch.setattr(maps, "find_nearest_tokens", forbid)
     again = drawn.byte_pairs([(0, 1), (0, 5)]), drawn.byte_pairs([(2, 1)], dummy_prefix=True)
-    assert maps.nearest_map(*again).tolist() == made.tolist()
+    assert maps.build_nearest_map(*again).tolist() == made.tolist()
     with pytest.raises(AssertionError, match="made again"):
-        maps.nearest_map(*pair[::-1])
+        maps.build_nearest_map(*pair[::-1])
     with pytest.raises(AssertionError, match="made again"):
-        maps.nearest_map(drawn.byte_pairs([(0, 1), (1, 5)]), pair[1])
+        maps.build_nearest_map(drawn.byte_pairs([(0, 1), (1, 5)]), pair[1])
     assert list(kept.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut off", "longer", "empty"])
 def test_a_damaged_map_is_made_again(kept, pair, damage):
-    made = maps.nearest_map(*pair)
+    made = maps.build_nearest_map(*pair)
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     flipped = bytes([*whole[:-3], whole[-3] ^ 1, *whole[-2:]])
     file.write_bytes({"a bit": flipped, "cut off": whole[:-4], "longer": whole + b"\0\0\0\0", "empty": b""}[damage])
-    assert maps.nearest_map(*pair).tolist() == made.tolist()
+    assert maps.build_nearest_map(*pair).tolist() == made.tolist()
     assert file.read_bytes() == whole
 
 
 def test_a_map_of_the_wrong_size_is_made_again(kept, pair):
     source, target = pair
-    made = maps.nearest_map(source, target)
+    made = maps.build_nearest_map(source, target)
     (file,) = kept.iterdir()
-    maps._keep(file, np.arange(source.size + 1))
-    assert maps.nearest_map(source, target).tolist() == made.tolist()
+    maps._keep_map(file, np.arange(source.size + 1))
+    assert maps.build_nearest_map(source, target).tolist() == made.tolist()
 
 
 def test_where_nothing_can_be_kept_maps_are_made_all_the_same(tmp_path, monkeypatch, pair):
-    made = maps.nearest_map(*pair)
+    made = maps.build_nearest_map(*pair)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "file"))  # no folder can be made in a file
-    assert maps.nearest_map(*pair).tolist() == made.tolist()
+    assert maps.build_nearest_map(*pair).tolist() == made.tolist()
 
 
 def test_rows_without_a_token_and_tokens_without_text_are_unmapped(pair):
     source, target = pair
-    ids = maps.nearest_map(source, target)
+    ids = maps.build_nearest_map(source, target)
     assert (ids[-drawn.FILLER_ROWS :] == UNMAPPED).all()
     assert source.token_strings[0] == target.token_strings[0] == "<s>" and ids[0] == UNMAPPED

@@ -8,7 +8,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.alignment.nearest import CHUNK, nearest_tokens, tied_tokens
+from fuselm.alignment.nearest import CHUNK, find_nearest_tokens, find_tied_tokens
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -34,8 +34,8 @@ def test_nearest_and_tied_tokens_equal_brute_force(letters):
     @given(st.lists(letters, max_size=7), st.lists(st.none() | letters, min_size=1, max_size=13).filter(has_token))
     def equal(wanted, vocabulary):
         expected = [brute_force(string, vocabulary) for string in wanted]
-        assert [ids.tolist() for ids in tied_tokens(wanted, vocabulary)] == expected
-        assert nearest_tokens(wanted, vocabulary).tolist() == [ids[0] for ids in expected]
+        assert [ids.tolist() for ids in find_tied_tokens(wanted, vocabulary)] == expected
+        assert find_nearest_tokens(wanted, vocabulary).tolist() == [ids[0] for ids in expected]
 
     equal()
 
@@ -44,21 +44,21 @@ def test_nearest_and_tied_tokens_equal_brute_force(letters):
 def test_the_nearer_of_two_long_tokens_is_found(wanted, other, edits):
     edited = wanted[:edits] + "c" + wanted[edits:][2:]
     vocabulary = [other, edited]
-    assert tied_tokens([wanted], vocabulary)[0].tolist() == brute_force(wanted, vocabulary)
+    assert find_tied_tokens([wanted], vocabulary)[0].tolist() == brute_force(wanted, vocabulary)
 
 
 @pytest.mark.parametrize("shared", ["", "common prefix "])
 def test_nearest_tokens_are_right_across_chunks(shared):
     vocabulary = [f"{shared}{i:04d}" for i in range(2 * CHUNK + 7)]
-    assert nearest_tokens(vocabulary[::-1], vocabulary).tolist() == list(range(2 * CHUNK + 7))[::-1]
+    assert find_nearest_tokens(vocabulary[::-1], vocabulary).tolist() == list(range(2 * CHUNK + 7))[::-1]
 
 
 def test_the_same_string_under_two_ids_is_a_tie():
-    assert tied_tokens(["ab", ""], ["b", "ab", None, "ab"])[0].tolist() == [1, 3]
+    assert find_tied_tokens(["ab", ""], ["b", "ab", None, "ab"])[0].tolist() == [1, 3]
 
 
 def test_nothing_is_near_to_no_string():
-    assert nearest_tokens([], ["a"]).tolist() == [] == tied_tokens([], ["a"])
+    assert find_nearest_tokens([], ["a"]).tolist() == [] == find_tied_tokens([], ["a"])
 
 
 @pytest.mark.real
@@ -68,6 +68,6 @@ def test_nearest_and_tied_tokens_are_the_golden_ones(pair, mark, real_models):
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     cases = json.loads((GOLDEN / "min_edit_vocab.json").read_bytes())["pairs"][pair]
     wanted = [case["source_token"].replace(mark, "Ġ") for case in cases]
-    assert nearest_tokens(wanted, vocabulary.token_strings).tolist() == [case["ties"][0] for case in cases]
-    ties = tied_tokens(wanted, vocabulary.token_strings)
+    assert find_nearest_tokens(wanted, vocabulary.token_strings).tolist() == [case["ties"][0] for case in cases]
+    ties = find_tied_tokens(wanted, vocabulary.token_strings)
     assert [(len(ids), ids[:64].tolist()) for ids in ties] == [(case["num_ties"], case["ties"]) for case in cases]

@@ -13,7 +13,7 @@ from tokenizers import models as kinds
 
 from fuselm.alignment import span
 from fuselm.alignment.aligner import Aligner
-from fuselm.alignment.spelling import spell
+from fuselm.alignment.spelling import spell_vocabulary
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions, check
 
@@ -194,10 +194,10 @@ def test_a_tail_is_shared_by_the_ids_that_were_not_kept():
 
 def test_mass_that_reaches_no_id_has_a_cause(vocabularies):
     source, target = vocabularies["byte-level, digits in threes"], vocabularies["unigram"]
-    spelling = spell(source, target)
+    spelling = spell_vocabulary(source, target)
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=5)
-        d, lost = span.follow(source, target, spelling, trace, target.segment(text), text.encode(), 3)
+        d, lost = span.follow_text(source, target, spelling, trace, target.segment(text), text.encode(), 3)
         assert lost.shape == (len(d), len(span.CAUSES)) and (lost >= -1e-6).all()
         np.testing.assert_allclose(lost.sum(1)[d.informed], d.tail[d.informed], atol=1e-5)
 

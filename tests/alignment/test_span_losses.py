@@ -19,9 +19,9 @@ def measured(source, target, text: str, method: str, *, top_k: int | None = 5) -
     trace = drawn.trace_of(source, text, np.random.default_rng(7), top_k=top_k)
     aligner = Aligner(source, target, method=method, top_k=7)
     aligned = aligner.align(trace, text)
-    cut = span_losses.cut(trace, aligned, text, (source, target))
-    mass = span_losses.mass_lost(aligner, method, cut, trace, aligned)
-    return trace, aligned, cut, mass, span_losses.judge(cut, aligned, mass)
+    cut = span_losses.cut_spans(trace, aligned, text, (source, target))
+    mass = span_losses.compute_lost_mass(aligner, method, cut, trace, aligned)
+    return trace, aligned, cut, mass, span_losses.judge_spans(cut, aligned, mass)
 
 
 def by_hand() -> tuple:
@@ -40,7 +40,7 @@ def test_kinds_of_spans():
         "one_to_one",
         "one_to_many",
     ]
-    assert span_losses.by_kind([cut]) == {
+    assert span_losses.summarize_kinds([cut]) == {
         "one_to_one": {"spans": 2, "target_tokens": pytest.approx(2 / 7), "bytes": pytest.approx(2 / 9)},
         "one_to_many": {"spans": 1, "target_tokens": pytest.approx(2 / 7), "bytes": pytest.approx(2 / 9)},
         "many_to_one": {"spans": 1, "target_tokens": pytest.approx(1 / 7), "bytes": pytest.approx(2 / 9)},
@@ -52,12 +52,12 @@ def test_what_is_not_informed_is_lost_not_won():
     *_, cut, _, outcome = measured(*by_hand(), "exact")
     assert outcome.informed.tolist() == [False, True, False, True, False]
     assert outcome.aligned[[0, 2, 4]].tolist() == [0, 0, 0]
-    lost = span_losses.lost(cut, outcome)
+    lost = span_losses.compute_lost_bits(cut, outcome)
     assert lost[[0, 2, 4]] == pytest.approx(cut.own[[0, 2, 4]]) and lost[[1, 3]] == pytest.approx(0, abs=1e-5)
-    bits = span_losses.by_cause([cut], [outcome])["bits"]
+    bits = span_losses.summarize_causes([cut], [outcome])["bits"]
     assert bits["split_differently"] == pytest.approx(cut.own[[0, 2, 4]].sum() / cut.own.sum())
     assert bits["not_paired"] == 0
-    assert span_losses.informed([cut], [outcome])["own_bits"] == pytest.approx(1 - bits["split_differently"])
+    assert span_losses.summarize_informed([cut], [outcome])["own_bits"] == pytest.approx(1 - bits["split_differently"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,21 +80,21 @@ def test_a_source_of_the_targets_own_tokens_is_one_to_one():
     vocabulary = drawn.byte_pairs([(0, 1)])
     trace, aligned, cut, _, outcome = measured(vocabulary, vocabulary, "ab éb", "span")
     assert aligned is trace and not cut.kinds.any() and outcome.informed.all()
-    assert span_losses.lost(cut, outcome).tolist() == [0] * len(cut.own)
-    causes = span_losses.by_cause([cut], [outcome])["mass"]
+    assert span_losses.compute_lost_bits(cut, outcome).tolist() == [0] * len(cut.own)
+    causes = span_losses.summarize_causes([cut], [outcome])["mass"]
     assert causes["tail_of_the_source"] == pytest.approx(trace.distributions.tail.mean())
 
 
 def test_an_empty_text_is_one_empty_span():
     vocabulary = drawn.byte_pairs([(0, 1)])
     *_, cut, _, outcome = measured(vocabulary, drawn.byte_pairs([]), "", "span")
-    assert cut.edges.tolist() == [0, 0] and span_losses.informed([cut], [outcome])["own_bits"] == 1
+    assert cut.edges.tolist() == [0, 0] and span_losses.summarize_informed([cut], [outcome])["own_bits"] == 1
 
 
 def test_tokens_of_one_character_are_in_its_span():
     """One without text belongs with the byte before it; a space put before the text, with what follows."""
-    assert span_losses._span_of(np.array([0, 2, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
-    assert span_losses._span_of(np.array([-1, 0, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
+    assert span_losses._find_spans(np.array([0, 2, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
+    assert span_losses._find_spans(np.array([-1, 0, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,18 @@ def test_tokens_of_one_character_are_in_its_span():
 )
 def test_category_is_what_most_bytes_are(part, category):
     before = "ab\n"
-    found = span_losses._categories(before + part, np.array([0, 3, 3 + len(part.encode())]))
+    found = span_losses._classify_spans(before + part, np.array([0, 3, 3 + len(part.encode())]))
     assert [span_losses.CATEGORIES[c] for c in found] == ["words", category]
 
 
 def test_a_character_that_is_split_is_of_its_category():
-    assert {span_losses.CATEGORIES[c] for c in span_losses._categories("你", np.array([0, 1, 3]))} == {"CJK"}
+    assert {span_losses.CATEGORIES[c] for c in span_losses._classify_spans("你", np.array([0, 1, 3]))} == {"CJK"}
 
 
 def test_unknown_tokens_are_a_category_of_their_own():
     source, target = drawn.word_pieces([]), drawn.byte_pairs([])
     *_, cut, _, outcome = measured(source, target, "ab ?", "span")
-    rows = span_losses.by_category([cut], [outcome])
+    rows = span_losses.summarize_categories([cut], [outcome])
     assert "unknown_tokens" in rows and sum(row["bytes"] for row in rows.values()) == pytest.approx(1)
 
 

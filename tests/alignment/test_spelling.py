@@ -6,7 +6,7 @@ import drawn
 import numpy as np
 import pytest
 
-from fuselm.alignment.spelling import child, spell
+from fuselm.alignment.spelling import find_child, spell_vocabulary
 from fuselm.models.bpe import NOTHING
 
 PAIRS = [
@@ -18,7 +18,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_every_id_is_spelled_as_the_tokenizer_goes_on_with_it(source, target):
-    spelling = spell(source, target)
+    spelling = spell_vocabulary(source, target)
     for id, begin in enumerate(spelling.begins):
         string = source.token_bytes[id]
         spelled = tuple(spelling.steps["token"][begin["at"] : begin["stop"]].tolist())
@@ -28,7 +28,7 @@ def test_every_id_is_spelled_as_the_tokenizer_goes_on_with_it(source, target):
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_nodes_count_the_ids_that_begin_with_them(source, target):
-    spelling = spell(source, target)
+    spelling = spell_vocabulary(source, target)
     spelled = [s for s in target.encode_bytes([b for b in source.token_bytes if b]) if s]
     prefixes = {s[:n] for s in spelled for n in range(len(s) + 1) if NOTHING not in s[:n]}
     begins = collections.Counter(s[0] for s in spelled)
@@ -37,11 +37,11 @@ def test_nodes_count_the_ids_that_begin_with_them(source, target):
     for prefix in prefixes:
         node = 0
         for token in prefix:
-            node = child(spelling, node, token)
+            node = find_child(spelling, node, token)
         seen.add(node)
         assert spelling.ids_below[node] == sum(s[: len(prefix)] == prefix for s in spelled)
         assert spelling.ids_beyond[node] == sum(s[: len(prefix)] == prefix and len(s) > len(prefix) for s in spelled)
         for token in range(target.size):
-            assert (child(spelling, node, token) >= 0) == ((*prefix, token) in prefixes)
+            assert (find_child(spelling, node, token) >= 0) == ((*prefix, token) in prefixes)
     assert seen == set(range(len(spelling.ids_below)))
     assert np.array_equal(np.diff(spelling.first_child).sum(), len(spelling.ids_below) - 1)

@@ -16,7 +16,7 @@ from rich.console import Console
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, fuse_stores
-from fuselm.fusion.weights import FUNCTIONS, LEVELS, learn
+from fuselm.fusion.weights import FUNCTIONS, LEVELS, learn_weights
 from fuselm.stores.distributions import Distributions, check
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
@@ -334,7 +334,7 @@ def tokens_with_gold(gold: list[float]) -> Trace:
 def test_learned_weights_are_those_that_give_the_text_the_most():
     random = np.random.default_rng(0)
     gold = np.log(random.uniform(0.01, 0.9, (211, 3)))
-    learned = learn(gold, np.ones(gold.shape, bool), np.ones(3))
+    learned = learn_weights(gold, np.ones(gold.shape, bool), np.ones(3))
     best = np.log(np.exp(gold) @ learned).sum()
     for other in random.dirichlet(np.ones(3), 97):
         assert np.log(np.exp(gold) @ other).sum() <= best + 1e-4
@@ -343,17 +343,18 @@ def test_learned_weights_are_those_that_give_the_text_the_most():
 
 def test_a_source_without_prior_or_a_word_learns_nothing():
     gold, everything = np.log(np.full((7, 2), 0.5)), np.ones((7, 2), bool)
-    assert learn(gold, everything, np.array([0.0, 2.0])).tolist() == [0.0, 1.0]
-    assert learn(gold, ~everything, np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
-    assert learn(gold[:0], everything[:0], np.ones(2)).tolist() == [0.5, 0.5]
-    np.testing.assert_allclose(learn(gold, np.array([[True, False]] * 7), np.ones(2)), [0.5, 0.5])
+    assert learn_weights(gold, everything, np.array([0.0, 2.0])).tolist() == [0.0, 1.0]
+    assert learn_weights(gold, ~everything, np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
+    assert learn_weights(gold[:0], everything[:0], np.ones(2)).tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(learn_weights(gold, np.array([[True, False]] * 7), np.ones(2)), [0.5, 0.5])
 
 
 @some
 @given(traces=sources(), temperature=st.sampled_from([0.5, 2.0]))
 def test_a_temperature_is_taken_before_all_else(traces, temperature):
     changed = [
-        replace(t, distributions=tails.tempered(t.distributions, temperature, VOCAB), nats=math.nan) for t in traces
+        replace(t, distributions=tails.apply_temperature(t.distributions, temperature, VOCAB), nats=math.nan)
+        for t in traces
     ]
     one = fused_by(traces, function="avg_ce", level="token", temperatures=[temperature] * len(traces))
     other = fused_by(changed, function="avg_ce", level="token")

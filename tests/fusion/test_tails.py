@@ -39,13 +39,13 @@ def of(rows: list[tuple[reference.Row, float]]) -> Distributions:
 @given(rows=rows())
 def test_entropy_equals_the_reference(rows):
     expected = [reference.entropy(row, tail, VOCAB) for row, tail in rows]
-    np.testing.assert_allclose(tails.entropy(of(rows), VOCAB), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tails.compute_entropy(of(rows), VOCAB), expected, rtol=1e-4, atol=1e-4)
 
 
 @some
 @given(rows=rows(), temperature=st.sampled_from([0.3, 0.9, 1.1, 4.0]))
 def test_tempering_equals_the_reference(rows, temperature):
-    made = tails.tempered(of(rows), temperature, VOCAB)
+    made = tails.apply_temperature(of(rows), temperature, VOCAB)
     check(made, VOCAB)
     for i, (row, tail) in enumerate(rows):
         expected, beyond, log_total = reference.tempered(row, tail, temperature, VOCAB) if row else ({}, 1.0, 0.0)
@@ -57,7 +57,7 @@ def test_tempering_equals_the_reference(rows, temperature):
 
 @pytest.mark.parametrize("most", [0.4, 0.01, 1e-7])
 def test_a_temperature_near_0_leaves_the_most_probable(most):
-    made = tails.tempered(of([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
+    made = tails.apply_temperature(of([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
     check(made, VOCAB)
     kept = drawn.row_of(*made.row(0))
     assert kept[7] == pytest.approx(1, abs=1e-6) and kept[0] + kept[3] + made.tail[0] < 1e-6
@@ -68,8 +68,8 @@ def test_a_temperature_near_0_leaves_the_most_probable(most):
 @given(rows=rows())
 def test_temperature_one_leaves_rows_alone_and_near_it_they_are_near(rows):
     before = of(rows)
-    assert tails.tempered(before, 1.0, VOCAB) is before
-    near = tails.tempered(before, 1 + 1e-6, VOCAB)
+    assert tails.apply_temperature(before, 1.0, VOCAB) is before
+    near = tails.apply_temperature(before, 1 + 1e-6, VOCAB)
     np.testing.assert_allclose(near.logprobs, before.logprobs, atol=1e-3)
     np.testing.assert_allclose(near.tail, before.tail, atol=1e-3)
 
@@ -82,7 +82,7 @@ def test_the_law_of_a_tail_is_found_by_its_mass(exponent):
     mass = np.trapezoid(density, grid)
     mean = np.trapezoid(density * (math.log(last) - exponent * grid), grid) / mass
     first = 1 - 12 * last - mass
-    found = tails.of(of([({0: first, **dict.fromkeys(range(1, kept), last)}, float(mass))]), VOCAB)
+    found = tails.fit_tails(of([({0: first, **dict.fromkeys(range(1, kept), last)}, float(mass))]), VOCAB)
     assert found.logprobs[0] == pytest.approx(mean, abs=1e-3)
     assert found.ids.tolist() == [VOCAB - kept]
 
@@ -97,13 +97,13 @@ def zipf(exponent: float, size: int = 49_152) -> ndarray:
 def test_of_a_power_law_tail_is_known_what_its_row_holds(exponent, temperature):
     p = zipf(exponent)
     cut = of([(dict(enumerate(p[:61].tolist())), float(p[61:].sum()))])
-    assert tails.entropy(cut, len(p))[0] == pytest.approx(-(p * np.log(p)).sum(), rel=0.01)
+    assert tails.compute_entropy(cut, len(p))[0] == pytest.approx(-(p * np.log(p)).sum(), rel=0.01)
     powers = p ** (1 / temperature)
     powers /= powers.sum()
-    assert tails.tempered(cut, temperature, len(p)).tail[0] == pytest.approx(powers[61:].sum(), rel=0.05)
+    assert tails.apply_temperature(cut, temperature, len(p)).tail[0] == pytest.approx(powers[61:].sum(), rel=0.05)
 
 
 def test_an_id_of_the_tail_is_never_more_probable_than_one_that_is_kept():
     rows = [({0: 0.5, 1: 0.1}, 0.4), ({0: 0.9}, 0.1), ({0: 1 - 1e-7}, 1e-7)]
-    found = tails.of(of(rows), VOCAB)
+    found = tails.fit_tails(of(rows), VOCAB)
     assert (found.logprobs <= np.log([0.1, 0.9, 1.0]) + 1e-6).all()

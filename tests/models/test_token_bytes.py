@@ -151,12 +151,12 @@ def test_candidates_off_the_text_show_a_wrong_map(vocabularies):
     vocabulary = vocabularies["SentencePiece, nothing in front"]
     before = vocabulary.segment("x = a").ids.tolist()
     for string in ("▁the", "s", "<0x0A>"):
-        assert decoding_check.is_spelled(vocabulary, before, vocabulary.token_strings.index(string))
-    assert decoding_check.is_spelled(vocabulary, before, vocabulary.token_strings.index("<0xC3>")) is None
+        assert decoding_check.decodes_to_its_bytes(vocabulary, before, vocabulary.token_strings.index(string))
+    assert decoding_check.decodes_to_its_bytes(vocabulary, before, vocabulary.token_strings.index("<0xC3>")) is None
     token = vocabulary.token_strings.index("▁the")
     wrong = Vocabulary(Tokenizer.from_str(vocabulary._tokenizer.to_str()), vocabulary.size)
     wrong.token_bytes[token] = "▁the".encode()
-    assert decoding_check.is_spelled(wrong, before, token) is False
+    assert decoding_check.decodes_to_its_bytes(wrong, before, token) is False
 
 
 def test_candidates_of_a_tokenizer_without_a_decoder_are_no_wrong_map(vocabularies):
@@ -165,7 +165,7 @@ def test_candidates_of_a_tokenizer_without_a_decoder_are_no_wrong_map(vocabulari
     vocabulary = Vocabulary(Tokenizer.from_str(json.dumps(description)), whole.size)
     assert vocabulary.token_bytes == whole.token_bytes
     before = vocabulary.segment("x = a").ids.tolist()
-    assert decoding_check.is_spelled(vocabulary, before, vocabulary.token_strings.index("Ġthe"))
+    assert decoding_check.decodes_to_its_bytes(vocabulary, before, vocabulary.token_strings.index("Ġthe"))
 
 
 # ---- a SentencePiece file beside tokenizer.json

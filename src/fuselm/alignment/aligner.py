@@ -118,7 +118,7 @@ class Aligner:
 
     @functools.cached_property
     def spelling(self) -> spelling.Spelling:
-        return spelling.spell(self.source, self.target)
+        return spelling.spell_vocabulary(self.source, self.target)
 
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
         """Return a map of source ids to target ids, which is built at its first use."""
@@ -150,67 +150,73 @@ def align_store(
                     yield result
 
     counts = write_parts(out, aligned())
-    fidelity = {domain: sums.summary() for domain, sums in sorted(measured.items())}
+    fidelity = {domain: sums.summarize() for domain, sums in sorted(measured.items())}
     return {**counts, "fidelity": fidelity, "vocabulary_size": aligner.target.size}
 
 
-def follow(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+def align_span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Align by `span`: every target position gets a row, by the bytes of the text."""
-    return span.follow(aligner.source, aligner.target, aligner.spelling, trace, target, data, aligner.top_k)[0]
+    return span.follow_text(aligner.source, aligner.target, aligner.spelling, trace, target, data, aligner.top_k)[0]
 
 
-def exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+def align_exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Use a target position only where source and target have the same token, by its bytes; map entries likewise."""
-    source_tokens = zip(trace.starts, _spelled(aligner.source, trace.tokens), strict=True)
+    source_tokens = zip(trace.starts, _list_token_bytes(aligner.source, trace.tokens), strict=True)
     source_row = {(int(a), t): j for j, (a, t) in enumerate(source_tokens)}
     pairs = [
         (i, source_row[int(b), t])
-        for i, (b, t) in enumerate(zip(target.starts, _spelled(aligner.target, target.ids), strict=True))
+        for i, (b, t) in enumerate(zip(target.starts, _list_token_bytes(aligner.target, target.ids), strict=True))
         if t is not None and (int(b), t) in source_row
     ]
-    equal = aligner.map_once("exact", lambda: _equal_tokens(aligner.source, aligner.target))
-    return _mapped(aligner, trace, target, data, np.array(pairs, np.int64).reshape(-1, 2), equal)
+    equal = aligner.map_once("exact", lambda: _map_equal_tokens(aligner.source, aligner.target))
+    return _map_pairs(aligner, trace, target, data, np.array(pairs, np.int64).reshape(-1, 2), equal)
 
 
-def paper(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+def align_mined(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Align by MinED: use one-to-one pairs of positions where the source's gold token maps to the target's."""
-    nearest = aligner.map_once("mined", lambda: maps.nearest_map(aligner.source, aligner.target))
-    return _paired(aligner, trace, target, data, nearest)
+    nearest = aligner.map_once("mined", lambda: maps.build_nearest_map(aligner.source, aligner.target))
+    return _align_by_pairs(aligner, trace, target, data, nearest)
 
 
-def cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Align as `paper` does, but break ties of edit distance by the company of tokens in the aligner's texts."""
-    ids = aligner.map_once("cooccurrence", lambda: maps.cooccurrence_map(aligner.source, aligner.target, aligner.texts))
-    return _paired(aligner, trace, target, data, ids)
+def align_cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+    """Align as `align_mined` does, but break ties of edit distance by the company of tokens in the aligner's texts."""
+    ids = aligner.map_once(
+        "cooccurrence", lambda: maps.build_cooccurrence_map(aligner.source, aligner.target, aligner.texts)
+    )
+    return _align_by_pairs(aligner, trace, target, data, ids)
 
 
-def statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Align as `paper` does, but with the map that the pairs of positions in the aligner's texts suggest (FuseChat)."""
-    ids = aligner.map_once("statistics", lambda: maps.statistics_map(aligner.source, aligner.target, aligner.texts))
-    return _paired(aligner, trace, target, data, ids)
+def align_statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+    """Align as `align_mined` does, but with the map that pairs of positions in its texts suggest (FuseChat)."""
+    ids = aligner.map_once(
+        "statistics", lambda: maps.build_statistics_map(aligner.source, aligner.target, aligner.texts)
+    )
+    return _align_by_pairs(aligner, trace, target, data, ids)
 
 
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {
-    "span": follow,
-    "mined": paper,
-    "exact": exact,
-    "cooccurrence": cooccurrence,
-    "statistics": statistics,
+    "span": align_span,
+    "mined": align_mined,
+    "exact": align_exact,
+    "cooccurrence": align_cooccurrence,
+    "statistics": align_statistics,
 }
 
 
-def _paired(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes, ids: Int[ndarray, "v"]) -> Distributions:
+def _align_by_pairs(
+    aligner: Aligner, trace: Trace, target: Segmentation, data: bytes, ids: Int[ndarray, "v"]
+) -> Distributions:
     """Use one-to-one pairs of positions whose gold tokens map to each other, by a map of ids."""
     path = mined.pair_positions(
-        mined.unmarked(aligner.source, trace.tokens), mined.unmarked(aligner.target, target.ids)
+        mined.strip_word_marks(aligner.source, trace.tokens), mined.strip_word_marks(aligner.target, target.ids)
     )
     sources, targets = path[:, 0], path[:, 1]
     once = (np.bincount(sources, minlength=1)[sources] == 1) & (np.bincount(targets, minlength=1)[targets] == 1)
     meets = ids[trace.tokens[sources]] == target.ids[targets]
-    return _mapped(aligner, trace, target, data, path[once & meets][:, ::-1], ids)
+    return _map_pairs(aligner, trace, target, data, path[once & meets][:, ::-1], ids)
 
 
-def _mapped(
+def _map_pairs(
     aligner: Aligner,
     trace: Trace,
     target: Segmentation,
@@ -224,8 +230,8 @@ def _mapped(
     """
     spelled = find_spelled(aligner.source.spell(trace.tokens.tolist()), trace.starts, data)
     pairs = pairs[target.spelled[pairs[:, 0]] & spelled[pairs[:, 1]]]
-    d = _with_gold_entries(trace).distributions
-    entries, owner = _entries_of(d, pairs[:, 1])
+    d = _add_gold_entries(trace).distributions
+    entries, owner = _find_entries(d, pairs[:, 1])
     is_gold = d.ids[entries] == trace.tokens[pairs[owner, 1]]
     mapped = np.where(is_gold, target.ids[pairs[owner, 0]], ids[d.ids[entries]])
     found = mapped != UNMAPPED
@@ -241,7 +247,7 @@ def _mapped(
     )
 
 
-def _entries_of(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[ndarray, "e"], Int[ndarray, "e"]]:
+def _find_entries(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[ndarray, "e"], Int[ndarray, "e"]]:
     """Return the indices of all entries of the given rows, and for each entry the row that it belongs to."""
     counts = d.counts[rows]
     owner = np.repeat(np.arange(len(rows)), counts)
@@ -249,7 +255,7 @@ def _entries_of(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[ndarr
     return d.offsets[rows][owner] + within, owner
 
 
-def _with_gold_entries(trace: Trace) -> Trace:
+def _add_gold_entries(trace: Trace) -> Trace:
     """Return the trace with its gold tokens among the entries; the mass of one that was not there leaves the tail."""
     d = trace.distributions
     has_gold = np.zeros(len(d), bool)
@@ -270,9 +276,9 @@ def _with_gold_entries(trace: Trace) -> Trace:
     )
 
 
-def _equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
+def _map_equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
     return np.array([target.id_by_bytes.get(s, UNMAPPED) if s else UNMAPPED for s in source.token_bytes], np.int64)
 
 
-def _spelled(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[bytes | None]:
+def _list_token_bytes(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[bytes | None]:
     return [vocabulary.token_bytes[i] for i in ids]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm.alignment import continuation, span_losses
-from fuselm.alignment.continuation import Places
+from fuselm.alignment.continuation import RowStarts
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
@@ -34,7 +34,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class ConditionalCounts:
     """Hold one text's tokens by cell: a relation and a kind, or beyond the kept ids."""
 
     domain: str
@@ -42,15 +42,15 @@ class Counts:
     observed: Int[ndarray, "cells"]  # the tokens that came
 
 
-class Counter:
+class ConditionalCounter:
     """Count texts of one source in the tokens of one target."""
 
     def __init__(self, source: Vocabulary, target: Vocabulary):
         self._source, self._target = source, target
-        self._kinds = np.array([_kind(b) for b in target.token_bytes])
+        self._kinds = np.array([_classify_token(b) for b in target.token_bytes])
         self._lengths = np.diff(source.packed_bytes[0])
 
-    def count(self, trace: Trace, aligned: Trace, text: str, *, domain: str, begin: int = 0) -> Counts:
+    def count(self, trace: Trace, aligned: Trace, text: str, *, domain: str, begin: int = 0) -> ConditionalCounts:
         """Count the tokens that begin at byte `begin` or later, but for the last ones.
 
         `trace` has the source's rows and `aligned` the rows that are judged.
@@ -58,9 +58,9 @@ class Counter:
         d, starts = aligned.distributions, aligned.starts
         ends = np.append(starts[1:], aligned.size)[: len(starts)]
         chosen = np.flatnonzero((starts >= begin) & (ends <= aligned.size - LAST) & (ends > starts) & d.informed)
-        known = _kept(trace, starts[chosen], ends[chosen])
-        rows = _with_gold(d, aligned.tokens, chosen)
-        cells = self._cells(rows, starts[chosen], text.encode())
+        known = _find_kept_tokens(trace, starts[chosen], ends[chosen])
+        rows = _append_gold(d, aligned.tokens, chosen)
+        cells = self._find_cells(rows, starts[chosen], text.encode())
         owner = np.repeat(np.arange(len(chosen)), rows.counts)
         masses = np.exp(rows.logprobs.astype(np.float64))
         is_gold = np.zeros(len(masses), bool)
@@ -70,14 +70,14 @@ class Counter:
         predicted = np.bincount(cells, weights=masses, minlength=CELLS).astype(np.float64)  # of no tokens: integers
         predicted[-1] += len(chosen) - masses.sum()
         observed = np.bincount(np.where(known, cells[is_gold], CELLS - 1), minlength=CELLS)
-        return Counts(domain=domain, predicted=predicted, observed=observed)
+        return ConditionalCounts(domain=domain, predicted=predicted, observed=observed)
 
-    def _cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
-        within = np.array([_typed(data, start) for start in starts.tolist()], np.int64)
+    def _find_cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
+        within = np.array([_count_typed_bytes(data, start) for start in starts.tolist()], np.int64)
         stream = np.frombuffer(b" " + data, np.uint8)
-        at = Places(stream, starts.astype(np.int64) + 1, within + (within == 0), 0)
+        at = RowStarts(stream, starts.astype(np.int64) + 1, within + (within == 0), 0)
         # with nothing typed in front, a space stands for it: then the row's split is that of the bytes alone
-        split = continuation.go_on(self._target, self._source, rows, at)
+        split = continuation.spell_continuations(self._target, self._source, rows, at)
         entry = np.repeat(np.arange(len(split.offsets) - 1), np.diff(split.offsets))
         ends = np.cumsum(self._lengths[np.maximum(split.tokens, 0)])
         ends -= np.append(0, ends)[split.offsets[entry]]
@@ -88,7 +88,9 @@ class Counter:
         return relation * len(KINDS) + self._kinds[rows.ids]
 
 
-def _kept(trace: Trace, starts: Int[ndarray, "tokens"], ends: Int[ndarray, "tokens"]) -> Bool[ndarray, "tokens"]:
+def _find_kept_tokens(
+    trace: Trace, starts: Int[ndarray, "tokens"], ends: Int[ndarray, "tokens"]
+) -> Bool[ndarray, "tokens"]:
     """Tell of each target token whether the source kept all the tokens that spell it."""
     d = trace.distributions
     kept = np.zeros(len(d), bool)
@@ -99,7 +101,7 @@ def _kept(trace: Trace, starts: Int[ndarray, "tokens"], ends: Int[ndarray, "toke
     return missing[last] == missing[first.clip(0)]
 
 
-def _with_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[ndarray, "rows"]) -> Distributions:
+def _append_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[ndarray, "rows"]) -> Distributions:
     """Return some rows, each with the token that came as one more entry at its end."""
     counts = d.counts[chosen]
     offsets = np.append(0, np.cumsum(counts + 1)).astype(np.int64)
@@ -116,7 +118,7 @@ def _with_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[nda
     )
 
 
-def _typed(data: bytes, end: int) -> int:
+def _count_typed_bytes(data: bytes, end: int) -> int:
     """Return how many bytes before `end` belong to the word that is being typed, with the white space before it."""
     begin, least = end, max(end - TYPED, 0)
     while begin > least and not data[begin - 1 : begin].isspace():
@@ -126,17 +128,17 @@ def _typed(data: bytes, end: int) -> int:
     return end - begin
 
 
-def _kind(string: bytes | None) -> int:
+def _classify_token(string: bytes | None) -> int:
     try:
         text = (string or b"").decode()
     except UnicodeDecodeError:
         return KINDS.index(PARTS)
-    kinds = [span_losses.category(c) for c in text]
+    kinds = [span_losses.classify_character(c) for c in text]
     others = [k for k in kinds if k != span_losses.WHITE_SPACE] or kinds or [KINDS.index("other")]
     return max(others, key=others.count)
 
 
-def summarise(texts: Sequence[Counts]) -> dict:
+def summarize_conditionals(texts: Sequence[ConditionalCounts]) -> dict:
     """Return `conditional_fidelity` and, by class, tokens and the mass that rows give them over that, with an interval.
 
     Classes are relations, kinds, and the relations of each domain, of which some token came. `mass` and `came` are
@@ -146,8 +148,8 @@ def summarise(texts: Sequence[Counts]) -> dict:
     inverse where the mass is too much, at the end of its interval that is nearest to 1; 1 if every interval has 1 in
     it. None where no class has as many tokens.
     """
-    classes = {name: row for name, row in _classes(texts).items() if row["tokens"]}
-    judged = {name: _certain(row) for name, row in classes.items() if row["tokens"] >= LEAST}
+    classes = {name: row for name, row in _compare_classes(texts).items() if row["tokens"]}
+    judged = {name: _bound_ratio(row) for name, row in classes.items() if row["tokens"] >= LEAST}
     worst = min(judged, key=lambda name: judged[name], default=None)
     return {
         "conditional_fidelity": judged.get(worst),
@@ -158,21 +160,21 @@ def summarise(texts: Sequence[Counts]) -> dict:
     }
 
 
-def _classes(texts: Sequence[Counts]) -> dict[str, dict[str, int | float | list[float]]]:
+def _compare_classes(texts: Sequence[ConditionalCounts]) -> dict[str, dict[str, int | float | list[float]]]:
     predicted, observed = (np.array([getattr(t, name) for t in texts]) for name in ("predicted", "observed"))
     cells, everything = np.arange(CELLS), np.ones(len(texts), bool)
     relations = {name: cells[:-1] // len(KINDS) == n for n, name in enumerate(RELATIONS)}
     kinds = {name: cells[:-1] % len(KINDS) == n for n, name in enumerate(KINDS)}
     named = {name: np.append(of, False) for name, of in (relations | kinds).items()} | {BEYOND: cells == CELLS - 1}
     domains = np.array([text.domain for text in texts])
-    result = {name: _ratio(predicted, observed, everything, of) for name, of in named.items()}
+    result = {name: _compare(predicted, observed, everything, of) for name, of in named.items()}
     for domain in sorted(set(domains)):
         for name in RELATIONS:
-            result[f"{domain}: {name}"] = _ratio(predicted, observed, domains == domain, named[name])
+            result[f"{domain}: {name}"] = _compare(predicted, observed, domains == domain, named[name])
     return result
 
 
-def _ratio(
+def _compare(
     predicted: Float[ndarray, "texts cells"],
     observed: Int[ndarray, "texts cells"],
     texts: Bool[ndarray, "texts"],
@@ -193,7 +195,7 @@ def _ratio(
     }
 
 
-def _certain(row: Mapping) -> float:
+def _bound_ratio(row: Mapping) -> float:
     """Return how far a ratio is off, below 1, at the end of its interval that is nearest to 1."""
     low, high = row["interval"]
     return high if high < 1 else 1 / low if low > 1 else 1.0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from fuselm.alignment.spelling import flat
+from fuselm.alignment.spelling import join_sequences
 from fuselm.models import bpe
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
@@ -17,7 +17,7 @@ from fuselm.system import doors
 from fuselm.system.compiling import compiled
 
 
-class Places(NamedTuple):
+class RowStarts(NamedTuple):
     """Hold where a source's rows begin in a stream of bytes: a text behind one space, which a tokenizer may put there.
 
     `within` says how many bytes of the target token that a row begins in lie before it. `hidden` says how many bytes of
@@ -30,7 +30,7 @@ class Places(NamedTuple):
     hidden: int
 
 
-class Continued(NamedTuple):
+class Continuations(NamedTuple):
     """Hold the target's tokens for the entries of rows that begin inside a target token, and for the bytes before them.
 
     Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`, `base` being -1 for all other rows.
@@ -41,18 +41,18 @@ class Continued(NamedTuple):
     tokens: Int[ndarray, "_"]
 
 
-def places(
+def find_row_starts(
     stream: UInt8[ndarray, "bytes"], begins: Int[ndarray, "rows"], target_begins: Int[ndarray, "edges"]
-) -> Places:
+) -> RowStarts:
     """Find where rows begin in the target's tokens; `target_begins` ends with the end of the stream."""
     if not len(begins) or len(target_begins) == 1:
-        return Places(stream, begins, np.zeros(len(begins), np.int64), 0)
+        return RowStarts(stream, begins, np.zeros(len(begins), np.int64), 0)
     within = begins - target_begins[:-1][np.searchsorted(target_begins[:-1], begins, side="right").clip(1) - 1]
     within[0] = max(begins[0] - target_begins[0], 0)
-    return Places(stream, begins, within, int(max(target_begins[0] - begins[0], 0)))
+    return RowStarts(stream, begins, within, int(max(target_begins[0] - begins[0], 0)))
 
 
-def go_on(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
+def spell_continuations(source: Vocabulary, target: Vocabulary, rows: Distributions, at: RowStarts) -> Continuations:
     """Spell in the target's tokens the entries of `rows` that begin, `at` these places, inside a target token."""
     doors.require_within("an id", rows.ids, source.size)
     doors.require_offsets("rows", rows.offsets, len(rows.ids))
@@ -62,11 +62,11 @@ def go_on(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Place
     doors.require_within("the bytes of a token before a row", at.within, len(at.stream) + 1)
     doors.require_within("the hidden bytes", np.array([at.hidden]), len(at.stream) + 1)
     if target.merges is None:
-        return _by_tokenizer(source, target, rows, at)
-    return Continued(*_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))
+        return _spell_by_tokenizer(source, target, rows, at)
+    return Continuations(*_spell_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))
 
 
-def _by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, at: Places) -> Continued:
+def _spell_by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, at: RowStarts) -> Continuations:
     base = np.full(len(at.begins), -1, np.int64)
     strings: list[bytes] = []
     inside = (at.within > 0) | ((np.arange(len(at.begins)) == 0) & (at.hidden > 0))
@@ -77,12 +77,12 @@ def _by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, a
         for token in rows.row(row)[0]:
             string = source.token_bytes[token] or b""
             strings.append(before + string[len(unseen) :] if string and string.startswith(unseen) else b"")
-    return Continued(base, *flat(target.encode_bytes(strings)))
+    return Continuations(base, *join_sequences(target.encode_bytes(strings)))
 
 
 @compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _by_merges(
+def _spell_by_merges(
     merges: bpe.Merges,
     stream: ndarray,
     begins: ndarray,
@@ -118,7 +118,7 @@ def _by_merges(
                     string[before + k - unseen] = source_bytes[own + k]
                 count = bpe.encode(merges, string[: before + length - unseen], spelled, ranked)
                 if filled + count > len(tokens):
-                    tokens = grown(tokens, 2 * len(tokens) + count)
+                    tokens = lengthen(tokens, 2 * len(tokens) + count)
                 for k in range(count):
                     tokens[filled + k] = spelled[k]
                 filled += count
@@ -128,7 +128,7 @@ def _by_merges(
 
 @compiled(nogil=True)
 @no_type_check
-def grown(array: ndarray, length: int) -> ndarray:
+def lengthen(array: ndarray, length: int) -> ndarray:
     """Return a longer array that begins with the same items."""
     result = np.empty(length, array.dtype)
     result[: len(array)] = array

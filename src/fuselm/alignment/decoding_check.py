@@ -19,7 +19,7 @@ BEFORE = 16  # tokens that are decoded before a candidate
 
 
 @dataclass(slots=True, kw_only=True)
-class Candidates:
+class DecodingCheck:
     """Probability of candidates that were tried, and of those whose bytes are right."""
 
     rows: int = 0
@@ -35,7 +35,9 @@ class Candidates:
             order = np.argsort(-logprobs, kind="stable")
             others = [e for e in order.tolist() if ids[e] != trace.tokens[row] and vocabulary.token_bytes[ids[e]]]
             for e in others[:CANDIDATES]:
-                outcome = is_spelled(vocabulary, trace.tokens[max(row - BEFORE, 0) : row].tolist(), int(ids[e]))
+                outcome = decodes_to_its_bytes(
+                    vocabulary, trace.tokens[max(row - BEFORE, 0) : row].tolist(), int(ids[e])
+                )
                 if outcome is not None:
                     mass = float(np.exp(logprobs[e]))
                     self.tried += mass
@@ -46,7 +48,7 @@ class Candidates:
         return self.right / self.tried if self.tried else 1.0
 
 
-def is_spelled(vocabulary: Vocabulary, before: list[int], token: int) -> bool | None:
+def decodes_to_its_bytes(vocabulary: Vocabulary, before: list[int], token: int) -> bool | None:
     """Tell whether tokens decode to what their bytes say, and that is tokenized to the bytes of `token` again.
 
     A space that the tokenizer puts at either end may be there or not. None where nothing can be said: a token before

@@ -2,8 +2,8 @@
 
 Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
 1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
-paper's fallback there is one-hot on the gold token. So `verdict` goes by the share of the source's bits that lie in
-spans with information, and by the fidelity within those (span_losses.py). And it says nothing of the tokens that did
+paper's fallback there is one-hot on the gold token. So `judge_fidelity` goes by the share of the source's bits that lie
+in spans with information, and by the fidelity within those (span_losses.py). It says nothing about the tokens that did
 not come: conditionals.py does.
 """
 
@@ -43,7 +43,7 @@ class Fidelity:
         self.informed += int(d.informed.sum())
         self.tail += float(d.tail[d.informed].astype(np.float64).sum())
 
-    def summary(self) -> dict[str, float]:
+    def summarize(self) -> dict[str, float]:
         """Return the numbers of these documents.
 
         `mass_lost` is the mean mass that reached no target id, in positions with source information; `unspelled` the
@@ -60,7 +60,7 @@ class Fidelity:
         }
 
 
-def verdict(
+def judge_fidelity(
     own_bits_informed: float, fidelity: float, candidates_spelled: float = 1.0, conditional: float | None = None
 ) -> str:
     """Return the first of `VERDICTS` whose bounds hold.

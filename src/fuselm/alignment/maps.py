@@ -16,7 +16,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from fuselm.alignment import mined
-from fuselm.alignment.nearest import nearest_tokens, tied_tokens
+from fuselm.alignment.nearest import find_nearest_tokens, find_tied_tokens
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 from fuselm.system import atomic_files, doors, fingerprints
 from fuselm.system.compiling import compiled
@@ -27,60 +27,68 @@ HELD = 1 << 22  # pairs that are held before they are counted
 CHUNK = 4096  # tokens whose ties are held at a time
 
 
-def nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
+def build_nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
     """Map each token to the one at least edit distance, the lowest of several; keep the map on disk.
 
     This is MinED (Wan et al. 2024, section 3.2). Strings are compared with the source's word mark replaced by the
     target's. A kept map that is missing or damaged is made again.
     """
     path = fingerprints.cache() / "maps" / f"{_fingerprint(source)}-{_fingerprint(target)}-{FORMAT}"
-    if (ids := _kept(path, source.size)) is None:
-        strings = _strings_for(source, target)
+    if (ids := _read_kept_map(path, source.size)) is None:
+        strings = _mark_as_target(source, target)
         tokens = [i for i, string in enumerate(source.token_strings) if string is not None]
         ids = np.full(source.size, UNMAPPED, np.int64)
-        ids[tokens] = nearest_tokens([strings[i] for i in tokens], target.token_strings)
-        ids = _of_text(ids, target)
-        _keep(path, ids)
+        ids[tokens] = find_nearest_tokens([strings[i] for i in tokens], target.token_strings)
+        ids = _drop_textless(ids, target)
+        _keep_map(path, ids)
     return ids
 
 
-def cooccurrence_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
+def build_cooccurrence_map(
+    source: Vocabulary, target: Vocabulary, texts: Iterable[str]
+) -> Int[ndarray, "source_vocabulary"]:
     """Map each token to that of most similar company among those at least edit distance; the lowest of several.
 
     A token's company is the target's tokens around it, whichever vocabulary the token itself is from: the WINDOW last
     ones that end where it begins or before, and the WINDOW first ones that begin where it ends or after. Similarity is
     the cosine of counts. A token that is not in the texts has no company, and is similar to none.
     """
-    ids = nearest_map(source, target)
-    strings = _strings_for(source, target)
+    ids = build_nearest_map(source, target)
+    strings = _mark_as_target(source, target)
     pairs = [(source.segment(text), target.segment(text)) for text in texts]
-    of_source = _rows(*_count((_company(s, t) for s, t in pairs), target.size), source.size)
-    of_target = _rows(*_count((_company(t, t) for _, t in pairs), target.size), target.size)
+    of_source = _build_sparse_matrix(
+        *_count_pairs((_pair_with_neighbors(s, t) for s, t in pairs), target.size), source.size
+    )
+    of_target = _build_sparse_matrix(
+        *_count_pairs((_pair_with_neighbors(t, t) for _, t in pairs), target.size), target.size
+    )
     seen = np.flatnonzero(np.diff(of_source[0]))
     for begin in range(0, len(seen), CHUNK):
         tokens = seen[begin : begin + CHUNK]
-        ties = tied_tokens([strings[i] for i in tokens], target.token_strings)
+        ties = find_tied_tokens([strings[i] for i in tokens], target.token_strings)
         doors.require_within("a tied token", np.concatenate(ties), target.size)
         ends = np.cumsum([len(tied) for tied in ties])
-        ids[tokens] = _most_alike(tokens, np.concatenate(ties), ends, of_source, of_target)
-    return _of_text(ids, target)
+        ids[tokens] = _choose_most_similar(tokens, np.concatenate(ties), ends, of_source, of_target)
+    return _drop_textless(ids, target)
 
 
-def statistics_map(source: Vocabulary, target: Vocabulary, texts: Iterable[str]) -> Int[ndarray, "source_vocabulary"]:
+def build_statistics_map(
+    source: Vocabulary, target: Vocabulary, texts: Iterable[str]
+) -> Int[ndarray, "source_vocabulary"]:
     """Map each token to the one that the texts most often pair with it by position; the lowest of several.
 
     This is FuseChat's map (Wan et al. 2024, arXiv 2408.07990). A token that is not in the texts goes to the one at
     least edit distance.
     """
-    ids = nearest_map(source, target)
-    sources, targets, counts = _count((_paired(source, target, text) for text in texts), target.size)
+    ids = build_nearest_map(source, target)
+    sources, targets, counts = _count_pairs((_pair_by_position(source, target, text) for text in texts), target.size)
     order = np.lexsort((targets, -counts, sources))
     seen, first = np.unique(sources[order], return_index=True)
     ids[seen] = targets[order[first]]
-    return _of_text(ids, target)
+    return _drop_textless(ids, target)
 
 
-def _strings_for(source: Vocabulary, target: Vocabulary) -> list[str]:
+def _mark_as_target(source: Vocabulary, target: Vocabulary) -> list[str]:
     """Return the source's token strings as the target would mark them."""
     strings = [string or "" for string in source.token_strings]
     if not source.word_mark:
@@ -88,12 +96,14 @@ def _strings_for(source: Vocabulary, target: Vocabulary) -> list[str]:
     return [string.replace(source.word_mark, target.word_mark) for string in strings]
 
 
-def _of_text(ids: Int[ndarray, "source_vocabulary"], target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
+def _drop_textless(ids: Int[ndarray, "source_vocabulary"], target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
     is_text = np.array([spelled is not None for spelled in target.token_bytes])
     return np.where((ids != UNMAPPED) & is_text[ids], ids, UNMAPPED)
 
 
-def _company(tokens: Segmentation, target: Segmentation) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
+def _pair_with_neighbors(
+    tokens: Segmentation, target: Segmentation
+) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
     """Pair each token with the target tokens around it."""
     before = np.searchsorted(target.ends, tokens.starts, side="right")[:, None]
     after = np.searchsorted(target.starts, tokens.ends, side="left")[:, None]
@@ -104,26 +114,28 @@ def _company(tokens: Segmentation, target: Segmentation) -> tuple[Int[ndarray, "
     return owners[there], target.ids[places[there]]
 
 
-def _paired(source: Vocabulary, target: Vocabulary, text: str) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
+def _pair_by_position(
+    source: Vocabulary, target: Vocabulary, text: str
+) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
     """Pair source tokens with target tokens as their positions are paired."""
     s, t = source.segment(text).ids, target.segment(text).ids
-    path = mined.pair_positions(mined.unmarked(source, s), mined.unmarked(target, t))
+    path = mined.pair_positions(mined.strip_word_marks(source, s), mined.strip_word_marks(target, t))
     return s[path[:, 0]], t[path[:, 1]]
 
 
-def _count(
+def _count_pairs(
     pairs: Iterable[tuple[Int[ndarray, "_"], Int[ndarray, "_"]]], width: int
 ) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
     """Return the different pairs, in order, and their counts; the second of a pair is below `width`."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for batch in _batches((first.astype(np.int64) * width + second for first, second in pairs), HELD):
+    for batch in _join_into_batches((first.astype(np.int64) * width + second for first, second in pairs), HELD):
         new, times = np.unique(batch, return_counts=True)
         keys, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
     return keys // width, keys % width, counts
 
 
-def _batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[ndarray, "_"]]:
+def _join_into_batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[ndarray, "_"]]:
     """Join arrays until they have at least `least` numbers."""
     held: list[ndarray] = []
     for array in arrays:
@@ -135,14 +147,16 @@ def _batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[nd
         yield np.concatenate(held)
 
 
-def _rows(rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarray, "e"], size: int) -> tuple:
+def _build_sparse_matrix(
+    rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarray, "e"], size: int
+) -> tuple:
     """Build a sparse matrix: where each of `size` rows begins, columns and counts."""
     return np.searchsorted(rows, np.arange(size + 1)), columns, counts
 
 
 @compiled()
 @no_type_check  # numba can't cache a function that a type checker wraps
-def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
+def _choose_most_similar(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
     """Choose the first of each token's ties whose row in `of_target` is most similar to its row in `of_source`.
 
     Similarity is the cosine.
@@ -169,12 +183,12 @@ def _most_alike(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple,
 
 
 def _fingerprint(vocabulary: Vocabulary) -> str:
-    """Fingerprint everything that `nearest_map` looks at."""
+    """Fingerprint everything that `build_nearest_map` looks at."""
     is_text = [spelled is not None for spelled in vocabulary.token_bytes]
     return fingerprints.digest([json.dumps([vocabulary.token_strings, is_text, vocabulary.word_mark])])
 
 
-def _kept(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
+def _read_kept_map(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
     """Read the map in a file (its SHA-256, then its ids); return None unless it is whole."""
     try:
         data = path.read_bytes()
@@ -186,7 +200,7 @@ def _kept(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
     return np.frombuffer(ids, "<i4").astype(np.int64)
 
 
-def _keep(path: Path, ids: Int[ndarray, "source_vocabulary"]) -> None:
+def _keep_map(path: Path, ids: Int[ndarray, "source_vocabulary"]) -> None:
     """Write the map to a file; where the folder can't be written to, the map is made again each time."""
     data = ids.astype("<i4").tobytes()
     with contextlib.suppress(OSError):

@@ -32,16 +32,18 @@ def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block:
     dtype = np.uint8 if longest < 256 else np.uint32  # a distance is at most the longer length
     costs = cdist(source_strings, target_strings, scorer=Levenshtein.distance, dtype=dtype)
     rows = max(block // len(target_tokens), 1)
-    return _cheapest_path(costs, _places(source_tokens, source_strings), _places(target_tokens, target_strings), rows)
+    return _cheapest_path(
+        costs, _find_indices(source_tokens, source_strings), _find_indices(target_tokens, target_strings), rows
+    )
 
 
-def unmarked(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[str]:
+def strip_word_marks(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[str]:
     """Return token strings without word-boundary marks."""
     strings = [vocabulary.token_strings[i] or "" for i in ids]
     return [string.replace(vocabulary.word_mark, "") for string in strings] if vocabulary.word_mark else strings
 
 
-def _places(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
+def _find_indices(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
     place = {string: i for i, string in enumerate(strings)}
     return np.array([place[token] for token in tokens])
 

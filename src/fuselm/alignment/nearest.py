@@ -24,7 +24,7 @@ FAR = 1 << 30  # above any distance
 OWN, SHARED, REPEATED = 64, 32, 32  # bits: for the most frequent characters, for the others, for those that come again
 
 
-def nearest_tokens(strings: list[str], vocabulary: list[str | None]) -> Int[ndarray, "strings"]:
+def find_nearest_tokens(strings: list[str], vocabulary: list[str | None]) -> Int[ndarray, "strings"]:
     """Find for each string the id of the vocabulary's token at least edit distance, the lowest of several.
 
     A None in the vocabulary is no token.
@@ -32,7 +32,7 @@ def nearest_tokens(strings: list[str], vocabulary: list[str | None]) -> Int[ndar
     return np.array([ids[0] for ids in _search(strings, vocabulary, every=False)], np.int64)
 
 
-def tied_tokens(strings: list[str], vocabulary: list[str | None]) -> list[Int[ndarray, "ties"]]:
+def find_tied_tokens(strings: list[str], vocabulary: list[str | None]) -> list[Int[ndarray, "ties"]]:
     """Find for each string the ids of all tokens of the vocabulary at least edit distance, increasing."""
     return [np.sort(ids) for ids in _search(strings, vocabulary, every=True)]
 

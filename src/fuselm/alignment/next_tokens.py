@@ -9,7 +9,7 @@ from numpy import ndarray
 from fuselm.system.compiling import compiled
 
 
-class Ballot(NamedTuple):
+class NextTokens(NamedTuple):
     """Hold the target ids that may come next, with their masses; the first is the one that comes."""
 
     ids: Int[ndarray, "candidates"]
@@ -21,32 +21,32 @@ class Ballot(NamedTuple):
 
 @compiled(nogil=True)
 @no_type_check
-def new_ballot(most: int) -> Ballot:
-    """Make an empty ballot for as many candidates."""
+def new_next_tokens(most: int) -> NextTokens:
+    """Return an empty table with room for `most` candidates."""
     slots = 64
     while slots < 2 * most:
         slots *= 2
     ids, kept, order = np.empty(most + 1, np.int32), np.empty(most + 1, np.int32), np.empty(most + 1, np.int32)
-    return Ballot(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
+    return NextTokens(ids, np.empty(most + 1), kept, order, np.full(slots, -1, np.int32))
 
 
 @compiled(nogil=True)
 @no_type_check
-def slot_of(ballot: Ballot, token: int) -> int:
+def find_slot(table: NextTokens, token: int) -> int:
     """Return the slot of a token, or the free one where it would be."""
-    slot = (token * 0x9E3779B1 >> 7) & (len(ballot.slots) - 1)
-    while ballot.slots[slot] >= 0 and ballot.ids[ballot.slots[slot]] != token:
-        slot = (slot + 1) & (len(ballot.slots) - 1)
+    slot = (token * 0x9E3779B1 >> 7) & (len(table.slots) - 1)
+    while table.slots[slot] >= 0 and table.ids[table.slots[slot]] != token:
+        slot = (slot + 1) & (len(table.slots) - 1)
     return slot
 
 
 @compiled(nogil=True)
 @no_type_check
-def sort_ballot(ballot: Ballot, candidates: int) -> None:
+def sort_by_mass(table: NextTokens, candidates: int) -> None:
     """Order the candidates by mass, the largest first: by insertion, for entries come sorted and few of them meet."""
     for c in range(candidates):
         i = c
-        while i > 0 and ballot.masses[ballot.order[i - 1]] < ballot.masses[c]:
-            ballot.order[i] = ballot.order[i - 1]
+        while i > 0 and table.masses[table.order[i - 1]] < table.masses[c]:
+            table.order[i] = table.order[i - 1]
             i -= 1
-        ballot.order[i] = c
+        table.order[i] = c

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
 from fuselm.alignment import continuation
-from fuselm.alignment.continuation import Continued, grown
-from fuselm.alignment.next_tokens import Ballot, new_ballot, slot_of, sort_ballot
-from fuselm.alignment.spelling import Spelling, child
+from fuselm.alignment.continuation import Continuations, lengthen
+from fuselm.alignment.next_tokens import NextTokens, find_slot, new_next_tokens, sort_by_mass
+from fuselm.alignment.spelling import Spelling, find_child
 from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
 from fuselm.models.segmentation import Segmentation, find_spelled
 from fuselm.models.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ from fuselm.system.compiling import compiled
 
 CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
 # An entry that has left the gold path. Its target tokens still to come are steps of the spelling, or, of a row that
-# begins inside a target token, tokens of the continuation; `token` is the next, `candidate` its place on the ballot.
+# begins inside a target token, tokens of the continuation; `token` is the next, `candidate` its place in the table.
 ENTRY = np.dtype(
     [("mass", "f8"), ("at", "i4"), ("stop", "i4"), ("token", "i4"), ("candidate", "i4"), ("continued", "i4")]
 )
@@ -37,7 +37,7 @@ TAIL = np.dtype([("mass", "f8"), ("node", "i4"), ("first", "i4"), ("stop", "i4")
 OPEN_TAILS = 64  # more than these are let go
 
 
-class _Rows(NamedTuple):
+class _SourceRows(NamedTuple):
     """Hold a trace's arrays: one item a row, entries by `offsets`, probabilities instead of their logarithms."""
 
     tokens: Int[ndarray, "rows"]
@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
     tail: Float[ndarray, "rows"]
 
 
-def follow(
+def follow_text(
     source: Vocabulary,
     target: Vocabulary,
     spelling: Spelling,
@@ -109,16 +109,16 @@ def _follow_stretch(
     top_k: int,
 ) -> tuple[Distributions, Float[ndarray, "tokens causes"]]:
     """Follow rows along target tokens that both spell, and begin at the same byte but for a space before the text."""
-    at = continuation.places(stream, begins, target_begins)
+    at = continuation.find_row_starts(stream, begins, target_begins)
     agreeing = 1.0  # share of the first row's ids that agree with the space that is hidden from the target
     if at.hidden:
         agreeing = source.count_continuing(stream[: at.hidden].tobytes()) / max(source.count_with_bytes(), 1)
     offsets, ids, masses, gold, tail, lost = _follow(
-        _Rows(tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
+        _SourceRows(tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
         target_ids,
         target_begins,
         spelling,
-        continuation.go_on(source, target, d, at),
+        continuation.spell_continuations(source, target, d, at),
         agreeing,
         top_k,
     )
@@ -149,11 +149,11 @@ def _log(masses: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
 @compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
 def _follow(
-    rows: _Rows,
+    rows: _SourceRows,
     target_ids: ndarray,
     target_begins: ndarray,
     spelling: Spelling,
-    continued: Continued,
+    continued: Continuations,
     agreeing: float,
     top_k: int,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, ndarray]:
@@ -165,7 +165,7 @@ def _follow(
     path, row = 1.0, 0  # `path`: mass of the gold path; with all that left it and goes on, it sums to 1
     live, moved, entries = np.empty(256, ENTRY), np.empty(257, np.int32), 0
     tails, open_tails = np.empty(OPEN_TAILS, TAIL), 0
-    ballot = new_ballot(256)
+    table = new_next_tokens(256)
     for i in range(count):
         token, end = target_ids[i], target_begins[i + 1]
         offsets[i + 1] = filled
@@ -180,7 +180,8 @@ def _follow(
         while row < len(rows.tokens) and (rows.begins[row] < end or row == 0):
             most = entries + rows.offsets[row + 1] - rows.offsets[row] + 1
             if most > len(live):
-                live, moved, ballot = grown(live, 2 * most), np.empty(2 * most + 1, np.int32), new_ballot(2 * most)
+                live, moved = lengthen(live, 2 * most), np.empty(2 * most + 1, np.int32)
+                table = new_next_tokens(2 * most)
             first = entries
             path, entries, rest, wordless = _leave(rows, row, path, live, entries, spelling, continued, agreeing)
             unspelled += wordless
@@ -192,19 +193,19 @@ def _follow(
                 beyond += rest
             row += 1
 
-        candidates, voteless = _vote(ballot, token, path, live[:entries])
+        candidates, voteless = _vote(table, token, path, live[:entries])
         unspelled += voteless
         still_open = 0
         for t in range(open_tails):
-            kept, kept_beyond = _count_kept(ballot, candidates, token, live[tails[t].first : tails[t].stop])
+            kept, kept_beyond = _count_kept(table, candidates, token, live[tails[t].first : tails[t].stop])
             node, mass = tails[t].node, tails[t].mass
             unkept = spelling.ids_beyond[node] - kept
             if unkept <= 0:
                 beyond += mass
                 continue
             per_id = mass / unkept
-            beyond += mass - _share(ballot, candidates, node, per_id, spelling)
-            node = child(spelling, node, token)
+            beyond += mass - _share(table, candidates, node, per_id, spelling)
+            node = find_child(spelling, node, token)
             mass = per_id * (spelling.ids_beyond[node] - kept_beyond) if node >= 0 else 0.0
             if mass > 0.0:
                 tails[still_open] = tails[t]
@@ -213,19 +214,19 @@ def _follow(
         open_tails = still_open
 
         # the row of target token i
-        here = ballot.masses[0]
-        sort_ballot(ballot, candidates)
+        here = table.masses[0]
+        sort_by_mass(table, candidates)
         if filled + candidates > len(ids):
-            ids, masses = grown(ids, 2 * (filled + candidates)), grown(masses, 2 * (filled + candidates))
+            ids, masses = lengthen(ids, 2 * (filled + candidates)), lengthen(masses, 2 * (filled + candidates))
         total = whole = 0.0
         for rank in range(candidates):
-            mass = ballot.masses[ballot.order[rank]]
+            mass = table.masses[table.order[rank]]
             whole += mass
             if rank < top_k and mass > 0.0:
-                ids[filled], masses[filled] = ballot.ids[ballot.order[rank]], mass
+                ids[filled], masses[filled] = table.ids[table.order[rank]], mass
                 total += mass
                 filled += 1
-        ballot.slots[:] = -1
+        table.slots[:] = -1
         offsets[i + 1] = filled
         gold[i] = here
         tail[i] = min(max(1.0 - total, 0.0), 1.0)
@@ -261,13 +262,13 @@ def _follow(
 @compiled(nogil=True)
 @no_type_check
 def _leave(
-    rows: _Rows,
+    rows: _SourceRows,
     row: int,
     path: float,
     live: ndarray,
     entries: int,
     spelling: Spelling,
-    continued: Continued,
+    continued: Continuations,
     agreeing: float,
 ) -> tuple[float, int, float, float]:
     """Let the entries of a row leave the gold path, which has mass `path`, and join the `entries` first ones of `live`.
@@ -318,13 +319,13 @@ def _leave(
 
 @compiled(nogil=True)
 @no_type_check
-def _vote(ballot: Ballot, token: int, path: float, live: ndarray) -> tuple[int, float]:
+def _vote(table: NextTokens, token: int, path: float, live: ndarray) -> tuple[int, float]:
     """Let every entry vote for its next token, and the gold path for `token`.
 
     Return how many tokens got votes, and the mass of the entries whose next token is unknown.
     """
-    ballot.ids[0], ballot.masses[0] = token, path
-    ballot.slots[slot_of(ballot, token)] = 0
+    table.ids[0], table.masses[0] = token, path
+    table.slots[find_slot(table, token)] = 0
     candidates, voteless = 1, 0.0
     for entry in live:
         entry.candidate = -1
@@ -333,37 +334,37 @@ def _vote(ballot: Ballot, token: int, path: float, live: ndarray) -> tuple[int, 
         if entry.token < 0:
             voteless += entry.mass
             continue
-        slot = slot_of(ballot, entry.token)
-        if ballot.slots[slot] < 0:
-            ballot.ids[candidates], ballot.masses[candidates], ballot.slots[slot] = entry.token, 0.0, candidates
+        slot = find_slot(table, entry.token)
+        if table.slots[slot] < 0:
+            table.ids[candidates], table.masses[candidates], table.slots[slot] = entry.token, 0.0, candidates
             candidates += 1
-        entry.candidate = ballot.slots[slot]
-        ballot.masses[entry.candidate] += entry.mass
+        entry.candidate = table.slots[slot]
+        table.masses[entry.candidate] += entry.mass
     return candidates, voteless
 
 
 @compiled(nogil=True)
 @no_type_check
-def _count_kept(ballot: Ballot, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
+def _count_kept(table: NextTokens, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
     """Count the entries of a tail's row that are still live, and those of them that continue beyond `token`.
 
-    How many of them vote for each id goes into `ballot.kept`.
+    How many of them vote for each id goes into `table.kept`.
     """
-    ballot.kept[:candidates] = 0
+    table.kept[:candidates] = 0
     beyond = 0
     for entry in live:
         candidate = entry.candidate
         if candidate < 0 and entry.token >= 0:
-            candidate = ballot.slots[slot_of(ballot, entry.token)]
+            candidate = table.slots[find_slot(table, entry.token)]
         if candidate >= 0:
-            ballot.kept[candidate] += 1
+            table.kept[candidate] += 1
         beyond += entry.token == token and entry.at + 1 < entry.stop
     return len(live), beyond
 
 
 @compiled(nogil=True)
 @no_type_check
-def _share(ballot: Ballot, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
+def _share(table: NextTokens, candidates: int, node: int, per_id: float, spelling: Spelling) -> float:
     """Add a tail's share to the masses of the candidates, and return the sum of what was added.
 
     A candidate gets `per_id` for each id of the source that continues with it after `node` and was not kept.
@@ -372,19 +373,19 @@ def _share(ballot: Ballot, candidates: int, node: int, per_id: float, spelling: 
     first, stop = spelling.first_child[node], spelling.first_child[node + 1]
     if node > 0 and stop - first < candidates:
         for c in range(first, stop):
-            candidate = ballot.slots[slot_of(ballot, spelling.child_tokens[c])]
+            candidate = table.slots[find_slot(table, spelling.child_tokens[c])]
             if candidate >= 0:
-                mass = per_id * max(spelling.ids_below[spelling.child_nodes[c]] - ballot.kept[candidate], 0)
-                ballot.masses[candidate] += mass
+                mass = per_id * max(spelling.ids_below[spelling.child_nodes[c]] - table.kept[candidate], 0)
+                table.masses[candidate] += mass
                 shared += mass
         return shared
     for candidate in range(candidates):
         if node == 0:
-            ids = spelling.ids_begun[ballot.ids[candidate]]
+            ids = spelling.ids_begun[table.ids[candidate]]
         else:
-            below = child(spelling, node, ballot.ids[candidate])
+            below = find_child(spelling, node, table.ids[candidate])
             ids = spelling.ids_below[below] if below >= 0 else 0
-        mass = per_id * max(ids - ballot.kept[candidate], 0)
-        ballot.masses[candidate] += mass
+        mass = per_id * max(ids - table.kept[candidate], 0)
+        table.masses[candidate] += mass
         shared += mass
     return shared

@@ -79,19 +79,19 @@ class Outcome:
     mass: Float[ndarray, "spans causes"]  # that reached no target id, summed over the span's target tokens
 
 
-def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
+def cut_spans(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
     """Cut a text into spans, from its trace in the source's tokens and any trace of it in the target's."""
     size = source.size
     edges = np.intersect1d(np.append(source.starts.clip(0), size), np.append(target.starts.clip(0), size))
     edges = np.unique(np.concatenate([edges, [0, size]])) if size else np.zeros(2, np.int64)
-    of_source, of_target = (_span_of(t.starts, size, edges) for t in (source, target))
-    categories = _categories(text, edges)
+    of_source, of_target = (_find_spans(t.starts, size, edges) for t in (source, target))
+    categories = _classify_spans(text, edges)
     for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True):
         nameless = np.array([vocabulary.token_bytes[i] is None for i in trace.tokens], bool)
         categories[of[nameless]] = UNKNOWN
     unspelled = np.stack(
         [
-            _unspelled(trace, of, vocabulary, text, len(edges) - 1)
+            _count_unspelled(trace, of, vocabulary, text, len(edges) - 1)
             for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True)
         ]
     )
@@ -104,14 +104,14 @@ def cut(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary,
         of_source=of_source,
         of_target=of_target,
         categories=categories,
-        own=_bits(source, of_source, len(edges) - 1) + BITS_PER_UNSPELLED_BYTE * unspelled[0],
+        own=_sum_bits(source, of_source, len(edges) - 1) + BITS_PER_UNSPELLED_BYTE * unspelled[0],
         unspelled=unspelled,
         edges=edges,
     )
 
 
-def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
-    """Judge what became of each span; `mass` is what `mass_lost` returns."""
+def judge_spans(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
+    """Judge what became of each span; `mass` is what `compute_lost_mass` returns."""
     count = len(spans.own)
     with_text = aligned.lengths > 0
     gaps = with_text & ~aligned.distributions.informed
@@ -119,14 +119,14 @@ def judge(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -
     by_span = np.zeros((count, mass.shape[1]))
     np.add.at(by_span, spans.of_target, mass)
     return Outcome(
-        aligned=_bits(aligned, spans.of_target, count),
+        aligned=_sum_bits(aligned, spans.of_target, count),
         informed=(missing == 0) & (tokens > 0),
         informed_tokens=np.bincount(spans.of_target[aligned.distributions.informed], minlength=count),
         mass=by_span,
     )
 
 
-def lost(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
+def compute_lost_bits(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
     """Return how many more bits the aligned distributions need than the source; without information, all its bits.
 
     A span may need more because the one before it needed less: what begins like another word is told from it later.
@@ -134,7 +134,7 @@ def lost(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
     return np.where(outcome.informed, outcome.aligned - spans.own, spans.own)
 
 
-def mass_lost(
+def compute_lost_mass(
     aligner: Aligner, method: str, spans: Spans, source: Trace, aligned: Trace
 ) -> Float[ndarray, "tokens causes"]:
     """Return the mass of each target position that reached no id, by `CAUSES`: a row sums to its tail.
@@ -150,13 +150,13 @@ def mass_lost(
     elif method == "span":
         segmentation = aligner.target.segment(spans.text)
         data = spans.text.encode()
-        _, causes = span.follow(
+        _, causes = span.follow_text(
             aligner.source, aligner.target, aligner.spelling, source, segmentation, data, aligner.top_k
         )
         result[:, : len(span.CAUSES)] = causes
     elif len(source.tokens):
         rows = np.searchsorted(source.starts, aligned.starts.clip(0), side="right") - 1
-        beyond = source.distributions.tail.astype(np.float64) - _gold_outside(source)
+        beyond = source.distributions.tail.astype(np.float64) - _find_unkept_gold_mass(source)
         result[:, 0] = np.minimum(beyond.clip(0)[rows.clip(0)], tails)
         result[:, CAUSES.index("maps_to_no_token")] = tails - result[:, 0]
     result[~d.informed] = 0.0
@@ -168,107 +168,103 @@ def mass_lost(
     return result
 
 
-def by_kind(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]:
+def summarize_kinds(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]:
     """Count the spans of each kind, with their shares of the target's tokens and of the bytes."""
-    kinds, tokens, sizes = (_joined(texts, name) for name in ("kinds", "target_counts", "sizes"))
+    kinds, tokens, sizes = (_join(texts, name) for name in ("kinds", "target_counts", "sizes"))
     return {
         name: {
             "spans": int((kinds == k).sum()),
-            "target_tokens": _share(tokens[kinds == k], tokens),
-            "bytes": _share(sizes[kinds == k], sizes),
+            "target_tokens": _divide(tokens[kinds == k], tokens),
+            "bytes": _divide(sizes[kinds == k], sizes),
         }
         for k, name in enumerate(KINDS)
     }
 
 
-def by_category(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
+def summarize_categories(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
     """Return numbers of each category that occurs.
 
     `fidelity` counts informed spans alone, and `own_bits_informed` is the share of the source's bits in them.
     """
-    categories, kinds, sizes, own = (_joined(texts, name) for name in ("categories", "kinds", "sizes", "own"))
-    tokens, found = _joined(texts, "target_counts"), _joined(outcomes, "informed_tokens")
-    informed, aligned = _joined(outcomes, "informed"), _joined(outcomes, "aligned")
+    categories, kinds, sizes, own = (_join(texts, name) for name in ("categories", "kinds", "sizes", "own"))
+    tokens, found = _join(texts, "target_counts"), _join(outcomes, "informed_tokens")
+    informed, aligned = _join(outcomes, "informed"), _join(outcomes, "aligned")
     result = {}
     for c, name in enumerate(CATEGORIES):
         of = categories == c
         if of.any():
             result[name] = {
                 "spans": int(of.sum()),
-                "bytes": _share(sizes[of], sizes),
-                "one_to_one": _share(sizes[of & (kinds == 0)], sizes[of]),
+                "bytes": _divide(sizes[of], sizes),
+                "one_to_one": _divide(sizes[of & (kinds == 0)], sizes[of]),
                 "own_bits_per_byte": float(own[of].sum() / max(sizes[of].sum(), 1)),
-                "coverage": _share(found[of], tokens[of]),
-                "own_bits_informed": _share(own[of & informed], own[of]),
-                "fidelity": _ratio(aligned[of & informed], own[of & informed]),
+                "coverage": _divide(found[of], tokens[of]),
+                "own_bits_informed": _divide(own[of & informed], own[of]),
+                "fidelity": _divide(aligned[of & informed], own[of & informed]),
             }
     return result
 
 
-def by_cause(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
+def summarize_causes(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
     """Return what is lost, by cause.
 
     `mass` is the mean, over all target positions, of the mass that reached no id. `bits` is the source's bits in spans
     without information, as shares of all its bits.
     """
-    kinds, own, informed = _joined(texts, "kinds"), _joined(texts, "own"), _joined(outcomes, "informed")
+    kinds, own, informed = _join(texts, "kinds"), _join(texts, "own"), _join(outcomes, "informed")
     spelled = np.concatenate([~text.unspelled.any(axis=0) for text in texts])
-    mass = _joined(outcomes, "mass").sum(axis=0) / max(int(_joined(texts, "target_counts").sum()), 1)
+    mass = _join(outcomes, "mass").sum(axis=0) / max(int(_join(texts, "target_counts").sum()), 1)
     causes = {
         "mass": dict(zip(CAUSES, mass.tolist(), strict=True)),
         "bits": {
-            SPLIT: _share(own[~informed & spelled & (kinds > 0)], own),
-            UNPAIRED: _share(own[~informed & spelled & (kinds == 0)], own),
-            UNSPELLED: _share(own[~informed & ~spelled], own),
+            SPLIT: _divide(own[~informed & spelled & (kinds > 0)], own),
+            UNPAIRED: _divide(own[~informed & spelled & (kinds == 0)], own),
+            UNSPELLED: _divide(own[~informed & ~spelled], own),
         },
     }
     return {unit: {c: v for c, v in of.items() if c != UNSPELLED or v} for unit, of in causes.items()}
 
 
-def unspelled_shares(texts: Sequence[Spans]) -> dict[str, float]:
+def compute_unspelled_shares(texts: Sequence[Spans]) -> dict[str, float]:
     """Return the shares of bytes that the source and the target do not spell; empty if both spell all."""
     source, target = np.sum([text.unspelled.sum(axis=1) for text in texts], axis=0).tolist()
-    size = max(int(_joined(texts, "sizes").sum()), 1)
+    size = max(int(_join(texts, "sizes").sum()), 1)
     return {"source": source / size, "target": target / size} if source or target else {}
 
 
-def informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, float]:
+def summarize_informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Return the informed spans' shares of the bytes and of the source's bits, and the fidelity within them."""
-    sizes, own = _joined(texts, "sizes"), _joined(texts, "own")
-    chosen, aligned = _joined(outcomes, "informed"), _joined(outcomes, "aligned")
+    sizes, own = _join(texts, "sizes"), _join(texts, "own")
+    chosen, aligned = _join(outcomes, "informed"), _join(outcomes, "aligned")
     return {
-        "bytes": _share(sizes[chosen], sizes),
-        "own_bits": _share(own[chosen], own),
-        "fidelity": _ratio(aligned[chosen], own[chosen]),
+        "bytes": _divide(sizes[chosen], sizes),
+        "own_bits": _divide(own[chosen], own),
+        "fidelity": _divide(aligned[chosen], own[chosen]),
     }
 
 
-def _joined(parts: Sequence[Spans] | Sequence[Outcome], name: str) -> ndarray:
+def _join(parts: Sequence[Spans] | Sequence[Outcome], name: str) -> ndarray:
     return np.concatenate([getattr(part, name) for part in parts])
 
 
-def _share(part: ndarray, whole: ndarray) -> float:
-    """Return a share; 1 where there is nothing to have a share of."""
+def _divide(part: ndarray, whole: ndarray) -> float:
+    """Return the ratio of two sums, or 1 if the second is 0."""
     return float(part.sum() / whole.sum()) if whole.sum() else 1.0
 
 
-def _ratio(aligned: ndarray, own: ndarray) -> float:
-    return float(aligned.sum() / own.sum()) if own.sum() else 1.0
-
-
-def _span_of(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edges"]) -> Int[ndarray, "tokens"]:
+def _find_spans(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edges"]) -> Int[ndarray, "tokens"]:
     starts = starts.clip(0).astype(np.int64)
     empty = np.append(starts[1:], size)[: len(starts)] == starts
     place = np.where(empty, starts - 1, starts).clip(0)
     return (np.searchsorted(edges, place, side="right") - 1).clip(0, len(edges) - 2)
 
 
-def _bits(trace: Trace, of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
+def _sum_bits(trace: Trace, of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
     nats = -trace.distributions.gold.astype(np.float64)
     return np.bincount(of, weights=nats, minlength=count) / np.log(2)
 
 
-def _unspelled(
+def _count_unspelled(
     trace: Trace, of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str, count: int
 ) -> Int[ndarray, "spans"]:
     """Count the bytes of each span that its tokens do not spell; without tokens, all of them, in the first span."""
@@ -279,7 +275,7 @@ def _unspelled(
     return np.bincount(of, weights=lengths, minlength=count).astype(np.int64)
 
 
-def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
+def _find_unkept_gold_mass(trace: Trace) -> Float[ndarray, "tokens"]:
     """Return the gold token's probability where it is not among the entries, and 0 elsewhere."""
     d = trace.distributions
     outside = np.ones(len(d), bool)
@@ -287,10 +283,10 @@ def _gold_outside(trace: Trace) -> Float[ndarray, "tokens"]:
     return np.where(outside, np.exp(d.gold.astype(np.float64)), 0.0)
 
 
-def _categories(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
+def _classify_spans(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
     """Return the category of most of each span's bytes; white space only where there is nothing else."""
     of_byte = np.repeat(
-        np.fromiter(map(category, text), np.int64, len(text)),
+        np.fromiter(map(classify_character, text), np.int64, len(text)),
         np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),
     )
     count = len(edges) - 1
@@ -305,7 +301,7 @@ _CJK = ((0x1100, 0x11FF), (0x2E80, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF), 
 
 
 @functools.cache
-def category(character: str) -> int:
+def classify_character(character: str) -> int:
     code, kind = ord(character), unicodedata.category(character)
     if character.isspace():
         name = "white_space"

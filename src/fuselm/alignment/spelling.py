@@ -39,15 +39,15 @@ class Spelling(NamedTuple):
     ids_begun: Int[ndarray, "target_vocabulary"]
 
 
-def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
+def spell_vocabulary(source: Vocabulary, target: Vocabulary) -> Spelling:
     """Spell every source id in the target's tokens, as the target's tokenizer would continue a text with it."""
     known = [i for i, string in enumerate(source.token_bytes) if string is not None]
-    known_offsets, tokens = flat(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
+    known_offsets, tokens = join_sequences(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
     doors.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
     begins, steps = np.zeros(source.size, BEGIN), np.zeros(len(tokens), STEP)
     begins["at"][known], begins["stop"][known] = known_offsets[:-1], known_offsets[1:]
     steps["token"] = tokens
-    ids_below, ids_beyond, parents, node_tokens = _plant(begins, steps, bpe.make_table(len(tokens)), target.size)
+    ids_below, ids_beyond, parents, node_tokens = _build_trie(begins, steps, bpe.make_table(len(tokens)), target.size)
     spelled = begins["at"] < begins["stop"]
     begins["token"][spelled] = first = tokens[begins["at"][spelled]]
     order = np.lexsort((node_tokens, parents))[1:]  # without the root, whose parent is -1
@@ -63,7 +63,7 @@ def spell(source: Vocabulary, target: Vocabulary) -> Spelling:
     )
 
 
-def flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
+def join_sequences(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
     """Join sequences; return where each begins and the last one ends, and all numbers."""
     offsets = np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64)
     return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
@@ -71,7 +71,9 @@ def flat(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], I
 
 @compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+def _build_trie(
+    begins: ndarray, steps: ndarray, edges: ndarray, size: int
+) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     """Give each step its node; return `ids_below`, `ids_beyond`, and each node's parent and token."""
     most = len(steps) + 1
     ids_below, ids_ended = np.zeros(most, np.int32), np.zeros(most, np.int32)
@@ -103,7 +105,7 @@ def _plant(begins: ndarray, steps: ndarray, edges: ndarray, size: int) -> tuple[
 
 @compiled(nogil=True)
 @no_type_check
-def child(spelling: Spelling, node: int, token: int) -> int:
+def find_child(spelling: Spelling, node: int, token: int) -> int:
     """Return the node after one more token; -1 if no id continues with it."""
     low, end = spelling.first_child[node], spelling.first_child[node + 1]
     high = end

@@ -28,8 +28,8 @@ def find_stretches(
     if source_spelled.all() and target_spelled.all():
         yield slice(0, len(source_spelled)), slice(0, len(target_spelled))
         return
-    targets = _runs(target_spelled)
-    for first, stop in _runs(source_spelled):
+    targets = _find_runs(target_spelled)
+    for first, stop in _find_runs(source_spelled):
         for target_first, target_stop in targets:
             if first == target_first == 0:
                 row = token = 0
@@ -92,7 +92,7 @@ def clear_rows(d: Distributions, cleared: Bool[ndarray, "tokens"]) -> Distributi
     )
 
 
-def _runs(flags: Bool[ndarray, "items"]) -> list[tuple[int, int]]:
+def _find_runs(flags: Bool[ndarray, "items"]) -> list[tuple[int, int]]:
     """List where runs of flags that are set begin and end."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

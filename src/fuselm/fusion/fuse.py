@@ -15,8 +15,7 @@ import numpy as np
 from fuselm.documents.corpus import Document
 from fuselm.fusion import pooling, tails
 from fuselm.fusion.priors import spread_weights
-from fuselm.fusion.weights import FUNCTIONS, Evidence
-from fuselm.fusion.weights import learn as weights_of
+from fuselm.fusion.weights import FUNCTIONS, Evidence, learn_weights
 from fuselm.models.segmentation import COMPARABLE, describe_shares
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
@@ -71,7 +70,7 @@ def fuse(
         if other.document != first.document or not np.array_equal(other.tokens, first.tokens):
             raise ValueError(f"document {first.document}: the sources are aligned to different tokens; align again")
     traces = [
-        _tempered(trace, temperature, vocabulary_size)
+        _apply_temperature(trace, temperature, vocabulary_size)
         for trace, temperature in zip(traces, temperatures or [1.0] * len(traces), strict=True)
     ]
     start = np.ones(len(traces)) if prior is None else np.array(prior, np.float64)
@@ -89,26 +88,26 @@ def fuse(
         )
     )
     if function == "log_linear":
-        pooled = pooling.geometric(rows, given, vocabulary_size)
+        pooled = pooling.pool_geometric(rows, given, vocabulary_size)
     else:
-        pooled = pooling.arithmetic(rows, given)
+        pooled = pooling.pool_arithmetic(rows, given)
     return replace(
         first,
         nats=float(min(t.nats for t in traces)),
-        distributions=_certain(pooled, first),
+        distributions=_fill_unknown_rows(pooled, first),
         weights=given.astype(np.float32),
     )
 
 
-def _tempered(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
+def _apply_temperature(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
     """Take a trace's rows to another temperature; its `nats` change by what the aligned gold tokens' do."""
-    rows = tails.tempered(trace.distributions, temperature, vocabulary_size)
+    rows = tails.apply_temperature(trace.distributions, temperature, vocabulary_size)
     possible = np.isfinite(rows.gold)
     more = trace.distributions.gold[possible].astype(np.float64) - rows.gold[possible]
     return replace(trace, distributions=rows, nats=trace.nats + float(more.sum()))
 
 
-def _certain(rows: Distributions, trace: Trace) -> Distributions:
+def _fill_unknown_rows(rows: Distributions, trace: Trace) -> Distributions:
     """Put all mass on the gold token where nothing is known: the paper's fallback."""
     unknown = np.flatnonzero(~rows.informed)
     if not len(unknown):
@@ -159,16 +158,16 @@ def fuse_stores(
     tempered = [temperatures.get(name, 1.0) for name in stores]
     priors = spread_weights({} if weights == LEARNED else weights, list(stores), sorted({d.domain for d in documents}))
     if weights == LEARNED:
-        learnt = [d for d in documents if learn_from is None or d.id in learn_from]
-        priors = learn(stores, learnt, priors, tempered, vocabulary_size)
+        learned_from = [d for d in documents if learn_from is None or d.id in learn_from]
+        priors = learn_domain_weights(stores, learned_from, priors, tempered, vocabulary_size)
         for name, store in stores.items():
-            if lacking_text := describe_shares(unspelled_shares(store)):
+            if lacking_text := describe_shares(read_unspelled_shares(store)):
                 progress.note(f"{name} cannot spell {lacking_text}; it has no learned weight there")
     progress.start(len(documents), unit="documents")
     given = {d.domain: np.zeros(len(stores)) for d in documents}
     tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
 
-    def fused() -> Iterator[Trace]:
+    def fuse_documents() -> Iterator[Trace]:
         for document in documents:
             trace = fuse(
                 [store.read(document.id) for store in stores.values()],
@@ -188,7 +187,7 @@ def fuse_stores(
             progress.advance(1)
             yield trace
 
-    counts = write_parts(out, fused())
+    counts = write_parts(out, fuse_documents())
     return {
         **counts,
         "lacking": lacking,
@@ -199,13 +198,13 @@ def fuse_stores(
     }
 
 
-def unspelled_shares(store: Store) -> dict[str, float]:
+def read_unspelled_shares(store: Store) -> dict[str, float]:
     """Return the shares of bytes that the source of an aligned store does not spell, by domain, where there are any."""
     fidelity = store.manifest["counts"].get("fidelity", {})
     return {domain: of["unspelled"] for domain, of in fidelity.items() if of.get("unspelled")}
 
 
-def learn(
+def learn_domain_weights(
     stores: Mapping[str, Store],
     documents: Sequence[Document],
     priors: Mapping[str, Sequence[float]],
@@ -218,14 +217,14 @@ def learn(
     sources spell them: its predictions of the rest do not measure it.
     """
     learned = {}
-    unspelled = [unspelled_shares(store) for store in stores.values()]
+    unspelled = [read_unspelled_shares(store) for store in stores.values()]
     for domain, prior in priors.items():
         gold, allowed, tokens = [], [], 0
         for document in (d for d in documents if d.domain == domain):
             if tokens >= LEARNED_ON:
                 break
             rows = [
-                tails.tempered(store.read(document.id).distributions, temperature, vocabulary_size)
+                tails.apply_temperature(store.read(document.id).distributions, temperature, vocabulary_size)
                 for store, temperature in zip(stores.values(), temperatures, strict=True)
             ]
             gold.append(np.stack([d.gold for d in rows], axis=1).astype(np.float64))
@@ -235,6 +234,6 @@ def learn(
         comparable = np.array([shares.get(domain, 0.0) <= COMPARABLE for shares in unspelled])
         if (start * comparable).any():
             start = start * comparable
-        best = weights_of(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
+        best = learn_weights(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
         learned[domain] = best.tolist()
     return learned

@@ -16,7 +16,7 @@ from fuselm.system import doors
 from fuselm.system.compiling import compiled
 
 
-class _Rows(NamedTuple):
+class _StackedRows(NamedTuple):
     """Hold all sources' entries one after another; source s has `edges[s, i]` to `edges[s, i + 1]` at token i."""
 
     ids: Int[ndarray, "entries"]
@@ -24,17 +24,17 @@ class _Rows(NamedTuple):
     edges: Int[ndarray, "sources tokens+1"]
 
 
-def arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
+def pool_arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
     """Mix the rows: the sum of w p. A row where all weights are 0 has no information."""
     tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
     with np.errstate(divide="ignore"):
         gold = best + np.log(_sorted_sum(weights * np.exp(gold - best[:, None])))
-    return _cut(weights, gold, tail, *_mix(*_stack(rows), weights))
+    return _build_distributions(weights, gold, tail, *_mix(*_stack_rows(rows), weights))
 
 
-def geometric(
+def pool_geometric(
     rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"], vocabulary_size: int
 ) -> Distributions:
     """Pool log-linearly: the renormalised product of p^w. A row where all weights are 0 has no information.
@@ -44,21 +44,21 @@ def geometric(
     has kept alike: these ids then get the product of what is left of the tails, each to the power of its weight. Ranked
     otherwise they would get less (Hoelder).
     """
-    of = [tails.of(d, vocabulary_size) for d in rows]
+    of = [tails.fit_tails(d, vocabulary_size) for d in rows]
     mass, typical = np.stack([t.mass for t in of], axis=1), np.stack([t.logprobs for t in of], axis=1)
-    counts, ids, logprobs, tail, log_total = _pool(*_stack(rows), weights, mass, typical, vocabulary_size)
+    counts, ids, logprobs, tail, log_total = _pool(*_stack_rows(rows), weights, mass, typical, vocabulary_size)
     gold = np.stack([d.gold for d in rows], axis=1).astype(np.float64)
     pooled = _sorted_sum(weights * np.where(weights > 0, gold, 0.0)) - log_total
-    return _cut(weights, pooled, tail, counts, ids, logprobs)
+    return _build_distributions(weights, pooled, tail, counts, ids, logprobs)
 
 
-def _stack(rows: Sequence[Distributions]) -> _Rows:
+def _stack_rows(rows: Sequence[Distributions]) -> _StackedRows:
     for d in rows:
         doors.require_offsets("rows", d.offsets, len(d.ids))
         doors.require_lengths("rows", len(d.ids), d.logprobs)
         doors.require_lengths("rows", len(rows[0]), d.gold, d.tail, d.offsets[1:])
     begins = np.cumsum([0, *(len(d.ids) for d in rows)])
-    return _Rows(
+    return _StackedRows(
         ids=np.concatenate([d.ids for d in rows]),
         logprobs=np.concatenate([d.logprobs for d in rows]).astype(np.float64),
         edges=np.stack([d.offsets + begin for d, begin in zip(rows, begins[:-1], strict=True)]),
@@ -69,7 +69,7 @@ def _sorted_sum(values: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tok
     return np.sort(values, axis=1).sum(axis=1)
 
 
-def _cut(
+def _build_distributions(
     weights: Float[ndarray, "tokens sources"],
     gold: Float[ndarray, "tokens"],
     tail: Float[ndarray, "tokens"],
@@ -97,7 +97,7 @@ def _mix(ids, logprobs, edges, weights):
         keys, values, who = _gather(i, ids, logprobs, edges, weights)
         kept, begin = 0, 0
         while begin < len(keys):
-            end = _end(keys, begin)
+            end = _find_run_end(keys, begin)
             for n in range(begin, end):
                 values[n] += np.log(weights[i, who[n]])
             total = values[begin]
@@ -125,7 +125,7 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
             continue
         union, begin = 0, 0
         while begin < len(keys):
-            begin = _end(keys, begin)
+            begin = _find_run_end(keys, begin)
             union += 1
         rest = 1 if vocabulary_size > union else 0
         for s in range(sources):
@@ -141,7 +141,7 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
             base += value
         kept, begin = 0, 0
         while begin < len(keys):
-            end = _end(keys, begin)
+            end = _find_run_end(keys, begin)
             for n in range(begin, end):
                 values[n] = weights[i, who[n]] * (values[n] - (unkept[who[n]] if without[who[n]] > 0 else 0.0))
             keys[kept], values[kept] = keys[begin], base + np.sort(values[begin:end]).sum()
@@ -177,7 +177,7 @@ def _gather(i, ids, logprobs, edges, weights):
 
 @no_type_check
 @compiled(nogil=True)
-def _end(keys, begin):
+def _find_run_end(keys, begin):
     end = begin + 1
     while end < len(keys) and keys[end] == keys[begin]:
         end += 1

@@ -33,10 +33,10 @@ class Tails:
     def logprobs(self) -> Float[ndarray, "tokens"]:
         """Return the mean log-probability of an id drawn from the tail, which is at most the least kept one."""
         x = self.slope
-        return self.last - (self.reach - x) * np.where(np.abs(x) < 1e-4, 0.5 + x / 12, _mean(x))
+        return self.last - (self.reach - x) * np.where(np.abs(x) < 1e-4, 0.5 + x / 12, _average_position(x))
 
 
-def of(distributions: Distributions, vocabulary_size: int) -> Tails:
+def fit_tails(distributions: Distributions, vocabulary_size: int) -> Tails:
     """Fit the tails of all rows. A row without entries has all its mass in the tail, spread evenly."""
     d = distributions
     counts = d.counts
@@ -50,19 +50,19 @@ def of(distributions: Distributions, vocabulary_size: int) -> Tails:
     last = np.where(flat & (ids > 0), np.log(np.maximum(mass, LEAST) / np.maximum(ids, 1)), last)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = mass / (np.exp(last) * np.clip(counts, 1, None) * reach)
-    slope = np.where(flat, reach, _solve(np.where(ids > 0, ratio, 0.0), reach))
+    slope = np.where(flat, reach, _solve_slope(np.where(ids > 0, ratio, 0.0), reach))
     return Tails(mass=mass, last=last, reach=reach, slope=slope, ids=ids)
 
 
-def entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
+def compute_entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
     """Return each row's entropy in nats, tail included; for a row without information, log of the vocabulary's size."""
-    d, tails = distributions, of(distributions, vocabulary_size)
+    d, tails = distributions, fit_tails(distributions, vocabulary_size)
     logprobs = d.logprobs.astype(np.float64)
     kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
     return np.where(d.informed, kept - tails.mass * tails.logprobs, np.log(vocabulary_size))
 
 
-def tempered(distributions: Distributions, temperature: float, vocabulary_size: int) -> Distributions:
+def apply_temperature(distributions: Distributions, temperature: float, vocabulary_size: int) -> Distributions:
     """Return p^(1/T), renormalised: entries, tail and gold. A T above 1 flattens and moves mass to the tail.
 
     A power law raised to a power is again a power law, here of exponent a / T. So the mass of the new tail is known,
@@ -70,16 +70,14 @@ def tempered(distributions: Distributions, temperature: float, vocabulary_size: 
     """
     if temperature == 1.0:
         return distributions
-    d, tails = distributions, of(distributions, vocabulary_size)
+    d, tails = distributions, fit_tails(distributions, vocabulary_size)
     most = np.zeros(len(d))  # each row's largest, so that powers of small probabilities don't vanish
     if d.informed.any():
         most[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
     logprobs = (d.logprobs.astype(np.float64) - most[d.rows]) / temperature
     slope = tails.reach - (tails.reach - tails.slope) / temperature  # 1 - a/T times c
     counts = np.clip(d.counts, 1, None)
-    tail = np.where(
-        tails.ids > 0, np.exp((tails.last - most) / temperature) * counts * tails.reach * _growth(slope), 0.0
-    )
+    tail = np.where(tails.ids > 0, np.exp((tails.last - most) / temperature) * counts * tails.reach * _grow(slope), 0.0)
     total = np.bincount(d.rows, weights=np.exp(logprobs), minlength=len(d)) + tail
     log_total = np.log(np.where(d.informed, total, 1.0))
     return replace(
@@ -92,25 +90,25 @@ def tempered(distributions: Distributions, temperature: float, vocabulary_size: 
     )
 
 
-def _growth(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+def _grow(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
     """Return (e^x - 1) / x."""
     return np.where(np.abs(x) < 1e-8, 1.0 + x / 2, np.expm1(x) / np.where(x == 0, 1.0, x))
 
 
-def _mean(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+def _average_position(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
     """Return the mean of u / c under a density e^(x u / c): 1 / (1 - e^-x) - 1 / x."""
     safe = np.where(np.abs(x) < 1e-4, 1.0, x)
     with np.errstate(over="ignore"):
         return -1.0 / np.expm1(-safe) - 1.0 / safe
 
 
-def _solve(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+def _solve_slope(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
     """Find the x, at most `most`, with (e^x - 1) / x = ratio, by bisection; it grows with x, and x > -1 / ratio."""
     with np.errstate(divide="ignore"):
         low = np.maximum(-1.0 / ratio, STEEPEST)
     high = most.copy()
     for _ in range(60):
         middle = (low + high) / 2
-        above = _growth(middle) > ratio
+        above = _grow(middle) > ratio
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     return (low + high) / 2

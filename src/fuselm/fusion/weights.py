@@ -23,7 +23,7 @@ from fuselm.system.compiling import compiled
 
 Matrix = Float[ndarray, "tokens sources"]
 LEVELS = ("document", "window", "token")
-GAIN = 1e-9  # nats a token; `learn` stops where a step gains less
+GAIN = 1e-9  # nats a token; `learn_weights` stops where a step gains less
 STEPS = 1000
 WORST = 1e300  # nats: the cost of the impossible
 
@@ -46,26 +46,26 @@ class Evidence:
     vocabulary_size: int
 
 
-def min_ce(evidence: Evidence) -> Matrix:
+def choose_by_cross_entropy(evidence: Evidence) -> Matrix:
     """Choose the source of least cross-entropy (the paper's MinCE). Equal ones share, so order does not matter."""
-    return _least(_cross_entropies(evidence, evidence.level), evidence.allowed)
+    return _choose_least(_compute_cross_entropies(evidence, evidence.level), evidence.allowed)
 
 
-def avg_ce(evidence: Evidence) -> Matrix:
+def weigh_by_cross_entropy(evidence: Evidence) -> Matrix:
     """Weight sources by prior times exp(-sharpness * cross-entropy), the paper's AvgCE.
 
     The paper has sharpness 1; sharpness 0 leaves the prior.
     """
-    return _softmax(_cross_entropies(evidence, evidence.level), evidence)
+    return _softmax(_compute_cross_entropies(evidence, evidence.level), evidence)
 
 
-def entropy(evidence: Evidence) -> Matrix:
+def weigh_by_entropy(evidence: Evidence) -> Matrix:
     """Weight sources as `avg_ce` does, but by their own uncertainty in nats a token: the text has no say."""
-    nats = np.stack([tails.entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
-    return _softmax(_mean(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
+    nats = np.stack([tails.compute_entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
+    return _softmax(_average_by_span(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
 
 
-def bayes(evidence: Evidence) -> Matrix:
+def weigh_by_posterior(evidence: Evidence) -> Matrix:
     """Return the posterior of each source given the document before the token.
 
     One source hands over to the next with probability `switch` (Herbster and Warmuth 1998, fixed share). A source that
@@ -74,31 +74,31 @@ def bayes(evidence: Evidence) -> Matrix:
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in evidence.traces], axis=1)
     if gold.shape != evidence.allowed.shape or evidence.prior.shape != gold.shape[1:]:
         raise ValueError(f"weights: golds of {gold.shape}, {evidence.allowed.shape} allowed, {evidence.prior.shape}")
-    return _track(gold, evidence.allowed, _share(evidence.prior[None])[0], evidence.switch)
+    return _track(gold, evidence.allowed, _normalize(evidence.prior[None])[0], evidence.switch)
 
 
-def fixed(evidence: Evidence) -> Matrix:
+def weigh_by_prior(evidence: Evidence) -> Matrix:
     """Return the prior wherever a source is allowed to have a part."""
     return _softmax(np.zeros(evidence.allowed.shape), evidence)
 
 
-def oracle(evidence: Evidence) -> Matrix:
+def choose_by_token(evidence: Evidence) -> Matrix:
     """Choose the best source of each token, for diagnosis: no other weights give the text a greater probability."""
-    return _least(_cross_entropies(evidence, "token"), evidence.allowed)
+    return _choose_least(_compute_cross_entropies(evidence, "token"), evidence.allowed)
 
 
 FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
-    "min_ce": min_ce,
-    "avg_ce": avg_ce,
-    "log_linear": avg_ce,  # same weights, for a geometric mean
-    "entropy": entropy,
-    "bayes": bayes,
-    "fixed": fixed,
-    "oracle": oracle,
+    "min_ce": choose_by_cross_entropy,
+    "avg_ce": weigh_by_cross_entropy,
+    "log_linear": weigh_by_cross_entropy,  # same weights, for a geometric mean
+    "entropy": weigh_by_entropy,
+    "bayes": weigh_by_posterior,
+    "fixed": weigh_by_prior,
+    "oracle": choose_by_token,
 }
 
 
-def learn(
+def learn_weights(
     gold: Matrix, allowed: Bool[ndarray, "tokens sources"], prior: Float[ndarray, "sources"]
 ) -> Float[ndarray, "sources"]:
     """Find the fixed weights whose mixture gives a text the greatest probability, starting from `prior`.
@@ -106,7 +106,7 @@ def learn(
     They are found by expectation maximisation. The text's log-probability is concave in the weights, so these are the
     best. A source that says nothing about a token is taken to agree there with the others.
     """
-    weights = _share(prior[None])[0]
+    weights = _normalize(prior[None])[0]
     likely = np.where(allowed, np.exp(gold), 0.0)
     heard = (likely * (weights > 0)).any(axis=1)
     likely, allowed = likely[heard], allowed[heard]
@@ -123,16 +123,16 @@ def learn(
     return weights
 
 
-def _cross_entropies(evidence: Evidence, level: str) -> Matrix:
+def _compute_cross_entropies(evidence: Evidence, level: str) -> Matrix:
     traces = evidence.traces
     if level == "document":
         nats = np.array([t.nats / max(t.size, 1) for t in traces])
         return np.broadcast_to(nats, evidence.allowed.shape)
     gold = np.stack([t.distributions.gold for t in traces], axis=1).astype(np.float64)
-    return _mean(np.minimum(-gold, WORST), traces[0].lengths, evidence, level)
+    return _average_by_span(np.minimum(-gold, WORST), traces[0].lengths, evidence, level)
 
 
-def _mean(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
+def _average_by_span(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
     """Average nats per unit over all of a source's tokens in the same document, window or token."""
     if level == "token":
         return nats / np.maximum(units, 1)[:, None]
@@ -146,9 +146,9 @@ def _mean(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level
     return out
 
 
-def _least(costs: Matrix, allowed: Bool[ndarray, "tokens sources"]) -> Matrix:
+def _choose_least(costs: Matrix, allowed: Bool[ndarray, "tokens sources"]) -> Matrix:
     costs = np.where(allowed, np.minimum(costs, WORST), np.inf)
-    return _share((allowed & (costs == costs.min(axis=1, keepdims=True))).astype(np.float64))
+    return _normalize((allowed & (costs == costs.min(axis=1, keepdims=True))).astype(np.float64))
 
 
 def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
@@ -157,10 +157,10 @@ def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
     least = np.where(allowed.any(axis=1), costs.min(axis=1), 0.0)[:, None]
     with np.errstate(over="ignore"):
         beyond = -evidence.sharpness * np.where(allowed, costs - least, 0.0)
-    return _share(np.where(allowed, evidence.prior * np.exp(beyond), 0.0))
+    return _normalize(np.where(allowed, evidence.prior * np.exp(beyond), 0.0))
 
 
-def _share(weights: Matrix) -> Matrix:
+def _normalize(weights: Matrix) -> Matrix:
     """Divide weights by their sum, which is taken in an order that does not depend on the order of the sources."""
     total = np.sort(weights, axis=1).sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1.0)

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
-from fuselm.fusion.fuse import fuse, learn, unspelled_shares
+from fuselm.fusion.fuse import fuse, learn_domain_weights, read_unspelled_shares
 from fuselm.models.segmentation import COMPARABLE
 from fuselm.results.diagnosis_words import describe_diagnosis, judge_gain
 from fuselm.results.json_numbers import replace_nonfinite
@@ -72,9 +72,11 @@ def diagnose(
     if not documents:
         raise ValueError("no training document is in the aligned stores of all sources; align again")
     domains = sorted({d.domain for d in documents})
-    learned = learn(stores, documents, {d: [1.0] * len(names) for d in domains}, [1.0] * len(names), vocabulary_size)
+    learned = learn_domain_weights(
+        stores, documents, {d: [1.0] * len(names) for d in domains}, [1.0] * len(names), vocabulary_size
+    )
     ways = {way: options for way, options in WAYS.items() if not (drawn and way in NEED_WHOLE_TAILS)}
-    unspelled = {name: unspelled_shares(store) for name, store in stores.items()}
+    unspelled = {name: read_unspelled_shares(store) for name, store in stores.items()}
     left_out = {domain: _find_left_out(names, unspelled, domain, own) for domain in domains}
     sums = {name: _NatsByDomain(domains) for name in [*names, *ways, ORACLE]}
     wins = {domain: {"tokens": np.zeros(len(names)), "documents": np.zeros(len(names))} for domain in domains}
@@ -164,7 +166,7 @@ class _NatsByDomain:
         self.bytes[domain] += float(trace.lengths[compared].sum())
         self.tokens[domain] += len(rows)
         self.nats[domain] -= float(rows.gold[compared].sum(dtype=float))
-        self.expected[domain] += float(tails.entropy(rows, vocabulary_size)[compared].sum())
+        self.expected[domain] += float(tails.compute_entropy(rows, vocabulary_size)[compared].sum())
 
     def share_compared(self) -> dict[str, float]:
         """Return the share of bytes that the sums cover, by domain and on average."""

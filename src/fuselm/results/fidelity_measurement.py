@@ -52,10 +52,10 @@ def measure_fidelity(
 ) -> dict:
     """Return how much of one source survives alignment to one target's tokens, by each method; write a page of it.
 
-    `domains` and `average` are `fidelity.Fidelity.summary`. `spans`, `categories`, `causes`, `informed` and `unspelled`
+    `domains` and `average` are `Fidelity.summarize`. `spans`, `categories`, `causes`, `informed` and `unspelled`
     (shares of bytes, if any) come from span_losses.py, `candidates_spelled` from decoding_check.py. `conditional` is
-    `conditionals.summarise`, over `sampled_tokens` tokens that the source writes after the beginnings of the texts; it
-    is None without any. `verdict` judges by `informed`, `candidates_spelled` and `conditional`. All of these are the
+    `summarize_conditionals`, over `sampled_tokens` tokens that the source writes after the beginnings of the texts, or
+    None without any. `verdict` judges by `informed`, `candidates_spelled` and `conditional`. All of these are the
     first method's; if there are several, `methods` has each one's.
     """
     methods = list(dict.fromkeys(methods))
@@ -72,7 +72,7 @@ def measure_fidelity(
     with progress.doing("starting torch"):
         from fuselm.alignment import span_losses
         from fuselm.alignment.aligner import Aligner
-        from fuselm.alignment.decoding_check import Candidates
+        from fuselm.alignment.decoding_check import DecodingCheck
         from fuselm.alignment.fidelity import Fidelity
         from fuselm.results.json_numbers import replace_nonfinite
         from fuselm.sources import capture
@@ -83,7 +83,7 @@ def measure_fidelity(
     domains = sorted({d.domain for d in documents})
     measured = {m: _MethodSums(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
     cuts: list[span_losses.Spans] = []
-    candidates = Candidates()
+    candidates = DecodingCheck()
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     with progress.show(console, title) as shown:
         for document, trace in _trace_documents(reader, documents, segmentations, top_k, shown):
@@ -93,9 +93,9 @@ def measure_fidelity(
                 for sums in (of.domains[document.domain], of.average):
                     sums.add(trace, aligned, aligner.count_unspelled(trace, document.text))
                 if number == 0:
-                    cuts.append(span_losses.cut(trace, aligned, document.text, vocabularies))
-                mass = span_losses.mass_lost(aligner, method, cuts[-1], trace, aligned)
-                of.outcomes.append(span_losses.judge(cuts[-1], aligned, mass))
+                    cuts.append(span_losses.cut_spans(trace, aligned, document.text, vocabularies))
+                mass = span_losses.compute_lost_mass(aligner, method, cuts[-1], trace, aligned)
+                of.outcomes.append(span_losses.judge_spans(cuts[-1], aligned, mass))
     conditional = measure_conditionals(reader, documents, aligners, sampled_tokens, top_k, title, console)
     results = {
         m: replace_nonfinite(_summarize_method(of, cuts, candidates.share, conditional.get(m)))
@@ -121,7 +121,7 @@ def measure_conditionals(
     title: str,
     console: Console,
 ) -> dict[str, dict]:
-    """Let the source write `tokens` tokens; return `conditionals.summarise` by method, nothing if it writes none."""
+    """Let the source write `tokens` tokens; return `summarize_conditionals` by method, or nothing if it writes none."""
     from fuselm.alignment import conditionals
     from fuselm.sources import sampling
 
@@ -132,8 +132,8 @@ def measure_conditionals(
             shown.note("the source cannot write text, so there is no conditional fidelity")
             return {}
         texts = sampling.sample(reader, documents, tokens=tokens, seed=0, progress=shown)
-    counters = {m: conditionals.Counter(a.source, a.target) for m, a in aligners.items()}
-    counts: dict[str, list[conditionals.Counts]] = {method: [] for method in aligners}
+    counters = {m: conditionals.ConditionalCounter(a.source, a.target) for m, a in aligners.items()}
+    counts: dict[str, list[conditionals.ConditionalCounts]] = {method: [] for method in aligners}
     begins = {text.document.id: text.begin for text in texts}
     drawn = [text.document for text in texts], [text.segmentation for text in texts]
     with progress.show(console, f"{title}: reading what it wrote") as shown:
@@ -144,7 +144,7 @@ def measure_conditionals(
                     trace, aligned, document.text, domain=document.domain, begin=begins[document.id]
                 )
                 counts[method].append(found)
-    return {method: conditionals.summarise(of_texts) for method, of_texts in counts.items() if of_texts}
+    return {method: conditionals.summarize_conditionals(of_texts) for method, of_texts in counts.items() if of_texts}
 
 
 def _trace_documents(
@@ -176,21 +176,21 @@ def _summarize_method(
     from fuselm.alignment import fidelity, span_losses
 
     average, outcomes = measured.average, measured.outcomes
-    informed = span_losses.informed(cuts, outcomes)
-    unspelled = span_losses.unspelled_shares(cuts)
+    informed = span_losses.summarize_informed(cuts, outcomes)
+    unspelled = span_losses.compute_unspelled_shares(cuts)
     filled = {"unspelled": 0.0} if average.unspelled else {}
     certain = conditional and conditional["conditional_fidelity"]
     return {
-        "domains": {domain: sums.summary() | filled | sums.summary() for domain, sums in measured.domains.items()},
-        "average": average.summary(),
-        "verdict": fidelity.verdict(informed["own_bits"], informed["fidelity"], candidates_spelled, certain),
+        "domains": {domain: sums.summarize() | filled | sums.summarize() for domain, sums in measured.domains.items()},
+        "average": average.summarize(),
+        "verdict": fidelity.judge_fidelity(informed["own_bits"], informed["fidelity"], candidates_spelled, certain),
         "informed": informed,
         "conditional": conditional,
         "candidates_spelled": candidates_spelled,
         **({"unspelled": unspelled} if unspelled else {}),
-        "spans": span_losses.by_kind(cuts),
-        "categories": span_losses.by_category(cuts, outcomes),
-        "causes": span_losses.by_cause(cuts, outcomes),
+        "spans": span_losses.summarize_kinds(cuts),
+        "categories": span_losses.summarize_categories(cuts, outcomes),
+        "causes": span_losses.summarize_causes(cuts, outcomes),
     }
 
 

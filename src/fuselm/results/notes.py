@@ -25,7 +25,7 @@ def describe_unspelled_bytes(result: Mapping) -> Iterator[str]:
 
 
 def describe_conditional(result: Mapping | None) -> str:
-    """Say in a sentence what conditional fidelity a method has, of `conditionals.summarise`."""
+    """Say in a sentence what conditional fidelity a method has, of `summarize_conditionals`."""
     if result is None:
         return "Conditional fidelity: not measured, as the source wrote no text."
     measured = f"on {result['tokens']:,} tokens that the source wrote"

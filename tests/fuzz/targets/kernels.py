@@ -25,7 +25,10 @@ NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31
 def prepare(folder: Path):
     source, target = drawn.byte_pairs([(0, 1), (2, 0)]), drawn.byte_pairs([(1, 0), (0, 0)])
     pieces = drawn.word_pieces(["ab", "##ba"])
-    made = [(source, target, spelling.spell(source, target)), (source, pieces, spelling.spell(source, pieces))]
+    made = [
+        (source, target, spelling.spell_vocabulary(source, target)),
+        (source, pieces, spelling.spell_vocabulary(source, pieces)),
+    ]
     for kernel in KERNELS:  # compiles what each calls, which a slow machine takes longer for than a case may
         for seed in range(12):
             with contextlib.suppress(ValueError):
@@ -60,7 +63,7 @@ def _span(made, random: np.random.Generator) -> None:
     cut = replace(cut, ids=_hurt(cut.ids, random), starts=_hurt(cut.starts, random))
     if len(cut.ids) != len(cut.starts):
         return
-    span.follow(source, target, spelled, hurt, cut, text.encode(), 4)
+    span.follow_text(source, target, spelled, hurt, cut, text.encode(), 4)
 
 
 def _hurt(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -98,8 +101,8 @@ def _pooling(made, random: np.random.Generator) -> None:
     tokens, sources = int(random.integers(1, 7)), int(random.integers(1, 4))
     rows = [_rows(random, tokens) for _ in range(sources)]
     given = np.where(random.random((tokens, sources)) < 0.2, 0.0, random.random((tokens, sources)))
-    pooling.arithmetic(rows, given)
-    pooling.geometric([replace(d, tail=np.clip(d.tail, 0.1, 1.0)) for d in rows], given, 99)
+    pooling.pool_arithmetic(rows, given)
+    pooling.pool_geometric([replace(d, tail=np.clip(d.tail, 0.1, 1.0)) for d in rows], given, 99)
 
 
 def _batches(made, random: np.random.Generator) -> None:
@@ -126,7 +129,7 @@ def _weights(made, random: np.random.Generator) -> None:
         switch=0.05,
         vocabulary_size=99,
     )
-    weights.bayes(evidence)
+    weights.weigh_by_posterior(evidence)
 
 
 def _scan(made, random: np.random.Generator) -> None:
@@ -145,15 +148,15 @@ def _strings(made, random: np.random.Generator) -> None:
     def words(count: int) -> list[str]:
         return ["".join(random.choice(list("abé漢\x00"), int(random.integers(0, 70)))) for _ in range(count)]
 
-    nearest.nearest_tokens(words(3), [*words(5), None])
-    nearest.tied_tokens(words(2), words(4))
+    nearest.find_nearest_tokens(words(3), [*words(5), None])
+    nearest.find_tied_tokens(words(2), words(4))
     mined.pair_positions(words(int(random.integers(4))), words(3), block=int(random.integers(1, 9)))
 
 
 def _spelling(made, random: np.random.Generator) -> None:
     merges = [tuple(map(int, pair)) for pair in random.integers(0, 12, (int(random.integers(0, 7)), 2))]
     one = drawn.byte_pairs(merges, dummy_prefix=[None, False, True][int(random.integers(3))])
-    spelling.spell(one, made[0][1])
+    spelling.spell_vocabulary(one, made[0][1])
 
 
 KERNELS = [_span, _span, _span, _rounding, _pooling, _batches, _weights, _scan, _strings, _spelling]

@@ -79,5 +79,5 @@ def used(path: Path, source, target) -> None:
             whole = sums + each.distributions.tail  # which is rounded
             assert np.allclose(whole, 1, atol=0.01), "a row does not sum to 1"
             assert not np.isnan(each.distributions.gold).any() and each.nats >= 0, "NaN came through"
-        tails.entropy(aligned.distributions, target.size)
+        tails.compute_entropy(aligned.distributions, target.size)
         fusion.fuse([aligned, aligned], vocabulary_size=target.size, function="avg_ce")

@@ -138,7 +138,7 @@ def find_worst_spans(
     found: dict[tuple, dict] = {}
     total = own = 0.0
     for n, (cut, outcome) in enumerate(zip(cuts, outcomes[method], strict=True)):
-        lost = span_losses.lost(cut, outcome)
+        lost = span_losses.compute_lost_bits(cut, outcome)
         total += float(lost.clip(0).sum())
         own += float(cut.own.sum())
         for k in (lost > LEAST_BITS).nonzero()[0].tolist():
