@@ -45,7 +45,7 @@ from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages.train import WEIGHTS
 from fuselm.system import atomic_files, manifest, progress
-from fuselm.training import train as training
+from fuselm.training import target_training
 
 ROOT = Path(__file__).parent.parent
 OURS = ("output", "sources")  # options of a run that this sets itself
@@ -112,7 +112,7 @@ def merge(models: Sequence[Model], target: Model, folder: Path) -> None:
     loaded = [load_model(model, dtype="float32", device="cpu") for model in models]
     weights = [model.state_dict() for model in loaded]
     mean = {name: torch.stack([of[name] for of in weights]).mean(dim=0) for name in weights[0]}
-    training.save_folder(loaded[0], mean, target, folder)
+    target_training.save_model_folder(loaded[0], mean, target, folder)
 
 
 def cut_corpus(run: config.RunOptions, domains: Sequence[str], folder: Path, documents: int | None) -> list[Path]:

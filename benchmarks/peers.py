@@ -37,8 +37,7 @@ from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 from fuselm.stores import store
 from fuselm.system import manifest
-from fuselm.training import batches
-from fuselm.training import train as training
+from fuselm.training import batches, target_training
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {"qwen": "qwen2.5-coder-0.5b-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
@@ -115,12 +114,12 @@ def run_of(options: argparse.Namespace) -> config.RunOptions:
     return config.load(ROOT / "examples/quickstart.yaml", overrides)
 
 
-def settings_of(run: config.RunOptions, way: str) -> training.Settings:
+def settings_of(run: config.RunOptions, way: str) -> target_training.TrainingSettings:
     chosen = run.train.for_method("fused").model_dump(exclude={"learning_rate", "clm"})
     chosen |= {"learning_rate": run.train.learning_rate, "seed": run.seed}
     if way != "fused":
         chosen |= {"lambda_clm": 1.0, "lambda_final": None}
-    return training.Settings(**chosen)
+    return target_training.TrainingSettings(**chosen)
 
 
 def spread(documents: list[corpus.Document], count: int | None) -> list[corpus.Document]:
@@ -147,7 +146,7 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
     dev = [d for d in pipeline.documents if d.split == "dev"]
     fused = store.Store(pipeline.fuse()) if way == "fused" else None
     lengths = vocabulary.count_tokens([d.text for d in documents])
-    order = batches.reading_order(lengths, passes=settings.passes, batch=settings.batch_documents, seed=settings.seed)
+    order = batches.order_documents(lengths, passes=settings.passes, batch=settings.batch_documents, seed=settings.seed)
     if way in GOLD:
         import peers_gold
 
@@ -160,8 +159,10 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
         )
     else:
         watch = Watch()
-        counts = training.train(target, vocabulary, documents, dev, out, fused=fused, settings=settings, progress=watch)
-    dev_steps = training.dev_steps(counts["steps"], settings.passes * settings.evaluations_per_pass)
+        counts = target_training.train_target(
+            target, vocabulary, documents, dev, out, fused=fused, settings=settings, progress=watch
+        )
+    dev_steps = target_training.choose_dev_steps(counts["steps"], settings.passes * settings.evaluations_per_pass)
     return counts | {"tokens": sum(lengths[i] for i in order)} | watch.result(dev_steps)
 
 

@@ -26,7 +26,7 @@ from fuselm.models.loading import load_model, load_tokenizer
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
-from fuselm.training import train as training
+from fuselm.training import target_training
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
     dev: Sequence[Document],
     out: Path,
     *,
-    settings: training.Settings,
+    settings: target_training.TrainingSettings,
     on_step: Callable[[], None],
 ) -> dict:
     """Write the checkpoint that is best on the development split to `out/model`; return what was counted.
@@ -53,7 +53,7 @@ def train(
     extended = is_byte_level_tokenizer(load_tokenizer(teacher))
     prompt = tokenizer.convert_ids_to_tokens(target.context_token)
     steps = -(-len(reading) // settings.batch_documents)
-    dev_steps = training.dev_steps(steps, settings.passes * settings.evaluations_per_pass)
+    dev_steps = target_training.choose_dev_steps(steps, settings.passes * settings.evaluations_per_pass)
     scored: list[dict] = []
 
     class Steps(TrainerCallback):
@@ -65,7 +65,7 @@ def train(
                 return
             value = dev_bits_per_byte(model, target, vocabulary, dev)
             if value < min((s["bits_per_byte"] for s in scored), default=float("inf")):
-                training.save_folder(model, model.state_dict(), target, out / "model")
+                target_training.save_model_folder(model, model.state_dict(), target, out / "model")
             scored.append({"step": state.global_step, "bits_per_byte": value})
 
     trainer = GOLDTrainer(
@@ -92,8 +92,10 @@ def dev_bits_per_byte(model, target: Model, vocabulary: Vocabulary, dev: Sequenc
     return scoring.compute_bits_per_byte(scores)["average"]
 
 
-def _arguments(out: Path, teacher: Model, settings: training.Settings, steps: int, loss: dict) -> GOLDConfig:
-    same = training._arguments(out, settings, steps)
+def _arguments(
+    out: Path, teacher: Model, settings: target_training.TrainingSettings, steps: int, loss: dict
+) -> GOLDConfig:
+    same = target_training._build_arguments(out, settings, steps)
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2", "max_grad_norm")
     return GOLDConfig(
         **{name: getattr(same, name) for name in (*names, "bf16", "use_cpu", "seed")},

@@ -28,7 +28,7 @@ from fuselm.results import scoring
 from fuselm.sources import capture
 from fuselm.stores.retention import Policy
 from fuselm.system.progress import Progress
-from fuselm.training import train as training
+from fuselm.training import target_training
 from fuselm.training.batches import Collator
 from fuselm.training.objective import fusion_loss
 
@@ -221,7 +221,7 @@ def measure_target(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     """Compare loss and gradients of lambda 1 with those of `labels`."""
     tokens = [vocabulary.segment(d.text).ids for d in documents]
     count = float(sum(map(len, tokens)))
-    model = training.load(located, SETTINGS, silent()).eval()
+    model = target_training.load_target(located, SETTINGS, silent()).eval()
     batch = Collator(located.context_token, packed=False)([[{"tokens": ids} for ids in tokens]])
     labels = batch.pop("labels")
     del batch["shift_labels"]
@@ -296,7 +296,7 @@ def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[
     """Train two steps; compare what the product scores, loaded afresh, with what was scored in training."""
     out = folder / "run"
     out.mkdir()
-    counts = training.train(
+    counts = target_training.train_target(
         located, vocabulary, documents, documents, out, fused=None, settings=SETTINGS, progress=silent()
     )
     product = locate_model(str(out / "model"))

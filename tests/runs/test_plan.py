@@ -117,7 +117,7 @@ def test_adapters_need_no_disk_for_all_weights(run_file, byte_level):
     ]
     whole, lora = (next(e.scratch for e in plan.estimate(p) if e.title.startswith("train fused")) for p in pipelines)
     model = AutoModelForCausalLM.from_pretrained(byte_level)
-    adapted = adapters.add(model, rank=1, alpha=2.0, dropout=0.0, modules=None)
+    adapted = adapters.add_adapters(model, rank=1, alpha=2.0, dropout=0.0, modules=None)
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     states = train.CHECKPOINTS * (train.STATE_BYTES + train.MEAN_BYTES) * trained
     assert states <= lora < whole / 3

@@ -134,7 +134,7 @@ def start(*arguments: object) -> BaseProcess:
     """Start a command in a process that may be killed; it begins quickly and writes a block for each batch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["fuselm.training.train", "fuselm.results.report", "fuselm.alignment.aligner", "tiny_run"]
+        ["fuselm.training.target_training", "fuselm.results.report", "fuselm.alignment.aligner", "tiny_run"]
     )
     process = context.Process(target=_child, args=(list(map(str, arguments)), dict(os.environ)), daemon=True)
     process.start()

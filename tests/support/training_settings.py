@@ -3,14 +3,14 @@
 from typing import Any
 
 from fuselm.runs.options.training import TrainOptions
-from fuselm.training.trainer import Settings
+from fuselm.training.trainer import TrainingSettings
 
 
-def make_settings(**changes: Any) -> Settings:
+def make_settings(**changes: Any) -> TrainingSettings:
     """Return the defaults of a run file in float32, with a cosine schedule and without a mean of weights."""
     options = TrainOptions().model_dump(exclude={"clm"}) | {
         "lr_schedule": "cosine",
         "average": False,
         "precision": "float32",
     }
-    return Settings(**options | {"batch_documents": None, "seed": 0} | changes)
+    return TrainingSettings(**options | {"batch_documents": None, "seed": 0} | changes)

@@ -23,7 +23,7 @@ from fuselm.stores.retention import Policy
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.training import train as training
+from fuselm.training import target_training
 
 SETTINGS = make_settings(
     learning_rate=3e-3,
@@ -98,7 +98,7 @@ def fused(target, documents, tmp_path_factory) -> Path:
 
 def train(out: Path, target: Model, documents: list[Document], fused: Path | None, **settings) -> dict:
     out.mkdir(parents=True, exist_ok=True)
-    return training.train(
+    return target_training.train_target(
         target,
         vocabulary_of(target),
         [d for d in documents if d.split == "train"],

@@ -18,7 +18,7 @@ from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, write_parts
 from fuselm.system.manifest import Recipe, build_once
 from fuselm.training import batches
-from fuselm.training.batches import Batches, Collator, shuffled_passes
+from fuselm.training.batches import Batches, Collator, shuffle_passes
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])
 TEXTS = ["abba", "", "a bé b", " ", "ba" * 7, "é"]
@@ -92,7 +92,7 @@ def test_a_small_corpus_is_shuffled_as_one(lengths, passes, seed):
     expected = [
         i for n in range(passes) for i in random.Random(f"{seed} {n}").sample(range(len(lengths)), len(lengths))
     ]
-    assert shuffled_passes(lengths, passes=passes, seed=seed) == expected
+    assert shuffle_passes(lengths, passes=passes, seed=seed) == expected
 
 
 def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
@@ -101,7 +101,7 @@ def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 13, 211).tolist()
     blocks = packs(lengths, range(len(lengths)), 31)
     block_of = {i: n for n, block in enumerate(blocks) for i in block}
-    stream = shuffled_passes(lengths, passes=2, seed=0)
+    stream = shuffle_passes(lengths, passes=2, seed=0)
     first, second = stream[: len(lengths)], stream[len(lengths) :]
     assert sorted(first) == sorted(second) == list(range(len(lengths))) and first != second
     for order in (first, second):

@@ -28,15 +28,15 @@ import os
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from fuselm.training import trainer
-from fuselm.training import train as training
+from fuselm.training import target_training
 
-load = training.load
+load_target = target_training.load_target
 
 
 def sharded(*arguments):
     # accelerate shards nothing on CPUs unless it is told that they are GPUs
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    return load(*arguments)
+    return load_target(*arguments)
 
 
 def stop(report, arguments, state, control, **_):
@@ -46,14 +46,14 @@ def stop(report, arguments, state, control, **_):
 
 for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[1]).read_bytes()):
     os.environ.update(environment)
-    training.load = sharded if environment else load
+    target_training.load_target = sharded if environment else load_target
     if interrupted:
-        trainer.Report.on_save = stop
+        trainer.ProgressReport.on_save = stop
         try:
             trainings.train(*arguments, **settings)
         except KeyboardInterrupt:
             pass
-        del trainer.Report.on_save
+        del trainer.ProgressReport.on_save
         torch.distributed.barrier()
     assert (trainings.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
 """

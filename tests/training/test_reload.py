@@ -18,8 +18,7 @@ from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.progress import Progress
-from fuselm.training import reload
-from fuselm.training import train as training
+from fuselm.training import reload, target_training
 
 ROWS = 641
 SETTINGS = make_settings(
@@ -75,7 +74,7 @@ def target(folder: Path, name: str, tokenizer: Path, dtype: torch.dtype = torch.
 
 def train(model: Model, documents: list[Document], out: Path, **changes) -> dict:
     console = Console(file=io.StringIO())
-    return training.train(
+    return target_training.train_target(
         model,
         Vocabulary(load_tokenizer(model), model.output_size),
         [d for d in documents if d.split == "train"],
@@ -141,7 +140,7 @@ def turned(weights: dict[str, torch.Tensor]) -> None:
 def test_a_folder_that_holds_something_else_is_not_finished(
     damage, dtype, byte_level, documents, tmp_path, monkeypatch
 ):
-    real = training.save_folder
+    real = target_training.save_model_folder
 
     def save_folder(model, weights, model_target, folder):
         real(model, weights, model_target, folder)
@@ -151,7 +150,7 @@ def test_a_folder_that_holds_something_else_is_not_finished(
             {k: v.contiguous() for k, v in saved.items()}, folder / "model.safetensors", metadata={"format": "pt"}
         )
 
-    monkeypatch.setattr(training, "save_folder", save_folder)
+    monkeypatch.setattr(target_training, "save_model_folder", save_folder)
     model = target(tmp_path / "target", "llama", byte_level, dtype)
     with pytest.raises(ValueError) as caught:
         train(model, documents, tmp_path / "out")
@@ -159,7 +158,7 @@ def test_a_folder_that_holds_something_else_is_not_finished(
     assert "loaded afresh, the trained model scores" in str(caught.value)
     assert "so this is not finished" in str(caught.value)
     assert not (tmp_path / "out" / ".ended.json").exists()
-    monkeypatch.setattr(training, "save_folder", real)  # fixed, the same training resumes and ends
+    monkeypatch.setattr(target_training, "save_model_folder", real)  # fixed, the same training resumes and ends
     assert train(model, documents, tmp_path / "out")["resumed_at_step"] > 0
 
 

@@ -28,11 +28,10 @@ from fuselm.models import forward
 from fuselm.models.loading import load_model
 from fuselm.models.locating import locate_model
 from fuselm.results import scoring
-from fuselm.training import adapters, trainer
-from fuselm.training import train as training
-from fuselm.training.batches import Collator, reading_order, shuffled_passes
+from fuselm.training import adapters, target_training, trainer
+from fuselm.training.batches import Collator, order_documents, shuffle_passes
 from fuselm.training.objective import fusion_loss
-from fuselm.training.train import dev_steps, last_checkpoint
+from fuselm.training.target_training import choose_dev_steps, find_last_checkpoint
 from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import TERMS
 
@@ -40,22 +39,22 @@ from fuselm.training.trainer import TERMS
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 3), st.sampled_from([1, 2, 5]), st.integers(0, 9))
 def test_every_pass_reads_every_document_once(lengths, passes, batch, seed):
-    order = reading_order(lengths, passes=passes, batch=batch, seed=seed)
+    order = order_documents(lengths, passes=passes, batch=batch, seed=seed)
     assert sorted(order) == sorted(list(range(len(lengths))) * passes)
-    assert order == reading_order(lengths, passes=passes, batch=batch, seed=seed)
+    assert order == order_documents(lengths, passes=passes, batch=batch, seed=seed)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 97), min_size=1, max_size=16), st.integers(0, 9))
 def test_a_pass_that_fits_a_window_is_a_permutation(lengths, seed):
-    order = reading_order(lengths, passes=1, batch=2, seed=seed)
+    order = order_documents(lengths, passes=1, batch=2, seed=seed)
     assert sorted(order) == list(range(len(lengths)))
 
 
 def test_a_batch_has_documents_of_like_length():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 997, size=64).tolist()
-    order = reading_order(lengths, passes=1, batch=4, seed=0)
+    order = order_documents(lengths, passes=1, batch=4, seed=0)
 
     def padding(indices: list[int]) -> int:
         batches = [[lengths[i] for i in indices[k : k + 4]] for k in range(0, 64, 4)]
@@ -65,14 +64,14 @@ def test_a_batch_has_documents_of_like_length():
 
 
 def test_another_seed_reads_in_another_order():
-    orders = [reading_order([5] * 31, passes=1, batch=2, seed=seed) for seed in (0, 1)]
+    orders = [order_documents([5] * 31, passes=1, batch=2, seed=seed) for seed in (0, 1)]
     assert orders[0] != orders[1]
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 211), st.integers(0, 9))
 def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths, tokens, seed):
-    stream = shuffled_passes(lengths, passes=2, seed=seed)
+    stream = shuffle_passes(lengths, passes=2, seed=seed)
     result = packs(lengths, stream, tokens)
     assert [i for pack in result for i in pack] == stream
     totals = [sum(lengths[i] for i in pack) for pack in result]
@@ -84,7 +83,7 @@ def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths
 @settings(deadline=None)
 @given(st.integers(0, 101), st.integers(1, 13))
 def test_dev_steps_are_spread_evenly_and_end_with_the_last_step(steps, evaluations):
-    chosen = dev_steps(steps, evaluations)
+    chosen = choose_dev_steps(steps, evaluations)
     assert len(chosen) == min(steps, evaluations) or steps < evaluations
     assert all(0 < step <= steps for step in chosen)
     if steps:
@@ -94,13 +93,13 @@ def test_dev_steps_are_spread_evenly_and_end_with_the_last_step(steps, evaluatio
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_the_last(tmp_path):
-    assert last_checkpoint(tmp_path) is None
+    assert find_last_checkpoint(tmp_path) is None
     whole = json.dumps({"global_step": 3})
     for step, state in ((3, whole), (11, whole), (13, whole[:-5]), (17, ""), (19, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-11"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-11"
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -140,7 +139,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_first_documents(tmp_p
     train(tmp_path, target, documents, None, lambda_clm=1.0, gradient_accumulation=accumulation)
     vocabulary, chosen = vocabulary_of(target), [d for d in documents if d.split == "train"]
     lengths = vocabulary.count_tokens([d.text for d in chosen])
-    order = reading_order(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
+    order = order_documents(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
     model = load_model(target, dtype="float32")
     scores = scoring.score_documents(
         model, forward.find_output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
@@ -213,7 +212,7 @@ def test_documents_are_packed_up_to_so_many_tokens_a_step(tmp_path, target, docu
     counts = train(tmp_path, target, documents, fused, batch_documents=None, pack_tokens=211, passes=1)
     chosen = [d for d in documents if d.split == "train"]
     lengths = vocabulary_of(target).count_tokens([d.text for d in chosen])
-    expected = packs(lengths, shuffled_passes(lengths, passes=1, seed=0), 211)
+    expected = packs(lengths, shuffle_passes(lengths, passes=1, seed=0), 211)
     assert counts["steps"] == len(expected) < len(chosen)
     assert all(math.isfinite(loss) for loss in logged(tmp_path))
 
@@ -236,7 +235,7 @@ def test_patience_ends_training_that_gets_no_better(tmp_path, target, documents)
     assert len(dev) == dev.index(min(dev)) + 3 < 9 * SETTINGS.evaluations_per_pass
     assert counts["dev_bits_per_byte"] == min(dev)
     lengths = vocabulary_of(target).count_tokens([d.text for d in documents if d.split == "train"])
-    order = reading_order(lengths, passes=9, batch=3, seed=0)
+    order = order_documents(lengths, passes=9, batch=3, seed=0)
     assert counts["tokens"] == sum(lengths[i] for i in order[: 3 * counts["steps"]]) < 9 * sum(lengths)
 
 
@@ -323,14 +322,14 @@ def test_an_output_layer_with_adapters_is_refused(byte_level, tied, module):
     pytest.importorskip("peft")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(byte_level, tie_word_embeddings=tied))
     with pytest.raises(ValueError, match=r"^train.lora_modules: they name the output layer, .*; leave it out$"):
-        adapters.add(model, rank=3, alpha=6.0, dropout=0.0, modules=["q_proj", module])
+        adapters.add_adapters(model, rank=3, alpha=6.0, dropout=0.0, modules=["q_proj", module])
 
 
 @OLD_NAME
 def test_embeddings_that_are_not_the_output_layer_may_have_adapters(byte_level):
     pytest.importorskip("peft")
     model = AutoModelForCausalLM.from_pretrained(byte_level)
-    adapters.add(model, rank=3, alpha=6.0, dropout=0.0, modules=["embed_tokens"])
+    adapters.add_adapters(model, rank=3, alpha=6.0, dropout=0.0, modules=["embed_tokens"])
 
 
 def test_weights_and_biases_has_each_term_of_the_loss(tmp_path, target, documents, fused, monkeypatch):
@@ -385,7 +384,7 @@ def test_a_rate_that_is_too_high_is_named(tmp_path, target, documents):
 
 def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, documents, fused, monkeypatch):
     """Where transformers, left to itself, would split each batch among them."""
-    arguments = training._arguments
+    arguments = target_training._build_arguments
 
     def of_two_gpus(*given):
         made = arguments(*given)
@@ -393,7 +392,7 @@ def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, docu
         made._n_gpu = 2
         return made
 
-    monkeypatch.setattr(training, "_arguments", of_two_gpus)
+    monkeypatch.setattr(target_training, "_build_arguments", of_two_gpus)
     train(tmp_path, target, documents, fused)
     assert_same_weights(tmp_path, trained)
 
@@ -402,11 +401,11 @@ def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, targe
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.Report, "on_save", stop, raising=False)
+    monkeypatch.setattr(trainer.ProgressReport, "on_save", stop, raising=False)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, target, documents, None)
-    steps = json.loads((last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]
-    monkeypatch.setattr(training.processes, "count", lambda: 2)
+    steps = json.loads((find_last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]
+    monkeypatch.setattr(target_training.processes, "count", lambda: 2)
     with pytest.raises(ValueError, match=f"begun by another number of processes, for which this is {steps} steps and "):
         train(tmp_path, target, documents, None)
 
@@ -421,7 +420,7 @@ def cut_at_its_last_checkpoint(out: Path, monkeypatch, *given, **options) -> dic
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Report, "on_save", stop, raising=False)
+        patch.setattr(trainer.ProgressReport, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
             train(out, *given, **options)
     return whole
@@ -474,7 +473,7 @@ def test_a_resumed_training_logs_every_step_once(tmp_path, target, documents, fu
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Report, "on_save", stop, raising=False)
+        patch.setattr(trainer.ProgressReport, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, target, documents, fused)
     assert train(tmp_path, target, documents, fused)["resumed_at_step"] > 0
@@ -590,11 +589,11 @@ def test_killed_training_goes_on_from_the_last_whole_checkpoint_and_ends_the_sam
 ):
     trained = request.getfixturevalue("averaged" if average else "trained")
     process, out = start_training(average=average), tmp_path / "cut"
-    while process.poll() is None and last_checkpoint(out / "checkpoints") is None:
+    while process.poll() is None and find_last_checkpoint(out / "checkpoints") is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    checkpoint = last_checkpoint(out / "checkpoints")
+    checkpoint = find_last_checkpoint(out / "checkpoints")
     assert checkpoint is not None and not (out / "model").exists()
     step = int(checkpoint.name.split("-")[1])
     dev = json.loads((trained / "history.json").read_text())["dev"]

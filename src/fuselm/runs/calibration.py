@@ -24,7 +24,7 @@ from fuselm.stores import retention
 from fuselm.system import compiling, machine
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import plain
-from fuselm.training import batches, train
+from fuselm.training import batches, target_training
 from fuselm.training.objective import fusion_loss
 
 if TYPE_CHECKING:
@@ -151,10 +151,10 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
     It is trained on the text alone, because fused rows cost next to nothing.
     """
     rate = pipeline.run.train.for_method("clm").learning_rates[0]
-    settings = train.Settings(**collect_settings(pipeline, "clm", rate, precision=precision))
+    settings = target_training.TrainingSettings(**collect_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
-    model = train.load(target, settings, shown)
+    model = target_training.load_target(target, settings, shown)
     dataset = batches.Batches(
         documents,
         pipeline.inputs.target_vocabulary,
@@ -182,7 +182,7 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
         seconds = time.perf_counter() - began
         optimizer.step()
         seconds += (time.perf_counter() - began - seconds) / settings.gradient_accumulation
-    return Measured(speed=dataset.tokens(1) / seconds)
+    return Measured(speed=dataset.count_tokens(1) / seconds)
 
 
 def pick_evenly(items: Sequence, count: int) -> list:

@@ -11,17 +11,17 @@ from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 
 
-def check(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:
+def check_adapters(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:
     """Raise `ValueError` if the target cannot have such adapters; no weights are read."""
     if quantize is not None:
         _check_quantizer()
     config = AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    add(model, rank=rank, alpha=1.0, dropout=0.0, modules=modules)
+    add_adapters(model, rank=rank, alpha=1.0, dropout=0.0, modules=modules)
 
 
-def add(
+def add_adapters(
     model: PreTrainedModel,
     *,
     rank: int,
@@ -79,7 +79,7 @@ def _check_quantizer() -> None:
         raise ValueError("train.quantize: bitsandbytes is not installed; pip install 'fuselm[qlora]'")
 
 
-def merged(target: Model, folder: Path) -> PreTrainedModel:
+def merge_adapters(target: Model, folder: Path) -> PreTrainedModel:
     """Add the adapters in `folder` to the weights of the target, not quantized, in float32."""
     import peft
 

@@ -28,7 +28,7 @@ class Averaging(TrainerCallback):
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Watch the optimizer's steps. Call this before its first step, and before its state is loaded."""
-        optimizer.register_step_post_hook(_make_room)
+        optimizer.register_step_post_hook(_add_means)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._shown = state.global_step > 0  # going on from a checkpoint
@@ -38,27 +38,27 @@ class Averaging(TrainerCallback):
             self._exchange(optimizer)
 
     def on_step_end(self, args, state, control, optimizer, **kwargs):
-        weights, means = zip(*_trained(optimizer), strict=True)
+        weights, means = zip(*_walk_trained_weights(optimizer), strict=True)
         self._into_mean(means, weights, max(state.global_step - self._first, 0))
         if control.should_evaluate or control.should_save:
             self._exchange(optimizer)
 
     def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
-        for weight, other in _trained(optimizer):
+        for weight, other in _walk_trained_weights(optimizer):
             shown = weight.clone()
             weight.copy_(other)
             other.copy_(shown)
         self._shown = not self._shown
 
 
-def _make_room(optimizer: torch.optim.Optimizer, *_) -> None:
+def _add_means(optimizer: torch.optim.Optimizer, *_) -> None:
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if (of_weight := optimizer.state.get(weight)) and NAME not in of_weight:  # its first step
                 of_weight[NAME] = weight.detach().clone()
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _walk_trained_weights(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the weights that have had a step, each with its mean."""
     for group in optimizer.param_groups:
         for weight in group["params"]:

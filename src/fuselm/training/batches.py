@@ -29,9 +29,9 @@ MIXED_BLOCKS = 16  # ... and shuffled with those of other blocks; a smaller corp
 KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # of a store: those, and the rest of row groups at their ends
 
 
-def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
+def order_documents(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
     """Return the documents of all passes in training order: shuffled, then those of like length in one batch."""
-    stream = shuffled_passes(lengths, passes=passes, seed=seed)
+    stream = shuffle_passes(lengths, passes=passes, seed=seed)
     order: list[int] = []
     for begin in range(0, len(stream), WINDOW * batch):
         window = sorted(stream[begin : begin + WINDOW * batch], key=lambda i: lengths[i])
@@ -42,7 +42,7 @@ def reading_order(lengths: Sequence[int], *, passes: int, batch: int, seed: int)
     return order
 
 
-def shuffled_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[int]:
+def shuffle_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[int]:
     """Shuffle blocks of neighbours, and the documents of some blocks at a time.
 
     A store's row groups are read as a whole, so in this order they are read once a pass, not once a document.
@@ -83,29 +83,29 @@ class Batches(torch.utils.data.Dataset):
         lengths = list(map(len, self._ids))
         self.packed = pack_tokens is not None
         if pack_tokens is not None:
-            self._batches = packs(lengths, shuffled_passes(lengths, passes=passes, seed=seed), pack_tokens)
+            self._batches = packs(lengths, shuffle_passes(lengths, passes=passes, seed=seed), pack_tokens)
         else:
             size = batch_documents or BATCH_DOCUMENTS
-            order = reading_order(lengths, passes=passes, batch=size, seed=seed)
+            order = order_documents(lengths, passes=passes, batch=size, seed=seed)
             self._batches = [order[k : k + size] for k in range(0, len(order), size)]
         self._batches += [[]] * (-len(self._batches) % processes)
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def tokens(self, batches: int) -> int:
+    def count_tokens(self, batches: int) -> int:
         """Count the tokens of the first `batches` batches."""
         return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
 
     @property
-    def text_tokens(self) -> int:
+    def tokens_per_pass(self) -> int:
         """Count the tokens of one pass."""
         return sum(map(len, self._ids))
 
     def __getitem__(self, index: int) -> list[dict]:
-        return [self._item(i) for i in self._batches[index]]
+        return [self._read_document(i) for i in self._batches[index]]
 
-    def _item(self, i: int) -> dict:
+    def _read_document(self, i: int) -> dict:
         if self._fused is None:
             return {"tokens": self._ids[i]}
         fused = self._fused.read_flat(self._documents[i].id)

@@ -35,14 +35,14 @@ def copy_companions(target: Path, out: Path) -> None:
         if path.is_file() and _is_companion(path.name) and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
     for path in sorted(out.glob("*config.json")):
-        _drop_places(path)
+        _replace_local_paths(path)
 
 
 def _is_companion(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in COMPANIONS)
 
 
-def _drop_places(path: Path) -> None:
+def _replace_local_paths(path: Path) -> None:
     """Replace the paths that libraries note in a configuration by public names."""
     try:
         settings = json.loads(path.read_bytes())

@@ -19,7 +19,7 @@ def check_training(
     if lora_rank is not None:
         from fuselm.training import adapters
 
-        adapters.check(target, rank=lora_rank, modules=lora_modules, quantize=quantize)
+        adapters.check_adapters(target, rank=lora_rank, modules=lora_modules, quantize=quantize)
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def forward_kl(
 ) -> Slopes:
     """Compute KL(q || p), the paper's: the target should give mass wherever the fused row does."""
     q = logq.exp()
-    return Slopes(_weighted(q, logq - logp), -q)
+    return Slopes(_sum_weighted(q, logq - logp), -q)
 
 
 def reverse_kl(
@@ -78,7 +78,7 @@ def reverse_kl(
 ) -> Slopes:
     """Compute KL(p || q): the target should give no mass where the fused row gives none. q is at least `FLOOR`."""
     p, ratio = logp.exp(), logp - logq.clamp_min(math.log(FLOOR))
-    return Slopes(_weighted(p, ratio), torch.where(p > 0, p * (ratio + 1), 0))
+    return Slopes(_sum_weighted(p, ratio), torch.where(p > 0, p * (ratio + 1), 0))
 
 
 def jsd(logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"], beta: float | None) -> Slopes:
@@ -87,13 +87,13 @@ def jsd(logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes
     q, p = logq.exp(), logp.exp()
     logm = torch.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))  # q and p may both be too small for exp
     ratio = torch.where(p > 0, p * (logp - logm), 0)
-    return Slopes(beta * _weighted(q, logq - logm) + (1 - beta) * ratio.sum(1), (1 - beta) * ratio)
+    return Slopes(beta * _sum_weighted(q, logq - logm) + (1 - beta) * ratio.sum(1), (1 - beta) * ratio)
 
 
 DIVERGENCES: dict[str, Callable[..., Slopes]] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+def _sum_weighted(weights: Tensor, values: Tensor) -> Tensor:
     return torch.where(weights > 0, weights * values, 0).sum(1)
 
 
@@ -128,18 +128,21 @@ class Divergence:
         return Slopes(t * t * value, t * (slope - logp.exp() * slope.sum(1, keepdim=True)))
 
 
-def expected_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+def compute_expected_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Return the gold probability that a row expects if it is right: its sum of squares, without ids not kept."""
     return (2 * fused.logprobs).exp().sum(1)
 
 
-def gold_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+def find_gold_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Return the probability that a row gives to the token that comes; 0 if it did not keep it."""
     return torch.where(fused.ids == gold[:, None], fused.logprobs.exp(), 0).sum(1)
 
 
 # How far a fused row is to be trusted, from 0 to 1.
-CONFIDENCES: dict[str, Callable[..., Tensor]] = {"expected": expected_probability, "gold": gold_probability}
+CONFIDENCES: dict[str, Callable[..., Tensor]] = {
+    "expected": compute_expected_probability,
+    "gold": find_gold_probability,
+}
 
 
 def fusion_loss(
@@ -172,15 +175,15 @@ def fusion_loss(
     torch.Size([7, 3])
     """
     needs_gradient = torch.is_grad_enabled()  # always off inside an autograd.Function
-    weights = hidden.new_ones(len(hidden), dtype=_sum_type(hidden))
+    weights = hidden.new_ones(len(hidden), dtype=_choose_sum_dtype(hidden))
     if fused is not None:
         weights = weights * lambda_clm
-    job = _Job(layer, gold, fused, weights, divergence, 1.0 / count, bool((weights != 1).any()))
+    job = _LossArguments(layer, gold, fused, weights, divergence, 1.0 / count, bool((weights != 1).any()))
     total, clm, fusion = _FusionLoss.apply(hidden, layer.weight, layer.bias, job, needs_gradient)
     return Loss(total=total, clm=clm, fusion=fusion)
 
 
-class _Job(NamedTuple):
+class _LossArguments(NamedTuple):
     """Hold the arguments that have no gradient."""
 
     layer: OutputLayer
@@ -191,7 +194,7 @@ class _Job(NamedTuple):
     share: int | float | Tensor  # of one token in the loss
     steers: bool  # whether `fused` has any weight; else it is only told how far from it the target is
 
-    def rows(self, rows: slice) -> "_Job":
+    def take_rows(self, rows: slice) -> "_LossArguments":
         fused = self.fused
         if fused is not None:
             fused = FusedRows(ids=fused.ids[rows], logprobs=fused.logprobs[rows], tail=fused.tail[rows])
@@ -223,18 +226,18 @@ def _loss(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"] | None,
     bias: Float[Tensor, "vocab"] | None,
-    job: _Job,
+    job: _LossArguments,
     dtype: torch.dtype,
     needs: tuple[bool, ...],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor | None]]:
     """Return the loss, its terms, and the gradients of `hidden`, `weight` and `bias` that it `needs`."""
-    terms = hidden.new_zeros(3, dtype=_sum_type(hidden))
+    terms = hidden.new_zeros(3, dtype=_choose_sum_dtype(hidden))
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     block_bytes = BLOCK_BYTES if hidden.device.type == "cpu" else DEVICE_BLOCK_BYTES
     if weight is None:
         for rows in slice_rows(len(hidden), hidden.shape[-1], block_bytes // 4):
             logits = hidden[rows].to(terms.dtype, copy=True)
-            terms += _block(logits, None, job.rows(rows))
+            terms += _compute_block_loss(logits, None, job.take_rows(rows))
             if grad_hidden is not None:
                 grad_hidden[rows] = logits
         return terms.unbind(), [grad_hidden, None, None]
@@ -248,10 +251,10 @@ def _loss(
         h = hidden[rows].to(dtype)
         product = hidden.new_empty(len(h), vocab, dtype=dtype) if product is None else product[: len(h)]
         torch.mm(h, cast_weight.T, out=product)
-        part = job.rows(rows)
+        part = job.take_rows(rows)
         for block in slice_rows(len(h), vocab, block_bytes // terms.dtype.itemsize):
             logits = product[block].to(terms.dtype)  # the product's own memory, if that is its type
-            terms += _block(logits, bias, part.rows(block))
+            terms += _compute_block_loss(logits, bias, part.take_rows(block))
             if grad_bias is not None:
                 grad_bias += logits.sum(0).to(bias.dtype)
             if any(needs[:2]) and logits.dtype != dtype:
@@ -264,11 +267,13 @@ def _loss(
     return terms.unbind(), [grad_hidden, grad_weight, grad_bias]
 
 
-def _sum_type(hidden: Tensor) -> torch.dtype:
+def _choose_sum_dtype(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
-def _block(logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _Job) -> Float[Tensor, "3"]:
+def _compute_block_loss(
+    logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _LossArguments
+) -> Float[Tensor, "3"]:
     """Return total, causal-LM and fusion loss of a few rows of logits, which become the total's gradient in place."""
     layer = job.layer
     if bias is not None:
@@ -280,7 +285,7 @@ def _block(logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _Job) 
         logits.div_(layer.soft_cap).tanh_()
         slope = 1 - logits * logits
         logits *= layer.soft_cap
-    clm, fusion = _rows_loss(logits, job)
+    clm, fusion = _compute_row_losses(logits, job)
     if slope is not None:
         logits *= slope
     if layer.scale != 1.0:
@@ -289,11 +294,13 @@ def _block(logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _Job) 
     return torch.stack([total.sum(), clm.sum(), fusion.sum()]) * job.share
 
 
-def _rows_loss(logits: Float[Tensor, "rows vocab"], job: _Job) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+def _compute_row_losses(
+    logits: Float[Tensor, "rows vocab"], job: _LossArguments
+) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
     """Return both terms of each row; the gradient of their weighted sum takes the logits' memory."""
     fused, gold, weight = job.fused, job.gold[:, None], job.lambda_clm
     gold_logit = logits.gather(1, gold)[:, 0]
-    kept = None if fused is None else _Kept.of(fused, logits)
+    kept = None if fused is None else _FusedOutcomes.gather(fused, logits)
     if kept is not None and job.steers:
         logits.scatter_(1, kept.ids, torch.where(kept.some, -torch.inf, kept.logits))
 
@@ -305,11 +312,11 @@ def _rows_loss(logits: Float[Tensor, "rows vocab"], job: _Job) -> tuple[Float[Te
         fusion = torch.zeros_like(log_z)
     else:
         if job.steers:
-            log_z = torch.logaddexp(log_outside, torch.logsumexp(kept.real_logits(), dim=1))
+            log_z = torch.logaddexp(log_outside, torch.logsumexp(kept.mask_padding(), dim=1))
         else:
-            log_outside = kept.sum_of_others(logits).log() + shift
+            log_outside = kept.sum_others(logits).log() + shift
         tail = log_outside - log_z
-        fusion, slope = job.divergence(*kept.outcomes(log_z, tail))
+        fusion, slope = job.divergence(*kept.pair_outcomes(log_z, tail))
     clm = log_z - gold_logit
 
     if kept is None or not job.steers:
@@ -325,7 +332,7 @@ def _rows_loss(logits: Float[Tensor, "rows vocab"], job: _Job) -> tuple[Float[Te
     return clm, fusion
 
 
-class _Kept(NamedTuple):
+class _FusedOutcomes(NamedTuple):
     """Hold a block's fused entries beside its logits; padding repeats a row's first entry."""
 
     ids: Int[Tensor, "rows k"]
@@ -336,23 +343,23 @@ class _Kept(NamedTuple):
     logits: Float[Tensor, "rows k"]
 
     @staticmethod
-    def of(fused: FusedRows, logits: Float[Tensor, "rows vocab"]) -> "_Kept":
+    def gather(fused: FusedRows, logits: Float[Tensor, "rows vocab"]) -> "_FusedOutcomes":
         real = fused.logprobs > -torch.inf
         ids = torch.where(real, fused.ids, fused.ids.gather(1, real.int().argmax(dim=1, keepdim=True)))
         logprobs, tail = fused.logprobs.to(logits.dtype), fused.tail.to(logits.dtype)
-        return _Kept(ids, real, real.any(dim=1, keepdim=True), logprobs, tail, logits.gather(1, ids))
+        return _FusedOutcomes(ids, real, real.any(dim=1, keepdim=True), logprobs, tail, logits.gather(1, ids))
 
-    def real_logits(self) -> Float[Tensor, "rows k"]:
+    def mask_padding(self) -> Float[Tensor, "rows k"]:
         return torch.where(self.real, self.logits, -torch.inf)
 
-    def sum_of_others(self, values: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
+    def sum_others(self, values: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
         own = values.gather(1, self.ids)
         result = values.scatter_(1, self.ids, torch.where(self.some, 0, own)).sum(1)
         values.scatter_(1, self.ids, own)
         return result
 
-    def outcomes(self, log_z: Float[Tensor, "rows"], tail: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
+    def pair_outcomes(self, log_z: Float[Tensor, "rows"], tail: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
         """Return log q and log p of kept entries and bucket, whose log p is `tail`; none is below a float's least."""
-        logp = torch.cat([self.real_logits() - log_z[:, None], tail[:, None]], dim=1)
+        logp = torch.cat([self.mask_padding() - log_z[:, None], tail[:, None]], dim=1)
         least = torch.where(torch.cat([self.real, torch.ones_like(self.some)], dim=1), -1e4, -torch.inf)
         return torch.cat([self.logprobs, self.tail.log()[:, None]], dim=1), logp.maximum(least.to(logp.dtype))

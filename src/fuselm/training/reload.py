@@ -36,7 +36,7 @@ def choose_sample(documents: Sequence[Document], vocabulary: Vocabulary) -> list
     return list(documents[:count])
 
 
-def score(
+def score_folder(
     folder: Path,
     target: Model,
     vocabulary: Vocabulary,
@@ -58,7 +58,7 @@ def score(
         return scoring.compute_document_bits(gold_logprobs, loaded.device, vocabulary, target.context_token, documents)
 
 
-def compare(
+def compare_scores(
     where: str, trained: Mapping[str, float], loaded: Mapping[str, float], documents: Sequence[Document], allowed: float
 ) -> None:
     """Raise `ValueError` unless the folder scores what training scored, up to a part `allowed` of it."""

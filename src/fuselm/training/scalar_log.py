@@ -32,7 +32,7 @@ class ScalarLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         values = [
-            Summary.Value(tag=_tag(name), simple_value=value)
+            Summary.Value(tag=_build_tag(name), simple_value=value)
             for name, value in logs.items()
             if isinstance(value, int | float)
         ]
@@ -46,7 +46,7 @@ class ScalarLog(TrainerCallback):
             file.write(record.getvalue())
 
 
-def _tag(name: str) -> str:
+def _build_tag(name: str) -> str:
     """Return where TensorBoard shows a value, as transformers' own callback names it."""
     group, _, rest = name.partition("_")
     return escape_controls(f"{group}/{rest}" if group in ("eval", "test") and rest else f"train/{name}")

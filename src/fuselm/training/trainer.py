@@ -24,7 +24,7 @@ TERMS = ("clm_loss", "fusion_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class TrainingSettings:
     """Hold how to train. The options of `train` in a run file say what each means, and have the defaults."""
 
     lambda_clm: float
@@ -56,15 +56,15 @@ class Settings:
     trackers: Sequence[str]
     seed: int
 
-    @property
-    def loss(self) -> Divergence:
+    def build_divergence(self) -> Divergence:
+        """Return the divergence that these settings name."""
         return Divergence(name=self.divergence, beta=self.jsd_beta or 0.5, temperature=self.temperature, tail=self.tail)
 
 
 class FusionTrainer(Trainer):
     """Train a model whose forward computes the loss (trainable.py), by the objective on fused rows."""
 
-    def __init__(self, *args, settings: Settings, reader: tuple[Vocabulary, int], **kwargs):
+    def __init__(self, *args, settings: TrainingSettings, reader: tuple[Vocabulary, int], **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole accumulated batch
         self.model_accepts_loss_kwargs = True  # ... which the Trainer counts only for models that say so
@@ -75,7 +75,7 @@ class FusionTrainer(Trainer):
         self._lambda = settings.lambda_clm
         self._averaging: Averaging | None = None
 
-    def average(self, *, first: int) -> None:
+    def start_averaging(self, *, first: int) -> None:
         """Keep the mean of the weights since step `first` in their place."""
         self._averaging = Averaging(first)
         self.add_callback(self._averaging)
@@ -86,7 +86,7 @@ class FusionTrainer(Trainer):
             self._averaging.watch(optimizer)
         return optimizer
 
-    def lambda_now(self) -> float:
+    def compute_lambda(self) -> float:
         """Return the weight of the causal-LM loss: constant, or linear from the first step to the last."""
         start, end = self._settings.lambda_clm, self._settings.lambda_final
         if end is None:
@@ -94,7 +94,7 @@ class FusionTrainer(Trainer):
         return start + (end - start) * self.state.global_step / max(self.state.max_steps - 1, 1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self._lambda, divergence = self.lambda_now(), self._settings.loss
+        self._lambda, divergence = self.compute_lambda(), self._settings.build_divergence()
         count = num_items_in_batch / self.accelerator.num_processes  # whose gradients are averaged
         labels = inputs.pop("labels")
         del inputs["shift_labels"]
@@ -126,11 +126,11 @@ class FusionTrainer(Trainer):
             self._terms = torch.zeros(len(TERMS))
         super().log(logs, start_time)
 
-    def document_bits(self, documents: Sequence[Document]) -> dict[str, float]:
+    def score_documents(self, documents: Sequence[Document]) -> dict[str, float]:
         """Return the bits of each document; each process scores its share. The model is left as it trains."""
         model, (vocabulary, context_token) = self.model_wrapped, self._reader
         model.eval()
-        before = _changes(model)
+        before = _count_changes(model)
 
         def gold_logprobs(inputs, mask, gold):
             token_mask = mask.bool()
@@ -149,7 +149,9 @@ class FusionTrainer(Trainer):
         for some in gather_object([bits]):
             everyones |= some
         model.train()
-        if _changes(model) != before:  # RWKV divides weights in place to score, and multiplies them again to train
+        if (
+            _count_changes(model) != before
+        ):  # RWKV divides weights in place to score, and multiplies them again to train
             inputs = torch.full((1, 2), context_token, device=self.args.device)
             mask = torch.ones_like(inputs)
             with torch.no_grad(), torch.random.fork_rng():
@@ -161,16 +163,16 @@ class FusionTrainer(Trainer):
                 )
         return everyones
 
-    def dev_bits_per_byte(self) -> dict[str, float]:
+    def score_dev_split(self) -> dict[str, float]:
         """Return the score on the development split, by domain and on average."""
-        bits = self.document_bits(self.eval_dataset)
+        bits = self.score_documents(self.eval_dataset)
         if self._unspelled is None:
             self._unspelled = scoring.count_unspelled(self._reader[0], self.eval_dataset)
         return scoring.compute_bits_per_byte(scoring.sum_pieces(bits, self.eval_dataset, self._unspelled))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         try:
-            domains = self.dev_bits_per_byte()
+            domains = self.score_dev_split()
         except ValueError as error:
             raise ValueError(
                 f"train, step {self.state.global_step}: {error}; lower train.learning_rate (it is "
@@ -183,12 +185,12 @@ class FusionTrainer(Trainer):
         return metrics
 
 
-def _changes(model: torch.nn.Module) -> list[int]:
+def _count_changes(model: torch.nn.Module) -> list[int]:
     """Count how often each weight was changed in place."""
     return [weight._version for weight in model.parameters()]
 
 
-class Report(TrainerCallback):
+class ProgressReport(TrainerCallback):
     """Say when to score and save, and tell the progress what happens."""
 
     def __init__(self, progress: Progress, steps: set[int], trainer: FusionTrainer, start: Path):
@@ -202,7 +204,7 @@ class Report(TrainerCallback):
         """Score the untrained target, unless an earlier run has."""
         if state.global_step == 0:
             self._progress.note("scoring the target on the development split first")
-            domains = self._trainer.dev_bits_per_byte()
+            domains = self._trainer.score_dev_split()
             if state.is_world_process_zero:
                 atomic_files.write_text(self._start, json.dumps(domains))
 

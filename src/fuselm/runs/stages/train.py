@@ -53,7 +53,7 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
 
 
 def collect_settings(pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None) -> dict[str, Any]:
-    """Return the fields of `training.Settings` for one training; `precision` replaces the run's own."""
+    """Return the fields of `TrainingSettings` for one training; `precision` replaces the run's own."""
     options = pipeline.run.train.for_method(method).model_dump(exclude={"learning_rate", "clm"})
     options |= {"learning_rate": rate, "seed": pipeline.run.seed}
     options["precision"] = precision or pipeline.precision.choose_training(is_dry_run=not pipeline.steps.makes_folders)
@@ -78,21 +78,21 @@ def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
 
     def build(out: Path, shown: Progress) -> dict:
         from fuselm.stores import store
-        from fuselm.training import batches, train
+        from fuselm.training import batches, target_training
 
         if fused is None:
             rows, documents = None, [d for d in pipeline.documents if d.split == "train"]
         else:
             rows = store.Store(fused, keep_tokens=batches.KEPT_TOKENS, vocabulary_size=inputs.target.output_size)
             documents = [d for d in write.fusion_documents(pipeline) if d.id in rows]
-        return train.train(
+        return target_training.train_target(
             inputs.target,
             inputs.target_vocabulary,
             documents,
             [d for d in pipeline.documents if d.split == "dev"],
             out,
             fused=rows,
-            settings=train.Settings(**settings),
+            settings=target_training.TrainingSettings(**settings),
             progress=shown,
         )
 

@@ -33,7 +33,7 @@ from fuselm.training import adapters, companions, needs, reload
 from fuselm.training.batches import Batches, Collator
 from fuselm.training.scalar_log import ScalarLog
 from fuselm.training.trainable import compute_loss_in_forward
-from fuselm.training.trainer import FusionTrainer, Report, Settings
+from fuselm.training.trainer import FusionTrainer, ProgressReport, TrainingSettings
 
 SCHEDULES = {  # by the names that transformers gives them; its own `constant` knows no warm-up
     "cosine": "cosine",
@@ -43,7 +43,7 @@ SCHEDULES = {  # by the names that transformers gives them; its own `constant` k
 }
 
 
-def train(
+def train_target(
     target: Model,
     vocabulary: Vocabulary,
     train_documents: Sequence[Document],
@@ -51,7 +51,7 @@ def train(
     out: Path,
     *,
     fused: Store | None,
-    settings: Settings,
+    settings: TrainingSettings,
     progress: Progress,
 ) -> dict:
     """Write the best checkpoint to `out/model`, an ordinary folder, and its history to `out/history.json`.
@@ -78,20 +78,20 @@ def train(
     )
     batches_of_step = processes.count() * settings.gradient_accumulation
     steps = -(-len(dataset) // batches_of_step)
-    arguments = _arguments(out, settings, steps)
-    checkpoint, step, over = _reached(out, steps, settings.patience)
+    arguments = _build_arguments(out, settings, steps)
+    checkpoint, step, over = _find_resume_point(out, steps, settings.patience)
     batches = Subset(dataset, range(step * batches_of_step)) if over else dataset
     arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs without a launcher the first, and no DataParallel
     machine.use_free_cores()
-    model = load(target, settings, progress)
+    model = load_target(target, settings, progress)
     trainer = FusionTrainer(
         model=model,
         args=arguments,
         train_dataset=batches,
         eval_dataset=dev_documents,
         data_collator=Collator(target.context_token, packed=dataset.packed),
-        callbacks=_trackers(out, settings, step),
+        callbacks=_build_trackers(out, settings, step),
         settings=settings,
         reader=(vocabulary, target.context_token),
     )
@@ -100,10 +100,12 @@ def train(
     progress.start(steps, unit="steps", done=step)
     start = out / ".start.json"
     trainer.add_callback(
-        Report(progress, dev_steps(steps, settings.passes * settings.evaluations_per_pass), trainer, start)
+        ProgressReport(
+            progress, choose_dev_steps(steps, settings.passes * settings.evaluations_per_pass), trainer, start
+        )
     )
     if settings.average:
-        trainer.average(first=max(round(steps * settings.average / settings.passes), 1))
+        trainer.start_averaging(first=max(round(steps * settings.average / settings.passes), 1))
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -117,15 +119,15 @@ def train(
     if processes.rank() == 0:
         dev = [{"step": 0, **json.loads(start.read_text(encoding="utf-8"))}]
         dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
-        history = {"dev": dev, "log": _loss_rows(state.log_history)}
+        history = {"dev": dev, "log": _list_loss_rows(state.log_history)}
         (out / "history.json").write_text(json.dumps(history, sort_keys=True))
-        save_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
-    _check_saved(trainer, target, vocabulary, dev_documents, out / "model", settings)
+        save_model_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
+    _check_saved_folder(trainer, target, vocabulary, dev_documents, out / "model", settings)
     counts = {
         "steps": state.global_step,
         "planned_steps": steps,  # more, where patience ended it
-        "tokens": dataset.tokens(state.global_step * batches_of_step),
-        "text_tokens": dataset.text_tokens,
+        "tokens": dataset.count_tokens(state.global_step * batches_of_step),
+        "text_tokens": dataset.tokens_per_pass,
         "best_step": state.best_global_step,
         "dev_bits_per_byte": state.best_metric,
         "resumed_at_step": step,
@@ -136,7 +138,7 @@ def train(
     return counts
 
 
-def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
+def _build_arguments(out: Path, settings: TrainingSettings, steps: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=1,  # the dataset holds all passes
@@ -170,7 +172,7 @@ def _arguments(out: Path, settings: Settings, steps: int) -> TrainingArguments:
     )
 
 
-def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Module:
+def load_target(target: Model, settings: TrainingSettings, progress: Progress) -> torch.nn.Module:
     """Load the target for training: its forward computes the loss, and it has adapters if the settings say so."""
     if settings.quantize is not None:
         model = adapters.load_in_4_bits(target, precision=settings.precision)
@@ -191,7 +193,7 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
     if settings.lora_rank is None:
         return model
     transformers.set_seed(settings.seed)  # adapters begin with random numbers, and the Trainer seeds later
-    return adapters.add(
+    return adapters.add_adapters(
         model,
         rank=settings.lora_rank,
         alpha=settings.lora_alpha or 2.0 * settings.lora_rank,
@@ -200,7 +202,7 @@ def load(target: Model, settings: Settings, progress: Progress) -> torch.nn.Modu
     )
 
 
-def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]:
+def _build_trackers(out: Path, settings: TrainingSettings, step: int) -> list[TrainerCallback]:
     if processes.rank() > 0:
         return []
     result: list[TrainerCallback] = []
@@ -211,13 +213,13 @@ def _trackers(out: Path, settings: Settings, step: int) -> list[TrainerCallback]
     return result
 
 
-def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, int, bool]:
+def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Path | None, int, bool]:
     """Return the checkpoint to resume from, if there is one, its step, and whether `patience` ended there.
 
     Raises:
         ValueError: If its steps were others, or the best checkpoint is gone.
     """
-    checkpoint = last_checkpoint(out / "checkpoints")
+    checkpoint = find_last_checkpoint(out / "checkpoints")
     if checkpoint is None:
         return None, 0, False
     file = checkpoint / "trainer_state.json"
@@ -228,7 +230,7 @@ def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, 
             f"{steps}; go on with as many as then, or delete {out}"
         )
     best = checkpoint.with_name(f"checkpoint-{state['best_global_step']}")
-    if last_checkpoint(out / "checkpoints", best.name) is None:
+    if find_last_checkpoint(out / "checkpoints", best.name) is None:
         raise ValueError(f"{best}: the best checkpoint so far is gone or damaged; delete {out} to train again")
     if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder has been moved
         atomic_files.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
@@ -237,7 +239,7 @@ def _reached(out: Path, steps: int, patience: int | None) -> tuple[Path | None, 
     return checkpoint, state["global_step"], over
 
 
-def last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
+def find_last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
     """Return the latest checkpoint that was written whole: its last file, the trainer's state, can be read."""
     for path in sorted(folder.glob(name), key=lambda p: -int(p.name.split("-")[1])):
         try:
@@ -248,16 +250,16 @@ def last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
     return None
 
 
-def _check_saved(
+def _check_saved_folder(
     trainer: FusionTrainer,
     target: Model,
     vocabulary: Vocabulary,
     dev_documents: Sequence[Document],
     folder: Path,
-    settings: Settings,
+    settings: TrainingSettings,
 ) -> None:
     """Raise `ValueError` unless the folder, loaded afresh, scores what the model in memory scores."""
-    sample, dtype = reload.choose_sample(dev_documents, vocabulary), saved_dtype(target)
+    sample, dtype = reload.choose_sample(dev_documents, vocabulary), find_saved_dtype(target)
     allowed = reload.SAME
     if settings.lora_rank is None:
         reload.round_weights(trainer.model, dtype)
@@ -265,39 +267,39 @@ def _check_saved(
         allowed = reload.QUANTIZED
     elif dtype != torch.float32:
         allowed = reload.ROUNDED
-    trained = trainer.document_bits(sample)
+    trained = trainer.score_documents(sample)
     if processes.rank() == 0:
         options = {"device": trainer.args.device, "autocast": trainer.accelerator.autocast()}
-        loaded = reload.score(folder, target, vocabulary, sample, **options)
-        reload.compare(f"train, {folder}", trained, loaded, sample, allowed)
+        loaded = reload.score_folder(folder, target, vocabulary, sample, **options)
+        reload.compare_scores(f"train, {folder}", trained, loaded, sample, allowed)
 
 
-def saved_dtype(target: Model) -> torch.dtype:
+def find_saved_dtype(target: Model) -> torch.dtype:
     """Return the target's own type of weights, which a model trained from it is saved in."""
     config = transformers.AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
     dtype = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return getattr(torch, dtype) if dtype in DTYPES and dtype != "auto" else torch.float32
 
 
-def save_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
+def save_model_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], target: Model, folder: Path) -> None:
     """Write an ordinary model folder: weights in the target's precision, its tokenizer files byte for byte."""
-    dtype = saved_dtype(target)
+    dtype = find_saved_dtype(target)
     if isinstance(model, PreTrainedModel):
         product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
         product.load_state_dict(weights)
     else:
         model.save_pretrained(folder / ".adapters", state_dict=weights)
-        product = adapters.merged(target, folder / ".adapters").to(dtype)
+        product = adapters.merge_adapters(target, folder / ".adapters").to(dtype)
         shutil.rmtree(folder / ".adapters")
     product.save_pretrained(folder)
     companions.copy_companions(target.folder, folder)
 
 
-def dev_steps(steps: int, evaluations: int) -> set[int]:
+def choose_dev_steps(steps: int, evaluations: int) -> set[int]:
     """Return the steps after which the development split is scored and a checkpoint written: even, and the last."""
     return {round(steps * (n + 1) / evaluations) for n in range(evaluations)} - {0}
 
 
-def _loss_rows(history: list[dict]) -> list[dict]:
+def _list_loss_rows(history: list[dict]) -> list[dict]:
     names = ("step", "loss", "clm_loss", "fusion_loss", "lambda", "learning_rate")
     return [{n: row[n] for n in names if n in row} for row in history if "loss" in row]
