@@ -37,7 +37,7 @@ from fuselm.stores.distributions import Distributions
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Store, Trace
 from fuselm.system import atomic_files, manifest
-from fuselm.system.progress import show
+from fuselm.system.progress import show_progress
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "runs" / "benchmarks"
@@ -271,7 +271,7 @@ def sampled(name: str) -> list[str]:
     loaded, spelled = load_model(model, dtype="bfloat16"), vocabulary(name).token_bytes
     torch.manual_seed(0)
     texts, count = [], 0
-    with show(console, f"sample from {name}") as shown:
+    with show_progress(console, f"sample from {name}") as shown:
         shown.start(SAMPLED_TOKENS, unit="tokens")
         while count < SAMPLED_TOKENS:
             context = torch.full((SAMPLE_BATCH, 1), model.context_token)
@@ -344,7 +344,7 @@ def captured(name: str, top_k: int) -> Store:
             context_token=model.context_token,
             context_length=model.context_length,
         )
-        with show(console, f"capture {name}") as shown:
+        with show_progress(console, f"capture {name}") as shown:
             return capture.capture(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)
 
     manifest.build_once(folder, recipe, build)

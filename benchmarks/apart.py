@@ -222,7 +222,7 @@ class Experiment:
         self, stage: str, name: str, recipe: manifest.Recipe, build: Callable[[Path, progress.Progress], dict]
     ) -> Path:
         folder = Path(self.run.output) / stage / f"{name}-{recipe.key}"
-        with progress.show(self.console, f"{stage} {name}") as shown:
+        with progress.show_progress(self.console, f"{stage} {name}") as shown:
             if manifest.build_once(folder, recipe, lambda out: build(out, shown)):
                 shown.note(f"done in {manifest.read(folder)['seconds']:,.1f} s")
         return folder

@@ -266,7 +266,7 @@ def checking() -> dict:
     from fuselm.stores.verification import verify
     from fuselm.system import fingerprints
 
-    folder, known = copied(), fingerprints.cache() / "fingerprints.json"
+    folder, known = copied(), fingerprints.find_cache_folder() / "fingerprints.json"
     took: dict[str, list[float]] = {"first": [], "second": [], "verify": []}
     steps = {"first": lambda: deque(Store(folder), maxlen=0), "second": lambda: deque(Store(folder), maxlen=0)}
     steps["verify"] = lambda: verify(folder, progress=quiet())
@@ -392,9 +392,9 @@ def captured(name: str, options: dict) -> Path:
     def build(out: Path) -> dict:
         from fuselm.sources import capture
         from fuselm.stores.retention import Policy
-        from fuselm.system.progress import show
+        from fuselm.system.progress import show_progress
 
-        with show(console, f"capture {name} {options}") as shown:
+        with show_progress(console, f"capture {name} {options}") as shown:
             return capture.capture(
                 source_of(name), documents(), out, policy=Policy(**options), batch_tokens=BATCH_TOKENS, progress=shown
             )

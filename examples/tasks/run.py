@@ -115,7 +115,7 @@ def remembered(
         (out / f"{task}.jsonl").read_text() + (HERE / KINDS[k][1]).read_text() for task, (k, _) in tasks.items()
     ]
     of = [model.fingerprint, model.tokenizer_fingerprint, dtype, str(limit), metadata.version("lm_eval"), *questions]
-    file = out / "answers" / f"{name}-{fingerprints.digest(of)}.json"
+    file = out / "answers" / f"{name}-{fingerprints.hash_lines(of)}.json"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
         print(f"{name}: {model.folder}", file=sys.stderr)

@@ -129,7 +129,7 @@ def test_help_into_a_closed_pipe_has_no_traceback():
 def test_a_dumb_terminal_gets_lines_and_no_escapes(term, has_bar):
     body = (
         "from fuselm.system import progress; from fuselm.system import terminal\n"
-        "with progress.show(terminal.open_console(stderr=True), 'stage') as shown:\n"
+        "with progress.show_progress(terminal.open_console(stderr=True), 'stage') as shown:\n"
         "    shown.start(3, unit='tokens', done=1)\n"
         "    shown.advance(1, note='[b]')"
     )

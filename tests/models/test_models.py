@@ -422,10 +422,10 @@ def test_a_file_changed_in_place_is_read_again(big):
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
 def test_a_damaged_store_of_hashes_is_made_anew(big, content):
     first = locate_model(str(big))
-    (fingerprints.cache() / "fingerprints.json").write_bytes(content)
+    (fingerprints.find_cache_folder() / "fingerprints.json").write_bytes(content)
     assert locate_model(str(big)) == first
     assert locate_model(str(big)) == first
-    assert json.loads((fingerprints.cache() / "fingerprints.json").read_text())
+    assert json.loads((fingerprints.find_cache_folder() / "fingerprints.json").read_text())
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(big, tmp_path, monkeypatch):
@@ -619,7 +619,7 @@ def gguf_file(tmp_path, tokenizer) -> Path:
 
 def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_file):
     model = locate_model(str(gguf_file))
-    assert model.name == str(gguf_file) and model.folder.parent == fingerprints.cache() / "gguf"
+    assert model.name == str(gguf_file) and model.folder.parent == fingerprints.find_cache_folder() / "gguf"
     assert (model.output_size, model.context_length, model.context_token) == (ROWS, 67, 0)
     tokens = torch.tensor([[0, 5, 3, 200]])
     loaded = AutoModelForCausalLM.from_pretrained(model.folder)
@@ -750,7 +750,7 @@ def test_what_is_not_a_gguf_file_is_refused(tmp_path, content):
 def test_a_gguf_file_that_would_not_come_out_right_is_refused(tmp_path, tokenizer, changes, expected):
     path = write_gguf(tmp_path / "a.gguf", tokenizer, tiny_llama(seed=0), **changes)
     assert message(locate_model, str(path)).startswith(f"{path}: {expected}")
-    assert not [p for p in fingerprints.cache().glob("gguf/*") if p.is_dir() and p.suffix != ".partial"]
+    assert not [p for p in fingerprints.find_cache_folder().glob("gguf/*") if p.is_dir() and p.suffix != ".partial"]
 
 
 # ---- examples/models.py, with packages written here

@@ -84,7 +84,7 @@ def test_a_model_that_fits_as_it_is_and_not_in_float32_stays_as_it_is(in_dtype, 
     on(WITHOUT)
     model = locate_model(str(in_dtype("bfloat16")))
     room = None if free is None else int(free * model.parameters_bytes)
-    monkeypatch.setattr(machine, "available_memory", lambda: room)
+    monkeypatch.setattr(machine, "measure_available_memory", lambda: room)
     assert precision.choose_reading_dtype(model) == dtype
 
 
@@ -125,7 +125,7 @@ def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeyp
         monkeypatch.setenv(name, "AVX512_CORE")
         assert precision.measure_speeds("cpu") != first and len(made) == 2 + n, name
         monkeypatch.delenv(name)
-    monkeypatch.setattr(machine, "processor_key", lambda: "another")
+    monkeypatch.setattr(machine, "hash_processor", lambda: "another")
     assert precision.measure_speeds("cpu") != first
     monkeypatch.undo()
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
@@ -135,7 +135,7 @@ def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeyp
 @pytest.mark.parametrize("damage", [None, 5, {}, {"forward": {}}, {"forward": {"float32": "fast"}, "training": {}}])
 def test_a_damaged_memory_is_measured_anew(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
-    fingerprints.remember(f"precision {fingerprints.digest(precision._collect_machine_facts('cpu'))}", damage)
+    fingerprints.remember(f"precision {fingerprints.hash_lines(precision._collect_machine_facts('cpu'))}", damage)
     found = precision.measure_speeds("cpu")
     assert set(found) == {"forward", "training"} and "float32" in found["forward"]
 

@@ -200,7 +200,7 @@ def test_what_was_tried_is_remembered_by_fingerprint_and_dtype(llama, monkeypatc
         probe.load_tried_model(model, dtype=dtype)
     probe.try_models([(model, "auto"), (model, "bfloat16")])
     assert len(tried) == 2
-    (fingerprints.cache() / "fingerprints.json").unlink()
+    (fingerprints.find_cache_folder() / "fingerprints.json").unlink()
     probe.try_models([(model, "auto")])
     assert len(tried) == 3
 

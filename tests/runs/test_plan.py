@@ -191,7 +191,7 @@ def test_what_an_interrupted_training_has_written_is_not_asked_for_again(run_fil
 def test_plan_counts_what_has_to_be_compiled_once(run_file, monkeypatch):
     seconds = {}
     for of_stage in (0.0, 1000.0):
-        monkeypatch.setattr(compiling, "seconds_to_compile", lambda stage, of_stage=of_stage: of_stage)
+        monkeypatch.setattr(compiling, "estimate_seconds", lambda stage, of_stage=of_stage: of_stage)
         monkeypatch.setattr(calibration, "measure_reading", lambda *_, **__: calibration.Measured(speed=1.0))
         monkeypatch.setattr(calibration, "measure_training", lambda *_, **__: calibration.Measured(speed=1.0))
         rows, _, _ = plan.calibrate(pipeline_of(run_file))

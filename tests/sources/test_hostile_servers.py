@@ -22,7 +22,7 @@ from server_runs import run_file
 from fuselm.documents.corpus import Document
 from fuselm.sources.servers import client, remote
 from fuselm.sources.servers import server as servers
-from fuselm.system import addresses, keys
+from fuselm.system import addresses, server_keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."
 DOCUMENT = Document(id="000000", origin="000000", domain="odd", split="train", text=TEXT)
@@ -35,7 +35,7 @@ def hurry(monkeypatch):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     monkeypatch.setattr(servers, "PATIENCE", 1)
-    monkeypatch.setenv(client.KEY, KEY)
+    monkeypatch.setenv(client.DEFAULT_KEY_VARIABLE, KEY)
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +183,12 @@ def test_what_this_machine_is(host, local):
 
 
 def read_key(url: str, key_env: str | None = None, key_over_http: bool = False) -> str:
-    return keys.read_key(url, addresses.read_address(url), key_env=key_env, key_over_http=key_over_http)
+    return server_keys.read_key(url, addresses.read_address(url), key_env=key_env, key_over_http=key_over_http)
 
 
 @pytest.mark.parametrize("named", [None, "OWN_KEY"])
 def test_a_key_goes_over_plain_http_to_this_machine_only(monkeypatch, named):
-    name = named or client.KEY
+    name = named or client.DEFAULT_KEY_VARIABLE
     monkeypatch.setenv(name, KEY)
     for url in ("https://gpu-box/v1", "http://localhost:8000/v1", "http://[::1]:8000/v1", "http://127.0.0.9/v1"):
         assert read_key(url, named) == KEY
@@ -208,7 +208,7 @@ def test_a_key_goes_over_plain_http_to_this_machine_only(monkeypatch, named):
 
 @pytest.mark.parametrize("key", ["two\nlines", "two\r\nX-Header: 1", "a b", "schlüssel", "\x1b[31m", "\x7f"])
 def test_a_key_that_no_header_can_carry_is_refused(monkeypatch, key):
-    monkeypatch.setenv(client.KEY, key)
+    monkeypatch.setenv(client.DEFAULT_KEY_VARIABLE, key)
     with pytest.raises(ValueError, match=r"^https://x/v1: the key in FUSELM_API_KEY holds a space, a line break or a"):
         read_key("https://x/v1")
 
@@ -290,15 +290,15 @@ def test_what_is_no_address_of_a_server_is_said_before_it_is_used(url):
 ])  # fmt: skip
 def test_the_key_is_blotted_out_however_it_is_written(write):
     text = f"before {write(KEY)} after"
-    blotted = keys.blot(text, KEY)
-    assert keys.BLOTTED in blotted and blotted.startswith("before") and blotted.endswith("after")
-    assert sum(len(part) for part in blotted.split(keys.BLOTTED)) <= len("before  after") + 18
+    blotted = server_keys.hide_key(text, KEY)
+    assert server_keys.HIDDEN_KEY in blotted and blotted.startswith("before") and blotted.endswith("after")
+    assert sum(len(part) for part in blotted.split(server_keys.HIDDEN_KEY)) <= len("before  after") + 18
 
 
 def test_without_a_key_nothing_is_blotted_out():
-    assert keys.blot(NASTY, "") == NASTY and keys.blot("a word", "other") == "a word"
-    assert keys.blot("an EMPTY word", "EMPTY") == f"an {keys.BLOTTED} word"
-    assert math.isclose(len(keys.blot("x" * 9, "x")), 9 * len(keys.BLOTTED))
+    assert server_keys.hide_key(NASTY, "") == NASTY and server_keys.hide_key("a word", "other") == "a word"
+    assert server_keys.hide_key("an EMPTY word", "EMPTY") == f"an {server_keys.HIDDEN_KEY} word"
+    assert math.isclose(len(server_keys.hide_key("x" * 9, "x")), 9 * len(server_keys.HIDDEN_KEY))
 
 
 # ---- the hub

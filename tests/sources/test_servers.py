@@ -39,7 +39,7 @@ RECORDED = json.loads((Path(__file__).parents[1] / "data" / "servers" / "llama_c
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
-    monkeypatch.delenv(client.KEY, raising=False)
+    monkeypatch.delenv(client.DEFAULT_KEY_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_a_server_is_known_by_what_it_serves_not_where(plain):
 
 
 def test_a_run_with_a_server_then_without(tmp_path, plain, rows, monkeypatch):
-    monkeypatch.setenv(client.KEY, "a-secret")
+    monkeypatch.setenv(client.DEFAULT_KEY_VARIABLE, "a-secret")
     folder, source = plain
     with ModelServer("vllm", source, folder, key="a-secret") as server:
         path = run_file(tmp_path, plain, rows, server.url)

@@ -92,7 +92,7 @@ def test_a_user_who_may_not_write_in_the_package_runs_all_the_same(shared, writa
 
 
 def test_where_nothing_can_be_written_kernels_are_compiled_each_time(monkeypatch):
-    monkeypatch.setattr(compiling, "folders", lambda: iter([]))
+    monkeypatch.setattr(compiling, "list_cache_folders", lambda: iter([]))
     assert called(doubled) == called(doubled) == 0
 
 
@@ -118,7 +118,7 @@ def doubled(values):
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setattr(compiling, "folders", lambda: iter([tmp_path / "kernels"]))
+    monkeypatch.setattr(compiling, "list_cache_folders", lambda: iter([tmp_path / "kernels"]))
     return tmp_path / "kernels"
 
 
@@ -181,8 +181,8 @@ def scaled(values):
 
 def test_a_kernel_is_compiled_again_where_one_that_it_calls_or_a_constant_has_changed(monkeypatch):
     def source() -> str:
-        compiling.source_of.cache_clear()
-        return compiling.source_of(scaled)
+        compiling.hash_source.cache_clear()
+        return compiling.hash_source(scaled)
 
     first = source()
     assert source() == first
@@ -201,7 +201,7 @@ def test_every_kernel_of_the_package_has_a_stage_that_says_how_long_it_compiles(
 
 
 def test_a_stage_whose_kernels_are_kept_needs_no_seconds(cache):
-    assert compiling.seconds_to_compile("align") == compiling.SECONDS["align"] > 0
+    assert compiling.estimate_seconds("align") == compiling.SECONDS["align"] > 0
     cache.mkdir()
     (cache / f"fuselm.alignment.span._follow-0123{compiling.SUFFIX}").write_bytes(b"")
-    assert compiling.seconds_to_compile("align") == compiling.seconds_to_compile("evaluate") == 0
+    assert compiling.estimate_seconds("align") == compiling.estimate_seconds("evaluate") == 0

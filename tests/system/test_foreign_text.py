@@ -116,7 +116,7 @@ def test_a_console_prints_strings_as_text_wherever_they_stand(text):
     shown = foreign_text.escape_controls(text)
     table = Table(text, title=text, caption=text)
     table.add_row(text)
-    out = printed(text, table, terminal.plain(text), soft_wrap=True)
+    out = printed(text, table, terminal.make_plain_text(text), soft_wrap=True)
     assert not set(out.replace("\n", "")) & set(ACTING)
     if shown.strip():
         assert out.count(shown.strip()) >= 5

@@ -74,7 +74,7 @@ def test_a_manifest_of_another_recipe_or_without_its_files_does_not_end_a_stage(
 
 def test_a_stage_that_is_reopened_is_built_again(tmp_path):
     build_once(tmp_path / "stage", RECIPE, build)
-    manifest.reopen(tmp_path / "stage")
+    manifest.reopen_stage(tmp_path / "stage")
     built = []
     assert build_once(tmp_path / "stage", RECIPE, lambda out: built.append(out) or build(out)) and built
 
@@ -85,16 +85,16 @@ def test_the_lock_of_a_finished_stage_goes_unless_it_is_held(tmp_path):
     (tmp_path / "stage/.mine").touch()
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        manifest.sweep(tmp_path / "stage")
+        manifest.remove_stale_lock(tmp_path / "stage")
         assert lock.exists()
-    manifest.sweep(tmp_path / "stage")
-    manifest.sweep(tmp_path / "stage")
+    manifest.remove_stale_lock(tmp_path / "stage")
+    manifest.remove_stale_lock(tmp_path / "stage")
     assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == [".mine", "a", "manifest.json"]
 
 
 def test_a_temporary_file_goes_with_the_next_write_unless_its_process_lives(tmp_path, dead):
     path = tmp_path / "a.json"
-    ours = temporaries.temporary_path(path)
+    ours = temporaries.name_temporary(path)
     machine = ours.name.split("-")[-1]
     gone = tmp_path / f".a.json.{dead}-{machine}"
     living = tmp_path / f".a.json.{os.getppid()}-{machine}"
@@ -111,7 +111,7 @@ def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from fuselm.system import file_lock\n"
         "for _ in range(31):\n"
-        "    with file_lock.hold(Path(sys.argv[1])):\n"
+        "    with file_lock.hold_lock(Path(sys.argv[1])):\n"
         "        count = Path(sys.argv[2]); n = int(count.read_text())\n"
         "        time.sleep(0.001); count.write_text(str(n + 1))\n"
     )
@@ -121,7 +121,7 @@ def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
     for process in [subprocess.Popen(command) for _ in range(3)]:
         assert process.wait() == 0
     assert count.read_text() == "93" and not (tmp_path / "lock").exists()
-    file_lock.remove_unheld(tmp_path / "lock")
+    file_lock.remove_stale_lock(tmp_path / "lock")
 
 
 def test_a_folder_of_the_users_beside_the_model_stays(tmp_path):

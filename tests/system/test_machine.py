@@ -53,8 +53,8 @@ def system(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "PROC", made.proc)
     monkeypatch.setattr(machine, "CGROUPS", made.groups)
     monkeypatch.setattr(machine, "SECONDS_OF_SAMPLE", SAMPLE)
-    monkeypatch.setattr(machine, "_cores", lambda: set(range(made.cores)))
-    monkeypatch.setattr(machine, "_own_seconds", lambda: 0.0)
+    monkeypatch.setattr(machine, "_list_cores", lambda: set(range(made.cores)))
+    monkeypatch.setattr(machine, "_read_own_seconds", lambda: 0.0)
     clock = type("Clock", (), {"sleep": made.sleep, "monotonic": time.monotonic, "process_time": time.process_time})
     monkeypatch.setattr(machine, "time", clock)
     for name in machine.THREAD_VARIABLES:
@@ -87,7 +87,7 @@ def threads(monkeypatch):
 )
 def test_a_quota_of_version_2_leaves_whole_cores(system, file, text, cores):
     system.write(file, text)
-    assert machine.usable_cores() == machine.free_cores() == cores
+    assert machine.count_usable_cores() == machine.count_free_cores() == cores
 
 
 @pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
@@ -96,7 +96,7 @@ def test_a_quota_of_version_1_leaves_whole_cores(system, controllers, quota, cor
     system.write("proc/self/cgroup", f"9:memory:/other\n2:{controllers}:/docker/abc\n0::/\n")
     system.write(f"cgroup/{controllers}/docker/abc/cpu.cfs_quota_us", f"{quota}\n")
     system.write(f"cgroup/{controllers}/docker/abc/cpu.cfs_period_us", "100000\n")
-    assert machine.usable_cores() == cores
+    assert machine.count_usable_cores() == cores
 
 
 @pytest.mark.parametrize(
@@ -113,27 +113,27 @@ def test_a_quota_of_version_1_leaves_whole_cores(system, controllers, quota, cor
 )
 def test_cores_that_others_keep_busy_are_not_free(system, busy, nice, free):
     system.busy, system.nice = busy, nice
-    assert machine.free_cores() == free
+    assert machine.count_free_cores() == free
 
 
 def test_a_process_beside_in_the_same_quota_leaves_less(system):
     system.write("cgroup/user.slice/job/cpu.max", "400000 100000")
     system.group_cores = 1.0
-    assert machine.usable_cores() == 4 and machine.free_cores() == 3
+    assert machine.count_usable_cores() == 4 and machine.count_free_cores() == 3
 
 
 def test_work_of_this_process_does_not_count(system, monkeypatch):
     system.busy = {0: 1.0, 1: 1.0, 2: 1.0}
     own = iter([0.0, 2 * SAMPLE])
-    monkeypatch.setattr(machine, "_own_seconds", lambda: next(own))
-    assert machine.free_cores() == 4
+    monkeypatch.setattr(machine, "_read_own_seconds", lambda: next(own))
+    assert machine.count_free_cores() == 4
 
 
 def test_without_such_files_all_cores_are_free(tmp_path, system, monkeypatch):
     monkeypatch.setattr(machine, "PROC", tmp_path / "none")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
-    assert machine.free_cores() == machine.usable_cores() == 5
-    assert machine.available_memory() is None and machine.processor()
+    assert machine.count_free_cores() == machine.count_usable_cores() == 5
+    assert machine.measure_available_memory() is None and machine.name_processor()
 
 
 def test_torch_gets_the_free_cores_and_has_them_back_once_they_are_free_again(system, threads):
@@ -154,7 +154,7 @@ def test_what_the_user_says_of_threads_stays(system, threads, monkeypatch):
     system.busy = {n: 1.0 for n in range(5)}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     torch.set_num_threads(3)
-    assert machine.use_free_cores() == machine.worker_threads() == 3
+    assert machine.use_free_cores() == machine.count_worker_threads() == 3
 
 
 def test_processes_of_a_launcher_share_the_cores(system, threads, monkeypatch):
@@ -165,19 +165,19 @@ def test_processes_of_a_launcher_share_the_cores(system, threads, monkeypatch):
 
 def test_memory_is_the_least_of_what_system_and_groups_leave(system):
     system.write("proc/meminfo", "MemTotal: 900 kB\nMemAvailable: 700 kB\n")
-    assert machine.available_memory() == 700 * 1024
+    assert machine.measure_available_memory() == 700 * 1024
     system.write("cgroup/user.slice/memory.max", "500000")
     system.write("cgroup/user.slice/memory.current", "400000")
     system.write("cgroup/user.slice/memory.stat", "anon 1\ninactive_file 50000\n")
-    assert machine.available_memory() == 150_000
+    assert machine.measure_available_memory() == 150_000
     system.write("cgroup/user.slice/job/memory.max", "max")
     system.write("cgroup/user.slice/job/memory.current", "1")
-    assert machine.available_memory() == 150_000
+    assert machine.measure_available_memory() == 150_000
 
 
 def test_processors_with_other_instructions_have_other_keys(system):
     keys = set()
     for flags in ("fpu avx2", "fpu avx2 avx512_bf16", "avx2 fpu"):
         system.write("proc/cpuinfo", f"model name\t: Some CPU\nflags\t\t: {flags}\n\nmodel name\t: Some CPU\n")
-        keys.add(machine.processor_key())
-    assert len(keys) == 2 and machine.processor() == "Some CPU"
+        keys.add(machine.hash_processor())
+    assert len(keys) == 2 and machine.name_processor() == "Some CPU"

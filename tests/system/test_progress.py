@@ -14,7 +14,7 @@ from fuselm.system import progress
 def screen(monkeypatch) -> io.StringIO:
     stream = io.StringIO()
     monkeypatch.setattr(progress, "_screen", None)
-    progress.show_on(Console(file=stream, width=211))
+    progress.use_console(Console(file=stream, width=211))
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.01)
     return stream
 
@@ -27,13 +27,13 @@ def wait_for(text: str, stream: io.StringIO) -> None:
 
 
 def test_what_takes_long_is_said_before_anything_is_counted(screen):
-    with progress.doing("hashing the weights"):
+    with progress.announce("hashing the weights"):
         wait_for("  hashing the weights\n", screen)
 
 
 def test_what_is_quick_or_over_is_not_said(screen, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.1)
-    with progress.doing("reading"):
+    with progress.announce("reading"):
         pass
     time.sleep(0.2)
     assert not screen.getvalue()
@@ -41,11 +41,11 @@ def test_what_is_quick_or_over_is_not_said(screen, monkeypatch):
 
 def test_a_stage_says_what_it_does_until_it_counts(screen):
     console = Console(file=screen, width=211)
-    with progress.show(console, "capture own") as shown:
-        with progress.doing("loading own"):
+    with progress.show_progress(console, "capture own") as shown:
+        with progress.announce("loading own"):
             wait_for("  capture own: loading own\n", screen)
         shown.start(7, unit="tokens")
-        with progress.doing("tokenizing"):
+        with progress.announce("tokenizing"):
             time.sleep(0.1)
     assert "tokenizing" not in screen.getvalue()
 
@@ -53,7 +53,7 @@ def test_a_stage_says_what_it_does_until_it_counts(screen):
 def test_without_a_screen_nothing_is_said(monkeypatch, capfd):
     monkeypatch.setattr(progress, "_screen", None)
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
-    with progress.doing("reading"):
+    with progress.announce("reading"):
         time.sleep(0.1)
     assert capfd.readouterr() == ("", "")
 
@@ -61,12 +61,12 @@ def test_without_a_screen_nothing_is_said(monkeypatch, capfd):
 def test_a_compilation_is_announced_once_and_not_part_of_the_rate(screen, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.show(Console(file=screen, width=211), "align own") as shown:
+    with progress.show_progress(Console(file=screen, width=211), "align own") as shown:
         shown.start(61, unit="documents")
         for _ in range(2):
-            progress.compilation_began("align", 14.0)
+            progress.note_compilation("align", 14.0)
             now[0] += 500
-            progress.compilation_ended(500.0)
+            progress.note_end_of_compilation(500.0)
         now[0] += 11
         shown.advance(11)
         text = screen.getvalue()

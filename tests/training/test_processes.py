@@ -68,7 +68,7 @@ def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedPr
 
 
 def test_the_only_process_is_the_first_of_one():
-    assert (processes.rank(), processes.count()) == (0, 1)
+    assert (processes.rank(), processes.world_size()) == (0, 1)
 
 
 def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_one_over_20_steps(

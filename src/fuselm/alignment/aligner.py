@@ -137,7 +137,7 @@ def align_store(
 
     def aligned() -> Iterator[Trace]:
         traces = (trace for trace in captured if trace.document in of)
-        with ThreadPoolExecutor(machine.worker_threads()) as threads:
+        with ThreadPoolExecutor(machine.count_worker_threads()) as threads:
             while block := list(itertools.islice(traces, BLOCK)):
                 if not measured:  # builds the maps, before several threads ask for them
                     aligner.align(block[0], of[block[0].document].text)

@@ -13,7 +13,7 @@ from fuselm.alignment.spelling import join_sequences
 from fuselm.models import bpe
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 
@@ -54,13 +54,13 @@ def find_row_starts(
 
 def spell_continuations(source: Vocabulary, target: Vocabulary, rows: Distributions, at: RowStarts) -> Continuations:
     """Spell in the target's tokens the entries of `rows` that begin, `at` these places, inside a target token."""
-    doors.require_within("an id", rows.ids, source.size)
-    doors.require_offsets("rows", rows.offsets, len(rows.ids))
-    doors.require_lengths("places", len(rows.offsets) - 1, at.begins, at.within)
-    doors.require_within("where a row begins", at.begins, len(at.stream) + 1)
-    doors.require_within("where a row begins in its token", at.begins - at.within, len(at.stream) + 1)
-    doors.require_within("the bytes of a token before a row", at.within, len(at.stream) + 1)
-    doors.require_within("the hidden bytes", np.array([at.hidden]), len(at.stream) + 1)
+    index_checks.require_within("an id", rows.ids, source.size)
+    index_checks.require_offsets("rows", rows.offsets, len(rows.ids))
+    index_checks.require_lengths("places", len(rows.offsets) - 1, at.begins, at.within)
+    index_checks.require_within("where a row begins", at.begins, len(at.stream) + 1)
+    index_checks.require_within("where a row begins in its token", at.begins - at.within, len(at.stream) + 1)
+    index_checks.require_within("the bytes of a token before a row", at.within, len(at.stream) + 1)
+    index_checks.require_within("the hidden bytes", np.array([at.hidden]), len(at.stream) + 1)
     if target.merges is None:
         return _spell_by_tokenizer(source, target, rows, at)
     return Continuations(*_spell_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))

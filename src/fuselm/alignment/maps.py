@@ -18,7 +18,7 @@ from numpy import ndarray
 from fuselm.alignment import mined
 from fuselm.alignment.nearest import find_nearest_tokens, find_tied_tokens
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
-from fuselm.system import atomic_files, doors, fingerprints
+from fuselm.system import atomic_files, fingerprints, index_checks
 from fuselm.system.compiling import compiled
 
 FORMAT = 1  # version of kept maps; raise it when the same vocabularies would be mapped otherwise
@@ -33,7 +33,7 @@ def build_nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "s
     This is MinED (Wan et al. 2024, section 3.2). Strings are compared with the source's word mark replaced by the
     target's. A kept map that is missing or damaged is made again.
     """
-    path = fingerprints.cache() / "maps" / f"{_fingerprint(source)}-{_fingerprint(target)}-{FORMAT}"
+    path = fingerprints.find_cache_folder() / "maps" / f"{_fingerprint(source)}-{_fingerprint(target)}-{FORMAT}"
     if (ids := _read_kept_map(path, source.size)) is None:
         strings = _mark_as_target(source, target)
         tokens = [i for i, string in enumerate(source.token_strings) if string is not None]
@@ -66,7 +66,7 @@ def build_cooccurrence_map(
     for begin in range(0, len(seen), CHUNK):
         tokens = seen[begin : begin + CHUNK]
         ties = find_tied_tokens([strings[i] for i in tokens], target.token_strings)
-        doors.require_within("a tied token", np.concatenate(ties), target.size)
+        index_checks.require_within("a tied token", np.concatenate(ties), target.size)
         ends = np.cumsum([len(tied) for tied in ties])
         ids[tokens] = _choose_most_similar(tokens, np.concatenate(ties), ends, of_source, of_target)
     return _drop_textless(ids, target)
@@ -185,7 +185,7 @@ def _choose_most_similar(tokens: ndarray, ties: ndarray, ends: ndarray, of_sourc
 def _fingerprint(vocabulary: Vocabulary) -> str:
     """Fingerprint everything that `build_nearest_map` looks at."""
     is_text = [spelled is not None for spelled in vocabulary.token_bytes]
-    return fingerprints.digest([json.dumps([vocabulary.token_strings, is_text, vocabulary.word_mark])])
+    return fingerprints.hash_lines([json.dumps([vocabulary.token_strings, is_text, vocabulary.word_mark])])
 
 
 def _read_kept_map(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:

@@ -57,7 +57,7 @@ def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) ->
         found, ends = _search_chunk(*wanted, *known, ids, first_of_length, len(alphabet), every)
         return np.split(found, ends[:-1])
 
-    with ThreadPoolExecutor(min(machine.worker_threads(), numba.config.NUMBA_NUM_THREADS)) as threads:
+    with ThreadPoolExecutor(min(machine.count_worker_threads(), numba.config.NUMBA_NUM_THREADS)) as threads:
         found = [ids for chunk in threads.map(search, range(0, len(strings), CHUNK)) for ids in chunk]
     return [found[i] for i in np.argsort(order)]
 

@@ -22,7 +22,7 @@ from fuselm.models.segmentation import Segmentation, find_spelled
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
@@ -68,11 +68,11 @@ def follow_text(
         ValueError: If the trace, the segmentation or the spelling is not one of this text and these vocabularies.
     """
     require_trace(trace, source.size, len(data))
-    doors.require_within("a target token", segmentation.ids, target.size)
-    doors.require_within("where a target token begins", segmentation.starts, len(data) + 1, start=-1)
-    doors.require_ascending("target tokens", segmentation.starts)
-    doors.require_lengths("spelling", source.size, spelling.begins)
-    doors.require_lengths("spelling", target.size, spelling.ids_begun)
+    index_checks.require_within("a target token", segmentation.ids, target.size)
+    index_checks.require_within("where a target token begins", segmentation.starts, len(data) + 1, start=-1)
+    index_checks.require_ascending("target tokens", segmentation.starts)
+    index_checks.require_lengths("spelling", source.size, spelling.begins)
+    index_checks.require_lengths("spelling", target.size, spelling.ids_begun)
     stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]: a space may be put at -1
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
@@ -128,13 +128,13 @@ def _follow_stretch(
 def require_trace(trace: Trace, vocabulary_size: int, size: int) -> None:
     """Raise `ValueError` unless a trace is one of a text of `size` bytes, in a vocabulary of so many ids."""
     d, what = trace.distributions, f"document {trace.document}"
-    doors.require_within(f"{what}: token", trace.tokens, vocabulary_size)
-    doors.require_within(f"{what}: id", d.ids, vocabulary_size)
-    doors.require_within(f"{what}: where a token begins", trace.starts, size + 1, start=-1)
-    doors.require_ascending(f"{what}: tokens", trace.starts)
-    doors.require_offsets(what, d.offsets, len(d.ids))
-    doors.require_lengths(what, len(d.ids), d.logprobs)
-    doors.require_lengths(what, len(d.offsets) - 1, trace.tokens, trace.starts, d.gold, d.tail)
+    index_checks.require_within(f"{what}: token", trace.tokens, vocabulary_size)
+    index_checks.require_within(f"{what}: id", d.ids, vocabulary_size)
+    index_checks.require_within(f"{what}: where a token begins", trace.starts, size + 1, start=-1)
+    index_checks.require_ascending(f"{what}: tokens", trace.starts)
+    index_checks.require_offsets(what, d.offsets, len(d.ids))
+    index_checks.require_lengths(what, len(d.ids), d.logprobs)
+    index_checks.require_lengths(what, len(d.offsets) - 1, trace.tokens, trace.starts, d.gold, d.tail)
 
 
 def _exp(logprobs: Float[ndarray, "_"]) -> Float[ndarray, "_"]:

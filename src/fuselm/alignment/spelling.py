@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from fuselm.models import bpe
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 # Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
@@ -43,7 +43,7 @@ def spell_vocabulary(source: Vocabulary, target: Vocabulary) -> Spelling:
     """Spell every source id in the target's tokens, as the target's tokenizer would continue a text with it."""
     known = [i for i, string in enumerate(source.token_bytes) if string is not None]
     known_offsets, tokens = join_sequences(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
-    doors.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
+    index_checks.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
     begins, steps = np.zeros(source.size, BEGIN), np.zeros(len(tokens), STEP)
     begins["at"][known], begins["stop"][known] = known_offsets[:-1], known_offsets[1:]
     steps["token"] = tokens

@@ -67,7 +67,7 @@ def _open_run(run_file: Path, overrides: list[str] | None):
     from fuselm.system import processes, progress
 
     console = _open_stderr(quiet=processes.rank() > 0)
-    with progress.doing(f"reading {run_file}, its texts and models"):
+    with progress.announce(f"reading {run_file}, its texts and models"):
         pipeline = Pipeline(config.load(run_file, overrides or []), console)
         pipeline.start()
     return pipeline
@@ -189,7 +189,7 @@ def study(
     from fuselm.runs.studies import study as studies
     from fuselm.system import progress, terminal
 
-    with progress.doing(f"reading {study_file}, its texts and models"):
+    with progress.announce(f"reading {study_file}, its texts and models"):
         checked = studies.load(study_file, overrides or [])
         grid = trials.Grid(checked, console)
         grid.check()
@@ -253,7 +253,7 @@ def diagnose(
         inputs = diagnosis_inputs.gather_from_folder(run)
     else:
         inputs = diagnosis_inputs.gather_from_pipeline(_open_checked_run(run, overrides, "align"))
-    with progress.show(_open_stderr(), "diagnose") as shown:
+    with progress.show_progress(_open_stderr(), "diagnose") as shown:
         result = diagnosis.diagnose(**inputs, progress=shown)
     if report is not None:
         from fuselm.results.pages import diagnosis_page
@@ -311,7 +311,7 @@ def _open_stderr(*, quiet: bool = False):
     from fuselm.system import progress, terminal
 
     console = terminal.open_console(stderr=True, quiet=quiet)
-    progress.show_on(console)
+    progress.use_console(console)
     return console
 
 
@@ -333,8 +333,8 @@ def _print_scores(result: dict, as_json: bool) -> None:
         console.print(table)
         if "verdict" in scores:
             arrives, fidelity = scores["informed"]["own_bits"], scores["informed"]["fidelity"]
-            verdict = terminal.plain(scores["verdict"], style="bold").append_text(
-                terminal.plain(
+            verdict = terminal.make_plain_text(scores["verdict"], style="bold").append_text(
+                terminal.make_plain_text(
                     f": {arrives:.1%} of the source's bits lie in spans with information; "
                     f"fidelity there {_format_number(fidelity)}; {scores['candidates_spelled']:.1%} of its other "
                     "candidates spell what their bytes say",
@@ -342,9 +342,9 @@ def _print_scores(result: dict, as_json: bool) -> None:
                 )
             )
             console.print(verdict)
-            console.print(terminal.plain(describe_conditional(scores["conditional"])))
+            console.print(terminal.make_plain_text(describe_conditional(scores["conditional"])))
         for note in describe_unspelled_bytes(scores):
-            console.print(terminal.plain(note, style="dim"))
+            console.print(terminal.make_plain_text(note, style="dim"))
 
 
 def _format_number(value: float | int | None) -> str:

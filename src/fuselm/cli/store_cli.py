@@ -306,5 +306,5 @@ def _read_ids(path: Path, domains: list[str], folder: Path) -> set[str]:
 def _show_progress(title: str) -> "Iterator[Progress]":
     from fuselm.system import progress, terminal
 
-    with progress.show(terminal.open_console(stderr=True), title) as shown:
+    with progress.show_progress(terminal.open_console(stderr=True), title) as shown:
         yield shown

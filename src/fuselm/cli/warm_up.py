@@ -22,7 +22,7 @@ from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
-from fuselm.system.progress import Progress, show, show_on
+from fuselm.system.progress import Progress, show_progress, use_console
 from fuselm.training import batches
 
 TEXT = "the river rose, and nobody had seen it coming"
@@ -108,6 +108,6 @@ _SAMPLED = retention.Policy(policy="sampled", draws=DRAWS)
 
 if __name__ == "__main__":
     screen = Console(stderr=True)
-    show_on(screen)
-    with tempfile.TemporaryDirectory() as temporary, show(Console(quiet=True), "") as shown:
+    use_console(screen)
+    with tempfile.TemporaryDirectory() as temporary, show_progress(Console(quiet=True), "") as shown:
         compile_kernels(Path(temporary), shown)

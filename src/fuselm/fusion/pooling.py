@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from fuselm.fusion import tails
 from fuselm.stores.distributions import Distributions
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 
@@ -54,9 +54,9 @@ def pool_geometric(
 
 def _stack_rows(rows: Sequence[Distributions]) -> _StackedRows:
     for d in rows:
-        doors.require_offsets("rows", d.offsets, len(d.ids))
-        doors.require_lengths("rows", len(d.ids), d.logprobs)
-        doors.require_lengths("rows", len(rows[0]), d.gold, d.tail, d.offsets[1:])
+        index_checks.require_offsets("rows", d.offsets, len(d.ids))
+        index_checks.require_lengths("rows", len(d.ids), d.logprobs)
+        index_checks.require_lengths("rows", len(rows[0]), d.gold, d.tail, d.offsets[1:])
     begins = np.cumsum([0, *(len(d.ids) for d in rows)])
     return _StackedRows(
         ids=np.concatenate([d.ids for d in rows]),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.system import fingerprints
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 UNLIMITED = 1 << 31  # the context length of a model whose configuration sets none (RWKV, Mamba)
 NEEDED = "needs a Hugging Face model folder: config.json, weights, tokenizer files"
@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply; download the model again") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({first_line(error)}); download the model again") from None
+        raise ValueError(f"{path}: not JSON ({summarize_error(error)}); download the model again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds a {type(value).__name__}, needs an object; download the model again")
     return value
@@ -192,9 +192,9 @@ def read_sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
             return [full["vocab_size"], _find_context_length(full)]
 
         try:
-            size, length = fingerprints.remembered(f"sizes {fingerprints.sha256(folder / 'config.json')}", defaults)
+            size, length = fingerprints.recall_or_compute(f"sizes {fingerprints.hash_file_once(folder / 'config.json')}", defaults)
         except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
-            raise ValueError(f"{folder}/config.json: transformers cannot read it ({first_line(error)})") from error
+            raise ValueError(f"{folder}/config.json: transformers cannot read it ({summarize_error(error)})") from error
     if not isinstance(size, int):
         raise ValueError(f"{folder}/config.json: no vocab_size; {NEEDED}")
     return size, min(length or UNLIMITED, UNLIMITED)

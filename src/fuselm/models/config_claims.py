@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuselm.models.locating import Model
 from fuselm.system import fingerprints
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 if TYPE_CHECKING:
     import transformers
@@ -32,7 +32,7 @@ def check_size(model: Model) -> None:
     try:
         config = AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
-        raise ValueError(f"{model.name}: transformers cannot load it ({first_line(error)})") from error
+        raise ValueError(f"{model.name}: transformers cannot load it ({summarize_error(error)})") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
             f"{model.name}: transformers has no causal language model for {type(config).__name__} (of images or speech "

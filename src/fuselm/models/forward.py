@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from fuselm.models import scan
 from fuselm.models.scan import BLOCK, Survey
-from fuselm.system.errors import name_model
+from fuselm.system.errors import name_model_errors
 
 LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
 MAGNITUDES = (1e-3, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # of the logits on which an output layer is tried
@@ -202,7 +202,7 @@ def compute_hidden_states(
     mask: Int[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length hidden"]:
     """Return the last hidden states; the logits, if `layer` has no weight."""
-    with name_model(model.name_or_path, "reading a batch"):
+    with name_model_errors(model.name_or_path, "reading a batch"):
         if layer.weight is None:
             return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
         return find_decoder(model)(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state

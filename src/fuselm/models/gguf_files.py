@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from fuselm.models import gguf_claims
 from fuselm.system import atomic_files, fingerprints, progress
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 if TYPE_CHECKING:
     import gguf
@@ -40,7 +40,7 @@ def convert_gguf_file(path: Path) -> Path:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ValueError(f"{path}: not a GGUF file (begins with {magic!r}); needs a model folder or a .gguf file")
-    folder = fingerprints.cache() / "gguf" / f"{fingerprints.sha256(path)[:16]}-{CONVERSION}"
+    folder = fingerprints.find_cache_folder() / "gguf" / f"{fingerprints.hash_file_once(path)[:16]}-{CONVERSION}"
     if folder.is_dir():
         return folder
     reader = _read_gguf(path)
@@ -48,7 +48,7 @@ def convert_gguf_file(path: Path) -> Path:
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            with progress.doing(f"converting {path.name} to an ordinary folder, once: about a minute"):
+            with progress.announce(f"converting {path.name} to an ordinary folder, once: about a minute"):
                 _convert_file(path, reader, partial)
             _sync_to_disk(partial)
             partial.rename(folder)
@@ -88,7 +88,7 @@ def _read_gguf(path: Path) -> "gguf.GGUFReader":
         gguf_claims.check_gguf_claims(path)
         reader = GGUFReader(path)
     except Exception as error:  # the reader trusts the file: anything can come of a damaged one
-        raise ValueError(f"{path}: GGUF file cut off or damaged ({first_line(error)}); download it again") from error
+        raise ValueError(f"{path}: GGUF file cut off or damaged ({summarize_error(error)}); download it again") from error
     if (_read_field(reader, "split.count") or 1) > 1:
         raise ValueError(f"{path}: one part of a split GGUF file; join the parts first (llama-gguf-split --merge)")
     scaling = _read_field(reader, f"{_read_field(reader, 'general.architecture')}.rope.scaling.type")
@@ -115,7 +115,7 @@ def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
             _convert_tokenizer(alone, reader, folder)
     except Exception as error:  # a full disk; an architecture or tokenizer that transformers doesn't know, in many ways
         raise ValueError(
-            f"{path}: cannot be converted ({first_line(error)}); use the original model's folder"
+            f"{path}: cannot be converted ({summarize_error(error)}); use the original model's folder"
         ) from error
 
 

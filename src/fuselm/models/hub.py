@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from fuselm.system.errors import first_line
-from fuselm.system.keys import blot
+from fuselm.system.errors import summarize_error
+from fuselm.system.server_keys import hide_key
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -35,6 +35,6 @@ def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> 
     except errors.RepositoryNotFoundError:
         needed = "not on the hub, or private; check the name, or run `hf auth login`"
     except Exception as error:  # what a hub or mirror answers ends in errors of any type, with its words in them
-        said = blot(first_line(error), get_token() or "")
+        said = hide_key(summarize_error(error), get_token() or "")
         needed = f"could not be downloaded ({said}); check the network, or give a local folder"
     raise ValueError(f"{spec}: {needed}")

@@ -11,7 +11,7 @@ from fuselm.models import config_claims, tokenizer_files
 from fuselm.models.choices import DTYPES
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 if TYPE_CHECKING:
     import transformers
@@ -70,7 +70,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     if dtype == "auto":
         dtype = precision.choose_reading_dtype(model, device=device)
     try:
-        with progress.doing(f"loading {model.name}"), _without_load_report():
+        with progress.announce(f"loading {model.name}"), _without_load_report():
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 model.folder,
                 dtype=dtype,
@@ -80,13 +80,13 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
                 ignore_mismatched_sizes=True,  # which are refused below, by name
             )
     except Exception as error:  # whatever a broken or unknown checkpoint makes transformers raise
-        raise ValueError(f"{model.name}: transformers cannot load it ({first_line(error)})") from error
+        raise ValueError(f"{model.name}: transformers cannot load it ({summarize_error(error)})") from error
     config_claims.check_loaded_weights(model, loaded, info)
     try:
         loaded.name_or_path = model.name  # which errors say
         return loaded.to(precision.find_device() if device == "auto" else torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r}: cannot be used ({first_line(error)})") from error
+        raise ValueError(f"device {device!r}: cannot be used ({summarize_error(error)})") from error
 
 
 @contextlib.contextmanager

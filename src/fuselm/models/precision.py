@@ -92,7 +92,7 @@ def _measure_free_memory(device: str) -> int | None:
 
     if _find_device_type(device) == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return machine.available_memory()
+    return machine.measure_available_memory()
 
 
 def find_device() -> str:
@@ -108,10 +108,10 @@ def measure_speeds(device: str = "auto") -> dict[str, dict[str, float]]:
     Types that torch cannot multiply on the device are left out. The result is remembered for the facts that
     `_collect_machine_facts` returns.
     """
-    key = f"precision {fingerprints.digest(_collect_machine_facts(device))}"
+    key = f"precision {fingerprints.hash_lines(_collect_machine_facts(device))}"
     known = fingerprints.recall(key)
     if not _is_measurement(known):
-        with progress.doing("measuring matrix products on this machine, once"):
+        with progress.announce("measuring matrix products on this machine, once"):
             known = {"forward": _measure_forward_products(device), "training": _measure_training_products(device)}
         fingerprints.remember(key, known)
     return known
@@ -134,7 +134,7 @@ def _collect_machine_facts(device: str) -> list[str]:
         return [*facts, torch.cuda.get_device_name(), str(torch.cuda.get_device_capability()), str(torch.version.cuda)]
     enabled = f"oneDNN {torch.backends.mkldnn.is_available()} {torch._C._get_mkldnn_enabled()}"
     told = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
-    return [*facts, machine.processor_key(), f"{torch.get_num_threads()} threads", enabled, *told]
+    return [*facts, machine.hash_processor(), f"{torch.get_num_threads()} threads", enabled, *told]
 
 
 def _find_device_type(device: str) -> str:
@@ -219,7 +219,7 @@ def describe_device(device: str = "auto") -> list[Any]:
     """Return the device's name, and for each kind of product the name of the kind and what was measured of it."""
     import torch
 
-    name = torch.cuda.get_device_name() if _find_device_type(device) == "cuda" else machine.processor()
+    name = torch.cuda.get_device_name() if _find_device_type(device) == "cuda" else machine.name_processor()
     each = " a core" if _find_device_type(device) == "cpu" else ""
     speeds = measure_speeds(device).items()
     return [name, *((f"{what}{each}", ", ".join(f"{n} {s:,.0f}" for n, s in of.items())) for what, of in speeds)]

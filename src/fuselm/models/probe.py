@@ -22,7 +22,7 @@ from fuselm.models import forward
 from fuselm.models.loading import load_model, load_tokenizer
 from fuselm.models.locating import UNLIMITED, Model
 from fuselm.system import fingerprints, progress
-from fuselm.system.errors import first_line, name_model
+from fuselm.system.errors import summarize_error, name_model_errors
 
 VERSION = 2  # of what is tried: whoever adds to it raises this
 TOKENS = 24  # of a row
@@ -41,10 +41,10 @@ TEXT = (
 def load_tried_model(model: Model, *, dtype: str, device: str = "auto") -> tuple[PreTrainedModel, forward.OutputLayer]:
     """Load a model that has been tried, with its output layer. Raises `ValueError` for one that can't be used."""
     loaded = load_model(model, dtype=dtype, device=device)
-    with name_model(model.name, "tried on a few tokens"):
+    with name_model_errors(model.name, "tried on a few tokens"):
         layer = forward.find_output_layer(loaded)
     if fingerprints.recall(key := _build_key(model, dtype)) is None:
-        with progress.doing(f"trying {model.name} on a few tokens, once"):
+        with progress.announce(f"trying {model.name} on a few tokens, once"):
             check_model(model, loaded, layer)
         fingerprints.remember(key, True)
     return loaded, layer
@@ -64,13 +64,13 @@ def check_model(model: Model, loaded: PreTrainedModel, layer: forward.OutputLaye
     if not fine and model.parameters_bytes < SMALL:
         loaded = load_model(model, dtype="float32", device=str(loaded.device))
         layer, fine = forward.find_output_layer(loaded), True
-    with name_model(model.name, "tried on a few tokens"), torch.inference_mode(), _EmbeddingLookups() as lookups:
+    with name_model_errors(model.name, "tried on a few tokens"), torch.inference_mode(), _EmbeddingLookups() as lookups:
         rows = _TriedRows.read(loaded, layer, ids)
     lookups.check(model, rows.inputs)
     fault = rows.find_fault(fine=fine)
     if fault and not fine and _fits_in_float32(model):
         loaded = load_model(model, dtype="float32", device="cpu")
-        with name_model(model.name, "tried on a few tokens"), torch.inference_mode():
+        with name_model_errors(model.name, "tried on a few tokens"), torch.inference_mode():
             rows = _TriedRows.read(loaded, forward.find_output_layer(loaded), ids)
         fault = rows.find_fault(fine=True)
     if fault:
@@ -92,7 +92,7 @@ def describe_other_loss(loaded: PreTrainedModel) -> str | None:
         except TypeError:  # has no loss of its own
             return None
         except Exception as error:  # whatever its own loss raises, which fuselm does not need
-            return f"its own loss fails ({first_line(error)}); fuselm trains on its logits"
+            return f"its own loss fails ({summarize_error(error)}); fuselm trains on its logits"
         tokens = torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[0, 1:])
     own = getattr(output, "loss", None)
     if own is None or abs(float(own) - float(tokens)) <= 1e-3 * float(tokens):

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numpy import ndarray
 from torch import Tensor
 
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 BLOCK = 64  # columns
@@ -67,7 +67,7 @@ def find_above(
     """Return how many entries of each row are at least its bound; their ids, ascending in a row; and their values."""
     raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
     _require_survey(raw, largest)
-    doors.require_lengths("bounds", len(raw), bounds)
+    index_checks.require_lengths("bounds", len(raw), bounds)
     counts = np.empty(len(raw), np.int64)
     _in_threads(_count, raw, largest, bounds, counts)
     begins = np.cumsum(counts) - counts
@@ -93,8 +93,8 @@ def draw_entries(
     ids, logprobs = np.empty((len(raw), room), np.int32), np.empty((len(raw), room), np.float32)
     known = (found.maxima.numpy(), found.sums.numpy(), found.log_z.numpy())
     _require_survey(raw, *known[:2])
-    doors.require_lengths("rows", len(raw), known[2], gold.numpy(), uniform)
-    doors.require_within("a gold id", gold.numpy(), raw.shape[1])
+    index_checks.require_lengths("rows", len(raw), known[2], gold.numpy(), uniform)
+    index_checks.require_within("a gold id", gold.numpy(), raw.shape[1])
     _in_threads(_draw, raw, *known, gold.numpy(), uniform, counts, ids, logprobs, tail)
     real = np.arange(room) < counts[:, None]
     return counts, ids[real], logprobs[real], tail

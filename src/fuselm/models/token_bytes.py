@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from fuselm.models import token_strings
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 BLOCK = 1 << 15  # tokens that are decoded at a time
 CONTEXTS = (("a", "b"), (" ", " "), ("", ""), ("\n", "."))  # where a text is tried, to see which token it becomes
@@ -103,7 +103,7 @@ def _decode(tokenizer: Tokenizer, sequences: list[list[int]]) -> list[str]:
         return tokenizer.decode_batch(sequences, skip_special_tokens=False)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ValueError(
-            f"tokenizer: its decoder fails ({first_line(error)}); needs one that decodes its own ids"
+            f"tokenizer: its decoder fails ({summarize_error(error)}); needs one that decodes its own ids"
         ) from error
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from fuselm.models.checkpoints import NEEDED, read_json
 from fuselm.models.twins import check_twins
 from fuselm.system import fingerprints
-from fuselm.system.errors import first_line, is_foreign
+from fuselm.system.errors import summarize_error, is_foreign
 
 SpecialTokens = dict[str, str | int | None]
 
@@ -47,7 +47,7 @@ def load_fast_tokenizer(folder: Path) -> Tokenizer:
     except BaseException as error:  # the tokenizers library raises nothing narrower, and panics
         if not is_foreign(error):
             raise
-        raise ValueError(f"{folder}: cannot load a fast tokenizer ({first_line(error)}); {NEEDED}") from error
+        raise ValueError(f"{folder}: cannot load a fast tokenizer ({summarize_error(error)}); {NEEDED}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     check_twins(folder, tokenizer)
@@ -88,7 +88,7 @@ def identify_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
     if not files:
         raise ValueError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model, vocab.json or vocab.txt); {NEEDED}")
     known = digest_files(files, *settings)
-    front, usual = fingerprints.remembered(f"begins {known}", lambda: _find_beginning(folder, choice))
+    front, usual = fingerprints.recall_or_compute(f"begins {known}", lambda: _find_beginning(folder, choice))
     if len(front) == 1:
         return known if front[0] == usual else digest_files(files, *settings, f"front {front[0]}"), front[0]
     if usual is None:
@@ -104,7 +104,7 @@ def identify_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
 
 def digest_files(files: list[Path], *settings: str) -> str:
     """Return a hash of settings, and of the files' names and contents."""
-    return fingerprints.digest([*settings, *(f"{file.name} {fingerprints.sha256(file)}" for file in files)])
+    return fingerprints.hash_lines([*settings, *(f"{file.name} {fingerprints.hash_file_once(file)}" for file in files)])
 
 
 def _find_beginning(folder: Path, choice: SpecialTokens) -> tuple[list[int], int | None]:
@@ -126,7 +126,7 @@ def _find_beginning(folder: Path, choice: SpecialTokens) -> tuple[list[int], int
     except BaseException as error:  # as above
         if not is_foreign(error):
             raise
-        raise ValueError(f"{folder}: the tokenizer cannot read a text ({first_line(error)}); {NEEDED}") from error
+        raise ValueError(f"{folder}: the tokenizer cannot read a text ({summarize_error(error)}); {NEEDED}") from error
     mask = encoding.special_tokens_mask
     return encoding.ids[: mask.index(0) if 0 in mask else 0], usual
 

@@ -29,8 +29,8 @@ def check_twins(folder: Path, tokenizer: Tokenizer) -> None:
     if not (folder / "tokenizer.json").is_file():
         return
     for file in sorted(folder.glob("*.model")):
-        key = f"twins {FORMAT} {fingerprints.sha256(folder / 'tokenizer.json')} {fingerprints.sha256(file)}"
-        pieces, text = fingerprints.remembered(key, lambda file=file: _find_differences(file, tokenizer))
+        key = f"twins {FORMAT} {fingerprints.hash_file_once(folder / 'tokenizer.json')} {fingerprints.hash_file_once(file)}"
+        pieces, text = fingerprints.recall_or_compute(key, lambda file=file: _find_differences(file, tokenizer))
         if pieces:
             raise ValueError(
                 f"{folder}: tokenizer.json and {file.name} differ: {pieces}; the weights were trained with one, "

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from fuselm.models import bpe, segmentation, token_bytes, token_strings
 from fuselm.models.segmentation import Segmentation
 from fuselm.system import fingerprints
-from fuselm.system.errors import tokenizing
+from fuselm.system.errors import name_tokenizer_errors
 
 UNMAPPED = -1
 SLOW = 20_000  # tokens; of more, what decoding them corrected is remembered
@@ -137,7 +137,7 @@ class Vocabulary:
 
     def segment(self, text: str) -> Segmentation:
         """Tokenize, without special tokens, and find the bytes of `text` that each token covers."""
-        with tokenizing():
+        with name_tokenizer_errors():
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return segmentation.segment(text, encoding.ids, self.spell(encoding.ids), encoding.offsets)
 
@@ -159,13 +159,13 @@ class Vocabulary:
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the tokens of each text, without special tokens."""
-        with tokenizing():
+        with name_tokenizer_errors():
             return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def count_tokens_and_unspelled(self, texts: list[str]) -> tuple[list[int], list[int]]:
         """Count the tokens of each text, and those of its bytes that no token spells."""
         tokens, unspelled = [], []
-        with tokenizing():
+        with name_tokenizer_errors():
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):
             ids, data = encoding.ids, text.encode()
@@ -184,7 +184,7 @@ class Vocabulary:
         The bytes that tokens spell decide; if they are not the text's, the tokenizer's own offsets do, and may err.
         """
         data = text.encode()
-        with tokenizing():
+        with name_tokenizer_errors():
             ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         ends = np.cumsum(np.diff(self.packed_bytes[0])[np.array(ids, np.int64)])
         if not ids or ends[-1] - len(data) not in (0, 1):  # one is a space that is put before the text
@@ -200,7 +200,7 @@ class Vocabulary:
         """
         missing = list({s for s in strings if s not in self._encoded})
         texts = [s.decode("utf-8", "ignore") for s in missing]
-        with tokenizing():
+        with name_tokenizer_errors():
             encodings = self._bare.encode_batch_fast(texts, add_special_tokens=False)
         for s, encoding in zip(missing, encodings, strict=True):
             ids = tuple(encoding.ids)
@@ -233,7 +233,7 @@ def _decoded(tokenizer: Tokenizer, description: str, pipeline: dict, spelled: li
         corrections = correct()
     else:
         key = hashlib.sha256(description.encode()).hexdigest()[:16]
-        corrections = fingerprints.remembered(f"token bytes {FORMAT} {key} {len(spelled)}", correct)
+        corrections = fingerprints.recall_or_compute(f"token bytes {FORMAT} {key} {len(spelled)}", correct)
     result = list(spelled)
     for token, text in corrections.items():
         result[int(token)] = text.encode() or None

@@ -64,12 +64,12 @@ def measure_fidelity(
         check_report_path(report)
     title = f"fidelity {source_spec}"
     rows = read_rows(texts, title, console)
-    with progress.doing(f"reading {source_spec} and {target_spec}"):
+    with progress.announce(f"reading {source_spec} and {target_spec}"):
         source, target = locate_model(source_spec), locate_model(target_spec)
     vocabularies = load_vocabulary(source), load_vocabulary(target)
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
-    with progress.doing("starting torch"):
+    with progress.announce("starting torch"):
         from fuselm.alignment import span_losses
         from fuselm.alignment.aligner import Aligner
         from fuselm.alignment.decoding_check import DecodingCheck
@@ -85,7 +85,7 @@ def measure_fidelity(
     cuts: list[span_losses.Spans] = []
     candidates = DecodingCheck()
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
-    with progress.show(console, title) as shown:
+    with progress.show_progress(console, title) as shown:
         for document, trace in _trace_documents(reader, documents, segmentations, top_k, shown):
             candidates.add(vocabularies[0], trace)
             for number, (method, aligner) in enumerate(aligners.items()):
@@ -127,7 +127,7 @@ def measure_conditionals(
 
     if not tokens:
         return {}
-    with progress.show(console, f"{title}: drawing texts") as shown:
+    with progress.show_progress(console, f"{title}: drawing texts") as shown:
         if not sampling.can_sample(reader):
             shown.note("the source cannot write text, so there is no conditional fidelity")
             return {}
@@ -136,7 +136,7 @@ def measure_conditionals(
     counts: dict[str, list[conditionals.ConditionalCounts]] = {method: [] for method in aligners}
     begins = {text.document.id: text.begin for text in texts}
     drawn = [text.document for text in texts], [text.segmentation for text in texts]
-    with progress.show(console, f"{title}: reading what it wrote") as shown:
+    with progress.show_progress(console, f"{title}: reading what it wrote") as shown:
         for document, trace in _trace_documents(reader, *drawn, top_k, shown):
             for method, aligner in aligners.items():
                 aligned = aligner.align(trace, document.text)

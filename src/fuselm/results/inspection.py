@@ -14,7 +14,7 @@ from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 VocabularyLoader = Callable[[str | None], Vocabulary]  # takes a source's name, or None for the target
 
@@ -36,10 +36,14 @@ def show_document(
         names = _fused_names(stages)
     aligned = {name: _read(stages[f"align {name}"], chosen.id) for name in names}
     size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
-    yield plain(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
+    yield make_plain_text(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
     if "fuse" not in stages:
-        yield plain(f"Not fused yet: `fuselm fuse` or `fuselm run` does that. Aligned: {', '.join(names) or 'none'}.")
-    yield plain(f"Under each model: probability of the token that came, then the {top} most expected.", style="dim")
+        yield make_plain_text(
+            f"Not fused yet: `fuselm fuse` or `fuselm run` does that. Aligned: {', '.join(names) or 'none'}."
+        )
+    yield make_plain_text(
+        f"Under each model: probability of the token that came, then the {top} most expected.", style="dim"
+    )
     if aligned:
         fused = _read(stages["fuse"], chosen.id) if "fuse" in stages else None
         yield from _aligned(aligned, fused, load_vocabulary, top)
@@ -100,19 +104,19 @@ def _aligned(
     if fused is not None:
         mixed = -float(fused.distributions.gold.sum(dtype=float)) / max(fused.size, 1) / math.log(2)
         bits += f", fused {mixed:.3f}"
-    yield plain(f"Bits per byte of this document: {bits}")
+    yield make_plain_text(f"Bits per byte of this document: {bits}")
 
 
 def _captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: int) -> Iterator[RenderableType]:
     """Yield what a source expects of its own tokens."""
     vocabulary = load_vocabulary(name)
     _check([trace], vocabulary, trace.document)
-    yield plain(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
+    yield make_plain_text(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
     table = Table("token", name, show_edge=False, pad_edge=False)
     for i, token in enumerate(trace.tokens.tolist()):
         table.add_row(show_token(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
     yield table
-    yield plain(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
+    yield make_plain_text(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
 
 
 def _winner(fused: Trace, i: int, names: list[str]) -> str:

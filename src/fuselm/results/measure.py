@@ -24,15 +24,15 @@ def measure_bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: 
     """Return bits per byte, documents and bytes by domain and on average, and any unspelled share."""
     title = f"evaluate {spec}"
     rows = read_rows(texts, title, console)
-    with progress.doing(f"reading {spec}"):
+    with progress.announce(f"reading {spec}"):
         model = locate_model(spec)
     vocabulary = load_vocabulary(model)
     documents = cut_documents(rows, [(model, vocabulary)], title, console)
 
-    with progress.doing("starting torch"):
+    with progress.announce("starting torch"):
         from fuselm.results import scoring
 
-    with progress.show(console, title) as shown:
+    with progress.show_progress(console, title) as shown:
         scores = score_model(model, vocabulary, documents, dtype=dtype, batch_tokens=BATCH_TOKENS, progress=shown)
     values = scoring.compute_bits_per_byte(scores)
     average = values.pop("average")

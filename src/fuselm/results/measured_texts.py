@@ -10,14 +10,14 @@ from fuselm.documents.cutting import Reader
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import progress
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 
 def read_rows(named: str | Path, title: str, console: Console) -> list[texts.Row]:
     """Read the texts that `named` stands for: a file, a folder or a pattern."""
     files = text_files.find_files([named])
     rows: list[texts.Row] = []
-    with console.status(plain(f"{title}: reading texts")):
+    with console.status(make_plain_text(f"{title}: reading texts")):
         domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
         for file, domain in zip(files, domains, strict=True):
             rows += [row for row in texts.read_texts(file, domain) if row.text]
@@ -39,7 +39,7 @@ def cut_documents(
         for n, row in enumerate(rows)
     )
     readers = [Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
-    with progress.show(console, f"{title}: cutting texts") as shown:
+    with progress.show_progress(console, f"{title}: cutting texts") as shown:
         shown.start(sum(len(row.text) for row in rows), unit="characters")
         documents = list(corpus.cut_to_fit(whole, readers, advance=shown.advance))
         for reader in readers:

@@ -65,5 +65,5 @@ def measure_fidelity(
 
 def _open_console(quiet: bool):
     console = terminal.open_console(stderr=True, quiet=quiet)
-    progress.show_on(console)
+    progress.use_console(console)
     return console

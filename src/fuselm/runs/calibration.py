@@ -23,7 +23,7 @@ from fuselm.sources.servers import remote, server
 from fuselm.stores import retention
 from fuselm.system import compiling, machine
 from fuselm.system.progress import Progress
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 from fuselm.training import batches, target_training
 from fuselm.training.objective import fusion_loss
 
@@ -80,13 +80,13 @@ class Calibration:
     def add_kernel_time(self, step: "Step", row: Estimate) -> Estimate:
         """Return an estimate with the time of aligning or fusing, and of compiling that before the first step."""
         stage = step.stage.name
-        compilation = 0.0 if stage in self._compiled else compiling.seconds_to_compile(stage)
+        compilation = 0.0 if stage in self._compiled else compiling.estimate_seconds(stage)
         self._compiled.add(stage)
         return replace(row, seconds=row.tokens * ALIGN_SECONDS + compilation, memory=peak_memory())
 
     def _measure_once(self, title: str, measure: Callable[[], Measured]) -> Measured | None:
         if title not in self._measured:
-            self.pipeline.console.print(plain(f"calibrating: {title}", style="dim"))
+            self.pipeline.console.print(make_plain_text(f"calibrating: {title}", style="dim"))
             try:
                 self._measured[title] = replace(measure(), memory=peak_memory())
             except ValueError as error:

@@ -30,7 +30,7 @@ class Estimate:
 
 def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0) -> Estimate:
     """Return the estimate of a step, with what an interrupted attempt has already written."""
-    there = manifest.size_so_far(step.folder)
+    there = manifest.measure_partial(step.folder)
     return Estimate(title=step.title, tokens=tokens, disk=disk, scratch=scratch, there=there)
 
 

@@ -51,7 +51,7 @@ class Inputs:
 
     def is_corrected(self, model: Model) -> bool:
         """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""
-        return fingerprints.remembered(
+        return fingerprints.recall_or_compute(
             f"corrected {vocabulary.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
             lambda: load_vocabulary(model).is_corrected,
         )
@@ -68,7 +68,7 @@ class Inputs:
         """Return what identifies the texts: names and hashes of files, and domains that differ from the file's name."""
         named = zip(self.files, self.file_domains, strict=True)
         return {
-            f"file {n}": f"{file.name} {fingerprints.sha256(file)}"
+            f"file {n}": f"{file.name} {fingerprints.hash_file_once(file)}"
             + ("" if domain == text_files.stem(file) else f" {domain}")
             for n, (file, domain) in enumerate(named)
         }
@@ -103,7 +103,7 @@ class Inputs:
         counts: dict[str, Counter[str]] = {}
         hashes: dict[str, Path] = {}
         for file in self.files:
-            if (same := hashes.setdefault(fingerprints.sha256(file), file)) is not file and file.stat().st_size:
+            if (same := hashes.setdefault(fingerprints.hash_file_once(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
         self.file_domains = text_files.name_domains(
             self.files, lambda file: _count_documents(file, text_files.stem(file))
@@ -165,8 +165,8 @@ class Inputs:
 
 def _count_documents(file: Path, domain: str) -> dict[str, dict[str, int]]:
     """Count a file's documents by domain, once for a file that stays as it is."""
-    return fingerprints.remembered(
-        f"rows {file.name} {domain} {fingerprints.sha256(file)}",
+    return fingerprints.recall_or_compute(
+        f"rows {file.name} {domain} {fingerprints.hash_file_once(file)}",
         lambda: corpus.count_domains(texts.read_texts(file, domain)),
     )
 

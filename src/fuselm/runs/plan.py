@@ -114,7 +114,7 @@ def draw_machine(chosen: Mapping[str, str]) -> Table:
     result = Table("machine", "", show_header=False)
     device, *speeds = precision.describe_device()
     result.add_row("device", device)
-    result.add_row("threads", f"{machine.use_free_cores()} ({machine.usable_cores()} cores may be used)")
+    result.add_row("threads", f"{machine.use_free_cores()} ({machine.count_usable_cores()} cores may be used)")
     for precision_name, speed in speeds:
         result.add_row(f"GFLOP/s, {precision_name}", speed)
     for role, dtype in chosen.items():

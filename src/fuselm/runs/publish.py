@@ -23,7 +23,7 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
     The `folders` that they are from are recorded. Nothing is copied if the results are already there. Other files in
     `model` stay there.
     """
-    with name_disk_errors(run), file_lock.hold(run / LOCK):
+    with name_disk_errors(run), file_lock.hold_lock(run / LOCK):
         _clean_up(run)
         try:
             before = json.loads((run / RECORD).read_bytes())

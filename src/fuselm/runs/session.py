@@ -35,7 +35,7 @@ class FusionRun:
     def __init__(self, options: config.RunOptions, *, quiet: bool = False):
         self.options = options
         self._console = terminal.open_console(stderr=True, quiet=quiet or processes.rank() > 0)
-        progress.show_on(self._console)
+        progress.use_console(self._console)
         self._pipeline = Pipeline(options, self._console)
         self._pipeline.start()
 
@@ -75,7 +75,7 @@ class FusionRun:
         Captures and aligns what is not there yet. Returns the numbers that `fuselm diagnose --json` prints.
         """
         pipeline = self._checked("align")
-        with progress.show(self._console, "diagnose") as shown:
+        with progress.show_progress(self._console, "diagnose") as shown:
             return diagnosis.diagnose(**diagnosis_inputs.gather_from_pipeline(pipeline), progress=shown)
 
     def _checked(self, last: str) -> Pipeline:

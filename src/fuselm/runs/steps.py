@@ -17,7 +17,7 @@ from fuselm.stores import trust
 from fuselm.system import manifest, processes, progress
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 Build = Callable[[Path, Progress], dict]  # fills a folder, and returns the counts for its manifest
 
@@ -73,18 +73,18 @@ class Maker:
         self._keys[folder] = recipe.key
         if manifest.is_finished(folder):
             if processes.rank() == 0:
-                manifest.sweep(folder)
+                manifest.remove_stale_lock(folder)
             return folder
         title = _name_step(stage, title or name)
-        self._console.print(plain(title, style="bold"))
+        self._console.print(make_plain_text(title, style="bold"))
         if stage.needs_precision:
             self._choose_precision()
         began = time.monotonic()
-        with progress.show(self._console, title) as shown:
+        with progress.show_progress(self._console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
             trust.remember_made(folder)
-        done_in = plain(f"  done in {time.monotonic() - began:,.1f} s  ")
-        self._console.print(done_in.append_text(plain(str(folder), style="dim")), soft_wrap=True)
+        done_in = make_plain_text(f"  done in {time.monotonic() - began:,.1f} s  ")
+        self._console.print(done_in.append_text(make_plain_text(str(folder), style="dim")), soft_wrap=True)
         self.has_made_anything = True
         return folder
 

@@ -29,7 +29,7 @@ from fuselm.stores.distributions import Distributions, check
 from fuselm.stores.retention import Kept, Policy
 from fuselm.stores.store import Trace
 from fuselm.system import machine
-from fuselm.system.progress import Progress, doing
+from fuselm.system.progress import Progress, announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def capture(
     off, so the bytes written don't either. A document for which the model gives NaN is left out, and named in the
     counts' `skipped`. Raises `ValueError` if more than `MOST_SKIPPED` of them are left out.
     """
-    with doing("tokenizing"):
+    with announce("tokenizing"):
         segmentations = [source.vocabulary.segment(d.text) for d in documents]
 
     def read_all(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:

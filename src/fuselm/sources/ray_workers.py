@@ -22,7 +22,7 @@ from fuselm.sources.capture import load, read_passages
 from fuselm.sources.resumable_writing import write_all
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 from fuselm.system.progress import Progress
 
 
@@ -113,4 +113,4 @@ def _cause(error: Exception) -> str:
     """Find what went wrong in the worker, below what Ray says about it."""
     while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
         error = inner
-    return first_line(error)
+    return summarize_error(error)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import Segmentation
 from fuselm.sources.capture import Source
-from fuselm.system.errors import name_model
+from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 
 PROMPT = 24  # tokens of a document that a text goes on from
@@ -94,7 +94,7 @@ def _settings(source: Source) -> GenerationConfig:
 
 def _draw(source: Source, prompts: Sequence[list[int]]) -> list[list[int]]:
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=source.model.device)
-    with name_model(source.model.name_or_path, "drawing texts"), torch.inference_mode():
+    with name_model_errors(source.model.name_or_path, "drawing texts"), torch.inference_mode():
         outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
     return outputs[:, inputs.shape[1] :].tolist()
 

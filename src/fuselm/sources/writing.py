@@ -23,7 +23,7 @@ from fuselm.documents.cutting import Reader
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.capture import Source
 from fuselm.system import atomic_files
-from fuselm.system.errors import name_model
+from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 
 BATCH = 64  # texts that are written together
@@ -152,7 +152,7 @@ def _sample(source: Source, prompts: Sequence[list[int]], *, seed: int) -> list[
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with name_model(source.model.name_or_path, "writing texts"):
+        with name_model_errors(source.model.name_or_path, "writing texts"):
             outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
     return [_spell(source.vocabulary, row) for row in outputs[:, inputs.shape[1] :].cpu().numpy()]
 

@@ -17,7 +17,7 @@ from fuselm.models.locating import Model, locate_tokenizer
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 
 def info(folder: Path) -> dict[str, Any]:
@@ -138,11 +138,13 @@ def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | 
     model = tokenizer_of(folder, found.manifest, tokenizer)
     vocabulary = None if model is None else load_vocabulary(model)
     if vocabulary is None:
-        yield plain("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
+        yield make_plain_text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
     for document in found.documents[:documents]:
         trace = found.read(document)
         bits = trace.nats / max(trace.size, 1) / math.log(2)
-        yield plain(f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte")
+        yield make_plain_text(
+            f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte"
+        )
         shown = Table("byte", "token", "gold", "tail", "entries", f"the {top} most probable", show_edge=False)
         for i in range(min(rows, len(trace.tokens))):
             shown.add_row(*_cells(trace, i, vocabulary, top))
@@ -160,4 +162,4 @@ def _cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> lis
     likely = " ".join(f"{text(token)} {p:.3f}" for token, p in zip(ids[:top].tolist(), np.exp(logprobs), strict=False))
     gold = f"{math.exp(d.gold[i]):.4f}" if len(ids) else "–"
     cells = [str(trace.starts[i]), text(int(trace.tokens[i])), gold, f"{d.tail[i]:.4f}", str(len(ids)), likely]
-    return [plain(cell) for cell in cells]
+    return [make_plain_text(cell) for cell in cells]

@@ -25,7 +25,7 @@ from fuselm.stores.parts import (
 )
 from fuselm.stores.rows import Trace, joined, to_table
 from fuselm.system import atomic_files
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 PART_TOKENS = 1 << 19  # in a part, unless the caller decides
 INDEX = "index.parquet"
@@ -94,7 +94,7 @@ def read_index(folder: Path) -> pa.Table:
         if any(index[name].null_count for name in index.column_names):
             raise ValueError("it has nulls")
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+        raise ValueError(f"{path}: not a readable Parquet file ({summarize_error(error)})") from None
     return index
 
 

@@ -121,11 +121,11 @@ def merged_recipe(stores: Sequence[Store]) -> Recipe:
             )
     inputs = {name: first.manifest["inputs"][name] for name in ("model", "tokenizer") if name in wanted}
     corpora = {s.manifest["inputs"].get("corpus", "") for s in stores}
-    inputs["corpus"] = corpora.pop() if len(corpora) == 1 else fingerprints.digest(sorted(corpora))
+    inputs["corpus"] = corpora.pop() if len(corpora) == 1 else fingerprints.hash_lines(sorted(corpora))
     return Recipe(
         stage="capture",
         parameters={name: v for name, v in first.manifest["parameters"].items() if name not in FREE},
-        inputs={**inputs, "stores": fingerprints.digest(sorted(map(_identity, stores)))},
+        inputs={**inputs, "stores": fingerprints.hash_lines(sorted(map(_identity, stores)))},
         about=first.manifest["about"],
     )
 
@@ -140,7 +140,7 @@ def _kind(of: Store) -> dict[str, Any]:
 
 
 def _identity(of: Store) -> str:
-    return fingerprints.digest(f"{name} {sha256}" for name, sha256 in sorted(of.manifest["files"].items()))
+    return fingerprints.hash_lines(f"{name} {sha256}" for name, sha256 in sorted(of.manifest["files"].items()))
 
 
 def _vocabulary(stores: Sequence[Store]) -> dict[str, int]:
@@ -221,7 +221,7 @@ def subset(
         numbers = set().union(*POLICIES.values())
         parameters = {name: v for name, v in parameters.items() if name not in numbers} | dict(policy)
     if documents is not None:
-        inputs["documents"] = fingerprints.digest(sorted(documents))
+        inputs["documents"] = fingerprints.hash_lines(sorted(documents))
     recipe = Recipe(stage=made["stage"], parameters=parameters, inputs=inputs, about=made["about"])
 
     def rows() -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fuselm.stores.rows import SCHEMA, Trace, to_table
 from fuselm.system import atomic_files
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 GROUP_TOKENS = 4096  # in a row group, which is read whole: few enough to read one document, enough to compress
 
@@ -113,7 +113,7 @@ def open_parquet(path: Path, schema: pa.Schema, *, page_checksums: bool = True) 
         for group in range(file.num_row_groups):
             _check_claims(file.metadata.row_group(group))
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+        raise ValueError(f"{path}: not a readable Parquet file ({summarize_error(error)})") from None
     return file
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 ROOTS = 160  # steps of an entry's square root; with 160 a byte tells all values apart, and zstd likes whole bytes
@@ -87,16 +87,16 @@ def normalise(
     offsets: Int[ndarray, "edges"], logprobs: Float[ndarray, "entries"], tail: Float[ndarray, "tokens"]
 ) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
     """Make rows sum to 1 with their tails, as `restore` does, but keep the entries in the order on disk."""
-    doors.require_offsets("rows", offsets, len(logprobs))
-    doors.require_lengths("rows", len(offsets) - 1, tail)
+    index_checks.require_offsets("rows", offsets, len(logprobs))
+    index_checks.require_lengths("rows", len(offsets) - 1, tail)
     logprobs, tail = logprobs.copy(), tail.copy()
     _normalise(offsets, np.exp(logprobs), logprobs, tail)  # numpy's exp takes many at a time, numba's does not
     return logprobs, tail
 
 
 def _require_rows(offsets: Int[ndarray, "edges"], ids: Int[ndarray, "_"], logprobs: Float[ndarray, "_"]) -> None:
-    doors.require_offsets("rows", offsets, len(ids))
-    doors.require_lengths("rows", len(ids), logprobs)
+    index_checks.require_offsets("rows", offsets, len(ids))
+    index_checks.require_lengths("rows", len(ids), logprobs)
 
 
 @compiled(nogil=True)

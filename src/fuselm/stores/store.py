@@ -33,7 +33,7 @@ from fuselm.stores.index import (
 from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
 from fuselm.stores.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
 from fuselm.system import atomic_files, manifest
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 
 OPEN_FILES = 64
 NAMES_STEP = 32  # every 32nd name of the index is kept as a Python string
@@ -318,7 +318,7 @@ class Store:
         return ValueError(self._damaged(path, f"row group {group & 0xFFFFFFFF} is damaged", error))
 
     def _damaged(self, path: Path, what: str, error: Exception) -> str:
-        said = str(error) if type(error) is ValueError else first_line(error)
+        said = str(error) if type(error) is ValueError else summarize_error(error)
         return f"{path}: {what} ({said}); {self._advice}"
 
     @property

@@ -41,4 +41,4 @@ def _key(folder: Path, made: Mapping[str, Any]) -> str:
             lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
         except OSError:
             lines.append(f"{name} is missing")
-    return f"store {VERSION} {folder.resolve()} {fingerprints.digest(lines)}"
+    return f"store {VERSION} {folder.resolve()} {fingerprints.hash_lines(lines)}"

@@ -16,7 +16,7 @@ from fuselm.stores import index as indexes
 from fuselm.stores import parts, rules, trust
 from fuselm.stores.rows import SCHEMA, flatten
 from fuselm.system import atomic_files, manifest
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 from fuselm.system.progress import Progress
 
 NAMED = 5  # the most documents named in one line
@@ -172,7 +172,7 @@ def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Plac
             names, texts = columns.documents.to_pylist(), columns.texts.to_pylist()
         except parts.DAMAGED as error:
             lost = _expected(path, index, group)
-            what = f"row group {group} is damaged ({first_line(error)})"
+            what = f"row group {group} is damaged ({summarize_error(error)})"
             result.problems.append(Problem(path=path, what=what, lost=lost))
             continue
         result.largest = max(result.largest, columns.largest)

@@ -3,7 +3,7 @@
 - What stages write: `manifest` (the stage contract), `atomic_files`, `temporaries`, `file_lock`, `fingerprints` and
   `disk_errors`.
 - The machine: `machine` (cores, memory), `processes` (of one run), `background` (a thread that writes), `compiling`
-  (kernels, compiled once) and `doors` (checks of what they index with).
+  (kernels, compiled once) and `index_checks` (checks of what they index with).
 - What people see: `terminal`, `streams`, `progress`, `durations`, `foreign_text`, `public_names`.
-- What comes from elsewhere: `addresses` and `keys` of servers, `errors` of other libraries.
+- What comes from elsewhere: `addresses` and `server_keys` of servers, `errors` of other libraries.
 """

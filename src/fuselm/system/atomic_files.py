@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuselm.system.temporaries import sweep_temporaries, temporary_path
+from fuselm.system.temporaries import name_temporary, sweep_temporaries
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,13 +23,13 @@ def write_file(path: Path, write: Callable[[Path], Any], *, seal: bool = False) 
     With `seal`, its checksum is written to a hidden file beside it, which `is_whole` reads until the stage is done.
     Raises `OSError`, which names `path`.
     """
-    temporary = temporary_path(path)
+    temporary = name_temporary(path)
     try:
         sweep_temporaries(path)
         write(temporary)
         fsync(temporary)
         if seal:
-            write_text(_seal(path), hash_file(temporary))
+            write_text(_locate_seal(path), hash_file(temporary))
         os.replace(temporary, path)
         fsync(path.parent)
     except OSError as error:
@@ -42,11 +42,11 @@ def write_file(path: Path, write: Callable[[Path], Any], *, seal: bool = False) 
 
 def is_whole(path: Path) -> bool:
     """Tell whether a sealed file still is what was written."""
-    seal = _seal(path)
+    seal = _locate_seal(path)
     return seal.is_file() and seal.read_bytes() == hash_file(path).encode()
 
 
-def _seal(path: Path) -> Path:
+def _locate_seal(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.sha256")
 
 

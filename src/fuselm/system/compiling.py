@@ -28,7 +28,7 @@ CHECKSUM_BYTES = 32
 # Where kernels are, by the stage that first needs them; and the seconds that they took to compile, with all that they
 # call, on one core of an AMD EPYC of 2024 with nothing beside it.
 STAGES = {
-    "capture": ("models.scan", "system.doors"),
+    "capture": ("models.scan", "system.index_checks"),
     "align": (
         "models.bpe",
         *(
@@ -66,7 +66,7 @@ class KernelCache(caching.NullCache):
         """Return what is kept for a signature; None if there is nothing, or it is damaged."""
         target_context.refresh()
         key = self._key(sig, target_context.codegen())
-        for folder in folders():
+        for folder in list_cache_folders():
             try:
                 data = (folder / self._name(key)).read_bytes()
                 if hashlib.sha256(data[CHECKSUM_BYTES:]).digest() != data[:CHECKSUM_BYTES]:
@@ -84,7 +84,7 @@ class KernelCache(caching.NullCache):
             return
         key = self._key(sig, cres.codegen)
         data = serialize.dumps((key, cres._reduce()))
-        for folder in folders():
+        for folder in list_cache_folders():
             temporary = folder / f".{self._name(key)}.{os.getpid()}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class KernelCache(caching.NullCache):
                 os.replace(temporary, folder / self._name(key))
                 return
             except OSError:
-                _remove(temporary)
+                _remove_file(temporary)
 
     @property
     def _stem(self) -> str:
@@ -105,21 +105,21 @@ class KernelCache(caching.NullCache):
         """Return all that the machine code depends on."""
         versions = (sys.version_info[:3], numba.__version__, llvmlite.__version__, numba.config.BOUNDSCHECK)
         options = sorted((name, sorted(v) if isinstance(v, set) else v) for name, v in self._options.items())
-        return repr((versions, codegen.magic_tuple(), options, source_of(self._function), sig))
+        return repr((versions, codegen.magic_tuple(), options, hash_source(self._function), sig))
 
 
 @functools.cache
-def source_of(function: Callable) -> str:
+def hash_source(function: Callable) -> str:
     """Return a hash of a kernel's file, its constants, and likewise of all kernels that it calls."""
     lines = [_hash_of_file(function.__code__.co_filename), function.__qualname__, function.__code__.co_code.hex()]
     for name in sorted(set(function.__code__.co_names)):
         value = function.__globals__.get(name)
         if isinstance(value, Dispatcher):
             if value.py_func is not function:
-                lines.append(f"{name} {source_of(value.py_func)}")
+                lines.append(f"{name} {hash_source(value.py_func)}")
         elif not callable(value) and not hasattr(value, "__file__"):
             lines.append(f"{name} {value!r}")
-    return fingerprints.digest(lines)
+    return fingerprints.hash_lines(lines)
 
 
 @functools.cache
@@ -130,25 +130,25 @@ def _hash_of_file(path: str) -> str:
         return ""
 
 
-def folders() -> Iterator[Path]:
+def list_cache_folders() -> Iterator[Path]:
     """Yield the folders that compiled kernels are looked for and kept in, the best first."""
     if numba.config.CACHE_DIR:
         yield Path(numba.config.CACHE_DIR)
     yield Path(__file__).parent / "__pycache__"
     with contextlib.suppress(ValueError):
-        yield fingerprints.cache() / "compiled"
-    if (own := fingerprints.own_temporary_folder()) is not None:
+        yield fingerprints.find_cache_folder() / "compiled"
+    if (own := fingerprints.find_own_temporary_folder()) is not None:
         yield own
 
 
-def seconds_to_compile(stage: str) -> float:
+def estimate_seconds(stage: str) -> float:
     """Return about how many seconds a stage's kernels will take to compile; 0 if any is kept already."""
     patterns = [f"fuselm.{module}.*{SUFFIX}" for module in STAGES.get(stage, ())]
-    is_kept = any(True for folder in folders() for pattern in patterns for _ in folder.glob(pattern))
+    is_kept = any(True for folder in list_cache_folders() for pattern in patterns for _ in folder.glob(pattern))
     return 0.0 if is_kept else SECONDS.get(stage, 0.0)
 
 
-def _remove(path: Path) -> None:
+def _remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -169,12 +169,12 @@ class _Listener(event.Listener):
             module = event.data["dispatcher"].py_func.__module__.removeprefix("fuselm.")
             for stage, modules in STAGES.items():
                 if module in modules:
-                    progress.compilation_began(stage, SECONDS[stage])
+                    progress.note_compilation(stage, SECONDS[stage])
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
-            progress.compilation_ended(time.monotonic() - self._began)
+            progress.note_end_of_compilation(time.monotonic() - self._began)
 
 
 event.register("numba:compile", _Listener())

@@ -10,7 +10,7 @@ class ModelError(ValueError):
     """Report that a model's own code failed; the message names the model."""
 
 
-def first_line(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return the error's type and the first line of its message; the second line too, if the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     shown = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
@@ -18,7 +18,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def name_model(name: str, doing: str) -> Iterator[None]:
+def name_model_errors(name: str, doing: str) -> Iterator[None]:
     """Turn whatever a model's own code raises into one line that names the model and what it was doing."""
     try:
         yield
@@ -28,19 +28,19 @@ def name_model(name: str, doing: str) -> Iterator[None]:
         if is_out_of_memory(error):
             what = "out of memory; make batches smaller (batch_tokens, batch_documents), or take a narrower dtype"
         else:
-            what = f"its own code fails ({first_line(error)}); try another dtype, or leave the model out"
+            what = f"its own code fails ({summarize_error(error)}); try another dtype, or leave the model out"
         raise ModelError(f"{name}: {doing}: {what}") from error
 
 
 @contextlib.contextmanager
-def tokenizing() -> Iterator[None]:
+def name_tokenizer_errors() -> Iterator[None]:
     """Turn whatever the tokenizers library raises, panics included, into one line."""
     try:
         yield
     except BaseException as error:
         if not is_foreign(error):
             raise
-        raise ValueError(f"a tokenizer cannot read a text ({first_line(error)}); leave its model out") from error
+        raise ValueError(f"a tokenizer cannot read a text ({summarize_error(error)}); leave its model out") from error
 
 
 def is_foreign(error: BaseException) -> bool:

@@ -9,14 +9,14 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Wait for a lock file, hold it within the `with` block, and remove it."""
-    with _newest(path):
+    with _lock_newest(path):
         yield
         path.unlink(missing_ok=True)
 
 
-def remove_unheld(path: Path) -> None:
+def remove_stale_lock(path: Path) -> None:
     """Remove a lock file that a killed process left, if nobody holds it and we may."""
     try:
         with open(path, "r+") as file:
@@ -27,7 +27,7 @@ def remove_unheld(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _newest(path: Path) -> Iterator[IO[str]]:
+def _lock_newest(path: Path) -> Iterator[IO[str]]:
     """Open and lock the file that has this name now: whoever held it may have removed the one that we waited for."""
     while True:
         with open(path, "w") as file:

@@ -65,12 +65,12 @@ def read(folder: Path) -> dict[str, Any]:
     if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
         given = str(manifest.get("format"))[:20]
         raise ValueError(f"{folder}: written in format {given}, this fuselm reads {FORMAT}; run the stage again")
-    if wrong := _wrong_field(manifest):
+    if wrong := _find_wrong_field(manifest):
         raise ValueError(f"{path}: damaged ({wrong}); delete {folder} and run again")
     return manifest
 
 
-def _wrong_field(manifest: dict[str, Any]) -> str | None:
+def _find_wrong_field(manifest: dict[str, Any]) -> str | None:
     """Say which field is missing or of another type than `build_once` writes, if any."""
     for name, kind in FIELDS.items():
         if name not in manifest:
@@ -107,7 +107,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
-def size_so_far(folder: Path) -> int:
+def measure_partial(folder: Path) -> int:
     """Return the bytes of what an interrupted call left of a stage."""
     partial = folder.with_name(folder.name + ".partial")
     return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
@@ -137,7 +137,7 @@ def build_once(
         processes.wait_until(lambda: is_finished(folder))
         return True
     partial.mkdir(parents=True, exist_ok=True)
-    with name_disk_errors(partial), _locked(partial):
+    with name_disk_errors(partial), _lock_folder(partial):
         if is_finished(folder):  # another process did it while this one waited to begin
             shutil.rmtree(partial)
             return False
@@ -152,9 +152,9 @@ def build_once(
     return True
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_lock(folder: Path) -> None:
     """Remove what a kill may have left in a finished stage: the lock of who renamed it."""
-    file_lock.remove_unheld(folder / ".lock")
+    file_lock.remove_stale_lock(folder / ".lock")
 
 
 def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> None:
@@ -164,7 +164,7 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()
     counts = build(partial)
-    for product in _product_files(partial):
+    for product in _list_product_files(partial):
         atomic_files.fsync(product)
     manifest = {
         "format": FORMAT,
@@ -175,7 +175,7 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
         "about": recipe.about,
         "counts": counts,
         "seconds": round(time.perf_counter() - started, 3),
-        "files": {str(p.relative_to(partial)): atomic_files.hash_file(p) for p in _product_files(partial)},
+        "files": {str(p.relative_to(partial)): atomic_files.hash_file(p) for p in _list_product_files(partial)},
     }
     atomic_files.write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
 
@@ -189,7 +189,7 @@ def _is_built(partial: Path, recipe: Recipe) -> bool:
         return False
 
 
-def reopen(folder: Path) -> None:
+def reopen_stage(folder: Path) -> None:
     """Let a finished stage be built again from the files it has. If there are several processes, the first does it."""
     if processes.rank() == 0:
         partial = folder.with_name(folder.name + ".partial")
@@ -198,14 +198,14 @@ def reopen(folder: Path) -> None:
     processes.wait_until(lambda: not is_finished(folder))
 
 
-def _product_files(folder: Path) -> list[Path]:
+def _list_product_files(folder: Path) -> list[Path]:
     return sorted(
         p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "manifest.json"
     )
 
 
 @contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
+def _lock_folder(partial: Path) -> Iterator[None]:
     with open(partial / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

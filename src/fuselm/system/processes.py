@@ -12,7 +12,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import escape_controls
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_OF_SILENCE = 1.0  # after which what is being done is said, before there is anything to count
@@ -21,7 +21,7 @@ _screen: Console | None = None  # of the command, for what is done outside of an
 
 
 class Progress:
-    """Hold the progress of one stage, which `show` shows."""
+    """Hold the progress of one stage, which `show_progress` shows."""
 
     def __init__(self, console: Console, title: str):
         self._console = console
@@ -76,15 +76,15 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line that stays on the screen."""
-        self._console.print(plain(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
+        self._console.print(make_plain_text(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
 
-    def compilation_began(self, stage: str, seconds: float) -> None:
+    def note_compilation(self, stage: str, seconds: float) -> None:
         """Say, once a stage, that its kernels are compiled."""
         if stage not in self._compiled:
             self._compiled.add(stage)
             self.note(f"compiling for this machine, once: about {format_duration(seconds, decimals=0)}")
 
-    def compilation_ended(self, seconds: float) -> None:
+    def note_end_of_compilation(self, seconds: float) -> None:
         """Leave the seconds of a compilation out of the rate."""
         self._began += seconds
         self._line = time.monotonic()
@@ -97,7 +97,7 @@ class Progress:
 
 
 @contextmanager
-def show(console: Console, title: str) -> Iterator[Progress]:
+def show_progress(console: Console, title: str) -> Iterator[Progress]:
     """Show a stage's progress within the `with` block, and take it off the screen however the stage ends."""
     progress = Progress(console, title)
     _shown.append(progress)
@@ -108,16 +108,16 @@ def show(console: Console, title: str) -> Iterator[Progress]:
         progress.stop()
 
 
-def show_on(console: Console) -> None:
-    """Let `doing` print to this console where no stage is on the screen."""
+def use_console(console: Console) -> None:
+    """Let `announce` print to this console where no stage is on the screen."""
     global _screen
     _screen = console
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def announce(what: str) -> Iterator[None]:
     """Say what is being done, if it takes longer than `SECONDS_OF_SILENCE` and no bar says it."""
-    timer = threading.Timer(SECONDS_OF_SILENCE, _say, [what])
+    timer = threading.Timer(SECONDS_OF_SILENCE, _print_announcement, [what])
     timer.daemon = True
     timer.start()
     try:
@@ -126,22 +126,22 @@ def doing(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _say(what: str) -> None:
+def _print_announcement(what: str) -> None:
     if _shown and not _shown[-1].is_counting:
         _shown[-1].note(what)
     elif not _shown and _screen is not None:
-        _screen.print(plain(f"  {what}", style="dim"), soft_wrap=True)
+        _screen.print(make_plain_text(f"  {what}", style="dim"), soft_wrap=True)
 
 
-def compilation_began(stage: str, seconds: float) -> None:
+def note_compilation(stage: str, seconds: float) -> None:
     """Tell the stage on the screen that a kernel is being compiled."""
     if _shown:
-        _shown[-1].compilation_began(stage, seconds)
+        _shown[-1].note_compilation(stage, seconds)
     elif _screen is not None:
-        Progress(_screen, stage).compilation_began(stage, seconds)
+        Progress(_screen, stage).note_compilation(stage, seconds)
 
 
-def compilation_ended(seconds: float) -> None:
+def note_end_of_compilation(seconds: float) -> None:
     """Tell all stages on the screen how long it took."""
     for shown in _shown:
-        shown.compilation_ended(seconds)
+        shown.note_end_of_compilation(seconds)

@@ -13,9 +13,9 @@ SECONDS_OF_OTHERS = 86_400.0  # after which a file of another machine, whose pro
 _NAME = re.compile(r"\..+\.(\d+)(?:-([0-9a-f]{8}))?\.tmp")
 
 
-def temporary_path(path: Path) -> Path:
+def name_temporary(path: Path) -> Path:
     """Return the name under which this process writes what becomes `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_identify_machine()}.tmp")
 
 
 def sweep_temporaries(path: Path) -> None:
@@ -29,7 +29,7 @@ def _is_leftover(path: Path) -> bool:
     found = _NAME.fullmatch(path.name)
     if found is None:
         return False
-    if found[2] == _machine():
+    if found[2] == _identify_machine():
         return not _is_alive(int(found[1]))
     try:
         return time.time() - path.stat().st_mtime > SECONDS_OF_OTHERS
@@ -48,7 +48,7 @@ def _is_alive(process: int) -> bool:
 
 
 @cache
-def _machine() -> str:
+def _identify_machine() -> str:
     """Return a digest of where process numbers are unique: this host, and this container on it."""
     namespace = Path("/proc/self/ns/pid")
     inode = namespace.stat().st_ino if namespace.exists() else 0

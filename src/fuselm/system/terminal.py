@@ -14,7 +14,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, *, style: Any = "", **options: Any) -> Text:
         """Return the characters of `text` as they are seen."""
-        result = plain(text)
+        result = make_plain_text(text)
         result.stylize(style)
         result.justify, result.overflow = options.get("justify"), options.get("overflow")
         return result
@@ -29,6 +29,6 @@ def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return PlainConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
-def plain(text: str, style: str = "") -> Text:
+def make_plain_text(text: str, style: str = "") -> Text:
     """Return text for a console, with escapes for the characters that act instead of being seen."""
     return Text(escape_controls(text), style=style)

@@ -19,7 +19,7 @@ from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import FlatRows
 from fuselm.stores.store import Store
-from fuselm.system import doors
+from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 BATCH_DOCUMENTS = 4  # where nothing else is said
@@ -143,9 +143,9 @@ class Collator:
 
 def _pad_rows(documents: Sequence[FlatRows]) -> dict[str, torch.Tensor]:
     for d in documents:
-        doors.require_offsets("fused rows", d.offsets, len(d.ids))
-        doors.require_lengths("fused rows", len(d.ids), d.logprobs)
-        doors.require_lengths("fused rows", len(d.tail), d.tokens, d.offsets[1:])
+        index_checks.require_offsets("fused rows", d.offsets, len(d.ids))
+        index_checks.require_lengths("fused rows", len(d.ids), d.logprobs)
+        index_checks.require_lengths("fused rows", len(d.tail), d.tokens, d.offsets[1:])
     edges = np.cumsum([0, *(len(d.tail) for d in documents)])
     shape = edges[-1], max(_widest(d.offsets) for d in documents)
     ids, logprobs = np.empty(shape, np.int64), np.empty(shape, np.float32)

@@ -74,9 +74,9 @@ def train_target(
         batch_documents=settings.batch_documents,
         pack_tokens=settings.pack_tokens,
         seed=settings.seed,
-        processes=processes.count(),
+        processes=processes.world_size(),
     )
-    batches_of_step = processes.count() * settings.gradient_accumulation
+    batches_of_step = processes.world_size() * settings.gradient_accumulation
     steps = -(-len(dataset) // batches_of_step)
     arguments = _build_arguments(out, settings, steps)
     checkpoint, step, over = _find_resume_point(out, steps, settings.patience)
@@ -178,7 +178,7 @@ def load_target(target: Model, settings: TrainingSettings, progress: Progress) -
         model = adapters.load_in_4_bits(target, precision=settings.precision)
         layer = forward.find_output_layer(model)
     else:
-        device = "auto" if processes.count() == 1 else "cpu"  # else the Trainer says where
+        device = "auto" if processes.world_size() == 1 else "cpu"  # else the Trainer says where
         model, layer = probe.load_tried_model(target, dtype="float32", device=device)
     if layer.weight is None:
         progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fuselm.models.forward import OutputLayer, find_decoder
-from fuselm.system.errors import name_model
+from fuselm.system.errors import name_model_errors
 
 LossFunction = Callable[[Float[Tensor, "tokens hidden"], OutputLayer], dict[str, Tensor]]
 
@@ -37,7 +37,7 @@ def compute_loss_in_forward(model: PreTrainedModel, layer: OutputLayer) -> None:
         **_: object,  # what adapters' wrappers add
     ) -> dict[str, Tensor]:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        with name_model(self.name_or_path, "reading a batch"):
+        with name_model_errors(self.name_or_path, "reading a batch"):
             if layer.weight is None:
                 hidden = logits(**inputs, use_cache=False).logits[token_mask]
             else:

@@ -15,7 +15,7 @@ from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
 from fuselm.system import atomic_files
-from fuselm.system.errors import name_model
+from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
 from fuselm.training.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
@@ -116,7 +116,7 @@ class FusionTrainer(Trainer):
         return result["loss"]
 
     def training_step(self, model, *arguments, **options):
-        with name_model(self.accelerator.unwrap_model(model).name_or_path, "training"):
+        with name_model_errors(self.accelerator.unwrap_model(model).name_or_path, "training"):
             return super().training_step(model, *arguments, **options)
 
     def log(self, logs, start_time=None):

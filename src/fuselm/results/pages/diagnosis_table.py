@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fuselm.results.diagnosis import ORACLE
 from fuselm.results.diagnosis_words import DRAWN_NOTE, describe_compared_share, describe_unspelled_sources
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 
 def draw_diagnosis(result: Mapping) -> Group:
@@ -27,7 +27,9 @@ def draw_diagnosis(result: Mapping) -> Group:
             _format_cell(row["bits_per_byte"][c], [r["bits_per_byte"][c] for r in _select_group(result, name)])
             for c in columns
         ]
-        bits.add_row(plain(label), *cells, _format_cell(row["expected"]["average"], []), end_section=name in ends)
+        bits.add_row(
+            make_plain_text(label), *cells, _format_cell(row["expected"]["average"], []), end_section=name in ends
+        )
     wins = Table("", *result["domains"], box=box.SIMPLE, show_edge=False, padding=0, title_justify="left")
     wins.title = Text("predicted best: share of tokens, of documents", style="bold")
     for column in wins.columns[1:]:
@@ -37,17 +39,17 @@ def draw_diagnosis(result: Mapping) -> Group:
             f"{result['wins'][d]['tokens'][name]:.0%}, {result['wins'][d]['documents'][name]:.0%}"
             for d in result["domains"]
         ]
-        wins.add_row(plain(name), *cells)
+        wins.add_row(make_plain_text(name), *cells)
     agreement = [
-        plain(
+        make_plain_text(
             f"{' and '.join(pair['sources'])}: the same first token at {pair['same_first']:.0%} of positions, "
             f"{pair['overlap']:.0%} of the probability in common"
         )
         for pair in result["agreement"]
     ]
     lines = [describe_compared_share(result), describe_unspelled_sources(result), DRAWN_NOTE if result["drawn"] else ""]
-    notes = [plain(line, style="dim") for line in lines if line]
-    verdict = [plain(line, style="bold") for line in result["verdict"]]
+    notes = [make_plain_text(line, style="dim") for line in lines if line]
+    verdict = [make_plain_text(line, style="bold") for line in result["verdict"]]
     return Group(bits, Text(), *notes, *([Text()] if notes else []), wins, Text(), *agreement, Text(), *verdict)
 
 

@@ -11,7 +11,7 @@ from fuselm.results.bootstrap import FEWEST_DOCUMENTS
 from fuselm.results.notes import describe_unspelled, mark_incomparable, select_unspelled_shares
 from fuselm.results.pages.formats import format_bits, format_interval, format_signed
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 
 def draw_results(summary: Mapping) -> Table:
@@ -32,7 +32,7 @@ def draw_results(summary: Mapping) -> Table:
     table.title_style = table.caption_style = ""
     table.add_column("", overflow="fold")
     for domain in [*domains, "average"]:
-        table.add_column(plain(domain.replace("_", " ")), justify="right", overflow="fold")
+        table.add_column(make_plain_text(domain.replace("_", " ")), justify="right", overflow="fold")
     for name, row in models.items():
         cells = []
         for domain in [*domains, "average"]:
@@ -43,7 +43,7 @@ def draw_results(summary: Mapping) -> Table:
             value = Text(f"{'*' * best}{mark}{cell['bits_per_byte']:.3f}", style="bold green" if best else "")
             cells.append(Group(value, Text(_format_bare_interval(cell, format_bits), style="dim")))
         last = name in (list(models)[-len(TARGETS) - 1], TARGETS[-1])
-        table.add_row(plain(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
+        table.add_row(make_plain_text(name, style="bold" if name == "fused" else ""), *cells, end_section=last)
     colours = {"better": "green", "level": "yellow", "worse": "red", "unknown": "dim"}
     for name in ("fused-clm", "fused-base", f"fused-{find_best_source(summary)}"):
         cells = []
@@ -51,7 +51,7 @@ def draw_results(summary: Mapping) -> Table:
             cell = select_cell(differences[name], domain)
             value = Text(format_signed(cell["value"]), style=colours[judge(cell)])
             cells.append(Group(value, Text(_format_bare_interval(cell, format_signed), style="dim")))
-        table.add_row(plain(name), *cells)
+        table.add_row(make_plain_text(name), *cells)
     return table
 
 

@@ -92,7 +92,7 @@ def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
             texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
             found.expect(wanted, texts, where=f"sources.{name}.store")
             pipeline.trusted_stores.add(folder)
-    return pipeline.steps.use_existing(STAGE, name, folder, fingerprints.sha256(folder / "manifest.json")[:16])
+    return pipeline.steps.use_existing(STAGE, name, folder, fingerprints.hash_file_once(folder / "manifest.json")[:16])
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

@@ -47,7 +47,7 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
     scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
     best = scores.index(min(scores))
     if needs_weights and pipeline.steps.makes_folders and not (folders[best] / WEIGHTS).is_dir():
-        manifest.reopen(folders[best])
+        manifest.reopen_stage(folders[best])
         _train(pipeline, method, rates[best])
     return folders[best]
 

@@ -26,7 +26,7 @@ from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import put_on_one_line
-from fuselm.system.terminal import plain
+from fuselm.system.terminal import make_plain_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,12 +197,12 @@ def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
         same_seed = [a for s, a in grid.iterate_arms() if s == seed]
         title = f"arm {same_seed.index(arm) + 1} of {len(same_seed)}, seed {seed}: {arm.name}"
         grid.console.print()
-        grid.console.print(plain(title, style="bold"))
+        grid.console.print(make_plain_text(title, style="bold"))
         try:
             _make_arm(grid, arm, seed)
         except ValueError as error:
             failed.append(f"{arm.name}, seed {seed}: {error}")
-            grid.console.print(plain(f"failed: {put_on_one_line(str(error))}", style="red"), soft_wrap=True)
+            grid.console.print(make_plain_text(f"failed: {put_on_one_line(str(error))}", style="red"), soft_wrap=True)
             continue
         _drop_weights(grid, seed)
         after_arm()
@@ -217,7 +217,7 @@ def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
         plan.check_disk(pipeline, trial.steps)
         if len(arm.trials) > 1:
             title = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
-            grid.console.print(plain(title), soft_wrap=True)
+            grid.console.print(make_plain_text(title), soft_wrap=True)
         pipeline.train_method(arm.method, needs_weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     state = grid.read_state(arm, seed)
@@ -267,7 +267,7 @@ def draw_progress(grid: Grid) -> Table:
         trained = sum(t.training_step is not None and t.training_step.done for t in state.trials)
         done = "done" if state.scores_folder is not None else f"{trained} trained" if trained else ""
         time = "" if not times else "unknown" if None in times else format_duration(known)
-        result.add_row(str(seed), plain(arm.name), str(len(state.trials)) if arm.method else "", done, time)
+        result.add_row(str(seed), make_plain_text(arm.name), str(len(state.trials)) if arm.method else "", done, time)
     result.add_section()
     count = f"{sum(state.scores_folder is not None for _, _, state in rows)} of {len(rows)} done"
     result.add_row("", "in all", "", count, format_duration(total) + (" without what is unknown" if unknown else ""))

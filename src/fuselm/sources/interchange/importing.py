@@ -23,7 +23,7 @@ from fuselm.stores import store
 from fuselm.stores.merging import make
 from fuselm.stores.store import Trace
 from fuselm.system import fingerprints
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
@@ -69,14 +69,14 @@ def import_files(
     names the record.
     """
     files = _files(path)
-    inputs = {f"file {n}": fingerprints.sha256(file) for n, file in enumerate(files)}
+    inputs = {f"file {n}": fingerprints.hash_file_once(file) for n, file in enumerate(files)}
     inputs["tokenizer"] = tokenizer.tokenizer_fingerprint
     name, fingerprint = (name_publicly(model[0]), model[1]) if model else (None, None)
     if fingerprint is not None:
         inputs["model"] = fingerprint
     ids = None if documents is None else {d.text: d.id for d in documents}
     if ids is not None:
-        inputs["documents"] = fingerprints.digest(itertools.chain.from_iterable(sorted(ids.items())))
+        inputs["documents"] = fingerprints.hash_lines(itertools.chain.from_iterable(sorted(ids.items())))
     parameters = {
         "layout": reading.layout,
         "ahead": reading.ahead,
@@ -117,7 +117,7 @@ def read_compression(path: Path | None, source: Path) -> dict[str, Any] | None:
     try:
         return distillkit.check(yaml.safe_load(path.read_bytes()))
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {first_line(error)}") from None
+        raise ValueError(f"{path}: {summarize_error(error)}") from None
 
 
 def read_traces(
@@ -143,7 +143,7 @@ def read_traces(
                 derivation.require_numbers(one, tokens.vocabulary.size)
                 yield where, _id_in(record), one
             except (TypeError, AttributeError, LookupError, OverflowError) as error:
-                raise ValueError(f"{where}: not a record of {reading.layout} ({first_line(error)})") from None
+                raise ValueError(f"{where}: not a record of {reading.layout} ({summarize_error(error)})") from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
 
@@ -194,14 +194,14 @@ def records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any], int]]:
                     ):
                         yield f"{file.name}:{n}", record, share
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file}: not a readable Parquet file ({first_line(error)})") from None
+                raise ValueError(f"{file}: not a readable Parquet file ({summarize_error(error)})") from None
             continue
         with open(file, "rb") as lines:
             for n, line in enumerate(lines):
                 try:
                     record = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"{file}:{n + 1}: not JSON ({first_line(error)})") from None
+                    raise ValueError(f"{file}:{n + 1}: not JSON ({summarize_error(error)})") from None
                 if not isinstance(record, dict):
                     raise ValueError(f"{file}:{n + 1}: a {type(record).__name__}, needs an object")
                 yield f"{file.name}:{n}", record, len(line)

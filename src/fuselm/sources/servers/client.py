@@ -17,9 +17,9 @@ import jiter
 
 from fuselm.sources.servers.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
 from fuselm.system.addresses import read_address
-from fuselm.system.errors import first_line
+from fuselm.system.errors import summarize_error
 from fuselm.system.foreign_text import put_on_one_line
-from fuselm.system.keys import KEY, blot, read_key
+from fuselm.system.server_keys import DEFAULT_KEY_VARIABLE, hide_key, read_key
 
 ATTEMPTS = 8  # a minute of pauses: a server that is started again may be back
 FIRST_PAUSE = 0.5  # seconds; each pause is up to twice the one before it
@@ -71,15 +71,15 @@ def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key
         raise ValueError(f"{url}: {problem}") from None
     except OSError as problem:
         raise ValueError(
-            f"{url}: its certificate can't be checked ({first_line(problem)}); fix SSL_CERT_FILE or SSL_CERT_DIR"
+            f"{url}: its certificate can't be checked ({summarize_error(problem)}); fix SSL_CERT_FILE or SSL_CERT_DIR"
         ) from None
-    return Client(url=url, pool=pool, timeout=timeout, key=key, key_env=key_env or KEY)
+    return Client(url=url, pool=pool, timeout=timeout, key=key, key_env=key_env or DEFAULT_KEY_VARIABLE)
 
 
 def show(client: Client, text: str, most: int = SHOWN) -> str:
     """Return a server's words as part of a line of ours: escaped, with the key blotted out, `most` characters."""
     text = text[: most * (SHOWN + 3 * len(client.key))]  # a key that is cut here is far behind what is shown
-    text = blot(put_on_one_line(blot(text, client.key)), client.key)
+    text = hide_key(put_on_one_line(hide_key(text, client.key)), client.key)
     return text if len(text) <= most else text[:most] + "…"
 
 
@@ -118,7 +118,7 @@ def ask(
         except httpcore2.TimeoutException as error:
             problem = f"no answer in time ({type(error).__name__})"
         except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
-            problem = f"cannot be reached ({show(client, first_line(error))})"
+            problem = f"cannot be reached ({show(client, summarize_error(error))})"
         else:
             if answer.status == 200:
                 return _read(client, answer)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fuselm.sources.servers.answers import describe, take
-from fuselm.system.keys import LONG
+from fuselm.system.server_keys import LONG_KEY
 
 IDENTITY = ("id", "root", "parent")  # entries about a model that survive a restart of the server
 NAMES = 10  # that are shown of those that a server has
@@ -30,7 +30,7 @@ def find_model(answer: Any, served: str, key: str) -> dict[str, Any]:
         raise ValueError(f"serves no model {describe(served)}, but {there}{more}; name one of them")
     if any(entry != found[0] for entry in found):
         raise ValueError(f"lists {describe(served)} several times, as different models; give each a name of its own")
-    if len(key) >= LONG and any(key in value for value in found[0].values() if isinstance(value, str)):
+    if len(key) >= LONG_KEY and any(key in value for value in found[0].values() if isinstance(value, str)):
         raise ValueError("its list of models holds the key that it was sent; ask whoever runs it to stop that")
     return found[0]
 

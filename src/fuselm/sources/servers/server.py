@@ -96,7 +96,7 @@ def find(
     model = replace(
         reader,
         name=f"{served} at {url}",
-        fingerprint=fingerprints.digest([*identity, f"tokenizer {reader.tokenizer_fingerprint}"]),
+        fingerprint=fingerprints.hash_lines([*identity, f"tokenizer {reader.tokenizer_fingerprint}"]),
         context_length=(context_length or said) - 2,  # the context token and one generated token need room
     )
     return Server(

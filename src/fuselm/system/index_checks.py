@@ -21,7 +21,7 @@ def require_within(what: str, numbers: ndarray, stop: int, *, start: int = 0) ->
 
 def require_offsets(what: str, offsets: ndarray, length: int) -> None:
     """Raise `ValueError` unless `offsets` cut `length` entries into rows: from 0, never falling, to `length`."""
-    if not _cuts(offsets, length):
+    if not _do_offsets_cut(offsets, length):
         raise ValueError(f"{what}: offsets do not cut {length} entries into rows")
 
 
@@ -34,7 +34,7 @@ def require_lengths(what: str, length: int, *arrays: ndarray) -> None:
 
 @compiled(nogil=True)
 @no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
-def _cuts(offsets, length):
+def _do_offsets_cut(offsets, length):
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != length:
         return False
     fits = True

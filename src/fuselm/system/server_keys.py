@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from fuselm.system.addresses import Address, is_this_machine
 
-KEY = "FUSELM_API_KEY"  # the environment variable that is looked at for a key if no other is named
-BLOTTED = "[key]"
-LONG = 8  # characters of a key that is not a word by chance: forms of it are looked for, too
+DEFAULT_KEY_VARIABLE = "FUSELM_API_KEY"  # the environment variable that is looked at for a key if no other is named
+HIDDEN_KEY = "[key]"
+LONG_KEY = 8  # characters of a key that is not a word by chance: forms of it are looked for, too
 
 
 def read_key(url: str, address: Address, *, key_env: str | None, key_over_http: bool) -> str:
@@ -18,7 +18,7 @@ def read_key(url: str, address: Address, *, key_env: str | None, key_over_http: 
     Raises `ValueError` if `key_env` names a variable that isn't set, if the key can't be in a header, or if it would be
     sent where others can read it and the run file doesn't allow that.
     """
-    name = key_env or KEY
+    name = key_env or DEFAULT_KEY_VARIABLE
     key = os.environ.get(name, "").strip()
     if key_env and not key:
         raise ValueError(f"{url}: its key should be in the environment variable {key_env}, which is not set; export it")
@@ -36,19 +36,19 @@ def read_key(url: str, address: Address, *, key_env: str | None, key_over_http: 
     return key
 
 
-def blot(text: str, key: str) -> str:
+def hide_key(text: str, key: str) -> str:
     """Return `text` without the key, in whichever of the usual ways of writing it a server may have put it there."""
     if not key:
         return text
-    for form in sorted(_forms(key), key=len, reverse=True):
-        text = re.sub(form, BLOTTED, text, flags=re.IGNORECASE)
+    for form in sorted(_spell_key(key), key=len, reverse=True):
+        text = re.sub(form, HIDDEN_KEY, text, flags=re.IGNORECASE)
     return text
 
 
-def _forms(key: str) -> set[str]:
+def _spell_key(key: str) -> set[str]:
     """Return patterns of the key itself, quoted for URLs, in hexadecimal digits, spaced and in base 64."""
     forms = {re.escape(key)}
-    if len(key) < LONG:
+    if len(key) < LONG_KEY:
         return forms
     forms |= {re.escape(quote(key, safe="")), re.escape(key.encode().hex())}
     if not re.search(r"[\W_]{5}", key):  # there would be too many ways to match those
