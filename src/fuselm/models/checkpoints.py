@@ -192,7 +192,9 @@ def read_sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
             return [full["vocab_size"], _find_context_length(full)]
 
         try:
-            size, length = fingerprints.recall_or_compute(f"sizes {fingerprints.hash_file_once(folder / 'config.json')}", defaults)
+            size, length = fingerprints.recall_or_compute(
+                f"sizes {fingerprints.hash_file_once(folder / 'config.json')}", defaults
+            )
         except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
             raise ValueError(f"{folder}/config.json: transformers cannot read it ({summarize_error(error)})") from error
     if not isinstance(size, int):

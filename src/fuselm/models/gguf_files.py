@@ -88,7 +88,9 @@ def _read_gguf(path: Path) -> "gguf.GGUFReader":
         gguf_claims.check_gguf_claims(path)
         reader = GGUFReader(path)
     except Exception as error:  # the reader trusts the file: anything can come of a damaged one
-        raise ValueError(f"{path}: GGUF file cut off or damaged ({summarize_error(error)}); download it again") from error
+        raise ValueError(
+            f"{path}: GGUF file cut off or damaged ({summarize_error(error)}); download it again"
+        ) from error
     if (_read_field(reader, "split.count") or 1) > 1:
         raise ValueError(f"{path}: one part of a split GGUF file; join the parts first (llama-gguf-split --merge)")
     scaling = _read_field(reader, f"{_read_field(reader, 'general.architecture')}.rope.scaling.type")

@@ -22,7 +22,7 @@ from fuselm.models import forward
 from fuselm.models.loading import load_model, load_tokenizer
 from fuselm.models.locating import UNLIMITED, Model
 from fuselm.system import fingerprints, progress
-from fuselm.system.errors import summarize_error, name_model_errors
+from fuselm.system.errors import name_model_errors, summarize_error
 
 VERSION = 2  # of what is tried: whoever adds to it raises this
 TOKENS = 24  # of a row

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from fuselm.models.checkpoints import NEEDED, read_json
 from fuselm.models.twins import check_twins
 from fuselm.system import fingerprints
-from fuselm.system.errors import summarize_error, is_foreign
+from fuselm.system.errors import is_foreign, summarize_error
 
 SpecialTokens = dict[str, str | int | None]
 

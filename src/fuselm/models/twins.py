@@ -29,7 +29,8 @@ def check_twins(folder: Path, tokenizer: Tokenizer) -> None:
     if not (folder / "tokenizer.json").is_file():
         return
     for file in sorted(folder.glob("*.model")):
-        key = f"twins {FORMAT} {fingerprints.hash_file_once(folder / 'tokenizer.json')} {fingerprints.hash_file_once(file)}"
+        hashes = [fingerprints.hash_file_once(path) for path in (folder / "tokenizer.json", file)]
+        key = f"twins {FORMAT} {hashes[0]} {hashes[1]}"
         pieces, text = fingerprints.recall_or_compute(key, lambda file=file: _find_differences(file, tokenizer))
         if pieces:
             raise ValueError(
