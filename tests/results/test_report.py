@@ -1,4 +1,4 @@
-"""The report of a run whose stages' folders are real and whose numbers are drawn."""
+"""Test the report of a run whose stages' folders are real and whose numbers are drawn."""
 
 import io
 import json
@@ -27,7 +27,7 @@ LEVELS = {"gemma": 1.05, "qwen": 0.9, "base": 1.2, "clm": 1.1, "fused": 1.0}  # 
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes the folders of all stages; `levels` are bits per byte by model, `noise` is what pairs differ by."""
+    """Return a function that makes the folders of all stages from `levels` in bits per byte, and pairs' `noise`."""
     made = 0
 
     def folders(levels: dict[str, float] = LEVELS, noise: float = 0.01, **training: float) -> dict:

@@ -1,4 +1,4 @@
-"""scoring.py: bits per byte and bootstrap intervals, against the loops in reference.py."""
+"""Test bits per byte and bootstrap intervals against the loops in reference.py."""
 
 import math
 from collections import Counter
@@ -39,7 +39,7 @@ def columns(of: list[Score]) -> tuple[list[float], list[int], list[str]]:
 
 
 def draws_of(bootstrap_seed: int, of: list[Score]) -> list[dict[str, list[int]]]:
-    """The resamples that `Bootstrap` counts, as lists of document numbers."""
+    """List the resamples that `Bootstrap` counts, as lists of document numbers."""
     result: list[dict[str, list[int]]] = [{} for _ in range(RESAMPLES)]
     for n, domain in enumerate(sorted({s.domain for s in of})):
         members = [i for i, s in enumerate(of) if s.domain == domain]
@@ -113,7 +113,7 @@ def test_fewest_documents_are_those_whose_extent_misses_the_middle_in_at_most_a_
 
 
 def test_intervals_of_the_fewest_documents_hold_the_truth_far_more_often_than_of_fewer():
-    """Of draws from a skewed distribution; a percentile interval of few is too narrow, and of three absurdly so."""
+    """Draw from a skewed distribution: a percentile interval of few is too narrow, and one of three absurdly so."""
     held, rng = {}, np.random.default_rng(3)
     for documents in (2, 3, 6, 12):
         held[documents] = 0
