@@ -44,10 +44,10 @@ def test_nearest_map_equals_the_reference(source, target):
 corpora = st.lists(drawn.texts, max_size=5)
 
 
-@pytest.mark.parametrize("held", [1, 17, maps.HELD])
+@pytest.mark.parametrize("held", [1, 17, maps.MOST_HELD_PAIRS])
 def test_cooccurrence_map_equals_the_reference(held, monkeypatch):
-    monkeypatch.setattr(maps, "HELD", held)
-    monkeypatch.setattr(maps, "CHUNK", 3)
+    monkeypatch.setattr(maps, "MOST_HELD_PAIRS", held)
+    monkeypatch.setattr(maps, "TIED_TOKENS", 3)
 
     @few
     @given(vocabularies, vocabularies, corpora)

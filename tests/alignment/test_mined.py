@@ -9,7 +9,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.alignment.mined import BLOCK, pair_positions
+from fuselm.alignment.mined import MOST_STEPS, pair_positions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 tokens = st.lists(st.text("abé日", max_size=3), max_size=7)
@@ -29,18 +29,18 @@ def test_pairs_of_positions_are_the_golden_ones():
     assert len(cases) == 57
 
 
-@given(tokens, tokens, st.sampled_from([1, 2, 7, 13, BLOCK]))
-def test_pairs_of_positions_equal_the_reference(source, target, block):
+@given(tokens, tokens, st.sampled_from([1, 2, 7, 13, MOST_STEPS]))
+def test_pairs_of_positions_equal_the_reference(source, target, most_steps):
     """Also where not all of the table is held."""
-    path = pair_positions(source, target, block=block)
+    path = pair_positions(source, target, most_steps=most_steps)
     assert target_to_source(path, len(target)) == reference.dtw_pairs(source, target)
 
 
-@pytest.mark.parametrize("block", [1, 1009, 7919, 101 * 97])
-def test_pairs_of_positions_are_the_same_in_less_memory(block):
+@pytest.mark.parametrize("most_steps", [1, 1009, 7919, 101 * 97])
+def test_pairs_of_positions_are_the_same_in_less_memory(most_steps):
     random = np.random.default_rng(0)
     source, target = (["abab"[: random.integers(5)] for _ in range(size)] for size in (101, 97))
-    np.testing.assert_array_equal(pair_positions(source, target, block=block), pair_positions(source, target))
+    np.testing.assert_array_equal(pair_positions(source, target, most_steps=most_steps), pair_positions(source, target))
 
 
 def test_pairs_of_positions_tell_long_distances_apart():

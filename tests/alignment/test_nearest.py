@@ -8,7 +8,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.alignment.nearest import CHUNK, find_nearest_tokens, find_tied_tokens
+from fuselm.alignment.nearest import STRINGS_PER_TASK, find_nearest_tokens, find_tied_tokens
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -49,8 +49,8 @@ def test_the_nearer_of_two_long_tokens_is_found(wanted, other, edits):
 
 @pytest.mark.parametrize("shared", ["", "common prefix "])
 def test_nearest_tokens_are_right_across_chunks(shared):
-    vocabulary = [f"{shared}{i:04d}" for i in range(2 * CHUNK + 7)]
-    assert find_nearest_tokens(vocabulary[::-1], vocabulary).tolist() == list(range(2 * CHUNK + 7))[::-1]
+    vocabulary = [f"{shared}{i:04d}" for i in range(2 * STRINGS_PER_TASK + 7)]
+    assert find_nearest_tokens(vocabulary[::-1], vocabulary).tolist() == list(range(2 * STRINGS_PER_TASK + 7))[::-1]
 
 
 def test_the_same_string_under_two_ids_is_a_tie():

@@ -1,8 +1,8 @@
 """Bring a source's distributions into the target's vocabulary, by one of several methods.
 
-`span`, which is ours, goes by the bytes of the text. The papers' methods pair tokens by their strings. A method takes
+`span`, which is ours, follows the bytes of the text. The papers' methods pair tokens by their strings. A method takes
 one trace and the target's segmentation of the same text, and returns the target's rows. A row without entries carries
-no information from the source. docs/paper.md, docs/alignment.md
+no information from the source. docs/paper.md and docs/alignment.md explain the methods.
 """
 
 import functools
@@ -28,15 +28,15 @@ from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import machine
 from fuselm.system.progress import Progress
 
-BLOCK = 64  # documents that threads align at a time
+BLOCK_DOCUMENTS = 64  # documents that threads align at a time
 
 
 class Aligner:
-    """Align traces of one source to one target's tokens, one document after the other.
+    """Align traces of one source to one target's tokens, document by document.
 
     `method` is one of `METHODS`, and `top_k` the largest number of entries of an aligned row. `cooccurrence` and
-    `statistics` learn their maps from `texts`, which should be like those that are aligned; without any, they map as
-    `mined` does. Maps are built once and kept.
+    `statistics` learn their maps from `texts`, which should resemble the texts that are aligned; without any, they map
+    as `mined` does. Maps are built once and kept.
 
     >>> source, target = (fuselm.load_vocabulary(fuselm.locate_model(f"models/{name}")) for name in ("other", "target"))
     >>> run = fuselm.load_run("mine.yaml", quiet=True)
@@ -64,12 +64,12 @@ class Aligner:
         self._same_vocabulary = source.token_bytes == target.token_bytes
 
     def align(self, trace: Trace, text: str) -> Trace:
-        """Return the trace in the target's tokens; the same trace where both have the same tokens.
+        """Return the trace in the target's tokens; if both models have the same tokens, return the trace itself.
 
         Tokens that do not spell their bytes carry no information, and each such byte of the source adds to `nats`.
 
         Raises:
-            ValueError: If the trace was not made of this text.
+            ValueError: If the trace was not captured from this text.
         """
         data = text.encode()
         if trace.size != len(data):
@@ -97,7 +97,7 @@ class Aligner:
         )
 
     def _require_spelled(self, trace: Trace, text: str, data: bytes) -> None:
-        """Raise `ValueError` unless the tokens of a trace spell its text, or are what the tokenizer makes of it."""
+        """Raise `ValueError` unless a trace's tokens spell its text or equal what the tokenizer makes of it."""
         spelled = [self.source.token_bytes[i] or b"" for i in trace.tokens.tolist()]
         joined = b"".join(spelled)
         if joined in (data, b" " + data):
@@ -118,10 +118,11 @@ class Aligner:
 
     @functools.cached_property
     def spelling(self) -> spelling.Spelling:
+        """Return the source's tokens in the target's, which are spelled at the first use."""
         return spelling.spell_vocabulary(self.source, self.target)
 
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
-        """Return a map of source ids to target ids, which is built at its first use."""
+        """Return a map of source ids to target ids, which is built at the first use."""
         if name not in self._maps:
             self._maps[name] = build()
         return self._maps[name]
@@ -130,37 +131,37 @@ class Aligner:
 def align_store(
     aligner: Aligner, captured: Store, documents: Sequence[Document], out: Path, *, progress: Progress
 ) -> dict:
-    """Write the aligned traces of `documents` to parts in `out`; return what was counted."""
-    of = {d.id: d for d in documents if d.id in captured}
-    progress.start(len(of), unit="documents")
+    """Write the aligned traces of `documents` to parts in `out`; return the counts and the fidelity of each domain."""
+    by_id = {d.id: d for d in documents if d.id in captured}
+    progress.start(len(by_id), unit="documents")
     measured: dict[str, Fidelity] = {}
 
-    def aligned() -> Iterator[Trace]:
-        traces = (trace for trace in captured if trace.document in of)
+    def align_documents() -> Iterator[Trace]:
+        traces = (trace for trace in captured if trace.document in by_id)
         with ThreadPoolExecutor(machine.count_worker_threads()) as threads:
-            while block := list(itertools.islice(traces, BLOCK)):
-                if not measured:  # builds the maps, before several threads ask for them
-                    aligner.align(block[0], of[block[0].document].text)
-                results = threads.map(aligner.align, block, [of[trace.document].text for trace in block])
+            while block := list(itertools.islice(traces, BLOCK_DOCUMENTS)):
+                if not measured:  # this builds the maps before several threads ask for them
+                    aligner.align(block[0], by_id[block[0].document].text)
+                results = threads.map(aligner.align, block, [by_id[trace.document].text for trace in block])
                 for trace, result in zip(block, results, strict=True):
-                    document = of[trace.document]
+                    document = by_id[trace.document]
                     unspelled = aligner.count_unspelled(trace, document.text)
                     measured.setdefault(document.domain, Fidelity()).add(trace, result, unspelled)
                     progress.advance(1)
                     yield result
 
-    counts = write_parts(out, aligned())
+    counts = write_parts(out, align_documents())
     fidelity = {domain: sums.summarize() for domain, sums in sorted(measured.items())}
     return {**counts, "fidelity": fidelity, "vocabulary_size": aligner.target.size}
 
 
 def align_span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Align by `span`: every target position gets a row, by the bytes of the text."""
+    """Align by `span`, which follows the bytes of the text and gives every target position a row."""
     return span.follow_text(aligner.source, aligner.target, aligner.spelling, trace, target, data, aligner.top_k)[0]
 
 
 def align_exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Use a target position only where source and target have the same token, by its bytes; map entries likewise."""
+    """Align positions where both have a token of the same bytes, and map entries to tokens of the same bytes."""
     source_tokens = zip(trace.starts, _list_token_bytes(aligner.source, trace.tokens), strict=True)
     source_row = {(int(a), t): j for j, (a, t) in enumerate(source_tokens)}
     pairs = [
@@ -173,13 +174,13 @@ def align_exact(aligner: Aligner, trace: Trace, target: Segmentation, data: byte
 
 
 def align_mined(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Align by MinED: use one-to-one pairs of positions where the source's gold token maps to the target's."""
+    """Align by MinED: use one-to-one pairs of positions whose source gold token maps to the target's."""
     nearest = aligner.map_once("mined", lambda: maps.build_nearest_map(aligner.source, aligner.target))
     return _align_by_pairs(aligner, trace, target, data, nearest)
 
 
 def align_cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
-    """Align as `align_mined` does, but break ties of edit distance by the company of tokens in the aligner's texts."""
+    """Align as `align_mined` does, but break ties of edit distance by the neighbors of tokens in its texts."""
     ids = aligner.map_once(
         "cooccurrence", lambda: maps.build_cooccurrence_map(aligner.source, aligner.target, aligner.texts)
     )
@@ -206,14 +207,16 @@ METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions
 def _align_by_pairs(
     aligner: Aligner, trace: Trace, target: Segmentation, data: bytes, ids: Int[ndarray, "v"]
 ) -> Distributions:
-    """Use one-to-one pairs of positions whose gold tokens map to each other, by a map of ids."""
+    """Align one-to-one pairs of positions whose gold tokens map to each other by the map `ids`."""
     path = mined.pair_positions(
         mined.strip_word_marks(aligner.source, trace.tokens), mined.strip_word_marks(aligner.target, target.ids)
     )
     sources, targets = path[:, 0], path[:, 1]
-    once = (np.bincount(sources, minlength=1)[sources] == 1) & (np.bincount(targets, minlength=1)[targets] == 1)
-    meets = ids[trace.tokens[sources]] == target.ids[targets]
-    return _map_pairs(aligner, trace, target, data, path[once & meets][:, ::-1], ids)
+    are_one_to_one = (np.bincount(sources, minlength=1)[sources] == 1) & (
+        np.bincount(targets, minlength=1)[targets] == 1
+    )
+    are_mapped = ids[trace.tokens[sources]] == target.ids[targets]
+    return _map_pairs(aligner, trace, target, data, path[are_one_to_one & are_mapped][:, ::-1], ids)
 
 
 def _map_pairs(
@@ -224,7 +227,7 @@ def _map_pairs(
     pairs: Int[ndarray, "pairs 2"],
     ids: Int[ndarray, "v"],
 ) -> Distributions:
-    """Give each target row of a (target, source) pair the source row's entries by a map of ids, and gold for gold.
+    """Give each pair's target row the source row's entries by the map `ids`, and its gold token for the source's.
 
     A pair is skipped if one of its tokens does not spell its bytes.
     """
@@ -277,6 +280,7 @@ def _add_gold_entries(trace: Trace) -> Trace:
 
 
 def _map_equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
+    """Map each source id to the target id of the same bytes."""
     return np.array([target.id_by_bytes.get(s, UNMAPPED) if s else UNMAPPED for s in source.token_bytes], np.int64)
 
 

@@ -1,10 +1,11 @@
-"""Compare the probability that rows give to kinds of tokens with how often those come, in text that the source wrote.
+"""Compare the probability that rows give to kinds of tokens with their frequency in text that the source wrote.
 
-Fidelity sees only the token that came. Here a row counts for all it says: over text drawn from the source itself, the
-mass that rows give to a class of tokens is in the mean the share of tokens of this class, if rows are the source's own
-conditionals. Whatever a row learned from the token that came must average out, or shows up as a ratio other than 1.
+Fidelity measures only the token that came. This measures everything a row says: over text drawn from the source itself,
+the mass that rows give to a class of tokens equals on average the share of tokens of this class, if the rows are the
+source's own conditionals. Whatever a row took from the token that came shows up as a ratio other than 1.
 
-A class may depend on the text before a token and on the token, never on what comes after: else it would choose texts.
+A class may depend on a token and on the text before it, but never on the text after it, because such a class would
+select texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,26 +21,26 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
 
-# How the source would split what is typed so far and the token: into the same token, into several, or with a token that
+# How the source splits the text typed so far and the token: it has the same token, or several tokens, or a token that
 # begins before it.
 RELATIONS = ("one_source_token", "several_source_tokens", "crossing_source_tokens")
 PARTS = "parts_of_characters"
 KINDS = (*span_losses.CATEGORIES[: span_losses.CATEGORIES.index("unknown_tokens")], PARTS)
-BEYOND = "beyond_the_kept"  # a token that the source spells with one it did not keep
+BEYOND = "beyond_the_kept"  # tokens that the source spells with a token it did not keep
 CELLS = len(RELATIONS) * len(KINDS) + 1
-TYPED = 16  # bytes before a token, at most, that decide how the source splits it
-LAST = 16  # bytes at the end of a text whose split depends on what would have come
-LEAST = 200  # tokens of a class that is judged
+MOST_TYPED_BYTES = 16  # bytes before a token, at most, that decide how the source splits it
+LAST_BYTES = 16  # bytes at the end of a text, which are skipped: their split depends on what would follow
+LEAST_TOKENS = 200  # tokens that a class needs to be judged
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionalCounts:
-    """Hold one text's tokens by cell: a relation and a kind, or beyond the kept ids."""
+    """Hold one text's tokens by cell: a relation and a kind, or, in the last cell, tokens beyond the kept ids."""
 
     domain: str
-    predicted: Float[ndarray, "cells"]  # the mass that rows give
-    observed: Int[ndarray, "cells"]  # the tokens that came
+    predicted: Float[ndarray, "cells"]  # mass that rows give
+    observed: Int[ndarray, "cells"]  # tokens that came
 
 
 class ConditionalCounter:
@@ -51,13 +52,13 @@ class ConditionalCounter:
         self._lengths = np.diff(source.packed_bytes[0])
 
     def count(self, trace: Trace, aligned: Trace, text: str, *, domain: str, begin: int = 0) -> ConditionalCounts:
-        """Count the tokens that begin at byte `begin` or later, but for the last ones.
+        """Count the tokens that begin at byte `begin` or later, except those at the end.
 
-        `trace` has the source's rows and `aligned` the rows that are judged.
+        `trace` has the source's rows, and `aligned` has the rows that are judged.
         """
         d, starts = aligned.distributions, aligned.starts
         ends = np.append(starts[1:], aligned.size)[: len(starts)]
-        chosen = np.flatnonzero((starts >= begin) & (ends <= aligned.size - LAST) & (ends > starts) & d.informed)
+        chosen = np.flatnonzero((starts >= begin) & (ends <= aligned.size - LAST_BYTES) & (ends > starts) & d.informed)
         known = _find_kept_tokens(trace, starts[chosen], ends[chosen])
         rows = _append_gold(d, aligned.tokens, chosen)
         cells = self._find_cells(rows, starts[chosen], text.encode())
@@ -67,7 +68,7 @@ class ConditionalCounter:
         is_gold[rows.offsets[1:] - 1] = True
         masses[is_gold] = 0.0
         masses[~is_gold & ~known[owner] & (rows.ids == aligned.tokens[chosen][owner])] = 0.0
-        predicted = np.bincount(cells, weights=masses, minlength=CELLS).astype(np.float64)  # of no tokens: integers
+        predicted = np.bincount(cells, weights=masses, minlength=CELLS).astype(np.float64)  # integers if it is empty
         predicted[-1] += len(chosen) - masses.sum()
         observed = np.bincount(np.where(known, cells[is_gold], CELLS - 1), minlength=CELLS)
         return ConditionalCounts(domain=domain, predicted=predicted, observed=observed)
@@ -75,13 +76,13 @@ class ConditionalCounter:
     def _find_cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
         within = np.array([_count_typed_bytes(data, start) for start in starts.tolist()], np.int64)
         stream = np.frombuffer(b" " + data, np.uint8)
-        at = RowStarts(stream, starts.astype(np.int64) + 1, within + (within == 0), 0)
-        # with nothing typed in front, a space stands for it: then the row's split is that of the bytes alone
-        split = continuation.spell_continuations(self._target, self._source, rows, at)
+        row_starts = RowStarts(stream, starts.astype(np.int64) + 1, within + (within == 0), 0)
+        # Where no text precedes, a space stands for it; the row is then split as its bytes alone are.
+        split = continuation.spell_continuations(self._target, self._source, rows, row_starts)
         entry = np.repeat(np.arange(len(split.offsets) - 1), np.diff(split.offsets))
         ends = np.cumsum(self._lengths[np.maximum(split.tokens, 0)])
         ends -= np.append(0, ends)[split.offsets[entry]]
-        first = np.repeat(at.within, rows.counts)[entry]
+        first = np.repeat(row_starts.within, rows.counts)[entry]
         meets = np.bincount(entry[ends == first], minlength=len(rows.ids)) > 0
         after = np.bincount(entry[ends > first], minlength=len(rows.ids))
         relation = np.where(meets, np.where(after > 1, 1, 0), 2)
@@ -91,7 +92,7 @@ class ConditionalCounter:
 def _find_kept_tokens(
     trace: Trace, starts: Int[ndarray, "tokens"], ends: Int[ndarray, "tokens"]
 ) -> Bool[ndarray, "tokens"]:
-    """Tell of each target token whether the source kept all the tokens that spell it."""
+    """Return for each target token whether the source kept all the tokens that spell it."""
     d = trace.distributions
     kept = np.zeros(len(d), bool)
     kept[d.rows[d.ids == trace.tokens[d.rows]]] = True
@@ -102,7 +103,7 @@ def _find_kept_tokens(
 
 
 def _append_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[ndarray, "rows"]) -> Distributions:
-    """Return some rows, each with the token that came as one more entry at its end."""
+    """Return the chosen rows, each with the token that came as one more entry at its end."""
     counts = d.counts[chosen]
     offsets = np.append(0, np.cumsum(counts + 1)).astype(np.int64)
     entries = np.repeat(d.offsets[chosen] - offsets[:-1], counts + 1) + np.arange(offsets[-1])
@@ -119,8 +120,8 @@ def _append_gold(d: Distributions, tokens: Int[ndarray, "tokens"], chosen: Int[n
 
 
 def _count_typed_bytes(data: bytes, end: int) -> int:
-    """Return how many bytes before `end` belong to the word that is being typed, with the white space before it."""
-    begin, least = end, max(end - TYPED, 0)
+    """Count the bytes before `end` that belong to the word being typed and to the white space before it."""
+    begin, least = end, max(end - MOST_TYPED_BYTES, 0)
     while begin > least and not data[begin - 1 : begin].isspace():
         begin -= 1
     while begin > least and data[begin - 1 : begin].isspace():
@@ -129,6 +130,7 @@ def _count_typed_bytes(data: bytes, end: int) -> int:
 
 
 def _classify_token(string: bytes | None) -> int:
+    """Return the index in `KINDS` of the kind that most of a token's characters have."""
     try:
         text = (string or b"").decode()
     except UnicodeDecodeError:
@@ -139,17 +141,18 @@ def _classify_token(string: bytes | None) -> int:
 
 
 def summarize_conditionals(texts: Sequence[ConditionalCounts]) -> dict:
-    """Return `conditional_fidelity` and, by class, tokens and the mass that rows give them over that, with an interval.
+    """Return the conditional fidelity, and for each class its tokens, the mass that rows give them and their ratio.
 
-    Classes are relations, kinds, and the relations of each domain, of which some token came. `mass` and `came` are
-    shares of all tokens, in a domain's classes of the domain's. The interval has 95 % of bootstrap resamples of texts.
+    Classes are relations, kinds, and the relations within each domain; classes without a token are left out. `mass` and
+    `came` are shares of all tokens or, in a domain's classes, of the domain's tokens. The interval of a ratio holds
+    95 % of bootstrap resamples of texts.
 
-    `conditional_fidelity` is how far the worst class of `LEAST` tokens or more is off for certain: the ratio, or its
-    inverse where the mass is too much, at the end of its interval that is nearest to 1; 1 if every interval has 1 in
-    it. None where no class has as many tokens.
+    `conditional_fidelity` says how far the worst class with `LEAST_TOKENS` tokens or more deviates for certain: it is
+    the ratio, or its inverse where the mass is too large, at the end of its interval that is nearest to 1. It is 1 if
+    every interval contains 1, and None if no class has that many tokens.
     """
     classes = {name: row for name, row in _compare_classes(texts).items() if row["tokens"]}
-    judged = {name: _bound_ratio(row) for name, row in classes.items() if row["tokens"] >= LEAST}
+    judged = {name: _bound_ratio(row) for name, row in classes.items() if row["tokens"] >= LEAST_TOKENS}
     worst = min(judged, key=lambda name: judged[name], default=None)
     return {
         "conditional_fidelity": judged.get(worst),
@@ -196,6 +199,6 @@ def _compare(
 
 
 def _bound_ratio(row: Mapping) -> float:
-    """Return how far a ratio is off, below 1, at the end of its interval that is nearest to 1."""
+    """Return the ratio, or its inverse if above 1, at the end of its interval that is nearest to 1."""
     low, high = row["interval"]
     return high if high < 1 else 1 / low if low > 1 else 1.0

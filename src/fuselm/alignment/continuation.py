@@ -1,6 +1,7 @@
 """Spell the entries of rows that begin inside a target token, together with the token's bytes before them.
 
-A BPE tokenizer's merges are followed in compiled code; a tokenizer of another kind is asked itself. For span.py.
+Compiled code follows the merges of a BPE tokenizer; a tokenizer of another kind is called itself. span.py uses the
+result.
 """
 
 from typing import NamedTuple, no_type_check
@@ -18,10 +19,11 @@ from fuselm.system.compiling import compiled
 
 
 class RowStarts(NamedTuple):
-    """Hold where a source's rows begin in a stream of bytes: a text behind one space, which a tokenizer may put there.
+    """Hold where a source's rows begin in a stream of bytes, which is the text after one space.
 
-    `within` says how many bytes of the target token that a row begins in lie before it. `hidden` says how many bytes of
-    the first row the target does not have: 1 if only the source puts a space before the text.
+    A tokenizer may put that space before the text. `within` is the number of bytes that lie before a row in the target
+    token that it begins in. `hidden` is the number of the first row's bytes that the target does not have: 1 if only
+    the source puts a space before the text.
     """
 
     stream: UInt8[ndarray, "bytes"]
@@ -33,7 +35,7 @@ class RowStarts(NamedTuple):
 class Continuations(NamedTuple):
     """Hold the target's tokens for the entries of rows that begin inside a target token, and for the bytes before them.
 
-    Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`, `base` being -1 for all other rows.
+    Entry m of a row is spelled `tokens[offsets[base + m]:offsets[base + m + 1]]`. `base` is -1 for all other rows.
     """
 
     base: Int[ndarray, "rows"]
@@ -52,28 +54,35 @@ def find_row_starts(
     return RowStarts(stream, begins, within, int(max(target_begins[0] - begins[0], 0)))
 
 
-def spell_continuations(source: Vocabulary, target: Vocabulary, rows: Distributions, at: RowStarts) -> Continuations:
-    """Spell in the target's tokens the entries of `rows` that begin, `at` these places, inside a target token."""
+def spell_continuations(
+    source: Vocabulary, target: Vocabulary, rows: Distributions, starts: RowStarts
+) -> Continuations:
+    """Spell in the target's tokens the entries of those `rows` whose `starts` are inside a target token."""
     index_checks.require_within("an id", rows.ids, source.size)
     index_checks.require_offsets("rows", rows.offsets, len(rows.ids))
-    index_checks.require_lengths("places", len(rows.offsets) - 1, at.begins, at.within)
-    index_checks.require_within("where a row begins", at.begins, len(at.stream) + 1)
-    index_checks.require_within("where a row begins in its token", at.begins - at.within, len(at.stream) + 1)
-    index_checks.require_within("the bytes of a token before a row", at.within, len(at.stream) + 1)
-    index_checks.require_within("the hidden bytes", np.array([at.hidden]), len(at.stream) + 1)
+    index_checks.require_lengths("starts", len(rows.offsets) - 1, starts.begins, starts.within)
+    index_checks.require_within("where a row begins", starts.begins, len(starts.stream) + 1)
+    index_checks.require_within(
+        "where a row begins in its token", starts.begins - starts.within, len(starts.stream) + 1
+    )
+    index_checks.require_within("the bytes of a token before a row", starts.within, len(starts.stream) + 1)
+    index_checks.require_within("the hidden bytes", np.array([starts.hidden]), len(starts.stream) + 1)
     if target.merges is None:
-        return _spell_by_tokenizer(source, target, rows, at)
-    return Continuations(*_spell_by_merges(target.merges, *at, rows.offsets, rows.ids, *source.packed_bytes))
+        return _spell_by_tokenizer(source, target, rows, starts)
+    return Continuations(*_spell_by_merges(target.merges, *starts, rows.offsets, rows.ids, *source.packed_bytes))
 
 
-def _spell_by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributions, at: RowStarts) -> Continuations:
-    base = np.full(len(at.begins), -1, np.int64)
+def _spell_by_tokenizer(
+    source: Vocabulary, target: Vocabulary, rows: Distributions, starts: RowStarts
+) -> Continuations:
+    """Spell entries with the target's tokenizer, which is slower than `_spell_by_merges`."""
+    base = np.full(len(starts.begins), -1, np.int64)
     strings: list[bytes] = []
-    inside = (at.within > 0) | ((np.arange(len(at.begins)) == 0) & (at.hidden > 0))
+    inside = (starts.within > 0) | ((np.arange(len(starts.begins)) == 0) & (starts.hidden > 0))
     for row in np.flatnonzero(inside).tolist():
         base[row] = len(strings)
-        before = at.stream[at.begins[row] - at.within[row] : at.begins[row]].tobytes()
-        unseen = at.stream[: at.hidden if row == 0 else 0].tobytes()
+        before = starts.stream[starts.begins[row] - starts.within[row] : starts.begins[row]].tobytes()
+        unseen = starts.stream[: starts.hidden if row == 0 else 0].tobytes()
         for token in rows.row(row)[0]:
             string = source.token_bytes[token] or b""
             strings.append(before + string[len(unseen) :] if string and string.startswith(unseen) else b"")
@@ -81,7 +90,7 @@ def _spell_by_tokenizer(source: Vocabulary, target: Vocabulary, rows: Distributi
 
 
 @compiled(nogil=True)
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _spell_by_merges(
     merges: bpe.Merges,
     stream: ndarray,
@@ -129,7 +138,7 @@ def _spell_by_merges(
 @compiled(nogil=True)
 @no_type_check
 def lengthen(array: ndarray, length: int) -> ndarray:
-    """Return a longer array that begins with the same items."""
+    """Return an array of a greater length that begins with the same items."""
     result = np.empty(length, array.dtype)
     result[: len(array)] = array
     return result

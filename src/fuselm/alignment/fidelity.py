@@ -1,10 +1,10 @@
 """Measure how much of a source survives its alignment.
 
-Fidelity is the bits that the aligned distributions give to a text over the bits that the source itself gives to it:
-1 is perfect. It says little where coverage is below 1: a target position without information counts 0 bits, for the
-paper's fallback there is one-hot on the gold token. So `judge_fidelity` goes by the share of the source's bits that lie
-in spans with information, and by the fidelity within those (span_losses.py). It says nothing about the tokens that did
-not come: conditionals.py does.
+Fidelity is the bits that the aligned distributions give to a text, divided by the bits that the source itself gives to
+it: 1 is perfect. It says little where coverage is below 1, because a target position without information counts 0 bits:
+the paper's fallback there is one-hot on the gold token. So `judge_fidelity` uses the share of the source's bits that
+lie in spans with information, and the fidelity within those spans (span_losses.py). Fidelity says nothing about the
+tokens that did not come; conditionals.py measures them.
 """
 
 import math
@@ -15,13 +15,14 @@ import numpy as np
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.stores.store import Trace
 
-# The least share of the source's bits in informed spans, the largest fidelity there, the least conditional fidelity.
+# For each verdict: the least share of the source's bits in informed spans, the largest fidelity there, and the least
+# conditional fidelity.
 VERDICTS = {"usable": (0.95, 1.05, 0.9), "partly usable": (0.5, 1.25, 0.0), "not usable": (0.0, math.inf, 0.0)}
 
 
 @dataclass(slots=True, kw_only=True)
 class Fidelity:
-    """Sum over documents; `add` takes a trace and what alignment made of it."""
+    """Sum the fidelity of documents; `add` takes a trace and its aligned trace."""
 
     bytes: int = 0
     tokens: int = 0
@@ -32,11 +33,11 @@ class Fidelity:
     unspelled: int = 0  # bytes
 
     def add(self, source: Trace, aligned: Trace, unspelled: int = 0) -> None:
-        """Add a document, of which the source does not spell so many bytes."""
+        """Add a document that has `unspelled` bytes which the source does not spell."""
         d = aligned.distributions
         self.bytes += source.size
         self.tokens += len(d)
-        self.own_nats -= float(source.distributions.gold.astype(np.float64).sum())  # `nats` but for rounding
+        self.own_nats -= float(source.distributions.gold.astype(np.float64).sum())  # equals `nats`, except for rounding
         self.own_nats += unspelled * BITS_PER_UNSPELLED_BYTE * math.log(2)
         self.unspelled += unspelled
         self.aligned_nats -= float(d.gold.astype(np.float64).sum())
@@ -44,10 +45,10 @@ class Fidelity:
         self.tail += float(d.tail[d.informed].astype(np.float64).sum())
 
     def summarize(self) -> dict[str, float]:
-        """Return the numbers of these documents.
+        """Return bits per byte, fidelity, coverage and the mass lost, of all documents.
 
-        `mass_lost` is the mean mass that reached no target id, in positions with source information; `unspelled` the
-        share of bytes that the source does not spell, if there are any.
+        `mass_lost` is the mean mass that reached no target id, over positions with source information. `unspelled` is
+        the share of bytes that the source does not spell; it is absent if the source spells all bytes.
         """
         own, aligned = (n / max(self.bytes, 1) / math.log(2) for n in (self.own_nats, self.aligned_nats))
         return {
@@ -65,10 +66,10 @@ def judge_fidelity(
 ) -> str:
     """Return the first of `VERDICTS` whose bounds hold.
 
-    `candidates_spelled` is the share of the source's own candidates whose bytes are right (decoding_check.py); it has
-    to reach what the share of bits does, for what is learned of the others goes to wrong tokens. `conditional` is the
-    conditional fidelity (conditionals.py), None where it is not known; a low one alone makes nothing unusable, for it
-    is that of the worst class of tokens.
+    `candidates_spelled` is the share of the source's own candidates whose bytes are right (decoding_check.py). It has
+    the same bound as the share of bits, because the other candidates teach wrong tokens. `conditional` is the
+    conditional fidelity (conditionals.py), or None if it is not known. It cannot make a source unusable by itself,
+    because it measures the worst class of tokens.
     """
     share = min(own_bits_informed, candidates_spelled)
     certain = 1.0 if conditional is None else conditional

@@ -1,7 +1,7 @@
-"""Map a source's token ids to a target's as the papers do: by spelling, by company, by pairing.
+"""Map a source's token ids to a target's as the papers do: by spelling, by neighbors, or by paired positions.
 
-A map has a target id for each source id. It has UNMAPPED for a row of the output layer that has no token, and where the
-target token that was found stands for no text (docs/paper.md).
+A map has a target id for each source id. It has UNMAPPED for a row of the output layer that has no token, and for a
+source token whose target token stands for no text (docs/paper.md).
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 from fuselm.system import atomic_files, fingerprints, index_checks
 from fuselm.system.compiling import compiled
 
-FORMAT = 1  # version of kept maps; raise it when the same vocabularies would be mapped otherwise
-WINDOW = 5  # tokens on either side that are a token's company
-HELD = 1 << 22  # pairs that are held before they are counted
-CHUNK = 4096  # tokens whose ties are held at a time
+FORMAT = 1  # version of kept maps; increase it when the same vocabularies get another map
+WINDOW = 5  # tokens on either side that are a token's neighbors
+MOST_HELD_PAIRS = 1 << 22  # pairs that are held before they are counted
+TIED_TOKENS = 4096  # tokens whose ties are held at a time
 
 
 def build_nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
-    """Map each token to the one at least edit distance, the lowest of several; keep the map on disk.
+    """Map each token to the lowest id at the least edit distance, and keep the map on disk.
 
     This is MinED (Wan et al. 2024, section 3.2). Strings are compared with the source's word mark replaced by the
-    target's. A kept map that is missing or damaged is made again.
+    target's. A kept map that is missing or damaged is built again.
     """
     path = fingerprints.find_cache_folder() / "maps" / f"{_fingerprint(source)}-{_fingerprint(target)}-{FORMAT}"
     if (ids := _read_kept_map(path, source.size)) is None:
@@ -47,11 +47,12 @@ def build_nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "s
 def build_cooccurrence_map(
     source: Vocabulary, target: Vocabulary, texts: Iterable[str]
 ) -> Int[ndarray, "source_vocabulary"]:
-    """Map each token to that of most similar company among those at least edit distance; the lowest of several.
+    """Map each token to the token of the most similar neighbors, among those at the least edit distance.
 
-    A token's company is the target's tokens around it, whichever vocabulary the token itself is from: the WINDOW last
-    ones that end where it begins or before, and the WINDOW first ones that begin where it ends or after. Similarity is
-    the cosine of counts. A token that is not in the texts has no company, and is similar to none.
+    A token's neighbors are the target's tokens around it, whichever vocabulary the token itself belongs to: the last
+    WINDOW tokens that end where it begins or before, and the first WINDOW tokens that begin where it ends or after.
+    Similarity is the cosine of counts. A token that is not in the texts has no neighbors and is similar to none. Of
+    equally similar tokens, the lowest id is chosen.
     """
     ids = build_nearest_map(source, target)
     strings = _mark_as_target(source, target)
@@ -63,8 +64,8 @@ def build_cooccurrence_map(
         *_count_pairs((_pair_with_neighbors(t, t) for _, t in pairs), target.size), target.size
     )
     seen = np.flatnonzero(np.diff(of_source[0]))
-    for begin in range(0, len(seen), CHUNK):
-        tokens = seen[begin : begin + CHUNK]
+    for begin in range(0, len(seen), TIED_TOKENS):
+        tokens = seen[begin : begin + TIED_TOKENS]
         ties = find_tied_tokens([strings[i] for i in tokens], target.token_strings)
         index_checks.require_within("a tied token", np.concatenate(ties), target.size)
         ends = np.cumsum([len(tied) for tied in ties])
@@ -75,10 +76,10 @@ def build_cooccurrence_map(
 def build_statistics_map(
     source: Vocabulary, target: Vocabulary, texts: Iterable[str]
 ) -> Int[ndarray, "source_vocabulary"]:
-    """Map each token to the one that the texts most often pair with it by position; the lowest of several.
+    """Map each token to the token that the texts most often pair with it by position; the lowest id of several.
 
-    This is FuseChat's map (Wan et al. 2024, arXiv 2408.07990). A token that is not in the texts goes to the one at
-    least edit distance.
+    This is FuseChat's map (Wan et al. 2024, arXiv 2408.07990). A token that is not in the texts is mapped to the one at
+    the least edit distance.
     """
     ids = build_nearest_map(source, target)
     sources, targets, counts = _count_pairs((_pair_by_position(source, target, text) for text in texts), target.size)
@@ -89,7 +90,7 @@ def build_statistics_map(
 
 
 def _mark_as_target(source: Vocabulary, target: Vocabulary) -> list[str]:
-    """Return the source's token strings as the target would mark them."""
+    """Return the source's token strings with the target's word mark."""
     strings = [string or "" for string in source.token_strings]
     if not source.word_mark:
         return strings
@@ -97,6 +98,7 @@ def _mark_as_target(source: Vocabulary, target: Vocabulary) -> list[str]:
 
 
 def _drop_textless(ids: Int[ndarray, "source_vocabulary"], target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
+    """Return the map with UNMAPPED for target tokens that stand for no text."""
     is_text = np.array([spelled is not None for spelled in target.token_bytes])
     return np.where((ids != UNMAPPED) & is_text[ids], ids, UNMAPPED)
 
@@ -109,15 +111,15 @@ def _pair_with_neighbors(
     after = np.searchsorted(target.starts, tokens.ends, side="left")[:, None]
     steps = np.arange(WINDOW)
     places = np.concatenate([before - 1 - steps, after + steps], axis=1)
-    there = (places >= 0) & (places < len(target.ids))
+    exist = (places >= 0) & (places < len(target.ids))
     owners = np.broadcast_to(tokens.ids[:, None], places.shape)
-    return owners[there], target.ids[places[there]]
+    return owners[exist], target.ids[places[exist]]
 
 
 def _pair_by_position(
     source: Vocabulary, target: Vocabulary, text: str
 ) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
-    """Pair source tokens with target tokens as their positions are paired."""
+    """Pair source tokens with target tokens by their positions."""
     s, t = source.segment(text).ids, target.segment(text).ids
     path = mined.pair_positions(mined.strip_word_marks(source, s), mined.strip_word_marks(target, t))
     return s[path[:, 0]], t[path[:, 1]]
@@ -126,9 +128,11 @@ def _pair_by_position(
 def _count_pairs(
     pairs: Iterable[tuple[Int[ndarray, "_"], Int[ndarray, "_"]]], width: int
 ) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
-    """Return the different pairs, in order, and their counts; the second of a pair is below `width`."""
+    """Return the distinct pairs, in order, and their counts; the second number of a pair is below `width`."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for batch in _join_into_batches((first.astype(np.int64) * width + second for first, second in pairs), HELD):
+    for batch in _join_into_batches(
+        (first.astype(np.int64) * width + second for first, second in pairs), MOST_HELD_PAIRS
+    ):
         new, times = np.unique(batch, return_counts=True)
         keys, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
@@ -136,7 +140,7 @@ def _count_pairs(
 
 
 def _join_into_batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Iterator[Int[ndarray, "_"]]:
-    """Join arrays until they have at least `least` numbers."""
+    """Yield joined arrays that have at least `least` numbers, except the last."""
     held: list[ndarray] = []
     for array in arrays:
         held.append(array)
@@ -150,12 +154,12 @@ def _join_into_batches(arrays: Iterator[Int[ndarray, "_"]], least: int) -> Itera
 def _build_sparse_matrix(
     rows: Int[ndarray, "e"], columns: Int[ndarray, "e"], counts: Int[ndarray, "e"], size: int
 ) -> tuple:
-    """Build a sparse matrix: where each of `size` rows begins, columns and counts."""
+    """Build a sparse matrix: where each of `size` rows begins, its columns, and its counts."""
     return np.searchsorted(rows, np.arange(size + 1)), columns, counts
 
 
 @compiled()
-@no_type_check  # numba can't cache a function that a type checker wraps
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _choose_most_similar(tokens: ndarray, ties: ndarray, ends: ndarray, of_source: tuple, of_target: tuple) -> ndarray:
     """Choose the first of each token's ties whose row in `of_target` is most similar to its row in `of_source`.
 
@@ -189,7 +193,7 @@ def _fingerprint(vocabulary: Vocabulary) -> str:
 
 
 def _read_kept_map(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] | None:
-    """Read the map in a file (its SHA-256, then its ids); return None unless it is whole."""
+    """Read the map in a file, which holds its SHA-256 and then its ids; return None unless it is intact."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -201,7 +205,7 @@ def _read_kept_map(path: Path, size: int) -> Int[ndarray, "source_vocabulary"] |
 
 
 def _keep_map(path: Path, ids: Int[ndarray, "source_vocabulary"]) -> None:
-    """Write the map to a file; where the folder can't be written to, the map is made again each time."""
+    """Write the map to a file; if the folder cannot be written to, the map is built again each time."""
     data = ids.astype("<i4").tobytes()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

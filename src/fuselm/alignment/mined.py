@@ -14,16 +14,18 @@ from rapidfuzz.process import cdist
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.compiling import compiled
 
-BLOCK = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
+MOST_STEPS = 1 << 26  # pairs of positions whose steps are held at a time, a byte each
 UNREACHED = 1 << 62
-DIAGONAL, SOURCE, TARGET = range(3)  # steps: which of the positions goes on, of equally cheap ones the first
+DIAGONAL, SOURCE, TARGET = range(3)  # steps: both positions advance, or one of them; the first of equal cost wins
 
 
-def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block: int = BLOCK) -> Int[ndarray, "path 2"]:
+def pair_positions(
+    source_tokens: list[str], target_tokens: list[str], *, most_steps: int = MOST_STEPS
+) -> Int[ndarray, "path 2"]:
     """Return the pairs (source position, target position) of the cheapest monotone path, first to last.
 
-    The cost of a pair is the Levenshtein distance of the two token strings, which come without word-boundary marks.
-    Where there are more pairs than `block`, each step is found twice, so that not all of them have to be held.
+    The cost of a pair is the Levenshtein distance of the two token strings, which have no word-boundary marks.
+    If there are more pairs than `most_steps`, each step is found twice, so that not all have to be held.
     """
     if not source_tokens or not target_tokens:
         return np.zeros((0, 2), np.int64)
@@ -31,7 +33,7 @@ def pair_positions(source_tokens: list[str], target_tokens: list[str], *, block:
     longest = max(map(len, [*source_strings, *target_strings]))
     dtype = np.uint8 if longest < 256 else np.uint32  # a distance is at most the longer length
     costs = cdist(source_strings, target_strings, scorer=Levenshtein.distance, dtype=dtype)
-    rows = max(block // len(target_tokens), 1)
+    rows = max(most_steps // len(target_tokens), 1)
     return _cheapest_path(
         costs, _find_indices(source_tokens, source_strings), _find_indices(target_tokens, target_strings), rows
     )
@@ -44,16 +46,17 @@ def strip_word_marks(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> lis
 
 
 def _find_indices(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens"]:
-    place = {string: i for i, string in enumerate(strings)}
-    return np.array([place[token] for token in tokens])
+    """Return for each token its index in `strings`."""
+    indices = {string: i for i, string in enumerate(strings)}
+    return np.array([indices[token] for token in tokens])
 
 
 @compiled(nogil=True)
-@no_type_check  # numba can't cache a function that a type checker wraps
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
     """Find the cheapest path by blocks of `rows` source positions.
 
-    It goes forwards for the totals before each block, and backwards for the steps.
+    It computes the totals before each block going forward, and the steps going backward.
     """
     m, n = len(sources), len(targets)
     blocks = (m + rows - 1) // rows

@@ -1,10 +1,10 @@
-"""Find the tokens of a vocabulary at least edit distance from given strings, as brute force would but sooner.
+"""Find the tokens of a vocabulary at the least edit distance from given strings, faster than brute force.
 
 The Levenshtein distance of two strings is at least the difference of their lengths, and at least the number of
-characters that one has and the other lacks. So lengths are taken from a string's own outwards, and within each length
-only those tokens are compared that could still be as near as the nearest one so far. The set of a string's characters
-is 128 bits, compared for many tokens at a time. Distances are computed for 64 characters at a time (Myers 1999, J. ACM
-46:3).
+characters that one has and the other lacks. So the search begins with tokens of a string's own length and moves to
+longer and shorter ones, and within each length compares only tokens that could be as near as the nearest one so far.
+The set of a string's characters is 128 bits, which are compared for many tokens at a time. Distances are computed for
+64 characters at a time (Myers 1999, J. ACM 46:3).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,27 +18,27 @@ from numpy import ndarray
 from fuselm.system import machine
 from fuselm.system.compiling import compiled
 
-CHUNK = 2048  # strings that a thread takes at a time
+STRINGS_PER_TASK = 2048  # strings that a thread takes at a time
 BLOCK = 256  # tokens whose bounds are computed at a time
 FAR = 1 << 30  # above any distance
-OWN, SHARED, REPEATED = 64, 32, 32  # bits: for the most frequent characters, for the others, for those that come again
+OWN, SHARED, REPEATED = 64, 32, 32  # bits for the most frequent characters, for the others, and for repeated ones
 
 
 def find_nearest_tokens(strings: list[str], vocabulary: list[str | None]) -> Int[ndarray, "strings"]:
-    """Find for each string the id of the vocabulary's token at least edit distance, the lowest of several.
+    """Find for each string the lowest id of the vocabulary's tokens at the least edit distance.
 
-    A None in the vocabulary is no token.
+    A None in the vocabulary stands for no token.
     """
     return np.array([ids[0] for ids in _search(strings, vocabulary, every=False)], np.int64)
 
 
 def find_tied_tokens(strings: list[str], vocabulary: list[str | None]) -> list[Int[ndarray, "ties"]]:
-    """Find for each string the ids of all tokens of the vocabulary at least edit distance, increasing."""
+    """Find for each string the increasing ids of all tokens at the least edit distance."""
     return [np.sort(ids) for ids in _search(strings, vocabulary, every=True)]
 
 
 def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) -> list[Int[ndarray, "ids"]]:
-    """Search on as many threads as cores are free."""
+    """Search on as many threads as there are free cores."""
     ids = np.array([i for i, token in enumerate(vocabulary) if token is not None], np.int64)
     assert len(ids), "a vocabulary without a token"
     tokens = [token for token in vocabulary if token is not None]
@@ -47,18 +47,18 @@ def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) ->
     first_of_length = np.searchsorted(lengths[by_length], np.arange(lengths.max() + 2))
     ids, tokens = ids[by_length], [tokens[i] for i in by_length]
     code_points, counts = np.unique(_code_points(tokens), return_counts=True)
-    alphabet = code_points[np.argsort(-counts, kind="stable")]  # the frequent characters get bits of their own
+    alphabet = code_points[np.argsort(-counts, kind="stable")]  # frequent characters get bits of their own
     known = _encode(tokens, alphabet)[:3]
 
-    order = sorted(range(len(strings)), key=strings.__getitem__)  # like strings have like tokens near
+    order = sorted(range(len(strings)), key=strings.__getitem__)  # similar strings have similar tokens near
 
     def search(begin: int) -> list[Int[ndarray, "ids"]]:
-        wanted = _encode([strings[i] for i in order[begin : begin + CHUNK]], alphabet)
+        wanted = _encode([strings[i] for i in order[begin : begin + STRINGS_PER_TASK]], alphabet)
         found, ends = _search_chunk(*wanted, *known, ids, first_of_length, len(alphabet), every)
         return np.split(found, ends[:-1])
 
     with ThreadPoolExecutor(min(machine.count_worker_threads(), numba.config.NUMBA_NUM_THREADS)) as threads:
-        found = [ids for chunk in threads.map(search, range(0, len(strings), CHUNK)) for ids in chunk]
+        found = [ids for chunk in threads.map(search, range(0, len(strings), STRINGS_PER_TASK)) for ids in chunk]
     return [found[i] for i in np.argsort(order)]
 
 
@@ -69,7 +69,7 @@ def _code_points(strings: list[str]) -> UInt32[ndarray, "characters"]:
 def _encode(
     strings: list[str], alphabet: UInt32[ndarray, "alphabet"]
 ) -> tuple[Int32[ndarray, "characters"], Int[ndarray, "starts"], UInt64[ndarray, "2 strings"], Int[ndarray, "strings"]]:
-    """Encode characters as indices into the alphabet; its length stands for a character that is not in it.
+    """Encode characters as indices into the alphabet; its length stands for any other character.
 
     Also return where each string begins, its signature (bits for its characters, and several characters may share one),
     and how many of its characters are not in the alphabet.
@@ -86,7 +86,7 @@ def _encode(
 
 
 @compiled(nogil=True)
-@no_type_check  # numba can't cache a function that a type checker wraps
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[ndarray, ndarray]:
     signatures = np.zeros((2, len(starts) - 1), np.uint64)
     foreign = np.zeros(len(starts) - 1, np.int64)
@@ -121,13 +121,13 @@ def _search_chunk(
 ) -> tuple[ndarray, ndarray]:
     """Find the ids of the nearest tokens of all strings, and where each string's ids end.
 
-    With `every`, all nearest tokens are found, else the lowest one.
+    With `every`, all nearest tokens are found, otherwise the lowest id.
     """
     strings, longest = len(wanted_starts) - 1, len(first_of_length) - 2
     words = 1
     for s in range(strings):
         words = max(words, (wanted_starts[s + 1] - wanted_starts[s] + 63) // 64)
-    masks = np.zeros((alphabet + 1, words), np.uint64)  # by character: where the string has it
+    masks = np.zeros((alphabet + 1, words), np.uint64)  # by character: the positions where the string has it
     column = np.empty((2, words), np.uint64)
     bounds = np.empty(BLOCK, np.int32)
     first, second = signatures[0], signatures[1]
@@ -181,9 +181,9 @@ def _search_chunk(
 def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray, bounds: ndarray) -> int:
     """Bound the distance from below, of a string with signature (a, b) to each of some tokens of one length.
 
-    `more` is the number of the string's characters that no token has, plus as many as the tokens are longer; `less` is
-    as many as they are shorter. If the string is longer by n, it has n characters more that the token lacks than the
-    other way round.
+    `more` is the number of the string's characters that no token has, plus the characters by which tokens are longer;
+    `less` is the number by which they are shorter. If the string is longer by n, it has n more characters that the
+    token lacks than the token has characters that the string lacks.
     """
     least = FAR
     for t in range(len(first)):
@@ -197,7 +197,7 @@ def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray
 @compiled(nogil=True, inline="always")
 @no_type_check
 def _count_bits(x: int) -> int:
-    """Count bits in the way that LLVM recognises as one instruction."""
+    """Count bits in the way that LLVM recognizes as one instruction."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -211,9 +211,9 @@ def _distance(
 ) -> int:
     """Compute the Levenshtein distance of a token and the string that `masks` stands for.
 
-    Above `limit`, the result is something above it. The table of distances is made column by column, as differences
-    down the column: +1 at the bits of column[0], -1 at those of column[1]. Names are Myers' (figures 7 and 10), and a
-    word is one of his blocks.
+    If the distance is above `limit`, the result is any number above it. The table of distances is computed column by
+    column, as differences down the column: +1 at the bits of column[0], -1 at those of column[1]. Names are Myers'
+    (figures 7 and 10), and a word is one of his blocks.
     """
     one = np.uint64(1)
     words = (length + 63) // 64

@@ -1,4 +1,4 @@
-"""Count the mass that votes for each token that may come next, in an open-addressed table. For span.py."""
+"""Sum the mass of each token that may come next, in an open-addressed table; span.py uses it."""
 
 from typing import NamedTuple, no_type_check
 
@@ -10,13 +10,13 @@ from fuselm.system.compiling import compiled
 
 
 class NextTokens(NamedTuple):
-    """Hold the target ids that may come next, with their masses; the first is the one that comes."""
+    """Hold the target ids that may come next, with their masses; the first id is the token that comes."""
 
     ids: Int[ndarray, "candidates"]
     masses: Float[ndarray, "candidates"]
-    kept: Int[ndarray, "candidates"]  # how many kept entries of one row vote for it
-    order: Int[ndarray, "candidates"]  # the largest mass first
-    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 is free
+    kept: Int[ndarray, "candidates"]  # the number of a row's kept entries that vote for it
+    order: Int[ndarray, "candidates"]  # candidates, from the largest mass to the least
+    slots: Int[ndarray, "slots"]  # an open-addressed table of candidates by id; -1 marks a free slot
 
 
 @compiled(nogil=True)
@@ -33,7 +33,7 @@ def new_next_tokens(most: int) -> NextTokens:
 @compiled(nogil=True)
 @no_type_check
 def find_slot(table: NextTokens, token: int) -> int:
-    """Return the slot of a token, or the free one where it would be."""
+    """Return the slot of a token, or the free slot where it belongs."""
     slot = (token * 0x9E3779B1 >> 7) & (len(table.slots) - 1)
     while table.slots[slot] >= 0 and table.ids[table.slots[slot]] != token:
         slot = (slot + 1) & (len(table.slots) - 1)
@@ -43,7 +43,7 @@ def find_slot(table: NextTokens, token: int) -> int:
 @compiled(nogil=True)
 @no_type_check
 def sort_by_mass(table: NextTokens, candidates: int) -> None:
-    """Order the candidates by mass, the largest first: by insertion, for entries come sorted and few of them meet."""
+    """Order the candidates by mass, the largest first. Entries come nearly sorted, so insertion is quick."""
     for c in range(candidates):
         i = c
         while i > 0 and table.masses[table.order[i - 1]] < table.masses[c]:

@@ -1,10 +1,10 @@
 """Follow a source's distributions along the bytes of a text, into the target's vocabulary: `span`.
 
-This is a filter over what the source may be in the midst of writing. Wherever a source token begins, the entries of its
-row leave the gold path, each spelled in the target's tokens. All entries that have agreed with the target's tokens so
-far vote for their next one, and the token that comes decides which of them continue. By the chain rule, the
-probabilities of the target's tokens multiply to the source's own probability of the text, however the two tokenizers
-split it. docs/paper.md, "span alignment"
+This is a filter over the tokens that the source may be writing. Wherever a source token begins, the entries of its row
+leave the gold path, each spelled in the target's tokens. All entries that agree with the target's tokens so far vote
+for their next token, and the token that comes decides which of them continue. By the chain rule, the probabilities of
+the target's tokens multiply to the source's own probability of the text, however the two tokenizers split it. See "span
+alignment" in docs/paper.md.
 """
 
 from typing import NamedTuple, no_type_check
@@ -25,20 +25,20 @@ from fuselm.stores.store import Trace
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
-CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # why mass reaches no target id
-# An entry that has left the gold path. Its target tokens still to come are steps of the spelling, or, of a row that
-# begins inside a target token, tokens of the continuation; `token` is the next, `candidate` its place in the table.
+CAUSES = ("tail of the source", "no text", "unknown continuation", "cut")  # reasons why mass reaches no target id
+# An entry that has left the gold path. Its next target tokens are steps of the spelling or, if its row begins inside a
+# target token, tokens of the continuation. `token` is the next one, and `candidate` its place in the table.
 ENTRY = np.dtype(
     [("mass", "f8"), ("at", "i4"), ("stop", "i4"), ("token", "i4"), ("candidate", "i4"), ("continued", "i4")]
 )
-# The tail of a row: how many ids go on like the target's tokens so far is told by the trie, which of them were kept by
-# the entries `first` to `stop`, the row's.
+# The tail of a row. The trie tells how many ids continue like the target's tokens so far, and the row's entries, from
+# `first` to `stop`, tell which of them were kept.
 TAIL = np.dtype([("mass", "f8"), ("node", "i4"), ("first", "i4"), ("stop", "i4")])
-OPEN_TAILS = 64  # more than these are let go
+MOST_OPEN_TAILS = 64  # the mass of further tails counts as lost
 
 
 class _SourceRows(NamedTuple):
-    """Hold a trace's arrays: one item a row, entries by `offsets`, probabilities instead of their logarithms."""
+    """Hold a trace's arrays: one item a row, entries by `offsets`, and probabilities instead of their logarithms."""
 
     tokens: Int[ndarray, "rows"]
     begins: Int[ndarray, "rows"]
@@ -60,12 +60,12 @@ def follow_text(
 ) -> tuple[Distributions, Float[ndarray, "tokens causes"]]:
     """Return the distributions of the target's tokens, and the mass that reached no id, by `CAUSES`.
 
-    That mass sums to a row's tail. A target token without text of its own gets no entries. The tail of a source's row
-    is shared evenly by the ids that were not kept. Where one of the tokenizers does not spell the text, rows have no
-    entries (stretches.py).
+    That mass sums to a row's tail. A target token without text of its own gets no entries. The ids that a source's row
+    did not keep share its tail evenly. Where one of the tokenizers does not spell the text, rows have no entries
+    (stretches.py).
 
     Raises:
-        ValueError: If the trace, the segmentation or the spelling is not one of this text and these vocabularies.
+        ValueError: If the trace, the segmentation or the spelling does not belong to this text and these vocabularies.
     """
     require_trace(trace, source.size, len(data))
     index_checks.require_within("a target token", segmentation.ids, target.size)
@@ -73,7 +73,7 @@ def follow_text(
     index_checks.require_ascending("target tokens", segmentation.starts)
     index_checks.require_lengths("spelling", source.size, spelling.begins)
     index_checks.require_lengths("spelling", target.size, spelling.ids_begun)
-    stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]: a space may be put at -1
+    stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]; a space may be put at -1
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
     spelled = find_spelled(source.spell(trace.tokens.tolist()), trace.starts, data)
@@ -108,17 +108,17 @@ def _follow_stretch(
     stream: UInt8[ndarray, "bytes"],
     top_k: int,
 ) -> tuple[Distributions, Float[ndarray, "tokens causes"]]:
-    """Follow rows along target tokens that both spell, and begin at the same byte but for a space before the text."""
-    at = continuation.find_row_starts(stream, begins, target_begins)
-    agreeing = 1.0  # share of the first row's ids that agree with the space that is hidden from the target
-    if at.hidden:
-        agreeing = source.count_continuing(stream[: at.hidden].tobytes()) / max(source.count_with_bytes(), 1)
+    """Follow rows along target tokens; both spell the stretch, and both begin at the same byte, except for a space."""
+    starts = continuation.find_row_starts(stream, begins, target_begins)
+    agreeing = 1.0  # share of the first row's ids that begin with the space that is hidden from the target
+    if starts.hidden:
+        agreeing = source.count_continuing(stream[: starts.hidden].tobytes()) / max(source.count_with_bytes(), 1)
     offsets, ids, masses, gold, tail, lost = _follow(
         _SourceRows(tokens, begins, d.offsets, d.ids, _exp(d.logprobs), _exp(d.gold), d.tail),
         target_ids,
         target_begins,
         spelling,
-        continuation.spell_continuations(source, target, d, at),
+        continuation.spell_continuations(source, target, d, starts),
         agreeing,
         top_k,
     )
@@ -126,7 +126,7 @@ def _follow_stretch(
 
 
 def require_trace(trace: Trace, vocabulary_size: int, size: int) -> None:
-    """Raise `ValueError` unless a trace is one of a text of `size` bytes, in a vocabulary of so many ids."""
+    """Raise `ValueError` unless a trace belongs to a text of `size` bytes and a vocabulary of `vocabulary_size` ids."""
     d, what = trace.distributions, f"document {trace.document}"
     index_checks.require_within(f"{what}: token", trace.tokens, vocabulary_size)
     index_checks.require_within(f"{what}: id", d.ids, vocabulary_size)
@@ -147,7 +147,7 @@ def _log(masses: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
 
 
 @compiled(nogil=True)
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _follow(
     rows: _SourceRows,
     target_ids: ndarray,
@@ -162,9 +162,9 @@ def _follow(
     ids, masses, filled = np.empty(16 * count, np.int32), np.empty(16 * count), 0
     gold, tail = np.ones(count), np.ones(count, np.float32)
 
-    path, row = 1.0, 0  # `path`: mass of the gold path; with all that left it and goes on, it sums to 1
+    path, row = 1.0, 0  # `path` is the mass of the gold path; it and the mass of the live entries and tails sum to 1
     live, moved, entries = np.empty(256, ENTRY), np.empty(257, np.int32), 0
-    tails, open_tails = np.empty(OPEN_TAILS, TAIL), 0
+    tails, open_tails = np.empty(MOST_OPEN_TAILS, TAIL), 0
     table = new_next_tokens(256)
     for i in range(count):
         token, end = target_ids[i], target_begins[i + 1]
@@ -185,7 +185,7 @@ def _follow(
             first = entries
             path, entries, rest, wordless = _leave(rows, row, path, live, entries, spelling, continued, agreeing)
             unspelled += wordless
-            if continued.base[row] < 0 and open_tails < OPEN_TAILS:
+            if continued.base[row] < 0 and open_tails < MOST_OPEN_TAILS:
                 newest = tails[open_tails]
                 newest.mass, newest.node, newest.first, newest.stop = rest, 0, first, entries
                 open_tails += 1
@@ -233,26 +233,26 @@ def _follow(
         lost[i, 0], lost[i, 1], lost[i, 3] = beyond, unspelled, whole - total
         lost[i, 2] = max(1.0 - known, 0.0)
 
-        # what agrees with it goes on
+        # what agrees with the token continues
         if here <= 0.0:  # too small for a float
             path, entries, open_tails = 1.0, 0, 0
             continue
         path /= here
-        going = 0
+        continuing = 0
         for h in range(entries):
-            moved[h] = going
+            moved[h] = continuing
             if live[h].token != token:
                 continue
-            live[going] = live[h]
-            entry = live[going]
+            live[continuing] = live[h]
+            entry = live[continuing]
             entry.at += 1
             entry.mass /= here
             if entry.at < entry.stop:
                 entry.token = continued.tokens[entry.at] if entry.continued else spelling.steps[entry.at].token
-                going += 1
-            elif row < len(rows.tokens) and rows.begins[row] == end:  # another way to where the gold path is
+                continuing += 1
+            elif row < len(rows.tokens) and rows.begins[row] == end:  # another way to the place of the gold path
                 path += entry.mass
-        moved[entries] = entries = going
+        moved[entries] = entries = continuing
         for t in range(open_tails):
             tails[t].mass /= here
             tails[t].first, tails[t].stop = moved[tails[t].first], moved[tails[t].stop]
@@ -271,10 +271,10 @@ def _leave(
     continued: Continuations,
     agreeing: float,
 ) -> tuple[float, int, float, float]:
-    """Let the entries of a row leave the gold path, which has mass `path`, and join the `entries` first ones of `live`.
+    """Let the entries of a row leave the gold path, whose mass is `path`, and join the first `entries` of `live`.
 
     Return the mass that stays on the path, the new number of entries, and the mass of the row's tail and of its entries
-    without text. The gold entry joins with mass 0, because the path itself stands for it.
+    without text. The gold entry joins with mass 0, because the path itself represents it.
     """
     base, token = continued.base[row], rows.tokens[row]
     on_path, rest, wordless, first = rows.gold[row], np.float64(rows.tail[row]), 0.0, entries
@@ -304,7 +304,7 @@ def _leave(
             entry.at, entry.stop, entry.token = begin.at, begin.stop, begin.token
             entry.mass, entry.continued = 0.0, False
             entries += 1
-    if row == 0 and agreeing < 1.0:  # what does not begin with the hidden space can't be
+    if row == 0 and agreeing < 1.0:  # entries that do not begin with the hidden space are impossible
         rest *= agreeing
         wordless = 0.0
         total = on_path + rest
@@ -348,7 +348,7 @@ def _vote(table: NextTokens, token: int, path: float, live: ndarray) -> tuple[in
 def _count_kept(table: NextTokens, candidates: int, token: int, live: ndarray) -> tuple[int, int]:
     """Count the entries of a tail's row that are still live, and those of them that continue beyond `token`.
 
-    How many of them vote for each id goes into `table.kept`.
+    `table.kept` gets the number of them that vote for each id.
     """
     table.kept[:candidates] = 0
     beyond = 0

@@ -1,7 +1,7 @@
-"""Cut a text into the smallest runs of source and target tokens that share their ends, and judge alignment by them.
+"""Cut a text into spans, the smallest runs of source and target tokens with shared ends, and measure their losses.
 
-Such a run is a span. Every token is in one span, so the bits of spans sum to those of the text, both the source's own
-and the aligned ones.
+Every token is in one span, so the bits of spans sum to those of the text, both the source's own bits and the aligned
+ones.
 """
 
 import functools
@@ -22,8 +22,8 @@ from fuselm.stores.store import Trace
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")  # source tokens to target tokens
 CATEGORIES = ("words", "digits", "punctuation", "CJK", "emoji", "other", "white_space", "unknown_tokens")
 WHITE_SPACE, UNKNOWN = CATEGORIES.index("white_space"), CATEGORIES.index("unknown_tokens")
-# Why mass reaches no target id. Those of `span.CAUSES`; of the methods that pair tokens, an entry whose token has no
-# partner, or is beyond the largest `top_k`; and of positions without information, why they have none.
+# Reasons why mass reaches no target id: `span.CAUSES`; in methods that pair tokens, an entry whose token has no partner
+# or is beyond the largest `top_k`; and for positions without information, the reason why they have none.
 SPLIT, UNPAIRED, UNSPELLED = "split_differently", "not_paired", "not_spelled"
 CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token", SPLIT, UNPAIRED, UNSPELLED)
 
@@ -32,11 +32,12 @@ CAUSES = (*(cause.replace(" ", "_") for cause in span.CAUSES), "maps_to_no_token
 class Spans:
     """Hold one text as both tokenizers read it.
 
-    Span k is bytes `edges[k]` to `edges[k+1]`; `own` is the source's bits, 8
-    of them for each byte that it does not spell. `unspelled` has those bytes of the source and of the target.
+    Span k covers the bytes `edges[k]` to `edges[k+1]`. `own` holds the source's bits, 8 for each byte that it does not
+    spell. `unspelled` counts the bytes that the source and the target do not spell.
 
-    A token belongs to the span that it begins in; one without text (several tokens of one character, made by a
-    normaliser) to that of the byte before it; a space that a tokenizer puts before the text, to the first.
+    A token belongs to the span that it begins in. A token without text (several tokens of one character, made by a
+    normalizer) belongs to the span of the byte before it, and a space that a tokenizer puts before the text to the
+    first span.
     """
 
     text: str
@@ -65,34 +66,34 @@ class Spans:
 
     @property
     def kinds(self) -> Int[ndarray, "spans"]:
-        """Return each span's index in `KINDS`; a tokenizer that makes no token of a text counts as making one."""
+        """Return each span's index in `KINDS`; a tokenizer that makes no token from a text counts as making one."""
         return (self.target_counts > 1) + 2 * (self.source_counts > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Hold what one method made of a text's spans; a span is informed if each of its target tokens with text is."""
+    """Hold how a text's spans were aligned; a span is informed if each of its target tokens with text is informed."""
 
     aligned: Float[ndarray, "spans"]  # bits; positions without information count 0
     informed: Bool[ndarray, "spans"]
     informed_tokens: Int[ndarray, "spans"]
-    mass: Float[ndarray, "spans causes"]  # that reached no target id, summed over the span's target tokens
+    mass: Float[ndarray, "spans causes"]  # mass that reached no target id, summed over the span's target tokens
 
 
 def cut_spans(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
-    """Cut a text into spans, from its trace in the source's tokens and any trace of it in the target's."""
+    """Cut a text into spans, using its trace in the source's tokens and any trace in the target's tokens."""
     size = source.size
     edges = np.intersect1d(np.append(source.starts.clip(0), size), np.append(target.starts.clip(0), size))
     edges = np.unique(np.concatenate([edges, [0, size]])) if size else np.zeros(2, np.int64)
     of_source, of_target = (_find_spans(t.starts, size, edges) for t in (source, target))
     categories = _classify_spans(text, edges)
-    for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True):
-        nameless = np.array([vocabulary.token_bytes[i] is None for i in trace.tokens], bool)
-        categories[of[nameless]] = UNKNOWN
+    for trace, span_of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True):
+        unknown = np.array([vocabulary.token_bytes[i] is None for i in trace.tokens], bool)
+        categories[span_of[unknown]] = UNKNOWN
     unspelled = np.stack(
         [
-            _count_unspelled(trace, of, vocabulary, text, len(edges) - 1)
-            for trace, of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True)
+            _count_unspelled(trace, span_of, vocabulary, text, len(edges) - 1)
+            for trace, span_of, vocabulary in zip((source, target), (of_source, of_target), vocabularies, strict=True)
         ]
     )
     return Spans(
@@ -111,7 +112,7 @@ def cut_spans(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocab
 
 
 def judge_spans(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens causes"]) -> Outcome:
-    """Judge what became of each span; `mass` is what `compute_lost_mass` returns."""
+    """Return how each span was aligned; `mass` comes from `compute_lost_mass`."""
     count = len(spans.own)
     with_text = aligned.lengths > 0
     gaps = with_text & ~aligned.distributions.informed
@@ -127,9 +128,9 @@ def judge_spans(spans: Spans, aligned: Trace, mass: Float[ndarray, "tokens cause
 
 
 def compute_lost_bits(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]:
-    """Return how many more bits the aligned distributions need than the source; without information, all its bits.
+    """Return the bits that the aligned distributions need beyond the source's; without information, all its bits.
 
-    A span may need more because the one before it needed less: what begins like another word is told from it later.
+    A span may need more because the span before it needed less: two words with the same beginning differ only later.
     """
     return np.where(outcome.informed, outcome.aligned - spans.own, spans.own)
 
@@ -137,15 +138,15 @@ def compute_lost_bits(spans: Spans, outcome: Outcome) -> Float[ndarray, "spans"]
 def compute_lost_mass(
     aligner: Aligner, method: str, spans: Spans, source: Trace, aligned: Trace
 ) -> Float[ndarray, "tokens causes"]:
-    """Return the mass of each target position that reached no id, by `CAUSES`: a row sums to its tail.
+    """Return the mass of each target position that reached no id, by `CAUSES`; a row sums to its tail.
 
-    `span` says it itself. A method that pairs tokens loses the tail of the source's row, here that of the token which
-    covers the position's first byte, and the entries that map to nothing.
+    `span` reports this mass itself. A method that pairs tokens loses the entries that map to nothing and the tail of
+    the source's row, which is here the row of the token that covers the position's first byte.
     """
     d = aligned.distributions
     result = np.zeros((len(d), len(CAUSES)))
     tails = d.tail.astype(np.float64)
-    if aligned.tokens is source.tokens:  # one vocabulary: rows are the source's, or cleared
+    if aligned.tokens is source.tokens:  # with one vocabulary, rows are the source's own or cleared
         result[:, 0] = tails
     elif method == "span":
         segmentation = aligner.target.segment(spans.text)
@@ -162,9 +163,9 @@ def compute_lost_mass(
     result[~d.informed] = 0.0
     lacking = ~d.informed & ((method == "span") | spans.unspelled.any(axis=0)[spans.of_target])
     result[lacking, CAUSES.index(UNSPELLED)] = 1.0
-    alike = spans.kinds[spans.of_target] == 0
-    result[~d.informed & ~lacking & alike, CAUSES.index(UNPAIRED)] = 1.0
-    result[~d.informed & ~lacking & ~alike, CAUSES.index(SPLIT)] = 1.0
+    is_one_to_one = spans.kinds[spans.of_target] == 0
+    result[~d.informed & ~lacking & is_one_to_one, CAUSES.index(UNPAIRED)] = 1.0
+    result[~d.informed & ~lacking & ~is_one_to_one, CAUSES.index(SPLIT)] = 1.0
     return result
 
 
@@ -182,31 +183,31 @@ def summarize_kinds(texts: Sequence[Spans]) -> dict[str, dict[str, int | float]]
 
 
 def summarize_categories(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
-    """Return numbers of each category that occurs.
+    """Return bytes, bits, coverage and fidelity of each category that occurs.
 
-    `fidelity` counts informed spans alone, and `own_bits_informed` is the share of the source's bits in them.
+    `fidelity` counts only informed spans, and `own_bits_informed` is the share of the source's bits in them.
     """
     categories, kinds, sizes, own = (_join(texts, name) for name in ("categories", "kinds", "sizes", "own"))
     tokens, found = _join(texts, "target_counts"), _join(outcomes, "informed_tokens")
     informed, aligned = _join(outcomes, "informed"), _join(outcomes, "aligned")
     result = {}
     for c, name in enumerate(CATEGORIES):
-        of = categories == c
-        if of.any():
+        chosen = categories == c
+        if chosen.any():
             result[name] = {
-                "spans": int(of.sum()),
-                "bytes": _divide(sizes[of], sizes),
-                "one_to_one": _divide(sizes[of & (kinds == 0)], sizes[of]),
-                "own_bits_per_byte": float(own[of].sum() / max(sizes[of].sum(), 1)),
-                "coverage": _divide(found[of], tokens[of]),
-                "own_bits_informed": _divide(own[of & informed], own[of]),
-                "fidelity": _divide(aligned[of & informed], own[of & informed]),
+                "spans": int(chosen.sum()),
+                "bytes": _divide(sizes[chosen], sizes),
+                "one_to_one": _divide(sizes[chosen & (kinds == 0)], sizes[chosen]),
+                "own_bits_per_byte": float(own[chosen].sum() / max(sizes[chosen].sum(), 1)),
+                "coverage": _divide(found[chosen], tokens[chosen]),
+                "own_bits_informed": _divide(own[chosen & informed], own[chosen]),
+                "fidelity": _divide(aligned[chosen & informed], own[chosen & informed]),
             }
     return result
 
 
 def summarize_causes(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int | float]]:
-    """Return what is lost, by cause.
+    """Return the mass and the bits that are lost, by cause.
 
     `mass` is the mean, over all target positions, of the mass that reached no id. `bits` is the source's bits in spans
     without information, as shares of all its bits.
@@ -222,11 +223,11 @@ def summarize_causes(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> dic
             UNSPELLED: _divide(own[~informed & ~spelled], own),
         },
     }
-    return {unit: {c: v for c, v in of.items() if c != UNSPELLED or v} for unit, of in causes.items()}
+    return {unit: {c: v for c, v in lost.items() if c != UNSPELLED or v} for unit, lost in causes.items()}
 
 
 def compute_unspelled_shares(texts: Sequence[Spans]) -> dict[str, float]:
-    """Return the shares of bytes that the source and the target do not spell; empty if both spell all."""
+    """Return the shares of bytes that the source and the target do not spell, or nothing if both spell all."""
     source, target = np.sum([text.unspelled.sum(axis=1) for text in texts], axis=0).tolist()
     size = max(int(_join(texts, "sizes").sum()), 1)
     return {"source": source / size, "target": target / size} if source or target else {}
@@ -244,6 +245,7 @@ def summarize_informed(texts: Sequence[Spans], outcomes: Sequence[Outcome]) -> d
 
 
 def _join(parts: Sequence[Spans] | Sequence[Outcome], name: str) -> ndarray:
+    """Join one array of all texts."""
     return np.concatenate([getattr(part, name) for part in parts])
 
 
@@ -253,26 +255,28 @@ def _divide(part: ndarray, whole: ndarray) -> float:
 
 
 def _find_spans(starts: Int[ndarray, "tokens"], size: int, edges: Int[ndarray, "edges"]) -> Int[ndarray, "tokens"]:
+    """Return for each token the span that it belongs to."""
     starts = starts.clip(0).astype(np.int64)
     empty = np.append(starts[1:], size)[: len(starts)] == starts
     place = np.where(empty, starts - 1, starts).clip(0)
     return (np.searchsorted(edges, place, side="right") - 1).clip(0, len(edges) - 2)
 
 
-def _sum_bits(trace: Trace, of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
+def _sum_bits(trace: Trace, span_of: Int[ndarray, "tokens"], count: int) -> Float[ndarray, "spans"]:
+    """Sum the bits of each span's tokens; `span_of` has each token's span."""
     nats = -trace.distributions.gold.astype(np.float64)
-    return np.bincount(of, weights=nats, minlength=count) / np.log(2)
+    return np.bincount(span_of, weights=nats, minlength=count) / np.log(2)
 
 
 def _count_unspelled(
-    trace: Trace, of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str, count: int
+    trace: Trace, span_of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str, count: int
 ) -> Int[ndarray, "spans"]:
-    """Count the bytes of each span that its tokens do not spell; without tokens, all of them, in the first span."""
+    """Count the bytes that each span's tokens do not spell; without tokens, the first span has all bytes."""
     if not len(trace.tokens):
         return np.bincount([0], weights=[trace.size], minlength=max(count, 1)).astype(np.int64)[:count]
     lengths = trace.lengths
     lengths[vocabulary.find_spelled(trace.tokens, trace.starts, text)] = 0
-    return np.bincount(of, weights=lengths, minlength=count).astype(np.int64)
+    return np.bincount(span_of, weights=lengths, minlength=count).astype(np.int64)
 
 
 def _find_unkept_gold_mass(trace: Trace) -> Float[ndarray, "tokens"]:
@@ -284,14 +288,14 @@ def _find_unkept_gold_mass(trace: Trace) -> Float[ndarray, "tokens"]:
 
 
 def _classify_spans(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
-    """Return the category of most of each span's bytes; white space only where there is nothing else."""
-    of_byte = np.repeat(
+    """Return each span's most frequent category by bytes; white space counts only where nothing else is."""
+    category_of_byte = np.repeat(
         np.fromiter(map(classify_character, text), np.int64, len(text)),
         np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),
     )
     count = len(edges) - 1
     span_of_byte = np.repeat(np.arange(count), np.diff(edges))
-    votes = np.bincount(span_of_byte * len(CATEGORIES) + of_byte, minlength=count * len(CATEGORIES))
+    votes = np.bincount(span_of_byte * len(CATEGORIES) + category_of_byte, minlength=count * len(CATEGORIES))
     votes = votes.reshape(count, len(CATEGORIES))
     votes[:, WHITE_SPACE] = votes[:, WHITE_SPACE].clip(max=votes.sum(axis=1) == votes[:, WHITE_SPACE])
     return votes.argmax(axis=1)
@@ -302,6 +306,7 @@ _CJK = ((0x1100, 0x11FF), (0x2E80, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF), 
 
 @functools.cache
 def classify_character(character: str) -> int:
+    """Return the index in `CATEGORIES` of a character."""
     code, kind = ord(character), unicodedata.category(character)
     if character.isspace():
         name = "white_space"

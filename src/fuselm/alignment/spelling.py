@@ -1,6 +1,6 @@
-"""Spell a source's tokens in a target's, and arrange the spellings in a trie.
+"""Spell a source's tokens in a target's tokens, and arrange the spellings in a trie.
 
-`span` reads from it which source ids continue like the target's tokens so far, and with which token next.
+`span` finds in it which source ids continue like the target's tokens so far, and with which token next.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
-# Of an id: where its steps are, and the token of the first. Of a step: its target token, and the node it leads to.
+# BEGIN belongs to an id: where its steps are, and the token of the first one. STEP has a target token and the node that
+# it leads to.
 BEGIN = np.dtype([("at", "i4"), ("stop", "i4"), ("token", "i4")])
 STEP = np.dtype([("token", "i4"), ("node", "i4")])
 
@@ -23,10 +24,10 @@ STEP = np.dtype([("token", "i4"), ("node", "i4")])
 class Spelling(NamedTuple):
     """Hold the target's tokens for every id of a source, and a trie of them.
 
-    Id x is spelled by the steps from `begins[x].at` to `begins[x].stop`; there are none if it stands for no text, and
-    `bpe.NOTHING` ends what has no tokens. A node of the trie is a sequence of target tokens, 0 the empty one:
-    `ids_below[node]` is how many ids begin with it, `ids_beyond[node]` how many of those are longer; its children are
-    those from `first_child[node]` to `first_child[node + 1]`, by token. `ids_begun[token]` is how many ids begin so.
+    The steps from `begins[x].at` to `begins[x].stop` spell id x; there are none if it stands for no text, and
+    `bpe.NOTHING` ends bytes that have no tokens. A node of the trie is a sequence of target tokens, and node 0 is the
+    empty one: `ids_below[node]` ids begin with it, and `ids_beyond[node]` of those are longer. Its children, sorted by
+    token, are those from `first_child[node]` to `first_child[node + 1]`. `ids_begun[token]` ids begin with a token.
     """
 
     begins: ndarray  # of BEGIN, by source id
@@ -40,7 +41,7 @@ class Spelling(NamedTuple):
 
 
 def spell_vocabulary(source: Vocabulary, target: Vocabulary) -> Spelling:
-    """Spell every source id in the target's tokens, as the target's tokenizer would continue a text with it."""
+    """Spell every source id in the target's tokens, as the target's tokenizer continues a text with it."""
     known = [i for i, string in enumerate(source.token_bytes) if string is not None]
     known_offsets, tokens = join_sequences(target.encode_bytes([source.token_bytes[i] or b"" for i in known]))
     index_checks.require_within("a token of a spelling", tokens, target.size, start=bpe.NOTHING)
@@ -64,17 +65,17 @@ def spell_vocabulary(source: Vocabulary, target: Vocabulary) -> Spelling:
 
 
 def join_sequences(sequences: Sequence[Sequence[int]]) -> tuple[Int[ndarray, "offsets"], Int[ndarray, "_"]]:
-    """Join sequences; return where each begins and the last one ends, and all numbers."""
+    """Join sequences; return the offsets where each begins and the last one ends, and all numbers."""
     offsets = np.append(0, np.cumsum([len(s) for s in sequences])).astype(np.int64)
     return offsets, np.fromiter((t for s in sequences for t in s), np.int32, int(offsets[-1]))
 
 
 @compiled(nogil=True)
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba cannot cache a function that a type checker wraps
 def _build_trie(
     begins: ndarray, steps: ndarray, edges: ndarray, size: int
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    """Give each step its node; return `ids_below`, `ids_beyond`, and each node's parent and token."""
+    """Set the node of each step; return `ids_below`, `ids_beyond`, and each node's parent and token."""
     most = len(steps) + 1
     ids_below, ids_ended = np.zeros(most, np.int32), np.zeros(most, np.int32)
     parents, tokens, by_slot = np.full(most, -1, np.int32), np.full(most, -1, np.int32), np.zeros(len(edges), np.int32)
@@ -106,7 +107,7 @@ def _build_trie(
 @compiled(nogil=True)
 @no_type_check
 def find_child(spelling: Spelling, node: int, token: int) -> int:
-    """Return the node after one more token; -1 if no id continues with it."""
+    """Return the node after one more token, or -1 if no id continues with it."""
     low, end = spelling.first_child[node], spelling.first_child[node + 1]
     high = end
     while low < high:

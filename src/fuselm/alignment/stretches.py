@@ -1,8 +1,8 @@
-"""Find the stretches of a text that a source's tokens and a target's both spell, and put rows together by stretch.
+"""Find the stretches of a text that both a source's tokens and a target's spell, and join rows by stretch.
 
-A token may cover bytes without spelling them: an unknown character, a capital that became small. Nobody predicts those,
-so rows there have no entries. Behind them both tokenizers begin anew where a token of each begins at the same byte.
-docs/tokenizers.md
+A token may cover bytes without spelling them, such as an unknown character or a capital that was lowercased. No model
+predicts those bytes, so rows there have no entries. After them, a new stretch begins where a token of each tokenizer
+begins at the same byte. docs/tokenizers.md explains this.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ def find_stretches(
     target_edges: Int[ndarray, "token_edges"],
     target_spelled: Bool[ndarray, "tokens"],
 ) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of source rows and target tokens that cover the same stretch, in order of the text.
+    """Yield slices of source rows and target tokens that cover the same stretch, in the order of the text.
 
-    The first slices begin at the first row and token, whether or not one of them has a space before the text.
+    The first slices begin at the first row and token, even if only one of them has a space before the text.
     """
     if source_spelled.all() and target_spelled.all():
         yield slice(0, len(source_spelled)), slice(0, len(target_spelled))
@@ -49,7 +49,7 @@ def find_stretches(
 
 
 def take_rows(d: Distributions, rows: slice) -> Distributions:
-    """Return some rows by themselves."""
+    """Return the distributions of some rows."""
     if rows == slice(0, len(d)):
         return d
     entries = slice(int(d.offsets[rows.start]), int(d.offsets[rows.stop]))
@@ -63,7 +63,7 @@ def take_rows(d: Distributions, rows: slice) -> Distributions:
 
 
 def place_rows(count: int, parts: Sequence[tuple[slice, Distributions]]) -> Distributions:
-    """Return `count` rows: the parts in their places, and no information elsewhere."""
+    """Return `count` rows that have the parts in their places and no information elsewhere."""
     if len(parts) == 1 and len(parts[0][1]) == count:
         return parts[0][1]
     counts, gold, tail = np.zeros(count, np.int64), np.zeros(count, np.float32), np.ones(count, np.float32)
@@ -80,7 +80,7 @@ def place_rows(count: int, parts: Sequence[tuple[slice, Distributions]]) -> Dist
 
 
 def clear_rows(d: Distributions, cleared: Bool[ndarray, "tokens"]) -> Distributions:
-    """Return the same rows, those that are `cleared` without information."""
+    """Return the same rows, without information where `cleared` is set."""
     kept = ~cleared[d.rows]
     return replace(
         d,
@@ -93,6 +93,6 @@ def clear_rows(d: Distributions, cleared: Bool[ndarray, "tokens"]) -> Distributi
 
 
 def _find_runs(flags: Bool[ndarray, "items"]) -> list[tuple[int, int]]:
-    """List where runs of flags that are set begin and end."""
+    """List where runs of set flags begin and end."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -150,7 +150,7 @@ def _strings(made, random: np.random.Generator) -> None:
 
     nearest.find_nearest_tokens(words(3), [*words(5), None])
     nearest.find_tied_tokens(words(2), words(4))
-    mined.pair_positions(words(int(random.integers(4))), words(3), block=int(random.integers(1, 9)))
+    mined.pair_positions(words(int(random.integers(4))), words(3), most_steps=int(random.integers(1, 9)))
 
 
 def _spelling(made, random: np.random.Generator) -> None:
