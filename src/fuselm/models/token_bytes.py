@@ -5,14 +5,18 @@ or join tokens with spaces. Half a character decodes to U+FFFD: what it stands f
 by decoding it together with the tokens of the other half.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from fuselm.models import token_strings
+from fuselm.system import fingerprints
 from fuselm.system.errors import summarize_error
 
+SLOW = 20_000  # tokens; of more, the corrections that decoding them found are kept
+FORMAT = 1  # of what is kept; raise it when the same tokenizer would be read otherwise
 BLOCK = 1 << 15  # tokens that are decoded at a time
 CONTEXTS = (("a", "b"), (" ", " "), ("", ""), ("\n", "."))  # where a text is tried, to see which token it becomes
 LOST = "\ufffd"  # what decoders write for bytes that are no character
@@ -28,6 +32,28 @@ class Frame(NamedTuple):
     after: list[int]
     prefix: str
     suffix: str
+
+
+def read_token_bytes(
+    tokenizer: Tokenizer, description: str, pipeline: dict, spelled: list[bytes | None]
+) -> list[bytes | None]:
+    """Return `spelled` as the tokenizer's own decoder corrects it; the result is kept if it took long.
+
+    `description` is the tokenizer's JSON, and `pipeline` what it holds.
+    """
+
+    def find() -> dict[str, str]:
+        return {str(i): text for i, text in find_corrections(tokenizer, pipeline, spelled).items()}
+
+    if len(spelled) < SLOW:
+        corrections = find()
+    else:
+        key = hashlib.sha256(description.encode()).hexdigest()[:16]
+        corrections = fingerprints.recall_or_compute(f"token bytes {FORMAT} {key} {len(spelled)}", find)
+    result = list(spelled)
+    for token, text in corrections.items():
+        result[int(token)] = text.encode() or None
+    return result
 
 
 def find_corrections(tokenizer: Tokenizer, pipeline: dict, spelled: Sequence[bytes | None]) -> dict[int, str]:

@@ -5,7 +5,6 @@ The tokenizer's own decoder says what the bytes are (token_bytes.py), not the na
 
 import bisect
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
@@ -14,14 +13,11 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 from tokenizers import Tokenizer
 
-from fuselm.models import bpe, segmentation, token_bytes, token_strings
+from fuselm.models import bpe, segmentation, token_bytes, token_strings, tokenizer_pipeline
 from fuselm.models.segmentation import Segmentation
-from fuselm.system import fingerprints
 from fuselm.system.errors import name_tokenizer_errors
 
 UNMAPPED = -1
-SLOW = 20_000  # tokens; of more, what decoding them corrected is remembered
-FORMAT = 1  # of what is remembered; raise it when the same tokenizer would be read otherwise
 
 
 class Vocabulary:
@@ -49,11 +45,11 @@ class Vocabulary:
         self.size = output_size
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
         self.word_mark = token_strings.find_word_mark(pipeline)
-        self.largest_collapse = _largest_collapse(pipeline)
+        self.largest_collapse = tokenizer_pipeline.bound_collapse(pipeline)
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
         spelled = token_strings.spell_strings(pipeline, self.token_strings)
-        self.token_bytes: list[bytes | None] = _decoded(tokenizer, description, pipeline, spelled)
+        self.token_bytes: list[bytes | None] = token_bytes.read_token_bytes(tokenizer, description, pipeline, spelled)
         self._corrected = {
             i for i, pair in enumerate(zip(spelled, self.token_bytes, strict=True)) if pair[0] != pair[1]
         }
@@ -63,16 +59,6 @@ class Vocabulary:
     def is_corrected(self) -> bool:
         """Tell whether a token stands for other bytes than its string seems to spell."""
         return bool(self._corrected)
-
-    @functools.cached_property
-    def _bare(self) -> Tokenizer:
-        """Return the same tokenizer for text that continues another: it puts no space of its own before it."""
-        pipeline = json.loads(self._tokenizer.to_str())
-        for part in ("normalizer", "pre_tokenizer"):
-            pipeline[part] = _without_dummy_prefix(pipeline[part])
-        bare = Tokenizer.from_str(json.dumps(pipeline))
-        bare.encode_special_tokens = True
-        return bare
 
     @functools.cached_property
     def id_by_bytes(self) -> dict[bytes, int]:
@@ -87,29 +73,12 @@ class Vocabulary:
     @functools.cached_property
     def merges(self) -> bpe.Merges | None:
         """Return the tokenizer as compiled BPE, without its pre-tokenizer; None if it is no such tokenizer."""
-        pipeline = json.loads(self._tokenizer.to_str())
-        model = pipeline["model"]
-        changes = set(token_strings.list_component_types(pipeline["normalizer"])) - {
-            "Sequence",
-            "Replace",
-            "Prepend",
-            "NFC",
-        }
-        decorated = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout")
-        if model["type"] != "BPE" or changes or decorated or self._corrected.intersection(model["vocab"].values()):
-            return None
-        ids = model["vocab"]
-        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-        mark = token_strings.find_space_mark(pipeline)
-        byte_level = "ByteLevel" in token_strings.find_spelling_types(pipeline)
-        singles = {s: i for s, i in ids.items() if len(s) == 1}
-        return bpe.compile_merges(
-            [(ids[a], ids[b], ids[a + b]) for a, b in pairs if a in ids and b in ids and a + b in ids],
-            {} if byte_level else {c.replace(mark, " ").encode(): i for c, i in singles.items()},
-            {token_strings.build_byte_alphabet()[c]: i for c, i in singles.items()}
-            if byte_level
-            else {int(m[1], 16): i for s, i in ids.items() if (m := token_strings.BYTE_TOKEN.fullmatch(s))},
-        )
+        return tokenizer_pipeline.compile_pipeline(json.loads(self._tokenizer.to_str()), self._corrected)
+
+    @functools.cached_property
+    def _continuing_tokenizer(self) -> Tokenizer:
+        """Return the same tokenizer for text that continues another: it puts no space of its own before it."""
+        return tokenizer_pipeline.build_continuing_tokenizer(self._tokenizer)
 
     @functools.cached_property
     def packed_bytes(self) -> tuple[Int[ndarray, "offsets"], UInt8[ndarray, "bytes"]]:
@@ -123,7 +92,8 @@ class Vocabulary:
         return sorted(spelled for spelled in self.token_bytes if spelled)
 
     @functools.cached_property
-    def _longest(self) -> int:
+    def _most_bytes(self) -> int:
+        """Return the number of bytes of the longest token."""
         return max(map(len, self.id_by_bytes), default=0)
 
     def count_with_bytes(self) -> int:
@@ -133,7 +103,7 @@ class Vocabulary:
     def count_continuing(self, typed: bytes) -> int:
         """Count the ids that stand for bytes that begin with `typed` and are longer."""
         low = bisect.bisect_right(self._sorted_bytes, typed)
-        return bisect.bisect_left(self._sorted_bytes, typed + b"\xff" * (self._longest + 1)) - low
+        return bisect.bisect_left(self._sorted_bytes, typed + b"\xff" * (self._most_bytes + 1)) - low
 
     def segment(self, text: str) -> Segmentation:
         """Tokenize, without special tokens, and find the bytes of `text` that each token covers."""
@@ -201,19 +171,19 @@ class Vocabulary:
         missing = list({s for s in strings if s not in self._encoded})
         texts = [s.decode("utf-8", "ignore") for s in missing]
         with name_tokenizer_errors():
-            encodings = self._bare.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._continuing_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for s, encoding in zip(missing, encodings, strict=True):
             ids = tuple(encoding.ids)
             spelled = b"".join(self.token_bytes[i] or b"\xff" for i in ids)  # 0xff is in no text
             if not s.startswith(spelled):
                 ids, spelled = (), b""
-            self._encoded[s] = ids if spelled == s else ids + self._longest_tokens(s[len(spelled) :])
+            self._encoded[s] = ids if spelled == s else ids + self._cut_greedily(s[len(spelled) :])
         return [self._encoded[s] for s in strings]
 
-    def _longest_tokens(self, string: bytes) -> tuple[int, ...]:
+    def _cut_greedily(self, string: bytes) -> tuple[int, ...]:
         ids = []
         while string:
-            for length in range(min(len(string), self._longest), 0, -1):
+            for length in range(min(len(string), self._most_bytes), 0, -1):
                 if (found := self.id_by_bytes.get(string[:length])) is not None:
                     ids.append(found)
                     string = string[length:]
@@ -221,43 +191,3 @@ class Vocabulary:
             else:
                 return (*ids, UNMAPPED)
         return tuple(ids)
-
-
-def _decoded(tokenizer: Tokenizer, description: str, pipeline: dict, spelled: list[bytes | None]) -> list[bytes | None]:
-    """Return `spelled` as the tokenizer's own decoder corrects it."""
-
-    def correct() -> dict[str, str]:
-        return {str(i): text for i, text in token_bytes.find_corrections(tokenizer, pipeline, spelled).items()}
-
-    if len(spelled) < SLOW:
-        corrections = correct()
-    else:
-        key = hashlib.sha256(description.encode()).hexdigest()[:16]
-        corrections = fingerprints.recall_or_compute(f"token bytes {FORMAT} {key} {len(spelled)}", correct)
-    result = list(spelled)
-    for token, text in corrections.items():
-        result[int(token)] = text.encode() or None
-    return result
-
-
-def _largest_collapse(pipeline: dict) -> int:
-    """Return by how many tokens a text may get fewer, at most, when characters are put behind it.
-
-    A token that is completed takes the place of its parts. WordPiece makes one token of a word that becomes too long.
-    """
-    added = max((len(token["content"]) for token in pipeline["added_tokens"]), default=0)
-    word = pipeline["model"].get("max_input_chars_per_word") or 0
-    return 32 + min(added, 1000) + min(word, 1000)
-
-
-def _without_dummy_prefix(part: dict | None) -> dict | None:
-    if part is None or part["type"] == "Prepend":
-        return None
-    for name in ("pretokenizers", "normalizers"):
-        if name in part:
-            part[name] = [kept for p in part[name] if (kept := _without_dummy_prefix(p)) is not None]
-    if part["type"] == "Metaspace":
-        part["prepend_scheme"] = "never"
-    if part["type"] == "ByteLevel":
-        part["add_prefix_space"] = False
-    return part

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
 from fuselm.fusion import priors
-from fuselm.models import vocabulary
+from fuselm.models import token_bytes
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -52,7 +52,7 @@ class Inputs:
     def is_corrected(self, model: Model) -> bool:
         """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""
         return fingerprints.recall_or_compute(
-            f"corrected {vocabulary.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
+            f"corrected {token_bytes.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
             lambda: load_vocabulary(model).is_corrected,
         )
 
