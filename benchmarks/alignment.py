@@ -337,7 +337,7 @@ def captured(name: str, top_k: int) -> Store:
 
     def build(out: Path) -> dict:
         loaded = load_model(model, dtype="bfloat16")
-        source = capture.Source(
+        source = capture.LoadedSource(
             model=loaded,
             layer=forward.find_output_layer(loaded),
             vocabulary=vocabulary(name),

@@ -25,7 +25,7 @@ from fuselm.models import forward, precision
 from fuselm.models.loading import load_model, load_tokenizer, load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.sources import capture
-from fuselm.sources.capture import Source
+from fuselm.sources.capture import LoadedSource
 from fuselm.stores import retention
 from fuselm.training.objective import fusion_loss
 from fuselm.training.trainable import compute_loss_in_forward
@@ -58,7 +58,7 @@ def read_batch(model: Model, dtype: str) -> float:
     """Return the seconds in which a source reads documents of `TOKENS` tokens, and keeps what a capture keeps."""
     vocabulary = load_vocabulary(model)
     loaded = load_model(model, dtype=dtype, device="cpu")
-    source = Source(
+    source = LoadedSource(
         model=loaded,
         layer=forward.find_output_layer(loaded),
         vocabulary=vocabulary,

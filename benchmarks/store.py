@@ -33,7 +33,7 @@ from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores import store
 from fuselm.stores.policies import POLICIES
-from fuselm.stores.rows import Trace, from_table
+from fuselm.stores.rows import Trace, read_traces
 from fuselm.stores.store import Store
 from fuselm.system import manifest
 
@@ -128,12 +128,12 @@ def columns(folder: Path) -> dict[str, float]:
 
 def reduced(name: str, options: dict) -> Path:
     """Write a store of what a policy keeps of the wide store's rows."""
-    from fuselm.stores.retention import Policy, reduce
+    from fuselm.stores.retention import Policy, narrow_rows
 
     wide, policy = Store(captured(name, WIDE)), Policy(**options)
 
     def build(out: Path) -> dict:
-        return store.write_parts(out, (replace(t, distributions=reduce(policy, t.distributions)) for t in wide))
+        return store.write_parts(out, (replace(t, distributions=narrow_rows(policy, t.distributions)) for t in wide))
 
     return kept(f"reduced-{name}", options, build)
 
@@ -237,7 +237,7 @@ def reading() -> dict:
         found = Store(folder)
         names = found.documents
         for begin in range(0, len(names), 4):
-            rows = [found.read_flat(name) for name in names[begin : begin + 4]]
+            rows = [found.read_for_training(name) for name in names[begin : begin + 4]]
             collate([[{"tokens": r.tokens, "fused": r} for r in rows]])
 
     names = [d.id for d in random.Random(0).choices(chosen, k=101)]
@@ -253,7 +253,7 @@ def reading() -> dict:
         "tokens_per_second_into_batches": tokens / median(in_order),
         "tokens_per_second_into_shuffled_batches": tokens / median(one_pass),
         "random_document_milliseconds": one(Store(folder).read),
-        "random_document_for_training_milliseconds": one(Store(folder).read_flat),
+        "random_document_for_training_milliseconds": one(Store(folder).read_for_training),
     }
 
 
@@ -263,13 +263,13 @@ def checking() -> dict:
     Return seconds of CPU of its first and second reading, and what `verify` takes: medians of runs by turns, because
     the machine may be busy.
     """
-    from fuselm.stores.verification import verify
+    from fuselm.stores.verification import verify_store
     from fuselm.system import fingerprints
 
     folder, known = copied(), fingerprints.find_cache_folder() / "fingerprints.json"
     took: dict[str, list[float]] = {"first": [], "second": [], "verify": []}
     steps = {"first": lambda: deque(Store(folder), maxlen=0), "second": lambda: deque(Store(folder), maxlen=0)}
-    steps["verify"] = lambda: verify(folder, progress=quiet())
+    steps["verify"] = lambda: verify_store(folder, progress=quiet())
     for _ in range(RUNS + 1):
         known.unlink(missing_ok=True)
         for name, step in steps.items():
@@ -287,13 +287,13 @@ def copied() -> Path:
 
     def tables() -> Iterator[pa.Table]:
         for n in range(COPIES):
-            for table in Store(captured("gemma", DEFAULT)).tables():
+            for table in Store(captured("gemma", DEFAULT)).read_tables():
                 names = pa.array([f"{n:02d} {name}" for name in table["document"].to_pylist()])
                 yield table.set_column(0, table.schema.field(0), names)
 
     def build(out: Path) -> dict:
         store.write_tables(store.part_path(out, 0), tables())
-        return store.finish(out)
+        return store.write_index(out)
 
     return kept("copied", {"copies": COPIES}, build)
 
@@ -309,9 +309,9 @@ def many() -> dict:
 
 def many_documents() -> Path:
     def tables() -> Iterator[pa.Table]:
-        first = next(Store(captured("gemma", DEFAULT)).tables()).slice(0, 8)
-        few = [trim(trace) for trace in from_table(first)]
-        table = store.to_table(few * 128)
+        first = next(Store(captured("gemma", DEFAULT)).read_tables()).slice(0, 8)
+        few = [trim(trace) for trace in read_traces(first)]
+        table = store.build_table(few * 128)
         for begin in range(0, MANY, len(table)):
             table = table.slice(0, min(len(table), MANY - begin))
             names = pa.array([f"{n:07d}" for n in range(begin, begin + len(table))])
@@ -319,7 +319,7 @@ def many_documents() -> Path:
 
     def build(out: Path) -> dict:
         store.write_tables(store.part_path(out, 0), tables())
-        return store.finish(out)
+        return store.write_index(out)
 
     return kept("many", {"documents": MANY}, build)
 
@@ -383,7 +383,7 @@ def source_of(name: str):
     loaded = load_model(model, dtype="bfloat16")
     layer = forward.find_output_layer(loaded)
     reads = {"context_token": model.context_token, "context_length": model.context_length}
-    return capture.Source(model=loaded, layer=layer, vocabulary=vocabulary, **reads)
+    return capture.LoadedSource(model=loaded, layer=layer, vocabulary=vocabulary, **reads)
 
 
 def captured(name: str, options: dict) -> Path:

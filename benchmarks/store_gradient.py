@@ -25,8 +25,8 @@ from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
-from fuselm.stores.retention import Kept, Policy
-from fuselm.stores.rows import from_table
+from fuselm.stores.retention import Policy, RetainedEntries
+from fuselm.stores.rows import read_traces
 
 HIDDEN, LENGTH = 64, 64
 DISTILLKIT = {50: (1, [0, 1, 0.5]), 128: (16, [0, 1, 2, 3, 4, 0.5])}  # k: exact_k, powers of the rank
@@ -93,8 +93,8 @@ def _targets(logits: Tensor, full: Tensor, gold: Tensor) -> dict[str, Target]:
     result = {}
     found = forward.survey_logits(logits)
     for options in POLICIES:
-        uniform = retention.uniforms("benchmark", len(logits))
-        kept = retention.keep(Policy(**options), logits, found, gold=gold, uniform=uniform)
+        uniform = retention.draw_uniforms("benchmark", len(logits))
+        kept = retention.retain_entries(Policy(**options), logits, found, gold=gold, uniform=uniform)
         head = _stored(kept, draws=False) if options["policy"] == "sampled" else None
         result[label(options)] = replace(_stored(kept), head=head)
     values, ids = full.topk(max(*DISTILLKIT, 50), dim=-1)
@@ -123,7 +123,7 @@ def _distillkit(logprobs: Tensor, exact: int, powers: list[float]) -> Tensor:
     return torch.cat([logprobs[:, :exact].bfloat16().float(), fit.T], dim=1)
 
 
-def _stored(kept: Kept, *, draws: bool = True) -> Target:
+def _stored(kept: RetainedEntries, *, draws: bool = True) -> Target:
     """Round rows as the store does."""
     rows, zeros = len(kept.counts), np.zeros(len(kept.counts), np.int32)
     trace = store.Trace(
@@ -141,7 +141,7 @@ def _stored(kept: Kept, *, draws: bool = True) -> Target:
         ),
         weights=np.zeros((rows, 0), np.float32),
     )
-    (back,) = from_table(store.to_table([trace]), draws=draws)
+    (back,) = read_traces(store.build_table([trace]), draws=draws)
     d = back.distributions
     real = np.arange(d.counts.max()) < d.counts[:, None]
     ids, probs = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.float32)

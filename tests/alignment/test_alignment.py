@@ -18,7 +18,7 @@ from fuselm.alignment.fidelity import Fidelity
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.stores.distributions import check
+from fuselm.stores.distributions import check_distributions
 
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))
@@ -55,7 +55,7 @@ def test_span_equals_the_reference_on_random_vocabularies(source_kind, target_ki
         source, target = source(), target()
         trace = drawn.trace_of(source, text, random, top_k=top_k)
         aligned = Aligner(source, target, top_k=EVERYTHING).align(trace, text)
-        check(aligned.distributions, target.size)
+        check_distributions(aligned.distributions, target.size)
         if aligned is trace:
             return  # nothing to compare: the same tokens
         rows, tails = span_rows(source, target, trace, text)
@@ -139,7 +139,7 @@ def test_span_of_one_byte_and_of_nothing():
     for text, tokens in (("", 0), ("b", 2)):
         aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
         assert len(aligned.tokens) == len(aligned.distributions) == tokens
-        check(aligned.distributions, target.size)
+        check_distributions(aligned.distributions, target.size)
 
 
 # ---- exact and mined
@@ -244,7 +244,7 @@ def test_lossy_text_is_covered_and_no_special_token_appears(method, source_kind,
     for text in [*odd, *(row[:211] for row in rows[5:20:2])]:
         trace = drawn.trace_of(source, text, np.random.default_rng(0), top_k=5)
         aligned = aligner.align(trace, text)
-        check(aligned.distributions, target.size)
+        check_distributions(aligned.distributions, target.size)
         assert aligned.distributions.counts.max(initial=0) <= 7
         if source.token_bytes != target.token_bytes:
             assert all(target.token_bytes[i] is not None for i in aligned.distributions.ids if i not in aligned.tokens)

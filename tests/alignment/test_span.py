@@ -15,7 +15,7 @@ from fuselm.alignment import span
 from fuselm.alignment.aligner import Aligner
 from fuselm.alignment.spelling import spell_vocabulary
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check_distributions
 
 HARD = {
     "characters cut in two": "日本語と漢字、naïve café – Straße",
@@ -104,7 +104,7 @@ def test_nothing_is_lost_between_any_two_kinds(source_kind, target_kind, vocabul
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=7)
         aligned = aligner.align(trace, text)
-        check(aligned.distributions, target.size)
+        check_distributions(aligned.distributions, target.size)
         has_text = np.diff(np.append(aligned.starts, aligned.size)) > 0
         informed, spelled = aligned.distributions.informed, target.segment(text).spelled
         if spelled.all() and source.segment(text).spelled.all():
@@ -233,6 +233,6 @@ def test_a_document_of_a_hundred_thousand_tokens(vocabularies):
     )
     trace = drawn.trace(segmentation, d)
     aligned = Aligner(source, target).align(trace, text)
-    check(aligned.distributions, target.size)
+    check_distributions(aligned.distributions, target.size)
     assert aligned.distributions.informed.all()
     assert total(trace) * (1 + 1e-5) <= total(aligned) <= 0.9 * total(trace)

@@ -109,7 +109,9 @@ def examine_folder(name: str, documents: Sequence[Document], folder: Path) -> Ou
         return compare(name, located, source, documents, folder)
 
 
-def compare(name: str, located: Model, source: capture.Source, documents: Sequence[Document], folder: Path) -> Outcome:
+def compare(
+    name: str, located: Model, source: capture.LoadedSource, documents: Sequence[Document], folder: Path
+) -> Outcome:
     """Measure all differences of a model that fuselm takes."""
     cells: dict[str, Cell] = {}
     why_not = why_not_trainable(located, source.vocabulary, documents)
@@ -194,7 +196,7 @@ def measure_source(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     return Cell(text=f"{apart.max():.0e}", faults=faults, notes=notes)
 
 
-def captured_logprobs(source: capture.Source, documents: Sequence[Document]) -> np.ndarray:
+def captured_logprobs(source: capture.LoadedSource, documents: Sequence[Document]) -> np.ndarray:
     """Return the gold log-probabilities of all documents, read in one padded batch."""
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
     policy = Policy(policy="top_k", top_k=5)

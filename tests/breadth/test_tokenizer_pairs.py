@@ -20,7 +20,7 @@ from fuselm.alignment.aligner import Aligner
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.stores.distributions import check
+from fuselm.stores.distributions import check_distributions
 
 FAST = [
     "byte-level",
@@ -136,7 +136,7 @@ def check_pair(source: Vocabulary, target: Vocabulary, texts: list[str], *, full
 def check_alignment(aligner: Aligner, text: str, own, *, is_exact: bool) -> None:
     aligned = aligner.align(own, text)
     rows, target = aligned.distributions, aligner.target.segment(text)
-    check(rows, aligner.target.size)
+    check_distributions(rows, aligner.target.size)
     assert np.isfinite(rows.gold).all() and (rows.gold <= 0).all(), text
     source_spelled = spelled_tokens(aligner.source, aligner.source.segment(text), text)
     target_spelled = spelled_tokens(aligner.target, target, text)

@@ -154,7 +154,7 @@ def test_rows_may_be_each_tokens_own_or_the_nexts(captured, tmp_path, sentence_p
     for rows in ("own", "next"):
         ok("convert", captured, tmp_path / f"{rows}.jsonl", "--to", "distillkit", "--rows", rows)
         ok("convert", tmp_path / f"{rows}.jsonl", tmp_path / rows, *made, "--rows", rows)
-    own, following = (list(Store(tmp_path / rows).tables()) for rows in ("own", "next"))
+    own, following = (list(Store(tmp_path / rows).read_tables()) for rows in ("own", "next"))
     assert own == following
     assert refused("convert", captured, tmp_path / "x.jsonl", "--to", "vllm", "--rows", "own").startswith(
         "--rows: the rows"

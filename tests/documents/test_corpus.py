@@ -13,7 +13,7 @@ from rich.console import Console
 from fuselm.documents import corpus
 from fuselm.documents.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
 from fuselm.documents.cutting import Reader
-from fuselm.documents.texts import Row, read_texts
+from fuselm.documents.texts import TextRow, read_texts
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -176,13 +176,13 @@ def saying(split: str, rows: list[dict]) -> list[dict]:
     seed=st.integers(0, 3),
 )
 def test_what_is_drawn_depends_only_on_rows_that_say_no_split(drawn, said, order, seed):
-    quiet = [Row(domain="en", text=f"quiet {i}") for i in range(drawn)]
-    loud = [Row(domain="en", text=f"{s} {i}", split=s) for s, count in said.items() for i in range(count)]
+    quiet = [TextRow(domain="en", text=f"quiet {i}") for i in range(drawn)]
+    loud = [TextRow(domain="en", text=f"{s} {i}", split=s) for s, count in said.items() for i in range(count)]
     places = sorted(order.sample(range(drawn + len(loud)), drawn))
     rest = iter(loud)
     rows = [quiet[places.index(i)] if i in places else next(rest) for i in range(drawn + len(loud))]
 
-    def splits(of: list[Row]) -> dict[str, str]:
+    def splits(of: list[TextRow]) -> dict[str, str]:
         return {d.text: d.split for d in corpus.split(of, dev=0.2, heldout=0.3, seed=seed)}
 
     assert splits(rows) == splits(quiet) | {row.text: row.split for row in loud}

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuselm.documents.text_files import PLAIN, check_file, find_files, name_domains
-from fuselm.documents.texts import LONGEST_DOMAIN, Row, read_texts
+from fuselm.documents.texts import LONGEST_DOMAIN, TextRow, read_texts
 
 ROWS = [
     {"text": 'one, "two"\nand\tthree', "domain": "prose", "split": "dev"},
     {"text": "čtyři 🙂 \u2028 \x85 five"},
     {"text": "six\r\nseven", "domain": "a/b |c*"},
 ]
-EXPECTED = [Row(domain=row.get("domain", "rows"), text=row["text"], split=row.get("split")) for row in ROWS]
+EXPECTED = [TextRow(domain=row.get("domain", "rows"), text=row["text"], split=row.get("split")) for row in ROWS]
 
 
 def lines_of(rows: list, *, ascii_only: bool = False) -> bytes:
@@ -117,10 +117,10 @@ def test_rows_are_the_same_in_every_kind_of_file(tmp_path, name, data):
 @pytest.mark.parametrize("ending", [*PLAIN, ".TXT", ".Md"])
 def test_a_plain_file_is_one_document_byte_for_byte(tmp_path, ending):
     file = put(tmp_path, f"prose{ending}", "é\r\n\r\n\ufeffb\x0c\n")
-    assert list(read_texts(file)) == [Row(domain="prose", text="é\r\n\r\n\ufeffb\x0c\n")]
+    assert list(read_texts(file)) == [TextRow(domain="prose", text="é\r\n\r\n\ufeffb\x0c\n")]
     packed = put(tmp_path, f"prose{ending}.gz", gzip.compress(file.read_bytes()))
     assert list(read_texts(packed)) == list(read_texts(file))
-    assert list(read_texts(file, "told")) == [Row(domain="told", text="é\r\n\r\n\ufeffb\x0c\n")]
+    assert list(read_texts(file, "told")) == [TextRow(domain="told", text="é\r\n\r\n\ufeffb\x0c\n")]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path, name):
 
 def test_objects_on_one_line_and_over_several(tmp_path):
     one = put(tmp_path, "a.json", json.dumps({"text": "x"}, indent=2))
-    assert list(read_texts(one)) == [Row(domain="a", text="x")]
+    assert list(read_texts(one)) == [TextRow(domain="a", text="x")]
     assert list(read_texts(put(tmp_path, "b.json", "[]"))) == list(read_texts(put(tmp_path, "c.jsonl", ""))) == []
     assert problem_of(put(tmp_path, "d.jsonl", json.dumps({"text": "x"}, indent=2))).startswith("1: not JSON (")
     assert problem_of(put(tmp_path, "e.json", json.dumps({"data": ROWS}, indent=2))).startswith(
@@ -161,7 +161,7 @@ def test_lists_are_read_as_lines_are(tmp_path_factory, rows, indent):
 @pytest.mark.parametrize(("said", "domain"), [(7, "7"), (1.5, "1.5"), (None, "a"), (" x ", " x "), ("ü|/*", "ü|/*")])
 def test_a_domain_may_be_a_number_or_null(tmp_path, said, domain):
     file = put(tmp_path, "a.jsonl", lines_of([{"text": "x", "domain": said}]))
-    assert list(read_texts(file)) == [Row(domain=domain, text="x")]
+    assert list(read_texts(file)) == [TextRow(domain=domain, text="x")]
 
 
 BAD_ROWS = [

@@ -17,7 +17,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, fuse_stores
 from fuselm.fusion.weights import FUNCTIONS, LEVELS, learn_weights
-from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
@@ -129,7 +129,7 @@ def test_fusion_equals_the_reference(function, level, traces, prior, sharpness, 
         made = drawn.row_of(*fused.distributions.row(i))
         assert made == pytest.approx(row, rel=1e-3, abs=1e-7)
         assert fused.distributions.tail[i] == pytest.approx(tail, abs=1e-5)
-    check(fused.distributions, VOCAB)
+    check_distributions(fused.distributions, VOCAB)
 
 
 @every_function

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from fuselm.fusion import tails
-from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check_distributions
 
 VOCAB = 997
 some = settings(max_examples=60)
@@ -46,7 +46,7 @@ def test_entropy_equals_the_reference(rows):
 @given(rows=rows(), temperature=st.sampled_from([0.3, 0.9, 1.1, 4.0]))
 def test_tempering_equals_the_reference(rows, temperature):
     made = tails.apply_temperature(of(rows), temperature, VOCAB)
-    check(made, VOCAB)
+    check_distributions(made, VOCAB)
     for i, (row, tail) in enumerate(rows):
         expected, beyond, log_total = reference.tempered(row, tail, temperature, VOCAB) if row else ({}, 1.0, 0.0)
         assert drawn.row_of(*made.row(i)) == pytest.approx(expected, rel=1e-3)
@@ -58,7 +58,7 @@ def test_tempering_equals_the_reference(rows, temperature):
 @pytest.mark.parametrize("most", [0.4, 0.01, 1e-7])
 def test_a_temperature_near_0_leaves_the_most_probable(most):
     made = tails.apply_temperature(of([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
-    check(made, VOCAB)
+    check_distributions(made, VOCAB)
     kept = drawn.row_of(*made.row(0))
     assert kept[7] == pytest.approx(1, abs=1e-6) and kept[0] + kept[3] + made.tail[0] < 1e-6
     assert made.gold[0] == pytest.approx(math.log(0.6) / 1e-3, rel=1e-4)

@@ -22,12 +22,12 @@ from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
 
 
-def traces(source: capture.Source, documents: list[Document], *, top_k: int = TOP_K) -> list[Trace]:
+def traces(source: capture.LoadedSource, documents: list[Document], *, top_k: int = TOP_K) -> list[Trace]:
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
     return list(capture.trace_batch(source, documents, segmentations, policy=Policy(policy="top_k", top_k=top_k)))
 
 
-def dense(source: capture.Source, tokens: np.ndarray) -> np.ndarray:
+def dense(source: capture.LoadedSource, tokens: np.ndarray) -> np.ndarray:
     """Log-probabilities of every token's full distribution, by the model in float64."""
     double = AutoModelForCausalLM.from_config(source.model.config, dtype=torch.float64).eval()
     double.load_state_dict({name: w.double() for name, w in source.model.state_dict().items()})
@@ -86,7 +86,7 @@ def test_nan_is_reported_with_its_document(byte_level, documents):
         traces(source, documents[1:2])
 
 
-def poisoned(folder, documents: list[Document]) -> tuple[capture.Source, list[str]]:
+def poisoned(folder, documents: list[Document]) -> tuple[capture.LoadedSource, list[str]]:
     """A source that gives NaN for every text with its rarest token; and the documents that have it."""
     source = source_of(folder)
     ids = [source.vocabulary.segment(d.text).ids[:-1].tolist() for d in documents]
@@ -109,7 +109,7 @@ def test_a_document_with_nan_is_named_skipped_and_counted(tmp_path, byte_level, 
     assert counts["skipped"] == bad and f"skipped document {bad[0]} (" in shown.getvalue()
     found = store.Store(tmp_path / "store")
     assert found.documents == [d.id for d in documents if d.id not in bad]
-    found.expect({}, {d.id: d.text for d in documents}, where="here")
+    found.require_inputs({}, {d.id: d.text for d in documents}, where="here")
 
 
 def test_too_many_documents_with_nan_stop_the_capture(tmp_path, byte_level, documents):

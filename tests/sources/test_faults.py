@@ -32,7 +32,7 @@ def a_block_each_batch(monkeypatch):
 
 
 @pytest.fixture
-def source(byte_level) -> capture.Source:
+def source(byte_level) -> capture.LoadedSource:
     return source_of(byte_level)
 
 

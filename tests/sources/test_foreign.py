@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fuselm.sources.interchange import derivation, distillkit, foreign
 from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
-from fuselm.stores.rows import Trace, from_table, to_table
+from fuselm.stores.rows import Trace, build_table, read_traces
 
 TOP_K = 3
 
@@ -25,7 +25,7 @@ def tokens_of(make_vocabulary) -> Tokens:
 
 
 def stored(trace: Trace) -> Trace:
-    return from_table(to_table([trace]))[0]
+    return read_traces(build_table([trace]))[0]
 
 
 def back(record: dict, layout: str, tokens: Tokens, *, ahead: bool | None = None, tail: float | None = None):
@@ -46,7 +46,7 @@ kinds = st.sampled_from(["byte_level", "sentence_piece"]).flatmap(lambda kind: d
 def test_what_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
     tokens = tokens_of(kind)
     made = drawn.trace_of(tokens.vocabulary, text, np.random.default_rng(seed), top_k=TOP_K)
-    trace = stored(replace(made, text=store.text_fingerprint(text)))
+    trace = stored(replace(made, text=store.fingerprint_text(text)))
     chosen = foreign.LAYOUTS[layout]
     given_text = text if with_text or layout == "openai" else None
     read, found_text, counted = back(chosen.write(trace, given_text, tokens, chosen.ahead), layout, tokens)

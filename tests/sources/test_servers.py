@@ -49,7 +49,7 @@ def documents(texts) -> list[Document]:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request) -> tuple[Path, capture.Source]:
+def model(request) -> tuple[Path, capture.LoadedSource]:
     folder = request.getfixturevalue(request.param)
     return folder, source_of(folder)
 
@@ -66,7 +66,7 @@ def asked(server: ModelServer, model, documents, *, top_k: int = TOP_K, **option
         return list(remote.traces(connection, documents, segmentations))
 
 
-def in_process(source: capture.Source, document: Document, top_k: int) -> store.Trace:
+def in_process(source: capture.LoadedSource, document: Document, top_k: int) -> store.Trace:
     (trace,) = capture.trace_batch(
         source, [document], [source.vocabulary.segment(document.text)], policy=Policy(policy="top_k", top_k=top_k)
     )
@@ -134,7 +134,7 @@ def test_what_the_real_llama_cpp_server_said():
     assert rows.entries[0] is None and rows.gold[1:] == own[1:7]
     assert all(dict(rows.entries[n])[prompt.ids[n]] == own[n] for n in range(1, 7))
     assert endpoints.distributions(
-        endpoints.Rows(entries=rows.entries[1:], gold=rows.gold[1:], lost=0.0), 3
+        endpoints.PromptRows(entries=rows.entries[1:], gold=rows.gold[1:], lost=0.0), 3
     ).counts.tolist() == [min(3, len(rows.entries[n])) for n in range(1, 7)]
     with pytest.raises(ValueError, match=r"^8 tokens to the server, 1 \+ 6 to the local tokenizer$"):
         shorter = Prompt(text="Hello 𓂀", ids=prompt.ids[:6], context=1)

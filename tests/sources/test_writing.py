@@ -32,12 +32,12 @@ def documents(texts) -> list[Document]:
     ]
 
 
-def load(folder: Path) -> capture.Source:
+def load(folder: Path) -> capture.LoadedSource:
     model = locate_model(str(folder))
     return capture.load(model, Vocabulary(load_tokenizer(model), model.output_size), dtype="float32")
 
 
-def write(source: capture.Source, documents: list[Document], out: Path, **options) -> list[Document]:
+def write(source: capture.LoadedSource, documents: list[Document], out: Path, **options) -> list[Document]:
     out.mkdir(exist_ok=True)
     asked = {
         "readers": [],

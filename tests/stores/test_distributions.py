@@ -10,7 +10,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check_distributions
 
 VOCAB = 11
 
@@ -41,7 +41,7 @@ def some_masses(draw):
 def test_masses_add_up_and_the_largest_are_kept(drawn_masses, top_k):
     masses, gold = drawn_masses
     distributions = of_masses(masses, gold, top_k=top_k)
-    check(distributions, VOCAB)
+    check_distributions(distributions, VOCAB)
     assert len(distributions) == len(gold)
     for i, row in enumerate(drawn.rows_of(distributions)):
         whole: reference.Row = {}
@@ -78,7 +78,7 @@ def test_no_masses_and_no_tokens():
     assert len(of_masses([], [])) == 0
     nothing = of_masses([], [1, 2, 3])
     assert (nothing.counts.tolist(), nothing.tail.tolist()) == ([0, 0, 0], [1, 1, 1])
-    check(nothing, VOCAB)
+    check_distributions(nothing, VOCAB)
 
 
 def test_rows_are_found_by_their_entries():
@@ -97,15 +97,15 @@ def test_nan_is_found(column, fine):
     values = getattr(fine, column).copy()
     values[1] = np.nan
     with pytest.raises(ValueError, match=r"^row 1: the distribution holds NaN$"):
-        check(replace(fine, **{column: values}), VOCAB)
+        check_distributions(replace(fine, **{column: values}), VOCAB)
 
 
 def test_a_sum_above_one_is_found(fine):
     with pytest.raises(ValueError, match=r"^row 1: entries and tail sum to 1\.1500, not 1$"):
-        check(replace(fine, tail=fine.tail + np.array([0, 0.15], np.float32)), VOCAB)
+        check_distributions(replace(fine, tail=fine.tail + np.array([0, 0.15], np.float32)), VOCAB)
 
 
 @pytest.mark.parametrize("bad", [-1, VOCAB])
 def test_an_id_outside_the_vocabulary_is_found(bad, fine):
     with pytest.raises(ValueError, match=rf"^id {bad} is outside the vocabulary of {VOCAB}$"):
-        check(replace(fine, ids=np.array([1, bad], np.int32)), VOCAB)
+        check_distributions(replace(fine, ids=np.array([1, bad], np.int32)), VOCAB)

@@ -15,7 +15,7 @@ from tiny_run import fuselm
 
 from fuselm.stores import store
 from fuselm.stores.store import Store
-from fuselm.stores.verification import verify
+from fuselm.stores.verification import verify_store
 from fuselm.system import manifest
 
 HUGE = 50_000_000
@@ -202,7 +202,7 @@ def captured(run):
 def problems_of(folder) -> list[str]:
     """Return what `verify` says, or what it refuses to begin with."""
     try:
-        return list(map(str, verify(folder, progress=tiny_run.QUIET).problems))
+        return list(map(str, verify_store(folder, progress=tiny_run.QUIET).problems))
     except ValueError as error:
         return [str(error)]
 
@@ -262,7 +262,7 @@ def test_a_store_with_the_largest_id_known_is_checked_by_the_vocabulary_of_its_m
     assert problems_of(folder) == []
     with pytest.raises(ValueError, match="an id is outside the vocabulary"):
         list(Store(folder, vocabulary_size=641))
-    (problem,) = verify(folder, progress=tiny_run.QUIET, vocabulary_size=641).problems
+    (problem,) = verify_store(folder, progress=tiny_run.QUIET, vocabulary_size=641).problems
     assert "an id is outside the vocabulary" in str(problem)
 
 

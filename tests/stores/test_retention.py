@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fuselm.models import forward
 from fuselm.stores import retention
-from fuselm.stores.distributions import Distributions, check
-from fuselm.stores.retention import Kept, Policy, keep, reduce
+from fuselm.stores.distributions import Distributions, check_distributions
+from fuselm.stores.retention import Policy, RetainedEntries, narrow_rows, retain_entries
 
 ROWS, VOCAB, GOLD = 7, 211, 97
 LARGEST = [
@@ -25,13 +25,13 @@ def drawn_logits(seed: int = 0, rows: int = ROWS) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (rows, VOCAB)).astype(np.float32))
 
 
-def kept_of(policy: Policy, logits: torch.Tensor, document: str = "d") -> Kept:
+def kept_of(policy: Policy, logits: torch.Tensor, document: str = "d") -> RetainedEntries:
     gold = torch.full((len(logits),), GOLD)
-    uniform = retention.uniforms(document, len(logits))
-    return keep(policy, logits, forward.survey_logits(logits), gold=gold, uniform=uniform)
+    uniform = retention.draw_uniforms(document, len(logits))
+    return retain_entries(policy, logits, forward.survey_logits(logits), gold=gold, uniform=uniform)
 
 
-def distributions_of(kept: Kept) -> Distributions:
+def distributions_of(kept: RetainedEntries) -> Distributions:
     return Distributions(
         offsets=np.append(0, np.cumsum(kept.counts)).astype(np.int64),
         ids=kept.ids,
@@ -57,7 +57,7 @@ def wanted_ids(policy: Policy, row: np.ndarray) -> list[int]:
 def test_a_policy_keeps_what_it_says(policy):
     logits = drawn_logits()
     d = distributions_of(kept_of(policy, logits))
-    check(d, VOCAB)
+    check_distributions(d, VOCAB)
     for i, row in enumerate(torch.softmax(logits.double(), dim=1).numpy()):
         ids, logprobs = d.row(i)
         assert ids.tolist() == wanted_ids(policy, row)
@@ -69,7 +69,7 @@ def test_a_policy_keeps_what_it_says(policy):
 def test_what_is_kept_of_all_entries_is_what_is_kept_of_logits(policy):
     logits = drawn_logits()
     everything = distributions_of(kept_of(Policy(policy="top_k", top_k=VOCAB), logits))
-    one, other = reduce(policy, everything), distributions_of(kept_of(policy, logits))
+    one, other = narrow_rows(policy, everything), distributions_of(kept_of(policy, logits))
     assert np.array_equal(one.offsets, other.offsets) and np.array_equal(one.ids, other.ids)
     np.testing.assert_allclose(one.tail, other.tail, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_a_narrower_policy_of_kept_rows_is_right_or_refused(policy, top_k, seed)
     stored = distributions_of(kept_of(Policy(policy="top_k", top_k=top_k), logits))
     expected = distributions_of(kept_of(policy, logits))
     try:
-        reduced = reduce(policy, stored)
+        reduced = narrow_rows(policy, stored)
     except ValueError as error:
         assert str(error).startswith(f"{policy.policy}: row ") and (expected.counts >= top_k).any()
     else:
@@ -91,7 +91,7 @@ def test_a_narrower_policy_of_kept_rows_is_right_or_refused(policy, top_k, seed)
 def test_draws_of_kept_entries_are_refused():
     stored = distributions_of(kept_of(LARGEST[0], drawn_logits()))
     with pytest.raises(ValueError, match=r"^sampled: cannot be drawn from kept entries"):
-        reduce(Policy(policy="sampled", draws=3), stored)
+        narrow_rows(Policy(policy="sampled", draws=3), stored)
 
 
 def test_rows_without_entries_stay_so():
@@ -103,10 +103,10 @@ def test_rows_without_entries_stay_so():
         tail=np.ones(3, np.float32),
     )
     for policy in LARGEST:
-        assert reduce(policy, empty).tail.tolist() == [1, 1, 1]
+        assert narrow_rows(policy, empty).tail.tolist() == [1, 1, 1]
 
 
-def shared(kept: Kept) -> np.ndarray:
+def shared(kept: RetainedEntries) -> np.ndarray:
     """Probabilities, the tail's shared among what was drawn from it."""
     rows = np.repeat(np.arange(len(kept.counts)), kept.counts)
     drawn = np.isneginf(kept.logprobs)
@@ -120,7 +120,7 @@ def test_draws_are_right_on_average(draws, kind):
     times, logits = 2003, drawn_logits(rows=1).to(kind)
     policy = Policy(policy="sampled", draws=draws)
     kept = kept_of(policy, logits.expand(times, -1).contiguous())
-    check(distributions_of(kept), VOCAB)
+    check_distributions(distributions_of(kept), VOCAB)
     exact = torch.softmax(logits[0].double(), dim=0).numpy()
     head = exact >= 1 / draws
     head[[exact.argmax(), GOLD]] = True
@@ -145,10 +145,10 @@ def test_compiled_draws_are_torchs(rows, vocab, draws, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 5 * torch.randn(rows, vocab, generator=generator)
     gold = torch.randint(vocab, (rows,), generator=generator)
-    uniform = retention.uniforms("d", rows)
+    uniform = retention.draw_uniforms("d", rows)
     found = forward.survey_logits(logits)
     counts, ids, _, tail = retention.scan.draw_entries(logits, found, gold, uniform, draws)
-    other = retention._drawn(logits, found.log_z, gold, uniform, draws)
+    other = retention._draw_with_torch(logits, found.log_z, gold, uniform, draws)
     np.testing.assert_allclose(tail, other[3], atol=1e-6)
     # A mass that is all but a whole number of draws may be rounded to either side of it.
     near = np.abs(tail * draws - np.round(tail * draws)) < 1e-4
@@ -182,11 +182,13 @@ def test_of_a_head_what_is_wanted_is_kept_or_refused(threshold):
     order = np.lexsort((-kept.logprobs, rows))
     order = order[np.isfinite(kept.logprobs[order])]
     counts = np.bincount(rows[order], minlength=ROWS)
-    stored = distributions_of(Kept(counts=counts, ids=kept.ids[order], logprobs=kept.logprobs[order], tail=kept.tail))
+    stored = distributions_of(
+        RetainedEntries(counts=counts, ids=kept.ids[order], logprobs=kept.logprobs[order], tail=kept.tail)
+    )
     if threshold < 1 / 13:
         with pytest.raises(ValueError, match=r"^threshold: row 0 has \d+ entries and a tail of 0\.\d+, fewer than"):
-            reduce(policy, stored, draws=13)
+            narrow_rows(policy, stored, draws=13)
         return
     expected = distributions_of(kept_of(policy, logits))
-    reduced = reduce(policy, stored, draws=13)
+    reduced = narrow_rows(policy, stored, draws=13)
     assert np.array_equal(reduced.counts, expected.counts) and set(reduced.ids) == set(expected.ids)

@@ -48,9 +48,9 @@ def test_rows_come_back_whole_and_in_order(counts, seed):
     logprobs = np.log(np.concatenate([np.ones(0), *(row[1:] for row in rows)])).astype(np.float32)
     tail = np.array([row[0] for row in rows], np.float32)
 
-    stored_ids, stored = rounding.order_by_id(offsets, ids, logprobs)
-    back_ids, back, back_tail = rounding.restore(offsets, stored_ids, rounding.round_logprobs(stored), tail)
-    by_id, same_tail = rounding.normalise(offsets, rounding.round_logprobs(stored), tail)
+    stored_ids, stored = rounding.sort_rows_by_id(offsets, ids, logprobs)
+    back_ids, back, back_tail = rounding.restore_rows(offsets, stored_ids, rounding.round_logprobs(stored), tail)
+    by_id, same_tail = rounding.normalise_rows(offsets, rounding.round_logprobs(stored), tail)
     assert same_tail.tolist() == back_tail.tolist()
     for row in range(len(counts)):
         at = slice(offsets[row], offsets[row + 1])

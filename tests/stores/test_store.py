@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fuselm.stores import store
-from fuselm.stores.rows import Trace, from_table, to_table
-from fuselm.stores.store import Store, finish, part_path, write_part, write_parts
+from fuselm.stores.rows import Trace, build_table, read_traces
+from fuselm.stores.store import Store, part_path, write_index, write_part, write_parts
 from fuselm.system.manifest import Recipe, build_once
 
 TEXTS = {"first": "abba", "second": "", "third": "a b\u00e9 b", "fourth": " "}
@@ -23,7 +23,7 @@ def folder(tmp_path, traces):
     def build(partial):
         write_part(partial, 0, traces[:3])
         write_part(partial, 1, traces[3:])
-        return finish(partial)
+        return write_index(partial)
 
     build_once(tmp_path / "store", Recipe(stage="capture"), build)
     return tmp_path / "store"
@@ -31,7 +31,7 @@ def folder(tmp_path, traces):
 
 def stored(trace: Trace) -> Trace:
     """As it comes back from the disk; tests/test_rounding.py says how near that is."""
-    return from_table(to_table([trace]))[0]
+    return read_traces(build_table([trace]))[0]
 
 
 def assert_equal(one: Trace, other: Trace) -> None:
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back(folder, traces):
     for trace in traces:
         assert_equal(found.read(trace.document), stored(trace))
     assert [trace.document for trace in found] == found.documents
-    for trace, read in zip(traces[::-1], found.read_all(list(TEXTS)[::-1]), strict=True):
+    for trace, read in zip(traces[::-1], found.read_many(list(TEXTS)[::-1]), strict=True):
         assert_equal(read, stored(trace))
     assert found.manifest["stage"] == "capture"
     tokens, entries = (
@@ -87,7 +87,7 @@ def test_the_same_traces_make_the_same_bytes(tmp_path, traces):
 
 
 def test_an_empty_store_has_no_documents(tmp_path):
-    build_once(tmp_path / "store", Recipe(stage="capture"), finish)
+    build_once(tmp_path / "store", Recipe(stage="capture"), write_index)
     assert len(Store(tmp_path / "store")) == 0
 
 

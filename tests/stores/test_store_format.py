@@ -29,7 +29,7 @@ def golden_traces() -> list[Trace]:
     def trace(document: str, chosen: list[int], text: str) -> Trace:
         return Trace(
             document=document,
-            text=store.text_fingerprint(text),
+            text=store.fingerprint_text(text),
             size=len(text.encode()),
             nats=12.5 * len(chosen),
             tokens=np.array([7 * i + 2 for i in chosen], np.int32),
@@ -159,7 +159,7 @@ def by_datasets(path: Path) -> list[dict]:
 @pytest.mark.parametrize("read", [by_pyarrow, by_polars, by_duckdb, by_pandas, by_datasets])
 def test_any_reader_of_parquet_opens_it(tmp_path, read):
     write(tmp_path / "store")
-    expected = store.to_table(golden_traces()).select(COLUMNS).to_pylist()
+    expected = store.build_table(golden_traces()).select(COLUMNS).to_pylist()
     assert read(store.part_path(tmp_path / "store", 0)) == expected
     for row in expected:
         assert row["ids"] == [
@@ -175,6 +175,6 @@ def sorted_ids(trace: Trace) -> list[int]:
 def test_rows_may_be_copied_as_they_are(tmp_path):
     write(tmp_path / "store")
     (tmp_path / "copy").mkdir()
-    store.write_tables(store.part_path(tmp_path / "copy", 0), Store(tmp_path / "store").tables())
+    store.write_tables(store.part_path(tmp_path / "copy", 0), Store(tmp_path / "store").read_tables())
     one, other = (pq.read_table(store.part_path(tmp_path / name, 0)) for name in ("store", "copy"))
     assert one.equals(other) and isinstance(one, pa.Table)

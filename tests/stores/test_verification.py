@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from fuselm.stores import store
-from fuselm.stores.rows import from_table
-from fuselm.stores.store import finish, part_path, write_part
-from fuselm.stores.verification import verify
+from fuselm.stores.rows import read_traces
+from fuselm.stores.store import part_path, write_index, write_part
+from fuselm.stores.verification import verify_store
 from fuselm.system import atomic_files, manifest
 from fuselm.system.manifest import Recipe, build_once
 from fuselm.system.progress import Progress
@@ -31,7 +31,7 @@ def whole(tmp_path_factory):
         for number, names in PARTS.items():
             traces = [drawn.trace_of(vocabulary, "ab é" * 7 + n, random, top_k=3, document=n) for n in names]
             write_part(partial, number, traces)
-        return finish(partial)
+        return write_index(partial)
 
     folder = tmp_path_factory.mktemp("whole") / "store"
     build_once(folder, Recipe(stage="capture"), build)
@@ -44,17 +44,17 @@ def folder(whole, tmp_path):
 
 
 def lines(folder) -> list[str]:
-    return [str(problem).replace(f"{folder}/", "") for problem in verify(folder, progress=QUIET).problems]
+    return [str(problem).replace(f"{folder}/", "") for problem in verify_store(folder, progress=QUIET).problems]
 
 
 def test_a_whole_store_has_no_problems(whole):
-    verdict = verify(whole, progress=QUIET)
+    verdict = verify_store(whole, progress=QUIET)
     assert verdict.problems == () and verdict.lost == () and verdict.kept == ("a", "b", "c", "d", "e")
 
 
 def test_the_golden_store_is_whole():
     golden = Path(__file__).parents[1] / "data" / "store"
-    assert verify(golden, progress=QUIET).problems == ()
+    assert verify_store(golden, progress=QUIET).problems == ()
 
 
 @pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
@@ -66,7 +66,7 @@ def test_a_truncated_part_costs_its_own_documents(folder, kept):
     assert found[0] == "part-00000.parquet: checksum differs, it is not the file that was written"
     assert found[1].startswith("part-00000.parquet: not a readable Parquet file (")
     assert found[1].endswith("; lost: 3 documents (a, b, c)") and len(found) == 2
-    verdict = verify(folder, progress=QUIET)
+    verdict = verify_store(folder, progress=QUIET)
     assert verdict.kept == ("d", "e") and verdict.lost == ("a", "b", "c")
 
 
@@ -78,11 +78,11 @@ def test_any_flipped_bit_is_found_and_what_is_kept_is_as_it_was(folder):
         damaged = bytearray(data)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
-        verdict = verify(folder, progress=QUIET)
+        verdict = verify_store(folder, progress=QUIET)
         assert verdict.problems and all(p.path == path or p.path.name == store.INDEX for p in verdict.problems)
         assert set(verdict.kept) | set(verdict.lost) >= set(before) and {"d", "e"} <= set(verdict.kept)
         if "a" in verdict.kept:
-            (read,) = [t for table in store.Store(folder, salvage=True).tables(["a"]) for t in from_table(table)]
+            (read,) = [t for table in store.Store(folder, salvage=True).read_tables(["a"]) for t in read_traces(table)]
             assert np.array_equal(read.distributions.logprobs, before["a"].distributions.logprobs)
 
 
@@ -98,15 +98,15 @@ def test_files_that_are_not_in_the_manifest_are_named(folder):
         f"{name}: is not in the manifest; nothing reads it, move it away"
         for name in ("notes.txt", "part-00007.parquet")
     ]
-    assert len(verify(folder, progress=QUIET).kept) == 5
+    assert len(verify_store(folder, progress=QUIET).kept) == 5
 
 
 def test_without_its_index_every_document_is_left(folder):
     (folder / store.INDEX).unlink()
     assert lines(folder) == ["index.parquet: is missing"]
-    assert len(verify(folder, progress=QUIET).kept) == 5
+    assert len(verify_store(folder, progress=QUIET).kept) == 5
     (folder / store.INDEX).write_bytes(b"PAR1")
-    assert len(lines(folder)) == 2 and len(verify(folder, progress=QUIET).kept) == 5
+    assert len(lines(folder)) == 2 and len(verify_store(folder, progress=QUIET).kept) == 5
 
 
 def test_an_index_that_says_another_thing_is_named(folder):
@@ -122,7 +122,7 @@ def test_an_index_that_says_another_thing_is_named(folder):
 def test_a_store_without_a_manifest_cannot_be_verified(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"not a finished stage \(no manifest.json\)"):
-        verify(folder, progress=QUIET)
+        verify_store(folder, progress=QUIET)
 
 
 BROKEN = {  # the last values of columns
@@ -151,4 +151,4 @@ def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, rule
     made["files"][path.name] = atomic_files.hash_file(path)
     atomic_files.write_text(folder / "manifest.json", json.dumps(made))
     assert lines(folder) == [f"part-00000.parquet: document b: {rule}; lost: 1 documents (b)"]
-    assert verify(folder, progress=QUIET).kept == ("a", "c", "d", "e")
+    assert verify_store(folder, progress=QUIET).kept == ("a", "c", "d", "e")

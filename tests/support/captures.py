@@ -34,10 +34,10 @@ def documents(texts) -> list[Document]:
     ]
 
 
-def source_of(folder) -> capture.Source:
+def source_of(folder) -> capture.LoadedSource:
     model = locate_model(str(folder))
     loaded = load_model(model, dtype="float32")
-    return capture.Source(
+    return capture.LoadedSource(
         model=loaded,
         layer=forward.find_output_layer(loaded),
         vocabulary=Vocabulary(load_tokenizer(model), model.output_size),
@@ -47,7 +47,7 @@ def source_of(folder) -> capture.Source:
 
 
 @pytest.fixture(params=KINDS)
-def source(request) -> capture.Source:
+def source(request) -> capture.LoadedSource:
     return source_of(request.getfixturevalue(request.param))
 
 
@@ -56,7 +56,7 @@ class Interrupted(Exception):
 
 
 def captured(
-    folder, source: capture.Source, documents: list[Document], *, stop_after=None, shown=None, **policy
+    folder, source: capture.LoadedSource, documents: list[Document], *, stop_after=None, shown=None, **policy
 ) -> dict:
     """Return a finished store's manifest, or what is left if the capture is stopped after some batches."""
     progress = Progress(Console(file=shown or io.StringIO(), width=997), "capture")

@@ -25,7 +25,7 @@ NAME = "tiny"
 class ModelServer:
     """Serve as `kind` at `url`. After the first `calm` questions, each of `faults` is done to one."""
 
-    def __init__(self, kind: str, source: capture.Source, folder: Path, **options):
+    def __init__(self, kind: str, source: capture.LoadedSource, folder: Path, **options):
         self.kind, self.source = kind, source
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.most_entries = options.get("most_entries")

@@ -12,7 +12,7 @@ from fuselm.sources import capture
 
 
 @pytest.fixture(scope="module")
-def plain(byte_level) -> tuple[Path, capture.Source]:
+def plain(byte_level) -> tuple[Path, capture.LoadedSource]:
     return byte_level, source_of(byte_level)
 
 

@@ -76,7 +76,7 @@ def fused(target, documents, tmp_path_factory) -> Path:
     segmentations = [vocabulary.segment(d.text) for d in chosen]
 
     def traces() -> list[store.Trace]:
-        source = capture.Source(
+        source = capture.LoadedSource(
             model=model,
             layer=forward.find_output_layer(model),
             vocabulary=vocabulary,

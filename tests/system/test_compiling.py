@@ -31,7 +31,8 @@ if os.getuid() == 0:
 NORMALISE = """
 import numpy as np
 from fuselm.stores import rounding
-rows = rounding.normalise(np.array([0, 2]), np.log(np.array([0.25, 0.25], np.float32)), np.array([0.5], np.float32))
+logprobs, tail = np.log(np.array([0.25, 0.25], np.float32)), np.array([0.5], np.float32)
+rows = rounding.normalise_rows(np.array([0, 2]), logprobs, tail)
 print(rounding.__file__, np.exp(rows[0]).tolist(), sum(rounding._normalise.stats.cache_hits.values()))
 """
 

@@ -122,7 +122,7 @@ def test_row_groups_that_are_kept_are_not_read_again(fused, monkeypatch, keep_to
     monkeypatch.setattr(Store, "_checked", lambda self, *which: read.append(which) or whole(self, *which))
     for _ in range(2):
         for document in DOCUMENTS:
-            found.read_flat(document.id)
+            found.read_for_training(document.id)
     held = sum(rows.tokens for rows in found._kept.values())
     groups = len(set(read))
     assert groups == 3

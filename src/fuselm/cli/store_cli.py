@@ -30,11 +30,11 @@ def info(folder: Folder, as_json: AsJson = False) -> None:
     from fuselm.stores import contents
     from fuselm.system import terminal
 
-    facts = contents.info(folder)
+    facts = contents.read_facts(folder)
     if as_json:
         print_line(json.dumps(facts))
     else:
-        terminal.open_console().print(contents.table(facts))
+        terminal.open_console().print(contents.make_facts_table(facts))
 
 
 @app.command()
@@ -52,10 +52,10 @@ def verify(
     from fuselm.stores import contents, verification
     from fuselm.system import atomic_files, manifest
 
-    found = contents.tokenizer_of(folder, manifest.read(folder), tokenizer)
+    found = contents.find_tokenizer(folder, manifest.read(folder), tokenizer)
     with _show_progress("verify") as progress:
         size = None if found is None else found.output_size
-        verdict = verification.verify(folder, progress=progress, vocabulary_size=size)
+        verdict = verification.verify_store(folder, progress=progress, vocabulary_size=size)
     if good is not None:
         atomic_files.write_text(good, "".join(f"{document}\n" for document in verdict.kept))
     if as_json:
@@ -83,7 +83,7 @@ def head(
     from fuselm.system import terminal
 
     console = terminal.open_console()
-    for line in contents.head(folder, documents=documents, rows=rows, top=top, tokenizer=tokenizer):
+    for line in contents.show_documents(folder, documents=documents, rows=rows, top=top, tokenizer=tokenizer):
         console.print(line, soft_wrap=not console.is_terminal)
 
 
@@ -95,7 +95,7 @@ def merge(
     from fuselm.stores import merging
 
     with _show_progress("merge") as progress:
-        done = merging.merge(stores, out, progress=progress)
+        done = merging.merge_stores(stores, out, progress=progress)
     _print_counts(out, done)
 
 
@@ -128,9 +128,9 @@ def subset(
     if policy is None and documents is None:
         raise ValueError("subset: nothing to cut; give --documents, --policy or both")
     chosen = None if documents is None else _read_ids(documents, domain or [], folder)
-    cut = None if policy is None else merging.policy_of(policy, numbers, manifest.read(folder)["parameters"])
+    cut = None if policy is None else merging.complete_policy(policy, numbers, manifest.read(folder)["parameters"])
     with _show_progress("subset") as progress:
-        done = merging.subset(folder, out, documents=chosen, policy=cut, progress=progress)
+        done = merging.write_subset(folder, out, documents=chosen, policy=cut, progress=progress)
     _print_counts(out, done)
 
 
@@ -196,7 +196,7 @@ def _export(
     from fuselm.stores.store import Store
 
     given = Store(folder)
-    found = contents.tokenizer_of(folder, given.manifest, tokenizer)
+    found = contents.find_tokenizer(folder, given.manifest, tokenizer)
     if found is None:
         raise ValueError(f"{folder}: its tokenizer is not here; name it with --tokenizer")
     with _show_progress(f"convert to {layout}") as progress:

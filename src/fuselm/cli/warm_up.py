@@ -85,10 +85,10 @@ def _trace(vocabulary: Vocabulary, segmentation: Segmentation, document: Documen
     for read in (logits.bfloat16(), logits):
         found = scan.survey_logits(read)
         for policy in (retention.Policy(policy="threshold", threshold=0.01, top_k=9), _SAMPLED):
-            kept = retention.keep(policy, read, found, gold=gold, uniform=uniform)
+            kept = retention.retain_entries(policy, read, found, gold=gold, uniform=uniform)
     return store.Trace(
         document=document.id,
-        text=store.text_fingerprint(document.text),
+        text=store.fingerprint_text(document.text),
         size=segmentation.size,
         nats=float(rows),
         tokens=segmentation.ids,

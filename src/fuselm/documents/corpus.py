@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from fuselm.documents import cutting
 from fuselm.documents.cutting import Reader
-from fuselm.documents.texts import SPLITS, Row, read_texts
+from fuselm.documents.texts import SPLITS, TextRow, read_texts
 from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
@@ -147,7 +147,7 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
     return [d for d in documents if split in (None, d.split)]
 
 
-def count_domains(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+def count_domains(rows: Iterable[TextRow]) -> dict[str, dict[str, int]]:
     """Count, by domain, the documents that are not empty and name each split, or none (`DRAWN`)."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
@@ -185,7 +185,7 @@ def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
     return max(1, round(dev * count)), max(1, round(heldout * count))
 
 
-def split(rows: Sequence[Row], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
+def split(rows: Sequence[TextRow], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
     """Draw each domain's dev and held-out documents, and yield all documents in the order of the files.
 
     Only documents whose rows name no split are drawn, at least one for each of the two splits.

@@ -23,7 +23,7 @@ LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TextRow:
     """Hold a text of a file with its domain, and its split if the file names one."""
 
     domain: str
@@ -31,7 +31,7 @@ class Row:
     split: str | None = None
 
 
-def read_texts(file: Path, domain: str | None = None) -> Iterator[Row]:
+def read_texts(file: Path, domain: str | None = None) -> Iterator[TextRow]:
     """Yield each document of a file.
 
     `domain` is the domain of rows that name none; by default, it is the file's name. Raises `ValueError`, with the line
@@ -47,14 +47,14 @@ def read_texts(file: Path, domain: str | None = None) -> Iterator[Row]:
             if "\0" in content:
                 raise ValueError(f"{file}: has NUL characters, so it is no plain text; convert it")
             _check_domain(domain, f"{file}: its domain")
-            yield Row(domain=domain, text=content)
+            yield TextRow(domain=domain, text=content)
             return
         records = _table_records(file, content, kind) if kind in TABLES else _json_records(file, content, kind)
     for where, record in records:
         yield _row(where, record, domain)
 
 
-def _row(where: str, record: Any, domain: str) -> Row:
+def _row(where: str, record: Any, domain: str) -> TextRow:
     if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
         raise ValueError(f"{where}: no 'text' string{_instead(record)}")
     text, said, own = record["text"], record.get("split"), record.get("domain")
@@ -72,7 +72,7 @@ def _row(where: str, record: Any, domain: str) -> Row:
             raise ValueError(f"{where}: 'domain' is {_shortened(own)}; it needs to be a name, or left out")
         domain = str(own)
     _check_domain(domain, f"{where}: {'the name of the file, its domain,' if own is None else repr('domain')}")
-    return Row(domain=domain, text=text, split=said)
+    return TextRow(domain=domain, text=text, split=said)
 
 
 def _instead(record: Any) -> str:

@@ -23,7 +23,6 @@ from fuselm.system import atomic_files, progress
 if TYPE_CHECKING:
     from fuselm.alignment import fidelity, span_losses
     from fuselm.alignment.aligner import Aligner
-    from fuselm.sources.capture import Source
     from fuselm.stores.store import Trace
 
 BATCH_TOKENS = 1024
@@ -113,7 +112,7 @@ def measure_fidelity(
 
 
 def measure_conditionals(
-    reader: "Source",
+    reader: "LoadedSource",
     documents: Sequence[corpus.Document],
     aligners: "Mapping[str, Aligner]",
     tokens: int,
@@ -148,7 +147,7 @@ def measure_conditionals(
 
 
 def _trace_documents(
-    reader: "Source",
+    reader: "LoadedSource",
     documents: Sequence[corpus.Document],
     segmentations: Sequence[Segmentation],
     top_k: int,

@@ -13,10 +13,10 @@ from fuselm.system import progress
 from fuselm.system.terminal import make_plain_text
 
 
-def read_rows(named: str | Path, title: str, console: Console) -> list[texts.Row]:
+def read_rows(named: str | Path, title: str, console: Console) -> list[texts.TextRow]:
     """Read the texts that `named` stands for: a file, a folder or a pattern."""
     files = text_files.find_files([named])
-    rows: list[texts.Row] = []
+    rows: list[texts.TextRow] = []
     with console.status(make_plain_text(f"{title}: reading texts")):
         domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
         for file, domain in zip(files, domains, strict=True):
@@ -29,7 +29,7 @@ def read_rows(named: str | Path, title: str, console: Console) -> list[texts.Row
 
 
 def cut_documents(
-    rows: list[texts.Row], models: Sequence[tuple[Model, Vocabulary]], title: str, console: Console
+    rows: list[texts.TextRow], models: Sequence[tuple[Model, Vocabulary]], title: str, console: Console
 ) -> list[corpus.Document]:
     """Cut the texts where a model's context demands it, and say which bytes a model cannot spell."""
     from fuselm.results import notes

@@ -137,7 +137,7 @@ def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document
         found = remote.traces(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
-    kept = [retention.shorten(policy, d) for d in rows]
+    kept = [retention.drop_unwanted_entries(policy, d) for d in rows]
     return Measured(
         speed=tokens / (time.perf_counter() - began),
         entries=sum(len(d.ids) for d in kept) / max(tokens, 1),

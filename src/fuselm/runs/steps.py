@@ -82,7 +82,7 @@ class Maker:
         began = time.monotonic()
         with progress.show_progress(self._console, title) as shown:
             manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
-            trust.remember_made(folder)
+            trust.remember_output(folder)
         done_in = make_plain_text(f"  done in {time.monotonic() - began:,.1f} s  ")
         self._console.print(done_in.append_text(make_plain_text(str(folder), style="dim")), soft_wrap=True)
         self.has_made_anything = True

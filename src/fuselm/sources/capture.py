@@ -25,15 +25,15 @@ from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.resumable_writing import name_document, write_all
 from fuselm.stores import retention, store
-from fuselm.stores.distributions import Distributions, check
-from fuselm.stores.retention import Kept, Policy
+from fuselm.stores.distributions import Distributions, check_distributions
+from fuselm.stores.retention import Policy, RetainedEntries
 from fuselm.stores.store import Trace
 from fuselm.system import machine
 from fuselm.system.progress import Progress, announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class LoadedSource:
     """Hold a model in memory, with what is needed to read text."""
 
     model: PreTrainedModel
@@ -44,21 +44,21 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class CapturedBatch:
     """Hold documents that were read together and what was kept of them, row after row."""
 
     documents: Sequence[Document]
     segmentations: Sequence[Segmentation]
-    kept: Kept
+    kept: RetainedEntries
     gold: Float[ndarray, "rows"]
     vocabulary_size: int
 
 
-def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
+def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
     """Load a model to read with, after trying whether it can be read unless that was done before."""
     machine.use_free_cores()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
-    return Source(
+    return LoadedSource(
         model=loaded,
         layer=layer,
         vocabulary=vocabulary,
@@ -68,7 +68,7 @@ def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> Source:
 
 
 def capture(
-    source: Source,
+    source: LoadedSource,
     documents: Sequence[Document],
     out: Path,
     *,
@@ -100,7 +100,7 @@ def capture(
 
 
 def trace_batch(
-    source: Source, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
+    source: LoadedSource, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
 ) -> Iterator[Trace]:
     """Return traces of documents that are read together, each without a prefix.
 
@@ -114,7 +114,7 @@ def trace_batch(
 
 
 def read_passages(
-    source: Source,
+    source: LoadedSource,
     documents: Sequence[Document],
     segmentations: Sequence[Segmentation],
     batch: Sequence[Passage],
@@ -142,12 +142,12 @@ def read_passages(
     return _traces(made, passages.documents_of(batch), again)
 
 
-def _traces(made: Batch, numbers: Sequence[int], again: Mapping[int, Batch]) -> Iterator[Trace | None]:
+def _traces(made: CapturedBatch, numbers: Sequence[int], again: Mapping[int, CapturedBatch]) -> Iterator[Trace | None]:
     for n, trace in zip(numbers, traces(made), strict=True):
         yield from traces(again[n]) if n in again else (trace,)
 
 
-def _nan(batch: Batch) -> list[bool]:
+def _nan(batch: CapturedBatch) -> list[bool]:
     """Say for each document whether its rows have NaN."""
     ends = np.cumsum([len(s.ids) for s in batch.segmentations])
     rows = np.isnan(batch.gold)
@@ -156,13 +156,13 @@ def _nan(batch: Batch) -> list[bool]:
 
 
 def read(
-    source: Source,
+    source: LoadedSource,
     documents: Sequence[Document],
     segmentations: Sequence[Segmentation],
     batch: Sequence[Passage],
     *,
     policy: Policy,
-) -> Batch:
+) -> CapturedBatch:
     """Run one forward pass, holding at most a chunk of the logits. Passages number the `documents`."""
     numbers = passages.documents_of(batch)
     documents_read, tokens_read = [documents[n] for n in numbers], [segmentations[n] for n in numbers]
@@ -178,17 +178,17 @@ def read(
         uniform = np.zeros(len(ids))
         if policy.policy == "sampled":
             drawn = zip(documents_read, tokens_read, strict=True)
-            uniform = np.concatenate([retention.uniforms(d.id, len(s.ids)) for d, s in drawn])
+            uniform = np.concatenate([retention.draw_uniforms(d.id, len(s.ids)) for d, s in drawn])
         kept, gold = [], []
         for rows, logits in source.layer.compute_logits_by_chunk(hidden):
             found = forward.survey_logits(logits)
-            kept.append(retention.keep(policy, logits, found, gold=gold_ids[rows], uniform=uniform[rows]))
+            kept.append(retention.retain_entries(policy, logits, found, gold=gold_ids[rows], uniform=uniform[rows]))
             gold_logprobs = logits.gather(1, gold_ids[rows, None])[:, 0].float() - found.log_z
             gold.append(gold_logprobs.clamp(max=0).cpu().numpy())
-    return Batch(
+    return CapturedBatch(
         documents=documents_read,
         segmentations=tokens_read,
-        kept=Kept(
+        kept=RetainedEntries(
             **{name: np.concatenate([getattr(k, name) for k in kept]) for name in ("counts", "ids", "logprobs", "tail")}
         ),
         gold=np.concatenate(gold),
@@ -196,7 +196,7 @@ def read(
     )
 
 
-def traces(batch: Batch) -> Iterator[Trace | None]:
+def traces(batch: CapturedBatch) -> Iterator[Trace | None]:
     """Yield a trace for each document of the batch; None where the model gave NaN."""
     offsets = np.append(0, np.cumsum(batch.kept.counts)).astype(np.int64)
     begin = 0
@@ -215,10 +215,10 @@ def traces(batch: Batch) -> Iterator[Trace | None]:
             gold=gold,
             tail=batch.kept.tail[rows],
         )
-        check(distributions, batch.vocabulary_size)
+        check_distributions(distributions, batch.vocabulary_size)
         yield Trace(
             document=document.id,
-            text=store.text_fingerprint(document.text),
+            text=store.fingerprint_text(document.text),
             size=segmentation.size,
             nats=float(-gold.astype(np.float64).sum()),
             tokens=segmentation.ids,

@@ -66,7 +66,7 @@ def write_all(
                 background.put((w, [documents[i] for i in read], next(made)))
                 progress.advance(sum(lengths[i] for i in read if documents[i].id not in done))
             background.put((w, [], None))
-    counts = store.finish(out)
+    counts = store.write_index(out)
     writer.check_skipped()
     return {**counts, "skipped": writer.skipped, "resumed_documents": len(done)}
 
@@ -146,7 +146,7 @@ class ResumableWriter:
                 self.check_skipped()
             elif document.id not in self._there:
                 good.append(trace)
-        self._tables[window].append(store.to_table(good))
+        self._tables[window].append(store.build_table(good))
         self._unwritten.append(self._tables[window][-1])
 
     def _write_block(self, window: int) -> None:

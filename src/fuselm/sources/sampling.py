@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import Segmentation
-from fuselm.sources.capture import Source
+from fuselm.sources.capture import LoadedSource
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 
@@ -33,12 +33,12 @@ class SampledText:
     begin: int
 
 
-def can_sample(source: Source) -> bool:
+def can_sample(source: LoadedSource) -> bool:
     return source.model.can_generate() and source.context_length > PROMPT + LENGTH
 
 
 def sample(
-    source: Source, documents: Sequence[Document], *, tokens: int, seed: int, progress: Progress
+    source: LoadedSource, documents: Sequence[Document], *, tokens: int, seed: int, progress: Progress
 ) -> list[SampledText]:
     """Draw about `tokens` tokens after the beginnings of documents in random order, taking domains in turn.
 
@@ -63,7 +63,7 @@ def sample(
 
 
 def _prompts(
-    source: Source, documents: Sequence[Document], rng: random.Random
+    source: LoadedSource, documents: Sequence[Document], rng: random.Random
 ) -> Iterator[tuple[Document, list[int], int]]:
     """Yield documents without end, with their first tokens, and how many bytes these spell before the text."""
     by_domain: dict[str, list[tuple[Document, list[int], int]]] = {}
@@ -79,7 +79,7 @@ def _prompts(
             yield by_domain[domain][n % len(by_domain[domain])]
 
 
-def _settings(source: Source) -> GenerationConfig:
+def _settings(source: LoadedSource) -> GenerationConfig:
     silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if not spelled]
     return GenerationConfig(
         do_sample=True,
@@ -92,7 +92,7 @@ def _settings(source: Source) -> GenerationConfig:
     )
 
 
-def _draw(source: Source, prompts: Sequence[list[int]]) -> list[list[int]]:
+def _draw(source: LoadedSource, prompts: Sequence[list[int]]) -> list[list[int]]:
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=source.model.device)
     with name_model_errors(source.model.name_or_path, "drawing texts"), torch.inference_mode():
         outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
@@ -100,7 +100,7 @@ def _draw(source: Source, prompts: Sequence[list[int]]) -> list[list[int]]:
 
 
 def _text(
-    source: Source, document: Document, prompt: Sequence[int], drawn: Sequence[int], lead: int
+    source: LoadedSource, document: Document, prompt: Sequence[int], drawn: Sequence[int], lead: int
 ) -> SampledText | None:
     """Return the prompt and what was drawn after it, up to the last token that ends with a whole character.
 

@@ -21,7 +21,7 @@ from fuselm.documents import corpus, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources.capture import Source
+from fuselm.sources.capture import LoadedSource
 from fuselm.system import atomic_files
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
@@ -31,7 +31,7 @@ Prompt = tuple[Document, list[int]]
 
 
 def write(
-    source: Source,
+    source: LoadedSource,
     documents: Sequence[Document],
     out: Path,
     *,
@@ -125,7 +125,7 @@ def _prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: ran
     return order[0][0], ids[len(ids) - length :]
 
 
-def settings(source: Source, *, tokens: int, min_p: float) -> GenerationConfig:
+def settings(source: LoadedSource, *, tokens: int, min_p: float) -> GenerationConfig:
     """Return the settings to draw from the model's own distribution until it ends the text.
 
     Of the ids that are not text, only those that end the text may be drawn; and no id may be that has less than `min_p`
@@ -147,7 +147,7 @@ def settings(source: Source, *, tokens: int, min_p: float) -> GenerationConfig:
     )
 
 
-def _sample(source: Source, prompts: Sequence[list[int]], *, seed: int) -> list[str]:
+def _sample(source: LoadedSource, prompts: Sequence[list[int]], *, seed: int) -> list[str]:
     device = source.model.device
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -20,7 +20,7 @@ from fuselm.stores.store import Store, Trace
 from fuselm.system.terminal import make_plain_text
 
 
-def info(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
     """Return the facts of a store's manifest and statistics of its rows.
 
     Reads the index and a few small columns of each part, but no entries.
@@ -31,12 +31,12 @@ def info(folder: Path) -> dict[str, Any]:
     size = pc.sum(index["bytes"]).as_py() or 0
     tail = nats = 0.0
     informed = 0
-    for rows in found.columns(["tail", "counts", "nats"]):
+    for rows in found.read_columns(["tail", "counts", "nats"]):
         counts = pc.list_flatten(rows["counts"]).to_numpy()
         tail += float(pc.list_flatten(rows["tail"]).to_numpy()[counts > 0].sum(dtype=float))
         informed += int((counts > 0).sum())
         nats += pc.sum(rows["nats"]).as_py() or 0.0
-    on_disk = found.bytes_on_disk()
+    on_disk = found.count_bytes_by_column()
     files = sum((folder / name).stat().st_size for name in made["files"] if (folder / name).is_file())
     return {
         "folder": str(folder),
@@ -59,8 +59,8 @@ def info(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(facts: dict[str, Any]) -> Table:
-    """Lay out the facts that `info` returns as a table for a terminal."""
+def make_facts_table(facts: dict[str, Any]) -> Table:
+    """Lay out the facts that `read_facts` returns as a table for a terminal."""
     result = Table.grid(padding=(0, 2))
     shown = {
         "model": facts["about"].get("model") or "not said",
@@ -81,7 +81,7 @@ def table(facts: dict[str, Any]) -> Table:
     return result
 
 
-def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Model | None:
+def find_tokenizer(folder: Path, made: Mapping[str, Any], spec: str | None) -> Model | None:
     """Find the tokenizer that a store's ids belong to.
 
     `spec` names it. Without `spec`, it is the tokenizer of the model that the store was captured from or aligned to, if
@@ -89,9 +89,9 @@ def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Mod
 
     Raises `ValueError` if `spec` is a different tokenizer from the one the store was made with.
     """
-    name = spec or _named_by_its_run(folder) or made["about"].get("model")
+    name = spec or _find_model_in_run(folder) or made["about"].get("model")
     if spec is None:
-        if not isinstance(name, str) or not _is_here(name):
+        if not isinstance(name, str) or not _is_on_this_machine(name):
             return None
         try:
             model = locate_tokenizer(name)
@@ -110,7 +110,7 @@ def tokenizer_of(folder: Path, made: Mapping[str, Any], spec: str | None) -> Mod
     )
 
 
-def _is_here(name: str) -> bool:
+def _is_on_this_machine(name: str) -> bool:
     """Tell whether a model's name is a file or folder on this machine; the name is untrusted text."""
     try:
         return Path(name).expanduser().exists()
@@ -118,7 +118,7 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def _named_by_its_run(folder: Path) -> str | None:
+def _find_model_in_run(folder: Path) -> str | None:
     """Return the model or tokenizer that the run around a store names, because stores themselves hold no paths."""
     stage, options = folder.resolve().parent, folder.resolve().parents[1] / "config.yaml"
     try:
@@ -129,13 +129,15 @@ def _named_by_its_run(folder: Path) -> str | None:
         return None
 
 
-def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None) -> Iterator[RenderableType]:
+def show_documents(
+    folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | None
+) -> Iterator[RenderableType]:
     """Yield the first rows of the first documents, without the entries that were sampled from tails.
 
     Tokens are shown as text if the tokenizer is found, else as ids.
     """
     found = Store(folder, draws=False)
-    model = tokenizer_of(folder, found.manifest, tokenizer)
+    model = find_tokenizer(folder, found.manifest, tokenizer)
     vocabulary = None if model is None else load_vocabulary(model)
     if vocabulary is None:
         yield make_plain_text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
@@ -147,11 +149,11 @@ def head(folder: Path, *, documents: int, rows: int, top: int, tokenizer: str | 
         )
         shown = Table("byte", "token", "gold", "tail", "entries", f"the {top} most probable", show_edge=False)
         for i in range(min(rows, len(trace.tokens))):
-            shown.add_row(*_cells(trace, i, vocabulary, top))
+            shown.add_row(*_make_cells(trace, i, vocabulary, top))
         yield shown
 
 
-def _cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> list[Text]:
+def _make_cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> list[Text]:
     def text(token: int) -> str:
         if vocabulary is None or token >= vocabulary.size:
             return str(token)

@@ -113,7 +113,7 @@ class Distributions:
         return self.ids[entries], self.logprobs[entries]
 
 
-def check(distributions: Distributions, vocabulary_size: int) -> None:
+def check_distributions(distributions: Distributions, vocabulary_size: int) -> None:
     """Raise `ValueError` for NaN, a row that does not sum to 1, or an id outside the vocabulary."""
     d = distributions
     nan = np.isnan(d.gold) | np.isnan(d.tail)

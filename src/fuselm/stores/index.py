@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 
 from fuselm.stores.parts import (
     DAMAGED,
-    grouped_tables,
+    build_group_tables,
     is_part,
     open_parquet,
-    part_number,
     part_path,
-    up_to,
+    read_part_number,
+    take_traces,
     write_tables,
 )
-from fuselm.stores.rows import Trace, joined, to_table
+from fuselm.stores.rows import Trace, build_table, join_chunks
 from fuselm.system import atomic_files
 from fuselm.system.errors import summarize_error
 
@@ -37,23 +37,23 @@ INDEX_SCHEMA = pa.schema(
 
 def write_part(folder: Path, number: int, traces: Iterable[Trace]) -> None:
     """Write `part-<number>.parquet`, either whole or not at all."""
-    write_tables(part_path(folder, number), [to_table(traces)])
+    write_tables(part_path(folder, number), [build_table(traces)])
 
 
 def write_parts(folder: Path, traces: Iterable[Trace]) -> dict[str, int]:
-    """Write all of `traces` to parts, then the index; return its counts as `finish` does.
+    """Write all of `traces` to parts, then the index; return its counts as `write_index` does.
 
     At most one row group of traces is in memory at a time.
     """
     traces = iter(traces)
     for number in itertools.count():
         if (first := next(traces, None)) is None:
-            return finish(folder)
-        part = up_to(PART_TOKENS, itertools.chain([first], traces))
-        write_tables(part_path(folder, number), grouped_tables(part))
+            return write_index(folder)
+        part = take_traces(PART_TOKENS, itertools.chain([first], traces))
+        write_tables(part_path(folder, number), build_group_tables(part))
 
 
-def finish(folder: Path) -> dict[str, int]:
+def write_index(folder: Path) -> dict[str, int]:
     """Write the index of the parts in `folder`; return the number of documents, tokens and entries.
 
     Raises `ValueError` if a document is in the parts twice.
@@ -74,8 +74,8 @@ def finish(folder: Path) -> dict[str, int]:
             known = {name: rows[name].combine_chunks() for name in ("document", "text", "bytes")}
             columns.append(pa.table(known | place, schema=INDEX_SCHEMA))
     index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *columns]).sort_by("document")
-    names = joined(index, "document")
-    if (twice := _first_not_ascending(names)) is not None:
+    names = join_chunks(index, "document")
+    if (twice := _find_first_unordered(names)) is not None:
         raise ValueError(f"{folder}: document {names[twice].as_py()} is there twice; take it from one store only")
     atomic_files.write_file(
         folder / INDEX,
@@ -98,19 +98,19 @@ def read_index(folder: Path) -> pa.Table:
     return index
 
 
-def wrong_index(index: pa.Table, made: Mapping[str, Any]) -> str | None:
+def find_index_fault(index: pa.Table, made: Mapping[str, Any]) -> str | None:
     """Return what is impossible in an index or contradicts its store's manifest; None if nothing is."""
-    names = joined(index, "document")
-    if (at := _first_not_ascending(names)) is not None:
+    names = join_chunks(index, "document")
+    if (at := _find_first_unordered(names)) is not None:
         return f"documents are not in order, each once (after {names[at].as_py()!r:.40})"
     numbers = {name: index[name].to_numpy() for name in ("bytes", "tokens", "part", "group", "row")}
     for name, column in numbers.items():
         if column.min(initial=0) < 0:
             return f"document {names[int(column.argmin())].as_py()!r:.40} has {name} {int(column.min())}"
-    parts = {part_number(Path(name)) for name in made["files"] if is_part(name)}
+    parts = {read_part_number(Path(name)) for name in made["files"] if is_part(name)}
     if unknown := sorted(set(np.unique(numbers["part"]).tolist()) - parts):
         return f"it has documents in part {unknown[0]}, which the manifest does not name"
-    if (at := _first_misplaced(numbers)) is not None:
+    if (at := _find_first_misplaced(numbers)) is not None:
         return f"document {names[at].as_py()!r:.40} is said to be in a row that is another's, or not there"
     counts = made["counts"]
     for name, there in (("documents", len(index)), ("tokens", int(numbers["tokens"].sum(dtype=np.int64)))):
@@ -119,7 +119,7 @@ def wrong_index(index: pa.Table, made: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _first_not_ascending(names: pa.Array) -> int | None:
+def _find_first_unordered(names: pa.Array) -> int | None:
     """Return the position of the first name that is not below the next one, by bytes; None if there is none."""
     if len(names) < 2:
         return None
@@ -127,7 +127,7 @@ def _first_not_ascending(names: pa.Array) -> int | None:
     return at if at >= 0 else None
 
 
-def _first_misplaced(numbers: Mapping[str, np.ndarray]) -> int | None:
+def _find_first_misplaced(numbers: Mapping[str, np.ndarray]) -> int | None:
     """Return the first document whose row does not follow the one before it in its row group; None if there is none."""
     groups = numbers["part"].astype(np.int64) << 32 | numbers["group"]
     order = np.lexsort((numbers["row"], groups))

@@ -19,7 +19,7 @@ from numpy import ndarray
 from fuselm.stores import retention, rounding, store
 from fuselm.stores.policies import POLICIES
 from fuselm.stores.retention import Policy
-from fuselm.stores.rows import from_table
+from fuselm.stores.rows import read_traces
 from fuselm.stores.store import Store
 from fuselm.system import fingerprints, manifest
 from fuselm.system.manifest import Recipe
@@ -28,7 +28,7 @@ from fuselm.system.progress import Progress
 FREE = ("batch_tokens",)  # parameters that shards may differ in: they move no row by more than arithmetic does
 
 
-def make(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
+def build_store_once(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> bool:
     """Fill the folder `out`, which the user named; return whether anything was done.
 
     Raises `ValueError` if `out` already holds something else, because nothing is ever overwritten.
@@ -42,23 +42,23 @@ def make(out: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> 
     return manifest.build_once(out, recipe, build)
 
 
-def copy(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
+def copy_rows(out: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
     """Write rows to parts of `out`, replacing the parts of an interrupted call, then write the index."""
     for leftover in out.glob("part-*.parquet"):
         leftover.unlink()
-    groups = _grouped(tables)
+    groups = _regroup_tables(tables)
     for number in itertools.count():
         if (first := next(groups, None)) is None:
-            return store.finish(out)
-        store.write_tables(store.part_path(out, number), _one_part(itertools.chain([first], groups)))
+            return store.write_index(out)
+        store.write_tables(store.part_path(out, number), _take_part(itertools.chain([first], groups)))
 
 
-def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _regroup_tables(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield the same rows in tables of at least one row group's tokens; the last table may be smaller."""
     held, count = [], 0
     for table in tables:
         held.append(table)
-        count += tokens(table)
+        count += count_tokens(table)
         if count >= store.GROUP_TOKENS:
             yield pa.concat_tables(held)
             held, count = [], 0
@@ -66,49 +66,49 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _one_part(groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _take_part(groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
     taken = 0
     while taken < store.PART_TOKENS and (group := next(groups, None)) is not None:
-        taken += tokens(group)
+        taken += count_tokens(group)
         yield group
 
 
-def tokens(table: pa.Table) -> int:
+def count_tokens(table: pa.Table) -> int:
     return pc.sum(pc.list_value_length(table["tokens"])).as_py() or 0
 
 
 # ---- merge
 
 
-def merge(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
+def merge_stores(folders: Sequence[Path], out: Path, *, progress: Progress) -> bool:
     """Join captures of different documents by one model into one store; return whether anything was done.
 
     A document that is in several stores is taken once. Raises `ValueError` if the stores have different models,
     tokenizers or policies, naming the difference, or if they have different rows for one document.
     """
-    stores = sorted(map(Store, folders), key=lambda s: (min(s.documents, default=""), _identity(s)))
-    recipe = merged_recipe(stores)
+    stores = sorted(map(Store, folders), key=lambda s: (min(s.documents, default=""), _hash_store(s)))
+    recipe = make_merge_recipe(stores)
 
     def build(partial: Path) -> dict[str, Any]:
         progress.start(sum(map(len, stores)), unit="documents")
-        elsewhere = _repeated(stores)
-        counts = copy(partial, _without(stores, elsewhere, progress))
+        elsewhere = _find_repeated_documents(stores)
+        counts = copy_rows(partial, _read_without_repeated(stores, elsewhere, progress))
         skipped = {document for s in stores for document in s.manifest["counts"].get("skipped", [])}
         skipped = {document for document in skipped if not any(document in s for s in stores)}
         joined = {"stores": len(stores), "repeated": sum(map(len, elsewhere)), "skipped": sorted(skipped)}
-        return {**counts, **joined, **_vocabulary(stores)}
+        return {**counts, **joined, **_merge_vocabulary_sizes(stores)}
 
-    return make(out, recipe, build)
+    return build_store_once(out, recipe, build)
 
 
-def merged_recipe(stores: Sequence[Store]) -> Recipe:
+def make_merge_recipe(stores: Sequence[Store]) -> Recipe:
     """Return the recipe of the merged store. Raises `ValueError` if the stores are not of one kind."""
     first = stores[0]
-    wanted = _kind(first)
+    wanted = _collect_shared_facts(first)
     for other in stores:
         if (stage := other.manifest["stage"]) != "capture":
             raise ValueError(f"{other.folder}: of stage {stage}; merge captures, and let a run align and fuse them")
-        kind = _kind(other)
+        kind = _collect_shared_facts(other)
         differ = [
             f"{name} ({kind.get(name)} and {wanted.get(name)})"
             for name in sorted({*kind, *wanted})
@@ -125,12 +125,12 @@ def merged_recipe(stores: Sequence[Store]) -> Recipe:
     return Recipe(
         stage="capture",
         parameters={name: v for name, v in first.manifest["parameters"].items() if name not in FREE},
-        inputs={**inputs, "stores": fingerprints.hash_lines(sorted(map(_identity, stores)))},
+        inputs={**inputs, "stores": fingerprints.hash_lines(sorted(map(_hash_store, stores)))},
         about=first.manifest["about"],
     )
 
 
-def _kind(of: Store) -> dict[str, Any]:
+def _collect_shared_facts(of: Store) -> dict[str, Any]:
     """Return the facts that stores must share to be merged; a model without a fingerprint is known by its name."""
     made = of.manifest
     inputs = {name: made["inputs"][name] for name in ("model", "tokenizer") if name in made["inputs"]}
@@ -139,17 +139,17 @@ def _kind(of: Store) -> dict[str, Any]:
     return inputs | {name: value for name, value in made["parameters"].items() if name not in FREE}
 
 
-def _identity(of: Store) -> str:
+def _hash_store(of: Store) -> str:
     return fingerprints.hash_lines(f"{name} {sha256}" for name, sha256 in sorted(of.manifest["files"].items()))
 
 
-def _vocabulary(stores: Sequence[Store]) -> dict[str, int]:
+def _merge_vocabulary_sizes(stores: Sequence[Store]) -> dict[str, int]:
     """Return the number of ids in the vocabulary under its name, or an empty dict if no store says it."""
     said = [s.manifest["counts"]["vocabulary_size"] for s in stores if "vocabulary_size" in s.manifest["counts"]]
     return {"vocabulary_size": min(said)} if said else {}
 
 
-def _repeated(stores: Sequence[Store]) -> list[set[str]]:
+def _find_repeated_documents(stores: Sequence[Store]) -> list[set[str]]:
     """Return, for each store, the documents that an earlier store has too. Raises `ValueError` if their rows differ."""
     counted = pc.value_counts(pa.concat_arrays([pa.array(s.documents, pa.string()) for s in stores]))
     several = {entry["values"] for entry in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()}
@@ -157,9 +157,9 @@ def _repeated(stores: Sequence[Store]) -> list[set[str]]:
     elsewhere: list[set[str]] = []
     for s in stores:
         elsewhere.append(set())
-        for table in s.tables(several):
+        for table in s.read_tables(several):
             for n, document in enumerate(table["document"].to_pylist()):
-                digest = _digest(table.slice(n, 1))
+                digest = _hash_document(table.slice(n, 1))
                 if document not in known:
                     known[document] = digest, s.folder
                     continue
@@ -173,7 +173,7 @@ def _repeated(stores: Sequence[Store]) -> list[set[str]]:
     return elsewhere
 
 
-def _digest(row: pa.Table) -> str:
+def _hash_document(row: pa.Table) -> str:
     digest = hashlib.sha256()
     for field in store.SCHEMA:
         column = row[field.name].combine_chunks()
@@ -183,10 +183,12 @@ def _digest(row: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _without(stores: Sequence[Store], elsewhere: Sequence[set[str]], progress: Progress) -> Iterator[pa.Table]:
+def _read_without_repeated(
+    stores: Sequence[Store], elsewhere: Sequence[set[str]], progress: Progress
+) -> Iterator[pa.Table]:
     for s, dropped in zip(stores, elsewhere, strict=True):
         known = pa.array(sorted(dropped), pa.string())
-        for table in s.tables():
+        for table in s.read_tables():
             progress.advance(len(table))
             yield table.filter(pc.invert(pc.is_in(table["document"], known)))
 
@@ -194,7 +196,7 @@ def _without(stores: Sequence[Store], elsewhere: Sequence[set[str]], progress: P
 # ---- subset
 
 
-def subset(
+def write_subset(
     folder: Path,
     out: Path,
     *,
@@ -215,7 +217,7 @@ def subset(
         if missing:
             raise ValueError(f"{folder}: has no document {missing[0]} ({len(missing)} such); leave those out")
         skipped = sorted(set(skipped) & set(documents))
-    parameters, inputs = made["parameters"], {**made["inputs"], "store": _identity(whole)}
+    parameters, inputs = made["parameters"], {**made["inputs"], "store": _hash_store(whole)}
     draws = parameters.get("draws")
     if policy is not None:
         numbers = set().union(*POLICIES.values())
@@ -226,16 +228,20 @@ def subset(
 
     def rows() -> Iterator[pa.Table]:
         progress.start(len(whole) if documents is None else len(documents), unit="documents")
-        for table in whole.tables(documents):
+        for table in whole.read_tables(documents):
             progress.advance(len(table))
-            yield table if policy is None else cut(table, Policy(**policy), draws=draws, where=str(folder))
+            yield table if policy is None else cut_rows(table, Policy(**policy), draws=draws, where=str(folder))
 
     kept = ("sources", "vocabulary_size")  # describe the weights and the ids
     about_rows = {name: made["counts"][name] for name in kept if name in made["counts"]}
-    return make(out, recipe, lambda partial: {**about_rows, **copy(partial, rows()), "skipped": skipped})
+    return build_store_once(
+        out, recipe, lambda partial: {**about_rows, **copy_rows(partial, rows()), "skipped": skipped}
+    )
 
 
-def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: Mapping[str, Any]) -> dict[str, Any]:
+def complete_policy(
+    name: str, numbers: Mapping[str, int | float | None], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return a policy's options: given `numbers` first, then the store's own `parameters`, then the defaults.
 
     Raises `ValueError` for an unknown policy, and for a number that only another policy has.
@@ -250,20 +256,20 @@ def policy_of(name: str, numbers: Mapping[str, int | float | None], parameters: 
     return {"policy": name, **POLICIES[name], **most, **given}
 
 
-def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str) -> pa.Table:
+def cut_rows(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str) -> pa.Table:
     """Cut rows, as they are on disk, to what `policy` keeps, and drop the entries sampled from tails.
 
     The entries that stay are the same to the bit.
     """
-    traces = from_table(table, draws=False)
+    traces = read_traces(table, draws=False)
     lists = {name: [] for name in ("counts", "ids", "logprobs", "tail")}
     for n, trace in enumerate(traces):
         try:
-            reduced = retention.reduce(policy, trace.distributions, draws=draws)
+            reduced = retention.narrow_rows(policy, trace.distributions, draws=draws)
         except ValueError as error:
             raise ValueError(f"{where}: document {trace.document}: {error}") from None
         counts, ids, logprobs, tail = (table[name][n].values.to_numpy(zero_copy_only=False) for name in lists)
-        stays = _stays(counts, ids, reduced.offsets, reduced.ids)
+        stays = _flag_retained(counts, ids, reduced.offsets, reduced.ids)
         rows = np.repeat(np.arange(len(counts)), counts)
         masses = np.exp(logprobs.astype(np.float64))
         dropped = np.bincount(rows[~stays], weights=masses[~stays], minlength=len(counts))
@@ -281,7 +287,7 @@ def cut(table: pa.Table, policy: Policy, *, draws: int | None = None, where: str
     return table
 
 
-def _stays(
+def _flag_retained(
     counts: Int[ndarray, "rows"], ids: Int[ndarray, "entries"], offsets: Int[ndarray, "edges"], kept: Int[ndarray, "k"]
 ) -> Bool[ndarray, "entries"]:
     """Flag the entries whose id is among those kept in the same row."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuselm.stores.rows import SCHEMA, Trace, to_table
+from fuselm.stores.rows import SCHEMA, Trace, build_table
 from fuselm.system import atomic_files
 from fuselm.system.errors import summarize_error
 
@@ -52,21 +52,21 @@ def is_part(name: str) -> bool:
     return name == f"part-{digits}.parquet" and digits.isdecimal() and digits.isascii() and len(digits) >= 5
 
 
-def part_number(path: Path) -> int:
+def read_part_number(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
 # ---- writing
 
 
-def grouped_tables(traces: Iterable[Trace]) -> Iterator[pa.Table]:
+def build_group_tables(traces: Iterable[Trace]) -> Iterator[pa.Table]:
     """Yield traces as tables, one row group at a time."""
     traces = iter(traces)
-    while group := list(up_to(GROUP_TOKENS, traces)):
-        yield to_table(group)
+    while group := list(take_traces(GROUP_TOKENS, traces)):
+        yield build_table(group)
 
 
-def up_to(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
+def take_traces(tokens: int, traces: Iterator[Trace]) -> Iterator[Trace]:
     """Yield traces until they have at least `tokens` tokens together, or there are no more."""
     taken = 0
     while taken < tokens and (trace := next(traces, None)) is not None:
@@ -80,13 +80,13 @@ def write_tables(path: Path, tables: Iterable[pa.Table], *, seal: bool = False) 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, SCHEMA, **WRITER) as writer:
             for table in tables:
-                for group in _groups(table):
+                for group in _split_into_groups(table):
                     writer.write_table(group, row_group_size=max(len(group), 1))
 
     atomic_files.write_file(path, write, seal=seal)
 
 
-def _groups(table: pa.Table) -> Iterator[pa.Table]:
+def _split_into_groups(table: pa.Table) -> Iterator[pa.Table]:
     ends = np.cumsum(np.maximum(pc.list_value_length(table["tokens"]).to_numpy(), 1))
     begin = 0
     while begin < len(table):

@@ -37,7 +37,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class RetainedEntries:
     """Hold the entries kept of some rows, one row after the other, and the probability of all others."""
 
     counts: Int[ndarray, "rows"]
@@ -46,33 +46,33 @@ class Kept:
     tail: Float[ndarray, "rows"]
 
 
-def keep(
+def retain_entries(
     policy: Policy,
     logits: Float[Tensor, "rows vocab"],
     found: Survey,
     *,
     gold: Int[Tensor, "rows"],
     uniform: Float[ndarray, "rows"],
-) -> Kept:
+) -> RetainedEntries:
     """Return the entries that `policy` keeps of these rows of logits.
 
     `found` is what `forward.survey_logits` found in the rows; `gold` holds the ids that really came. `uniform` (see
-    `uniforms`) is the only source of chance, so that a document's draws do not depend on the documents it is read with.
+    `draw_uniforms`) is the only source of chance, so that a document's draws do not depend on the documents beside it.
     """
     if policy.policy == "sampled":
-        return _sampled(policy, logits, found, gold, uniform)
+        return _retain_head_and_draws(policy, logits, found, gold, uniform)
     if policy.policy == "threshold" and scan.can_read(logits):
-        return _above(policy, logits, found)
-    return _largest(policy, logits, found)
+        return _retain_above_threshold(policy, logits, found)
+    return _retain_most_probable(policy, logits, found)
 
 
-def uniforms(document: str, count: int) -> Float[ndarray, "count"]:
+def draw_uniforms(document: str, count: int) -> Float[ndarray, "count"]:
     """Draw one number from [0, 1) per token; a document gets the same numbers on every machine."""
     seed = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big")
     return np.random.default_rng(seed).random(count)
 
 
-def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = None) -> Distributions:
+def narrow_rows(policy: Policy, distributions: Distributions, *, draws: int | None = None) -> Distributions:
     """Cut rows that were kept by a wider policy to what `policy` keeps, the most probable entries first.
 
     `draws` is the number of draws if the rows were kept by `sampled`, else None.
@@ -83,8 +83,11 @@ def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = 
         raise ValueError("sampled: cannot be drawn from kept entries, it needs whole distributions; capture again")
     d, bound = distributions, 1.0
     if draws is not None:  # without the gold entry, which may be less probable than what is not there
-        d, bound = shorten(Policy(policy="threshold", threshold=HEAD / draws), d), np.nextafter(1 / draws, 0)
-    cut = shorten(policy, d)
+        d, bound = (
+            drop_unwanted_entries(Policy(policy="threshold", threshold=HEAD / draws), d),
+            np.nextafter(1 / draws, 0),
+        )
+    cut = drop_unwanted_entries(policy, d)
     # A row of which all entries are kept would have had more, if the tail can hold one that is wanted.
     probs = np.exp(d.logprobs.astype(np.float64))
     last = np.append(probs, 0.0)[np.maximum(d.offsets[1:] - 1, 0)]
@@ -101,7 +104,7 @@ def reduce(policy: Policy, distributions: Distributions, *, draws: int | None = 
     return cut
 
 
-def shorten(policy: Policy, distributions: Distributions) -> Distributions:
+def drop_unwanted_entries(policy: Policy, distributions: Distributions) -> Distributions:
     """Keep the entries that `policy` wants, at least one in a row; rows must have the most probable entry first."""
     d = distributions
     rank = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
@@ -121,14 +124,14 @@ def shorten(policy: Policy, distributions: Distributions) -> Distributions:
     )
 
 
-def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
+def _retain_most_probable(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> RetainedEntries:
     """Keep the most probable entries for as long as the policy wants them, at least one in a row."""
     values, ids = forward.find_top_k(logits, found.maxima, min(policy.top_k, logits.shape[1]))
     logprobs = (values.float() - found.log_z[:, None]).clamp(max=0).double().cpu().numpy()
     probs = np.exp(logprobs)
     kept = WANTED[policy.policy](policy, probs, np.cumsum(probs, axis=1) - probs)
     kept[:, 0] = True
-    return Kept(
+    return RetainedEntries(
         counts=kept.sum(axis=1),
         ids=ids.int().cpu().numpy()[kept],
         logprobs=logprobs[kept].astype(np.float32),
@@ -136,8 +139,8 @@ def _largest(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey)
     )
 
 
-def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> Kept:
-    """Do the same as `_largest` for a threshold, without sorting more entries than it wants."""
+def _retain_above_threshold(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -> RetainedEntries:
+    """Do the same as `_retain_most_probable` for a threshold, without sorting more entries than it wants."""
     bound = torch.minimum(found.log_z + math.log(policy.threshold) - SLACK, found.maxima.amax(dim=1))
     counts, ids, values = scan.find_above(logits, found.maxima, bound)
     rows = np.repeat(np.arange(len(counts)), counts)
@@ -145,8 +148,8 @@ def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -
     order = np.lexsort((-logprobs, rows))
     ids, logprobs, probs = ids[order], logprobs[order], np.exp(logprobs[order])
     rank = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = (rank == 0) | (rank < policy.top_k) & _threshold(policy, probs, probs)
-    return Kept(
+    kept = (rank == 0) | (rank < policy.top_k) & _want_above_threshold(policy, probs, probs)
+    return RetainedEntries(
         counts=np.bincount(rows[kept], minlength=len(counts)),
         ids=ids[kept],
         logprobs=logprobs[kept].astype(np.float32),
@@ -154,13 +157,13 @@ def _above(policy: Policy, logits: Float[Tensor, "rows vocab"], found: Survey) -
     )
 
 
-def _sampled(
+def _retain_head_and_draws(
     policy: Policy,
     logits: Float[Tensor, "rows vocab"],
     found: Survey,
     gold: Int[Tensor, "rows"],
     uniform: Float[ndarray, "rows"],
-) -> Kept:
+) -> RetainedEntries:
     """Keep the head of each row as it is, and draw systematically from its tail, once for each whole 1/N of it.
 
     The head is every entry of at least 1/N, the most probable one, and the token that really came.
@@ -172,16 +175,16 @@ def _sampled(
     """
     if scan.can_read(logits):
         counts, ids, logprobs, tail = scan.draw_entries(logits, found, gold, uniform, policy.draws)
-        return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
+        return RetainedEntries(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
     parts = [
-        _drawn(logits[rows].float(), found.log_z[rows], gold[rows], uniform[rows], policy.draws)
+        _draw_with_torch(logits[rows].float(), found.log_z[rows], gold[rows], uniform[rows], policy.draws)
         for rows in forward.slice_rows(len(logits), logits.shape[1], SAMPLED_AT_ONCE)
     ]
     counts, ids, logprobs, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Kept(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
+    return RetainedEntries(counts=counts, ids=ids, logprobs=logprobs, tail=tail)
 
 
-def _drawn(
+def _draw_with_torch(
     logits: Float[Tensor, "rows vocab"],
     log_z: Float[Tensor, "rows"],
     gold: Int[Tensor, "rows"],
@@ -209,21 +212,23 @@ def _drawn(
     return counts.cpu().numpy(), ids.int().cpu().numpy(), values.cpu().numpy(), tail.float().cpu().numpy()
 
 
-def _all(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+def _want_all(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
     return np.ones(probs.shape, bool)
 
 
-def _nucleus(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+def _want_nucleus(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
     return before < policy.mass
 
 
-def _threshold(policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]) -> Bool[ndarray, "..."]:
+def _want_above_threshold(
+    policy: Policy, probs: Float[ndarray, "..."], before: Float[ndarray, "..."]
+) -> Bool[ndarray, "..."]:
     return probs >= policy.threshold
 
 
 # Say whether an entry is wanted, by its probability and the sum of all more probable ones.
 WANTED: dict[str, Callable[..., Bool[ndarray, "..."]]] = {
-    "top_k": _all,
-    "nucleus": _nucleus,
-    "threshold": _threshold,
+    "top_k": _want_all,
+    "nucleus": _want_nucleus,
+    "threshold": _want_above_threshold,
 }

@@ -58,7 +58,7 @@ def round_weights(weights: Float[ndarray, "_"]) -> Float[ndarray, "_"]:
     return (np.round(weights.astype(np.float64) * WEIGHT_STEPS) / WEIGHT_STEPS).astype(np.float32)
 
 
-def order_by_id(
+def sort_rows_by_id(
     offsets: Int[ndarray, "edges"], ids: Int[ndarray, "entries"], logprobs: Float[ndarray, "entries"]
 ) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """Sort each row by its ids, because ascending ids compress better."""
@@ -67,7 +67,7 @@ def order_by_id(
     return _sorted_rows(offsets, ids.astype(np.int64), ids, logprobs)
 
 
-def restore(
+def restore_rows(
     offsets: Int[ndarray, "edges"],
     ids: Int[ndarray, "entries"],
     logprobs: Float[ndarray, "entries"],
@@ -78,15 +78,15 @@ def restore(
     Entries that were drawn from a tail (-inf on disk) share its probability evenly.
     """
     _require_rows(offsets, ids, logprobs)
-    logprobs, tail = normalise(offsets, logprobs, tail)
+    logprobs, tail = normalise_rows(offsets, logprobs, tail)
     keys = np.abs(logprobs).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
     return *_sorted_rows(offsets, keys, ids, logprobs), tail
 
 
-def normalise(
+def normalise_rows(
     offsets: Int[ndarray, "edges"], logprobs: Float[ndarray, "entries"], tail: Float[ndarray, "tokens"]
 ) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
-    """Make rows sum to 1 with their tails, as `restore` does, but keep the entries in the order on disk."""
+    """Make rows sum to 1 with their tails, as `restore_rows` does, but keep the entries in the order on disk."""
     index_checks.require_offsets("rows", offsets, len(logprobs))
     index_checks.require_lengths("rows", len(offsets) - 1, tail)
     logprobs, tail = logprobs.copy(), tail.copy()

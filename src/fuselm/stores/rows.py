@@ -16,7 +16,7 @@ from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
 
 
-def _list(name: str, kind: pa.DataType) -> pa.Field:
+def _make_list_field(name: str, kind: pa.DataType) -> pa.Field:
     metadata = {"rounded": rounding.GRIDS[name]} if name in rounding.GRIDS else None
     return pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False, metadata=metadata)
 
@@ -27,14 +27,14 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("bytes", pa.int32(), nullable=False),
         pa.field("nats", pa.float64(), nullable=False),
-        _list("tokens", pa.int32()),
-        _list("starts", pa.int32()),
-        _list("gold", pa.float32()),
-        _list("tail", pa.float32()),
-        _list("counts", pa.int32()),
-        _list("ids", pa.int32()),
-        _list("logprobs", pa.float32()),
-        _list("weights", pa.float32()),
+        _make_list_field("tokens", pa.int32()),
+        _make_list_field("starts", pa.int32()),
+        _make_list_field("gold", pa.float32()),
+        _make_list_field("tail", pa.float32()),
+        _make_list_field("counts", pa.int32()),
+        _make_list_field("ids", pa.int32()),
+        _make_list_field("logprobs", pa.float32()),
+        _make_list_field("weights", pa.float32()),
     ],
     metadata={"fuselm": json.dumps({"format": manifest.FORMAT, "rounded": rounding.GRIDS})},
 )
@@ -62,7 +62,7 @@ class Trace:
     """
 
     document: str
-    text: str = ""  # its `text_fingerprint`; empty where it isn't known
+    text: str = ""  # its `fingerprint_text`; empty where it isn't known
     size: int  # bytes of text
     nats: float
     tokens: Int[ndarray, "tokens"]
@@ -77,7 +77,7 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatRows:
+class TrainingRows:
     """Hold the parts of a trace that training reads: tokens, and rows one after the other, by ascending id."""
 
     tokens: Int[ndarray, "tokens"]
@@ -87,16 +87,16 @@ class FlatRows:
     tail: Float[ndarray, "tokens"]
 
 
-FLAT = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns that `FlatRows` needs
+TRAINING_COLUMNS = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns that `TrainingRows` needs
 
 
-def to_table(traces: Iterable[Trace]) -> pa.Table:
+def build_table(traces: Iterable[Trace]) -> pa.Table:
     """Turn traces into rows of a table, with rounded values."""
     traces = list(traces)
     arrays: dict[str, list[ndarray]] = {field.name: [] for field in SCHEMA if pa.types.is_list(field.type)}
     for trace in traces:
         d = trace.distributions
-        ids, logprobs = rounding.order_by_id(d.offsets, d.ids, d.logprobs)
+        ids, logprobs = rounding.sort_rows_by_id(d.offsets, d.ids, d.logprobs)
         row = {
             "tokens": trace.tokens,
             "starts": trace.starts,
@@ -124,7 +124,7 @@ def to_table(traces: Iterable[Trace]) -> pa.Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class FlatColumns:
     """Hold the columns of a row group as flat arrays.
 
     `edges[name]` says where the values of each document begin in a list column; the entries of token i are `offsets[i]`
@@ -138,17 +138,17 @@ class Columns:
     offsets: Int[ndarray, "_"]
 
     @property
-    def largest(self) -> int:
+    def largest_id(self) -> int:
         """Return the largest token or id; -1 if there is none."""
         return max(int(self.flat[name].max(initial=-1)) for name in ("tokens", "ids"))
 
 
-def flatten(table: pa.Table) -> Columns:
+def flatten_columns(table: pa.Table) -> FlatColumns:
     """Return the columns of a row group as flat arrays. Raises `ValueError` if they do not fit together."""
     flat: dict[str, ndarray] = {}
     edges: dict[str, ndarray] = {}
     for field in table.schema:
-        column = joined(table, field.name)
+        column = join_chunks(table, field.name)
         if column.null_count:
             raise ValueError(f"column {field.name} has nulls")
         if pa.types.is_list(field.type):
@@ -172,17 +172,17 @@ def flatten(table: pa.Table) -> Columns:
     weights = np.diff(edges.get("weights", 0 * edges["tokens"]))
     if (weights % np.maximum(np.diff(edges["tokens"]), 1)).any():
         raise ValueError("column weights does not fit the document's tokens")
-    texts = joined(table, "text") if "text" in table.schema.names else None
-    return Columns(documents=joined(table, "document"), texts=texts, flat=flat, edges=edges, offsets=offsets)
+    texts = join_chunks(table, "text") if "text" in table.schema.names else None
+    return FlatColumns(documents=join_chunks(table, "document"), texts=texts, flat=flat, edges=edges, offsets=offsets)
 
 
-class Rows:
+class RowGroup:
     """Read the documents of a row group from its flat columns, which this object takes over.
 
-    `flat` needs only the columns in `FLAT`; `trace` needs all. `draws` is as in `Store`.
+    `read_training_rows` needs only `TRAINING_COLUMNS`; `read_trace` needs all columns. `draws` is as in `Store`.
     """
 
-    def __init__(self, columns: Columns, *, draws: bool = True):
+    def __init__(self, columns: FlatColumns, *, draws: bool = True):
         self._flat, edges, self._offsets = columns.flat, columns.edges, columns.offsets
         self._documents = columns.documents.to_pylist()
         self._texts = [] if columns.texts is None else columns.texts.to_pylist()
@@ -197,16 +197,16 @@ class Rows:
         return len(self._documents)
 
     def __iter__(self) -> Iterator[Trace]:
-        return map(self.trace, range(len(self)))
+        return map(self.read_trace, range(len(self)))
 
     @property
     def tokens(self) -> int:
         return len(self._flat["tokens"])
 
-    def flat(self, n: int) -> FlatRows:
+    def read_training_rows(self, n: int) -> TrainingRows:
         tokens, entries = self._slice("tokens", n), self._slice("ids", n)
         logprobs, tail = self._normalised
-        return FlatRows(
+        return TrainingRows(
             tokens=self._flat["tokens"][tokens],
             offsets=self._offsets[tokens.start : tokens.stop + 1] - entries.start,
             ids=self._flat["ids"][entries],
@@ -217,13 +217,13 @@ class Rows:
     @functools.cached_property
     def _normalised(self) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:
         """Normalise all documents at once, which is faster than one by one, and free the arrays as they were read."""
-        return rounding.normalise(self._offsets, self._flat.pop("logprobs"), self._flat.pop("tail"))
+        return rounding.normalise_rows(self._offsets, self._flat.pop("logprobs"), self._flat.pop("tail"))
 
-    def trace(self, n: int) -> Trace:
+    def read_trace(self, n: int) -> Trace:
         tokens, entries, weights = self._slice("tokens", n), self._slice("ids", n), self._slice("weights", n)
         flat, count = self._flat, tokens.stop - tokens.start
         offsets = self._offsets[tokens.start : tokens.stop + 1] - entries.start
-        ids, logprobs, tail = rounding.restore(
+        ids, logprobs, tail = rounding.restore_rows(
             offsets, flat["ids"][entries], flat["logprobs"][entries], flat["tail"][tokens]
         )
         return Trace(
@@ -244,14 +244,14 @@ class Rows:
         return slice(edges[n], edges[n + 1])
 
 
-def from_table(table: pa.Table, *, draws: bool = True) -> list[Trace]:
+def read_traces(table: pa.Table, *, draws: bool = True) -> list[Trace]:
     """Turn rows of a table into traces. Raises `ValueError` if columns do not fit together.
 
     `draws` is as in `Store`.
     """
-    return list(Rows(flatten(table), draws=draws))
+    return list(RowGroup(flatten_columns(table), draws=draws))
 
 
-def joined(table: pa.Table, name: str) -> pa.Array:
+def join_chunks(table: pa.Table, name: str) -> pa.Array:
     chunks = table[name].chunks
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], table.schema.field(name).type)])

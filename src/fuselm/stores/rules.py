@@ -1,7 +1,8 @@
 """Check the rules that every row of a store keeps (docs/store.md), one row group at a time.
 
-`store verify`, and whatever reads a store for the first time, call the same function, `broken`. It trusts none of the
-numbers it looks at: only the sizes of columns, which `rows.flatten` has compared, are used to walk through them.
+`store verify`, and whatever reads a store for the first time, call the same function, `find_broken_rules`. It trusts
+none of the numbers it looks at: only the sizes of columns, which `rows.flatten_columns` has compared, are used to walk
+through them.
 """
 
 import math
@@ -15,7 +16,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from fuselm.stores import rounding
-from fuselm.stores.rows import Columns
+from fuselm.stores.rows import FlatColumns
 from fuselm.system.compiling import compiled
 
 STAGES = ("capture", "align", "fuse")
@@ -27,7 +28,7 @@ FINGERPRINT = "^([0-9a-f]{16})?$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class Expectations:
     """State what the manifest of a store implies for its rows.
 
     If the manifest names no tokenizer, no stage of fuselm made the store; then golds and weights are not held to the
@@ -42,7 +43,7 @@ class Expected:
     noise: float  # probability by which a gold token that is no entry may exceed its tail
 
 
-def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Expected:
+def read_expectations(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Expectations:
     """Return what rows must agree with. Raises `ValueError` if the manifest is not that of a store."""
     counts, parameters = made["counts"], made["parameters"]
     if made["stage"] not in STAGES:
@@ -64,7 +65,7 @@ def expected(made: Mapping[str, Any], vocabulary_size: int | None = None) -> Exp
         if type(cut_off) not in (int, float) or not 0 <= cut_off < 1:
             raise ValueError(f"parameters.tail is {cut_off!r:.40}, needs a share below 1")
     exact = made["stage"] == "capture" and layout is None
-    return Expected(
+    return Expectations(
         stage=made["stage"],
         vocabulary_size=min([MOST_IDS, *said, *([] if vocabulary_size is None else [vocabulary_size])]),
         sources=len(counts["sources"]) if made["stage"] == "fuse" and "sources" in counts else None,
@@ -116,7 +117,7 @@ RULES = {
 BELOW, BEYOND, UNSORTED, POSITIVE, TAIL, DRAWN, SUM, EMPTY, TOKEN, FOREIGN, GOLD, STARTS, NATS, WEIGHTS, TEXT = RULES
 
 
-def broken(columns: Columns, rows: Expected) -> dict[int, str]:
+def find_broken_rules(columns: FlatColumns, rows: Expectations) -> dict[int, str]:
     """Return the numbers of the documents in a row group that break a rule, with the first rule that each breaks."""
     flat, edges = columns.flat, columns.edges["tokens"]
     with np.errstate(over="ignore"):
@@ -134,7 +135,7 @@ def broken(columns: Columns, rows: Expected) -> dict[int, str]:
         rows.slack,
         rows.noise,
     )
-    flags |= np.where(_weights_astray(columns, rows), WEIGHTS, 0)
+    flags |= np.where(_flag_wrong_weights(columns, rows), WEIGHTS, 0)
     known = pc.match_substring_regex(columns.texts, FINGERPRINT).to_numpy(zero_copy_only=False)
     flags |= np.where(known, 0, TEXT)
     if not flags.any():
@@ -169,7 +170,7 @@ def _scan(  # noqa: C901
     slack,
     noise,
 ):
-    """Return the rules that each document breaks, as bits. All columns have the lengths that `flatten` compared."""
+    """Return the rules that each document breaks, as bits. `flatten_columns` has compared the columns' lengths."""
     flags = np.zeros(len(sizes), np.int64)
     log_noise, stretched = np.log(noise), 1.02 if noise == SERVED else 1.4  # by rounding, and by normalising
     for document in range(len(sizes)):
@@ -240,7 +241,7 @@ def _scan(  # noqa: C901
     return flags
 
 
-def _weights_astray(columns: Columns, rows: Expected) -> Bool[ndarray, "documents"]:
+def _flag_wrong_weights(columns: FlatColumns, rows: Expectations) -> Bool[ndarray, "documents"]:
     """Flag documents whose weights should not be there, have the wrong number of columns, or are not shares."""
     weights, edges = columns.flat["weights"], columns.edges["weights"]
     tokens, sources = np.diff(columns.edges["tokens"]), rows.sources

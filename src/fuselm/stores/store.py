@@ -24,25 +24,35 @@ from fuselm.stores.index import (
     INDEX,
     INDEX_SCHEMA,
     PART_TOKENS,
-    finish,
+    find_index_fault,
     read_index,
+    write_index,
     write_part,
     write_parts,
-    wrong_index,
 )
 from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
-from fuselm.stores.rows import FLAT, SCHEMA, Columns, FlatRows, Rows, Trace, flatten, joined, to_table
+from fuselm.stores.rows import (
+    SCHEMA,
+    TRAINING_COLUMNS,
+    FlatColumns,
+    RowGroup,
+    Trace,
+    TrainingRows,
+    build_table,
+    flatten_columns,
+    join_chunks,
+)
 from fuselm.system import atomic_files, manifest
 from fuselm.system.errors import summarize_error
 
 OPEN_FILES = 64
 NAMES_STEP = 32  # every 32nd name of the index is kept as a Python string
 
-__all__ = ["DAMAGED", "GROUP_TOKENS", "INDEX", "INDEX_SCHEMA", "PART_TOKENS", "SCHEMA", "Store", "Trace", "finish"]
-__all__ += ["part_path", "text_fingerprint", "to_table", "write_part", "write_parts", "write_tables"]
+__all__ = ["DAMAGED", "GROUP_TOKENS", "INDEX", "INDEX_SCHEMA", "PART_TOKENS", "SCHEMA", "Store", "Trace"]
+__all__ += ["build_table", "fingerprint_text", "part_path", "write_index", "write_part", "write_parts", "write_tables"]
 
 
-def text_fingerprint(text: str) -> str:
+def fingerprint_text(text: str) -> str:
     """Return the first 16 hex digits of a text's sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -88,23 +98,23 @@ class Store:
         self._draws, self._salvage = draws, salvage
         self.manifest = manifest.read(folder)
         try:
-            self._expected = rules.expected(self.manifest, vocabulary_size)
+            self._expected = rules.read_expectations(self.manifest, vocabulary_size)
         except ValueError as error:
             raise ValueError(self._damaged(folder / "manifest.json", "damaged", error)) from None
-        largest = trust.largest_id(folder, self.manifest)
+        largest = trust.recall_largest_id(folder, self.manifest)
         is_known = largest is not None and largest < self._expected.vocabulary_size
         index = self._read_index(is_known)
         self.index = index.select(["document", "text", "bytes", "tokens"])
-        self._names, self._texts = joined(index, "document"), joined(index, "text")
+        self._names, self._texts = join_chunks(index, "document"), join_chunks(index, "text")
         self._sizes, self._lengths = index["bytes"].to_numpy(), index["tokens"].to_numpy()
         self._some_names = self._names.take(pa.array(np.arange(0, len(index), NAMES_STEP))).to_pylist()
         self._rows = index["row"].to_numpy()
         self._groups = index["part"].to_numpy().astype(np.int64) << 32 | index["group"].to_numpy()
         self._order = np.lexsort((self._rows, self._groups)).astype(np.int32)  # as they are on disk
         self._groups_in_order = self._groups[self._order]
-        self._file = functools.lru_cache(OPEN_FILES)(self._open)
+        self._file = functools.lru_cache(OPEN_FILES)(self._open_part)
         self._keep_tokens = keep_tokens
-        self._kept: OrderedDict[tuple[int, Sequence[str] | None], Rows] = OrderedDict()  # least recently read first
+        self._kept: OrderedDict[tuple[int, Sequence[str] | None], RowGroup] = OrderedDict()  # least recently read first
         self._kept_tokens = 0
         self._unchecked = set() if is_known else set(np.unique(self._groups).tolist())
         self._unhashed = set() if is_known or salvage else {group >> 32 for group in self._unchecked}
@@ -116,7 +126,7 @@ class Store:
         try:
             if not is_known and not self._salvage:
                 self._check_hash(path)
-            if wrong := wrong_index(index, self.manifest):
+            if wrong := find_index_fault(index, self.manifest):
                 raise ValueError(wrong)
         except DAMAGED as error:
             raise ValueError(self._damaged(path, "damaged", error)) from None
@@ -125,7 +135,7 @@ class Store:
     def check(self) -> None:
         """Check everything that was not checked yet, so that nothing is found wrong later. Raises `ValueError`."""
         for group in sorted(self._unchecked):
-            self._table(group)
+            self._read_table(group)
 
     @property
     def documents(self) -> list[str]:
@@ -140,9 +150,9 @@ class Store:
 
     def __iter__(self) -> Iterator[Trace]:
         for group in np.unique(self._groups).tolist():
-            yield from self._unpacked(group)
+            yield from self._read_group(group)
 
-    def tables(self, documents: Collection[str] | None = None) -> Iterator[pa.Table]:
+    def read_tables(self, documents: Collection[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of `documents` (None: all) as they are on disk, one table per row group.
 
         Written to another store as they are, they are not rounded twice.
@@ -150,15 +160,15 @@ class Store:
         chosen = None if documents is None else pa.array(sorted(documents), pa.string())
         wanted = ... if chosen is None else pc.is_in(self._names, chosen).to_numpy(zero_copy_only=False)
         for group in np.unique(self._groups[wanted]).tolist():
-            table = self._table(group, wanted=chosen)
+            table = self._read_table(group, wanted=chosen)
             yield table if chosen is None else table.filter(pc.is_in(table["document"], chosen))
 
-    def columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
+    def read_columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield a few columns, as they are on disk, one table per row group."""
         for group in np.unique(self._groups).tolist():
-            yield self._table(group, ["document", *names]).select(list(names))
+            yield self._read_table(group, ["document", *names]).select(list(names))
 
-    def bytes_on_disk(self) -> dict[str, int]:
+    def count_bytes_by_column(self) -> dict[str, int]:
         """Return the compressed size of each column, in bytes."""
         sizes: dict[str, int] = {}
         for number in np.unique(self._groups >> 32).tolist():
@@ -171,22 +181,22 @@ class Store:
 
     def read(self, document: str) -> Trace:
         """Read one document. Raises `KeyError` if it isn't there, `ValueError` if it is damaged."""
-        return self.read_all([document])[0]
+        return self.read_many([document])[0]
 
-    def read_all(self, documents: Sequence[str]) -> list[Trace]:
+    def read_many(self, documents: Sequence[str]) -> list[Trace]:
         """Read several documents at a time, which costs less for each. Raises as `read` does."""
-        found = list(map(self._place, documents))
+        found = list(map(self._locate, documents))
         traces: dict[int, Trace] = {}
         for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
-            traces[at] = self._group(int(self._groups[at])).trace(int(self._rows[at]))
+            traces[at] = self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
         return [traces[at] for at in found]
 
-    def read_flat(self, document: str) -> FlatRows:
+    def read_for_training(self, document: str) -> TrainingRows:
         """Read what training needs of a document, in three quarters of the time. Raises as `read` does."""
-        at = self._place(document)
-        return self._group(int(self._groups[at]), FLAT).flat(int(self._rows[at]))
+        at = self._locate(document)
+        return self._keep_group(int(self._groups[at]), TRAINING_COLUMNS).read_training_rows(int(self._rows[at]))
 
-    def expect(self, wanted: Mapping[str, str], texts: Mapping[str, str], *, where: str) -> None:
+    def require_inputs(self, wanted: Mapping[str, str], texts: Mapping[str, str], *, where: str) -> None:
         """Raise `ValueError` unless the store was made from `wanted` and holds `texts`.
 
         `wanted` maps names of inputs to fingerprints, `texts` maps documents to their text. Documents that the capture
@@ -212,12 +222,12 @@ class Store:
                     continue
                 raise ValueError(f"{where}: {self.folder} has no document {document}; capture this run's corpus again")
             stored = self.index["text"][at].as_py() or None
-            if stored not in (None, text_fingerprint(text)) or self.index["bytes"][at].as_py() != len(text.encode()):
+            if stored not in (None, fingerprint_text(text)) or self.index["bytes"][at].as_py() != len(text.encode()):
                 raise ValueError(
                     f"{where}: {self.folder} has another text of document {document}; capture this run's corpus again"
                 )
 
-    def _place(self, document: str) -> int:
+    def _locate(self, document: str) -> int:
         if (at := self._find(document)) is None:
             raise KeyError(document)
         return at
@@ -228,30 +238,32 @@ class Store:
         at = bisect.bisect_left(range(len(self)), document, begin, end, key=lambda n: self._names[n].as_py())
         return at if at < len(self) and self._names[at].as_py() == document else None
 
-    def _group(self, group: int, columns: Sequence[str] | None = None) -> Rows:
+    def _keep_group(self, group: int, columns: Sequence[str] | None = None) -> RowGroup:
         key = group, columns
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        rows = self._kept[key] = self._unpacked(group, columns)
+        rows = self._kept[key] = self._read_group(group, columns)
         self._kept_tokens += rows.tokens
         while len(self._kept) > 1 and self._kept_tokens > self._keep_tokens:
             self._kept_tokens -= self._kept.popitem(last=False)[1].tokens
         return rows
 
-    def _unpacked(self, group: int, columns: Sequence[str] | None = None) -> Rows:
-        table, found = self._checked(group, columns)
+    def _read_group(self, group: int, columns: Sequence[str] | None = None) -> RowGroup:
+        table, found = self._read_checked(group, columns)
         try:
-            return Rows(flatten(table) if found is None else found, draws=self._draws)
+            return RowGroup(flatten_columns(table) if found is None else found, draws=self._draws)
         except DAMAGED as error:
             raise self._damaged_group(group, error) from None
 
-    def _table(self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None) -> pa.Table:
-        return self._checked(group, columns, wanted=wanted)[0]
-
-    def _checked(
+    def _read_table(
         self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None
-    ) -> tuple[pa.Table, Columns | None]:
+    ) -> pa.Table:
+        return self._read_checked(group, columns, wanted=wanted)[0]
+
+    def _read_checked(
+        self, group: int, columns: Sequence[str] | None = None, *, wanted: pa.Array | None = None
+    ) -> tuple[pa.Table, FlatColumns | None]:
         """Return a row group; and all its columns, flat, if it was checked just now."""
         file = self._file(group >> 32)
         is_checked = group not in self._unchecked
@@ -259,20 +271,22 @@ class Store:
             names, found = list(columns) if columns is not None and is_checked else None, None
             table = parts.read_group(file, group & 0xFFFFFFFF, names)
             at = self._order[slice(*np.searchsorted(self._groups_in_order, (group, group + 1)))]
-            if not joined(table, "document").equals(self._names.take(pa.array(at))):
+            if not join_chunks(table, "document").equals(self._names.take(pa.array(at))):
                 raise ValueError("other documents than the index says")
             if not is_checked:
-                found = self._check(group, table, at, wanted if self._salvage else None)
+                found = self._check_group(group, table, at, wanted if self._salvage else None)
                 table = table if columns is None else table.select(list(columns))
         except DAMAGED as error:
             raise self._damaged_group(group, error) from None
         return table, found
 
-    def _check(self, group: int, table: pa.Table, at: Int[ndarray, "documents"], wanted: pa.Array | None) -> Columns:
+    def _check_group(
+        self, group: int, table: pa.Table, at: Int[ndarray, "documents"], wanted: pa.Array | None
+    ) -> FlatColumns:
         """Check a row group by all rules; in a damaged store, only the documents that are wanted must pass."""
         table.validate(full=True)
-        found = flatten(table)
-        broken = rules.broken(found, self._expected)
+        found = flatten_columns(table)
+        broken = rules.find_broken_rules(found, self._expected)
         said = [("text", ~pc.equal(self._texts.take(pa.array(at)), found.texts).to_numpy(zero_copy_only=False))]
         said += [("bytes", self._sizes[at] != found.flat["bytes"])]
         said += [("tokens", self._lengths[at] != np.diff(found.edges["tokens"]))]
@@ -280,9 +294,9 @@ class Store:
             broken |= {n: f"the index has other {name} of it" for n in np.flatnonzero(differ).tolist()}
         if not broken:
             self._unchecked.discard(group)
-            self._largest, self._entries = max(self._largest, found.largest), self._entries + len(found.flat["ids"])
+            self._largest, self._entries = max(self._largest, found.largest_id), self._entries + len(found.flat["ids"])
             if not self._unchecked and not self._salvage:
-                self._remember()
+                self._remember_as_sound()
             return found
         names = found.documents.take(pa.array(sorted(broken), pa.int64()))
         bad = names.filter(pc.is_in(names, wanted)) if wanted is not None else names
@@ -291,14 +305,14 @@ class Store:
             raise ValueError(f"document {bad[0].as_py()}: {rule}")
         return found
 
-    def _remember(self) -> None:
+    def _remember_as_sound(self) -> None:
         """Remember that the store is sound. Raises `ValueError` if the manifest counts other entries."""
         counted = self.manifest["counts"]["entries"]
         if self._entries != counted:
             raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")
-        trust.remember(self.folder, self.manifest, self._largest)
+        trust.remember_store(self.folder, self.manifest, self._largest)
 
-    def _open(self, number: int) -> pq.ParquetFile:
+    def _open_part(self, number: int) -> pq.ParquetFile:
         path = part_path(self.folder, number)
         try:
             file = parts.open_parquet(path, SCHEMA, page_checksums=number not in self._unhashed)

@@ -14,26 +14,26 @@ from fuselm.system import fingerprints, manifest
 VERSION = 2  # of the rules; raise it when a rule is added
 
 
-def largest_id(folder: Path, made: Mapping[str, Any]) -> int | None:
+def recall_largest_id(folder: Path, made: Mapping[str, Any]) -> int | None:
     """Return the largest token or id of a store that was found sound; None if it was not checked."""
-    found = fingerprints.recall(_key(folder, made))
+    found = fingerprints.recall(_make_key(folder, made))
     return found if type(found) is int else None
 
 
-def remember(folder: Path, made: Mapping[str, Any], largest: int) -> None:
+def remember_store(folder: Path, made: Mapping[str, Any], largest: int) -> None:
     """Remember that a store is sound, and its largest token or id."""
-    fingerprints.remember(_key(folder, made), largest)
+    fingerprints.remember(_make_key(folder, made), largest)
 
 
-def remember_made(folder: Path) -> None:
+def remember_output(folder: Path) -> None:
     """Remember that the output of this run is sound, if it is a store: its ids were checked when they were written."""
     made = manifest.read(folder)
     size = made["counts"].get("vocabulary_size", made["parameters"].get("vocabulary_size"))
     if made["stage"] in ("capture", "align", "fuse") and isinstance(size, int):
-        remember(folder, made, size - 1)
+        remember_store(folder, made, size - 1)
 
 
-def _key(folder: Path, made: Mapping[str, Any]) -> str:
+def _make_key(folder: Path, made: Mapping[str, Any]) -> str:
     lines = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()]
     for name in sorted(made["files"]):
         try:

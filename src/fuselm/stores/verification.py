@@ -14,7 +14,7 @@ import numpy as np
 
 from fuselm.stores import index as indexes
 from fuselm.stores import parts, rules, trust
-from fuselm.stores.rows import SCHEMA, flatten
+from fuselm.stores.rows import SCHEMA, flatten_columns
 from fuselm.system import atomic_files, manifest
 from fuselm.system.errors import summarize_error
 from fuselm.system.progress import Progress
@@ -58,7 +58,7 @@ class Place:
     row: int
 
 
-def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = None) -> Verdict:
+def verify_store(folder: Path, *, progress: Progress, vocabulary_size: int | None = None) -> Verdict:
     """Check all of a store and return the verdict.
 
     `vocabulary_size` is the number of ids of the model that the store's ids belong to, if it is known. A store without
@@ -66,10 +66,10 @@ def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = No
     """
     made = manifest.read(folder)
     try:
-        expected = rules.expected(made, vocabulary_size)
+        expected = rules.read_expectations(made, vocabulary_size)
     except ValueError as error:
         raise ValueError(f"{folder}/manifest.json: damaged ({error})") from None
-    problems = list(_wrong_files(folder, made["files"]))
+    problems = list(_find_file_problems(folder, made["files"]))
     index, of_index = _read_index(folder, made)
     problems += of_index
     there = sorted({*folder.glob("part-*.parquet"), *(folder / name for name in made["files"] if parts.is_part(name))})
@@ -85,7 +85,7 @@ def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = No
             largest, entries = max(largest, part.largest), entries + part.entries
             progress.advance(path.stat().st_size)
         else:
-            problems.append(Problem(path=path, what="is missing", lost=_expected(path, index)))
+            problems.append(Problem(path=path, what="is missing", lost=_list_expected_documents(path, index)))
     for document, place in (index or {}).items():
         if document in good and good[document] != place:
             problems.append(Problem(path=folder / indexes.INDEX, what=f"says another thing of document {document}"))
@@ -96,13 +96,13 @@ def verify(folder: Path, *, progress: Progress, vocabulary_size: int | None = No
     kept = tuple(document for document in good if document not in lost)
     if not problems:
         counted = {"documents": len(kept), "tokens": sum(place.tokens for place in good.values()), "entries": entries}
-        problems += _wrong_manifest(folder, made, counted)
+        problems += _find_manifest_problems(folder, made, counted)
     if not problems:
-        trust.remember(folder, made, largest)
+        trust.remember_store(folder, made, largest)
     return Verdict(problems=tuple(problems), kept=kept, lost=lost)
 
 
-def _wrong_manifest(folder: Path, made: Mapping[str, Any], counted: Mapping[str, int]) -> Iterator[Problem]:
+def _find_manifest_problems(folder: Path, made: Mapping[str, Any], counted: Mapping[str, int]) -> Iterator[Problem]:
     path = folder / "manifest.json"
     for name, there in counted.items():
         if made["counts"][name] != there:
@@ -112,7 +112,7 @@ def _wrong_manifest(folder: Path, made: Mapping[str, Any], counted: Mapping[str,
         yield Problem(path=path, what="the key is not that of its stage, parameters and inputs")
 
 
-def _wrong_files(folder: Path, files: dict[str, str]) -> Iterator[Problem]:
+def _find_file_problems(folder: Path, files: dict[str, str]) -> Iterator[Problem]:
     for name, sha256 in files.items():
         if not (folder / name).is_file():
             if not parts.is_part(name):  # a part is missed with its documents
@@ -134,19 +134,19 @@ def _read_index(folder: Path, made: Mapping[str, Any]) -> tuple[dict[str, Place]
     except ValueError as error:
         what = str(error).removeprefix(f"{path}: ")
         return None, [Problem(path=path, what=f"{what}; the parts tell what it did")]
-    wrong = indexes.wrong_index(table, made)
+    wrong = indexes.find_index_fault(table, made)
     places = [Place(size=row.pop("bytes"), **row) for row in table.to_pylist()]
     return {place.document: place for place in places}, [Problem(path=path, what=wrong)] if wrong else []
 
 
-def _expected(path: Path, index: dict[str, Place] | None, group: int | None = None) -> tuple[str, ...]:
+def _list_expected_documents(path: Path, index: dict[str, Place] | None, group: int | None = None) -> tuple[str, ...]:
     """Return the documents that the index has in a part, or in one row group of it."""
-    of_part = [place for place in (index or {}).values() if place.part == parts.part_number(path)]
+    of_part = [place for place in (index or {}).values() if place.part == parts.read_part_number(path)]
     return tuple(place.document for place in of_part if group in (None, place.group))
 
 
 @dataclass(slots=True, kw_only=True)
-class _Part:
+class _PartVerdict:
     """Collect what was found in a part."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -154,28 +154,30 @@ class _Part:
     entries: int = 0
 
 
-def _check_part(path: Path, index: dict[str, Place] | None, good: dict[str, Place], expected: rules.Expected) -> _Part:
+def _check_part(
+    path: Path, index: dict[str, Place] | None, good: dict[str, Place], expected: rules.Expectations
+) -> _PartVerdict:
     """Check a part, and add its good documents to `good`."""
-    result, number = _Part(), parts.part_number(path)
+    result, number = _PartVerdict(), parts.read_part_number(path)
     try:
         file = parts.open_parquet(path, SCHEMA)
     except ValueError as error:
         what = str(error).removeprefix(f"{path}: ")
-        result.problems.append(Problem(path=path, what=what, lost=_expected(path, index)))
+        result.problems.append(Problem(path=path, what=what, lost=_list_expected_documents(path, index)))
         return result
     for group in range(file.num_row_groups):
         try:
             table = parts.read_group(file, group)
             table.validate(full=True)
-            columns = flatten(table)
-            broken = rules.broken(columns, expected)
+            columns = flatten_columns(table)
+            broken = rules.find_broken_rules(columns, expected)
             names, texts = columns.documents.to_pylist(), columns.texts.to_pylist()
         except parts.DAMAGED as error:
-            lost = _expected(path, index, group)
+            lost = _list_expected_documents(path, index, group)
             what = f"row group {group} is damaged ({summarize_error(error)})"
             result.problems.append(Problem(path=path, what=what, lost=lost))
             continue
-        result.largest = max(result.largest, columns.largest)
+        result.largest = max(result.largest, columns.largest_id)
         result.entries += len(columns.flat["ids"])
         tokens = np.diff(columns.edges["tokens"]).tolist()
         for row, (name, text, size) in enumerate(zip(names, texts, columns.flat["bytes"].tolist(), strict=True)):

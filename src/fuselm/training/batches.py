@@ -17,7 +17,7 @@ from fuselm.documents.corpus import Document
 from fuselm.documents.passages import packs
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.stores.rows import FlatRows
+from fuselm.stores.rows import TrainingRows
 from fuselm.stores.store import Store
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
@@ -108,7 +108,7 @@ class Batches(torch.utils.data.Dataset):
     def _read_document(self, i: int) -> dict:
         if self._fused is None:
             return {"tokens": self._ids[i]}
-        fused = self._fused.read_flat(self._documents[i].id)
+        fused = self._fused.read_for_training(self._documents[i].id)
         if not np.array_equal(fused.tokens, self._ids[i]):
             name = self._documents[i].id
             raise ValueError(f"{self._fused.folder}: document {name}: other tokens than the target's; fuse again")
@@ -141,7 +141,7 @@ class Collator:
         return batch
 
 
-def _pad_rows(documents: Sequence[FlatRows]) -> dict[str, torch.Tensor]:
+def _pad_rows(documents: Sequence[TrainingRows]) -> dict[str, torch.Tensor]:
     for d in documents:
         index_checks.require_offsets("fused rows", d.offsets, len(d.ids))
         index_checks.require_lengths("fused rows", len(d.ids), d.logprobs)

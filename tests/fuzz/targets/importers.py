@@ -73,7 +73,7 @@ def _read(path: Path, layout: str, tokens: foreign.Tokens, out: Path) -> None:
         return store.write_parts(partial, traces) | {"vocabulary_size": tokens.vocabulary.size}
 
     manifest.build_once(out, recipe, build)
-    problems = verification.verify(out, progress=QUIET).problems
+    problems = verification.verify_store(out, progress=QUIET).problems
     assert not problems, f"imported, but {problems[0]}"
 
 

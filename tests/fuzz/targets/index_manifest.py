@@ -33,7 +33,7 @@ def case(made, random: np.random.Generator, folder: Path) -> None:
         made_by = json.loads((path / "manifest.json").read_text())
         _change_json(made_by, random)
         (path / "manifest.json").write_text(json.dumps(made_by))
-    told.table(told.info(path))
+    told.make_facts_table(told.read_facts(path))
     store_values.used(path, source, target)
     assert [trace.document for trace in store.Store(path)] == documents, "other documents"
 

@@ -16,7 +16,7 @@ from fuselm.fusion import pooling, weights
 from fuselm.models import scan
 from fuselm.stores import rounding
 from fuselm.stores.distributions import Distributions
-from fuselm.stores.rows import FlatRows, Trace
+from fuselm.stores.rows import Trace, TrainingRows
 from fuselm.training import batches
 
 NUMBERS = np.array([-(2**31), -1, 0, 1, 2, 3, 5, 8, 9, 10, 11, 50_000_000, 2**31 - 1])
@@ -93,8 +93,8 @@ def _rows(random: np.random.Generator, tokens: int) -> Distributions:
 
 def _rounding(made, random: np.random.Generator) -> None:
     d = _rows(random, int(random.integers(0, 7)))
-    rounding.order_by_id(d.offsets, d.ids, d.logprobs)
-    rounding.restore(d.offsets, d.ids, d.logprobs, d.tail)
+    rounding.sort_rows_by_id(d.offsets, d.ids, d.logprobs)
+    rounding.restore_rows(d.offsets, d.ids, d.logprobs, d.tail)
 
 
 def _pooling(made, random: np.random.Generator) -> None:
@@ -108,7 +108,9 @@ def _pooling(made, random: np.random.Generator) -> None:
 def _batches(made, random: np.random.Generator) -> None:
     rows = [_rows(random, int(random.integers(1, 5))) for _ in range(3)]
     flat = [
-        FlatRows(tokens=np.zeros(len(d.tail), np.int32), offsets=d.offsets, ids=d.ids, logprobs=d.logprobs, tail=d.tail)
+        TrainingRows(
+            tokens=np.zeros(len(d.tail), np.int32), offsets=d.offsets, ids=d.ids, logprobs=d.logprobs, tail=d.tail
+        )
         for d in rows
     ]
     batches._pad_rows(flat)

@@ -107,7 +107,7 @@ def read(case: Case) -> distributions.Distributions:
         found = endpoints.distributions(rows, case.top_k)
         if np.isnan(found.gold).any() or np.isnan(found.logprobs).any():
             raise ValueError("the document is left out")
-        distributions.check(found, SIZE)
+        distributions.check_distributions(found, SIZE)
     return found
 
 

@@ -30,7 +30,7 @@ def case(made, random: np.random.Generator, folder: Path) -> None:
     damage(path / str(random.choice(sorted(p.name for p in path.iterdir()))), random)
     verdict = problem = None
     try:
-        verdict = verification.verify(path, progress=QUIET)
+        verdict = verification.verify_store(path, progress=QUIET)
     except ValueError as error:
         problem = error
     found = [values(trace) for trace in store.Store(path)]

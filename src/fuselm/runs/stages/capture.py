@@ -90,7 +90,7 @@ def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
         wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
         if texts_exist:  # before that it is not known yet what the store must hold
             texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
-            found.expect(wanted, texts, where=f"sources.{name}.store")
+            found.require_inputs(wanted, texts, where=f"sources.{name}.store")
             pipeline.trusted_stores.add(folder)
     return pipeline.steps.use_existing(STAGE, name, folder, fingerprints.hash_file_once(folder / "manifest.json")[:16])
 

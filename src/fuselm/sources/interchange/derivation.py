@@ -15,7 +15,7 @@ from fuselm.models.segmentation import Segmentation
 from fuselm.sources.interchange import foreign
 from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
-from fuselm.stores.distributions import Distributions, check
+from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Trace
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
@@ -38,13 +38,13 @@ def to_trace(
     ids, rows, gold = found.tokens[begin:end], rows[begin:end], gold[begin:end]
     segmentation, text = _segmented(found.text, ids, tokens, counted)
     distributions = _distributions(rows, gold, ids, tokens.vocabulary.size, tail, counted)
-    check(distributions, tokens.vocabulary.size)
+    check_distributions(distributions, tokens.vocabulary.size)
     known = distributions.gold[distributions.informed].astype(np.float64)
     guessed = len(ids) - len(known)
     counted["tokens_without_row"] += guessed
     trace = Trace(
         document="",
-        text="" if text is None else store.text_fingerprint(text),
+        text="" if text is None else store.fingerprint_text(text),
         size=segmentation.size,
         nats=float(-known.sum()) + guessed * math.log(tokens.vocabulary.size),
         tokens=segmentation.ids,
@@ -85,7 +85,7 @@ def _require_logprob(given: Any) -> None:
         raise ValueError("a log-probability is infinite")
 
 
-def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Row | None], list[float]]:
+def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Entries | None], list[float]]:
     """Put row i at token i; a token without a row gets None."""
     rows, gold, count = list(found.rows), list(found.gold), len(found.tokens)
     if ahead:
@@ -125,7 +125,7 @@ def _segmented(
 
 
 def _distributions(
-    rows: list[foreign.Row | None],
+    rows: list[foreign.Entries | None],
     gold: list[float],
     tokens: list[int],
     vocabulary_size: int,

@@ -50,7 +50,7 @@ def export_store(
     def written() -> Iterator[dict[str, Any]]:
         for trace in found:
             text = texts.get(trace.document) if documents is not None else _spelled(trace, tokens)
-            if text is not None and trace.text not in ("", store.text_fingerprint(text)):
+            if text is not None and trace.text not in ("", store.fingerprint_text(text)):
                 raise ValueError(f"document {trace.document}: --documents has another text of it; name this store's")
             if text is None and layout == "openai":
                 raise ValueError(
@@ -70,7 +70,7 @@ def _spelled(trace: Trace, tokens: Tokens) -> str | None:
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in trace.tokens.tolist())
     for data in (joined, joined[1:]):
         text = data.decode("utf-8", "replace")
-        if store.text_fingerprint(text) == trace.text:
+        if store.fingerprint_text(text) == trace.text:
             return text
     return None
 

@@ -26,7 +26,7 @@ from fuselm.stores.store import Trace
 NOTHING = -1e9  # log-probability of padding
 LEAST = -9999.0  # vLLM writes this for minus infinity, which JSON lacks
 
-Row = list[tuple[int, float]]
+Entries = list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Foreign:
 
     text: str | None
     tokens: list[int]
-    rows: list[Row | None]
+    rows: list[Entries | None]
     gold: list[float]
 
 
@@ -94,7 +94,7 @@ def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
         ids = [tokens.context, *ids] if len(given) == len(ids) + 1 else ids
     if len(ids) != len(given):
         raise ValueError(f"{len(ids)} prompt_token_ids, but {len(given)} prompt_logprobs")
-    rows: list[Row | None] = []
+    rows: list[Entries | None] = []
     gold = []
     for token, row in zip(ids, given, strict=True):
         entries = {_id(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()}
@@ -188,7 +188,7 @@ def read_axolotl(record: dict[str, Any], _: Tokens) -> Foreign:
     if given is None or ids is None:
         raise ValueError("no columns target_token_ids and target_logprobs")
     masks = mask if mask is not None else [[1] * len(row) for row in ids]
-    rows: list[Row | None] = [
+    rows: list[Entries | None] = [
         [(i, p) for i, p, m in zip(*row, strict=True) if m] or None for row in zip(ids, given, masks, strict=True)
     ]
     return Foreign(text=_text(record), tokens=tokens, rows=rows, gold=[math.nan] * len(rows))
@@ -221,7 +221,7 @@ def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
         raise ValueError("DistillKit's legacy columns, which hold logits and no probabilities; capture again")
     else:
         raise ValueError("no columns token_ids and top_values, nor compressed_logprobs and bytepacked_indices")
-    rows: list[Row | None] = [list(zip(*row, strict=True)) or None for row in zip(ids, logprobs, strict=True)]
+    rows: list[Entries | None] = [list(zip(*row, strict=True)) or None for row in zip(ids, logprobs, strict=True)]
     return Foreign(text=_text(record), tokens=_input_ids(record), rows=rows, gold=[math.nan] * len(rows))
 
 

@@ -20,7 +20,7 @@ from fuselm.models.locating import Model
 from fuselm.sources.interchange import derivation, distillkit, foreign
 from fuselm.sources.interchange.foreign import Foreign, Tokens
 from fuselm.stores import store
-from fuselm.stores.merging import make
+from fuselm.stores.merging import build_store_once
 from fuselm.stores.store import Trace
 from fuselm.system import fingerprints
 from fuselm.system.errors import summarize_error
@@ -101,7 +101,7 @@ def import_files(
         counts = store.write_parts(partial, traces)
         return {**counts, **counted, "skipped": [], "vocabulary_size": tokens.vocabulary.size}
 
-    return make(out, recipe, build)
+    return build_store_once(out, recipe, build)
 
 
 def read_compression(path: Path | None, source: Path) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class PromptRows:
     """Hold the entries of each token of a prompt, most probable first, and its own log-probability.
 
     The first row is `None` if the server does not tell it. `lost` is the mass of strings that may be several tokens.

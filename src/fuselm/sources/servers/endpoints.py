@@ -20,7 +20,7 @@ from fuselm.sources.servers.answers import (
     ROUNDING,
     Entries,
     Prompt,
-    Rows,
+    PromptRows,
     about_token,
     check_length,
     check_mass,
@@ -59,7 +59,7 @@ class Api:
 
     path: str
     ask: Callable[[str, Prompt, int, Dialect | None], dict[str, Any]]
-    read: Callable[[Any, Prompt, Dialect | None], Rows]
+    read: Callable[[Any, Prompt, Dialect | None], PromptRows]
     more: str
 
 
@@ -73,7 +73,7 @@ def next_token(model: str, text: str, top_k: int) -> dict[str, Any]:
     return {"model": model, "prompt": text, "max_tokens": 1, "temperature": 1.0, "logprobs": top_k}
 
 
-def read_openai(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
+def read_openai(answer: Any, prompt: Prompt, dialect: Dialect | None) -> PromptRows:
     """Read an echo: a string and a log-probability for each token, and the top strings of each."""
     assert dialect is not None
     own, top = echoed(answer, prompt, dialect)
@@ -92,10 +92,10 @@ def read_openai(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
         entries.append(row)
         gold.append(float(own[n]))
         lost += unclear
-    return Rows(entries=entries, gold=gold, lost=lost)
+    return PromptRows(entries=entries, gold=gold, lost=lost)
 
 
-def read_completion(answer: Any, prompt: Prompt, dialect: Dialect | None) -> Rows:
+def read_completion(answer: Any, prompt: Prompt, dialect: Dialect | None) -> PromptRows:
     """Read an echo with one generated token at most after it, as it was asked for."""
     assert dialect is not None
     rows = read_openai(answer, prompt, dialect)
@@ -208,7 +208,7 @@ HINTS = {
 }
 
 
-def check_rows(api: str, rows: Rows, prompt: Prompt, vocabulary_size: int, top_k: int | None = None) -> None:
+def check_rows(api: str, rows: PromptRows, prompt: Prompt, vocabulary_size: int, top_k: int | None = None) -> None:
     """Raise `ValueError`, with the token, where rows are not `top_k` entries each of one softmax.
 
     A row has one entry more if the prompt's token is not among them, and fewer where they are strings.
@@ -230,7 +230,7 @@ def most_bytes(prompt: Prompt, top_k: int) -> int:
     return ANSWER_BYTES + ENTRY_BYTES * (2 + len(prompt.ids)) * (2 + top_k)
 
 
-def distributions(rows: Rows, top_k: int) -> Distributions:
+def distributions(rows: PromptRows, top_k: int) -> Distributions:
     """Return the `top_k` most probable entries of each row; all else is its tail."""
     counts = np.array([len(row or ()) for row in rows.entries], np.int64)
     flat = np.array([entry for row in rows.entries for entry in row or ()], np.float64).reshape(-1, 2)

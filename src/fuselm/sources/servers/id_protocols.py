@@ -8,7 +8,7 @@ from fuselm.sources.servers.answers import (
     ROUNDING,
     Entries,
     Prompt,
-    Rows,
+    PromptRows,
     about_token,
     check_length,
     check_numbers,
@@ -26,7 +26,7 @@ def ask_vllm(model: str, prompt: Prompt, top_k: int, _: None) -> dict[str, Any]:
     return {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
 
 
-def read_vllm(answer: Any, prompt: Prompt, _: None) -> Rows:
+def read_vllm(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     """Read a dict of ids for each token, null for the first; it has the token itself, among the top ones or not."""
     choice = take_choice(answer)
     rows = choice.get("prompt_logprobs")
@@ -44,7 +44,7 @@ def read_vllm(answer: Any, prompt: Prompt, _: None) -> Rows:
             values = [take(e, dict, "an entry").get("logprob") for e in take(row, dict, "its row").values()]
             entries.append(pair([read_id(key) for key in row], values))
             gold.append(_of(dict(entries[-1]), token))
-    return Rows(entries=entries, gold=gold, lost=0.0)
+    return PromptRows(entries=entries, gold=gold, lost=0.0)
 
 
 def ask_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def ask_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
     }
 
 
-def read_sglang(answer: Any, prompt: Prompt, _: None) -> Rows:
+def read_sglang(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     """Read lists of [log-probability, id, text]: one for the prompt's own tokens, and one for each token's top ones."""
     about = take(take(answer, dict, "the answer").get("meta_info") or {}, dict, "meta_info")
     own, top = about.get("input_token_logprobs"), about.get("input_top_logprobs")
@@ -78,7 +78,7 @@ def read_sglang(answer: Any, prompt: Prompt, _: None) -> Rows:
                 raise ValueError(
                     f"it has {entry[0]:.6g} and is not among the top entries, the last of {values[-1]:.6g}"
                 )
-    return Rows(entries=entries, gold=[float(entry[0]) for entry in own[1:]], lost=0.0)
+    return PromptRows(entries=entries, gold=[float(entry[0]) for entry in own[1:]], lost=0.0)
 
 
 def _triple(entry: Any) -> tuple[Any, int]:

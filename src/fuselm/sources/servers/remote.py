@@ -17,11 +17,11 @@ from fuselm.documents.passages import Passage, Prefix, documents_of
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.servers import client, endpoints
 from fuselm.sources.servers.client import Client, Unreachable
-from fuselm.sources.servers.endpoints import Dialect, Prompt, Rows
+from fuselm.sources.servers.endpoints import Dialect, Prompt, PromptRows
 from fuselm.sources.servers.server import Connection, Server, connect, put, read
-from fuselm.stores.distributions import check
+from fuselm.stores.distributions import check_distributions
 from fuselm.stores.retention import Policy
-from fuselm.stores.store import Trace, text_fingerprint
+from fuselm.stores.store import Trace, fingerprint_text
 from fuselm.system.progress import Progress
 
 ONE = 1  # document a batch: the server makes its own
@@ -56,7 +56,7 @@ def capture_from_server(
                     yield [None]
                     continue
                 lost, tokens = lost + unclear, tokens + len(trace.tokens)
-                yield [replace(trace, distributions=retention.shorten(policy, trace.distributions))]
+                yield [replace(trace, distributions=retention.drop_unwanted_entries(policy, trace.distributions))]
 
         lengths = [len(s.ids) for s in segmentations]
         counts = write_all(read_all, documents, lengths, out, prefix=Prefix(), batch_tokens=ONE, progress=progress)
@@ -117,10 +117,10 @@ def _trace(connection: Connection, document: Document, segmentation: Segmentatio
     distributions = endpoints.distributions(rows, connection.top_k)
     if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
         return None, 0.0
-    check(distributions, connection.vocabulary.size)
+    check_distributions(distributions, connection.vocabulary.size)
     trace = Trace(
         document=document.id,
-        text=text_fingerprint(document.text),
+        text=fingerprint_text(document.text),
         size=segmentation.size,
         nats=-math.fsum(distributions.gold.tolist()),
         tokens=segmentation.ids,
@@ -131,7 +131,7 @@ def _trace(connection: Connection, document: Document, segmentation: Segmentatio
     return trace, rows.lost
 
 
-def _opened(connection: Connection, rows: Rows, token: int) -> Rows:
+def _opened(connection: Connection, rows: PromptRows, token: int) -> PromptRows:
     """Add the first row, which the echo leaves out."""
     opening, dialect = connection.opening, connection.dialect
     assert opening is not None and dialect is not None

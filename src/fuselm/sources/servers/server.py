@@ -16,7 +16,7 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.servers import client, endpoints, id_protocols, listing
 from fuselm.sources.servers.answers import describe
 from fuselm.sources.servers.client import Client, Refused, Unreachable
-from fuselm.sources.servers.endpoints import APIS, Dialect, Entries, Prompt, Rows
+from fuselm.sources.servers.endpoints import APIS, Dialect, Entries, Prompt, PromptRows
 from fuselm.sources.servers.exchange import CONNECT
 from fuselm.system import fingerprints
 
@@ -192,7 +192,7 @@ def put(connection: Connection, prompt: Prompt, *, top_k: int | None = None, att
     return client.ask(connection.client, api.path, body, attempts=attempts, most_bytes=most)
 
 
-def read(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> Rows:
+def read(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> PromptRows:
     """Return what an answer holds. Raises `ValueError` on anything unexpected, such as rows of other sizes."""
     rows = APIS[connection.api].read(answer, prompt, connection.dialect)
     endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
