@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from fuselm.cli import endings, store_cli
+from fuselm.alignment.choices import METHODS
+from fuselm.cli import endings, options_cli, store_cli
+from fuselm.models.choices import DTYPES
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
 
@@ -24,11 +26,15 @@ app = typer.Typer(
 )
 
 app.add_typer(store_cli.app, name="store")
+app.add_typer(options_cli.app)
 
-RunFile = Annotated[Path, typer.Argument(help="YAML file with the options of the run.", show_default=False)]
+RunFile = Annotated[
+    Path, typer.Argument(help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
 ]
+DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
 TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
 
@@ -128,7 +134,7 @@ def evaluate(
     overrides: Overrides = None,
     texts: Annotated[str | None, TextsOption] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
 ) -> None:
     """Score in bits per byte: a run's models on its held-out documents, or any model on any texts."""
     if texts is None:
@@ -274,16 +280,14 @@ def fidelity(
     texts: Annotated[str, TextsOption],
     method: Annotated[
         list[str],
-        typer.Option(
-            help="span, mined, exact, cooccurrence or statistics; several times to compare.", show_default="span"
-        ),
+        typer.Option(help=f"{', '.join(METHODS)}; several times to compare.", show_default="span"),
     ] = ("span",),  # type: ignore[assignment]
     top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each token.")] = 64,
     sampled_tokens: Annotated[
         int,
         typer.Option(min=0, help="Tokens that the source writes to check what its rows say of other tokens; 0: none."),
     ] = 8192,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:

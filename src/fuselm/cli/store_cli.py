@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuselm.stores.policies import CUTS
 from fuselm.system.streams import print_line
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def subset(
     domain: Annotated[
         list[str] | None, typer.Option(help="Take only these domains of --documents; may be repeated.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="threshold, top_k or nucleus: which entries are kept.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"{', '.join(CUTS)}: which entries are kept.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Most entries of a token.")] = None,
     mass: Annotated[
         float | None, typer.Option(min=0, max=1, help="nucleus: the probability that the kept entries reach.")

@@ -24,7 +24,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "epochs": ("train.passes",),
     "eval_batch_size": ("evaluate.batch_tokens",),
     "eval_steps": ("train.evaluations_per_pass",),
-    "files": ("corpus.files",),
     "fusion": ("fuse.function",),
     "fusion_function": ("fuse.function",),
     "grad_accum": ("train.gradient_accumulation",),

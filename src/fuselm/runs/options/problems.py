@@ -28,7 +28,7 @@ def describe_first_problem(
     location = [str(part) for part in problem["loc"] if not str(part).endswith(("constrained-float", "]"))]
     name = ".".join(shorten(location))
     if problem["type"] == "extra_forbidden":
-        kind = location[2] if shorten(location) != location and len(location) > 3 else ""
+        kind = location[2] if location[0] == "sources" and len(location) > 3 else ""
         return f"{name}: unknown option; {suggest_option(shorten(location), options, kind)}"
     if problem["type"] == "missing":
         return f"{name}: missing; every {command} needs it"
