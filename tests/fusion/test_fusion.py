@@ -15,8 +15,9 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
+from fuselm.fusion.choices import LEVELS
 from fuselm.fusion.fuse import fuse, fuse_stores
-from fuselm.fusion.weights import FUNCTIONS, LEVELS, learn_weights
+from fuselm.fusion.weights import FUNCTIONS, learn_weights
 from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest

@@ -16,7 +16,7 @@ from fuselm.runs.options.problems import suggest_option
 from fuselm.runs.options.study import StudyOptions
 from fuselm.stores import policies, retention
 from fuselm.training import choices as training_choices
-from fuselm.training import objective, train
+from fuselm.training import objective, target_training
 
 SECTIONS = [*list_sections(RunOptions), *list_sections(StudyOptions, "study")]
 FIELDS = {
@@ -47,10 +47,9 @@ def test_an_option_is_described_in_sentences(name):
     [
         (choices.METHODS, aligner.METHODS),
         (fusion_choices.FUNCTIONS, set(weights.FUNCTIONS) - {"oracle"}),
-        (fusion_choices.LEVELS, weights.LEVELS),
         (training_choices.DIVERGENCES, objective.DIVERGENCES),
         (training_choices.CONFIDENCES, {"none", *objective.CONFIDENCES}),
-        (training_choices.SCHEDULES, train.SCHEDULES),
+        (training_choices.SCHEDULES, target_training.SCHEDULES),
         (policies.POLICY_DESCRIPTIONS, policies.POLICIES),
         (policies.CUTS, retention.WANTED),
     ],

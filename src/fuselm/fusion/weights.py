@@ -22,7 +22,6 @@ from fuselm.stores.store import Trace
 from fuselm.system.compiling import compiled
 
 Matrix = Float[ndarray, "tokens sources"]
-LEVELS = ("document", "window", "token")
 GAIN = 1e-9  # nats a token; `learn_weights` stops where a step gains less
 STEPS = 1000
 WORST = 1e300  # nats: the cost of the impossible

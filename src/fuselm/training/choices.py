@@ -1,6 +1,6 @@
 """Name what training can be asked for, and say what each choice does.
 
-`objective.DIVERGENCES`, `objective.CONFIDENCES` and `train.SCHEDULES` have what implements them.
+`objective.DIVERGENCES`, `objective.CONFIDENCES` and `target_training.SCHEDULES` have what implements them.
 """
 
 METHODS: dict[str, str] = {
