@@ -220,11 +220,11 @@ def test_weights_by_another_name_are_the_models(folder, tmp_path):
 @pytest.mark.parametrize("name", ["../llama/model.safetensors", "/etc/passwd.safetensors", "a\0.safetensors"])
 def test_weights_outside_the_folder_are_refused(name, folder):
     change(folder / "config.json", transformers_weights=name)
-    assert "names weights outside of it" in refusal(folder)
+    assert "names weights outside this folder" in refusal(folder)
     change(folder / "config.json", transformers_weights=...)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "names weights outside of it" in refusal(folder)
+    assert "names weights outside this folder" in refusal(folder)
 
 
 # ---- what is claimed is compared

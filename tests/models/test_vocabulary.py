@@ -139,7 +139,7 @@ def test_counts_of_continuing_ids_are_right(kind, data):
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused():
     tokenizer = Tokenizer(kinds.WordLevel({"a": 0, "b": 1, "c": 6}, unk_token="a"))
     message = (
-        r"^tokenizer: 7 tokens, but the model's output layer has 5 rows; they don't belong together: take the "
+        r"^tokenizer: 7 tokens, but the model's output layer has 5 rows; they do not belong together; take the "
         r"tokenizer that the model came with$"
     )
     with pytest.raises(ValueError, match=message):

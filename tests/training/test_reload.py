@@ -155,8 +155,8 @@ def test_a_folder_that_holds_something_else_is_not_finished(
     with pytest.raises(ValueError) as caught:
         train(model, documents, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert "loaded afresh, the trained model scores" in str(caught.value)
-    assert "so this is not finished" in str(caught.value)
+    assert "loaded again, the trained model scores" in str(caught.value)
+    assert "so the folder does not hold what was trained" in str(caught.value)
     assert not (tmp_path / "out" / ".ended.json").exists()
     monkeypatch.setattr(target_training, "save_model_folder", real)  # fixed, the same training resumes and ends
     assert train(model, documents, tmp_path / "out")["resumed_at_step"] > 0

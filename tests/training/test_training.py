@@ -406,7 +406,9 @@ def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, targe
         train(tmp_path, target, documents, None)
     steps = json.loads((find_last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]
     monkeypatch.setattr(target_training.processes, "world_size", lambda: 2)
-    with pytest.raises(ValueError, match=f"begun by another number of processes, for which this is {steps} steps and "):
+    with pytest.raises(
+        ValueError, match=f"started by another number of processes, for which this is {steps} steps and "
+    ):
         train(tmp_path, target, documents, None)
 
 

@@ -13,8 +13,8 @@ from numpy import ndarray
 
 from fuselm.system.compiling import compiled
 
-NOTHING = -1  # no token spells it
-NEVER = np.iinfo(np.int64).max  # rank of a pair that is not merged
+NOTHING = -1  # marks what no token spells
+NEVER = np.iinfo(np.int64).max  # ranks a pair that is not merged
 
 
 class Merges(NamedTuple):
@@ -52,7 +52,7 @@ def make_table(keys: int) -> Int[ndarray, "slots"]:
 
 
 @compiled()
-@no_type_check  # of a function that a checker wraps, numba can't keep what it compiled
+@no_type_check  # numba cannot keep what it compiles of a function that a checker wraps
 def _fill(table: ndarray, keys: ndarray) -> ndarray:
     at = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
@@ -66,7 +66,7 @@ def _fill(table: ndarray, keys: ndarray) -> ndarray:
 def _fill_pairs(pairs: ndarray, keys: ndarray, values: ndarray) -> None:
     for i in range(len(keys)):
         slot = _pair_slot(pairs, keys[i])
-        if pairs[slot, 0] == NOTHING:  # of equal ones the first counts
+        if pairs[slot, 0] == NOTHING:  # the first of equal pairs counts
             pairs[slot, 0], pairs[slot, 1] = keys[i], values[i]
 
 
@@ -99,7 +99,7 @@ def _mixed(key: int) -> int:
 @compiled()
 @no_type_check
 def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> int:
-    """Put the tokens of `string` (bytes) into `ids`, and return how many they are; both arrays are as long at least."""
+    """Put the tokens of `string` (bytes) into `ids`, and return their number. Both arrays have at least its length."""
     count = _characters(merges, string, ids)
     for i in range(count - 1):
         ranked[i] = _merge(merges, ids[i], ids[i + 1])

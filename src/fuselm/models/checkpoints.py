@@ -1,7 +1,7 @@
 """Read and check config.json and the weights' headers of a model's folder, before anything is loaded.
 
-Nothing is believed that can be compared: files are as long as their headers say, and a configuration claims no more
-layers and rows than the weights have, because memory for what it claims would be taken before anyone notices.
+Whatever can be compared is compared. A file must be as long as its header says. A configuration must not claim more
+layers and rows than the weights have, because memory for them would be taken before anyone notices.
 """
 
 import json
@@ -18,8 +18,8 @@ NEEDED = "needs a Hugging Face model folder: config.json, weights, tokenizer fil
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 _WIDTHS = ("vocab_size", "hidden_size", "n_embd", "d_model")
-_FEW = 256  # layers that may share the weights of one
-_STEMS = ("model.safetensors", "pytorch_model.bin")  # in transformers' order
+_FEW = 256  # so many layers may share the weights of one
+_STEMS = ("model.safetensors", "pytorch_model.bin")  # transformers looks for them in this order
 _TYPES = (("text_config", dict), ("architectures", list), ("transformers_weights", str), ("quantization_config", dict))
 
 
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json. Raises `ValueError` if it is not that of a causal language model."""
+    """Return config.json. Raises `ValueError` if it does not describe a causal language model."""
     files = sorted(path.name for path in folder.iterdir())
     if not files:
         raise ValueError(f"{folder}: empty folder; {NEEDED}")
@@ -47,8 +47,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: no config.json; {f'name the file: {folder / ggufs[0]}' if ggufs else hint}")
     if "adapter_config.json" in files:  # transformers would add the adapter to the weights, silently
         raise ValueError(
-            f"{folder}: an adapter lies beside whole weights (adapter_config.json) that may have it in them or not; "
-            "move the adapter's files away if they have, or merge it first"
+            f"{folder}: an adapter lies beside whole weights (adapter_config.json), which may include it or not; "
+            "move the adapter's files away if they do, or merge it first"
         )
     config = read_json(folder / "config.json")
     _check_types(folder, config)
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_causal(architecture: str) -> bool:
-    """Tell whether `AutoModelForCausalLM` may load a class; what the model does is tried once it is loaded."""
+    """Tell whether `AutoModelForCausalLM` may load a class. What the model does is tried once it is loaded."""
     if any(part in architecture for part in ("CausalLM", "LMHeadModel", "ConditionalGeneration")):
         return True
     if any(part in architecture for part in ("ForMaskedLM", "Classification", "QuestionAnswering")):
@@ -88,7 +88,7 @@ def _check_types(folder: Path, config: dict[str, Any]) -> None:
     text = {**config, **(config.get("text_config") or {})}
     for name in (*_LAYERS, *_WIDTHS, *_CONTEXT_KEYS):
         value = text.get(name)
-        if value is None or isinstance(value, list | dict):  # some have one for each layer, or each part
+        if value is None or isinstance(value, list | dict):  # some models have one for each layer or part
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < (1 if name in _WIDTHS else -1):
             said = f"{name} is {_describe_value(value)}, needs a whole number above 0"
@@ -100,9 +100,10 @@ def _describe_value(value: object) -> str:
 
 
 def list_weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
-    """Return the files that transformers would load, in its order of preference; all there and of the right length.
+    """Return the files that transformers would load, in its order of preference.
 
-    Raises `ValueError` too if the configuration claims more layers or rows than safetensors files have.
+    Raises `ValueError` if one is missing or has another length than its header says, or if the configuration claims
+    more layers or rows than safetensors files have.
     """
     if named := config.get("transformers_weights"):
         if not named.endswith((".safetensors", ".safetensors.index.json")):
@@ -135,14 +136,14 @@ def _list_shards(folder: Path, index: Path) -> list[Path]:
 
 
 def _require_inside(folder: Path, name: str) -> Path:
-    """Return a file of the folder. Raises `ValueError` for one that lies elsewhere."""
+    """Return the path of a file of the folder. Raises `ValueError` for a name that leads elsewhere."""
     if Path(name).name != name or "\0" in name:
-        raise ValueError(f"{folder}: names weights outside of it ({name!r}); download the model again")
+        raise ValueError(f"{folder}: names weights outside this folder ({name!r}); download the model again")
     return folder / name
 
 
 def _read_shapes(path: Path) -> dict[str, list[int]] | None:
-    """Return the shapes in a safetensors file, None for another kind. Raises `ValueError` if the file is not whole."""
+    """Return the shapes in a safetensors file; None for a file of another kind. Raises `ValueError` for a cut one."""
     if not path.is_file():
         raise ValueError(f"{path}: this part of the weights is missing; download the model again")
     if path.suffix != ".safetensors":
@@ -182,9 +183,9 @@ def read_sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Return the rows of the output layer, and the context length in tokens."""
     text = {**config, **(config.get("text_config") or {})}
     size, length = text.get("vocab_size"), _find_context_length(text)
-    if size is None or length is None:  # what equals its class's default may be left out of config.json
+    if size is None or length is None:  # config.json may leave out what equals the default of its class
 
-        def defaults() -> list[int | None]:
+        def read_defaults() -> list[int | None]:
             from transformers import AutoConfig
 
             whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -193,7 +194,7 @@ def read_sizes(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
 
         try:
             size, length = fingerprints.recall_or_compute(
-                f"sizes {fingerprints.hash_file_once(folder / 'config.json')}", defaults
+                f"sizes {fingerprints.hash_file_once(folder / 'config.json')}", read_defaults
             )
         except Exception as error:  # whatever an unknown or damaged configuration makes transformers raise
             raise ValueError(f"{folder}/config.json: transformers cannot read it ({summarize_error(error)})") from error

@@ -19,17 +19,18 @@ from fuselm.models import scan
 from fuselm.models.scan import BLOCK, Survey
 from fuselm.system.errors import name_model_errors
 
-LOGITS_PER_CHUNK = 1 << 25  # 128 MiB in float32
-MAGNITUDES = (1e-3, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # of the logits on which an output layer is tried
+LOGITS_PER_CHUNK = 1 << 25  # they take 128 MiB in float32
+MAGNITUDES = (1e-3, 1.0, 10.0, 30.0, 100.0, 1e3, 1e4)  # an output layer is tried on logits of these sizes
 TRIED_ROWS = 61
-TILE = 8192  # columns whose temporary copies stay in the cache
+TILE = 8192  # temporary copies of so many columns stay in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLayer:
-    """Hold logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap), without the parts that are None.
+    """Hold how a model makes logits: soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap).
 
-    `weight` is None where a model's logits are no such function of its last hidden states: then `hidden` is logits.
+    Parts that are None are left out. `weight` is None where a model's logits are no such function of its last hidden
+    states; then `hidden` stands for the logits.
     """
 
     weight: Float[Tensor, "vocab hidden"] | None
@@ -46,10 +47,10 @@ class OutputLayer:
     def compute_logits_by_chunk(
         self, hidden: Float[Tensor, "rows hidden"]
     ) -> Iterator[tuple[slice, Float[Tensor, "chunk vocab"]]]:
-        """Yield `logits` of some rows at a time, each chunk in the memory of the one before it.
+        """Yield the logits of some rows at a time, each chunk in the memory of the one before it.
 
-        Fresh memory of this size would cost as much as the product. Logits have the type of the product if `scan`
-        can read it, else float32. Autograd does not work through this.
+        Fresh memory of this size would cost as much as the product. Logits have the product's type if `scan` can read
+        it, and float32 otherwise. Autograd does not work through this.
         """
         if self.weight is None:
             yield from ((rows, hidden[rows].float()) for rows in slice_rows(len(hidden), hidden.shape[-1]))
@@ -84,10 +85,10 @@ def find_product_dtype(factor: Tensor) -> torch.dtype:
 
 
 def find_output_layer(model: PreTrainedModel) -> OutputLayer:
-    """Return how `model` makes logits of the hidden states that `compute_hidden_states` gives.
+    """Return how `model` makes logits of the hidden states that `compute_hidden_states` returns.
 
-    The scale and the cap of its configuration are tried, in float32, on logits from 0.001 to 10,000, however small the
-    model's own logits are and however coarse its precision. A model that does anything else makes its logits itself.
+    The scale and the cap of its configuration are tried in float32 on logits from 0.001 to 10,000, however small the
+    model's own logits are and however coarse its precision. A model that does anything else computes its own logits.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     through_logits = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
@@ -108,9 +109,9 @@ def find_output_layer(model: PreTrainedModel) -> OutputLayer:
 
 
 def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear) -> bool:
-    """Tell whether the model makes the same logits of any hidden states as `layer` does.
+    """Tell whether the model makes the same logits as `layer` of any hidden states.
 
-    The model runs with hidden states of ours in place of its own, and a small float32 matrix as its output layer.
+    The model runs with random hidden states in place of its own, and a small float32 matrix as its output layer.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor(MAGNITUDES)[:, None] / abs(layer.scale)
@@ -120,7 +121,7 @@ def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear)
     expected = replace(layer, weight=weight, bias=bias).logits(hidden)
     try:
         logits = _compute_logits_of(model, head, hidden, weight, bias).float().cpu()
-    except Exception:  # whatever a model's own code makes of a smaller matrix: then it knows better than we do
+    except Exception:  # a model's own code may raise anything on a smaller matrix; then the model computes its logits
         return False
     if logits.shape != expected.shape:
         return False
@@ -138,7 +139,7 @@ def _compute_logits_of(
     """Return the model's logits of `hidden`, with another matrix in its output layer."""
     inside = hidden.to(model.device)[None]
 
-    def put_in(module: torch.nn.Module, arguments: tuple, output):
+    def replace_hidden_states(module: torch.nn.Module, arguments: tuple, output):
         """Replace last hidden states, which some models take from a part of what `find_decoder` names."""
         if isinstance(output, ModelOutput) and getattr(output, "last_hidden_state", None) is not None:
             output.last_hidden_state = inside
@@ -151,7 +152,7 @@ def _compute_logits_of(
     if bias is not None:
         changed[f"{name}.bias"] = bias.to(model.device)
     arguments = {"input_ids": torch.arange(len(hidden), device=model.device)[None], "use_cache": False}
-    hooks = [module.register_forward_hook(put_in) for module in model.modules() if module is not model]
+    hooks = [module.register_forward_hook(replace_hidden_states) for module in model.modules() if module is not model]
     try:
         with torch.inference_mode():
             return torch.func.functional_call(model, changed, kwargs=arguments, tie_weights=False).logits[0]
@@ -161,19 +162,19 @@ def _compute_logits_of(
 
 
 def _read_number(config: PretrainedConfig, name: str) -> float | None:
-    """Return a setting, where it is a number and not zero."""
+    """Return a setting of the configuration if it is a number other than zero."""
     value = getattr(config, name, None)
     return float(value) if isinstance(value, int | float) and value else None
 
 
 def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
     """Return the part that makes the hidden states; the model itself if it has no such part."""
-    base = model.base_model  # the model itself, too, where its class names the part wrongly
+    base = model.base_model  # this is the model itself, too, if its class names the part wrongly
     return getattr(model, "model", model) if base is model else base
 
 
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Tell, by trying three documents, whether positions that begin again at 0 in a row begin another document."""
+    """Try whether positions that begin again at 0 within a row begin another document, with three documents."""
     vocab = model.get_input_embeddings().weight.shape[0]
     lengths = (2, 5, 4)
     ids = (torch.arange(sum(lengths), device=model.device) * 7 % vocab)[None]
@@ -181,7 +182,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
     with torch.inference_mode():
         try:
             packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
-        except TypeError:  # takes no positions
+        except TypeError:  # the model takes no positions
             return False
         documents = ids.split(lengths, dim=1)
         alone = torch.cat([model(input_ids=own, use_cache=False).logits[0].float() for own in documents])
@@ -189,7 +190,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
 
 
 def _are_close(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
-    """Tell whether values are equal up to the model's own rounding; a small difference may be large on other tokens."""
+    """Tell whether values are equal up to the model's rounding; a small difference may be large on other tokens."""
     rounds = model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_loaded_in_4bit", False)
     tolerance = 2e-2 if rounds else 1e-3
     return bool(((values - expected).abs() <= tolerance * (expected.abs() + expected.abs().max())).all())
@@ -201,7 +202,7 @@ def compute_hidden_states(
     inputs: Int[Tensor, "batch length"],
     mask: Int[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length hidden"]:
-    """Return the last hidden states; the logits, if `layer` has no weight."""
+    """Return the last hidden states, or the logits if `layer` has no weight."""
     with name_model_errors(model.name_or_path, "reading a batch"):
         if layer.weight is None:
             return model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
@@ -226,7 +227,7 @@ def compute_gold_logprobs(
 
 
 def compute_logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
-    """Return `torch.logsumexp` of each row, without another tensor of this size."""
+    """Compute `torch.logsumexp` of each row without another tensor of this size."""
     if scan.can_read(logits):
         return scan.survey_logits(logits).log_z
     largest = logits.amax(dim=-1, keepdim=True)
@@ -266,7 +267,7 @@ def find_top_k(
 def _split_into_blocks(
     logits: Float[Tensor, "rows vocab"],
 ) -> tuple[Float[Tensor, "rows _ _"], Float[Tensor, "rows _ _"]]:
-    """Return the columns that fill blocks, and those that don't."""
+    """Return the columns that fill blocks, and the columns after them."""
     whole = logits.shape[1] - logits.shape[1] % BLOCK
     return logits[:, :whole].unflatten(1, (-1, BLOCK)), logits[:, None, whole:]
 
@@ -274,7 +275,7 @@ def _split_into_blocks(
 def pad_inputs(
     token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]], context_token: int, device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Return model inputs (context token first, last token left out), padded on the right, and their attention mask."""
+    """Return inputs (context token first, last token left out), padded on the right, and their attention mask."""
     length = max(map(len, token_ids), default=0)
     inputs = np.full((len(token_ids), length), context_token, np.int64)
     mask = np.zeros((len(token_ids), length), np.int64)

@@ -7,10 +7,10 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by type
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a value: its bytes
 STRING, ARRAY = 8, 9
-VERSIONS = (2, 3)  # of which this layout is
-LEAST_TENSOR = 24  # bytes that say a tensor's name, shape, type and place
+VERSIONS = (2, 3)  # versions that have this layout
+LEAST_TENSOR = 24  # a tensor's name, shape, type and place take so many bytes
 MOST_DIMENSIONS = 4
 
 
@@ -21,18 +21,18 @@ def check_gguf_claims(path: Path) -> None:
         file.seek(4)
         (version,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
         if version not in VERSIONS:
-            return  # another byte order, or one that the reader refuses
+            return  # it has another byte order, or the reader refuses it
         tensors, fields = _read_count(file, size), _read_count(file, size)
         for _ in range(fields):
             _skip_bytes(file, size, _read_count(file, size))
             _skip_value(file, size, _read_type(file))
         if tensors * LEAST_TENSOR > size:
-            raise ValueError(f"{tensors} tensors are said to be in {size} bytes")
+            raise ValueError(f"it claims {tensors} tensors and has {size} bytes")
         for _ in range(tensors):
             _skip_bytes(file, size, _read_count(file, size))
             dimensions = _read_type(file)
             if dimensions > MOST_DIMENSIONS:
-                raise ValueError(f"a tensor is said to have {dimensions} dimensions")
+                raise ValueError(f"it claims a tensor of {dimensions} dimensions")
             _skip_bytes(file, size, 8 * dimensions + 4 + 8)
 
 
@@ -52,7 +52,7 @@ def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
 
 def _find_size(kind: int) -> int:
     if kind not in SIZES:
-        raise ValueError(f"a value is of type {kind}, which is none")
+        raise ValueError(f"a value has the type {kind}, which does not exist")
     return SIZES[kind]
 
 
@@ -64,13 +64,13 @@ def _read_type(file: BinaryIO) -> int:
 
 
 def _read_count(file: BinaryIO, size: int) -> int:
-    """Read a count or a length, which cannot be larger than the file."""
+    """Read a count or a length. Raises `ValueError` for one that is larger than the file."""
     data = file.read(8)
     if len(data) < 8:
         raise ValueError("the file ends within its metadata")
     (number,) = struct.unpack("<Q", data)
     if number > size:
-        raise ValueError(f"{number} things are said to be in {size} bytes")
+        raise ValueError(f"it claims {number} values and has {size} bytes")
     return number
 
 

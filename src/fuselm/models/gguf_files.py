@@ -1,4 +1,4 @@
-"""Convert GGUF files to ordinary folders: transformers dequantises them, and its omissions are fixed here."""
+"""Convert GGUF files to ordinary folders. transformers dequantises them; what it leaves out is fixed here."""
 
 import contextlib
 import fcntl
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
-CONVERSION = 1  # raise it when a GGUF file would be converted into something else
+CONVERSION = 1  # raise this when the same GGUF file is converted to something else
 _log = logging.getLogger("fuselm")
 
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
-# What tokenizer.ggml.pre stands for in llama.cpp:
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # these are values of tokenizer.ggml.token_type
+# llama.cpp cuts text so for these values of tokenizer.ggml.pre:
 SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 NFC = ("qwen2",)
 
@@ -34,7 +34,7 @@ NFC = ("qwen2",)
 def convert_gguf_file(path: Path) -> Path:
     """Return the folder that a GGUF file is converted to, now or earlier. Processes wait for each other.
 
-    Raises `ValueError` if it is damaged, or cannot be converted into the model that it is.
+    Raises `ValueError` if the file is damaged or cannot be converted faithfully.
     """
     with open(path, "rb") as file:
         magic = file.read(4)
@@ -47,7 +47,7 @@ def convert_gguf_file(path: Path) -> Path:
     with _lock_conversion(path, folder):
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
             with progress.announce(f"converting {path.name} to an ordinary folder, once: about a minute"):
                 _convert_file(path, reader, partial)
             _sync_to_disk(partial)
@@ -58,14 +58,14 @@ def convert_gguf_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock_conversion(path: Path, folder: Path) -> Iterator[None]:
-    """Wait for other processes that convert the same file. Raises `ValueError` where nothing can be written."""
+    """Wait for other processes that convert the same file. Raises `ValueError` if nothing can be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = open(folder.with_suffix(".lock"), "w")  # noqa: SIM115  closed below
     except OSError as error:
         raise ValueError(
             f"{path}: has to be converted, and {folder.parent} cannot be written ({error.strerror}); set FUSELM_CACHE "
-            "to a folder that can be"
+            "to a folder that can be written"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,7 +87,7 @@ def _read_gguf(path: Path) -> "gguf.GGUFReader":
     try:
         gguf_claims.check_gguf_claims(path)
         reader = GGUFReader(path)
-    except Exception as error:  # the reader trusts the file: anything can come of a damaged one
+    except Exception as error:  # the reader trusts the file, so a damaged one may raise anything
         raise ValueError(
             f"{path}: GGUF file cut off or damaged ({summarize_error(error)}); download it again"
         ) from error
@@ -110,12 +110,12 @@ def _read_field(reader: "gguf.GGUFReader", key: str) -> Any:
 def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
     """Write model and tokenizer to `folder`."""
     try:
-        # alone in a folder, for transformers also reads what lies beside the file
+        # The file lies alone in a folder, because transformers also reads what lies beside it.
         with tempfile.TemporaryDirectory() as alone:
             (Path(alone) / "model.gguf").symlink_to(path.resolve())
             _convert_model(alone, reader).save_pretrained(folder)
             _convert_tokenizer(alone, reader, folder)
-    except Exception as error:  # a full disk; an architecture or tokenizer that transformers doesn't know, in many ways
+    except Exception as error:  # the disk may be full, and an unknown model may raise anything
         raise ValueError(
             f"{path}: cannot be converted ({summarize_error(error)}); use the original model's folder"
         ) from error
@@ -136,14 +136,16 @@ def _convert_model(alone: str, reader: "gguf.GGUFReader") -> "transformers.PreTr
         )
     if not model.config.tie_word_embeddings:
         _tie_copies(model, {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors})
-    model.config.__dict__.pop("quantization_config", None)  # else it cannot be saved as an ordinary checkpoint
+    model.config.__dict__.pop(
+        "quantization_config", None
+    )  # with it the model could not be saved as an ordinary checkpoint
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
     model.config._name_or_path = ""
     return model
 
 
 def _choose_dtype(reader: "gguf.GGUFReader") -> "torch.dtype":
-    """Return bfloat16 for a quantised file, which has no more precision; float32 for float16 and float32 files."""
+    """Return bfloat16 for a quantised file, which has no more precision, and float32 for other files."""
     import torch
 
     unquantised = sum(tensor.n_elements for tensor in reader.tensors if tensor.tensor_type.name in ("F16", "F32"))
@@ -175,7 +177,7 @@ def _convert_tokenizer(alone: str, reader: "gguf.GGUFReader", folder: Path) -> N
     _fix_splitting(pipeline, _read_field(reader, "tokenizer.ggml.model"), _read_field(reader, "tokenizer.ggml.pre"))
     fixed = Tokenizer.from_str(json.dumps(pipeline))
     if fixed.get_vocab_size() > len(tokens):
-        raise ValueError(f"{fixed.get_vocab_size()} tokens came of the {len(tokens)} in the file")
+        raise ValueError(f"{len(tokens)} tokens became {fixed.get_vocab_size()} in transformers")
     fixed.save(str(folder / "tokenizer.json"), pretty=False)
     atomic_files.write_text(
         folder / "tokenizer_config.json",
@@ -187,7 +189,7 @@ def _build_tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> d
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: _read_field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     if ids["bos_token"] == ids["pad_token"] and not _read_field(reader, "tokenizer.ggml.add_bos_token"):
-        ids["bos_token"] = None  # a BOS that only pads is none: Qwen says so, and predicts a fifth worse after it
+        ids["bos_token"] = None  # a BOS that only pads is no BOS: Qwen says so, and predicts a fifth worse after it
     settings = {name: None if i is None else tokens[i] for name, i in ids.items()} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -197,7 +199,7 @@ def _build_tokenizer_settings(reader: "gguf.GGUFReader", tokens: list[str]) -> d
 
 
 def _fix_tokens(pipeline: dict[str, Any], tokens: list[str], types: list[int]) -> None:
-    """Drop filler rows, and match control and user-defined tokens, but no others, as a whole in a text."""
+    """Drop filler rows. Match control and user-defined tokens, and no others, as a whole in a text."""
     filler = {token for i, token in enumerate(tokens) if types[i] == UNUSED and token == f"[PAD{i}]"}
     vocabulary = {token: i for token, i in pipeline["model"]["vocab"].items() if token not in filler}
     named = _find_named_tokens(vocabulary, tokens, types, {"".join(pair) for pair in pipeline["model"]["merges"]})
@@ -219,8 +221,9 @@ def _find_named_tokens(
 ) -> dict[int, str]:
     """Return each id that the file names as a control or user-defined token, with how the vocabulary spells it.
 
-    A byte-level vocabulary spells it as bytes, which a text is never searched for. Runs of spaces are left out (merges
-    make them; as added tokens they would get ids beyond the last row), and so are other tokens that merges need.
+    A byte-level vocabulary spells such a token as bytes, for which a text is never searched. Runs of spaces are left
+    out, because merges make them, and as added tokens they would get ids beyond the last row. Other tokens that merges
+    need are left out, too.
     """
     spelled = {i: token for token, i in vocabulary.items()}
     return {
@@ -232,7 +235,7 @@ def _find_named_tokens(
 
 
 def _fix_splitting(pipeline: dict[str, Any], model: str | None, splitter: str | None) -> None:
-    """Cut text before the merges as the file says, where transformers forgets it."""
+    """Cut text before the merges as the file says, where transformers does not."""
     if model != "gpt2":
         return
     if splitter in SINGLE_DIGITS:
@@ -242,4 +245,4 @@ def _fix_splitting(pipeline: dict[str, Any], model: str | None, splitter: str | 
     elif splitter in NFC:
         pipeline["normalizer"] = {"type": "NFC"}
     elif splitter not in (None, "gpt-2", "default", "mpt", "olmo", "jais"):
-        _log.warning("tokenizer.ggml.pre is %r, taken from transformers unchecked: compare its tokens", splitter)
+        _log.warning("tokenizer.ggml.pre is %r, unknown here; compare the tokens that transformers makes", splitter)

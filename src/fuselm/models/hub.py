@@ -10,11 +10,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> Path:
-    """Return the snapshot of a hub repository: its configuration, tokenizer and weights, safetensors if it has them."""
+    """Download a hub repository's configuration, tokenizer and weights, and return the folder of the snapshot.
+
+    Safetensors files are preferred. Raises `ValueError` if the hub does not give the repository.
+    """
     if spec.startswith((".", "/", "~")) or spec.endswith(".gguf"):
         raise ValueError(f"{spec}: no such folder or GGUF file; check the path")
     owner = Path(spec).parent
-    if owner != Path() and owner.is_dir():  # a path mistyped, rather than a hub id
+    if owner != Path() and owner.is_dir():  # this is a mistyped path rather than a hub id
         raise ValueError(
             f"{spec}: no such folder or GGUF file; check the path ({owner} is a folder here, not a hub owner)"
         )
@@ -34,7 +37,7 @@ def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> 
         needed = f"no revision {revision!r} on the hub; give a branch, tag or commit that exists"
     except errors.RepositoryNotFoundError:
         needed = "not on the hub, or private; check the name, or run `hf auth login`"
-    except Exception as error:  # what a hub or mirror answers ends in errors of any type, with its words in them
+    except Exception as error:  # answers of a hub or mirror end in errors of any type, which quote them
         said = hide_key(summarize_error(error), get_token() or "")
         needed = f"could not be downloaded ({said}); check the network, or give a local folder"
     raise ValueError(f"{spec}: {needed}")

@@ -31,7 +31,7 @@ def load_vocabulary(model: Model) -> Vocabulary:
     """Return the model's vocabulary: the bytes of every id of its output layer, and how text becomes ids.
 
     Raises:
-        ValueError: If the tokenizer's tokens have no bytes that can be known, or more ids than the output layer.
+        ValueError: If the bytes of tokens cannot be known, or the tokenizer has more ids than the output layer.
 
     >>> vocabulary = fuselm.load_vocabulary(fuselm.locate_model("models/target"))
     >>> b"".join(vocabulary.token_bytes[i] for i in vocabulary.segment("a text").ids)
@@ -46,11 +46,11 @@ def load_vocabulary(model: Model) -> Vocabulary:
 def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "transformers.PreTrainedModel":
     """Load a model, ready to evaluate.
 
-    dtype "auto" is the fastest on this machine that is as precise as the checkpoint's (precision.py); device "auto" is
-    the first of cuda, mps and cpu.
+    dtype "auto" chooses the fastest type on this machine that is as precise as the checkpoint's (precision.py); device
+    "auto" chooses the first of cuda, mps and cpu.
 
     Raises:
-        ValueError: If the model is not whole, or the device is not there.
+        ValueError: If the model is not whole, or the device does not exist.
 
     >>> model = fuselm.load_model(fuselm.locate_model("models/target"), device="cpu")
     >>> model.training
@@ -65,7 +65,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     from fuselm.models import precision
     from fuselm.system import progress
 
-    transformers.utils.logging.disable_progress_bar()  # a second or two; ours is the only bar
+    transformers.utils.logging.disable_progress_bar()  # it lasts a second or two; fuselm has its own display
     config_claims.check_size(model)
     if dtype == "auto":
         dtype = precision.choose_reading_dtype(model, device=device)
@@ -77,13 +77,13 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which are refused below, by name
+                ignore_mismatched_sizes=True,  # `check_loaded_weights` refuses them by name
             )
-    except Exception as error:  # whatever a broken or unknown checkpoint makes transformers raise
+    except Exception as error:  # a broken or unknown checkpoint may raise anything
         raise ValueError(f"{model.name}: transformers cannot load it ({summarize_error(error)})") from error
     config_claims.check_loaded_weights(model, loaded, info)
     try:
-        loaded.name_or_path = model.name  # which errors say
+        loaded.name_or_path = model.name  # errors say this name
         return loaded.to(precision.find_device() if device == "auto" else torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: cannot be used ({summarize_error(error)})") from error
@@ -91,7 +91,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
 
 @contextlib.contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers from printing a table of the weights that do not fit: what matters of it is one line here."""
+    """Keep transformers from printing a table of the weights that do not fit; one line here says what matters."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -22,18 +22,20 @@ class Model:
     ('models/target', 512)
     """
 
-    name: str  # as the user wrote it
+    name: str  # the user wrote it so
     folder: Path  # config.json, weights, tokenizer files
-    fingerprint: str  # of the weight files and config.json: names and contents
-    tokenizer_fingerprint: str  # of the tokenizer files' contents and the choice of BOS and EOS
+    fingerprint: str  # of names and contents of the weight files and config.json
+    tokenizer_fingerprint: str  # of the tokenizer files' contents, BOS and EOS
     output_size: int  # rows of the output layer
     context_length: int  # tokens
-    context_token: int  # what position 0 is predicted from
+    context_token: int  # position 0 is predicted from it
     parameters_bytes: int  # size of the weight files
 
 
 def locate_model(spec: str, *, revision: str | None = None) -> Model:
-    """Return the model that `spec` names: a folder, a GGUF file (converted at first use) or a hub id (downloaded).
+    """Return the model that `spec` names: a folder, a GGUF file or a hub id.
+
+    A GGUF file is converted at its first use, and a hub id is downloaded.
 
     Raises:
         ValueError: If there is no such model, or it is not a whole causal language model with its tokenizer.
@@ -52,9 +54,9 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
 
 
 def locate_tokenizer(spec: str) -> Model:
-    """Return a model whose weights are in a server and whose tokenizer is here: a folder, a GGUF file or a hub id.
+    """Return a model that a server holds, described by its tokenizer here: a folder, a GGUF file or a hub id.
 
-    Its fingerprint is empty. The output layer is as large as config.json says, or as the tokenizer, without one.
+    Its fingerprint is empty. The output layer has the size that config.json says; without one, the tokenizer's.
     Raises `ValueError` if there is no such tokenizer.
     """
     path = Path(os.path.expanduser(spec))

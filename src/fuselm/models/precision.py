@@ -1,7 +1,7 @@
-"""Choose the precision that a model is read and trained in: no less than its checkpoint's, and the fastest of those.
+"""Choose the precision that a model is read and trained in: the fastest that is no less precise than its checkpoint.
 
-A CPU without bf16 instructions multiplies bfloat16 matrices several times slower than float32 ones, one with them four
-times faster. Which it is, is measured once for a machine and device, on products as large as real ones, and remembered.
+A CPU without bf16 instructions multiplies bfloat16 matrices several times slower than float32 ones, and a CPU with them
+four times faster. So the speeds are measured on matrices of real sizes, and remembered for the machine and device.
 """
 
 import importlib.metadata
@@ -16,15 +16,16 @@ from fuselm.system import fingerprints, machine, progress
 if TYPE_CHECKING:
     from fuselm.models.locating import Model
 
-# What a checkpoint of each type may be read in. Any other is read as it is: float32 has no equal that is faster.
+# A checkpoint of each type may be read in these types. Other checkpoints are read in their own: nothing that is as
+# precise as float32 is faster.
 AS_PRECISE = {"bfloat16": ("bfloat16", "float32"), "float16": ("float16", "float32")}
-TRAINING_PRECISIONS = ("bf16", "float32")  # bf16: autocast, with weights in float32
-ROWS, INPUTS, OUTPUTS = 512, 576, 1536  # of a product on a CPU: a batch of a small model
-DEVICE_SIZE = 4096  # rows, inputs and outputs elsewhere, where a small product is all overhead
+TRAINING_PRECISIONS = ("bf16", "float32")  # bf16 is autocast, with weights in float32
+ROWS, INPUTS, OUTPUTS = 512, 576, 1536  # a product on a CPU has these sizes, as a batch of a small model
+DEVICE_SIZE = 4096  # other devices multiply so many rows, inputs and outputs: a small product is all overhead
 REPETITIONS = 4
-SECONDS = 0.2  # after which no more repetitions begin
-ROOM = 1.1  # memory that a loaded model takes, over its weights
-# What decides in torch, and in the libraries under it, which instructions a product is made with.
+SECONDS = 0.2  # no repetition begins after them
+ROOM = 1.1  # a loaded model takes so many times the memory of its weights
+# These variables decide which instructions torch, and the libraries under it, multiply with.
 VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",
@@ -39,7 +40,7 @@ VARIABLES = (
 
 
 def choose_reading_dtype(model: "Model", *, device: str = "auto") -> str:
-    """Return the dtype that `model` is read in unless the user gives one; "auto" to keep the checkpoint's own."""
+    """Return the dtype to read `model` in unless the user gives one; "auto" keeps the checkpoint's own."""
     own = find_checkpoint_dtype(model)
     if own not in AS_PRECISE:
         return "auto"
@@ -50,13 +51,13 @@ def choose_reading_dtype(model: "Model", *, device: str = "auto") -> str:
 
 
 def choose_training_precision(*, device: str = "auto") -> str:
-    """Return the faster of `TRAINING_PRECISIONS` on this machine."""
+    """Return the fastest of `TRAINING_PRECISIONS` on this machine."""
     speeds = measure_speeds(device)["training"]
     return max(TRAINING_PRECISIONS, key=lambda precision: speeds.get(precision, 0.0))
 
 
 def find_checkpoint_dtype(model: "Model") -> str | None:
-    """Return the type that transformers' dtype "auto" reads `model` in, from its files; None if they don't tell."""
+    """Return the type that transformers' dtype "auto" reads `model` in; None if the files do not say it."""
     config = json.loads((model.folder / "config.json").read_bytes())
     if config.get("quantization_config"):
         return None
@@ -81,7 +82,7 @@ def _find_first_weight_type(model: "Model") -> str | None:
 
 
 def _fits_in_float32(model: "Model", device: str) -> bool:
-    """Tell whether the memory has room for twice the checkpoint's bytes, or has none for the checkpoint either."""
+    """Tell whether memory has room for twice the checkpoint's bytes, or has no room for the checkpoint anyway."""
     free = _measure_free_memory(device)
     needed = ROOM * model.parameters_bytes
     return free is None or 2 * needed <= free or needed > free
@@ -133,8 +134,8 @@ def _collect_machine_facts(device: str) -> list[str]:
     if facts[0] == "cuda":
         return [*facts, torch.cuda.get_device_name(), str(torch.cuda.get_device_capability()), str(torch.version.cuda)]
     enabled = f"oneDNN {torch.backends.mkldnn.is_available()} {torch._C._get_mkldnn_enabled()}"
-    told = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
-    return [*facts, machine.hash_processor(), f"{torch.get_num_threads()} threads", enabled, *told]
+    settings = [f"{name}={os.environ.get(name, '')}" for name in VARIABLES]
+    return [*facts, machine.hash_processor(), f"{torch.get_num_threads()} threads", enabled, *settings]
 
 
 def _find_device_type(device: str) -> str:
@@ -149,11 +150,11 @@ def _measure_forward_products(device: str) -> dict[str, float]:
     x, w = (torch.randn(n, inputs, generator=generator) for n in (rows, outputs))
     kind = _find_device_type(device)
 
-    def of(dtype: torch.dtype) -> Callable[[], object]:
+    def make_product(dtype: torch.dtype) -> Callable[[], object]:
         factors = x.to(kind, dtype), w.to(kind, dtype)
         return lambda: torch.nn.functional.linear(*factors)
 
-    makes = {name: lambda name=name: of(getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
+    makes = {name: lambda name=name: make_product(getattr(torch, name)) for name in ("bfloat16", "float16", "float32")}
     with torch.inference_mode():
         seconds = _time_fastest(makes, kind)
     return {name: 2 * rows * inputs * outputs / s / 1e9 for name, s in seconds.items()}
@@ -181,16 +182,16 @@ def _choose_product_sizes(device: str) -> tuple[int, int, int]:
 
 
 def _time_fastest(makes: dict[str, Callable[[], Callable[[], object]]], kind: str) -> dict[str, float]:
-    """Return the least seconds of each, tried by turns, each once before to warm up.
+    """Time each work several times by turns, after one to warm up, and return the least seconds of each.
 
-    On a CPU they are seconds of work, which other processes do not lengthen.
+    On a CPU the seconds are those that this process worked, which other processes do not lengthen.
     """
     works = {}
     for name, make in makes.items():
         try:
             works[name] = make()
             works[name]()
-        except (RuntimeError, TypeError):  # a type that this device does not have
+        except (RuntimeError, TypeError):  # this device does not have the type
             works.pop(name, None)
     least: dict[str, float] = {}
     spent = dict.fromkeys(works, 0.0)
@@ -216,10 +217,13 @@ def _read_clock(kind: str) -> float:
 
 
 def describe_device(device: str = "auto") -> list[Any]:
-    """Return the device's name, and for each kind of product the name of the kind and what was measured of it."""
+    """Return the device's name, and the name and measured speeds of each kind of product."""
     import torch
 
     name = torch.cuda.get_device_name() if _find_device_type(device) == "cuda" else machine.name_processor()
     each = " a core" if _find_device_type(device) == "cpu" else ""
     speeds = measure_speeds(device).items()
-    return [name, *((f"{what}{each}", ", ".join(f"{n} {s:,.0f}" for n, s in of.items())) for what, of in speeds)]
+    return [
+        name,
+        *((f"{kind}{each}", ", ".join(f"{n} {s:,.0f}" for n, s in by_name.items())) for kind, by_name in speeds),
+    ]

@@ -1,8 +1,8 @@
 """Try a model before anything expensive is made with it, instead of believing its names and its configuration.
 
-A row must not see its own token or later ones, nor padding, nor the other rows of its batch; ids that are fed must have
-rows, and so must positions. A model that fails is refused in one line. What was tried is remembered by the model's
-fingerprints, so it costs a second once.
+A row must not depend on its own token or later ones, on padding, or on the other rows of its batch. Ids and positions
+that the model is given must have rows. A model that fails is refused in one line. What was tried is remembered by the
+model's fingerprints, so it takes a second once.
 """
 
 import os
@@ -24,14 +24,15 @@ from fuselm.models.locating import UNLIMITED, Model
 from fuselm.system import fingerprints, progress
 from fuselm.system.errors import name_model_errors, summarize_error
 
-VERSION = 2  # of what is tried: whoever adds to it raises this
-TOKENS = 24  # of a row
-CUTS = (23, 18, 12, 7, 3, 1)  # where later tokens are changed
-ENDS = (5, 16)  # where padding begins
-SMALL = 1 << 26  # bytes of weights: so few are tried in float32, however they are stored
-MOVED = 1e-4  # of a row's largest value: more than float32 rounds, where only other tokens differ
-MOVED_ALONE = 1e-3  # ... where the shape of the batch differs
-MOVED_COARSELY = 0.1  # ... by half precision
+VERSION = 2  # raise this when more is tried
+TOKENS = 24  # length of a row
+CUTS = (23, 18, 12, 7, 3, 1)  # tokens from here on are changed
+ENDS = (5, 16)  # padding begins here
+SMALL = 1 << 26  # a model of fewer bytes is tried in float32, however it is stored
+# Rows have changed that differ by more than this part of a row's largest value.
+MOVED = 1e-4  # in float32, where only tokens differ
+MOVED_ALONE = 1e-3  # in float32, where the shape of the batch differs
+MOVED_COARSELY = 0.1  # in half precision
 TEXT = (
     "The river rose by 37 cm in 1998, and nobody had seen it coming. def area(r): return 3.14 * r ** 2  # not exact. "
     "Er fragte sie, warum; she said: because of the rain! "
@@ -39,7 +40,7 @@ TEXT = (
 
 
 def load_tried_model(model: Model, *, dtype: str, device: str = "auto") -> tuple[PreTrainedModel, forward.OutputLayer]:
-    """Load a model that has been tried, with its output layer. Raises `ValueError` for one that can't be used."""
+    """Load a model with its output layer, and try it unless it was tried before. Raises `ValueError` if it fails."""
     loaded = load_model(model, dtype=dtype, device=device)
     with name_model_errors(model.name, "tried on a few tokens"):
         layer = forward.find_output_layer(loaded)
@@ -66,7 +67,7 @@ def check_model(model: Model, loaded: PreTrainedModel, layer: forward.OutputLaye
         layer, fine = forward.find_output_layer(loaded), True
     with name_model_errors(model.name, "tried on a few tokens"), torch.inference_mode(), _EmbeddingLookups() as lookups:
         rows = _TriedRows.read(loaded, layer, ids)
-    lookups.check(model, rows.inputs)
+    lookups.check_positions(model, rows.inputs)
     fault = rows.find_fault(fine=fine)
     if fault and not fine and _fits_in_float32(model):
         loaded = load_model(model, dtype="float32", device="cpu")
@@ -84,14 +85,14 @@ def check_model(model: Model, loaded: PreTrainedModel, layer: forward.OutputLaye
 
 
 def describe_other_loss(loaded: PreTrainedModel) -> str | None:
-    """Return what a model's own loss has beside that of the next tokens, such as a router's; None if nothing."""
+    """Say what a model's own loss has beside that of the next tokens, such as a router's; None if nothing."""
     ids = torch.arange(8, device=loaded.device)[None] % len(loaded.get_input_embeddings().weight)
     with torch.inference_mode():
         try:
             output = loaded(input_ids=ids, labels=ids, use_cache=False)
-        except TypeError:  # has no loss of its own
+        except TypeError:  # the model has no loss of its own
             return None
-        except Exception as error:  # whatever its own loss raises, which fuselm does not need
+        except Exception as error:  # its own loss may raise anything, and fuselm does not need it
             return f"its own loss fails ({summarize_error(error)}); fuselm trains on its logits"
         tokens = torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[0, 1:])
     own = getattr(output, "loss", None)
@@ -105,14 +106,14 @@ def describe_other_loss(loaded: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TriedRows:
-    """Hold what a model makes of a text alone, beside copies that differ from a token on, and beside shorter ones."""
+    """Hold what a model makes of a text alone, beside copies that differ later, and beside shorter ones."""
 
     inputs: Int[Tensor, "copies length"]
     cuts: Sequence[int]
     ends: Sequence[int]
-    changed: Float[Tensor, "copies length hidden"]  # of the text twice, and of a copy for each cut
-    padded: Float[Tensor, "shorter length hidden"]  # of the text, and of a copy for each end
-    alone: Float[Tensor, "short hidden"]  # of the beginning of the text
+    changed: Float[Tensor, "copies length hidden"]  # rows of the text twice, and of a copy for each cut
+    padded: Float[Tensor, "shorter length hidden"]  # rows of the text, and of a copy for each end
+    alone: Float[Tensor, "short hidden"]  # rows of the beginning of the text
 
     @classmethod
     def read(cls, model: PreTrainedModel, layer: forward.OutputLayer, ids: Int[ndarray, "length"]) -> "_TriedRows":
@@ -127,7 +128,7 @@ class _TriedRows:
         for row, end in enumerate(ends, 1):
             padded[row, end:], mask[row, end:] = ids[0], 0
 
-        def read(inputs: Int[ndarray, "batch length"], mask: Int[ndarray, "batch length"]) -> Tensor:
+        def read_rows(inputs: Int[ndarray, "batch length"], mask: Int[ndarray, "batch length"]) -> Tensor:
             tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(model.device) for a in (inputs, mask))
             return forward.compute_hidden_states(model, layer, *tensors).float()
 
@@ -136,13 +137,13 @@ class _TriedRows:
             inputs=torch.from_numpy(changed),
             cuts=cuts,
             ends=ends,
-            changed=read(changed, np.ones_like(changed)),
-            padded=read(padded, mask),
-            alone=read(changed[short], np.ones_like(changed)[short])[0],
+            changed=read_rows(changed, np.ones_like(changed)),
+            padded=read_rows(padded, mask),
+            alone=read_rows(changed[short], np.ones_like(changed)[short])[0],
         )
 
     def find_fault(self, *, fine: bool) -> str | None:
-        """Return what is wrong with the model. Not `fine`: it computes in half precision."""
+        """Return what is wrong with the model, if anything. It computes in half precision unless `fine`."""
         moved = MOVED if fine else MOVED_COARSELY
         if bool(self.alone.isnan().any(dim=-1).all()):
             return "gives NaN for every token of a text; its weights are damaged; download the model again"
@@ -168,17 +169,17 @@ class _TriedRows:
 def _compare_rows(
     rows: Float[Tensor, "_ hidden"], expected: Float[Tensor, "_ hidden"], count: int
 ) -> Float[Tensor, "count"]:
-    """Return how far each of the first rows lies from what is expected, in parts of its largest value."""
+    """Return how far each of the first `count` rows lies from the expected one, in parts of its largest value."""
     rows, expected = rows[:count], expected[:count]
     return (rows - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1).clamp(min=1e-30)
 
 
 class _EmbeddingLookups(TorchFunctionMode):
-    """Watch which rows of which tables are looked up: embeddings of tokens, and of positions."""
+    """Watch which rows of embeddings of tokens and positions are looked up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables: list[tuple[int, Tensor]] = []  # rows of a table, and what was looked up
+        self.tables: list[tuple[int, Tensor]] = []  # the rows of a table, and the ids that were looked up
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         options = options or {}
@@ -189,7 +190,7 @@ class _EmbeddingLookups(TorchFunctionMode):
             self.tables.append((len(table), ids.detach()))
         return function(*arguments, **options)
 
-    def check(self, model: Model, inputs: Int[Tensor, "batch length"]) -> None:
+    def check_positions(self, model: Model, inputs: Int[Tensor, "batch length"]) -> None:
         """Raise `ValueError` if a table that is read by position has no row for the last position of the context."""
         length = inputs.shape[1]
         for rows, ids in self.tables:
@@ -203,14 +204,14 @@ class _EmbeddingLookups(TorchFunctionMode):
 
 
 def _tokenize_text(model: Model) -> Int[ndarray, "length"]:
-    """Return the context token and tokens of a text that has a little of everything."""
+    """Return the context token, and the tokens of a text that has a little of everything."""
     ids = load_tokenizer(model).encode(TEXT, add_special_tokens=False).ids
     if max(ids, default=0) >= model.output_size:
         raise ValueError(
             f"{model.name}: the tokenizer gives id {max(ids)}, and the model has {model.output_size} rows; they are "
             "not of the same model"
         )
-    if len(set(ids)) < 2:  # a tokenizer that knows none of it
+    if len(set(ids)) < 2:  # the tokenizer knows none of the text
         ids = list(range(model.output_size))
     length = min(TOKENS, model.context_length)
     return np.resize(np.array([model.context_token, *np.resize(np.array(ids), TOKENS)]), length).astype(np.int64)

@@ -1,7 +1,7 @@
 """Read logits once, on a CPU, and then only the few blocks of columns that matter.
 
-The first pass finds each row's log-sum-exp, and each block's largest logit and mass; then the entries above a bound are
-found, and draws from all others. Compiled, for float32 and for bfloat16 as it comes from the matrix product.
+The first pass finds each row's log-sum-exp, and each block's largest logit and mass. Later passes find the entries
+above a bound, and draw from all others. The code is compiled for float32, and for bfloat16 as matrix products give it.
 """
 
 import itertools
@@ -24,30 +24,30 @@ from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
 BLOCK = 64  # columns
-SUMS = {"reassoc", "contract", "nsz", "arcp"}  # may be reordered, products and sums joined; NaN stays NaN
-# 2**f for f in [0, 1), to 1e-7 of it; the first is of f**5.
+SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered and joined with products; NaN stays NaN
+# These coefficients give 2**f for f in [0, 1) to 1e-7 of it; the first is that of f**5.
 POWER = tuple(
     np.float32(c) for c in (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
 )
 LOG2_E = np.float32(math.log2(math.e))
 LOWEST = np.int32(-(2**31))
 INT32 = ir.IntType(32)
-LEAST = np.float32(-126)  # powers below are not told apart from 2**-126
-SLIVER = 0.1  # of a draw's share: a tail with less is not drawn from
-MORE = 3  # entries of a row than draws: the largest, the gold one, and one drawn from less than a draw's share
+LEAST = np.float32(-126)  # smaller powers count as 2**-126
+SLIVER = 0.1  # a tail with a smaller part of a draw's share is not drawn from
+MORE = 3  # a row may have so many more entries than draws: the largest, the gold one, and one of a sliver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """Hold what is known of rows before single entries are looked for."""
+    """Hold what is known of rows before single entries are searched for."""
 
     log_z: Float[Tensor, "rows"]  # log-sum-exp
-    maxima: Float[Tensor, "rows blocks"]  # of each `BLOCK` of columns, the last of which may be shorter
-    sums: Float[Tensor, "rows blocks"] | None = None  # of exp(logit - the row's largest); where compiled code made them
+    maxima: Float[Tensor, "rows blocks"]  # of each block of columns; the last may be shorter
+    sums: Float[Tensor, "rows blocks"] | None = None  # of exp(logit - the row's largest), if compiled
 
 
 def can_read(logits: Tensor) -> bool:
-    """Tell whether the functions here can read logits: on a CPU, one row after another, of a type they know."""
+    """Tell whether the functions here can read logits: they lie on a CPU, row after row, and have a known type."""
     known = logits.dtype in (torch.float32, torch.bfloat16)
     return logits.device.type == "cpu" and known and logits.is_contiguous() and not logits.requires_grad
 
@@ -64,7 +64,7 @@ def survey_logits(logits: Float[Tensor, "rows vocab"]) -> Survey:
 def find_above(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], bound: Float[Tensor, "rows"]
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
-    """Return how many entries of each row are at least its bound; their ids, ascending in a row; and their values."""
+    """Find the entries of each row that are at least its bound: their counts, ids (ascending in a row) and values."""
     raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
     _require_survey(raw, largest)
     index_checks.require_lengths("bounds", len(raw), bounds)
@@ -101,15 +101,15 @@ def draw_entries(
 
 
 def _require_survey(raw: ndarray, *blocks: ndarray) -> None:
-    """Raise `ValueError` unless these are numbers of each block of columns of `raw`."""
+    """Raise `ValueError` unless `blocks` have one number for each row and block of columns of `raw`."""
     shape = len(raw), -(-raw.shape[1] // BLOCK)
-    for of in blocks:
-        if of.shape != shape:
-            raise ValueError(f"a survey of {of.shape} blocks, these logits have {shape}")
+    for numbers in blocks:
+        if numbers.shape != shape:
+            raise ValueError(f"a survey of {numbers.shape} blocks, these logits have {shape}")
 
 
 def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
-    """Return logits as an array: the bits of bfloat16, which numpy doesn't know."""
+    """Return logits as an array, bfloat16 as its bits, because numpy does not know it."""
     return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
 
 
@@ -131,12 +131,12 @@ def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
 def _bits(_context, value):
     """Return the bits of the float32 that a value of `_raw` stands for, in an int32."""
 
-    def code(_context, builder, signature, arguments):
+    def generate_code(_context, builder, signature, arguments):
         if value == types.float32:
             return builder.bitcast(arguments[0], INT32)
         return builder.shl(builder.zext(arguments[0], INT32), INT32(16))
 
-    return types.int32(value), code
+    return types.int32(value), generate_code
 
 
 @intrinsic
@@ -149,13 +149,13 @@ def _float(_context, bits):
 @intrinsic
 @no_type_check
 def _ordered(_context, bits):
-    """Turn bits into integers in the order of their floats, and back. NaN is at either end."""
+    """Turn bits into integers that have the order of their floats, and back. NaN lies at either end."""
 
-    def code(_context, builder, signature, arguments):
+    def generate_code(_context, builder, signature, arguments):
         negative = builder.and_(builder.ashr(arguments[0], INT32(31)), INT32(0x7FFFFFFF))
         return builder.xor(arguments[0], negative)
 
-    return types.int32(bits), code
+    return types.int32(bits), generate_code
 
 
 @compiled(fastmath=SUMS)
@@ -177,7 +177,7 @@ def _survey(raw, maxima, sums, log_z):
     whole = vocab // BLOCK * BLOCK
     for i in range(len(raw)):
         largest = LOWEST
-        for block in range(whole // BLOCK):  # of a constant length, which compiles to better code
+        for block in range(whole // BLOCK):  # a constant length compiles to better code
             most = LOWEST
             for j in range(block * BLOCK, (block + 1) * BLOCK):
                 value = _ordered(_bits(raw[i, j]))

@@ -1,4 +1,4 @@
-"""Cut a text into tokens: the bytes that each covers, and whether it spells them; see docs/tokenizers.md."""
+"""Find the bytes of a text that each token covers, and whether it spells them; see docs/tokenizers.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-BITS_PER_UNSPELLED_BYTE = 8  # the uniform code over bytes: no credit
-COMPARABLE = 0.01  # share of bytes that are not spelled; no verdict is drawn from a model beyond it
+BITS_PER_UNSPELLED_BYTE = 8  # as by the uniform code over bytes, which gives no credit
+COMPARABLE = 0.01  # a model that leaves a larger share of bytes unspelled gets no verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +82,12 @@ def count_bytes(starts: Int[ndarray, "tokens"], size: int) -> Int[ndarray, "toke
 
 
 def count_unspelled(starts: Int[ndarray, "tokens"], spelled: Bool[ndarray, "tokens"], size: int) -> int:
-    """Count the bytes of a text that no token spells; all of them where there are no tokens."""
+    """Count the bytes of a text that no token spells: all of them if there are no tokens."""
     return size - int(count_bytes(starts, size)[spelled].sum())
 
 
 def describe_shares(shares: Mapping[str, float]) -> str:
-    """Name the domains of which too much is not spelled, with the shares."""
+    """Name the domains of which too many bytes are not spelled, with the shares."""
     return ", ".join(f"{share:.1%} of {d}" for d, share in shares.items() if d != "average" and share > COMPARABLE)
 
 
@@ -96,9 +96,9 @@ def _find_starts_from_offsets(
 ) -> ndarray:
     """Find spans where the tokens don't spell the text (a normaliser changed it, or dropped white space).
 
-    A token that spells what follows covers that, if it ends before the characters that the next one came from; another
-    one covers what follows up to the end of the characters the tokenizer says it came from. What no token came from
-    belongs to the token after it, at the end of the text to the last one.
+    A token that spells what follows covers it, if it ends before the characters that the next one came from. Any other
+    token covers what follows up to the end of the characters that the tokenizer says it came from. What no token came
+    from belongs to the token after it, and to the last one at the end of the text.
     """
     byte_of = np.zeros(len(text) + 1, np.int64)
     np.cumsum([len(c.encode()) for c in text], out=byte_of[1:])

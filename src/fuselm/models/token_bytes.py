@@ -18,9 +18,9 @@ from fuselm.system.errors import summarize_error
 SLOW = 20_000  # tokens; of more, the corrections that decoding them found are kept
 FORMAT = 1  # of what is kept; raise it when the same tokenizer would be read otherwise
 BLOCK = 1 << 15  # tokens that are decoded at a time
-CONTEXTS = (("a", "b"), (" ", " "), ("", ""), ("\n", "."))  # where a text is tried, to see which token it becomes
-LOST = "\ufffd"  # what decoders write for bytes that are no character
-# What completes a character: bytes before those that continue one, by how many of them there are; bytes after one.
+CONTEXTS = (("a", "b"), (" ", " "), ("", ""), ("\n", "."))  # a text is tokenized between these
+LOST = "\ufffd"  # decoders write this for bytes that are no character
+# These complete a character: bytes before some that continue one, by the number of those, and bytes after one.
 LEADS = (b"", b"\xc3", b"\xe1", b"\xf1")
 TAILS = (b"", b"\x80", b"\xa0", b"\x90", b"\x80\x80", b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80", b"\x80\x80\x80")
 
@@ -57,9 +57,9 @@ def read_token_bytes(
 
 
 def find_corrections(tokenizer: Tokenizer, pipeline: dict, spelled: Sequence[bytes | None]) -> dict[int, str]:
-    """Return what the tokenizer decodes for those ids whose bytes are not what their strings seem to spell.
+    """Return what the tokenizer decodes, for the ids whose bytes are not those that their strings seem to spell.
 
-    Where the two differ the decoder is right, unless only the other bytes are tokenized to that token. Raises
+    Where the two differ, the decoder is right unless only the other bytes are tokenized to that token. Raises
     `ValueError` for a token of half a character that does not decode with the other half.
     """
     if pipeline["decoder"] is None:
@@ -93,7 +93,7 @@ def find_corrections(tokenizer: Tokenizer, pipeline: dict, spelled: Sequence[byt
 
 
 def _build_frames(tokenizer: Tokenizer, spelled: Sequence[bytes | None], added: set[int]) -> list[Frame]:
-    """Build two frames without a token in common, as far as there are letters for them."""
+    """Build two frames that share no token, or fewer if there are not enough letters."""
 
     def is_letter(token: int, string: bytes) -> bool:
         name = tokenizer.id_to_token(token) or ""
@@ -134,7 +134,7 @@ def _decode(tokenizer: Tokenizer, sequences: list[list[int]]) -> list[str]:
 
 
 def _decode_between(tokenizer: Tokenizer, frame: Frame, sequences: Iterable[list[int]]) -> list[str | None]:
-    """Decode each sequence within the frame; None where what surrounds it changes too."""
+    """Decode each sequence within the frame; return None where the text around it changes, too."""
     texts = _decode(tokenizer, [[*frame.before, *ids, *frame.after] for ids in sequences])
     within = len(frame.prefix) + len(frame.suffix)
     return [
@@ -146,7 +146,7 @@ def _decode_between(tokenizer: Tokenizer, frame: Frame, sequences: Iterable[list
 
 
 def _is_tokenized_to(tokenizer: Tokenizer, string: bytes, token: int) -> bool:
-    """Tell whether the tokenizer makes that token of these bytes, after some text and before some."""
+    """Tell whether the tokenizer makes that token of these bytes in one of `CONTEXTS`."""
     text = string.decode("utf-8", "ignore")
     if text.encode() != string:
         lead, tail = _complete_character(string) or (b"", b"")
@@ -156,7 +156,7 @@ def _is_tokenized_to(tokenizer: Tokenizer, string: bytes, token: int) -> bool:
 
 
 def _complete_character(string: bytes) -> tuple[bytes, bytes] | None:
-    """Return bytes before and after `string` that make it text; None for what is in no text."""
+    """Return bytes before and after `string` that make it text; None if it is part of no text."""
     continuing = next((n for n, byte in enumerate(string) if byte & 0xC0 != 0x80), len(string))
     for lead in LEADS[: continuing + 1] if continuing < len(LEADS) else ():
         for tail in TAILS:
@@ -195,7 +195,7 @@ def _describe_disagreement(tokenizer: Tokenizer, token: int, string: bytes, deco
 
 
 def _find_space_joined(tokenizer: Tokenizer, spelled: Sequence[bytes | None]) -> dict[int, str]:
-    """Return all tokens with a space in front, as they are joined without a decoder, if only so they spell a text."""
+    """Return all tokens with a space in front, if they spell a text only when spaces join them."""
     words = [b.decode() for b in spelled if b and b.isalpha() and b.isascii()][:64]
     text = " ".join(words)
     strings = [spelled[i] or b"" for i in tokenizer.encode(text, add_special_tokens=False).ids]

@@ -1,7 +1,7 @@
 """Spell the bytes that a token's string seems to stand for, by the types of a tokenizer's components.
 
-Only strings know what a token of half a character stands for. Everything else is for token_bytes.py to check against
-what the tokenizer itself decodes.
+Only its string says what a token of half a character stands for. token_bytes.py checks everything else against what
+the tokenizer itself decodes.
 """
 
 import functools
@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterator
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-SPACE_MARK = "\u2581"  # SentencePiece's
+SPACE_MARK = "\u2581"  # SentencePiece writes it
 
 
 def spell_strings(pipeline: dict, strings: list[str | None]) -> list[bytes | None]:
     """Return the bytes of every token string; None where the id stands for no text.
 
-    An added token that the model itself does not have is only ever found as it is written, so it spells its content.
+    An added token that the model itself does not have is found only as it is written, so it spells its content.
     Special and unknown tokens stand for no text.
     """
     spell = _choose_speller(pipeline)
@@ -52,12 +52,12 @@ def list_component_types(part: dict | None) -> list[str]:
 
 
 def find_spelling_types(pipeline: dict) -> set[str]:
-    """Return the types that say how token strings spell text: the decoder's, else those of what precedes the model."""
+    """Return the types that say how strings spell text: the decoder's, or without one those before the model."""
     return {t for part in _list_spelling_parts(pipeline) for t in list_component_types(part)}
 
 
 def find_word_mark(pipeline: dict) -> str:
-    """Return the character that stands for the space before a word in token strings; none in WordPiece."""
+    """Return the character that stands for the space before a word in token strings; WordPiece has none."""
     types = find_spelling_types(pipeline)
     return "\u0120" if "ByteLevel" in types else "" if "WordPiece" in types else find_space_mark(pipeline)
 
@@ -126,7 +126,7 @@ def _spell_plain(string: str, mark: str, byte_fallback: bool) -> bytes:
 
 
 def _spell_word_piece(string: str, prefix: str) -> bytes:
-    """Spell a piece of WordPiece, which drops white space: one that begins a word (no punctuation) has the space."""
+    """Spell a piece of WordPiece, which drops white space; a piece that begins a word spells the space before it."""
     if string.startswith(prefix) and string != prefix:
         return string[len(prefix) :].encode()
     return (" " + string if string[:1].isalnum() else string).encode()

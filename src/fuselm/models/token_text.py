@@ -11,4 +11,6 @@ def show_token(token: bytes | None) -> str:
     if token is None:
         return "(special)"
     text = escape_controls(token.decode("utf-8", "backslashreplace")).replace(" ", "·")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)  # other white space
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )  # escapes other white space

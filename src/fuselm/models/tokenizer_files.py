@@ -1,4 +1,4 @@
-"""Read a model's tokenizer, and find what a text begins with: what the tokenizer puts in front, else BOS or EOS."""
+"""Read a model's tokenizer, and find the token that a text begins with: the tokenizer's own, or else BOS or EOS."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from fuselm.system.errors import is_foreign, summarize_error
 
 SpecialTokens = dict[str, str | int | None]
 
-MOST_GROWTH = 2000  # bytes that normalizers may make of one
+MOST_GROWTH = 2000  # normalizers may make so many bytes of one
 _OLDER_FILES = ("*.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _UNICODE_FORMS = {
@@ -33,7 +33,7 @@ _log = logging.getLogger("fuselm")
 def load_fast_tokenizer(folder: Path) -> Tokenizer:
     """Return the folder's fast tokenizer, which neither truncates nor pads.
 
-    Raises `ValueError` if there is none, or a SentencePiece file beside it has other pieces.
+    Raises `ValueError` if there is none, or if a SentencePiece file beside it has other pieces.
     """
     try:
         if (folder / "tokenizer.json").is_file():
@@ -55,9 +55,9 @@ def load_fast_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_special_tokens(folder: Path, config: dict[str, Any]) -> SpecialTokens:
-    """Return BOS and EOS as the folder's files name them (a string or an id); None where there is none.
+    """Return BOS and EOS as the folder's files name them, by a string or an id; None where there is none.
 
-    The first file that mentions it decides, even if it says null (Qwen's says that there is no BOS).
+    The first file that mentions one decides, even if it says null, as Qwen's does of BOS.
     """
     files = {path: read_json(path) for name in _SETTINGS if (path := folder / name).is_file()}
     files[folder / "config.json"] = {f"{n}_token": config.get(f"{n}_token_id") for n in ("bos", "eos")}
@@ -68,21 +68,21 @@ def read_special_tokens(folder: Path, config: dict[str, Any]) -> SpecialTokens:
         spelled = isinstance(value, dict)
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, bool) or not isinstance(value, str | None if spelled else str | int | None):
-            raise ValueError(f"{where}: {name} is a {type(value).__name__}, needs a token or its id")
+            raise ValueError(f"{where}: {name} is a {type(value).__name__}, needs a token or its id; correct the file")
         choice[name] = value
     return choice
 
 
 def identify_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, int]:
-    """Return a hash of what decides how text is cut into tokens and what it begins with; and the token it begins with.
+    """Return a hash of all that decides how text is tokenized, and the token that a text begins with.
 
-    That is what the tokenizer itself puts in front of a text, if it is one token; else BOS, or else EOS.
+    That token is the one that the tokenizer itself puts before a text, if it puts one; else BOS, or else EOS.
     """
     choice = read_special_tokens(folder, config)
     files, settings = [folder / "tokenizer.json"], [json.dumps(choice, sort_keys=True)]
     if not files[0].is_file():
         files = sorted(path for pattern in _OLDER_FILES for path in folder.glob(pattern))
-        if files:  # transformers makes a fast tokenizer of them, by a class that these name
+        if files:  # transformers makes a fast tokenizer of them by a class that the settings name
             files += [path for name in _SETTINGS if (path := folder / name).is_file()]
             settings.append(str(config.get("model_type")))
     if not files:
@@ -108,9 +108,9 @@ def digest_files(files: list[Path], *settings: str) -> str:
 
 
 def _find_beginning(folder: Path, choice: SpecialTokens) -> tuple[list[int], int | None]:
-    """Return the special tokens that the tokenizer puts before a text; and BOS, or else EOS.
+    """Return the special tokens that the tokenizer puts before a text, and BOS, or else EOS.
 
-    Raises `ValueError` if the tokenizer can't read a text.
+    Raises `ValueError` if the tokenizer cannot read a text.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -123,7 +123,7 @@ def _find_beginning(folder: Path, choice: SpecialTokens) -> tuple[list[int], int
         usual = None
         for value in (choice["bos_token"], choice["eos_token"]):
             usual = (tokenizer.token_to_id(value) if isinstance(value, str) else value) if usual is None else usual
-    except BaseException as error:  # as above
+    except BaseException as error:  # as in `load_fast_tokenizer`
         if not is_foreign(error):
             raise
         raise ValueError(f"{folder}: the tokenizer cannot read a text ({summarize_error(error)}); {NEEDED}") from error
@@ -140,7 +140,7 @@ def _check_growth(path: Path, part: str, value: object) -> None:
 
 
 def _bound_growth(part: object) -> float:
-    """Return an upper bound of how many bytes a part of the pipeline makes of one."""
+    """Return an upper bound on the bytes that a part of the pipeline makes of one."""
     if not isinstance(part, dict):
         return 1.0
     growth = float(_UNICODE_FORMS.get(str(part.get("type")), 1))

@@ -1,7 +1,8 @@
 """Check that a folder's fast tokenizer and its SentencePiece file have one vocabulary and read text alike.
 
-Weights were trained with one of them. Where ids mean different pieces the model is refused, for nobody can tell which
-is right. If they only cut a text differently, the tokens still spell it: a warning says so, and tokenizer.json is used.
+The weights were trained with one of them. If ids mean different pieces, the model is refused, because nobody can tell
+which is right. If the two only cut a text differently, the tokens still spell it: a warning says so, and tokenizer.json
+is used.
 """
 
 import functools
@@ -18,13 +19,13 @@ SAMPLES = (
     "a def f(x):\n    return x + 1  # two  spaces\n",
     "a naïve Ærøskøbing, été, Größe, 知识融合, привет, 한국어, 🙂",
 )
-FORMAT = 1  # of what is remembered; raise it when the same files would be judged otherwise
+FORMAT = 1  # raise this when the same files are judged otherwise
 
 
 def check_twins(folder: Path, tokenizer: Tokenizer) -> None:
     """Raise `ValueError` if ids mean different pieces in tokenizer.json and a SentencePiece file beside it.
 
-    Ids may be shifted as a whole, as in models that came from fairseq. A file of another kind is left alone.
+    Ids may be shifted as a whole, as in models that came from fairseq. A file of another kind is ignored.
     """
     if not (folder / "tokenizer.json").is_file():
         return
@@ -47,7 +48,10 @@ def _warn_once(message: str) -> None:
 
 
 def _find_differences(file: Path, tokenizer: Tokenizer) -> list[str]:
-    """Describe the first differences of pieces and of texts; empty if there is none, or the file is of another kind."""
+    """Describe the first difference of pieces, and of texts; a string is empty if there is none.
+
+    A file that SentencePiece cannot read has no differences.
+    """
     import sentencepiece
 
     try:
@@ -58,7 +62,7 @@ def _find_differences(file: Path, tokenizer: Tokenizer) -> list[str]:
 
 
 def _find_piece_difference(twin, tokenizer: Tokenizer) -> str:
-    """Compare the pieces that text is made of; controls and unknown ones may have other names."""
+    """Compare the pieces of which text is made; control and unknown pieces may have other names."""
     ordinary = [i for i in range(len(twin)) if not (twin.is_control(i) or twin.is_unknown(i) or twin.is_unused(i))]
     found = {i: tokenizer.token_to_id(twin.id_to_piece(i)) for i in ordinary}
     shifts = Counter(to - i for i, to in found.items() if to is not None)
@@ -71,7 +75,7 @@ def _find_piece_difference(twin, tokenizer: Tokenizer) -> str:
 
 
 def _find_text_difference(twin, tokenizer: Tokenizer) -> str:
-    """Compare how both cut a few texts, without the first token: a space in front of it may be an option."""
+    """Compare how both cut a few texts, except for the first token, before which a space may be optional."""
     for text in SAMPLES:
         ours = tokenizer.encode(text, add_special_tokens=False).tokens
         theirs = twin.encode(text, out_type=str)

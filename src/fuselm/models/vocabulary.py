@@ -1,6 +1,6 @@
 """Describe a tokenizer by the bytes that each id stands for, and turn text into ids.
 
-The tokenizer's own decoder says what the bytes are (token_bytes.py), not the name of a class or a model.
+The tokenizer's own decoder says what the bytes are (token_bytes.py). No name of a class or a model decides anything.
 """
 
 import bisect
@@ -17,14 +17,14 @@ from fuselm.models import bpe, segmentation, token_bytes, token_strings, tokeniz
 from fuselm.models.segmentation import Segmentation
 from fuselm.system.errors import name_tokenizer_errors
 
-UNMAPPED = -1
+UNMAPPED = -1  # ends the ids of a string that tokens do not spell to its end
 
 
 class Vocabulary:
     """Hold the bytes of every id of a model's output layer, and turn text into ids.
 
-    `token_bytes[id]` is None where the id stands for no text: special and unknown tokens, padding rows. The
-    `tokenizer` is taken over: it will read the names of special tokens as text.
+    `token_bytes[id]` is None if the id stands for no text, as special and unknown tokens and padding rows do. The
+    vocabulary changes the given `tokenizer`: it will read the names of special tokens as text.
 
     >>> vocabulary = fuselm.load_vocabulary(fuselm.locate_model("models/target"))
     >>> text = vocabulary.segment("a text")
@@ -35,12 +35,12 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, output_size: int):
         description = tokenizer.to_str()
         pipeline = json.loads(description)
-        special = {added["id"] for added in pipeline["added_tokens"] if added["special"]}  # no text is made of them
+        special = {added["id"] for added in pipeline["added_tokens"] if added["special"]}  # texts contain none of them
         needed = 1 + max((i for i in tokenizer.get_vocab().values() if i not in special), default=-1)
         if needed > output_size:
             raise ValueError(
                 f"tokenizer: {needed} tokens, but the model's output layer has {output_size} rows; "
-                "they don't belong together: take the tokenizer that the model came with"
+                "they do not belong together; take the tokenizer that the model came with"
             )
         self.size = output_size
         self.token_strings: list[str | None] = [tokenizer.id_to_token(i) for i in range(output_size)]
@@ -62,7 +62,7 @@ class Vocabulary:
 
     @functools.cached_property
     def id_by_bytes(self) -> dict[bytes, int]:
-        """Return the id of every byte string that is a token: the lowest of several, byte fallback tokens last."""
+        """Map every byte string that is a token to its id: the lowest of several, byte fallback tokens last."""
         is_byte = [bool(token_strings.BYTE_TOKEN.fullmatch(string or "")) for string in self.token_strings]
         ids: dict[bytes, int] = {}
         for i in sorted(range(self.size), key=is_byte.__getitem__):
@@ -101,7 +101,7 @@ class Vocabulary:
         return len(self._sorted_bytes)
 
     def count_continuing(self, typed: bytes) -> int:
-        """Count the ids that stand for bytes that begin with `typed` and are longer."""
+        """Count the ids whose bytes begin with `typed` and are longer."""
         low = bisect.bisect_right(self._sorted_bytes, typed)
         return bisect.bisect_left(self._sorted_bytes, typed + b"\xff" * (self._most_bytes + 1)) - low
 
@@ -118,11 +118,11 @@ class Vocabulary:
     def find_spelled(
         self, ids: Int[ndarray, "tokens"], starts: Int[ndarray, "tokens"], text: str
     ) -> Bool[ndarray, "tokens"]:
-        """Return one flag per token of a text: does it spell what it covers? `starts` are bytes of the text."""
+        """Return one flag per token of a text: does it spell what it covers? `starts` are positions in bytes."""
         return segmentation.find_spelled(self.spell(ids.tolist()), starts, text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that the tokenizer decodes tokens to; the bytes that they spell, if it has no decoder."""
+        """Decode tokens to text by the tokenizer's decoder, or by the bytes that they spell if it has none."""
         if self._tokenizer.decoder is None:
             return b"".join(b or b"" for b in self.spell(ids)).decode("utf-8", "replace")
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -151,20 +151,20 @@ class Vocabulary:
     def find_token_ends(self, text: str) -> Int[ndarray, "tokens"]:
         """Return the character at which each token ends.
 
-        The bytes that tokens spell decide; if they are not the text's, the tokenizer's own offsets do, and may err.
+        The bytes that tokens spell decide. If they are not the text's, the tokenizer's own offsets decide and may err.
         """
         data = text.encode()
         with name_tokenizer_errors():
             ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         ends = np.cumsum(np.diff(self.packed_bytes[0])[np.array(ids, np.int64)])
-        if not ids or ends[-1] - len(data) not in (0, 1):  # one is a space that is put before the text
+        if not ids or ends[-1] - len(data) not in (0, 1):  # a space before the text is one more
             offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
             return np.array([end for _, end in offsets], np.int64)
         begun = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
         return np.append(0, begun)[np.maximum(ends - (ends[-1] - len(data)), 0)]
 
     def encode_bytes(self, strings: list[bytes]) -> list[tuple[int, ...]]:
-        """Return the tokens that the tokenizer continues a text with for each string; `UNMAPPED` ends an unspelled one.
+        """Return the tokens that the tokenizer makes of each string behind a text; `UNMAPPED` ends an unspelled one.
 
         Bytes that are no text, or that the tokenizer would change, get the longest tokens that spell them.
         """

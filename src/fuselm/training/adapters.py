@@ -12,7 +12,7 @@ from fuselm.models.locating import Model
 
 
 def check_adapters(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:
-    """Raise `ValueError` if the target cannot have such adapters; no weights are read."""
+    """Raise `ValueError` if the target cannot have such adapters. No weights are read."""
     if quantize is not None:
         _check_quantizer()
     config = AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
@@ -48,8 +48,8 @@ def add_adapters(
     has_adapter = [isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in (head, embeddings)]
     if has_adapter[0] or (has_adapter[1] and head is not None and head.weight is embeddings.weight):
         raise ValueError(
-            "train.lora_modules: they name the output layer, or embeddings that are its weights too, and the loss "
-            "takes that as it is; leave it out"
+            "train.lora_modules: they name the output layer, or embeddings that share its weights, and the loss reads "
+            "those without adapters; leave them out"
         )
     return adapted
 
@@ -69,8 +69,9 @@ def load_in_4_bits(target: Model, *, precision: str) -> PreTrainedModel:
         target.folder, quantization_config=config, local_files_only=True, trust_remote_code=False
     )
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # else it would change to weights without a gradient
-            module.support_avx512bf16_for_cpu = False  # once it is evaluated
+        # Once evaluated, such a module would otherwise change to weights that have no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -80,7 +81,7 @@ def _check_quantizer() -> None:
 
 
 def merge_adapters(target: Model, folder: Path) -> PreTrainedModel:
-    """Add the adapters in `folder` to the weights of the target, not quantized, in float32."""
+    """Load the target in float32, unquantized, and add the adapters in `folder` to its weights."""
     import peft
 
     base = load_model(target, dtype="float32", device="cpu")

@@ -1,8 +1,8 @@
 """Make the batches that a training step reads: documents, padded or packed, with their fused rows.
 
 A padded batch has one document a row. A packed batch has all its documents in one row, without padding. Positions begin
-anew with each document, so transformers keeps attention inside it: by a block-diagonal mask or, with flash attention,
-by the lengths of the sequences.
+again at 0 with each document, so transformers keeps attention inside it: by a block-diagonal mask or, with flash
+attention, by the lengths of the sequences.
 """
 
 import random
@@ -22,15 +22,15 @@ from fuselm.stores.store import Store
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
 
-BATCH_DOCUMENTS = 4  # where nothing else is said
-WINDOW = 8  # batches whose documents are grouped by length
-BLOCK_TOKENS = 1 << 15  # of neighbours, which are read together
-MIXED_BLOCKS = 16  # ... and shuffled with those of other blocks; a smaller corpus is shuffled as one
-KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # of a store: those, and the rest of row groups at their ends
+BATCH_DOCUMENTS = 4  # by default
+WINDOW = 8  # documents of so many batches are grouped by length
+BLOCK_TOKENS = 1 << 15  # neighbours of so many tokens are read together
+MIXED_BLOCKS = 16  # documents of so many blocks are shuffled; a smaller corpus is shuffled as a whole
+KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # a store keeps those, and the row groups at their ends
 
 
 def order_documents(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
-    """Return the documents of all passes in training order: shuffled, then those of like length in one batch."""
+    """Return the documents of all passes in training order: shuffled, with similar lengths in one batch."""
     stream = shuffle_passes(lengths, passes=passes, seed=seed)
     order: list[int] = []
     for begin in range(0, len(stream), WINDOW * batch):
@@ -50,19 +50,19 @@ def shuffle_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[in
     blocks = packs(lengths, range(len(lengths)), BLOCK_TOKENS)
     stream: list[int] = []
     for n in range(passes):
-        drawn = random.Random(f"{seed} {n}")
-        order = blocks if len(blocks) <= MIXED_BLOCKS else drawn.sample(blocks, len(blocks))
+        generator = random.Random(f"{seed} {n}")
+        order = blocks if len(blocks) <= MIXED_BLOCKS else generator.sample(blocks, len(blocks))
         for begin in range(0, len(order), MIXED_BLOCKS):
             mixed = [i for block in order[begin : begin + MIXED_BLOCKS] for i in block]
-            stream.extend(drawn.sample(mixed, len(mixed)))
+            stream.extend(generator.sample(mixed, len(mixed)))
     return stream
 
 
 class Batches(torch.utils.data.Dataset):
-    """List the batches of all passes, in order, each a list of documents with their tokens and fused rows.
+    """List the batches of all passes in order, each a list of documents with their tokens and fused rows.
 
-    `fused` is a store of fused distributions, or None for the texts alone. There are as many batches as `processes` can
-    share evenly; the last ones may be empty.
+    `fused` is a store of fused distributions, or None for the texts alone. `processes` share the batches evenly, so
+    the last batches may be empty.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class Batches(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Turn a batch's documents into tensors, with the fused rows of all their tokens, one after the other."""
+    """Turn a batch's documents into tensors, with the fused rows of all their tokens in order."""
 
     def __init__(self, context_token: int, *, packed: bool):
         self._context_token = context_token
         self._packed = packed
 
     def __call__(self, batches: list[list[dict]]) -> dict[str, torch.Tensor]:
-        (items,) = batches  # the Trainer's batch is one of ours
+        (items,) = batches  # the Trainer's batch holds one batch of `Batches`
         tokens = [item["tokens"] for item in items if len(item["tokens"])]
         inputs, mask = forward.pad_inputs(tokens or [[self._context_token]], self._context_token)
         is_token = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
@@ -135,7 +135,7 @@ class Collator:
             real = mask.bool()
             batch = {"input_ids": inputs[real], "position_ids": positions[real], "labels": labels[real]}
             batch = {name: tensor[None] for name, tensor in batch.items()}
-        batch["shift_labels"] = batch["labels"]  # by which the Trainer counts tokens
+        batch["shift_labels"] = batch["labels"]  # the Trainer counts tokens by it
         if items and "fused" in items[0]:
             batch |= _pad_rows([item["fused"] for item in items])
         return batch

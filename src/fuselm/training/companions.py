@@ -1,6 +1,6 @@
 """Copy the files that belong beside a trained model's weights: its target's tokenizer, templates and licence.
 
-A target's folder may hold anything beside those: states of trainings, logs, notes. They stay where they are.
+A target's folder may hold anything else: states of trainings, logs, notes. They are not copied.
 """
 
 import json
@@ -26,11 +26,11 @@ COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-NAMES = ("name_or_path", "_name_or_path")  # where libraries note the folder that a file was loaded from
+NAMES = ("name_or_path", "_name_or_path")  # libraries note here the folder that a file was loaded from
 
 
 def copy_companions(target: Path, out: Path) -> None:
-    """Copy the target's companions that `out` lacks, byte for byte unless one says where the target lies."""
+    """Copy the target's companions that `out` lacks, byte for byte except for paths of this machine."""
     for path in sorted(target.iterdir()):
         if path.is_file() and _is_companion(path.name) and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)

@@ -1,4 +1,4 @@
-"""Check what training needs beside the target before anything is made, because captures may take hours."""
+"""Check the packages that training needs before anything is made, because captures may take hours."""
 
 import importlib.util
 from collections.abc import Sequence

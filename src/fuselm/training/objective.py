@@ -1,9 +1,9 @@
 """Compute the fusion objective on sparse rows: L = lambda * CE(gold) + (1 - lambda) * D(fused || target).
 
 Wan et al. 2024, section 3.4; docs/paper.md, "Training". The outcomes of a row are its kept ids K, and all other ids as
-one bucket. The fused row gives them q; the target gives them p, its bucket being all that it gives to ids outside K. A
-divergence compares these, so it sees k + 1 numbers a token and no vocabulary. With d_k = dD/dlog p_k and S = sum_k d_k,
-the bucket among them,
+one bucket. The fused row gives them q. The target gives them p; its bucket holds all that it gives to ids outside K. A
+divergence compares the two, so it sees k + 1 numbers a token and no vocabulary. With d_k = dD/dlog p_k and S = sum_k
+d_k, where k may be the bucket,
 
     dD/dz_v = d_v - p_v S for v in K,    p_v / p_bucket * (d_bucket - p_bucket S) elsewhere
 
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from fuselm.models.forward import OutputLayer, find_product_dtype, slice_rows
 
-PRODUCT_BYTES = 1 << 28  # of a chunk's logits, in the type of the matrix products
-BLOCK_BYTES = 1 << 22  # of the rows whose logits are in float32 at a time on a CPU: they stay in its cache
-DEVICE_BLOCK_BYTES = 1 << 27  # elsewhere: few launches for a chunk (not measured)
-TILE = 8192  # rows of the output layer's gradient that are added at a time
+PRODUCT_BYTES = 1 << 28  # a chunk's logits take so many, in the type of the matrix products
+BLOCK_BYTES = 1 << 22  # so many are in float32 at a time on a CPU: they stay in its cache
+DEVICE_BLOCK_BYTES = 1 << 27  # so many elsewhere, for few launches a chunk (not measured)
+TILE = 8192  # so many rows of the output layer's gradient are added at a time
 FLOOR = 1e-6  # a fused probability of 0 would make the reverse KL infinite
 
 
@@ -33,7 +33,7 @@ FLOOR = 1e-6  # a fused probability of 0 would make the reverse KL infinite
 class FusedRows:
     """Hold the fused distributions of some tokens as tensors, padded to one width.
 
-    Row i is the distribution of token i; `tail` is the mass of the ids that it did not keep. A log-probability of -inf
+    Row i is the distribution of token i; `tail` is the mass of the ids that it does not keep. A log-probability of -inf
     marks padding. The ids of a row are distinct, as in `Distributions`.
 
     >>> import torch
@@ -68,7 +68,7 @@ class Slopes(NamedTuple):
 def forward_kl(
     logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"], beta: float | None = None
 ) -> Slopes:
-    """Compute KL(q || p), the paper's: the target should give mass wherever the fused row does."""
+    """Compute KL(q || p), as the paper does: the target should give mass wherever the fused row does."""
     q = logq.exp()
     return Slopes(_sum_weighted(q, logq - logp), -q)
 
@@ -101,8 +101,8 @@ def _sum_weighted(weights: Tensor, values: Tensor) -> Tensor:
 class Divergence:
     """Compute D(fused || target), by name, and say how tails and temperature enter it.
 
-    `tail` is `bucket`, where the ids that were not kept are one outcome like others, or `renormalise`, the paper's:
-    the fused row's kept entries are scaled to sum to 1, so the target should give its bucket nothing.
+    `tail` is `bucket` if the ids that were not kept are one outcome like others. It is `renormalise`, as in the paper,
+    if the fused row's kept entries are scaled to sum to 1, so the target should give its bucket nothing.
 
     `temperature` T flattens what is compared: the kept entries and the bucket of both rows are raised to the power of
     1/T and renormalised. The divergence is multiplied by T^2, so that its gradient keeps its size (Hinton et al. 2015).
@@ -111,12 +111,12 @@ class Divergence:
     """
 
     name: str = "forward_kl"
-    beta: float | None = None  # of jsd
+    beta: float | None = None  # only for jsd
     temperature: float = 1.0
     tail: str = "bucket"
 
     def __call__(self, logq: Float[Tensor, "rows outcomes"], logp: Float[Tensor, "rows outcomes"]) -> Slopes:
-        """Compare rows whose last outcome is the bucket; -inf marks what is no outcome."""
+        """Compare rows whose last outcome is the bucket; -inf marks padding."""
         if self.tail == "renormalise":
             kept = torch.logsumexp(logq[:, :-1], dim=1, keepdim=True)
             logq = torch.where(kept > -torch.inf, torch.cat([logq[:, :-1] - kept, logq[:, -1:] - torch.inf], 1), logq)
@@ -129,16 +129,16 @@ class Divergence:
 
 
 def compute_expected_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """Return the gold probability that a row expects if it is right: its sum of squares, without ids not kept."""
+    """Return the gold probability that a row expects if it is right: the sum of squares of its kept entries."""
     return (2 * fused.logprobs).exp().sum(1)
 
 
 def find_gold_probability(fused: FusedRows, gold: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """Return the probability that a row gives to the token that comes; 0 if it did not keep it."""
+    """Return the probability that a row gives to the gold token; 0 if it does not keep it."""
     return torch.where(fused.ids == gold[:, None], fused.logprobs.exp(), 0).sum(1)
 
 
-# How far a fused row is to be trusted, from 0 to 1.
+# These say how far to trust a fused row, from 0 to 1.
 CONFIDENCES: dict[str, Callable[..., Tensor]] = {
     "expected": compute_expected_probability,
     "gold": find_gold_probability,
@@ -157,10 +157,10 @@ def fusion_loss(
 ) -> Loss:
     """Compute the fusion objective of some tokens, without their logits in memory, and its gradient.
 
-    `hidden` are the states that `layer`, the model's output layer, makes logits of; `gold` the tokens that come, and
-    `fused` their rows, or None for the causal-LM loss alone, bit for bit that of lambda 1. `lambda_clm` weighs the
-    causal-LM loss: one number, or one for each token. The loss is the sum over tokens divided by `count`, which is
-    their number for a mean.
+    `layer`, the model's output layer, makes logits of the states `hidden`. `gold` holds the tokens that come, `fused`
+    their rows, or None for the causal-LM loss alone, which equals that of lambda 1 bit for bit. `lambda_clm` weighs the
+    causal-LM loss: it is one number, or one for each token. The loss is the sum over tokens divided by `count`; for a
+    mean, `count` is their number.
 
     >>> import torch
     >>> from fuselm.models.forward import OutputLayer
@@ -174,7 +174,7 @@ def fusion_loss(
     >>> weight.grad.shape
     torch.Size([7, 3])
     """
-    needs_gradient = torch.is_grad_enabled()  # always off inside an autograd.Function
+    needs_gradient = torch.is_grad_enabled()  # it is always off inside an autograd.Function
     weights = hidden.new_ones(len(hidden), dtype=_choose_sum_dtype(hidden))
     if fused is not None:
         weights = weights * lambda_clm
@@ -191,8 +191,8 @@ class _LossArguments(NamedTuple):
     fused: FusedRows | None
     lambda_clm: Float[Tensor, "tokens"]
     divergence: Divergence
-    share: int | float | Tensor  # of one token in the loss
-    steers: bool  # whether `fused` has any weight; else it is only told how far from it the target is
+    share: int | float | Tensor  # one token's share of the loss
+    has_fusion: bool  # does the fusion loss have any weight? If not, it is measured without a gradient
 
     def take_rows(self, rows: slice) -> "_LossArguments":
         fused = self.fused
@@ -217,7 +217,7 @@ class _FusionLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, _grad_clm, _grad_fusion):
         gradients = ctx.saved_tensors
-        if grad_total != 1:  # `share` has done it already, where the loss is not scaled any more
+        if grad_total != 1:  # `share` is in the gradients already, and the loss may be scaled further
             gradients = [None if g is None else g * grad_total.to(g.dtype) for g in gradients]
         return *gradients, None, None
 
@@ -230,7 +230,7 @@ def _loss(
     dtype: torch.dtype,
     needs: tuple[bool, ...],
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor | None]]:
-    """Return the loss, its terms, and the gradients of `hidden`, `weight` and `bias` that it `needs`."""
+    """Compute the loss, its terms, and those gradients of `hidden`, `weight` and `bias` that are needed."""
     terms = hidden.new_zeros(3, dtype=_choose_sum_dtype(hidden))
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
     block_bytes = BLOCK_BYTES if hidden.device.type == "cpu" else DEVICE_BLOCK_BYTES
@@ -253,7 +253,7 @@ def _loss(
         torch.mm(h, cast_weight.T, out=product)
         part = job.take_rows(rows)
         for block in slice_rows(len(h), vocab, block_bytes // terms.dtype.itemsize):
-            logits = product[block].to(terms.dtype)  # the product's own memory, if that is its type
+            logits = product[block].to(terms.dtype)  # this is the product's own memory if it has that type
             terms += _compute_block_loss(logits, bias, part.take_rows(block))
             if grad_bias is not None:
                 grad_bias += logits.sum(0).to(bias.dtype)
@@ -274,7 +274,7 @@ def _choose_sum_dtype(hidden: Tensor) -> torch.dtype:
 def _compute_block_loss(
     logits: Float[Tensor, "rows vocab"], bias: Tensor | None, job: _LossArguments
 ) -> Float[Tensor, "3"]:
-    """Return total, causal-LM and fusion loss of a few rows of logits, which become the total's gradient in place."""
+    """Compute the total, causal-LM and fusion loss of a few rows of logits, which become the total's gradient."""
     layer = job.layer
     if bias is not None:
         logits += bias.to(logits.dtype)
@@ -297,12 +297,12 @@ def _compute_block_loss(
 def _compute_row_losses(
     logits: Float[Tensor, "rows vocab"], job: _LossArguments
 ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """Return both terms of each row; the gradient of their weighted sum takes the logits' memory."""
+    """Compute both terms of each row. The gradient of their weighted sum takes the logits' memory."""
     fused, gold, weight = job.fused, job.gold[:, None], job.lambda_clm
     gold_logit = logits.gather(1, gold)[:, 0]
     kept = None if fused is None else _FusedOutcomes.gather(fused, logits)
-    if kept is not None and job.steers:
-        logits.scatter_(1, kept.ids, torch.where(kept.some, -torch.inf, kept.logits))
+    if kept is not None and job.has_fusion:
+        logits.scatter_(1, kept.ids, torch.where(kept.has_entries, -torch.inf, kept.logits))
 
     largest = logits.amax(dim=1)
     shift = torch.where(largest.isfinite(), largest, 0)
@@ -311,7 +311,7 @@ def _compute_row_losses(
     if kept is None:
         fusion = torch.zeros_like(log_z)
     else:
-        if job.steers:
+        if job.has_fusion:
             log_z = torch.logaddexp(log_outside, torch.logsumexp(kept.mask_padding(), dim=1))
         else:
             log_outside = kept.sum_others(logits).log() + shift
@@ -319,15 +319,15 @@ def _compute_row_losses(
         fusion, slope = job.divergence(*kept.pair_outcomes(log_z, tail))
     clm = log_z - gold_logit
 
-    if kept is None or not job.steers:
+    if kept is None or not job.has_fusion:
         logits *= (weight * job.share / outside)[:, None]
     else:
         other, total = 1 - weight, slope.sum(1)
         bucket = weight * tail.exp() + other * (slope[:, -1] - tail.exp() * total)
         logits *= torch.where(outside > 0, bucket * job.share / outside, 0)[:, None]
         p = (kept.logits - log_z[:, None]).exp() * ((weight - other * total) * job.share)[:, None]
-        logits.scatter_(1, kept.ids, torch.where(kept.some, p, logits.gather(1, kept.ids)))
-        logits.scatter_add_(1, kept.ids, torch.where(kept.real, slope[:, :-1] * (other * job.share)[:, None], 0))
+        logits.scatter_(1, kept.ids, torch.where(kept.has_entries, p, logits.gather(1, kept.ids)))
+        logits.scatter_add_(1, kept.ids, torch.where(kept.is_entry, slope[:, :-1] * (other * job.share)[:, None], 0))
     logits.scatter_add_(1, gold, (-weight * job.share)[:, None])
     return clm, fusion
 
@@ -336,30 +336,34 @@ class _FusedOutcomes(NamedTuple):
     """Hold a block's fused entries beside its logits; padding repeats a row's first entry."""
 
     ids: Int[Tensor, "rows k"]
-    real: Bool[Tensor, "rows k"]  # not padding
-    some: Bool[Tensor, "rows 1"]  # rows that have entries
+    is_entry: Bool[Tensor, "rows k"]  # otherwise padding
+    has_entries: Bool[Tensor, "rows 1"]
     logprobs: Float[Tensor, "rows k"]
     tail: Float[Tensor, "rows"]
     logits: Float[Tensor, "rows k"]
 
     @staticmethod
     def gather(fused: FusedRows, logits: Float[Tensor, "rows vocab"]) -> "_FusedOutcomes":
-        real = fused.logprobs > -torch.inf
-        ids = torch.where(real, fused.ids, fused.ids.gather(1, real.int().argmax(dim=1, keepdim=True)))
+        """Gather the logits of the fused rows' entries."""
+        is_entry = fused.logprobs > -torch.inf
+        ids = torch.where(is_entry, fused.ids, fused.ids.gather(1, is_entry.int().argmax(dim=1, keepdim=True)))
         logprobs, tail = fused.logprobs.to(logits.dtype), fused.tail.to(logits.dtype)
-        return _FusedOutcomes(ids, real, real.any(dim=1, keepdim=True), logprobs, tail, logits.gather(1, ids))
+        has_entries = is_entry.any(dim=1, keepdim=True)
+        return _FusedOutcomes(ids, is_entry, has_entries, logprobs, tail, logits.gather(1, ids))
 
     def mask_padding(self) -> Float[Tensor, "rows k"]:
-        return torch.where(self.real, self.logits, -torch.inf)
+        """Return the entries' logits, with -inf for padding."""
+        return torch.where(self.is_entry, self.logits, -torch.inf)
 
     def sum_others(self, values: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows"]:
+        """Sum each row's values except for those of its entries. `values` change and are restored."""
         own = values.gather(1, self.ids)
-        result = values.scatter_(1, self.ids, torch.where(self.some, 0, own)).sum(1)
+        result = values.scatter_(1, self.ids, torch.where(self.has_entries, 0, own)).sum(1)
         values.scatter_(1, self.ids, own)
         return result
 
     def pair_outcomes(self, log_z: Float[Tensor, "rows"], tail: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
-        """Return log q and log p of kept entries and bucket, whose log p is `tail`; none is below a float's least."""
+        """Return log q and log p of the kept entries and the bucket, whose log p is `tail`; log p is at least -1e4."""
         logp = torch.cat([self.mask_padding() - log_z[:, None], tail[:, None]], dim=1)
-        least = torch.where(torch.cat([self.real, torch.ones_like(self.some)], dim=1), -1e4, -torch.inf)
+        least = torch.where(torch.cat([self.is_entry, torch.ones_like(self.has_entries)], dim=1), -1e4, -torch.inf)
         return torch.cat([self.logprobs, self.tail.log()[:, None]], dim=1), logp.maximum(least.to(logp.dtype))

@@ -1,7 +1,7 @@
-"""Load a trained model's folder afresh, as a user will, and compare what it scores with what training scored.
+"""Load a trained model's folder again, as a user will, and compare its scores with those of training.
 
-What lies in a folder may differ from what was trained: a library may rescale weights when it scores, tie or drop some,
-or save another state. The numbers of a run are worth nothing for such a folder, so the run fails.
+A folder may differ from what was trained: a library may rescale weights when it scores, tie or drop some, or save
+another state. The numbers of a run say nothing about such a folder, so the run fails.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,11 @@ from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
 
-SAMPLE_TOKENS = 1024  # of the development split: one batch
-SAME = 1e-3  # of the bits: the same weights and arithmetic, in batches of another process at most
-ROUNDED = 2e-2  # ... where weights were rounded to half precision, or adapters merged, between the two
-QUANTIZED = 0.2  # ... where adapters were trained beside 4-bit weights, and are merged into whole ones
+SAMPLE_TOKENS = 1024  # so much of the development split is scored: one batch
+# Bits may differ by these parts.
+SAME = 1e-3  # with the same weights and arithmetic, in batches of another process
+ROUNDED = 2e-2  # if weights were rounded to half precision, or adapters merged, in between
+QUANTIZED = 0.2  # if adapters were trained beside 4-bit weights, and merged into whole ones
 
 
 def choose_sample(documents: Sequence[Document], vocabulary: Vocabulary) -> list[Document]:
@@ -45,7 +46,7 @@ def score_folder(
     device: torch.device,
     autocast: AbstractContextManager,
 ) -> dict[str, float]:
-    """Return the bits of each document, by the model in `folder` in float32 under training's `autocast`."""
+    """Score documents, in bits, by the model in `folder` in float32 under training's `autocast`."""
     loaded = load_model(replace(target, name=str(folder), folder=folder), dtype="float32", device=str(device))
     layer = forward.find_output_layer(loaded)
 
@@ -61,19 +62,19 @@ def score_folder(
 def compare_scores(
     where: str, trained: Mapping[str, float], loaded: Mapping[str, float], documents: Sequence[Document], allowed: float
 ) -> None:
-    """Raise `ValueError` unless the folder scores what training scored, up to a part `allowed` of it."""
+    """Raise `ValueError` unless the folder's score is that of training, except for a part `allowed` of it."""
     size = sum(len(d.text.encode()) for d in documents)
     before, after = (sum(bits[d.id] for d in documents) / max(size, 1) for bits in (trained, loaded))
     if not abs(before - after) <= allowed * before:
         raise ValueError(
-            f"{where}: loaded afresh, the trained model scores {after:.4f} bits per byte on {len(documents)} documents "
-            f"of the development split, and in training it scored {before:.4f}: the folder does not hold what was "
-            "trained, so this is not finished; take another target, or another version of transformers"
+            f"{where}: loaded again, the trained model scores {after:.4f} bits per byte on {len(documents)} documents "
+            f"of the development split, and in training it scored {before:.4f}, so the folder does not hold what was "
+            "trained; take another target, or another version of transformers"
         )
 
 
 def round_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Round the weights in place to what a folder of this type holds."""
+    """Round the weights in place to `dtype`, as a saved folder holds them."""
     with torch.no_grad():
         for weight in model.parameters():
             if weight.is_floating_point():

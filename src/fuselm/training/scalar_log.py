@@ -1,7 +1,7 @@
 """Write the terms of a training for TensorBoard: scalars by step, without the machine's name or paths.
 
-`torch.utils.tensorboard` puts the host's name into the file's, and transformers' callback every path of its arguments
-into the log. Their thread keeps a full disk to itself; here it is an `OSError` of the step that met it.
+`torch.utils.tensorboard` puts the host's name into the file's name, and transformers' callback puts every path of its
+arguments into the log. Their thread hides a full disk; here the step that meets it raises `OSError`.
 """
 
 import io
@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 
 from fuselm.system.foreign_text import escape_controls
 
-VERSION = "brain.Event:2"  # of the format, as TensorBoard reads it
+VERSION = "brain.Event:2"  # TensorBoard reads this version of the format
 
 
 class ScalarLog(TrainerCallback):
-    """Write what is logged to a new file in a folder; it replaces steps from `first` on that earlier files have."""
+    """Write what is logged to a new file in a folder. It replaces the steps of earlier files from `first` on."""
 
     def __init__(self, folder: Path, *, first: int):
         folder.mkdir(parents=True, exist_ok=True)

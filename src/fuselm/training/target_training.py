@@ -1,10 +1,10 @@
 """Train the target on fused distributions, by `transformers.Trainer` with the fusion loss and its batches.
 
-The causal-LM baseline (`clm`) is training on the same documents without the distributions, as `train.clm` says.
-Either keeps the checkpoint with the fewest bits per byte on the development split. Wan et al. 2024, section 3.4.
+The causal-LM baseline (`clm`) trains on the same documents without the distributions, as `train.clm` says. Both keep
+the checkpoint with the fewest bits per byte on the development split. Wan et al. 2024, section 3.4.
 
-Started in several processes (`accelerate launch`, `torchrun`), each reads its share of the batches, and the loss of a
-step is the mean over the tokens of all: what one process makes of as many batches by accumulation.
+Of several processes (`accelerate launch`, `torchrun`) each reads its share of the batches. The loss of a step is the
+mean over the tokens of all, so one process that accumulates as many batches makes the same steps.
 """
 
 import json
@@ -35,7 +35,7 @@ from fuselm.training.scalar_log import ScalarLog
 from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import FusionTrainer, ProgressReport, TrainingSettings
 
-SCHEDULES = {  # by the names that transformers gives them; its own `constant` knows no warm-up
+SCHEDULES = {  # our names, and those of transformers, whose own `constant` has no warm-up
     "cosine": "cosine",
     "linear": "linear",
     "constant": "constant_with_warmup",
@@ -56,11 +56,11 @@ def train_target(
 ) -> dict:
     """Write the best checkpoint to `out/model`, an ordinary folder, and its history to `out/history.json`.
 
-    Resume from the last whole checkpoint in `out/checkpoints`. Returns what was counted. Of several processes all call
-    this, and the first writes.
+    Training resumes from the last whole checkpoint in `out/checkpoints`. Returns what was counted. All processes call
+    this, and the first one writes.
     """
     checkpoints, ended = out / "checkpoints", out / ".ended.json"
-    if ended.is_file():  # what is left to do is to drop the checkpoints
+    if ended.is_file():  # only the checkpoints are left to delete
         shutil.rmtree(checkpoints, ignore_errors=True)
         return json.loads(ended.read_text(encoding="utf-8"))
     transformers.logging.set_verbosity_error()
@@ -81,8 +81,8 @@ def train_target(
     arguments = _build_arguments(out, settings, steps)
     checkpoint, step, over = _find_resume_point(out, steps, settings.patience)
     batches = Subset(dataset, range(step * batches_of_step)) if over else dataset
-    arguments.device  # noqa: B018  starts the processes' group, and takes each to its own device
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs without a launcher the first, and no DataParallel
+    arguments.device  # noqa: B018  starts the group of processes, and gives each its device
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher only the first GPU is used, without DataParallel
     machine.use_free_cores()
     model = load_target(target, settings, progress)
     trainer = FusionTrainer(
@@ -115,7 +115,7 @@ def train_target(
         wandb.finish()
 
     state = trainer.state
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their share
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process gives its share
     if processes.rank() == 0:
         dev = [{"step": 0, **json.loads(start.read_text(encoding="utf-8"))}]
         dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
@@ -125,7 +125,7 @@ def train_target(
     _check_saved_folder(trainer, target, vocabulary, dev_documents, out / "model", settings)
     counts = {
         "steps": state.global_step,
-        "planned_steps": steps,  # more, where patience ended it
+        "planned_steps": steps,  # more than `steps` if patience ended the training
         "tokens": dataset.count_tokens(state.global_step * batches_of_step),
         "text_tokens": dataset.tokens_per_pass,
         "best_step": state.best_global_step,
@@ -146,16 +146,16 @@ def _build_arguments(out: Path, settings: TrainingSettings, steps: int) -> Train
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=SCHEDULES[settings.lr_schedule],
-        warmup_steps=settings.warmup if steps > 1 else 0,  # the first step of a warm-up learns nothing
+        warmup_steps=settings.warmup if steps > 1 else 0,  # the first step of a warm-up changes nothing
         weight_decay=settings.weight_decay,
-        adam_beta2=0.95,  # as the paper
+        adam_beta2=0.95,  # as in the paper
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         eval_strategy="steps",
-        eval_steps=steps + 1,  # Report says when
+        eval_steps=steps + 1,  # ProgressReport says when
         save_strategy="steps",
         save_steps=steps + 1,
         save_total_limit=1,
@@ -173,26 +173,28 @@ def _build_arguments(out: Path, settings: TrainingSettings, steps: int) -> Train
 
 
 def load_target(target: Model, settings: TrainingSettings, progress: Progress) -> torch.nn.Module:
-    """Load the target for training: its forward computes the loss, and it has adapters if the settings say so."""
+    """Load the target for training: its forward computes the loss, and it has adapters if the settings ask for them."""
     if settings.quantize is not None:
         model = adapters.load_in_4_bits(target, precision=settings.precision)
         layer = forward.find_output_layer(model)
     else:
-        device = "auto" if processes.world_size() == 1 else "cpu"  # else the Trainer says where
+        device = "auto" if processes.world_size() == 1 else "cpu"  # of several processes the Trainer places each
         model, layer = probe.load_tried_model(target, dtype="float32", device=device)
     if layer.weight is None:
-        progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss takes whole logits")
+        progress.note(f"{target.name}: its logits are no linear map of its hidden states; the loss reads whole logits")
     if (beside := probe.describe_other_loss(model)) is not None:
         progress.note(f"{target.name}: {beside}")
     if settings.pack_tokens is not None and not forward.keeps_documents_apart(model):
         raise ValueError(f"train.pack_tokens: {target.name} mixes documents of one row; leave pack_tokens out")
     if settings.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # newer, older
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )  # newer and older names
         enable({"use_reentrant": False})
     compute_loss_in_forward(model, layer)
     if settings.lora_rank is None:
         return model
-    transformers.set_seed(settings.seed)  # adapters begin with random numbers, and the Trainer seeds later
+    transformers.set_seed(settings.seed)  # adapters start from random numbers, and the Trainer seeds later
     return adapters.add_adapters(
         model,
         rank=settings.lora_rank,
@@ -214,10 +216,10 @@ def _build_trackers(out: Path, settings: TrainingSettings, step: int) -> list[Tr
 
 
 def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Path | None, int, bool]:
-    """Return the checkpoint to resume from, if there is one, its step, and whether `patience` ended there.
+    """Return the checkpoint to resume from, if there is one, its step, and whether `patience` ended training there.
 
     Raises:
-        ValueError: If its steps were others, or the best checkpoint is gone.
+        ValueError: If it was made for another number of steps, or the best checkpoint is gone.
     """
     checkpoint = find_last_checkpoint(out / "checkpoints")
     if checkpoint is None:
@@ -226,13 +228,13 @@ def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Pat
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["max_steps"] != steps:
         raise ValueError(
-            f"{out}: begun by another number of processes, for which this is {state['max_steps']} steps and not "
-            f"{steps}; go on with as many as then, or delete {out}"
+            f"{out}: started by another number of processes, for which this is {state['max_steps']} steps and not "
+            f"{steps}; resume with that number of processes, or delete {out}"
         )
     best = checkpoint.with_name(f"checkpoint-{state['best_global_step']}")
     if find_last_checkpoint(out / "checkpoints", best.name) is None:
         raise ValueError(f"{best}: the best checkpoint so far is gone or damaged; delete {out} to train again")
-    if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder has been moved
+    if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder was moved
         atomic_files.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
     waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
@@ -240,7 +242,7 @@ def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Pat
 
 
 def find_last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
-    """Return the latest checkpoint that was written whole: its last file, the trainer's state, can be read."""
+    """Return the latest checkpoint that was written whole, so that its last file, the trainer's state, can be read."""
     for path in sorted(folder.glob(name), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -258,7 +260,7 @@ def _check_saved_folder(
     folder: Path,
     settings: TrainingSettings,
 ) -> None:
-    """Raise `ValueError` unless the folder, loaded afresh, scores what the model in memory scores."""
+    """Raise `ValueError` unless the folder, loaded again, has the scores of the model in memory."""
     sample, dtype = reload.choose_sample(dev_documents, vocabulary), find_saved_dtype(target)
     allowed = reload.SAME
     if settings.lora_rank is None:
@@ -275,7 +277,7 @@ def _check_saved_folder(
 
 
 def find_saved_dtype(target: Model) -> torch.dtype:
-    """Return the target's own type of weights, which a model trained from it is saved in."""
+    """Return the target's own type of weights. A model trained from it is saved in this type."""
     config = transformers.AutoConfig.from_pretrained(target.folder, local_files_only=True, trust_remote_code=False)
     dtype = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return getattr(torch, dtype) if dtype in DTYPES and dtype != "auto" else torch.float32
@@ -296,7 +298,7 @@ def save_model_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], 
 
 
 def choose_dev_steps(steps: int, evaluations: int) -> set[int]:
-    """Return the steps after which the development split is scored and a checkpoint written: even, and the last."""
+    """Return the steps after which the split is scored and a checkpoint written: evenly spaced, the last among them."""
     return {round(steps * (n + 1) / evaluations) for n in range(evaluations)} - {0}
 
 

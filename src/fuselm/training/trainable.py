@@ -34,7 +34,7 @@ def compute_loss_in_forward(model: PreTrainedModel, layer: OutputLayer) -> None:
         loss_fn: LossFunction,
         attention_mask: Int[Tensor, "batch length"] | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
-        **_: object,  # what adapters' wrappers add
+        **_: object,  # wrappers of adapters add arguments
     ) -> dict[str, Tensor]:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         with name_model_errors(self.name_or_path, "reading a batch"):

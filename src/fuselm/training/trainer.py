@@ -1,4 +1,4 @@
-"""Train by `transformers.Trainer` with the fusion loss: its step, its terms in the log, its development score."""
+"""Train by `transformers.Trainer` with the fusion loss, its terms in the log, and scores on the development split."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TERMS = ("clm_loss", "fusion_loss")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """Hold how to train. The options of `train` in a run file say what each means, and have the defaults."""
+    """Hold how to train. The options of `train` in a run file describe each setting, and have its default."""
 
     lambda_clm: float
     lambda_final: float | None
@@ -62,21 +62,23 @@ class TrainingSettings:
 
 
 class FusionTrainer(Trainer):
-    """Train a model whose forward computes the loss (trainable.py), by the objective on fused rows."""
+    """Train a model whose forward computes the loss (trainable.py) by the objective on fused rows."""
 
     def __init__(self, *args, settings: TrainingSettings, reader: tuple[Vocabulary, int], **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole accumulated batch
-        self.model_accepts_loss_kwargs = True  # ... which the Trainer counts only for models that say so
+        self.model_accepts_loss_kwargs = True  # the Trainer counts them only for models that say so
         self._settings = settings
         self._reader = reader
-        self._unspelled: dict[str, int] | None = None  # bytes of development documents, counted once
+        self._unspelled: dict[str, int] | None = (
+            None  # bytes of development documents that no token spells, counted once
+        )
         self._terms = torch.zeros(len(TERMS))
         self._lambda = settings.lambda_clm
         self._averaging: Averaging | None = None
 
     def start_averaging(self, *, first: int) -> None:
-        """Keep the mean of the weights since step `first` in their place."""
+        """Score and save the mean of the weights since step `first` in their place."""
         self._averaging = Averaging(first)
         self.add_callback(self._averaging)
 
@@ -95,7 +97,7 @@ class FusionTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._lambda, divergence = self.compute_lambda(), self._settings.build_divergence()
-        count = num_items_in_batch / self.accelerator.num_processes  # whose gradients are averaged
+        count = num_items_in_batch / self.accelerator.num_processes  # the gradients of processes are averaged
         labels = inputs.pop("labels")
         del inputs["shift_labels"]
         token_mask = labels != -100
@@ -120,14 +122,14 @@ class FusionTrainer(Trainer):
             return super().training_step(model, *arguments, **options)
 
     def log(self, logs, start_time=None):
-        if "loss" in logs:  # of the step that is over
+        if "loss" in logs:  # the step is over
             terms = self.accelerator.reduce(self._terms, "mean").tolist()
             logs = {**logs, **dict(zip(TERMS, terms, strict=True)), "lambda": self._lambda}
             self._terms = torch.zeros(len(TERMS))
         super().log(logs, start_time)
 
     def score_documents(self, documents: Sequence[Document]) -> dict[str, float]:
-        """Return the bits of each document; each process scores its share. The model is left as it trains."""
+        """Score documents, in bits; each process scores its share. The model trains afterwards as before."""
         model, (vocabulary, context_token) = self.model_wrapped, self._reader
         model.eval()
         before = _count_changes(model)
@@ -191,7 +193,7 @@ def _count_changes(model: torch.nn.Module) -> list[int]:
 
 
 class ProgressReport(TrainerCallback):
-    """Say when to score and save, and tell the progress what happens."""
+    """Say when to score and save, and show what happens."""
 
     def __init__(self, progress: Progress, steps: set[int], trainer: FusionTrainer, start: Path):
         self._progress = progress
@@ -201,7 +203,7 @@ class ProgressReport(TrainerCallback):
         self._dev = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Score the untrained target, unless an earlier run has."""
+        """Score the untrained target, unless an earlier attempt has."""
         if state.global_step == 0:
             self._progress.note("scoring the target on the development split first")
             domains = self._trainer.score_dev_split()

@@ -230,7 +230,11 @@ def test_light_tuning_is_weighted_by_sce_and_not_by_mergekit():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(0, 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 7))
+@given(
+    st.lists(st.floats(0, 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=40),
+    st.integers(1, 40),
+    st.integers(1, 7),
+)
 def test_the_kth_largest_is_exact(values, count, size):
     count = min(count, len(values))
     tensor = torch.tensor(values, dtype=torch.float32)
