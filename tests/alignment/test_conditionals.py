@@ -53,9 +53,9 @@ def test_exact_rows_give_every_class_what_comes_of_it(seed):
     result = summarize_conditionals(counts(seed))
     assert result["conditional_fidelity"] > 0.98
     for row in result["classes"].values():
-        if row["tokens"] >= conditionals.LEAST:
+        if row["tokens"] >= conditionals.LEAST_TOKENS:
             assert row["ratio"] == pytest.approx(1, abs=0.06)
-    assert result["classes"]["several_source_tokens"]["tokens"] >= conditionals.LEAST
+    assert result["classes"]["several_source_tokens"]["tokens"] >= conditionals.LEAST_TOKENS
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -83,7 +83,9 @@ def test_every_token_gives_and_takes_one(make_source, make_target, text, begin):
     aligned = Aligner(source, target, top_k=5).align(trace, text)
     found = ConditionalCounter(source, target).count(trace, aligned, text, domain="d", begin=begin)
     lengths = np.diff(np.append(aligned.starts, aligned.size))
-    inside = (aligned.starts >= begin) & (aligned.starts + lengths <= aligned.size - conditionals.LAST) & (lengths > 0)
+    inside = (
+        (aligned.starts >= begin) & (aligned.starts + lengths <= aligned.size - conditionals.LAST_BYTES) & (lengths > 0)
+    )
     tokens = int((inside & aligned.distributions.informed).sum())
     assert found.observed.sum() == tokens and found.predicted.sum() == pytest.approx(tokens)
     assert (found.predicted >= -1e-6).all()
@@ -91,7 +93,7 @@ def test_every_token_gives_and_takes_one(make_source, make_target, text, begin):
 
 def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])  # ab; ba
-    text = "abab a b" + " " * conditionals.LAST
+    text = "abab a b" + " " * conditionals.LAST_BYTES
     aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
     assert target.spell(aligned.tokens.tolist())[:4] == [b"a", b"ba", b"b", b" "]
     rows = Distributions(

@@ -75,7 +75,8 @@ def test_a_threshold_keeps_the_same_without_looking_for_the_largest(kind, top_k,
     logits = drawn(7, 211, 0, kind) / 5
     policy = Policy(policy="threshold", threshold=threshold, top_k=top_k)
     found = forward.survey_logits(logits)
-    one, other = (f(policy, logits, found) for f in (retention._retain_above_threshold, retention._retain_most_probable))
+    keepers = retention._retain_above_threshold, retention._retain_most_probable
+    one, other = (keep(policy, logits, found) for keep in keepers)
     assert np.array_equal(one.counts, other.counts)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
     np.testing.assert_allclose(one.tail, other.tail, atol=1e-6)

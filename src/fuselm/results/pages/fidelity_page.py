@@ -60,7 +60,7 @@ def render_page(
         notes=list(describe_unspelled_bytes(results[first])),
         conditionals={m: r["conditional"] for m, r in results.items() if r["conditional"]},
         conditional_note=describe_conditional(results[first]["conditional"]),
-        least_tokens=conditionals.LEAST,
+        least_tokens=conditionals.LEAST_TOKENS,
         advice=list(write_advice(results, first)),
         verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
         bounds=fidelity.VERDICTS,
