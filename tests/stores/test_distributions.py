@@ -1,4 +1,4 @@
-"""distributions.py: masses add up, the tail is what is missing, and what is no distribution is told."""
+"""distributions.py: masses add up, the tail is what is missing, and an impossible distribution is refused."""
 
 import math
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_masses_add_up_and_the_largest_are_kept(drawn_masses, top_k):
         assert distributions.tail[i] == pytest.approx(1 - sum(row.values()), abs=1e-6)
 
 
-def test_gold_is_known_whether_or_not_it_is_kept():
+def test_gold_is_recorded_whether_or_not_its_entry_is_kept():
     distributions = of_masses([(0, 3, 0.5), (0, 7, 0.25), (0, 2, 0.125)], [2], top_k=2)
     assert drawn.rows_of(distributions) == [pytest.approx({3: 0.5, 7: 0.25})]
     assert math.exp(distributions.gold[0]) == pytest.approx(0.125)
@@ -81,7 +81,7 @@ def test_no_masses_and_no_tokens():
     check_distributions(nothing, VOCAB)
 
 
-def test_rows_are_found_by_their_entries():
+def test_each_entry_knows_the_number_of_its_row():
     distributions = of_masses([(0, 1, 0.5), (2, 3, 0.25), (2, 4, 0.5)], [1, 1, 1])
     assert distributions.rows.tolist() == [0, 2, 2]
     assert [ids.tolist() for ids, _ in map(distributions.row, range(3))] == [[1], [], [4, 3]]

@@ -1,4 +1,4 @@
-"""Stores that lie: every value of a row, a document, an index and a manifest set to what it cannot be, hashes right.
+"""Refuse stores whose hashes are right and whose rows, documents, index or manifest hold an impossible value.
 
 `store verify` names each, and so does whatever reads one; a run refuses it in one line before any number of it counts.
 """
@@ -78,7 +78,7 @@ def swap_rows_in_the_index(contents):
 
 
 def other_tokens(contents):
-    """Give a document the tokens of no tokenizer: each the token before it."""
+    """Give a document tokens that no tokenizer makes: each becomes the token before it."""
     row = contents.row()
     row["tokens"] = row["tokens"][1:] + row["tokens"][:1]
     for n in range(len(row["counts"])):  # so that no entry is gold
@@ -87,7 +87,7 @@ def other_tokens(contents):
 
 
 def draw_gold(contents):
-    """Say of the entry of a token that came that it was drawn."""
+    """Mark the entry of a token that came as drawn."""
     for row in contents.rows:
         owners = [token for token, count in zip(row["tokens"], row["counts"], strict=True) for _ in range(count)]
         for n, (token, entry) in enumerate(zip(owners, row["ids"], strict=True)):
@@ -97,7 +97,7 @@ def draw_gold(contents):
 
 
 def draw_beside_gold(contents):
-    """Say that an entry was drawn of a row whose token that came is not among the entries."""
+    """Mark an entry as drawn in a row whose own token is not among the entries."""
     row = contents.row()
     begins = [sum(row["counts"][:n]) for n in range(len(row["counts"]))]
     entries = [set(row["ids"][b : b + count]) for b, count in zip(begins, row["counts"], strict=True)]
@@ -186,7 +186,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, texts, byte_level, sentence_piece):
-    """A run that has captured its sources; `own` has 641 ids."""
+    """Return a run that has captured its sources; `own` has 641 ids."""
     folder = tmp_path_factory.mktemp("run")
     rows = tiny_run.short(texts, length=41)
     file = tiny_run.write(folder, target=sentence_piece, sources={"own": byte_level}, rows=rows)
@@ -200,14 +200,14 @@ def captured(run):
 
 
 def problems_of(folder) -> list[str]:
-    """Return what `verify` says, or what it refuses to begin with."""
+    """Return what `verify` says, or why it refuses to begin."""
     try:
         return list(map(str, verify_store(folder, progress=tiny_run.QUIET).problems))
     except ValueError as error:
         return [str(error)]
 
 
-def test_what_is_put_together_unchanged_is_whole_and_known_from_then_on(captured, tmp_path, monkeypatch):
+def test_an_unchanged_copy_is_whole_and_remembered_as_sound(captured, tmp_path, monkeypatch):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "cache"))
     folder = tamper(captured, tmp_path / "store", lambda contents: None)
     assert problems_of(captured) == problems_of(folder) == []
@@ -252,7 +252,7 @@ def test_a_run_refuses_an_impossible_store_in_one_line(run, captured, tmp_path, 
 
 
 def test_a_store_with_the_largest_id_known_is_checked_by_the_vocabulary_of_its_model(captured, tmp_path):
-    """An old manifest does not say how many ids there are; the model that a run names does."""
+    """Check an old manifest without a number of ids by the model that a run names."""
 
     def change(contents):
         del contents.made["counts"]["vocabulary_size"]
@@ -294,7 +294,7 @@ MISTYPED = {
 
 
 @pytest.mark.parametrize("name", MISTYPED)
-def test_what_a_manifest_says_of_model_and_policy_is_text_and_numbers(captured, tmp_path, name):
+def test_a_manifest_names_the_model_as_text_and_the_policy_in_numbers(captured, tmp_path, name):
     section, field = name.split(".")
     for value in MISTYPED[name]:
         folder = tamper(
@@ -310,14 +310,14 @@ def test_what_a_manifest_says_of_model_and_policy_is_text_and_numbers(captured, 
 @pytest.mark.parametrize(
     "model", [".", "/", "~nobody-of-this-name/a", "a" * 5000, "\ud800", "\0", "\n[/quote]\x1b[31m"]
 )
-def test_a_model_of_any_name_is_only_a_name(captured, tmp_path, model):
+def test_a_model_name_is_never_opened_as_a_path(captured, tmp_path, model):
     folder = tamper(captured, tmp_path / "store", lambda contents: contents.made["about"].update(model=model))
     for command in ("info", "verify", "head"):
         outcome = fuselm("store", command, folder)
         assert outcome.code == 0 and "\x1b" not in outcome.out + outcome.err, outcome.err
 
 
-def test_documents_of_deep_json_are_one_line(captured, tmp_path):
+def test_deeply_nested_json_is_refused_in_one_line(captured, tmp_path):
     path = tmp_path / "documents.jsonl"
     path.write_text('{"id": ' + "[" * 100_000 + "\n")
     outcome = fuselm("store", "subset", tmp_path / "out", captured, "--documents", path)
@@ -336,7 +336,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_files_of_the_manifest_are_this_folders(captured, tmp_path, kind):
+def test_a_manifest_may_name_files_of_its_own_folder_only(captured, tmp_path, kind):
     folder = tamper(captured, tmp_path / "store", lambda contents: None)
     made = json.loads((folder / "manifest.json").read_text()) | {"files": FILES[kind]}
     (folder / "manifest.json").write_text(json.dumps(made))
@@ -344,7 +344,7 @@ def test_files_of_the_manifest_are_this_folders(captured, tmp_path, kind):
         Store(folder)
 
 
-def test_what_is_no_file_is_named(captured, tmp_path):
+def test_a_path_that_is_not_a_file_is_named(captured, tmp_path):
     for name in (store.INDEX, "part-00000.parquet"):
         for make in ("folder", "nothing", "a dangling link", "empty", "unreadable link"):
             folder = tamper(captured, tmp_path / "store", lambda contents: None)

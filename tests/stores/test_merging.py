@@ -1,4 +1,4 @@
-"""merging.py: rows are copied bit for bit; what does not belong together is refused."""
+"""merging.py: rows are copied bit for bit, and stores that do not belong together are refused."""
 
 import itertools
 import json
@@ -116,7 +116,7 @@ def test_an_interrupted_merge_starts_again(tmp_path):
 
 
 def test_copied_rows_are_grouped_as_they_are_written(tmp_path, monkeypatch):
-    """Small tables join to row groups, row groups to parts."""
+    """Join small tables to row groups, and row groups to parts."""
     monkeypatch.setattr(store, "GROUP_TOKENS", 31)
     monkeypatch.setattr(store, "PART_TOKENS", 83)
     names = [f"{n:02d}" for n in range(17)]
@@ -165,7 +165,7 @@ def test_a_cut_keeps_what_the_policy_would_and_moves_nothing(name, top_k, number
     assert again.equals(after)
 
 
-def test_of_draws_a_cut_keeps_the_head_alone():
+def test_a_cut_of_sampled_rows_keeps_the_head_alone():
     made = drawn.trace_of(VOCABULARY, "abba é" * 3, np.random.default_rng(0))
     d = made.distributions
     probs = np.exp(d.logprobs.astype(np.float64))
@@ -207,7 +207,7 @@ def test_a_subset_by_policy_says_so(tmp_path):
     )
 
 
-def test_more_than_there_is_cannot_be_cut(tmp_path):
+def test_a_policy_that_keeps_more_than_the_store_has_is_refused(tmp_path):
     whole = written(tmp_path / "x", ["a", "b"])
     for policy, said in [
         ({"policy": "top_k", "top_k": 6}, r"x: document a: top_k: row 0 has 5 entries and a tail of .*, fewer than"),

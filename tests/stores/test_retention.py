@@ -1,4 +1,4 @@
-"""retention.py: each policy keeps what it says, of logits and of rows that are kept already."""
+"""retention.py: each policy retains the entries that it names, from logits and from rows retained by a wider policy."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def distributions_of(kept: RetainedEntries) -> Distributions:
 
 
 def wanted_ids(policy: Policy, row: np.ndarray) -> list[int]:
-    """One row's ids, by going through them."""
+    """Return one row's ids, by going through them."""
     result, mass = [], 0.0
     for token in np.argsort(-row, kind="stable")[: policy.top_k].tolist():
         wanted = {"top_k": True, "nucleus": mass < policy.mass, "threshold": row[token] >= policy.threshold}
@@ -66,7 +66,7 @@ def test_a_policy_keeps_what_it_says(policy):
 
 
 @pytest.mark.parametrize("policy", LARGEST, ids=str)
-def test_what_is_kept_of_all_entries_is_what_is_kept_of_logits(policy):
+def test_narrowing_whole_rows_retains_what_the_policy_retains_of_logits(policy):
     logits = drawn_logits()
     everything = distributions_of(kept_of(Policy(policy="top_k", top_k=VOCAB), logits))
     one, other = narrow_rows(policy, everything), distributions_of(kept_of(policy, logits))
@@ -75,7 +75,7 @@ def test_what_is_kept_of_all_entries_is_what_is_kept_of_logits(policy):
 
 
 @given(st.sampled_from(LARGEST), st.integers(1, 40), st.integers(0, 97))
-def test_a_narrower_policy_of_kept_rows_is_right_or_refused(policy, top_k, seed):
+def test_narrowing_retained_rows_is_right_or_refused(policy, top_k, seed):
     logits = drawn_logits(seed, rows=3)
     stored = distributions_of(kept_of(Policy(policy="top_k", top_k=top_k), logits))
     expected = distributions_of(kept_of(policy, logits))
@@ -88,7 +88,7 @@ def test_a_narrower_policy_of_kept_rows_is_right_or_refused(policy, top_k, seed)
         np.testing.assert_allclose(reduced.tail, expected.tail, atol=1e-5)
 
 
-def test_draws_of_kept_entries_are_refused():
+def test_drawing_from_retained_entries_is_refused():
     stored = distributions_of(kept_of(LARGEST[0], drawn_logits()))
     with pytest.raises(ValueError, match=r"^sampled: cannot be drawn from kept entries"):
         narrow_rows(Policy(policy="sampled", draws=3), stored)
@@ -107,7 +107,7 @@ def test_rows_without_entries_stay_so():
 
 
 def shared(kept: RetainedEntries) -> np.ndarray:
-    """Probabilities, the tail's shared among what was drawn from it."""
+    """Return probabilities, with the tail's shared among the entries drawn from it."""
     rows = np.repeat(np.arange(len(kept.counts)), kept.counts)
     drawn = np.isneginf(kept.logprobs)
     times = np.bincount(rows[drawn], minlength=len(kept.counts))
@@ -141,7 +141,7 @@ def test_draws_are_right_on_average(draws, kind):
 
 
 @given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(1, 70), st.integers(0, 99))
-def test_compiled_draws_are_torchs(rows, vocab, draws, seed):
+def test_the_kernel_draws_what_torch_draws(rows, vocab, draws, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = 5 * torch.randn(rows, vocab, generator=generator)
     gold = torch.randint(vocab, (rows,), generator=generator)
@@ -159,12 +159,12 @@ def test_compiled_draws_are_torchs(rows, vocab, draws, seed):
     assert differ <= 1  # a place on the edge of two tokens
 
 
-def test_a_row_of_equals_is_drawn_from():
+def test_a_row_of_equal_probabilities_is_drawn_from():
     kept = kept_of(Policy(policy="sampled", draws=3), torch.zeros(5, VOCAB))
     assert (kept.counts == 4).all() and (np.isfinite(kept.logprobs).reshape(5, 4).sum(axis=1) == 2).all()
 
 
-def test_draws_do_not_depend_on_what_a_document_is_read_with(monkeypatch):
+def test_draws_do_not_depend_on_the_other_documents_of_a_batch(monkeypatch):
     policy, logits = Policy(policy="sampled", draws=13), drawn_logits().double()
     whole = kept_of(policy, logits)
     monkeypatch.setattr(retention, "SAMPLED_AT_ONCE", 2 * VOCAB)
@@ -175,7 +175,7 @@ def test_draws_do_not_depend_on_what_a_document_is_read_with(monkeypatch):
 
 
 @pytest.mark.parametrize("threshold", [0.01, 1 / 13, 0.3])
-def test_of_a_head_what_is_wanted_is_kept_or_refused(threshold):
+def test_narrowing_a_sampled_head_is_right_or_refused(threshold):
     policy, logits = Policy(policy="threshold", threshold=threshold, top_k=VOCAB), drawn_logits()
     kept = kept_of(Policy(policy="sampled", draws=13), logits)
     rows = np.repeat(np.arange(ROWS), kept.counts)

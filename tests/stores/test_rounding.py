@@ -1,4 +1,4 @@
-"""rounding.py: what is stored is as near as docs/store.md says, and rows come back whole and in order."""
+"""rounding.py: stored values are within the bounds of docs/store.md, and rows come back whole and in order."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fuselm.stores import rounding
 LOGPROBS = np.concatenate([np.linspace(-40, 0, 10_007), np.log(np.linspace(1e-9, 1, 10_007))]).astype(np.float32)
 
 
-def test_entries_are_as_near_as_stated():
+def test_rounded_entries_stay_within_the_stated_bound():
     exact, rounded = LOGPROBS.astype(np.float64), rounding.round_logprobs(LOGPROBS).astype(np.float64)
     large = np.exp(exact) >= 1 / 400
     assert np.abs(np.exp(rounded / 2) - np.exp(exact / 2))[large].max() <= 1 / 320 + 1e-6
@@ -27,7 +27,7 @@ def test_entries_are_as_near_as_stated():
         (rounding.round_weights, np.linspace(0, 1, 10_007, dtype=np.float32), lambda x: x, 1 / 512),
     ],
 )
-def test_columns_are_as_near_as_stated(function, values, scale, bound):
+def test_rounded_columns_stay_within_their_stated_bounds(function, values, scale, bound):
     rounded = function(values)
     assert rounded.dtype == np.float32
     assert np.abs(scale(rounded.astype(np.float64)) - scale(values.astype(np.float64))).max() <= bound + 1e-6

@@ -1,4 +1,4 @@
-"""store.py: what was written is read back, and what is damaged is named."""
+"""store.py: a store reads back what was written, and names the file that is damaged."""
 
 import drawn
 import numpy as np
@@ -30,7 +30,7 @@ def folder(tmp_path, traces):
 
 
 def stored(trace: Trace) -> Trace:
-    """As it comes back from the disk; tests/test_rounding.py says how near that is."""
+    """Return a trace as it comes back from the disk; tests/stores/test_rounding.py says how near that is."""
     return read_traces(build_table([trace]))[0]
 
 
@@ -48,7 +48,7 @@ def assert_same_array(one: np.ndarray, other: np.ndarray, name: str) -> None:
     assert np.array_equal(one, other), name
 
 
-def test_what_is_written_is_read_back(folder, traces):
+def test_a_store_reads_back_what_was_written(folder, traces):
     found = Store(folder)
     assert found.documents == list(TEXTS) and len(found) == len(TEXTS)
     assert "first" in found and "fifth" not in found
@@ -97,7 +97,7 @@ def test_a_document_that_is_not_there_is_a_key_error(folder):
 
 
 def message(folder) -> str:
-    """Of the ValueError that opening and reading all of a store gives."""
+    """Return the message of the `ValueError` that opening and reading all of a store raises."""
     with pytest.raises(ValueError) as caught:
         list(Store(folder))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The format of a store, docs/store.md: pinned byte by byte, and read by what people have."""
+"""The format of a store (docs/store.md) is pinned byte by byte, and other Parquet readers open it."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "store"
 
 
 def golden_traces() -> list[Trace]:
-    """Rows of 0, 1, 2, 5 and 70 entries, and three of which two were drawn; impossible gold, no tail, no information,
+    """Return rows of 0, 1, 2, 5 and 70 entries, and three with two drawn; impossible gold, no tail, no information,
     no tokens, two sources.
     """
     rows = [{}, {3: 1.0}, {11: 0.25, 2: 0.625}, {n: 2.0 ** -(n + 1) for n in range(5)}, {n: 0.01 for n in range(70)}]
@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
 
 
 def values(folder: Path) -> list[dict]:
-    """All that a reader gets, for JSON."""
+    """Return everything that a reader gets, for JSON."""
     return [
         {
             "document": t.document,
@@ -84,7 +84,7 @@ def test_a_store_of_this_format_is_read_for_ever():
 
 
 def test_the_same_traces_make_the_golden_bytes(tmp_path):
-    """Of the pages, all; the footer holds the version of the library that wrote it."""
+    """Return the bytes of all pages; the footer holds the version of the library that wrote it."""
     write(tmp_path / "store")
     for name in ("part-00000.parquet", store.INDEX):
         one, other = (pages((folder / name).read_bytes()) for folder in (GOLDEN, tmp_path / "store"))
@@ -101,7 +101,7 @@ def pages(data: bytes) -> bytes:
     return data[: len(data) - 8 - int.from_bytes(data[-8:-4], "little")]
 
 
-def test_what_was_drawn_shares_the_tail_or_is_left_out():
+def test_drawn_entries_share_the_tail_or_are_left_out():
     for draws, expected in [(True, {9: 0.75, 5: 0.125, 13: 0.125}), (False, {9: 0.75})]:
         d = Store(GOLDEN, draws=draws).read("b").distributions
         ids, logprobs = d.row(2)

@@ -1,4 +1,4 @@
-"""verification.py: each kind of damage, done to real files, is named with its file, and what is left is told."""
+"""verification.py: each kind of damage, done to real files, is named with its file and the documents that remain."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def test_a_truncated_part_costs_its_own_documents(folder, kept):
     assert verdict.kept == ("d", "e") and verdict.lost == ("a", "b", "c")
 
 
-def test_any_flipped_bit_is_found_and_what_is_kept_is_as_it_was(folder):
+def test_any_flipped_bit_is_found_and_kept_documents_are_unchanged(folder):
     path = part_path(folder, 0)
     data = path.read_bytes()
     before = {t.document: t for t in store.Store(folder)}
@@ -101,7 +101,7 @@ def test_files_that_are_not_in_the_manifest_are_named(folder):
     assert len(verify_store(folder, progress=QUIET).kept) == 5
 
 
-def test_without_its_index_every_document_is_left(folder):
+def test_a_store_without_its_index_still_has_every_document(folder):
     (folder / store.INDEX).unlink()
     assert lines(folder) == ["index.parquet: is missing"]
     assert len(verify_store(folder, progress=QUIET).kept) == 5
@@ -109,7 +109,7 @@ def test_without_its_index_every_document_is_left(folder):
     assert len(lines(folder)) == 2 and len(verify_store(folder, progress=QUIET).kept) == 5
 
 
-def test_an_index_that_says_another_thing_is_named(folder):
+def test_an_index_that_contradicts_its_parts_is_named(folder):
     index = pq.read_table(folder / store.INDEX)
     column = index["bytes"].to_pylist()
     column[1] += 1
@@ -138,7 +138,7 @@ BROKEN = {  # the last values of columns
 
 @pytest.mark.parametrize("rule", BROKEN)
 def test_a_row_that_breaks_a_rule_is_named_though_its_checksum_fits(folder, rule):
-    """As a program with a mistake would write it."""
+    """Write a store as a program with a mistake would."""
     path = part_path(folder, 0)
     table = pq.read_table(path)
     for name, values in BROKEN[rule].items():

@@ -1,4 +1,4 @@
-"""compiling.py: kernels are compiled wherever fuselm is installed, by whomever; a damaged cache costs time alone."""
+"""compiling.py: kernels compile wherever fuselm is installed, for any user; a damaged cache costs only time."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ print(rounding.__file__, np.exp(rows[0]).tolist(), sum(rounding._normalise.stats
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder that every user may read, with the package in a part of it that no other may write."""
+    """Return a folder that every user may read, with the package where no other user may write."""
     folder = Path(tempfile.mkdtemp(prefix="fuselm-test-"))
     folder.chmod(0o755)
     shutil.copytree(Path(fuselm.__file__).parent, folder / "package/fuselm", ignore=lambda *_: {"__pycache__"})
@@ -52,7 +52,7 @@ def shared() -> Iterator[Path]:
 
 
 def run_as_nobody(folder: Path, *, writable: set[str], **changes: str) -> tuple[list[float], int]:
-    """Run a kernel as a user who may write in no folder but those; returns what came out and how often it was kept."""
+    """Run a kernel as a user who may write in those folders only; return its result and how often it was kept."""
     for path in (folder / "package").rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
     for name in ("cache", "tmp"):
@@ -86,7 +86,7 @@ def kept(folder: Path) -> list[Path]:
         ({"tmp"}, "tmp", {"HOME": "", "FUSELM_CACHE": ""}),  # nobody has a home
     ],
 )
-def test_a_user_who_may_not_write_in_the_package_runs_all_the_same(shared, writable, place, changes):
+def test_a_user_who_may_not_write_in_the_package_can_run_kernels(shared, writable, place, changes):
     assert run_as_nobody(shared, writable=writable, **changes) == (pytest.approx([0.25, 0.25]), 0)
     assert [path.relative_to(shared).parts[0] for path in kept(shared)] == [place]
     assert run_as_nobody(shared, writable=writable, **changes) == (pytest.approx([0.25, 0.25]), 1)
@@ -97,7 +97,7 @@ def test_where_nothing_can_be_written_kernels_are_compiled_each_time(monkeypatch
     assert called(doubled) == called(doubled) == 0
 
 
-def test_what_was_compiled_at_installation_serves_every_user(shared):
+def test_kernels_compiled_at_installation_serve_every_user(shared):
     environment = os.environ | {"PYTHONPATH": str(shared / "package"), "NUMBA_CACHE_DIR": ""}
     subprocess.run([sys.executable, "-c", NORMALISE], env=environment, check=True, capture_output=True)
     assert run_as_nobody(shared, writable=set())[1] == 1
@@ -124,7 +124,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def called(function) -> int:
-    """Call it as a new process would; returns how often what was kept of it served."""
+    """Call a kernel as a new process would; return how often a kept version served."""
     fresh = compiled(nogil=True)(function.py_func)
     assert fresh(np.arange(5.0)).tolist() == [0, 2, 4, 6, 8]
     return sum(fresh.stats.cache_hits.values())
@@ -143,7 +143,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_made_anew_without_a_word(cache, damage, capfd):
+def test_a_damaged_kernel_file_is_written_again_silently(cache, damage, capfd):
     assert called(doubled) == 0 and called(doubled) == 1
     (file,) = cache.iterdir()
     whole = file.read_bytes()
@@ -153,7 +153,7 @@ def test_a_damaged_file_is_made_anew_without_a_word(cache, damage, capfd):
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.parent.symlink_to("/nonexistent/x")])
-def test_a_file_that_cannot_be_written_costs_time_alone(cache, make, capfd):
+def test_a_kernel_file_that_cannot_be_written_costs_only_time(cache, make, capfd):
     assert called(doubled) == 0
     (file,) = cache.iterdir()
     file.unlink()
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_written_costs_time_alone(cache, make, capfd):
     assert called(doubled) == called(doubled) == 0 and capfd.readouterr() == ("", "")
 
 
-def test_what_was_compiled_with_other_options_or_bounds_is_not_taken(cache, monkeypatch):
+def test_a_kernel_compiled_with_other_options_or_bounds_is_not_used(cache, monkeypatch):
     assert called(doubled) == 0
     with monkeypatch.context() as patch:
         patch.setattr(numba.config, "BOUNDSCHECK", 1)
@@ -180,7 +180,7 @@ def scaled(values):
     return doubled(values) * FACTOR
 
 
-def test_a_kernel_is_compiled_again_where_one_that_it_calls_or_a_constant_has_changed(monkeypatch):
+def test_a_kernel_is_compiled_again_after_a_callee_or_a_constant_changes(monkeypatch):
     def source() -> str:
         compiling.hash_source.cache_clear()
         return compiling.hash_source(scaled)

@@ -1,4 +1,4 @@
-"""disk_errors.py: whatever library writes, a disk's refusal is an `OSError` with a number and a place."""
+"""disk_errors.py: whichever library writes, an error of the disk becomes an `OSError` with a number and a path."""
 
 import contextlib
 import errno
@@ -56,7 +56,7 @@ def limited(size: int):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_file_larger_than_allowed_is_told_by_whatever_writes_it(tmp_path, writer):
+def test_every_writer_reports_a_file_that_exceeds_the_size_limit(tmp_path, writer):
     (tmp_path / "source").write_bytes(bytes(SIZE))
     with pytest.raises(OSError) as caught, limited(SIZE // 2), name_disk_errors(tmp_path):
         WRITERS[writer](tmp_path / "file")
@@ -64,21 +64,21 @@ def test_a_file_larger_than_allowed_is_told_by_whatever_writes_it(tmp_path, writ
 
 
 @pytest.mark.parametrize("writer", ["safetensors of torch", "torch", "numpy", "pyarrow"])
-def test_a_folder_that_is_gone_is_told_by_whatever_writes_there(tmp_path, writer):
+def test_every_writer_reports_a_folder_that_is_gone(tmp_path, writer):
     with pytest.raises(OSError) as caught, name_disk_errors(tmp_path):
         WRITERS[writer](tmp_path / "gone" / "file")
     assert caught.value.errno == errno.ENOENT and str(caught.value.filename).startswith(str(tmp_path))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_is_told_where_no_file_is_named(tmp_path):
+def test_a_full_disk_is_reported_with_its_folder_if_no_file_is_named(tmp_path):
     with pytest.raises(OSError) as caught, name_disk_errors(tmp_path), open("/dev/full", "w") as file:
         file.write("a")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_each_refusal_is_known_in_the_words_of_each_library(tmp_path, number):
+def test_each_disk_error_is_recognised_in_the_words_of_each_library(tmp_path, number):
     said = os.strerror(number)
     for error in (
         OSError(number, said),
@@ -100,7 +100,7 @@ def test_each_refusal_is_known_in_the_words_of_each_library(tmp_path, number):
         KeyError("file"),
     ],
 )
-def test_other_errors_stay_what_they_are(tmp_path, error):
+def test_errors_that_are_not_the_disks_pass_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as caught, name_disk_errors(tmp_path):
         raise error
     assert caught.value is error

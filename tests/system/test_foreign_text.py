@@ -1,4 +1,4 @@
-"""foreign_text.py: whatever others write is seen and not obeyed, in each language that we write."""
+"""foreign_text.py: text that others wrote is shown and never takes effect, in each language that fuselm writes."""
 
 import html
 import io
@@ -19,12 +19,12 @@ markdown = MarkdownIt("commonmark", {"linkify": False}).enable(["table", "strike
 
 
 def unescaped(text: str) -> str:
-    """What `escape_controls` made its result from, if that has no backslash."""
+    """Return what `escape_controls` made its result from, if that has no backslash."""
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
 @given(anything)
-def test_no_character_of_the_result_acts_and_none_is_lost(text):
+def test_escaping_leaves_no_acting_character_and_loses_none(text):
     shown = foreign_text.escape_controls(text)
     assert all(unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") for c in shown)
     assert not set(shown) & set(ACTING)
@@ -32,7 +32,7 @@ def test_no_character_of_the_result_acts_and_none_is_lost(text):
         assert unescaped(shown) == text
 
 
-def test_what_is_seen_stays_as_it_is():
+def test_visible_characters_are_not_changed():
     for text in ("", "Ünïcødé 中文 😀👩‍🚀", "می‌خواهم", "no-break\xa0space", r"C:\x1b"):
         assert foreign_text.escape_controls(text) == text
     assert foreign_text.escape_controls("a\x1b[31m\n\u202eb\ud800") == r"a\x1b[31m\n\u202eb\ud800"
@@ -41,7 +41,7 @@ def test_what_is_seen_stays_as_it_is():
 
 
 @given(anything)
-def test_html_and_xml_show_the_characters_and_have_no_element_of_them(text):
+def test_html_and_xml_show_the_characters_and_make_no_element_of_them(text):
     written = f'<p title="{foreign_text.escape_html(text)}">{foreign_text.escape_html(text)}</p>'
     element = ElementTree.fromstring(written)
     assert element.text or "" == element.get("title") == foreign_text.escape_controls(text)
@@ -49,7 +49,7 @@ def test_html_and_xml_show_the_characters_and_have_no_element_of_them(text):
 
 
 def shown_by_markdown(source: str) -> str:
-    """The text of the only paragraph that Markdown makes of a source, which has no element."""
+    """Return the text of the only paragraph that Markdown makes of a source, which has no element."""
     opening, inline, closing = markdown.parse(source)
     assert (opening.type, closing.type) == ("paragraph_open", "paragraph_close")
     assert {child.type for child in inline.children} <= {"text", "text_special"}, inline.children
@@ -80,14 +80,14 @@ def test_code_spans_hold_any_characters(text):
         assert children[1].content.strip(" ") == expected.strip(" ")
 
 
-def test_addresses_of_others_are_no_links():
+def test_addresses_in_foreign_text_do_not_become_links():
     written = foreign_text.escape_markdown("see https://a.example/x and www.a.example, me@a.example")
     assert "https:/" not in written and "www." not in written and "me@" not in written
     assert html.unescape(written) == "see https://a.example/x and www.a.example, me@a.example"
 
 
 @given(st.recursive(anything, lambda inner: st.lists(inner) | st.dictionaries(anything, inner), max_leaves=7))
-def test_json_is_exact_and_shows_no_character_that_acts(value):
+def test_json_is_exact_and_holds_no_acting_character(value):
     for indent in (None, 1):
         written = foreign_text.write_json(value, indent=indent)
         assert not set(written.replace("\n", "")) & set(ACTING)
@@ -122,7 +122,7 @@ def test_a_console_prints_strings_as_text_wherever_they_stand(text):
         assert out.count(shown.strip()) >= 5
 
 
-def test_styles_of_our_own_stay():
+def test_our_own_styles_are_shown():
     console = terminal.open_console()
     assert str(console.render_str("[b]x[/b] :smile:", style="bold")) == "[b]x[/b] :smile:"
     assert console.render_str("x", style="bold").spans

@@ -1,4 +1,4 @@
-"""What kills leave is swept by the next call; what a live process is using, and what a user put there, is not."""
+"""The next call removes what kills left behind, and nothing that a live process uses or that a user put there."""
 
 import fcntl
 import json
@@ -28,15 +28,15 @@ def forbidden(folder):
 
 @pytest.fixture
 def dead() -> int:
-    """The number of a process that has ended."""
+    """Return the number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
 @pytest.mark.parametrize("moment", ["unlink", "rename", "fsync"])
-def test_a_stage_cut_off_while_it_is_finished_is_finished_and_not_built_again(tmp_path, monkeypatch, moment):
-    """Stopped at a scaffold, at the change of its name, and after it."""
+def test_a_stage_cut_off_while_finishing_is_finished_without_building_again(tmp_path, monkeypatch, moment):
+    """Stop at a scaffold, at the change of the folder's name, and after it."""
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -58,7 +58,7 @@ def test_a_stage_cut_off_while_it_is_finished_is_finished_and_not_built_again(tm
     assert sorted(path.name for path in folder.iterdir()) == ["a", "manifest.json"]
 
 
-def test_a_manifest_of_another_recipe_or_without_its_files_does_not_end_a_stage(tmp_path):
+def test_a_partial_stage_with_a_wrong_or_incomplete_manifest_is_built_again(tmp_path):
     for damage in ("recipe", "file"):
         folder = tmp_path / damage
         build_once(folder, RECIPE, build)
@@ -79,7 +79,7 @@ def test_a_stage_that_is_reopened_is_built_again(tmp_path):
     assert build_once(tmp_path / "stage", RECIPE, lambda out: built.append(out) or build(out)) and built
 
 
-def test_the_lock_of_a_finished_stage_goes_unless_it_is_held(tmp_path):
+def test_the_lock_of_a_finished_stage_is_removed_unless_it_is_held(tmp_path):
     build_once(tmp_path / "stage", RECIPE, build)
     lock = tmp_path / "stage/.lock"
     (tmp_path / "stage/.mine").touch()
@@ -92,7 +92,7 @@ def test_the_lock_of_a_finished_stage_goes_unless_it_is_held(tmp_path):
     assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == [".mine", "a", "manifest.json"]
 
 
-def test_a_temporary_file_goes_with_the_next_write_unless_its_process_lives(tmp_path, dead):
+def test_the_next_write_removes_temporary_files_of_dead_processes_only(tmp_path, dead):
     path = tmp_path / "a.json"
     ours = temporaries.name_temporary(path)
     machine = ours.name.split("-")[-1]
@@ -107,7 +107,7 @@ def test_a_temporary_file_goes_with_the_next_write_unless_its_process_lives(tmp_
     assert set(tmp_path.iterdir()) == {path, living, elsewhere, *mine}
 
 
-def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
+def test_a_lock_file_has_one_holder_at_a_time_and_is_removed_afterwards(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from fuselm.system import file_lock\n"
         "for _ in range(31):\n"
@@ -124,7 +124,7 @@ def test_a_lock_file_is_held_by_one_at_a_time_and_gone_afterwards(tmp_path):
     file_lock.remove_stale_lock(tmp_path / "lock")
 
 
-def test_a_folder_of_the_users_beside_the_model_stays(tmp_path):
+def test_the_users_folders_beside_the_model_are_kept(tmp_path):
     from fuselm.runs.publish import publish
 
     run, reported, model = tmp_path / "run", tmp_path / "reported", tmp_path / "trained"

@@ -14,7 +14,7 @@ SAMPLE = 0.1
 
 
 class System:
-    """The files that tell of a machine, with processes that keep cores busy while a sample is taken."""
+    """Write the files that describe a machine, with processes that keep cores busy while a sample is taken."""
 
     def __init__(self, folder: Path, cores: int):
         self.proc, self.groups, self.cores = folder / "proc", folder / "cgroup", cores
@@ -65,7 +65,7 @@ def system(tmp_path, monkeypatch):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Torch's threads are as they were after the test."""
+    """Restore torch's threads after the test."""
     before = torch.get_num_threads()
     monkeypatch.setattr(machine, "_largest", None)
     monkeypatch.setattr(machine, "_chosen", None)
@@ -116,27 +116,27 @@ def test_cores_that_others_keep_busy_are_not_free(system, busy, nice, free):
     assert machine.count_free_cores() == free
 
 
-def test_a_process_beside_in_the_same_quota_leaves_less(system):
+def test_another_process_under_the_same_quota_leaves_fewer_cores(system):
     system.write("cgroup/user.slice/job/cpu.max", "400000 100000")
     system.group_cores = 1.0
     assert machine.count_usable_cores() == 4 and machine.count_free_cores() == 3
 
 
-def test_work_of_this_process_does_not_count(system, monkeypatch):
+def test_work_of_this_process_does_not_count_as_busy(system, monkeypatch):
     system.busy = {0: 1.0, 1: 1.0, 2: 1.0}
     own = iter([0.0, 2 * SAMPLE])
     monkeypatch.setattr(machine, "_read_own_seconds", lambda: next(own))
     assert machine.count_free_cores() == 4
 
 
-def test_without_such_files_all_cores_are_free(tmp_path, system, monkeypatch):
+def test_all_cores_count_as_free_without_system_files(tmp_path, system, monkeypatch):
     monkeypatch.setattr(machine, "PROC", tmp_path / "none")
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
     assert machine.count_free_cores() == machine.count_usable_cores() == 5
     assert machine.measure_available_memory() is None and machine.name_processor()
 
 
-def test_torch_gets_the_free_cores_and_has_them_back_once_they_are_free_again(system, threads):
+def test_torch_gets_the_free_cores_as_they_change(system, threads):
     torch.set_num_threads(4)
     system.busy = {0: 1.0, 1: 1.0, 2: 1.0}
     assert machine.use_free_cores() == torch.get_num_threads() == 2
@@ -144,7 +144,7 @@ def test_torch_gets_the_free_cores_and_has_them_back_once_they_are_free_again(sy
     assert machine.use_free_cores() == torch.get_num_threads() == 4
 
 
-def test_what_the_user_says_of_threads_stays(system, threads, monkeypatch):
+def test_a_number_of_threads_that_the_user_chose_is_kept(system, threads, monkeypatch):
     system.busy = {0: 1.0, 1: 1.0}
     torch.set_num_threads(4)
     machine.use_free_cores()
@@ -163,7 +163,7 @@ def test_processes_of_a_launcher_share_the_cores(system, threads, monkeypatch):
     assert machine.use_free_cores() == 2
 
 
-def test_memory_is_the_least_of_what_system_and_groups_leave(system):
+def test_available_memory_is_the_least_that_system_and_groups_leave(system):
     system.write("proc/meminfo", "MemTotal: 900 kB\nMemAvailable: 700 kB\n")
     assert machine.measure_available_memory() == 700 * 1024
     system.write("cgroup/user.slice/memory.max", "500000")

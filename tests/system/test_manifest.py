@@ -1,4 +1,4 @@
-"""manifest.py: a stage is built once, gone on with after an interruption, and has its final name only when done."""
+"""manifest.py: a stage is built once, resumes after an interruption, and has its final name only when it is done."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def test_a_stage_is_built_once_and_then_skipped(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
-def test_the_manifest_tells_what_was_made_of_what(tmp_path):
+def test_the_manifest_records_recipe_counts_and_file_hashes(tmp_path):
     build_once(tmp_path / "stage", RECIPE, write("a", "seven"))
     found = manifest.read(tmp_path / "stage")
     seconds = found.pop("seconds")
@@ -68,7 +68,7 @@ def test_files_of_subfolders_are_listed_and_hidden_ones_are_not(tmp_path):
     assert list(manifest.read(tmp_path / "stage")["files"]) == ["inner/b"]
 
 
-def test_an_exception_leaves_no_final_name_and_the_next_call_goes_on(tmp_path):
+def test_an_exception_leaves_no_final_name_and_the_next_call_resumes(tmp_path):
     folder = tmp_path / "stage"
 
     def fail(partial):
@@ -89,7 +89,7 @@ def test_an_exception_leaves_no_final_name_and_the_next_call_goes_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
-def test_cut_off_between_manifest_and_rename_it_ends_the_same(tmp_path):
+def test_a_stage_cut_off_between_manifest_and_rename_ends_the_same(tmp_path):
     build_once(tmp_path / "stage", RECIPE, write("a"))
     expected = manifest.read(tmp_path / "stage")
     os.rename(tmp_path / "stage", tmp_path / "stage.partial")
@@ -113,7 +113,7 @@ build_once(Path(sys.argv[1]), Recipe(stage="capture"), build)
 """
 
 
-def test_while_another_process_builds_it_is_refused_and_after_its_kill_gone_on_with(tmp_path):
+def test_a_stage_that_another_process_builds_is_refused_until_that_process_ends(tmp_path):
     folder = tmp_path / "stage"
     other = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
@@ -129,7 +129,7 @@ def test_while_another_process_builds_it_is_refused_and_after_its_kill_gone_on_w
     assert list(manifest.read(folder)["files"]) == ["first", "second"]
 
 
-def test_the_key_differs_wherever_the_outcome_may():
+def test_recipes_with_different_outcomes_have_different_keys():
     others = [
         replace(RECIPE, stage="align"),
         replace(RECIPE, parameters={"top_k": 11}),
@@ -148,7 +148,7 @@ def message(folder) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_finished_stage_is_told_apart(tmp_path):
+def test_each_way_of_being_no_finished_stage_has_its_message(tmp_path):
     assert message(tmp_path) == f"{tmp_path}: not a finished stage (no manifest.json); run `fuselm run` again"
     path = tmp_path / "manifest.json"
     for damaged in (b"", b'{"format": 1', b"\xff\xfe", b"[]", b"null"):

@@ -1,4 +1,4 @@
-"""progress.py: something is on the screen within seconds, and a rate is of work alone."""
+"""progress.py: something is on the screen within seconds, and a rate counts work alone."""
 
 import io
 import re
@@ -26,12 +26,12 @@ def wait_for(text: str, stream: io.StringIO) -> None:
         time.sleep(0.005)
 
 
-def test_what_takes_long_is_said_before_anything_is_counted(screen):
+def test_slow_work_is_announced_before_anything_is_counted(screen):
     with progress.announce("hashing the weights"):
         wait_for("  hashing the weights\n", screen)
 
 
-def test_what_is_quick_or_over_is_not_said(screen, monkeypatch):
+def test_quick_or_finished_work_is_not_announced(screen, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.1)
     with progress.announce("reading"):
         pass
@@ -39,7 +39,7 @@ def test_what_is_quick_or_over_is_not_said(screen, monkeypatch):
     assert not screen.getvalue()
 
 
-def test_a_stage_says_what_it_does_until_it_counts(screen):
+def test_a_stage_announces_its_work_until_it_counts(screen):
     console = Console(file=screen, width=211)
     with progress.show_progress(console, "capture own") as shown:
         with progress.announce("loading own"):
@@ -50,7 +50,7 @@ def test_a_stage_says_what_it_does_until_it_counts(screen):
     assert "tokenizing" not in screen.getvalue()
 
 
-def test_without_a_screen_nothing_is_said(monkeypatch, capfd):
+def test_nothing_is_announced_without_a_console(monkeypatch, capfd):
     monkeypatch.setattr(progress, "_screen", None)
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
     with progress.announce("reading"):

@@ -1,4 +1,4 @@
-"""public_names.py: what is published names models and texts, and no place."""
+"""public_names.py: published files name models and texts, and hold no paths."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path, monkeypatch):
     assert name_publicly(".") == tmp_path.name
 
 
-def test_options_are_told_without_places():
+def test_published_options_hold_no_paths_and_no_addresses():
     options = {
         "target": {"model": "owner/a", "revision": "feature/x"},
         "sources": {"b": {"server": "http://secret:8000/v1", "model": "/secret/b", "tokenizer": "owner/b"}},

@@ -118,8 +118,8 @@ def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
 @pytest.mark.parametrize("keep_tokens", [0, 7, 1000])
 def test_row_groups_that_are_kept_are_not_read_again(fused, monkeypatch, keep_tokens):
     found, read = Store(fused.folder, keep_tokens=keep_tokens), []
-    whole = Store._checked
-    monkeypatch.setattr(Store, "_checked", lambda self, *which: read.append(which) or whole(self, *which))
+    whole = Store._read_checked
+    monkeypatch.setattr(Store, "_read_checked", lambda self, *which: read.append(which) or whole(self, *which))
     for _ in range(2):
         for document in DOCUMENTS:
             found.read_for_training(document.id)
