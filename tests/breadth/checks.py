@@ -56,7 +56,7 @@ SETTINGS = make_settings(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of an architecture. A cell is a measured difference, or a word that says why there is none."""
+    """Hold what became of an architecture. A cell is a measured difference, or a word that says why there is none."""
 
     name: str
     source: str = ""
@@ -68,7 +68,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A measured difference, whatever is wrong with it, and what is odd about the model itself."""
+    """Hold a measured difference, what is wrong with it, and what is odd about the model itself."""
 
     text: str
     faults: Sequence[str] = ()
@@ -92,7 +92,7 @@ def examine(name: str, tokenizer: PreTrainedTokenizerFast, documents: Sequence[D
 
 
 def examine_folder(name: str, documents: Sequence[Document], folder: Path) -> Outcome:
-    """Compare the model in `folder/model`; a refusal is right only of a model that the reference can't use either."""
+    """Compare the model in `folder/model`; a refusal is right only if the reference cannot use the model either."""
     with quiet():
         why_not = why_not_causal(folder / "model", documents)
         try:
@@ -269,7 +269,7 @@ def without_labels(model: PreTrainedModel, text: torch.Tensor) -> torch.Tensor:
 
 
 def convention(model: PreTrainedModel, text: torch.Tensor) -> tuple[Callable[..., torch.Tensor], str]:
-    """Find how a class reads `labels`: by their loss, which has to be the cross-entropy of its own logits."""
+    """Find how a class reads `labels` by its loss, which has to be the cross-entropy of its own logits."""
     with torch.no_grad():
         expected = float(without_labels(model, text))
         for loss, note in ((shifted, ""), (unshifted, "its `labels` are not shifted by transformers")):
@@ -295,7 +295,7 @@ def gradients_apart(ours: torch.nn.Module, theirs: torch.nn.Module) -> dict[str,
 
 
 def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[Document], folder: Path) -> Cell:
-    """Train two steps; compare what the product scores, loaded afresh, with what was scored in training."""
+    """Train two steps; compare what the product scores, loaded again, with what was scored in training."""
     out = folder / "run"
     out.mkdir()
     counts = target_training.train_target(

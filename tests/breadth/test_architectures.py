@@ -1,4 +1,4 @@
-"""Every causal architecture of the installed transformers, tiny, as source, target and product.
+"""Try every causal architecture of the installed transformers, tiny, as source, target and product.
 
 All of them take minutes, and are run once before a release (`pytest -m slow tests/breadth`); a handful of unlike ones
 is part of `make test`. `python benchmarks/breadth.py --write` puts the outcome into docs/architectures.md.
@@ -50,7 +50,7 @@ def test_every_other_architecture(name, tokenizer, documents, tmp_path):
 
 
 def test_a_vision_language_model_is_refused(tokenizer, documents, tmp_path):
-    """Of those that `AutoModelForCausalLM` does not load."""
+    """Refuse a model that `AutoModelForCausalLM` does not load."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
     config = Qwen2VLConfig(
@@ -73,7 +73,7 @@ def test_the_table_has_every_architecture_of_this_transformers():
 
 
 def test_a_gradient_that_differs_is_a_fault(tokenizer, documents, tmp_path, monkeypatch):
-    """The comparison itself notices a loss that is not the one of `labels`."""
+    """Check that the comparison itself notices a loss other than that of `labels`."""
     whole = checks.fusion_loss
     monkeypatch.setattr(checks, "fusion_loss", lambda *a, count: whole(*a, count=1.01 * count))
     faults = checks.examine("gpt2", tokenizer, documents, tmp_path).faults

@@ -1,4 +1,4 @@
-"""Every ordered pair of tokenizer families, aligned by `span` over hostile texts: what must hold, whatever the pair.
+"""Align every ordered pair of tokenizer families by `span` over hostile texts, and check what must always hold.
 
 Rows are of two kinds. `full` ones give every id of the source some probability, so other ways to the same bytes only
 add to what the source itself gives a text. `divergent` ones have, besides the token that comes, only candidates that
@@ -58,7 +58,7 @@ def vocabularies(training_texts) -> "Vocabularies":
 
 
 class Vocabularies(dict):
-    """Vocabularies by family, each made at its first use, and their tokenizers."""
+    """Hold vocabularies by family, each made at its first use, and their tokenizers."""
 
     def __init__(self, texts: list[str]):
         super().__init__()
@@ -74,7 +74,7 @@ class Vocabularies(dict):
 
 @pytest.fixture(scope="module")
 def excerpts(texts) -> list[str]:
-    """The beginning of one document of each domain."""
+    """Return the beginning of one document of each domain."""
     by_domain = {row["domain"]: row["text"][:113] for row in texts}
     return list(by_domain.values())
 
@@ -92,7 +92,7 @@ def test_every_other_pair_of_families(source, target, vocabularies, excerpts):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_spell_what_the_tokenizer_decodes(family, vocabularies, excerpts):
-    """Where a text's ids decode to the text, so do their bytes, with a space of the tokenizer's own at most.
+    """Check that the bytes of ids that decode to a text are the text, with a space of the tokenizer's own at most.
 
     An <unk> decodes to its name, which may be what the text says.
     """
@@ -123,7 +123,7 @@ def test_pairs_of_real_tokenizers_and_families(real_models, vocabularies, excerp
 
 
 def check_pair(source: Vocabulary, target: Vocabulary, texts: list[str], *, full: bool = True) -> None:
-    """Assert the invariants of alignment for each text; of a large vocabulary (not `full`) by divergent rows alone."""
+    """Assert the invariants of alignment for each text; check only divergent rows unless `full`."""
     aligner = Aligner(source, target, top_k=source.size + target.size)
     for number, text in enumerate(texts):
         random = np.random.default_rng(number)
@@ -157,7 +157,7 @@ def check_alignment(aligner: Aligner, text: str, own, *, is_exact: bool) -> None
 
 
 def hidden_share(aligner: Aligner, own, text: str) -> float:
-    """The log-probability that the first row begins with the space which the target does not see; 0 if it sees it."""
+    """Return the log-probability that the first row begins with a space that the target does not see; 0 if it does."""
     target = aligner.target.segment(text)
     if own.starts[0] == 0 or target.starts[0] == -1:
         return 0.0
@@ -167,7 +167,7 @@ def hidden_share(aligner: Aligner, own, text: str) -> float:
 
 
 def divergent_trace(vocabulary: Vocabulary, text: str, random: np.random.Generator):
-    """Rows of the token that comes and some that begin with other bytes than the text goes on with."""
+    """Return rows of the token that comes and of some that begin with other bytes than the text continues with."""
     segmentation, stream = vocabulary.segment(text), b" " + text.encode()
     rows, gold = [], []
     for token, start in zip(segmentation.ids.tolist(), segmentation.starts.tolist(), strict=True):
@@ -188,7 +188,7 @@ def diverges(string: bytes | None, rest: bytes) -> bool:
 
 
 def spelled_tokens(vocabulary: Vocabulary, segmentation: Segmentation, text: str) -> ndarray:
-    """Tell of each token whether its bytes are those of the text that it covers; worked out here, byte by byte.
+    """Tell of each token whether its bytes are those of the text that it covers, byte by byte.
 
     The last may end with a space of the tokenizer's own. A token that covers nothing has nothing to spell.
     """

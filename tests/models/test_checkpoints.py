@@ -1,4 +1,4 @@
-"""checkpoints.py and tokenizer_files.py: what is loaded is what is fingerprinted, and what is claimed is compared."""
+"""Test checkpoints.py, config_claims.py and tokenizer_files.py: all that is loaded is fingerprinted and checked."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ def change(path: Path, **changes) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """Return the one line that names the folder, said within seconds."""
+    """Return the one line that refuses the folder, and require that it takes seconds."""
     began = time.monotonic()
     with pytest.raises(ValueError) as caught:
         load_model(locate_model(str(folder)))
@@ -114,7 +114,7 @@ IRRELEVANT = {  # read, and proved below to change nothing
 
 @pytest.fixture(scope="module")
 def read(pristine, tmp_path_factory) -> dict[Path, set[str]]:
-    """Return, of folders of every kind, the files that are opened while the model and the tokenizer are loaded."""
+    """Return the files that are opened while model and tokenizer are loaded, for folders of every kind."""
     folders = {
         kind: Path(shutil.copytree(pristine, tmp_path_factory.mktemp("read") / kind))
         for kind in ("whole", "sharded", "named", "pickled", "older")
@@ -232,7 +232,7 @@ def test_weights_outside_the_folder_are_refused(name, folder):
 
 @pytest.mark.parametrize("value", [10**9, 10**30, 1 << 40])
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers"])
-def test_sizes_that_the_weights_have_not_are_refused(name, value, folder):
+def test_sizes_that_the_weights_do_not_have_are_refused(name, value, folder):
     change(folder / "config.json", **{name: value})
     assert f"{folder}/config.json: {name} is {value}, and the weights have" in refusal(folder)
 
@@ -374,7 +374,7 @@ def test_several_tokens_before_a_text_are_named(folder, caplog):
 
 
 def test_the_fingerprint_of_a_tokenizer_says_what_a_text_begins_with(folder):
-    """Where it is what BOS or EOS say, the fingerprint is that of these and the file, as it always was."""
+    """Check that keys of older versions hold where BOS or EOS say what a text begins with."""
     framed(folder, "<a> $A")
     change(folder / "tokenizer_config.json", bos_token="<a>")
     choice = json.dumps({"bos_token": "<a>", "eos_token": "<|endoftext|>"}, sort_keys=True)
@@ -446,7 +446,7 @@ def test_the_logits_of_a_located_model_are_transformers_own(folder):
     torch.testing.assert_close(ours, expected[0], rtol=1e-5, atol=1e-6)
 
 
-def test_ids_without_rows_are_one_line(folder, tmp_path):
+def test_ids_without_rows_are_refused_in_one_line(folder, tmp_path):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens([f"zyx{n}" for n in range(97)])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -456,7 +456,7 @@ def test_ids_without_rows_are_one_line(folder, tmp_path):
     assert "697 tokens, but the model's output layer has 641 rows" in ended.err
 
 
-def test_a_tokenizer_that_fails_on_a_text_is_one_line(folder, tmp_path):
+def test_a_tokenizer_that_fails_on_a_text_is_refused_in_one_line(folder, tmp_path):
     pipeline = json.loads((folder / "tokenizer.json").read_text())
     letters = [[c, -1.0] for c in "abcdefghijklmnopqrstuvwxyz 1"]
     pipeline |= {"model": {"type": "Unigram", "unk_id": None, "vocab": letters, "byte_fallback": False}}

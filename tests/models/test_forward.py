@@ -1,4 +1,4 @@
-"""forward.py: hidden states and output layer make the model's own logits, whatever the architecture."""
+"""Test forward.py: hidden states and output layer make the model's own logits, whatever the architecture."""
 
 import copy
 
@@ -69,7 +69,7 @@ def model(request):
 
 
 def rows(model, documents: list[list[int]]) -> list[torch.Tensor]:
-    """Logits of every token of each document, read in one batch."""
+    """Return the logits of every token of each document, read in one batch."""
     layer = forward.find_output_layer(model)
     inputs, mask = forward.pad_inputs(documents, CONTEXT)
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_a_row_does_not_see_its_own_token_or_later_ones(model):
     ],
 )
 def test_logits_need_not_be_built_whole(name):
-    """Known ends of models are understood, rather than left to the model."""
+    """Check that known ends of models are understood, rather than left to the model."""
     assert forward.find_output_layer(AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()).weight is not None
 
 
@@ -130,7 +130,7 @@ HEADS = {  # what a model may do with the product of its output layer, by no nam
 
 
 def headed(finish, dtype: torch.dtype):
-    """A Llama that does something with the product of its output layer. Its own logits are about 0.1."""
+    """Return a Llama that does something with the product of its output layer. Its own logits are about 0.1."""
     made = AutoModelForCausalLM.from_config(copy.deepcopy(ARCHITECTURES["llama"]), dtype=dtype).eval()
     made.lm_head.register_forward_hook(lambda module, inputs, output: finish(output))
     return made
@@ -166,7 +166,7 @@ def test_a_soft_cap_by_another_name_is_the_models(dtype):
 
 
 def test_a_scale_that_is_a_word_is_no_scale():
-    """MPT's configuration allows it, and transformers' MPT takes no notice of it."""
+    """Ignore such a scale as transformers' MPT does, whose configuration allows it."""
     config = transformers.MptConfig(vocab_size=61, d_model=32, n_heads=2, n_layers=2, logit_scale="inv_sqrt_d_model")
     made = AutoModelForCausalLM.from_config(config).eval()
     (logits,) = rows(made, [DOCUMENTS[2]])
@@ -176,7 +176,7 @@ def test_a_scale_that_is_a_word_is_no_scale():
 
 
 def test_a_model_that_mixes_packed_documents_a_little_is_not_packed():
-    """Bloom takes no positions; its untrained attention hardly moves the logits."""
+    """Try Bloom, which takes no positions, and whose untrained attention hardly moves the logits."""
     config = transformers.BloomConfig(vocab_size=61, hidden_size=24, n_layer=2, n_head=2)
     assert not forward.keeps_documents_apart(AutoModelForCausalLM.from_config(config).eval())
 

@@ -1,4 +1,4 @@
-"""models.py: folders built here with random weights, GGUF files written here, the hub played by a function."""
+"""Test locating.py, loading.py and gguf_files.py: random folders, GGUF files made here, a hub played by a function."""
 
 import hashlib
 import importlib.util
@@ -93,7 +93,7 @@ def change_json(path: Path, **changes) -> None:
 
 
 def message(call, *arguments, **options) -> str:
-    """Of the ValueError, which has to be one line."""
+    """Return the message of a `ValueError`, which has to be one line."""
     with pytest.raises(ValueError) as caught:
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -179,7 +179,7 @@ def test_position_0_is_predicted_from_bos_or_else_from_end_of_text(folder, setti
     assert locate_model(str(folder)).context_token == expected
 
 
-def test_special_tokens_map_is_heard_where_the_tokenizers_config_is_silent(folder):
+def test_the_special_tokens_map_decides_where_the_tokenizers_config_says_nothing(folder):
     write_json(folder / "tokenizer_config.json", {})
     write_json(folder / "special_tokens_map.json", {"bos_token": "</s>"})
     assert locate_model(str(folder)).context_token == 1
@@ -206,7 +206,7 @@ def test_sizes_of_a_nested_config_are_the_language_models(folder):
     assert (model.output_size, model.context_length) == (311, 71)
 
 
-def test_sizes_left_out_of_a_config_are_its_classes_defaults(folder):
+def test_sizes_left_out_of_a_config_are_the_defaults_of_its_class(folder):
     replace_config(folder, Gemma3TextConfig(), "Gemma3ForCausalLM")
     change_json(folder / "config.json", vocab_size=..., max_position_embeddings=...)
     model = locate_model(str(folder))
@@ -243,7 +243,7 @@ def test_a_missing_shard_is_named(folder):
     assert message(locate_model, str(folder)).startswith(f"{lost}: this part of the weights is missing")
 
 
-def test_weights_in_pickle_files_will_do(folder):
+def test_weights_in_pickle_files_are_read(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert locate_model(str(folder)).parameters_bytes == (folder / "pytorch_model.bin").stat().st_size
@@ -318,7 +318,7 @@ def test_other_files_are_refused(folder):
 # ---- hub ids
 
 
-def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for spec in ("./foo", "../foo/bar", "/foo/bar", "~/foo", "owner/name.gguf"):
@@ -338,7 +338,7 @@ def test_a_local_path_has_no_revision(folder):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub as a function: `hub(folder)` makes it hold one repository, `hub(error)` makes it fail."""
+    """Play the hub by a function: `hub(folder)` makes it hold one repository, `hub(error)` makes it fail."""
     asked = []
 
     def hold(answer):
@@ -395,7 +395,7 @@ def test_what_goes_wrong_with_the_hub_is_said_in_one_line(hub, error, expected):
 
 @pytest.fixture
 def big(folder) -> Path:
-    """A model whose weights are large enough for their hash to be kept."""
+    """Return a model whose weights are large enough for their hash to be kept."""
     tiny_llama(seed=0, head_dim=2048).save_pretrained(folder)
     assert (folder / "model.safetensors").stat().st_size > 1 << 20
     return folder
@@ -420,7 +420,7 @@ def test_a_file_changed_in_place_is_read_again(big):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
-def test_a_damaged_store_of_hashes_is_made_anew(big, content):
+def test_a_damaged_store_of_hashes_is_replaced(big, content):
     first = locate_model(str(big))
     (fingerprints.find_cache_folder() / "fingerprints.json").write_bytes(content)
     assert locate_model(str(big)) == first
@@ -497,7 +497,7 @@ def test_weights_that_are_missing_are_not_made_up(folder):
         ({"attention_bias": False}, "8 weights that config.json leaves out, the first model.layers.0.self_attn.k_proj"),
     ],
 )
-def test_weights_that_the_configuration_leaves_out_are_not_dropped_in_silence(folder, capsys, claims, left_out):
+def test_weights_that_the_configuration_leaves_out_are_refused(folder, capsys, claims, left_out):
     tiny_llama(seed=0, attention_bias="attention_bias" in claims).save_pretrained(folder)
     change_json(folder / "config.json", **claims)
     assert left_out in message(load_model, locate_model(str(folder)))
@@ -531,12 +531,12 @@ def test_a_field_that_transformers_refuses_is_said_with_the_reason(folder):
     )
 
 
-def test_an_architecture_that_transformers_does_not_know_is_said(folder):
+def test_an_architecture_that_transformers_does_not_know_is_refused(folder):
     change_json(folder / "config.json", model_type="nonesuch", architectures=["NonesuchForCausalLM"])
     assert "transformers cannot load it" in message(load_model, locate_model(str(folder)))
 
 
-def test_types_and_devices_that_are_not_there_are_refused(folder):
+def test_types_and_devices_that_do_not_exist_are_refused(folder):
     model = locate_model(str(folder))
     assert "dtype 'int3': unknown; needs one of auto, float32" in message(load_model, model, dtype="int3")
     assert "device 'nonesuch': cannot be used" in message(load_model, model, device="nonesuch")
@@ -552,7 +552,7 @@ def write_gguf(
     named: dict[int, tuple[int, str]] | None = None,
     **changes,
 ) -> Path:
-    """As llama.cpp's converter would: padded with filler rows, named tokens typed, the output matrix always stored."""
+    """Write as llama.cpp's converter does: filler rows, typed named tokens, and always an output matrix."""
     import gguf
 
     config, names = model.config, {i: token for token, i in tokenizer.get_vocab().items()}
@@ -731,7 +731,7 @@ def test_a_gguf_file_cut_off_is_refused(gguf_file, keep):
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04rest", struct.pack("<Q", 7) * 9])
-def test_what_is_not_a_gguf_file_is_refused(tmp_path, content):
+def test_a_file_without_the_gguf_magic_is_refused(tmp_path, content):
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     assert message(locate_model, str(path)).startswith(f"{path}: not a GGUF file (begins with {content[:4]!r})")
@@ -786,7 +786,7 @@ def test_parts_are_joined_in_order_and_the_licence_lies_beside_them(fetcher, tmp
     assert files == {"tiny.gguf": b"<one><two>", "tiny.LICENSE.txt": b"free"}
 
 
-def test_a_file_that_is_there_is_not_fetched_again(fetcher, tmp_path, monkeypatch):
+def test_a_present_file_is_not_fetched_again(fetcher, tmp_path, monkeypatch):
     assert fetcher.main([str(tmp_path)]) == 0
     monkeypatch.setattr(fetcher, "download", None)
     assert fetcher.main([str(tmp_path)]) == 0

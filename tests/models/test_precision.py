@@ -1,4 +1,4 @@
-"""precision.py and run_precision.py: as precise as the checkpoint, the fastest of those, and kept by a run."""
+"""Test precision.py and run_precision.py: the fastest type as precise as the checkpoint is chosen, and kept."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def on(monkeypatch):
 
 @pytest.fixture
 def in_dtype(tmp_path, byte_level):
-    """A copy of a model in another type."""
+    """Return a copy of a model in another type."""
 
     def make(dtype: str) -> Path:
         folder = tmp_path / dtype
@@ -66,7 +66,7 @@ def test_no_model_is_read_in_less_than_its_checkpoint_has_and_none_slower_than_n
     assert loaded.dtype == getattr(torch, own if read == "auto" else read)
 
 
-def test_where_float32_is_chosen_all_weights_are_those_of_an_explicit_float32(in_dtype, on):
+def test_a_chosen_float32_gives_the_weights_of_an_explicit_float32(in_dtype, on):
     on(WITHOUT)
     model = locate_model(str(in_dtype("bfloat16")))
     chosen, explicit = load_model(model), load_model(model, dtype="float32")
@@ -80,7 +80,7 @@ def test_where_float32_is_chosen_all_weights_are_those_of_an_explicit_float32(in
     [(None, "float32"), (10.0, "float32"), (2.3, "float32"), (2.1, "bfloat16"), (1.2, "bfloat16"), (0.5, "float32")],
 )
 def test_a_model_that_fits_as_it_is_and_not_in_float32_stays_as_it_is(in_dtype, on, monkeypatch, free, dtype):
-    """Where it does not fit in either, precision is not what is short."""
+    """Check that float32 is still chosen where neither fits."""
     on(WITHOUT)
     model = locate_model(str(in_dtype("bfloat16")))
     room = None if free is None else int(free * model.parameters_bytes)
@@ -109,7 +109,7 @@ def test_a_quantized_checkpoint_is_left_alone(in_dtype, on):
     assert precision.choose_reading_dtype(locate_model(str(folder))) == "auto"
 
 
-def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeypatch, tmp_path):
+def test_speeds_are_measured_once_and_again_when_a_fact_changes(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
     made = []
 
@@ -133,7 +133,7 @@ def test_it_is_measured_once_and_again_where_something_decides_otherwise(monkeyp
 
 
 @pytest.mark.parametrize("damage", [None, 5, {}, {"forward": {}}, {"forward": {"float32": "fast"}, "training": {}}])
-def test_a_damaged_memory_is_measured_anew(monkeypatch, tmp_path, damage):
+def test_a_damaged_memory_is_measured_again(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
     fingerprints.remember(f"precision {fingerprints.hash_lines(precision._collect_machine_facts('cpu'))}", damage)
     found = precision.measure_speeds("cpu")
@@ -163,7 +163,7 @@ def counted(out: Path, stage: str, name: str) -> list[dict]:
     return [manifest.read(folder) for folder in sorted(out.glob(f"{stage}/{name}-*")) if folder.suffix != ".partial"]
 
 
-def test_a_run_on_another_machine_continues_with_what_it_began_with(run_file, on):
+def test_a_run_on_another_machine_keeps_its_precision(run_file, on):
     out = run_file.parent / "out"
     on(WITHOUT)
     assert fuselm("capture", run_file).code == 0
@@ -183,7 +183,7 @@ def test_a_run_on_another_machine_continues_with_what_it_began_with(run_file, on
     assert "float32" in (out / "model" / "README.md").read_text()
 
 
-def test_what_the_run_says_itself_counts_everywhere(run_file, on):
+def test_a_precision_given_in_the_run_file_counts_everywhere(run_file, on):
     out = run_file.parent / "out"
     on(WITHOUT)
     given = ["train.precision=bf16", "sources.own.dtype=bfloat16", "target.dtype=bfloat16"]
@@ -193,7 +193,7 @@ def test_what_the_run_says_itself_counts_everywhere(run_file, on):
     assert json.loads((out / run_precision.FILE).read_text()) == {"source other": "auto"}
 
 
-def test_a_run_of_before_precisions_were_chosen_keeps_its_trainings(run_file, on):
+def test_a_run_from_before_precisions_were_chosen_keeps_its_trainings(run_file, on):
     out = run_file.parent / "out"
     on(WITH_BF16)
     assert fuselm("run", run_file, "train.precision=bf16").code == 0
@@ -213,8 +213,8 @@ def test_plan_shows_the_choice_and_does_not_make_it(run_file, on):
     assert not (out / run_precision.FILE).exists()
 
 
-def test_an_interrupted_capture_goes_on_as_it_began_wherever_its_folder_is(run_file, on, monkeypatch, tmp_path):
-    """Without the run's own record of it: only the folder of the stage was kept."""
+def test_an_interrupted_capture_resumes_in_its_own_type_wherever_its_folder_is(run_file, on, monkeypatch, tmp_path):
+    """Resume without the run's own record: only the folder of the stage was kept."""
     out = run_file.parent / "out"
     on(WITHOUT)
     monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
@@ -243,7 +243,7 @@ def test_an_interrupted_capture_goes_on_as_it_began_wherever_its_folder_is(run_f
     assert counted(whole, "capture", "own")[0]["files"] == made["files"]
 
 
-def test_a_capture_begun_by_an_earlier_version_is_finished_in_the_checkpoints_type(in_dtype, on, tmp_path):
+def test_a_capture_started_by_an_earlier_version_is_finished_in_the_checkpoints_type(in_dtype, on, tmp_path):
     on(WITHOUT)
     model = locate_model(str(in_dtype("bfloat16")))
     (tmp_path / "old").mkdir()

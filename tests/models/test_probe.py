@@ -1,4 +1,4 @@
-"""probe.py: models that are wrong in one way each are refused in one line; those that are right are not."""
+"""Test probe.py: it refuses models that are wrong in one way each, in one line, and takes those that are right."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def own_cache(tmp_path, monkeypatch):
 def saved(
     folder: Path, config, tokenizer: Path, *, dtype: torch.dtype = torch.float32, std: float | None = None
 ) -> Path:
-    """A random model of a configuration, with another's tokenizer."""
+    """Save a random model of a configuration, with another's tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config).eval()
@@ -90,7 +90,7 @@ def test_causal_models_are_taken(name, dtype, byte_level, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(NOT_CAUSAL))
 def test_models_that_see_what_comes_later_are_refused_however_little_they_do(name, dtype, byte_level, tmp_path):
-    """Attention that is hardly trained moves rows by less than half precision shows."""
+    """Try attention that is hardly trained: it moves rows by less than half precision shows."""
     if name == "xlnet" and dtype == torch.bfloat16:
         pytest.skip("transformers' XLNet does not run in bfloat16")
     folder = saved(tmp_path / "m", NOT_CAUSAL[name], byte_level, dtype=dtype)
@@ -103,17 +103,17 @@ def llama(byte_level, tmp_path) -> Path:
 
 
 def peek(hidden: torch.Tensor) -> torch.Tensor:
-    """A token shift the wrong way: each row gets a little of the next one's."""
+    """Shift tokens the wrong way: each row gets a little of the next one."""
     return hidden + 0.01 * hidden.roll(-1, dims=1)
 
 
 def prefix(hidden: torch.Tensor) -> torch.Tensor:
-    """The first five rows see each other, as in a prefix language model."""
+    """Let the first five rows see each other, as in a prefix language model."""
     return torch.cat([hidden[:, :5] + hidden[:, :5].mean(dim=1, keepdim=True), hidden[:, 5:]], dim=1)
 
 
 def chunk(hidden: torch.Tensor) -> torch.Tensor:
-    """Rows of a chunk of four see each other."""
+    """Let rows of a chunk of four see each other."""
     whole = hidden.shape[1] - hidden.shape[1] % 4
     parts = hidden[:, :whole].unflatten(1, (-1, 4))
     return torch.cat([(parts + parts.mean(dim=2, keepdim=True)).flatten(1, 2), hidden[:, whole:]], dim=1)
@@ -124,7 +124,7 @@ def batch_norm(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def capacity(hidden: torch.Tensor) -> torch.Tensor:
-    """An expert that has room for 40 tokens of a batch."""
+    """Route tokens to an expert that has room for 40 tokens of a batch."""
     flat = hidden.flatten(0, 1).clone()
     flat[40:] = 0
     return flat.view_as(hidden)
@@ -164,7 +164,7 @@ def test_rows_that_padding_moves_are_refused(llama, monkeypatch):
 
 
 def changed(monkeypatch, change) -> None:
-    """Every Llama's hidden states are changed."""
+    """Change every Llama's hidden states."""
     real = transformers.LlamaModel.forward
 
     def forward(self, *arguments, **options):
@@ -175,7 +175,7 @@ def changed(monkeypatch, change) -> None:
     monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
 
 
-def test_exceptions_of_a_models_own_code_are_one_line(llama, monkeypatch):
+def test_exceptions_of_a_models_own_code_are_said_in_one_line(llama, monkeypatch):
     def fail(error: Exception):
         def forward(self, *arguments, **options):
             raise error
@@ -245,7 +245,7 @@ def test_an_output_layer_smaller_than_the_configuration_says_is_refused(llama, m
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_loss_that_has_more_than_the_next_tokens_is_told(asked):
+def test_a_loss_with_more_than_the_next_tokens_is_described(asked):
     config = transformers.MixtralConfig(
         **{**SIZES, "hidden_size": 32, "intermediate_size": 32},
         num_local_experts=4,
@@ -262,7 +262,7 @@ def test_the_loss_of_other_models_is_that_of_the_next_tokens(name):
     assert probe.describe_other_loss(AutoModelForCausalLM.from_config(CAUSAL[name]).eval()) is None
 
 
-def test_a_loss_of_its_own_that_fails_is_said_and_not_needed(monkeypatch):
+def test_a_models_own_loss_that_fails_is_described_and_not_needed(monkeypatch):
     model = AutoModelForCausalLM.from_config(CAUSAL[next(iter(CAUSAL))]).eval()
     forward = model.forward
 

@@ -1,4 +1,4 @@
-"""scan.py against torch, in both types of logits that it reads."""
+"""Test scan.py against torch, in both types of logits that it reads."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_log_sum_exp_and_maxima_are_torchs(rows, vocab, seed, kind):
 
 
 @given(st.integers(0, 5), st.sampled_from([1, 63, 64, 131, 4099]), st.integers(0, 99), st.sampled_from(KINDS))
-def test_what_is_above_a_bound_is_found(rows, vocab, seed, kind):
+def test_entries_above_a_bound_are_found(rows, vocab, seed, kind):
     logits = drawn(rows, vocab, seed, kind)
     bound = torch.linspace(-9, 9, rows)
     counts, ids, values = scan.find_above(logits, scan.survey_logits(logits).maxima, bound)

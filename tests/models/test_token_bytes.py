@@ -1,4 +1,4 @@
-"""token_bytes.py, segmentation.py: what tokens stand for and what of a text they spell, whatever the tokenizer."""
+"""Test token_bytes.py, segmentation.py and twins.py: what tokens of any tokenizer stand for, and spell of a text."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def vocabularies(training_texts) -> dict[str, Vocabulary]:
 
 
 def check(vocabulary: Vocabulary, text: str) -> None:
-    """Every byte is spelled by a token or counted, and what is spelled is what the text has there."""
+    """Assert that every byte is spelled by a token or counted, and that what is spelled is the text there."""
     segmentation = vocabulary.segment(text)
     stream, strings = b" " + text.encode(), vocabulary.spell(segmentation.ids.tolist())
     assert np.array_equal(segmentation.spelled, vocabulary.find_spelled(segmentation.ids, segmentation.starts, text))
@@ -66,7 +66,7 @@ def test_spelled_and_unspelled_bytes_add_up_to_any_text(family, text, vocabulari
 
 @every_family
 def test_bytes_are_what_the_tokenizer_decodes(family, vocabularies, training_texts):
-    """Where a text is spelled whole, its tokens decode to it."""
+    """Check that tokens decode to the text if they spell all of it."""
     vocabulary, whole = vocabularies[family], 0
     for text in training_texts[::5]:
         for line in (*text.split("\n")[:3], " ".join(re.findall("[a-z]+", text)[:9])):
@@ -88,7 +88,7 @@ def bytes_of(vocabulary: Vocabulary, string: str) -> bytes | None:
 
 
 def test_added_tokens_of_the_vocabulary_are_what_they_decode_to(vocabularies):
-    """Gemma's runs of spaces are added tokens, neither special nor normalized, and pieces of its model."""
+    """Try Gemma's runs of spaces: added tokens, neither special nor normalized, and pieces of its model."""
     pipeline = json.loads(vocabularies["SentencePiece, nothing in front"]._tokenizer.to_str())
     run = next(piece for piece in pipeline["model"]["vocab"] if len(piece) > 2 and set(piece) == {"▁"})
     tokenizer = Tokenizer.from_str(json.dumps(pipeline))
@@ -130,7 +130,7 @@ def test_a_decoder_of_any_pattern_is_believed():
 
 
 def test_bytes_that_do_not_decode_together_are_refused():
-    """The model writes bytes as <0x..>, and the decoder knows nothing of it: only strings say so, and texts agree."""
+    """Try a model that writes bytes as <0x..>, of which its decoder knows nothing."""
     tokens = ["<unk>", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
     ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(kinds.BPE(vocab=ids, merges=[], unk_token="<unk>", byte_fallback=True))
@@ -191,7 +191,7 @@ def sentence_piece_file(training_texts) -> bytes:
 
 
 def twin_folder(folder, model: bytes, shift: int = 0, swap: bool = False):
-    """A folder with a SentencePiece file and its conversion, ids shifted or two of them swapped."""
+    """Write a folder with a SentencePiece file and its conversion, ids shifted or two of them swapped."""
     import sentencepiece
 
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""vocabulary.py: the bytes of every id, the spans of every token, the tokens of any bytes; each kind of tokenizer."""
+"""Test vocabulary.py: the bytes of ids, the spans of tokens and the tokens of bytes, for each kind of tokenizer."""
 
 import json
 import unicodedata
@@ -119,7 +119,7 @@ def test_an_added_token_that_is_not_special_is_its_text():
     assert spelled(vocabulary, vocabulary.segment("a  b").ids) == b"a  b"
 
 
-def test_of_several_ids_for_the_same_bytes_the_one_in_use_is_found():
+def test_the_id_in_use_is_found_among_several_for_the_same_bytes():
     vocabulary = drawn.byte_pairs([], dummy_prefix=False)
     assert vocabulary.token_bytes.count(b"a") == 2
     assert vocabulary.token_strings[vocabulary.id_by_bytes[b"a"]] == "a"
@@ -147,7 +147,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused():
 
 
 def test_a_special_token_beyond_the_output_layer_does_no_harm():
-    """Gemma 3's tokenizer has one for images, which its text models have no row for."""
+    """Try such a token as Gemma 3's for images, for which its text models have no row."""
     vocabulary = drawn.byte_pairs([])
     tokenizer, rows = vocabulary._tokenizer, vocabulary.size - drawn.FILLER_ROWS
     tokenizer.add_special_tokens(["<image>"])
@@ -226,7 +226,7 @@ def test_any_bytes_are_spelled(kind, string, vocabularies):
 @every_kind
 @few
 @given(data=st.data())
-def test_what_can_not_be_spelled_ends_unmapped(kind, data):
+def test_a_string_that_cannot_be_spelled_ends_unmapped(kind, data):
     vocabulary = data.draw(drawn.kinds_of_vocabulary[kind])()
     strings = data.draw(st.lists(st.binary(max_size=3) | st.text("ab éAZ\xff", max_size=5).map(str.encode), max_size=5))
     encoded = vocabulary.encode_bytes(strings)
@@ -242,12 +242,12 @@ def test_what_can_not_be_spelled_ends_unmapped(kind, data):
 
 @few
 @given(drawn.byte_level, drawn.texts)
-def test_text_goes_on_with_the_tokenizers_own_tokens(make, text):
+def test_text_continues_with_the_tokenizers_own_tokens(make, text):
     vocabulary = make()
     assert list(vocabulary.encode_bytes([text.encode()])[0]) == vocabulary.segment(text).ids.tolist()
 
 
-def test_text_that_goes_on_gets_no_space_of_its_own(vocabularies):
+def test_text_that_continues_gets_no_space_of_its_own(vocabularies):
     vocabulary = vocabularies["sentence_piece"]
     assert spelled(vocabulary, vocabulary.segment("the").ids) == b" the"
     whole, bare = vocabulary.encode_bytes([b" the", b"the"])

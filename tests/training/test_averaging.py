@@ -1,4 +1,4 @@
-"""averaging.py beside the mean of weights that were written down."""
+"""Test averaging.py against the mean of weights that were written down."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ STEPS = 13
 
 
 def train(first: int, shown_at: set[int], saved_at: int | None = None) -> tuple[list, dict, list]:
-    """The weights after each step, and those shown after some; steps after `saved_at` go on from what was saved."""
+    """Return the weights after each step, and those shown after some; steps after `saved_at` resume from there."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"trained": torch.nn.Linear(3, 5), "idle": torch.nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -55,7 +55,7 @@ def test_what_is_shown_is_the_mean_of_the_weights_since_the_first_step(first):
 
 
 @pytest.mark.parametrize("saved_at", [1, 4, 9])
-def test_going_on_from_what_was_saved_is_going_on(saved_at):
+def test_resuming_from_a_checkpoint_makes_the_same_steps(saved_at):
     shown_at = {1, 4, 9, STEPS}
     for first in (1, 4, 7):
         whole, cut = train(first, shown_at), train(first, shown_at, saved_at)

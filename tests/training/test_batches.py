@@ -1,4 +1,4 @@
-"""batches.py: what a training step reads of a store is what is in it; the order that documents are read in."""
+"""Test batches.py: a training step reads what is in a store, and in which order it reads documents."""
 
 import itertools
 import random
@@ -26,7 +26,7 @@ DOCUMENTS = [Document(id=f"d{n}", origin=f"d{n}", domain="x", text=text, split="
 
 
 def ragged(text: str, chance: np.random.Generator) -> Distributions:
-    """Of a text's tokens, with 0 to 4 entries a row."""
+    """Return rows of a text's tokens with 0 to 4 entries."""
     ids = VOCABULARY.segment(text).ids
     counts = chance.integers(0, 5, len(ids))
     masses = [chance.dirichlet(np.ones(count + 1)) for count in counts]
@@ -41,7 +41,7 @@ def ragged(text: str, chance: np.random.Generator) -> Distributions:
 
 @pytest.fixture
 def fused(tmp_path, monkeypatch) -> Store:
-    """With some row groups."""
+    """Write a store with several row groups."""
     monkeypatch.setattr(parts, "GROUP_TOKENS", 5)
     chance = np.random.default_rng(0)
     traces = [drawn.trace(VOCABULARY.segment(d.text), ragged(d.text, chance), document=d.id) for d in DOCUMENTS]
@@ -56,7 +56,7 @@ def made(fused: Store, **options) -> Batches:
 
 @pytest.mark.parametrize("options", [{}, {"batch_documents": 1}, {"batch_documents": None, "pack_tokens": 11}])
 def test_a_batch_has_the_rows_of_its_documents(fused, options):
-    """As `Store.read` gives them, by id; 0 and -inf in the columns that a row has no entries for."""
+    """Compare with `Store.read` by id; columns without an entry have 0 and -inf."""
     traces = {tuple(trace.tokens.tolist()): trace for trace in fused}
     assert len(traces) == len(DOCUMENTS)
     dataset, collate = made(fused, **options), Collator(3, packed="pack_tokens" in options)

@@ -1,4 +1,4 @@
-"""objective.py against the dense, looped objective and its automatic gradient, in float64."""
+"""Test objective.py against the dense, looped objective and its automatic gradient, in float64."""
 
 import math
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ DIVERGENCES = st.builds(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Fused rows of some tokens, as the reference and as the library have them, and a model's end."""
+    """Hold fused rows of some tokens, as the reference and as the library have them, and a model's end."""
 
     hidden: Tensor
     layer: OutputLayer
@@ -67,7 +67,7 @@ class Case:
         return fusion_loss(self.hidden, self.layer, gold, rows if fused else None, lambda_clm, divergence)
 
     def dense(self, lambda_clm: float | list[float], divergence: Divergence = PAPERS) -> tuple[Tensor, Tensor, Tensor]:
-        """Total, causal-LM and fusion loss by the reference, summed over tokens as ours are."""
+        """Return the total, causal-LM and fusion loss of the reference, summed over tokens."""
         logits = self.hidden
         if self.layer.weight is not None:
             logits = self.hidden @ self.layer.weight.T
@@ -132,7 +132,7 @@ def case(
 
 
 def small_chunks(rows: int, vocab: int):
-    """Products of so many rows at a time, in blocks of 2, and an output layer's gradient of 3 at a time."""
+    """Multiply so many rows at a time, in blocks of 2, and add 3 rows of the output layer's gradient at a time."""
     sizes = {"PRODUCT_BYTES": 8 * rows * vocab, "BLOCK_BYTES": 16 * vocab, "TILE": 3}
     return mock.patch.multiple(objective, **sizes)
 
@@ -253,7 +253,7 @@ def test_gradient_follows_whatever_the_loss_is_multiplied_by():
 
 @pytest.mark.parametrize("frozen", ["weight", "hidden"])
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen):
-    """As the output layer beside adapters: its gradient would be as large as it is."""
+    """Try the output layer beside adapters, whose gradient would be as large as the layer."""
     c = case(bias=True)
     hidden, layer = c.hidden, c.layer
     if frozen == "weight":
@@ -419,7 +419,7 @@ def test_narrower_types_are_close_in_every_divergence(name):
 
 
 def test_a_bucket_too_small_for_float32_still_pulls():
-    """exp(-200) is 0 in float32; the ids of a bucket that is to have half the mass share its pull."""
+    """Try exp(-200), which is 0 in float32: the ids of a bucket that should have half the mass share its pull."""
     hidden = torch.tensor([[0.0, 200.0, 0.0]], requires_grad=True)
     layer = OutputLayer(weight=None, bias=None, scale=1.0, soft_cap=None)
     fused = FusedRows(ids=torch.tensor([[1]]), logprobs=torch.tensor([[math.log(0.5)]]), tail=torch.tensor([0.5]))

@@ -1,4 +1,4 @@
-"""processes.py and training.py in two real processes, which train as one does; and a whole run in two."""
+"""Test training in two real processes, which train as one does, and a whole run in two."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""reload.py: a folder that does not hold what was trained is never called finished; those that do are not refused."""
+"""Test reload.py: it refuses a folder that does not hold what was trained, and no other."""
 
 import io
 import shutil
@@ -110,7 +110,7 @@ def test_merged_adapters_are_finished(dtype, byte_level, documents, tmp_path):
 
 @pytest.mark.parametrize("name", ["rwkv", "llama"])
 def test_a_training_that_learns_nothing_saves_the_target(name, byte_level, documents, tmp_path):
-    """RWKV's weights of deep layers are divided while it scores; they were saved so, and divided again once loaded."""
+    """Try RWKV, which divides the weights of deep layers to score; saved so, they were divided again once loaded."""
     model = target(tmp_path / "target", name, byte_level)
     train(model, documents, tmp_path / "out", learning_rate=1e-12, evaluations_per_pass=2)
     before, after = (load_file(f / "model.safetensors") for f in (model.folder, tmp_path / "out" / "model"))

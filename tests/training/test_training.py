@@ -1,4 +1,4 @@
-"""training.py on a tiny model: what is trained on, lambda, checkpoints, the product; killed, and run again."""
+"""Test target_training.py on a tiny model: documents, lambda, checkpoints, the product, kills and resuming."""
 
 import dataclasses
 import itertools
@@ -128,7 +128,7 @@ def test_training_twice_gives_the_same_bytes(tmp_path, trained, target, document
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
 
 
-def test_fused_rows_change_what_is_learnt(tmp_path, trained, target, documents):
+def test_fused_rows_change_what_is_learned(tmp_path, trained, target, documents):
     train(tmp_path / "clm", target, documents, None, lambda_clm=1.0)
     a, b = weights(trained), weights(tmp_path / "clm")
     assert any(not torch.equal(a[name], b[name]) for name in a)
@@ -318,7 +318,7 @@ def test_modules_that_the_target_lacks_are_refused(tmp_path, target, documents):
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # of peft
 @pytest.mark.parametrize(("tied", "module"), [(False, "lm_head"), (True, "embed_tokens")])
 def test_an_output_layer_with_adapters_is_refused(byte_level, tied, module):
-    """The loss takes the layer's own weights: adapters would learn nothing, or be merged into what was not trained."""
+    """Refuse them, because the loss reads the layer's own weights, so its adapters would learn nothing."""
     pytest.importorskip("peft")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(byte_level, tie_word_embeddings=tied))
     with pytest.raises(ValueError, match=r"^train.lora_modules: they name the output layer, .*; leave it out$"):
@@ -383,7 +383,7 @@ def test_a_rate_that_is_too_high_is_named(tmp_path, target, documents):
 
 
 def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, documents, fused, monkeypatch):
-    """Where transformers, left to itself, would split each batch among them."""
+    """Check the case in which transformers alone would split each batch among GPUs."""
     arguments = target_training._build_arguments
 
     def of_two_gpus(*given):
@@ -397,7 +397,7 @@ def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, docu
     assert_same_weights(tmp_path, trained)
 
 
-def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, target, documents, monkeypatch):
+def test_another_number_of_processes_does_not_resume(tmp_path, target, documents, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
@@ -413,7 +413,7 @@ def test_other_processes_do_not_go_on_from_steps_of_another_size(tmp_path, targe
 
 
 def cut_at_its_last_checkpoint(out: Path, monkeypatch, *given, **options) -> dict:
-    """What an uninterrupted training beside `out` counts; `out` is interrupted once all its checkpoints are there."""
+    """Interrupt a training in `out` once it has all its checkpoints; return what another counts uninterrupted."""
     whole = train(out.with_name("whole"), *given, **options)
     left = itertools.count(2 - len(json.loads((out.with_name("whole") / "history.json").read_text())["dev"]))
 
@@ -431,7 +431,7 @@ def cut_at_its_last_checkpoint(out: Path, monkeypatch, *given, **options) -> dic
 WORSENING = {"lambda_clm": 1.0, "passes": 9, "learning_rate": 0.3, "evaluations_per_pass": 1}
 
 
-def test_what_patience_has_ended_ends_there_when_it_is_resumed(tmp_path, target, documents, monkeypatch):
+def test_a_training_that_patience_ended_stays_ended_when_resumed(tmp_path, target, documents, monkeypatch):
     options = WORSENING | {"patience": 2}
     whole = cut_at_its_last_checkpoint(tmp_path / "cut", monkeypatch, target, documents, None, **options)
     counts = train(tmp_path / "cut", target, documents, None, **options)
@@ -439,7 +439,7 @@ def test_what_patience_has_ended_ends_there_when_it_is_resumed(tmp_path, target,
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_the_best_checkpoint_is_found_where_the_folder_has_gone(tmp_path, target, documents, monkeypatch):
+def test_the_best_checkpoint_is_found_after_the_folder_has_moved(tmp_path, target, documents, monkeypatch):
     whole = cut_at_its_last_checkpoint(tmp_path / "cut", monkeypatch, target, documents, None, **WORSENING)
     (tmp_path / "cut").rename(tmp_path / "moved")
     shutil.copytree(tmp_path / "moved", tmp_path / "damaged")
@@ -569,7 +569,7 @@ trainings.train(*arguments, **settings)
 
 @pytest.fixture
 def start_training(tmp_path, target, documents, fused):
-    """Starts a training in a process that may be killed."""
+    """Start a training in a process that may be killed."""
     pickled = tmp_path / "arguments"
 
     def start(**settings) -> subprocess.Popen:
@@ -586,7 +586,7 @@ def start_training(tmp_path, target, documents, fused):
 
 
 @pytest.mark.parametrize("average", [False, 0.4])
-def test_killed_training_goes_on_from_the_last_whole_checkpoint_and_ends_the_same(
+def test_killed_training_resumes_from_the_last_whole_checkpoint_and_ends_the_same(
     tmp_path, request, target, documents, fused, start_training, average
 ):
     trained = request.getfixturevalue("averaged" if average else "trained")
