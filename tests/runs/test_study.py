@@ -367,11 +367,11 @@ BAD = {
     ),
     "an option of fused rows for clm": (
         {"arms": ARMS | {"clm": {"method": "clm", "try": {"train.divergence": ["jsd", "forward_kl"]}}}},
-        "arms.clm: train.divergence: does nothing to clm, which learns from the text alone; drop it",
+        "arms.clm: train.divergence: does nothing to clm, which is trained on the text alone; drop it",
     ),
     "sources for clm": (
         {"arms": ARMS | {"clm": {"method": "clm", "sources": ["other"]}}},
-        "arms.clm: sources: does nothing to clm, which learns from the text alone; drop it",
+        "arms.clm: sources: does nothing to clm, which is trained on the text alone; drop it",
     ),
     "an option of clm for fused": (
         {"arms": ARMS | {"fused": {"method": "fused", "set": {"train.clm.passes": 1}}}},

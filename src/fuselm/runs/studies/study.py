@@ -21,9 +21,9 @@ from fuselm.runs.options.training import BaselineOptions
 from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
-# What arms may differ in: what is held out is the same for all, `trials.Grid.check_texts` sees to that.
+# Arms may differ in these. All of them hold out the same text: `trials.Grid.check_texts` makes sure of it.
 ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
-FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse")  # nothing to clm
+FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse")  # do nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 
 
@@ -33,9 +33,9 @@ class Arm:
 
     name: str
     method: str | None
-    settings: Mapping[str, Any]  # what it sets, beside its trials'
+    settings: Mapping[str, Any]  # its options of the run, beside its trials'
     sources: Sequence[str]
-    trials: Sequence[Mapping[str, Any]]  # options of each, beside `settings`
+    trials: Sequence[Mapping[str, Any]]  # the options of each, beside `settings`
     seeds: Sequence[int]
 
 
@@ -58,7 +58,7 @@ class Study:
         for option in BaselineOptions.model_fields if arm.method == "clm" else ():
             if f"train.{option}" in {**arm.settings, **trial}:
                 given[f"train.clm.{option}"] = given.pop(f"train.{option}")
-        run = config.load(self.run_file, [f"{name}={_yaml(value)}" for name, value in given.items()])
+        run = config.load(self.run_file, [f"{name}={_write_yaml(value)}" for name, value in given.items()])
         if set(arm.sources) == set(run.sources):
             return run
         chosen = {"sources": {n: s for n, s in run.model_dump()["sources"].items() if n in arm.sources}}
@@ -68,15 +68,16 @@ class Study:
             raise ValueError(config.describe_problem(error)) from None
 
 
-def _yaml(value: Any) -> str:
-    """Return JSON with characters as they are, for YAML reads half of an escaped pair as a character.
+def _write_yaml(value: Any) -> str:
+    """Return JSON with characters as they are, because YAML reads half of an escaped pair as a character.
 
-    Those that YAML does not take are escaped as both languages do it.
+    Characters that YAML refuses are escaped in the way that both languages share.
     """
     return escape_controls(json.dumps(value, ensure_ascii=False))
 
 
 def list_arms(experiment: ExperimentOptions) -> list[str]:
+    """Return the names of the arms that an experiment shows, each once."""
     names = experiment.arms or [name for line in (experiment.lines or {}).values() for name in line]
     return list(dict.fromkeys(names))
 
@@ -99,14 +100,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _count_from_one(location: list[str]) -> list[str]:
-    """`experiments.0.name`, with experiments counted from 1."""
+    """Return an option's place, `experiments.0.name`, with experiments counted from 1."""
     return [str(int(part) + 1) if part.isdigit() and n == 1 else part for n, part in enumerate(location)]
 
 
 def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
+    """Return the study with every arm resolved. Raises `ValueError` on whatever cannot be meant."""
     for name in set(read.set) & set(FORBIDDEN):
         raise ValueError(f"set.{name}: the study's own ({'seeds' if name == 'seed' else name}); set that instead")
-    sources = list(config.load(run_file, [f"{k}={_yaml(v)}" for k, v in read.set.items()]).sources)
+    sources = list(config.load(run_file, [f"{k}={_write_yaml(v)}" for k, v in read.set.items()]).sources)
     base = Study(
         file=file,
         run_file=run_file,
@@ -137,7 +139,7 @@ def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
 
 
 def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
-    """With all that it has of those it is like."""
+    """Return an arm with everything that it takes from the arms that it is like."""
     merged: dict[str, Any] = {"method": None, "sources": None, "seeds": None, "set": {}, "try": {}}
     for of in reversed(_list_ancestors(name, read.arms)):
         merged["set"] = {n: v for n, v in merged["set"].items() if n not in of.trials} | of.set
@@ -170,7 +172,7 @@ def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
 
 
 def _check_use(where: str, arm: ArmOptions, method: str) -> None:
-    """No option may do nothing; but for what comes from the arm that it is like."""
+    """Raise `ValueError` on an option that does nothing, except where it comes from the arm that this one is like."""
     for option in arm.set.keys() & arm.trials.keys():
         raise ValueError(f"{where}: {option}: is in `set` and in `try`, which would win; drop one")
     given = [*arm.set, *arm.trials, *(["sources"] if arm.sources is not None else [])]
@@ -178,14 +180,14 @@ def _check_use(where: str, arm: ArmOptions, method: str) -> None:
         stage, _, rest = option.partition(".")
         of_rows = stage in FUSED_ONLY_SECTIONS or (stage == "train" and rest in ("lambda_clm", *FUSED_ONLY_OPTIONS))
         if of_rows and method == "clm":
-            raise ValueError(f"{where}: {option}: does nothing to clm, which learns from the text alone; drop it")
+            raise ValueError(f"{where}: {option}: does nothing to clm, which is trained on the text alone; drop it")
         if (rest == "clm" or rest.startswith("clm.")) and method == "fused":
             instead = f", or write train.{rest[4:]}" if rest[4:] else ""
             raise ValueError(f"{where}: {option}: does nothing to fused; drop it{instead}")
 
 
 def _list_ancestors(name: str, arms: Mapping[str, ArmOptions]) -> list[ArmOptions]:
-    """Return the arm, the one that it is like, the one that this is like, and so on."""
+    """Return the arm, the arm that it is like, the arm that this one is like, and so on."""
     names, at = [name], arms[name].like
     while at is not None:
         if at not in arms:
@@ -232,7 +234,7 @@ def _check_lines(where: str, lines: Mapping[str, Sequence[str]], known: Mapping[
 
 
 def _expand_trials(study: Study, arm: Arm) -> Arm:
-    """Give each of several learning rates a trial; every trial's run file is read once, to be sure of it."""
+    """Give each of several learning rates a trial of its own; every trial is checked by reading its run file."""
     if arm.method is None:
         return arm
     return replace(arm, trials=list(_split_rates(study, arm)))
