@@ -1,4 +1,4 @@
-"""alignment.py against the loops in reference.py, and the identities of each method."""
+"""Compare aligner.py with the loops in reference.py, and check the identities of each method."""
 
 import itertools
 import json
@@ -22,20 +22,20 @@ from fuselm.stores.distributions import check_distributions
 
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))
-EVERYTHING = 10_000  # as top_k: keep all
+EVERYTHING = 10_000  # a top_k that keeps all entries
 UNSEEN = Path(__file__).parents[1] / "data" / "unseen.jsonl"
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 few = settings(max_examples=40)
 
 
-def vocabulary_of(folder: Path) -> Vocabulary:
+def load_vocabulary_of(folder: Path) -> Vocabulary:
     model = locate_model(str(folder))
     return Vocabulary(load_tokenizer(model), model.output_size)
 
 
 @pytest.fixture(scope="module")
 def tiny(byte_level, sentence_piece, word_piece) -> dict[str, Vocabulary]:
-    return {folder.name: vocabulary_of(folder) for folder in (byte_level, sentence_piece, word_piece)}
+    return {folder.name: load_vocabulary_of(folder) for folder in (byte_level, sentence_piece, word_piece)}
 
 
 # ---- span
@@ -57,7 +57,7 @@ def test_span_equals_the_reference_on_random_vocabularies(source_kind, target_ki
         aligned = Aligner(source, target, top_k=EVERYTHING).align(trace, text)
         check_distributions(aligned.distributions, target.size)
         if aligned is trace:
-            return  # nothing to compare: the same tokens
+            return  # with the same tokens there is nothing to compare
         rows, tails = span_rows(source, target, trace, text)
         drawn.assert_same(aligned.distributions, rows, tails)
 
@@ -81,7 +81,7 @@ def texts_for(*kinds: str) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("target_kind", TINY)
 @few
 @given(data=st.data(), random=seeds)
-def test_span_conserves_the_probability_of_a_text_where_the_source_reads_bytes(target_kind, data, random):
+def test_span_conserves_the_probability_of_a_text_if_the_source_reads_bytes(target_kind, data, random):
     source, target = drawn.byte_pairs([]), data.draw(drawn.kinds_of_vocabulary[target_kind])()
     text = data.draw(texts_for(target_kind))
     assume(faithful(target, text))
@@ -92,8 +92,8 @@ def test_span_conserves_the_probability_of_a_text_where_the_source_reads_bytes(t
 @pytest.mark.parametrize(("source_kind", "target_kind"), PAIRS)
 @few
 @given(data=st.data(), random=seeds)
-def test_span_loses_nothing_of_a_source_that_keeps_everything(source_kind, target_kind, data, random):
-    """Other ways to the same tokens only add; a dummy prefix, which is not in the text, is not paid for."""
+def test_span_loses_nothing_if_the_source_keeps_everything(source_kind, target_kind, data, random):
+    """Other ways to the same tokens only add probability; a dummy prefix, which is not in the text, costs nothing."""
     source = data.draw(drawn.kinds_of_vocabulary[source_kind])()
     target = data.draw(drawn.kinds_of_vocabulary[target_kind])()
     text = data.draw(texts_for(source_kind, target_kind))
@@ -102,8 +102,8 @@ def test_span_loses_nothing_of_a_source_that_keeps_everything(source_kind, targe
     assert total(Aligner(source, target).align(trace, text)) >= total(trace) * (1 + 1e-5) - 1e-5
 
 
-def test_span_adds_up_what_the_source_could_have_done():
-    """Source tokens a, b, ab; target tokens a, b: the row of 'ab' in both ways, by hand."""
+def test_span_adds_up_all_ways_of_the_source_to_a_text():
+    """Compare the rows of 'ab' with numbers by hand; the source has a, b and ab, and the target a and b."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([])
     a, b, ab = (source.id_by_bytes[s] for s in (b"a", b"b", b"ab"))
     row = {ab: 0.5, a: 0.25, b: 0.125}
@@ -112,7 +112,7 @@ def test_span_adds_up_what_the_source_could_have_done():
     assert aligned[0] == pytest.approx({target.id_by_bytes[b"a"]: 0.75, target.id_by_bytes[b"b"]: 0.125})
     assert aligned[1] == pytest.approx(
         {target.id_by_bytes[b"b"]: 0.5 / 0.75}
-    )  # no other id of the source goes on after a
+    )  # no other id of the source continues after a
 
 
 def test_span_ignores_a_space_that_only_the_source_puts_before_the_text():
@@ -126,7 +126,7 @@ def test_span_ignores_a_space_that_only_the_source_puts_before_the_text():
     assert drawn.rows_of(aligned.distributions) == [pytest.approx(expected)]
 
 
-def test_span_survives_a_gold_token_without_probability():
+def test_span_accepts_a_gold_token_without_probability():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([])
     row = {source.id_by_bytes[b"b"]: 1.0}
     trace = drawn.trace(source.segment("ab"), drawn.distributions_of([row], [0.0], [-2000.0]))
@@ -134,7 +134,7 @@ def test_span_survives_a_gold_token_without_probability():
     assert not np.isnan(aligned.distributions.gold).any()
 
 
-def test_span_of_one_byte_and_of_nothing():
+def test_span_aligns_one_byte_and_an_empty_text():
     source, target = drawn.byte_pairs([(0, 0)]), drawn.byte_pairs([], dummy_prefix=True)
     for text, tokens in (("", 0), ("b", 2)):
         aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
@@ -167,7 +167,7 @@ def test_exact_equals_the_reference(source_kind, target_kind, data, random):
     )
     own = source.segment(text)
     for i, start in enumerate(segmentation.starts):
-        if not (segmentation.spelled[i] and own.spelled[own.starts == start].all()):  # the text has other bytes
+        if not (segmentation.spelled[i] and own.spelled[own.starts == start].all()):  # it has other bytes than the text
             rows[i], tails[i] = {}, 1.0
     drawn.assert_same(aligned.distributions, rows, tails)
 
@@ -202,12 +202,14 @@ def test_mined_equals_the_reference(source_kind, target_kind, data, random):
         drawn.source_trace(trace),
         {token: mapped for token, mapped in id_map.items() if token in needed},
     )
-    if all(source.token_strings[i] is not None for i in needed):  # a row of the output layer without a token: unmapped
+    if all(
+        source.token_strings[i] is not None for i in needed
+    ):  # rows of the output layer without a token are unmapped
         drawn.assert_same(aligned.distributions, rows, tails)
 
 
 def test_exact_uses_the_token_that_the_target_uses():
-    """Of "a" and the byte fallback token <0x61>, which stand for the same bytes, the target uses the former."""
+    """ "a" and the byte fallback token <0x61> stand for the same byte, and the target uses "a"."""
     source, target = drawn.byte_pairs([]), drawn.byte_pairs([], dummy_prefix=False)
     trace = drawn.trace_of(source, "ab", np.random.default_rng(0))
     aligned = Aligner(source, target, method="exact").align(trace, "ab")
@@ -219,8 +221,8 @@ def test_exact_uses_the_token_that_the_target_uses():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", TINY)
-def test_aligning_to_ones_own_tokenizer_changes_nothing(method, kind, tiny, texts, request):
-    vocabulary, same = tiny[kind], vocabulary_of(request.getfixturevalue(kind))
+def test_aligning_to_the_same_tokenizer_changes_nothing(method, kind, tiny, texts, request):
+    vocabulary, same = tiny[kind], load_vocabulary_of(request.getfixturevalue(kind))
     for row in texts[::5]:
         trace = drawn.trace_of(vocabulary, row["text"], np.random.default_rng(0), top_k=5)
         aligned, spelled = Aligner(vocabulary, same, method=method).align(trace, row["text"]), True
@@ -235,7 +237,7 @@ def test_aligning_to_ones_own_tokenizer_changes_nothing(method, kind, tiny, text
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("source_kind", "target_kind"), PAIRS)
 def test_lossy_text_is_covered_and_no_special_token_appears(method, source_kind, target_kind, tiny):
-    """Precomposed characters, capitals, U+2581, names of special tokens, CRLF, tabs, emoji with joiners, one byte."""
+    """The text has precomposed characters, capitals, U+2581, names of special tokens, CRLF, tabs and joined emoji."""
     source, target = tiny[source_kind], tiny[target_kind]
     rows = [json.loads(line)["text"] for line in UNSEEN.read_text(encoding="utf-8").splitlines()]
     odd = ["", "a", "\n", "\t", "é", "e\u0301", "▁", "<s>", "<|endoftext|>", "[CLS]", "👨‍👩‍👧‍👦", "a\r\nb", "  "]
@@ -261,7 +263,7 @@ def test_lossy_text_is_covered_and_no_special_token_appears(method, source_kind,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_the_top_k_are_kept_and_the_rest_is_tail(method, tiny, texts):
+def test_only_the_top_k_entries_are_kept_and_the_rest_is_tail(method, tiny, texts):
     source, target, text = tiny["byte_level"], tiny["sentence_piece"], texts[0]["text"]
     trace = drawn.trace_of(source, text, np.random.default_rng(0), top_k=31)
     everything = Aligner(source, target, method=method, top_k=EVERYTHING).align(trace, text)

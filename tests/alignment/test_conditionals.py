@@ -1,4 +1,4 @@
-"""conditionals.py: exact rows are found right, rows that favour short tokens are found wrong."""
+"""Check that conditionals.py finds exact rows right, and rows that favor short tokens wrong."""
 
 import functools
 from dataclasses import replace
@@ -21,8 +21,8 @@ LETTERS, LONG = [], [("a", "b"), ("ab", "c"), ("b", "c"), ("c", "a")]
 
 
 @functools.cache
-def written(seed: int) -> list[tuple[str, Trace, Trace]]:
-    """Return texts of a chain with a source's trace of letters, and the exact rows of a target of longer tokens."""
+def write_texts(seed: int) -> list[tuple[str, Trace, Trace]]:
+    """Return texts of a chain, a source's traces of letters, and exact rows of a target with longer tokens."""
     source, target = enumeration.vocabulary(LETTERS), enumeration.vocabulary(LONG)
     chain = enumeration.random_chain(seed)
     return [
@@ -31,9 +31,9 @@ def written(seed: int) -> list[tuple[str, Trace, Trace]]:
     ]
 
 
-def counts(seed: int, change=lambda trace: trace) -> list[ConditionalCounts]:
+def count_tokens(seed: int, change=lambda trace: trace) -> list[ConditionalCounts]:
     counter = ConditionalCounter(enumeration.vocabulary(LETTERS), enumeration.vocabulary(LONG))
-    return [counter.count(trace, change(aligned), text, domain="d") for text, trace, aligned in written(seed)]
+    return [counter.count(trace, change(aligned), text, domain="d") for text, trace, aligned in write_texts(seed)]
 
 
 def halve_long_tokens(aligned: Trace) -> Trace:
@@ -49,8 +49,8 @@ def halve_long_tokens(aligned: Trace) -> Trace:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_exact_rows_give_every_class_what_comes_of_it(seed):
-    result = summarize_conditionals(counts(seed))
+def test_exact_rows_give_every_class_the_mass_of_its_frequency(seed):
+    result = summarize_conditionals(count_tokens(seed))
     assert result["conditional_fidelity"] > 0.98
     for row in result["classes"].values():
         if row["tokens"] >= conditionals.LEAST_TOKENS:
@@ -59,25 +59,25 @@ def test_exact_rows_give_every_class_what_comes_of_it(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rows_that_favour_short_tokens_have_a_low_conditional_fidelity(seed):
-    result = summarize_conditionals(counts(seed, halve_long_tokens))
+def test_rows_that_favor_short_tokens_have_a_low_conditional_fidelity(seed):
+    result = summarize_conditionals(count_tokens(seed, halve_long_tokens))
     several = result["classes"]["several_source_tokens"]
     assert several["ratio"] == pytest.approx(0.5, abs=0.05)
     assert several["interval"][0] < 0.5 + 0.05 and 0.45 < result["conditional_fidelity"] < 0.6
 
 
-def test_a_row_that_names_the_token_that_came_is_right_in_the_mean():
+def test_a_one_hot_row_on_the_token_that_came_is_right_on_average():
     def one_hot(aligned: Trace) -> Trace:
         rows = [{token: 1.0} for token in aligned.tokens.tolist()]
         return replace(aligned, distributions=drawn.distributions_of(rows, [0.0] * len(rows), [0.0] * len(rows)))
 
-    result = summarize_conditionals(counts(0, one_hot))
+    result = summarize_conditionals(count_tokens(0, one_hot))
     assert result["conditional_fidelity"] == 1 and result["worst_class"] is None
 
 
 @given(vocabularies, vocabularies, st.text(drawn.ALPHABET, min_size=20, max_size=40), st.integers(0, 7))
 @settings(max_examples=60, deadline=None)
-def test_every_token_gives_and_takes_one(make_source, make_target, text, begin):
+def test_every_token_counts_one_as_predicted_and_one_as_observed(make_source, make_target, text, begin):
     source, target = make_source(), make_target()
     trace = drawn.trace_of(source, text, np.random.default_rng(7), top_k=3)
     aligned = Aligner(source, target, top_k=5).align(trace, text)
@@ -91,7 +91,7 @@ def test_every_token_gives_and_takes_one(make_source, make_target, text, begin):
     assert (found.predicted >= -1e-6).all()
 
 
-def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
+def test_a_relation_says_how_the_source_splits_the_typed_text_and_the_token():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])  # ab; ba
     text = "abab a b" + " " * conditionals.LAST_BYTES
     aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
@@ -116,7 +116,7 @@ def test_relations_are_how_the_source_splits_what_is_typed_and_the_token():
     assert {conditionals.KINDS[c % len(conditionals.KINDS)] for c in cells} == {"words"}
 
 
-def test_no_text_has_no_conditional_fidelity():
+def test_without_text_there_is_no_conditional_fidelity():
     nothing = ConditionalCounts(
         domain="d", predicted=np.zeros(conditionals.CELLS), observed=np.zeros(conditionals.CELLS, np.int64)
     )

@@ -1,4 +1,4 @@
-"""Aligned rows against exact conditionals, in vocabularies so small that every text can be listed.
+"""Compare aligned rows with exact conditionals, in vocabularies so small that every text can be listed.
 
 Fidelity is 1 here whatever rows say of the tokens that did not come, so it is no test of them. What is compared with
 the exact conditional is the mean of a row over all texts with the same past: that is what a target learns.
@@ -19,23 +19,23 @@ PAIRS = {
     "letters to coarse": ([], [AB, ABC, BC, CA]),
     "crossing": ([AB, ("c", "c")], [BC, ("a", "a")]),
 }
-SETTLED = ("same", "coarse to fine")  # the source's rows determine those of the target
-LENGTH, BEFORE = 7, 4  # letters of a text; tokens that begin later are split by the end of the text
+SETTLED = ("same", "coarse to fine")  # pairs where the source's rows determine the target's
+LENGTH, BEFORE = 7, 4  # letters of a text; the end of the text splits tokens that begin after BEFORE
 SEEDS = (0, 1, 2)
 UNLEARNED = pytest.mark.xfail(reason="rows of branches that the text did not take keep their short token", strict=True)
 
 
 @functools.cache
-def listed(pair: str, seed: int):
-    """Return the source's and the target's vocabulary, and all texts as each splits them."""
+def list_texts(pair: str, seed: int):
+    """Return the source's and the target's vocabulary, and all texts split by each."""
     texts = enumeration.list_texts(enumeration.random_chain(seed), LENGTH)
     source, target = map(enumeration.vocabulary, PAIRS[pair])
     return source, target, enumeration.tokenize(source, texts), enumeration.tokenize(target, texts)
 
 
 @functools.cache
-def distance(pair: str, seed: int) -> enumeration.Distance:
-    source, target, of_source, of_target = listed(pair, seed)
+def measure_distance(pair: str, seed: int) -> enumeration.Distance:
+    source, target, of_source, of_target = list_texts(pair, seed)
     aligner = Aligner(source, target)
     return enumeration.measure(
         of_source, of_target, lambda trace, text: aligner.align(trace, text).distributions, BEFORE
@@ -43,28 +43,28 @@ def distance(pair: str, seed: int) -> enumeration.Distance:
 
 
 @functools.cache
-def bound(pair: str, seed: int, remembered: int = 0) -> enumeration.Distance:
-    _, target, of_source, of_target = listed(pair, seed)
+def measure_bound(pair: str, seed: int, remembered: int = 0) -> enumeration.Distance:
+    _, target, of_source, of_target = list_texts(pair, seed)
     return enumeration.bound(of_source, target, of_target, BEFORE, remembered=remembered)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_table_by_token_is_exact_only_where_the_source_settles_the_spelling(pair, seed):
-    assert (bound(pair, seed).variation < 1e-9) == (pair in SETTLED)
-    assert bound(pair, seed).variation < 0.07
-    assert bound(pair, seed, remembered=1).variation < 1e-9  # the chain looks back two letters: no more is to be known
+def test_a_table_by_token_is_exact_only_if_the_source_determines_the_spelling(pair, seed):
+    assert (measure_bound(pair, seed).variation < 1e-9) == (pair in SETTLED)
+    assert measure_bound(pair, seed).variation < 0.07
+    assert measure_bound(pair, seed, remembered=1).variation < 1e-9  # the chain looks back two letters
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("pair", ["same", *(pytest.param(p, marks=UNLEARNED) for p in PAIRS if p != "same")])
-def test_the_mean_row_is_as_near_to_the_exact_conditional_as_a_table_allows(pair, seed):
-    found, least = distance(pair, seed), bound(pair, seed)
+def test_the_mean_row_is_as_close_to_the_exact_conditional_as_a_table_allows(pair, seed):
+    found, least = measure_distance(pair, seed), measure_bound(pair, seed)
     assert found.variation <= least.variation + 0.02
     assert found.divergence <= least.divergence + 0.01
 
 
-def test_documents_have_the_exact_rows_of_texts_that_go_on():
+def test_documents_have_the_exact_rows_of_longer_texts():
     chain = enumeration.random_chain(0)
     source = enumeration.vocabulary([AB, ABC, BC, CA])
     listed_rows = enumeration.tokenize(source, enumeration.list_texts(chain, LENGTH)).rows

@@ -1,4 +1,4 @@
-"""fidelity.py: the numbers of traces made by hand."""
+"""Check the numbers of fidelity.py on traces made by hand."""
 
 import math
 
@@ -13,8 +13,8 @@ from fuselm.stores.store import Trace
 KEYS = {"own_bits_per_byte", "aligned_bits_per_byte", "fidelity", "coverage", "mass_lost"}
 
 
-def trace_of(gold: list[float], tail: list[float], *, size: int, nats: float) -> Trace:
-    """Rows with one entry of what the tail leaves; a tail of 1 is a row without information."""
+def make_trace(gold: list[float], tail: list[float], *, size: int, nats: float) -> Trace:
+    """Return rows with one entry that has the mass outside the tail; a row with a tail of 1 has no information."""
     rows = [{3: 1 - t} if t < 1 else {} for t in tail]
     return Trace(
         document="d",
@@ -28,11 +28,11 @@ def trace_of(gold: list[float], tail: list[float], *, size: int, nats: float) ->
 
 
 LN2 = math.log(2)
-SOURCE = trace_of([-3 * LN2, -2 * LN2], [0.5, 0.5], size=7, nats=5 * LN2)
+SOURCE = make_trace([-3 * LN2, -2 * LN2], [0.5, 0.5], size=7, nats=5 * LN2)
 
 
 def test_bits_per_byte_coverage_and_lost_mass():
-    aligned = trace_of([-4 * LN2, 0.0, -2 * LN2], [0.25, 1.0, 0.5], size=7, nats=5 * LN2)
+    aligned = make_trace([-4 * LN2, 0.0, -2 * LN2], [0.25, 1.0, 0.5], size=7, nats=5 * LN2)
     sums = Fidelity()
     sums.add(SOURCE, aligned)
     assert sums.summarize() == pytest.approx(
@@ -47,8 +47,8 @@ def test_bits_per_byte_coverage_and_lost_mass():
 
 
 def test_documents_are_summed_before_dividing():
-    aligned = trace_of([-1 * LN2], [0.5], size=3, nats=2 * LN2)
-    long, short = (SOURCE, SOURCE), (trace_of([-2 * LN2], [0.5], size=3, nats=2 * LN2), aligned)
+    aligned = make_trace([-1 * LN2], [0.5], size=3, nats=2 * LN2)
+    long, short = (SOURCE, SOURCE), (make_trace([-2 * LN2], [0.5], size=3, nats=2 * LN2), aligned)
     sums = Fidelity()
     sums.add(*long)
     sums.add(*short)
@@ -84,11 +84,11 @@ def test_no_documents_and_no_text_are_finite():
     [
         (1.0, 1.0, "usable"),
         (0.95, 1.05, "usable"),
-        (0.94, 0.7, "partly usable"),  # what is missing is no gain
+        (0.94, 0.7, "partly usable"),  # missing bits are no gain
         (1.0, 1.1, "partly usable"),
         (0.4, 1.0, "not usable"),
         (1.0, math.inf, "not usable"),
     ],
 )
-def test_verdict_goes_by_what_arrives_and_what_it_costs(own_bits_informed, fidelity, word):
+def test_the_verdict_depends_on_what_arrives_and_what_it_costs(own_bits_informed, fidelity, word):
     assert judge_fidelity(own_bits_informed, fidelity) == word

@@ -1,4 +1,4 @@
-"""maps.py against the loops in reference.py."""
+"""Compare maps.py with the loops in reference.py."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ few = settings(max_examples=40)
 
 
 def nearest(source: Vocabulary, target: Vocabulary) -> list[int]:
-    """The reference's map."""
+    """Return the reference's map."""
     found = [reference.UNMAPPED if ties is None else ties[0] for ties in all_ties(source, target)]
     return [i if i >= 0 and target.token_bytes[i] is not None else reference.UNMAPPED for i in found]
 
 
 def all_ties(source: Vocabulary, target: Vocabulary) -> list[list[int] | None]:
-    """For every source token the ids of target tokens at least edit distance, None where there is no token."""
+    """Return for every source token the ids at the least edit distance, or None if there is no token."""
     strings = {string: i for i, string in enumerate(target.token_strings) if string is not None}
     marks = source.word_mark or "no mark", target.word_mark
     return [
@@ -37,7 +37,7 @@ def all_ties(source: Vocabulary, target: Vocabulary) -> list[list[int] | None]:
 def test_nearest_map_equals_the_reference(source, target):
     source, target = source(), target()
     expected = nearest(source, target)
-    assert maps.build_nearest_map(source, target).tolist() == expected  # made
+    assert maps.build_nearest_map(source, target).tolist() == expected  # built
     assert maps.build_nearest_map(source, target).tolist() == expected  # kept
 
 
@@ -54,8 +54,8 @@ def test_cooccurrence_map_equals_the_reference(held, monkeypatch):
     def equal(source, target, texts):
         source, target = source(), target()
         segmented = [(source.segment(text), target.segment(text)) for text in texts]
-        of_source = reference.added([company(s, t) for s, t in segmented])
-        of_target = reference.added([company(t, t) for _, t in segmented])
+        of_source = reference.added([count_neighbors(s, t) for s, t in segmented])
+        of_target = reference.added([count_neighbors(t, t) for _, t in segmented])
         expected = [
             reference.UNMAPPED if ties is None else reference.most_alike(ties, of_source.get(token, {}), of_target)
             for token, ties in enumerate(all_ties(source, target))
@@ -66,7 +66,7 @@ def test_cooccurrence_map_equals_the_reference(held, monkeypatch):
     equal()
 
 
-def company(tokens: Segmentation, target: Segmentation) -> dict[int, dict[int, int]]:
+def count_neighbors(tokens: Segmentation, target: Segmentation) -> dict[int, dict[int, int]]:
     spans, target_spans = (drawn.spans(s.starts, s.size) for s in (tokens, target))
     return reference.company(spans, tokens.ids.tolist(), target_spans, target.ids.tolist(), maps.WINDOW)
 
@@ -86,17 +86,17 @@ def test_statistics_map_equals_the_reference(source, target, texts):
     assert maps.build_statistics_map(source, target, texts).tolist() == list(expected.values())
 
 
-def test_company_decides_between_tokens_at_the_same_distance():
-    """The source's aab is as far from the target's aa and ab; it is where ab is, after é."""
+def test_neighbors_decide_between_tokens_at_the_same_distance():
+    """The source's aab is equally far from the target's aa and ab, and stands after é, as ab does."""
     source = drawn.byte_pairs([(0, 0), (0, 1), (5, 1)])  # aa, ab, aab
     target = drawn.byte_pairs([(0, 0), (0, 1)])  # aa, ab
     aab, aa, ab = source.id_by_bytes[b"aab"], target.id_by_bytes[b"aa"], target.id_by_bytes[b"ab"]
     assert maps.build_nearest_map(source, target)[aab] == aa
     assert maps.build_cooccurrence_map(source, target, ["aa aa", "é ab é", "é aab é"])[aab] == ab
-    assert maps.build_cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen: the lowest
+    assert maps.build_cooccurrence_map(source, target, ["aa aa", "é ab é"])[aab] == aa  # never seen; the lowest id wins
 
 
-def test_the_token_that_is_most_often_paired_is_taken():
+def test_the_token_that_is_paired_most_often_is_chosen():
     source, target = drawn.byte_pairs([(0, 1), (5, 0)]), drawn.byte_pairs([(0, 1)])  # ab, aba; ab
     aba, a, ab = source.id_by_bytes[b"aba"], target.id_by_bytes[b"a"], target.id_by_bytes[b"ab"]
     assert maps.build_statistics_map(source, target, ["aba"])[aba] == a  # paired with ab and a, once each
@@ -105,7 +105,7 @@ def test_the_token_that_is_most_often_paired_is_taken():
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch) -> Path:
-    """The folder of kept maps, apart."""
+    """Return an empty folder where maps are kept."""
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
     return tmp_path / "maps"
 
@@ -119,7 +119,7 @@ def forbid(*_):
     raise AssertionError("made again")
 
 
-def test_a_map_is_made_once_for_equal_vocabularies(kept, pair, monkeypatch):
+def test_a_map_is_built_once_for_equal_vocabularies(kept, pair, monkeypatch):
     made = maps.build_nearest_map(*pair)
     (file,) = kept.iterdir()
     monkeypatch.setattr(maps, "find_nearest_tokens", forbid)
@@ -133,7 +133,7 @@ def test_a_map_is_made_once_for_equal_vocabularies(kept, pair, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut off", "longer", "empty"])
-def test_a_damaged_map_is_made_again(kept, pair, damage):
+def test_a_damaged_map_is_built_again(kept, pair, damage):
     made = maps.build_nearest_map(*pair)
     (file,) = kept.iterdir()
     whole = file.read_bytes()
@@ -143,7 +143,7 @@ def test_a_damaged_map_is_made_again(kept, pair, damage):
     assert file.read_bytes() == whole
 
 
-def test_a_map_of_the_wrong_size_is_made_again(kept, pair):
+def test_a_map_of_the_wrong_size_is_built_again(kept, pair):
     source, target = pair
     made = maps.build_nearest_map(source, target)
     (file,) = kept.iterdir()
@@ -151,10 +151,10 @@ def test_a_map_of_the_wrong_size_is_made_again(kept, pair):
     assert maps.build_nearest_map(source, target).tolist() == made.tolist()
 
 
-def test_where_nothing_can_be_kept_maps_are_made_all_the_same(tmp_path, monkeypatch, pair):
+def test_maps_are_built_even_where_they_cannot_be_kept(tmp_path, monkeypatch, pair):
     made = maps.build_nearest_map(*pair)
     (tmp_path / "file").touch()
-    monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "file"))  # no folder can be made in a file
+    monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "file"))  # a file cannot hold a folder
     assert maps.build_nearest_map(*pair).tolist() == made.tolist()
 
 

@@ -1,4 +1,4 @@
-"""mined.py against the golden data and the loops in reference.py."""
+"""Compare mined.py with the golden data and the loops in reference.py."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def target_to_source(path: np.ndarray, targets: int) -> list[list[int]]:
     return [path[path[:, 1] == i, 0].tolist() for i in range(targets)]
 
 
-def test_pairs_of_positions_are_the_golden_ones():
+def test_pairs_of_positions_equal_the_golden_ones():
     cases = json.loads((GOLDEN / "dtw_alignment.json").read_bytes())["cases"]
     for case in cases:
         source, target = ([reference.without_marks(t) for t in case[f"{side}_tokens"]] for side in ("source", "target"))
@@ -31,7 +31,7 @@ def test_pairs_of_positions_are_the_golden_ones():
 
 @given(tokens, tokens, st.sampled_from([1, 2, 7, 13, MOST_STEPS]))
 def test_pairs_of_positions_equal_the_reference(source, target, most_steps):
-    """Also where not all of the table is held."""
+    """They do so even if not all of the table is held."""
     path = pair_positions(source, target, most_steps=most_steps)
     assert target_to_source(path, len(target)) == reference.dtw_pairs(source, target)
 
@@ -43,7 +43,7 @@ def test_pairs_of_positions_are_the_same_in_less_memory(most_steps):
     np.testing.assert_array_equal(pair_positions(source, target, most_steps=most_steps), pair_positions(source, target))
 
 
-def test_pairs_of_positions_tell_long_distances_apart():
-    """A byte would hold neither 300 nor 256."""
+def test_distances_above_255_are_not_confused():
+    """A byte can hold neither 300 nor 256."""
     source, target = ["a" * 300, "a"], ["b" * 300, "b" * 256, "a"]
     assert target_to_source(pair_positions(source, target), 3) == reference.dtw_pairs(source, target)

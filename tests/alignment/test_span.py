@@ -1,4 +1,4 @@
-"""span.py where tokenizers disagree most: every kind into every other, on texts that are hard to cut."""
+"""Check span.py where tokenizers differ most: every kind into every other, on texts that are hard to split."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ HARD = {
 }
 
 
-def trained(texts: list[str], tokenizer: Tokenizer, trainer: trainers.Trainer) -> Vocabulary:
+def train_vocabulary(texts: list[str], tokenizer: Tokenizer, trainer: trainers.Trainer) -> Vocabulary:
     tokenizer.train_from_iterator(texts, trainer)
     return Vocabulary(tokenizer, tokenizer.get_vocab_size() + 3)
 
@@ -45,12 +45,12 @@ def byte_level(texts: list[str], size: int, digits: str = r"\p{N}") -> Vocabular
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return trained(
+    return train_vocabulary(
         texts, tokenizer, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     )
 
 
-def in_normal_form(texts: list[str]) -> Vocabulary:
+def normalizing(texts: list[str]) -> Vocabulary:
     vocabulary = byte_level(texts, 700)
     pipeline = json.loads(vocabulary._tokenizer.to_str())
     pipeline["normalizer"] = {"type": "NFC"}
@@ -71,7 +71,7 @@ def unigram(texts: list[str]) -> Vocabulary:
 
 
 def characters(texts: list[str]) -> Vocabulary:
-    """A token a character, and bytes for those it doesn't know: many ids stand for no more than one byte."""
+    """Return a vocabulary of characters, with bytes for unknown ones: many ids stand for only one byte."""
     known = sorted({c for text in texts for c in text if c.isascii() and c != " "} | {"▁"})
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *known]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -85,7 +85,7 @@ KINDS = {
     "bytes": functools.partial(byte_level, size=256),
     "byte-level, digits singly": functools.partial(byte_level, size=600),
     "byte-level, digits in threes": functools.partial(byte_level, size=900, digits=r"\p{N}{1,3}"),
-    "byte-level, normal form": in_normal_form,
+    "byte-level, normal form": normalizing,
     "unigram": unigram,
     "characters": characters,
 }
@@ -110,11 +110,11 @@ def test_nothing_is_lost_between_any_two_kinds(source_kind, target_kind, vocabul
         if spelled.all() and source.segment(text).spelled.all():
             assert np.array_equal(informed, has_text)
         assert not (informed & ~(spelled & has_text)).any()
-        assert total(aligned) >= total(trace) * (1 + 1e-5) - 1e-4  # more only if other ways to the same tokens add up
+        assert total(aligned) >= total(trace) * (1 + 1e-5) - 1e-4  # other ways to the same tokens may add up to more
 
 
 @pytest.mark.parametrize("with_bos", ["source", "target"])
-def test_a_bos_on_one_side_only_is_no_text(with_bos, vocabularies):
+def test_a_bos_on_one_side_only_is_not_text(with_bos, vocabularies):
     plain, other = vocabularies["byte-level, digits in threes"], vocabularies["byte-level, digits singly"]
     pipeline = json.loads(other._tokenizer.to_str())
     bos, eos = other.size, other.size + 1
@@ -149,7 +149,7 @@ def test_hard_texts_equal_the_reference(target_kind, vocabularies):
 
 
 def test_a_source_of_single_bytes_is_aligned_exactly(vocabularies):
-    """Byte by byte there is one way to everything: the chain rule and nothing else."""
+    """With single bytes there is one way to every text, so the chain rule gives its rows."""
     source = vocabularies["bytes"]
     for name, target in vocabularies.items():
         if name == "bytes":
@@ -162,8 +162,8 @@ def test_a_source_of_single_bytes_is_aligned_exactly(vocabularies):
             assert total(aligned) == pytest.approx(total(trace), rel=1e-5, abs=1e-5), (name, text)
 
 
-def test_what_agrees_keeps_its_share_of_what_comes_next():
-    """The source may say ab (0.5), or abb (0.3), or a (0.2). After the target's a and b, abb still has 3 parts of 8."""
+def test_entries_that_agree_keep_their_share_of_the_next_token():
+    """The source gives ab 0.5, abb 0.3 and a 0.2. After the target's a and b, abb still has 3 parts of 8."""
     source, target = drawn.byte_pairs([(0, 1), (5, 1)]), drawn.byte_pairs([])
     a, ab, abb = (source.id_by_bytes[s] for s in (b"a", b"ab", b"abb"))
     b = source.id_by_bytes[b"b"]
@@ -175,19 +175,19 @@ def test_what_agrees_keeps_its_share_of_what_comes_next():
     first, second, third = drawn.rows_of(Aligner(source, target).align(trace, text).distributions)
     ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
     assert first == pytest.approx({ta: 1.0})
-    assert second == pytest.approx({tb: 0.8})  # after a alone nobody knows what comes
+    assert second == pytest.approx({tb: 0.8})  # after a alone, nothing is known of the next token
     assert third == pytest.approx({ta: 5 / 8 * 0.9, tb: 3 / 8 + 5 / 8 * 0.1})
 
 
 def test_a_tail_is_shared_by_the_ids_that_were_not_kept():
-    """ids with text: a, b, space, two bytes of é, aa, ab. Kept: b. The tail's share of target token a: 3 ids of 6."""
+    """The ids with text are a, b, space, two bytes of é, aa and ab. Only b is kept; 3 of the other 6 begin with a."""
     source, target = drawn.byte_pairs([(0, 0), (0, 1)]), drawn.byte_pairs([])
     b, aa = source.id_by_bytes[b"b"], source.id_by_bytes[b"aa"]
     trace = drawn.trace(source.segment("aa"), drawn.distributions_of([{b: 0.4}], [0.6], [np.log(0.1)]))
     assert trace.tokens.tolist() == [aa]
     first, second = drawn.rows_of(Aligner(source, target).align(trace, "aa").distributions)
     ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
-    share = 0.5 / 5  # gold comes out of the tail; five other ids were not kept
+    share = 0.5 / 5  # gold is taken out of the tail; five other ids were not kept
     assert first == pytest.approx({ta: 0.1 + 2 * share, tb: 0.4})
     assert second == pytest.approx({ta: 0.1 / (0.1 + 2 * share)})
 
@@ -202,11 +202,11 @@ def test_mass_that_reaches_no_id_has_a_cause(vocabularies):
         np.testing.assert_allclose(lost.sum(1)[d.informed], d.tail[d.informed], atol=1e-5)
 
 
-def test_ids_under_which_no_text_is_written_are_followed_all_the_same():
-    """A token that its own tokenizer never makes, as gold: the trace of another tokenization of the text."""
+def test_gold_tokens_that_the_tokenizer_never_makes_are_followed():
+    """The trace has another tokenization of the text than its own tokenizer makes."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])
     a, b = source.id_by_bytes[b"a"], source.id_by_bytes[b"b"]
-    ids, starts = np.array([a, b, a], np.int32), np.array([0, 1, 2], np.int32)  # not ab, a
+    ids, starts = np.array([a, b, a], np.int32), np.array([0, 1, 2], np.int32)  # instead of ab, a
     segmentation = drawn.Segmentation(ids=ids, starts=starts, spelled=np.ones(3, bool), size=3)
     rows = [{a: 0.5, b: 0.5}] * 3
     trace = drawn.trace(segmentation, drawn.distributions_of(rows, [0.0] * 3, [np.log(0.5)] * 3))
@@ -215,7 +215,7 @@ def test_ids_under_which_no_text_is_written_are_followed_all_the_same():
     assert total(aligned) == pytest.approx(3 * np.log(0.5))
 
 
-def test_a_document_of_a_hundred_thousand_tokens(vocabularies):
+def test_a_document_of_a_hundred_thousand_tokens_is_aligned(vocabularies):
     source, target = vocabularies["byte-level, digits singly"], vocabularies["byte-level, digits in threes"]
     text = " ".join(HARD.values()) * 500
     segmentation = source.segment(text)

@@ -1,4 +1,4 @@
-"""span_losses.py: spans made by hand, and sums that hold for any two tokenizers and every method."""
+"""Check spans made by hand, and sums that hold for any two tokenizers and every method."""
 
 import drawn
 import numpy as np
@@ -15,7 +15,7 @@ METHODS = list(alignment.METHODS)
 vocabularies = st.one_of(*drawn.kinds_of_vocabulary.values())
 
 
-def measured(source, target, text: str, method: str, *, top_k: int | None = 5) -> tuple:
+def measure(source, target, text: str, method: str, *, top_k: int | None = 5) -> tuple:
     trace = drawn.trace_of(source, text, np.random.default_rng(7), top_k=top_k)
     aligner = Aligner(source, target, method=method, top_k=7)
     aligned = aligner.align(trace, text)
@@ -25,13 +25,13 @@ def measured(source, target, text: str, method: str, *, top_k: int | None = 5) -
 
 
 def by_hand() -> tuple:
-    """ab|a| |Ã|©| |ab against a|ba| |é| |a|b."""
+    """Measure ab|a| |Ã|©| |ab against a|ba| |é| |a|b."""
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0), (3, 4)])
     return source, target, "aba é ab"
 
 
-def test_kinds_of_spans():
-    *_, cut, _, _ = measured(*by_hand(), "exact")
+def test_kinds_and_shares_of_spans_made_by_hand():
+    *_, cut, _, _ = measure(*by_hand(), "exact")
     assert cut.edges.tolist() == [0, 3, 4, 6, 7, 9]
     assert [span_losses.KINDS[k] for k in cut.kinds] == [
         "many_to_many",
@@ -48,8 +48,8 @@ def test_kinds_of_spans():
     }
 
 
-def test_what_is_not_informed_is_lost_not_won():
-    *_, cut, _, outcome = measured(*by_hand(), "exact")
+def test_spans_without_information_count_as_lost():
+    *_, cut, _, outcome = measure(*by_hand(), "exact")
     assert outcome.informed.tolist() == [False, True, False, True, False]
     assert outcome.aligned[[0, 2, 4]].tolist() == [0, 0, 0]
     lost = span_losses.compute_lost_bits(cut, outcome)
@@ -65,7 +65,7 @@ def test_what_is_not_informed_is_lost_not_won():
 @given(source=vocabularies, target=vocabularies, text=drawn.texts)
 def test_spans_sum_to_the_text(method, source, target, text):
     reader = source()
-    trace, aligned, cut, mass, outcome = measured(reader, target(), text, method)
+    trace, aligned, cut, mass, outcome = measure(reader, target(), text, method)
     bits = -trace.distributions.gold.sum(dtype=float) / np.log(2)
     assert cut.own.sum() == pytest.approx(bits + 8 * reader.segment(text).unspelled_bytes)
     assert outcome.aligned.sum() == pytest.approx(-aligned.distributions.gold.sum(dtype=float) / np.log(2))
@@ -76,9 +76,9 @@ def test_spans_sum_to_the_text(method, source, target, text):
     assert outcome.mass.sum() == pytest.approx(mass.sum()) and (mass >= -1e-6).all()
 
 
-def test_a_source_of_the_targets_own_tokens_is_one_to_one():
+def test_spans_of_a_source_with_the_targets_tokens_are_one_to_one():
     vocabulary = drawn.byte_pairs([(0, 1)])
-    trace, aligned, cut, _, outcome = measured(vocabulary, vocabulary, "ab éb", "span")
+    trace, aligned, cut, _, outcome = measure(vocabulary, vocabulary, "ab éb", "span")
     assert aligned is trace and not cut.kinds.any() and outcome.informed.all()
     assert span_losses.compute_lost_bits(cut, outcome).tolist() == [0] * len(cut.own)
     causes = span_losses.summarize_causes([cut], [outcome])["mass"]
@@ -87,12 +87,12 @@ def test_a_source_of_the_targets_own_tokens_is_one_to_one():
 
 def test_an_empty_text_is_one_empty_span():
     vocabulary = drawn.byte_pairs([(0, 1)])
-    *_, cut, _, outcome = measured(vocabulary, drawn.byte_pairs([]), "", "span")
+    *_, cut, _, outcome = measure(vocabulary, drawn.byte_pairs([]), "", "span")
     assert cut.edges.tolist() == [0, 0] and span_losses.summarize_informed([cut], [outcome])["own_bits"] == 1
 
 
-def test_tokens_of_one_character_are_in_its_span():
-    """One without text belongs with the byte before it; a space put before the text, with what follows."""
+def test_tokens_of_one_character_belong_to_its_span():
+    """A token without text belongs to the byte before it, and a space before the text to the first span."""
     assert span_losses._find_spans(np.array([0, 2, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
     assert span_losses._find_spans(np.array([-1, 0, 2]), 5, np.array([0, 2, 5])).tolist() == [0, 0, 1]
 
@@ -115,19 +115,19 @@ def test_tokens_of_one_character_are_in_its_span():
         ("\x07", "other"),
     ],
 )
-def test_category_is_what_most_bytes_are(part, category):
+def test_the_category_is_the_one_of_most_bytes(part, category):
     before = "ab\n"
     found = span_losses._classify_spans(before + part, np.array([0, 3, 3 + len(part.encode())]))
     assert [span_losses.CATEGORIES[c] for c in found] == ["words", category]
 
 
-def test_a_character_that_is_split_is_of_its_category():
+def test_a_split_character_keeps_its_category():
     assert {span_losses.CATEGORIES[c] for c in span_losses._classify_spans("你", np.array([0, 1, 3]))} == {"CJK"}
 
 
-def test_unknown_tokens_are_a_category_of_their_own():
+def test_unknown_tokens_have_a_category_of_their_own():
     source, target = drawn.word_pieces([]), drawn.byte_pairs([])
-    *_, cut, _, outcome = measured(source, target, "ab ?", "span")
+    *_, cut, _, outcome = measure(source, target, "ab ?", "span")
     rows = span_losses.summarize_categories([cut], [outcome])
     assert "unknown_tokens" in rows and sum(row["bytes"] for row in rows.values()) == pytest.approx(1)
 
@@ -136,7 +136,7 @@ def test_unknown_tokens_are_a_category_of_their_own():
 @given(source=vocabularies, target=vocabularies, text=drawn.texts)
 def test_drawn_tokens_tile_the_grid(source, target, text):
     pair = source(), target()
-    *_, cut, _, _ = measured(*pair, text, "exact")
+    *_, cut, _, _ = measure(*pair, text, "exact")
     drawing = fidelity_page.draw_span(cut, len(cut.own) // 2, pair)
     for row in (1, 2):
         ends = 0

@@ -1,4 +1,4 @@
-"""A source's tokens in a target's, and the trie of them, against counting over the whole vocabulary."""
+"""Compare spellings and their trie with counts over the whole vocabulary."""
 
 import collections
 
@@ -17,7 +17,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_every_id_is_spelled_as_the_tokenizer_goes_on_with_it(source, target):
+def test_every_id_is_spelled_as_the_tokenizer_continues_with_it(source, target):
     spelling = spell_vocabulary(source, target)
     for id, begin in enumerate(spelling.begins):
         string = source.token_bytes[id]

@@ -1,4 +1,4 @@
-"""fuse.py against the loops in reference.py, and its identities."""
+"""Compare fuse.py with the loops in reference.py, and check its identities."""
 
 import math
 from dataclasses import replace
@@ -17,30 +17,30 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.choices import LEVELS
 from fuselm.fusion.fuse import fuse, fuse_stores
-from fuselm.fusion.weights import FUNCTIONS, learn_weights
+from fuselm.fusion.weights import WEIGHT_FUNCTIONS, learn_weights
 from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
 VOCAB, SIZE, WINDOW = 13, 17, 5
-every_function = pytest.mark.parametrize("function", FUNCTIONS)
-every_level = pytest.mark.parametrize("level", LEVELS)
+every_function = pytest.mark.parametrize("function", WEIGHT_FUNCTIONS)
+every_level = pytest.mark.parametrize("level", tuple(LEVELS))
 some = settings(max_examples=20)
 fused_by = partial(fuse, vocabulary_size=VOCAB, window=WINDOW)
 
 
 @st.composite
 def sources(draw, *, least: int = 1, most: int = 5, silent: bool = True) -> list[Trace]:
-    """Traces of the same tokens; `silent` ones say nothing of some tokens."""
+    """Draw traces of the same tokens; `silent` ones have no information about some tokens."""
     count, tokens = draw(st.integers(least, most)), draw(st.integers(0, 7))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     gold = random.integers(0, VOCAB, tokens)
     starts = np.sort(random.choice(SIZE, tokens, replace=False))
-    return [_one(random, gold, starts, silent) for _ in range(count)]
+    return [_draw_trace(random, gold, starts, silent) for _ in range(count)]
 
 
-def _one(random: np.random.Generator, gold: np.ndarray, starts: np.ndarray, silent: bool) -> Trace:
+def _draw_trace(random: np.random.Generator, gold: np.ndarray, starts: np.ndarray, silent: bool) -> Trace:
     rows, tails, golds = [], [], []
     for token in gold.tolist():
         probabilities = random.dirichlet(np.full(VOCAB, 0.5)) + 1e-6
@@ -61,8 +61,8 @@ def _one(random: np.random.Generator, gold: np.ndarray, starts: np.ndarray, sile
     )
 
 
-def costs(traces: list[Trace], function: str, level: str) -> list[list[float | None]]:
-    """By source and token: what `function` judges sources by; None where one says nothing."""
+def compute_costs(traces: list[Trace], function: str, level: str) -> list[list[float | None]]:
+    """Return by source and token the cost that `function` uses; None where a source has no information."""
     level = "token" if function == "oracle" else level
     spans = drawn.spans(traces[0].starts, SIZE)
     units = [1] * len(spans) if function == "entropy" else [end - begin for begin, end in spans]
@@ -88,7 +88,7 @@ def costs(traces: list[Trace], function: str, level: str) -> list[list[float | N
     return out
 
 
-def expected_weights(
+def compute_expected_weights(
     traces: list[Trace], function: str, level: str, prior: list[float], sharpness: float = 1.0, switch: float = 0.05
 ) -> list[list[float]]:
     known = np.stack([t.distributions.informed for t in traces], axis=1) & (np.array(prior) > 0)
@@ -97,7 +97,9 @@ def expected_weights(
         return reference.fixed_share_weights(gold.tolist(), known.tolist(), prior, switch)
     by_token = [
         [cost if may else None for cost, may in zip(of_token, allowed, strict=True)]
-        for of_token, allowed in zip(zip(*costs(traces, function, level), strict=True), known.tolist(), strict=True)
+        for of_token, allowed in zip(
+            zip(*compute_costs(traces, function, level), strict=True), known.tolist(), strict=True
+        )
     ]
     if function in ("min_ce", "oracle"):
         return [reference.least_weights(of_token) for of_token in by_token]
@@ -116,7 +118,7 @@ def expected_weights(
 def test_fusion_equals_the_reference(function, level, traces, prior, sharpness, switch):
     prior = prior[: len(traces)]
     fused = fused_by(traces, function=function, level=level, prior=prior, sharpness=sharpness, switch=switch)
-    weights = expected_weights(traces, function, level, prior, sharpness, switch)
+    weights = compute_expected_weights(traces, function, level, prior, sharpness, switch)
     np.testing.assert_allclose(fused.weights, np.reshape(weights, fused.weights.shape), rtol=1e-4, atol=1e-6)
     rows, tails = [drawn.rows_of(t.distributions) for t in traces], [t.distributions.tail.tolist() for t in traces]
     for i, (gold, exact) in enumerate(
@@ -137,7 +139,7 @@ def test_fusion_equals_the_reference(function, level, traces, prior, sharpness, 
 @every_level
 @some
 @given(traces=sources())
-def test_gold_is_the_weighted_mean_whether_or_not_kept(function, level, traces):
+def test_gold_is_the_weighted_mean_whether_or_not_it_is_kept(function, level, traces):
     fused = fused_by(traces, function=function, level=level)
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in traces], axis=1)
     nobody = fused.weights.sum(axis=1) == 0
@@ -158,7 +160,7 @@ def test_gold_is_the_weighted_mean_whether_or_not_kept(function, level, traces):
 @every_level
 @some
 @given(traces=sources())
-def test_weights_of_a_token_sum_to_one_or_nobody_knows(function, level, traces):
+def test_weights_of_a_token_sum_to_one_or_no_source_has_information(function, level, traces):
     fused = fused_by(traces, function=function, level=level)
     known = np.stack([t.distributions.informed for t in traces], axis=1)
     assert fused.weights.shape == known.shape
@@ -178,7 +180,7 @@ def test_one_source_fuses_to_itself(function, level, traces):
 @every_level
 @some
 @given(traces=sources(most=1), copies=st.integers(2, 5))
-def test_copies_of_a_source_fuse_to_it(function, level, traces, copies):
+def test_copies_of_a_source_fuse_to_that_source(function, level, traces, copies):
     assert_like(fused_by(traces * copies, function=function, level=level), traces[0])
 
 
@@ -186,7 +188,7 @@ def test_copies_of_a_source_fuse_to_it(function, level, traces, copies):
 @every_level
 @some
 @given(traces=sources(least=2), random=st.randoms(use_true_random=False))
-def test_the_order_of_sources_does_not_matter_to_a_bit(function, level, traces, random):
+def test_the_order_of_sources_does_not_change_a_bit(function, level, traces, random):
     order = random.sample(range(len(traces)), len(traces))
     one = fused_by(traces, function=function, level=level)
     other = fused_by([traces[s] for s in order], function=function, level=level)
@@ -197,11 +199,11 @@ def test_the_order_of_sources_does_not_matter_to_a_bit(function, level, traces, 
 
 
 @pytest.mark.parametrize(
-    "function", sorted(set(FUNCTIONS) - {"log_linear"})
-)  # which may be surer than each of its sources
+    "function", sorted(set(WEIGHT_FUNCTIONS) - {"log_linear"})
+)  # log_linear may be more certain than each of its sources
 @some
 @given(traces=sources(least=2))
-def test_no_weights_give_a_text_more_than_the_oracle(function, traces):
+def test_no_weights_give_a_text_a_greater_probability_than_the_oracle(function, traces):
     best = fused_by(traces, function="oracle").distributions.gold
     assert (fused_by(traces, function=function, level="token").distributions.gold <= best + 1e-6).all()
 
@@ -209,8 +211,8 @@ def test_no_weights_give_a_text_more_than_the_oracle(function, traces):
 @pytest.mark.parametrize("function", ["entropy", "bayes", "fixed"])
 @some
 @given(traces=sources(least=2), changed=st.integers(1, 6))
-def test_some_weights_do_not_know_the_token_that_comes(function, traces, changed):
-    """Neither that token's probability nor those after it."""
+def test_some_weights_do_not_depend_on_the_token_that_comes(function, traces, changed):
+    """Change the probabilities of that token and of those after it; its weights stay."""
     if len(traces[0].tokens) <= changed:
         return
     others = []
@@ -223,7 +225,7 @@ def test_some_weights_do_not_know_the_token_that_comes(function, traces, changed
 
 
 def assert_like(fused: Trace, source: Trace) -> None:
-    """The same, but for tokens of which the source says nothing: one-hot on the gold token, owed to nobody."""
+    """Assert that both are equal, except where the source has no information: there the gold token has all the mass."""
     rows = [row or {int(t): 1.0} for row, t in zip(drawn.rows_of(source.distributions), source.tokens, strict=True)]
     known = source.distributions.informed
     drawn.assert_same(fused.distributions, rows, np.where(known, source.distributions.tail, 0.0).tolist())
@@ -248,7 +250,7 @@ def single(row: reference.Row, gold: float, *, nats: float = 1.0, token: int = 3
 
 @every_function
 @every_level
-def test_where_nobody_knows_anything_the_gold_token_gets_all(function, level):
+def test_without_information_the_gold_token_gets_all_the_mass(function, level):
     fused = fused_by([single({}, 0.0)] * 2, function=function, level=level)
     assert drawn.rows_of(fused.distributions) == [{3: 1.0}]
     assert (fused.distributions.gold[0], fused.distributions.tail[0]) == (0.0, 0.0)
@@ -256,7 +258,7 @@ def test_where_nobody_knows_anything_the_gold_token_gets_all(function, level):
 
 
 @every_function
-def test_a_source_that_says_nothing_has_no_part_even_beside_one_that_rules_the_gold_token_out(function):
+def test_a_source_without_information_has_no_weight_even_beside_one_that_excludes_the_gold_token(function):
     impossible = single({5: 0.75}, -math.inf)
     fused = fused_by([single({}, 0.0), impossible], function=function, level="token")
     assert fused.weights.tolist() == [[0.0, 1.0]]
@@ -264,7 +266,7 @@ def test_a_source_that_says_nothing_has_no_part_even_beside_one_that_rules_the_g
     assert fused.distributions.gold[0] == -math.inf
 
 
-def test_min_ce_takes_the_best_source_of_the_document_and_avg_ce_both():
+def test_min_ce_chooses_the_best_source_and_avg_ce_uses_both():
     good, bad = single({3: 0.25}, math.log(0.25), nats=17.0), single({4: 0.5}, math.log(0.5), nats=34.0)
     assert fused_by([bad, good], function="min_ce", level="document").weights.tolist() == [[0.0, 1.0]]
     assert fused_by([bad, good], function="min_ce", level="token").weights.tolist() == [[1.0, 0.0]]
@@ -302,8 +304,8 @@ def test_a_document_without_tokens_fuses_to_none(function, level):
     assert len(fused_by([trace, trace], function=function, level=level).distributions) == 0
 
 
-def test_sources_that_keep_other_ids_meet_by_what_is_typical_of_their_tails():
-    """Not by nothing, which would leave the product of disjoint rows without mass."""
+def test_an_id_that_a_source_did_not_keep_gets_a_typical_probability_of_its_tail():
+    """With probability 0 instead, the product of disjoint rows would have no mass."""
     fused = fused_by([single({3: 0.75}, math.log(0.75)), single({4: 0.75}, -2.0)], function="log_linear")
     row = drawn.rows_of(fused.distributions)[0]
     assert row.keys() == {3, 4} and row[3] == pytest.approx(row[4])
@@ -311,7 +313,7 @@ def test_sources_that_keep_other_ids_meet_by_what_is_typical_of_their_tails():
     assert fused.distributions.tail[0] < 0.5
 
 
-def test_bayes_begins_with_the_prior_and_follows_who_predicts():
+def test_bayes_begins_with_the_prior_and_follows_the_better_source():
     good, bad = (tokens_with_gold([math.log(p)] * 7) for p in (0.5, 0.125))
     weights = fused_by([good, bad], function="bayes", prior=[1.0, 3.0], switch=0.0).weights
     assert weights[0].tolist() == [0.25, 0.75]
@@ -332,7 +334,7 @@ def tokens_with_gold(gold: list[float]) -> Trace:
     )
 
 
-def test_learned_weights_are_those_that_give_the_text_the_most():
+def test_learned_weights_give_the_text_the_greatest_probability():
     random = np.random.default_rng(0)
     gold = np.log(random.uniform(0.01, 0.9, (211, 3)))
     learned = learn_weights(gold, np.ones(gold.shape, bool), np.ones(3))
@@ -342,7 +344,7 @@ def test_learned_weights_are_those_that_give_the_text_the_most():
     assert learned.sum() == pytest.approx(1)
 
 
-def test_a_source_without_prior_or_a_word_learns_nothing():
+def test_a_source_without_prior_or_information_keeps_its_weight():
     gold, everything = np.log(np.full((7, 2), 0.5)), np.ones((7, 2), bool)
     assert learn_weights(gold, everything, np.array([0.0, 2.0])).tolist() == [0.0, 1.0]
     assert learn_weights(gold, ~everything, np.array([1.0, 3.0])).tolist() == [0.25, 0.75]
@@ -352,7 +354,7 @@ def test_a_source_without_prior_or_a_word_learns_nothing():
 
 @some
 @given(traces=sources(), temperature=st.sampled_from([0.5, 2.0]))
-def test_a_temperature_is_taken_before_all_else(traces, temperature):
+def test_temperatures_are_applied_before_weights_are_computed(traces, temperature):
     changed = [
         replace(t, distributions=tails.apply_temperature(t.distributions, temperature, VOCAB), nats=math.nan)
         for t in traces
@@ -367,9 +369,6 @@ def test_a_temperature_is_taken_before_all_else(traces, temperature):
     assert sum(each) == pytest.approx(before - after, abs=1e-3)
 
 
-# Stores
-
-
 OPTIONS = {
     "vocabulary_size": VOCAB,
     "function": "fixed",
@@ -382,8 +381,8 @@ OPTIONS = {
 }
 
 
-def stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
-    """Of each source, of some documents; source a is the better one of English, b of French."""
+def write_stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
+    """Write each source's store of some documents; source a is better at English, source b at French."""
     opened = {}
     for source, names in documents.items():
         good = {"a": "en", "b": "fr"}[source]
@@ -396,31 +395,31 @@ def stores(folder: Path, **documents: list[str]) -> dict[str, Store]:
     return opened
 
 
-def documents(*names: str) -> list[Document]:
+def make_documents(*names: str) -> list[Document]:
     return [Document(id=n, origin=n, text="", domain=n[:2], split="train") for n in names]
 
 
-def fused_stores(folder: Path, of: dict[str, Store], *names: str, **options) -> dict:
+def fuse_written(folder: Path, stores: dict[str, Store], *names: str, **options) -> dict:
     quiet = Progress(Console(quiet=True), "fuse")
-    return fuse_stores(of, documents(*names), folder, **(OPTIONS | options), progress=quiet)
+    return fuse_stores(stores, make_documents(*names), folder, **(OPTIONS | options), progress=quiet)
 
 
 def test_a_document_that_a_source_lacks_is_left_out_and_counted(tmp_path):
-    of = stores(tmp_path, a=["en1", "en2", "fr1"], b=["en2", "fr1"])
-    counts = fused_stores(tmp_path, of, "en1", "en2", "fr1", "fr9")
+    stores = write_stores(tmp_path, a=["en1", "en2", "fr1"], b=["en2", "fr1"])
+    counts = fuse_written(tmp_path, stores, "en1", "en2", "fr1", "fr9")
     assert (counts["documents"], counts["lacking"]) == (2, {"a": 0, "b": 1})
 
 
 def test_weights_may_differ_by_source_and_domain(tmp_path):
-    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
-    counts = fused_stores(tmp_path, of, "en1", "fr1", weights={"a": {"fr": 0.0}, "b": 3.0})
+    stores = write_stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+    counts = fuse_written(tmp_path, stores, "en1", "fr1", weights={"a": {"fr": 0.0}, "b": 3.0})
     assert counts["shares"] == {"en": pytest.approx([0.25, 0.75]), "fr": [0.0, 1.0]}
     assert counts["weights"] == {"en": [1.0, 3.0], "fr": [0.0, 3.0]}
 
 
-def test_learned_weights_find_who_is_best_in_each_domain(tmp_path):
-    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
-    counts = fused_stores(tmp_path, of, "en1", "fr1", weights="learned")
+def test_learned_weights_find_the_best_source_of_each_domain(tmp_path):
+    stores = write_stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+    counts = fuse_written(tmp_path, stores, "en1", "fr1", weights="learned")
     np.testing.assert_allclose([counts["shares"]["en"], counts["shares"]["fr"]], [[1, 0], [0, 1]], atol=1e-3)
     rounded = 3 / 256 / math.log(2) / SIZE  # a store's gold is within 1/256 nat
     assert counts["bits_per_byte"]["en"] == pytest.approx(-3 * math.log2(0.75) / SIZE, abs=rounded)
@@ -433,7 +432,7 @@ def test_learned_weights_find_who_is_best_in_each_domain(tmp_path):
         ({"a": 0.0, "b": {"fr": 0.0}}, "fuse.weights: no source has a part in domain 'fr'; give one a weight above 0"),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(tmp_path, weights, message):
-    of = stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
+def test_impossible_weights_are_refused(tmp_path, weights, message):
+    stores = write_stores(tmp_path, a=["en1", "fr1"], b=["en1", "fr1"])
     with pytest.raises(ValueError, match=f"^{message}$"):
-        fused_stores(tmp_path, of, "en1", "fr1", weights=weights)
+        fuse_written(tmp_path, stores, "en1", "fr1", weights=weights)

@@ -1,4 +1,4 @@
-"""tails.py against the loops in reference.py, quadrature, and rows of which everything is known."""
+"""Compare tails.py with the loops in reference.py, with quadrature, and with rows that are known in full."""
 
 import math
 
@@ -19,7 +19,7 @@ some = settings(max_examples=60)
 
 @st.composite
 def rows(draw) -> list[tuple[reference.Row, float]]:
-    """(row, tail): the most probable ids of distributions that are more or less even; some rows say nothing."""
+    """Draw pairs of a row and its tail from more or less even distributions; some rows have no information."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     out = []
     for _ in range(draw(st.integers(0, 5))):
@@ -30,7 +30,7 @@ def rows(draw) -> list[tuple[reference.Row, float]]:
     return out
 
 
-def of(rows: list[tuple[reference.Row, float]]) -> Distributions:
+def build_rows(rows: list[tuple[reference.Row, float]]) -> Distributions:
     gold = [math.log(row[0]) if row else 0.0 for row, _ in rows]
     return drawn.distributions_of([row for row, _ in rows], [tail for _, tail in rows], gold)
 
@@ -39,13 +39,13 @@ def of(rows: list[tuple[reference.Row, float]]) -> Distributions:
 @given(rows=rows())
 def test_entropy_equals_the_reference(rows):
     expected = [reference.entropy(row, tail, VOCAB) for row, tail in rows]
-    np.testing.assert_allclose(tails.compute_entropy(of(rows), VOCAB), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tails.compute_entropy(build_rows(rows), VOCAB), expected, rtol=1e-4, atol=1e-4)
 
 
 @some
 @given(rows=rows(), temperature=st.sampled_from([0.3, 0.9, 1.1, 4.0]))
-def test_tempering_equals_the_reference(rows, temperature):
-    made = tails.apply_temperature(of(rows), temperature, VOCAB)
+def test_applying_a_temperature_equals_the_reference(rows, temperature):
+    made = tails.apply_temperature(build_rows(rows), temperature, VOCAB)
     check_distributions(made, VOCAB)
     for i, (row, tail) in enumerate(rows):
         expected, beyond, log_total = reference.tempered(row, tail, temperature, VOCAB) if row else ({}, 1.0, 0.0)
@@ -56,8 +56,8 @@ def test_tempering_equals_the_reference(rows, temperature):
 
 
 @pytest.mark.parametrize("most", [0.4, 0.01, 1e-7])
-def test_a_temperature_near_0_leaves_the_most_probable(most):
-    made = tails.apply_temperature(of([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
+def test_a_temperature_near_0_keeps_only_the_most_probable(most):
+    made = tails.apply_temperature(build_rows([({0: 0.6 * most, 7: most, 3: 0.5 * most}, 0.0)]), 1e-3, VOCAB)
     check_distributions(made, VOCAB)
     kept = drawn.row_of(*made.row(0))
     assert kept[7] == pytest.approx(1, abs=1e-6) and kept[0] + kept[3] + made.tail[0] < 1e-6
@@ -66,8 +66,8 @@ def test_a_temperature_near_0_leaves_the_most_probable(most):
 
 @some
 @given(rows=rows())
-def test_temperature_one_leaves_rows_alone_and_near_it_they_are_near(rows):
-    before = of(rows)
+def test_temperature_one_changes_nothing_and_one_near_it_changes_little(rows):
+    before = build_rows(rows)
     assert tails.apply_temperature(before, 1.0, VOCAB) is before
     near = tails.apply_temperature(before, 1 + 1e-6, VOCAB)
     np.testing.assert_allclose(near.logprobs, before.logprobs, atol=1e-3)
@@ -75,14 +75,14 @@ def test_temperature_one_leaves_rows_alone_and_near_it_they_are_near(rows):
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 0.99, 1.0, 1.3, 3.0, 40.0])
-def test_the_law_of_a_tail_is_found_by_its_mass(exponent):
+def test_the_power_law_of_a_tail_is_found_from_its_mass(exponent):
     kept, last = 13, 1e-4
     grid = np.linspace(0, math.log(VOCAB / kept), 200_001)  # logarithm of rank over kept
     density = last * np.exp(-exponent * grid) * kept * np.exp(grid)
     mass = np.trapezoid(density, grid)
     mean = np.trapezoid(density * (math.log(last) - exponent * grid), grid) / mass
     first = 1 - 12 * last - mass
-    found = tails.fit_tails(of([({0: first, **dict.fromkeys(range(1, kept), last)}, float(mass))]), VOCAB)
+    found = tails.fit_tails(build_rows([({0: first, **dict.fromkeys(range(1, kept), last)}, float(mass))]), VOCAB)
     assert found.logprobs[0] == pytest.approx(mean, abs=1e-3)
     assert found.ids.tolist() == [VOCAB - kept]
 
@@ -94,16 +94,16 @@ def zipf(exponent: float, size: int = 49_152) -> ndarray:
 
 @pytest.mark.parametrize("exponent", [0.9, 1.2, 1.6])
 @pytest.mark.parametrize("temperature", [0.7, 1.2, 1.5])
-def test_of_a_power_law_tail_is_known_what_its_row_holds(exponent, temperature):
+def test_the_entropy_and_mass_of_a_power_law_tail_are_found(exponent, temperature):
     p = zipf(exponent)
-    cut = of([(dict(enumerate(p[:61].tolist())), float(p[61:].sum()))])
+    cut = build_rows([(dict(enumerate(p[:61].tolist())), float(p[61:].sum()))])
     assert tails.compute_entropy(cut, len(p))[0] == pytest.approx(-(p * np.log(p)).sum(), rel=0.01)
     powers = p ** (1 / temperature)
     powers /= powers.sum()
     assert tails.apply_temperature(cut, temperature, len(p)).tail[0] == pytest.approx(powers[61:].sum(), rel=0.05)
 
 
-def test_an_id_of_the_tail_is_never_more_probable_than_one_that_is_kept():
+def test_an_id_of_the_tail_is_never_more_probable_than_a_kept_one():
     rows = [({0: 0.5, 1: 0.1}, 0.4), ({0: 0.9}, 0.1), ({0: 1 - 1e-7}, 1e-7)]
-    found = tails.fit_tails(of(rows), VOCAB)
+    found = tails.fit_tails(build_rows(rows), VOCAB)
     assert (found.logprobs <= np.log([0.1, 0.9, 1.0]) + 1e-6).all()

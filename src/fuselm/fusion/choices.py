@@ -1,6 +1,6 @@
-"""Name the fusion functions and the levels of text that they go by, and say what each does.
+"""Name the fusion functions and the parts of a text that they average over, and describe each.
 
-`weights.FUNCTIONS` has the function that computes the weights of each. docs/paper.md compares them.
+`weights.WEIGHT_FUNCTIONS` has the function that computes the weights of each. docs/paper.md compares them.
 """
 
 FUNCTIONS: dict[str, str] = {
@@ -16,6 +16,6 @@ LEVELS: dict[str, str] = {
     "window": "Decide once for each window of `window` bytes.",
     "token": "Decide anew at each token.",
 }
-LEVELLESS = ("bayes", "fixed")  # functions that go by no span of text, so `level` means nothing to them
-SHARPENED = ("avg_ce", "log_linear", "entropy")  # functions that `sharpness` is for
+LEVELLESS = ("bayes", "fixed")  # functions that do not average over a part of the text, so they ignore `level`
+SHARPENED = ("avg_ce", "log_linear", "entropy")  # functions that use `sharpness`
 NOT_LINEAR = ("log_linear", "entropy")  # functions whose results are not linear in the rows

@@ -1,7 +1,7 @@
 """Fuse several sources' distributions of the same tokens into one (Wan et al. 2024, section 3.3).
 
-weights.py says how much each source has to say, and pooling.py makes one row of several. A source that says nothing
-about a token has no part in it; where no source says anything, the gold token gets all the mass.
+weights.py computes each source's weight, and pooling.py makes one row of several. A source without information about a
+token has weight 0 there; where no source has information, the gold token gets all the mass.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 from fuselm.documents.corpus import Document
 from fuselm.fusion import pooling, tails
 from fuselm.fusion.priors import spread_weights
-from fuselm.fusion.weights import FUNCTIONS, Evidence, learn_weights
+from fuselm.fusion.weights import WEIGHT_FUNCTIONS, Evidence, learn_weights
 from fuselm.models.segmentation import COMPARABLE, describe_shares
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress
 
 LEARNED = "learned"
-LEARNED_ON = 1_000_000  # tokens of a domain, at most, that learned weights come from
+LEARNED_ON = 1_000_000  # tokens of a domain, at most, that weights are learned from
 
 
 def fuse(
@@ -37,7 +37,7 @@ def fuse(
     prior: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
 ) -> Trace:
-    """Fuse several traces into one; they are aligned to the same tokens of the same document.
+    """Fuse several traces, which are aligned to the same tokens of the same document, into one.
 
     >>> from fuselm.fusion.fuse import fuse
     >>> store = fuselm.load_run("mine.yaml", quiet=True).align()["other"]
@@ -50,17 +50,17 @@ def fuse(
         traces: One trace for each source: `tokens` is Int[tokens], its distributions' `gold` and `tail` are
             Float[tokens], their `ids` and `logprobs` Int[entries] and Float[entries].
         vocabulary_size: The number of ids in the target's output layer.
-        function: The name of a function in weights.py that says how much each source has to say.
-        level: The span of text that cross-entropies are averaged over: "document", "window" or "token".
+        function: The name of a function in weights.py that computes the sources' weights.
+        level: The part of the text that cross-entropies are averaged over: "document", "window" or "token".
         window: The size of a window in bytes.
         sharpness: The factor of the cross-entropy in `avg_ce` and the functions like it.
-        switch: The probability with which one source hands over to the next, in `bayes`.
-        prior: The sources' weights to begin with, Float[sources]; equal if None.
-        temperatures: The temperatures that sources' rows are taken to first, Float[sources]; 1 if None.
+        switch: The probability that another source takes over at the next token, in `bayes`.
+        prior: The sources' initial weights, Float[sources]; equal if None.
+        temperatures: The temperatures that are applied to sources' rows first, Float[sources]; 1 if None.
 
     Returns:
-        The fused trace, for the same Int[tokens]. Its `weights`, Float[tokens sources], say what each source gave to
-        each token; they are all 0 where no source says anything, and there the gold token has all the mass.
+        The fused trace, for the same Int[tokens]. Its `weights`, Float[tokens sources], hold each source's weight at
+        each token; they are all 0 where no source has information, and there the gold token has all the mass.
 
     Raises:
         ValueError: If the traces are aligned to different tokens.
@@ -75,7 +75,7 @@ def fuse(
     ]
     start = np.ones(len(traces)) if prior is None else np.array(prior, np.float64)
     rows = [trace.distributions for trace in traces]
-    given = FUNCTIONS[function](
+    given = WEIGHT_FUNCTIONS[function](
         Evidence(
             traces=traces,
             allowed=np.stack([d.informed for d in rows], axis=1) & (start > 0),
@@ -100,24 +100,24 @@ def fuse(
 
 
 def _apply_temperature(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:
-    """Take a trace's rows to another temperature; its `nats` change by what the aligned gold tokens' do."""
+    """Apply a temperature to a trace's rows; its `nats` change by as much as those of the aligned gold tokens."""
     rows = tails.apply_temperature(trace.distributions, temperature, vocabulary_size)
     possible = np.isfinite(rows.gold)
-    more = trace.distributions.gold[possible].astype(np.float64) - rows.gold[possible]
-    return replace(trace, distributions=rows, nats=trace.nats + float(more.sum()))
+    added = trace.distributions.gold[possible].astype(np.float64) - rows.gold[possible]
+    return replace(trace, distributions=rows, nats=trace.nats + float(added.sum()))
 
 
 def _fill_unknown_rows(rows: Distributions, trace: Trace) -> Distributions:
-    """Put all mass on the gold token where nothing is known: the paper's fallback."""
+    """Put all mass on the gold token where no source has information: the paper's fallback."""
     unknown = np.flatnonzero(~rows.informed)
     if not len(unknown):
         return rows
-    at, tail = rows.offsets[unknown], rows.tail.copy()
+    places, tail = rows.offsets[unknown], rows.tail.copy()
     tail[unknown] = 0.0
     return replace(
         rows,
-        ids=np.insert(rows.ids, at, trace.tokens[unknown]),
-        logprobs=np.insert(rows.logprobs, at, np.float32(0.0)),
+        ids=np.insert(rows.ids, places, trace.tokens[unknown]),
+        logprobs=np.insert(rows.logprobs, places, np.float32(0.0)),
         offsets=rows.offsets + np.append(0, np.cumsum(~rows.informed)),
         tail=tail,
     )
@@ -141,11 +141,11 @@ def fuse_stores(
 ) -> dict:
     """Write the fused traces of those `documents` that all stores have to parts in `out`; return the counts.
 
-    `weights` are what sources begin with, in all domains or by domain, and 1 where none is given. If they are
-    `learned`, they come from the documents with the ids `learn_from`, else from all documents; a source would be the
-    best judge of text it wrote itself, so such text should be kept out. `temperatures` are given by source and default
-    to 1. In the counts, `shares` says how much each source gave to the tokens of a domain, and `lacking` how many
-    documents were left out because a source does not have them.
+    `weights` are the sources' initial weights, in all domains or by domain, and 1 where none is given. If they are
+    `learned`, they are learned from the documents with the ids `learn_from`, or else from all documents; text that a
+    source wrote itself should be kept out, because the source predicts it best. `temperatures` are given by source and
+    default to 1. In the counts, `shares` holds each source's mean weight in a domain, and `lacking` the number of
+    documents that were left out because a source does not have them.
     """
     lacking = {
         name: sum(any(d.id in s for s in stores.values()) and d.id not in store for d in documents)
@@ -199,9 +199,9 @@ def fuse_stores(
 
 
 def read_unspelled_shares(store: Store) -> dict[str, float]:
-    """Return the shares of bytes that the source of an aligned store does not spell, by domain, where there are any."""
+    """Return by domain the share of bytes that an aligned store's source does not spell, where there are any."""
     fidelity = store.manifest["counts"].get("fidelity", {})
-    return {domain: of["unspelled"] for domain, of in fidelity.items() if of.get("unspelled")}
+    return {domain: sums["unspelled"] for domain, sums in fidelity.items() if sums.get("unspelled")}
 
 
 def learn_domain_weights(
@@ -213,8 +213,8 @@ def learn_domain_weights(
 ) -> dict[str, list[float]]:
     """Learn for each domain the weights under which the mixture gives its text the greatest probability.
 
-    A source has weight 0 in a domain where its tokenizer leaves more than `COMPARABLE` of the bytes unspelled, if other
-    sources spell them: its predictions of the rest do not measure it.
+    A source has weight 0 in a domain where its tokenizer leaves more than `COMPARABLE` of the bytes unspelled and other
+    sources spell them, because its predictions of the remaining bytes do not measure it.
     """
     learned = {}
     unspelled = [read_unspelled_shares(store) for store in stores.values()]

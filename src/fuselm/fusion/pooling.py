@@ -1,6 +1,6 @@
-"""Make one row out of several rows of a token: their weighted arithmetic or geometric mean.
+"""Pool several rows of a token into one: their weighted arithmetic or geometric mean.
 
-Sums are taken in an order that does not depend on the order of the sources, so the result is the same to the bit.
+The order of sums does not depend on the order of the sources, so the result is the same to the bit.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fuselm.system.compiling import compiled
 
 
 class _StackedRows(NamedTuple):
-    """Hold all sources' entries one after another; source s has `edges[s, i]` to `edges[s, i + 1]` at token i."""
+    """Hold all sources' entries in sequence; source s has the entries `edges[s, i]` to `edges[s, i + 1]` at token i."""
 
     ids: Int[ndarray, "entries"]
     logprobs: Float[ndarray, "entries"]
@@ -25,7 +25,7 @@ class _StackedRows(NamedTuple):
 
 
 def pool_arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
-    """Mix the rows: the sum of w p. A row where all weights are 0 has no information."""
+    """Mix the rows: sum w p over sources. A row where all weights are 0 has no information."""
     tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
@@ -37,15 +37,15 @@ def pool_arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "toke
 def pool_geometric(
     rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"], vocabulary_size: int
 ) -> Distributions:
-    """Pool log-linearly: the renormalised product of p^w. A row where all weights are 0 has no information.
+    """Pool the rows log-linearly: renormalize the product of p^w. A row where all weights are 0 has no information.
 
-    Where a source has not kept an id that others have, the id gets the probability that is typical of that source's
-    tail (tails.py), and no more than an equal share of it. All sources are assumed to rank the ids that none of them
-    has kept alike: these ids then get the product of what is left of the tails, each to the power of its weight. Ranked
-    otherwise they would get less (Hoelder).
+    If a source has not kept an id that others have kept, the id gets the probability that is typical of that source's
+    tail (tails.py), but no more than an equal share of it. All sources are assumed to rank the ids that none of them
+    kept in the same order. These ids then get the product of the rest of the tails, each to the power of its weight;
+    in another order they would get less (Hoelder).
     """
-    of = [tails.fit_tails(d, vocabulary_size) for d in rows]
-    mass, typical = np.stack([t.mass for t in of], axis=1), np.stack([t.logprobs for t in of], axis=1)
+    fitted = [tails.fit_tails(d, vocabulary_size) for d in rows]
+    mass, typical = np.stack([t.mass for t in fitted], axis=1), np.stack([t.logprobs for t in fitted], axis=1)
     counts, ids, logprobs, tail, log_total = _pool(*_stack_rows(rows), weights, mass, typical, vocabulary_size)
     gold = np.stack([d.gold for d in rows], axis=1).astype(np.float64)
     pooled = _sorted_sum(weights * np.where(weights > 0, gold, 0.0)) - log_total
@@ -77,14 +77,14 @@ def _build_distributions(
     ids: Int[ndarray, "slots"],
     logprobs: Float[ndarray, "slots"],
 ) -> Distributions:
-    """Build distributions from what a kernel has written, with `counts[i]` entries for row i."""
-    some = weights.any(axis=1)
+    """Build distributions from a kernel's output, which has `counts[i]` entries for row i."""
+    informed = weights.any(axis=1)
     return Distributions(
         offsets=np.append(0, np.cumsum(counts)).astype(np.int64),
         ids=ids[: counts.sum()].astype(np.int32),
         logprobs=np.minimum(logprobs[: counts.sum()], 0.0).astype(np.float32),
-        gold=np.where(some, np.minimum(gold, 0.0), 0.0).astype(np.float32),
-        tail=np.where(some, np.clip(tail, 0.0, 1.0), 1.0).astype(np.float32),
+        gold=np.where(informed, np.minimum(gold, 0.0), 0.0).astype(np.float32),
+        tail=np.where(informed, np.clip(tail, 0.0, 1.0), 1.0).astype(np.float32),
     )
 
 
@@ -178,6 +178,7 @@ def _gather(i, ids, logprobs, edges, weights):
 @no_type_check
 @compiled(nogil=True)
 def _find_run_end(keys, begin):
+    """Return the index after the keys that equal the one at `begin`."""
     end = begin + 1
     while end < len(keys) and keys[end] == keys[begin]:
         end += 1
@@ -187,7 +188,7 @@ def _find_run_end(keys, begin):
 @no_type_check
 @compiled(nogil=True)
 def _write(keys, values, out_ids, out_logprobs, written):
-    """Write the most probable entries first, and of equal ones the lowest id first."""
+    """Write the most probable entries first, and among equal ones the lowest id first."""
     for n in np.argsort(-values, kind="mergesort"):
         out_ids[written], out_logprobs[written] = keys[n], values[n]
         written += 1

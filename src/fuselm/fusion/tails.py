@@ -1,10 +1,11 @@
 """Model the tail of a row as a power law that starts where the kept entries end (docs/paper.md, "Fusion").
 
-A row keeps its most probable ids and the mass t of all others. Sometimes more must be known about those others: their
-entropy, their mass at another temperature, or the probability of one that another source has kept. They are then taken
-to fall off by rank r as p_r = p_k (r / k)^-a, from rank k, the rank of the least kept entry, to V, the size of the
-vocabulary; a makes them sum to t. In the logarithm of the rank, from 0 to c = log(V / k), this is an exponential, so
-everything except a has a closed form: with x = (1 - a) c, the mass is t = p_k k c (e^x - 1) / x.
+A row keeps its most probable ids and the mass t of all others. Fusion sometimes needs more about those others: their
+entropy, their mass at another temperature, or the probability of an id that another source has kept. Their
+probabilities are then assumed to fall with rank r as p_r = p_k (r / k)^-a, from rank k, the rank of the least kept
+entry, to V, the size of the vocabulary; a is chosen so that they sum to t. In the logarithm of the rank, from 0 to
+c = log(V / k), this is an exponential, so everything except a has a closed form: with x = (1 - a) c, the mass is
+t = p_k k c (e^x - 1) / x.
 """
 
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from numpy import ndarray
 
 from fuselm.stores.distributions import Distributions
 
-LEAST = 2.0**-24  # precision of a tail, which is 1 minus a sum of float32
-STEEPEST = -1e9  # x of a tail without mass
+LEAST_MASS = 2.0**-24  # the precision of a tail, which is 1 minus a sum of float32
+STEEPEST_SLOPE = -1e9  # the x of a tail without mass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,10 @@ def fit_tails(distributions: Distributions, vocabulary_size: int) -> Tails:
     if d.informed.any():
         last[d.informed] = np.minimum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
     ids = np.maximum(vocabulary_size - counts, 0)
-    mass = np.where(ids > 0, np.maximum(d.tail.astype(np.float64), LEAST), 0.0)
+    mass = np.where(ids > 0, np.maximum(d.tail.astype(np.float64), LEAST_MASS), 0.0)
     reach = np.log(vocabulary_size / np.clip(counts, 1, vocabulary_size))
-    flat = mass >= np.exp(last) * ids  # as much as the least kept entry everywhere, or more: no decay
-    last = np.where(flat & (ids > 0), np.log(np.maximum(mass, LEAST) / np.maximum(ids, 1)), last)
+    flat = mass >= np.exp(last) * ids  # the tail's mean is the least kept entry or more, so there is no decay
+    last = np.where(flat & (ids > 0), np.log(np.maximum(mass, LEAST_MASS) / np.maximum(ids, 1)), last)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = mass / (np.exp(last) * np.clip(counts, 1, None) * reach)
     slope = np.where(flat, reach, _solve_slope(np.where(ids > 0, ratio, 0.0), reach))
@@ -55,7 +56,7 @@ def fit_tails(distributions: Distributions, vocabulary_size: int) -> Tails:
 
 
 def compute_entropy(distributions: Distributions, vocabulary_size: int) -> Float[ndarray, "tokens"]:
-    """Return each row's entropy in nats, tail included; for a row without information, log of the vocabulary's size."""
+    """Return each row's entropy in nats, tail included; a row without information has log of the vocabulary's size."""
     d, tails = distributions, fit_tails(distributions, vocabulary_size)
     logprobs = d.logprobs.astype(np.float64)
     kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
@@ -63,7 +64,7 @@ def compute_entropy(distributions: Distributions, vocabulary_size: int) -> Float
 
 
 def apply_temperature(distributions: Distributions, temperature: float, vocabulary_size: int) -> Distributions:
-    """Return p^(1/T), renormalised: entries, tail and gold. A T above 1 flattens and moves mass to the tail.
+    """Return p^(1/T), renormalized, for entries, tail and gold. A T above 1 flattens rows and moves mass to the tail.
 
     A power law raised to a power is again a power law, here of exponent a / T. So the mass of the new tail is known,
     and with it the scale of the entries.
@@ -71,19 +72,21 @@ def apply_temperature(distributions: Distributions, temperature: float, vocabula
     if temperature == 1.0:
         return distributions
     d, tails = distributions, fit_tails(distributions, vocabulary_size)
-    most = np.zeros(len(d))  # each row's largest, so that powers of small probabilities don't vanish
+    largest = np.zeros(len(d))  # each row's largest log-probability, so that powers of small ones do not vanish
     if d.informed.any():
-        most[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
-    logprobs = (d.logprobs.astype(np.float64) - most[d.rows]) / temperature
+        largest[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
+    logprobs = (d.logprobs.astype(np.float64) - largest[d.rows]) / temperature
     slope = tails.reach - (tails.reach - tails.slope) / temperature  # 1 - a/T times c
     counts = np.clip(d.counts, 1, None)
-    tail = np.where(tails.ids > 0, np.exp((tails.last - most) / temperature) * counts * tails.reach * _grow(slope), 0.0)
+    tail = np.where(
+        tails.ids > 0, np.exp((tails.last - largest) / temperature) * counts * tails.reach * _grow(slope), 0.0
+    )
     total = np.bincount(d.rows, weights=np.exp(logprobs), minlength=len(d)) + tail
     log_total = np.log(np.where(d.informed, total, 1.0))
     return replace(
         d,
         logprobs=(logprobs - log_total[d.rows]).astype(np.float32),
-        gold=np.minimum(np.where(d.informed, (d.gold - most) / temperature - log_total, d.gold), 0.0).astype(
+        gold=np.minimum(np.where(d.informed, (d.gold - largest) / temperature - log_total, d.gold), 0.0).astype(
             np.float32
         ),
         tail=np.where(d.informed, tail / np.where(d.informed, total, 1.0), d.tail).astype(np.float32),
@@ -96,16 +99,16 @@ def _grow(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
 
 
 def _average_position(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Return the mean of u / c under a density e^(x u / c): 1 / (1 - e^-x) - 1 / x."""
+    """Return the mean of u / c under the density e^(x u / c): 1 / (1 - e^-x) - 1 / x."""
     safe = np.where(np.abs(x) < 1e-4, 1.0, x)
     with np.errstate(over="ignore"):
         return -1.0 / np.expm1(-safe) - 1.0 / safe
 
 
 def _solve_slope(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Find the x, at most `most`, with (e^x - 1) / x = ratio, by bisection; it grows with x, and x > -1 / ratio."""
+    """Find by bisection the x, at most `most`, with (e^x - 1) / x = ratio, which grows with x; x > -1 / ratio."""
     with np.errstate(divide="ignore"):
-        low = np.maximum(-1.0 / ratio, STEEPEST)
+        low = np.maximum(-1.0 / ratio, STEEPEST_SLOPE)
     high = most.copy()
     for _ in range(60):
         middle = (low + high) / 2

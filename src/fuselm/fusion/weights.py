@@ -1,12 +1,12 @@
-"""Decide how much each source has to say at each token (docs/paper.md; Wan et al. 2024, section 3.3).
+"""Compute the weight of each source at each token (docs/paper.md; Wan et al. 2024, section 3.3).
 
-`min_ce`, `avg_ce` and `log_linear` go by how well a source predicts the text: its cross-entropy in nats per byte, over
+`min_ce`, `avg_ce` and `log_linear` use how well a source predicts the text: its cross-entropy in nats per byte, over
 the document (as in the paper), over a window or at the token. At document level this is the source's own cross-entropy,
-in its own vocabulary; below document level it is that of its aligned distributions. So these weights know the token
-that comes. `entropy` and `bayes` do not: `entropy` goes by how sure each source is, `bayes` by how well it has
-predicted the document so far.
+in its own vocabulary; below document level it is that of its aligned distributions. So these weights depend on the
+token that comes. The others do not: `entropy` uses how certain each source is, and `bayes` how well it has predicted
+the document so far.
 
-A source that says nothing about a token has no part in it, and neither has a source whose prior weight is 0.
+A source without information about a token has weight 0 there, and so has a source whose prior weight is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ from fuselm.stores.store import Trace
 from fuselm.system.compiling import compiled
 
 Matrix = Float[ndarray, "tokens sources"]
-GAIN = 1e-9  # nats a token; `learn_weights` stops where a step gains less
-STEPS = 1000
-WORST = 1e300  # nats: the cost of the impossible
+LEAST_GAIN = 1e-9  # nats a token; `learn_weights` stops when a step gains less
+MOST_STEPS = 1000
+WORST = 1e300  # nats, the cost of an impossible token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Hold what weights are computed from.
+    """Hold the inputs of a weight function.
 
-    `allowed` says which sources may have a part in a token, and `prior` which weights they begin with. `window` is in
+    `allowed` says which sources may have weight at a token, and `prior` holds their initial weights. `window` is in
     bytes; `sharpness` belongs to `avg_ce` and `switch` to `bayes`.
     """
 
@@ -46,20 +46,20 @@ class Evidence:
 
 
 def choose_by_cross_entropy(evidence: Evidence) -> Matrix:
-    """Choose the source of least cross-entropy (the paper's MinCE). Equal ones share, so order does not matter."""
+    """Choose the source of the least cross-entropy (the paper's MinCE); equal sources share the weight."""
     return _choose_least(_compute_cross_entropies(evidence, evidence.level), evidence.allowed)
 
 
 def weigh_by_cross_entropy(evidence: Evidence) -> Matrix:
     """Weight sources by prior times exp(-sharpness * cross-entropy), the paper's AvgCE.
 
-    The paper has sharpness 1; sharpness 0 leaves the prior.
+    The paper uses sharpness 1; sharpness 0 returns the prior.
     """
     return _softmax(_compute_cross_entropies(evidence, evidence.level), evidence)
 
 
 def weigh_by_entropy(evidence: Evidence) -> Matrix:
-    """Weight sources as `avg_ce` does, but by their own uncertainty in nats a token: the text has no say."""
+    """Weight sources as `avg_ce` does, but by their own uncertainty in nats a token, which ignores the text."""
     nats = np.stack([tails.compute_entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
     return _softmax(_average_by_span(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
 
@@ -67,8 +67,8 @@ def weigh_by_entropy(evidence: Evidence) -> Matrix:
 def weigh_by_posterior(evidence: Evidence) -> Matrix:
     """Return the posterior of each source given the document before the token.
 
-    One source hands over to the next with probability `switch` (Herbster and Warmuth 1998, fixed share). A source that
-    says nothing about a token keeps its weight (Freund et al. 1997, specialists).
+    Another source takes over with probability `switch` (Herbster and Warmuth 1998, fixed share). A source without
+    information about a token keeps its weight (Freund et al. 1997, specialists).
     """
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in evidence.traces], axis=1)
     if gold.shape != evidence.allowed.shape or evidence.prior.shape != gold.shape[1:]:
@@ -77,19 +77,19 @@ def weigh_by_posterior(evidence: Evidence) -> Matrix:
 
 
 def weigh_by_prior(evidence: Evidence) -> Matrix:
-    """Return the prior wherever a source is allowed to have a part."""
+    """Return the prior wherever a source is allowed to have weight."""
     return _softmax(np.zeros(evidence.allowed.shape), evidence)
 
 
 def choose_by_token(evidence: Evidence) -> Matrix:
-    """Choose the best source of each token, for diagnosis: no other weights give the text a greater probability."""
+    """Choose the best source of each token, for diagnosis; no other weights give the text a greater probability."""
     return _choose_least(_compute_cross_entropies(evidence, "token"), evidence.allowed)
 
 
-FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
+WEIGHT_FUNCTIONS: dict[str, Callable[[Evidence], Matrix]] = {
     "min_ce": choose_by_cross_entropy,
     "avg_ce": weigh_by_cross_entropy,
-    "log_linear": weigh_by_cross_entropy,  # same weights, for a geometric mean
+    "log_linear": weigh_by_cross_entropy,  # the same weights, for a geometric mean
     "entropy": weigh_by_entropy,
     "bayes": weigh_by_posterior,
     "fixed": weigh_by_prior,
@@ -102,19 +102,19 @@ def learn_weights(
 ) -> Float[ndarray, "sources"]:
     """Find the fixed weights whose mixture gives a text the greatest probability, starting from `prior`.
 
-    They are found by expectation maximisation. The text's log-probability is concave in the weights, so these are the
-    best. A source that says nothing about a token is taken to agree there with the others.
+    Expectation maximization finds them. The text's log-probability is concave in the weights, so these are the best. A
+    source without information about a token is assumed to agree there with the others.
     """
     weights = _normalize(prior[None])[0]
     likely = np.where(allowed, np.exp(gold), 0.0)
-    heard = (likely * (weights > 0)).any(axis=1)
-    likely, allowed = likely[heard], allowed[heard]
+    is_possible = (likely * (weights > 0)).any(axis=1)
+    likely, allowed = likely[is_possible], allowed[is_possible]
     before = -np.inf
-    for _ in range(STEPS):
+    for _ in range(MOST_STEPS):
         awake = (allowed * weights).sum(axis=1)
         mixed = likely @ weights
         now = float(np.mean(np.log(mixed / awake))) if len(mixed) else before
-        if now - before < GAIN or not len(mixed):
+        if now - before < LEAST_GAIN or not len(mixed):
             break
         before = now
         weights = weights * np.where(allowed, likely * (awake / mixed)[:, None], 1.0).mean(axis=0)
@@ -160,7 +160,7 @@ def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
 
 
 def _normalize(weights: Matrix) -> Matrix:
-    """Divide weights by their sum, which is taken in an order that does not depend on the order of the sources."""
+    """Divide weights by their sum; the order of the sum does not depend on the order of the sources."""
     total = np.sort(weights, axis=1).sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1.0)
 
@@ -178,7 +178,7 @@ def _track(gold, allowed, prior, switch):
             if allowed[i, s] and now[s] > 0:
                 best = max(best, gold[i, s])
         awake = np.sort(part).sum()
-        if awake == 0.0:  # none is left but those that have been ruled out: begin again with them
+        if awake == 0.0:  # only sources that have been ruled out are left; begin again with them
             for s in range(sources):
                 part[s] = prior[s] if allowed[i, s] else 0.0
             total = np.sort(part).sum()
