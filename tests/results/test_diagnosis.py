@@ -295,9 +295,9 @@ def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
 
 def test_dots_are_on_one_scale_and_none_is_nothing():
     dots = [figures.Dot(label="<i>", style="base", value=v, ring=v == 2.0) for v in (1.0, 2.0)]
-    drawn_twice = figures.draw_dots({"d": dots, "e": []}, axis="x", number=str)
+    drawn_twice = figures.draw_dots({"d": dots, "e": []}, axis="x", number=str, label="x")
     assert drawn_twice.count("<circle") == 2 and "&lt;i&gt;" in drawn_twice and drawn_twice.count('"ring"') == 1
-    assert figures.draw_dots({}, axis="x", number=str) == ""
+    assert figures.draw_dots({}, axis="x", number=str, label="x") == ""
 
 
 # The command

@@ -351,20 +351,20 @@ def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):
     page.feed(html)
     page.close()
     assert page.open == []
-    assert "script" not in page.seen and "link" not in page.seen and page.seen.count("b") == html.count("<b>")
+    assert page.foreign_scripts == [] and "link" not in page.seen and page.seen.count("b") == html.count("<b>")
     assert "<b>&" not in html  # the domain's name
     assert page.texts.count("<b>&\"'") >= 5
     assert not [r for r in page.references if "/" in r] and "url(" not in html and "@import" not in html
     assert "://" not in html
     assert len(html.encode()) < 300_000
-    assert page.seen.count("svg") == 7
+    assert page.seen.count("svg") == html.count('<svg viewBox="0 0 ') == html.count('role="img" aria-label="')
 
 
 def test_page_stays_small_in_a_long_training(run, tmp_path):
     domains = {f"domain {n}": 3 for n in range(11)}
     folders = make_folders(tmp_path / "long", LEVELS, domains, steps=20_011)
     report.write_report(tmp_path, options_of(run), folders)
-    assert (tmp_path / "report.html").stat().st_size < 300_000
+    assert (tmp_path / "report.html").stat().st_size < 600_000
 
 
 def test_card_says_what_the_model_is(make, run, tmp_path):
@@ -407,11 +407,35 @@ def test_smoothing_leaves_a_straight_line():
 
 def test_figures_draw_one_point_and_equal_values():
     line = figures.Line(label="a", style="clm", points=[(5.0, 1.0)], ring=(5.0, 1.0), dots=True)
-    assert figures.draw_curves({"one": [line]}).count("<circle") == 2
+    assert figures.draw_curves({"one": [line]}, label="x").count("<circle") == 2
     mark = figures.Mark(label="a", style="clm", value=0.0, low=0.0, high=0.0)
-    assert figures.draw_intervals({"d": [mark]}, axis="x", number=str, zero=True).count("<circle") == 1
-    assert figures.draw_curves({}) == "" and figures.draw_shares({"d": {}}, {"a": "source-0"}).count("<rect") == 1
-    assert "nan" not in figures.draw_bars({"a": 0.0, "b": 0.0}, number=str)
+    assert figures.draw_intervals({"d": [mark]}, axis="x", number=str, zero=True, label="x").count("<circle") == 1
+    assert (
+        figures.draw_curves({}, label="x") == ""
+        and figures.draw_shares({"d": {}}, {"a": "source-0"}, label="x").count("<rect") == 1
+    )
+    assert "nan" not in figures.draw_bars({"a": 0.0, "b": 0.0}, number=str, label="x")
+
+
+@pytest.mark.parametrize("values", [(-0.0537, -0.0336), (-0.2, -0.1), (0.004, 0.009), (-0.003, 0.002), (0.0, 0.0)])
+@pytest.mark.parametrize("width", [figures.WIDTH, figures.WIDTH // 2 - 20, figures.NARROW_WIDTH])
+def test_zero_is_drawn_and_named_in_every_figure_of_differences(values, width):
+    marks = {f"d{v}": [figures.Mark(label="a", style="clm", value=v, low=v - 0.001, high=v + 0.001)] for v in values}
+    drawn = figures.draw_intervals(marks, axis="x", number=str, zero=True, label="x", width=width)
+    line = re.search(r'<line class="zero" x1="([\d.]+)"', drawn)
+    tick = re.search(r'<text class="tick middle" x="([\d.]+)" y="\d+">0(\.0+)?</text>', drawn)
+    assert line and tick and float(line[1]) == float(tick[1])
+    places = [float(x) for x in re.findall(r' c?x="([\d.]+)"', drawn)]
+    assert min(places) >= 0 and max(places) <= width
+
+
+def test_a_figure_is_drawn_for_phones_too():
+    marks = {"a long name of a domain": [figures.Mark(label="m", style="clm", value=v, low=v, high=v) for v in (1.0, 2.0)]}
+    both = figures.draw_for_all_widths(
+        lambda width: figures.draw_intervals(marks, axis="x", number=str, label="x", width=width)
+    )
+    assert [int(w) for w in re.findall(r'viewBox="0 0 (\d+) ', both)] == [figures.WIDTH, figures.NARROW_WIDTH]
+    assert figures.draw_for_all_widths(lambda width: "") == ""
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(0, False), (96, True)])

@@ -1,16 +1,21 @@
-"""Read a page as a parser does."""
+"""Read a page as a parser reads it."""
 
 from html.parser import HTMLParser
 
+from fuselm.results.pages.rendering import render_template
+
+SCRIPTS = ("page.js.jinja",)  # all that a page may run
+
 
 class Page(HTMLParser):
-    """Check that tags nest; collect text, tags and what they refer to."""
+    """Check that tags nest; collect text, tags, what they refer to, and the scripts that are not ours."""
 
     VOID = ("meta", "br", "link", "img")
 
     def __init__(self):
         super().__init__()
-        self.open, self.seen, self.texts, self.references = [], [], [], []
+        self.open, self.seen, self.texts, self.references, self.foreign_scripts = [], [], [], [], []
+        self.own_scripts = {render_template(name).strip() for name in SCRIPTS}
 
     def handle_starttag(self, tag, attributes):
         self.seen.append(tag)
@@ -25,4 +30,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.open[-1:] == ["script"]:
+            if data.strip() not in self.own_scripts:
+                self.foreign_scripts.append(data)
+        else:
+            self.texts.append(data)

@@ -3,7 +3,7 @@
 All its numbers are those of the command's result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from fuselm.results import diagnosis_words
@@ -28,18 +28,19 @@ def render_page(result: Mapping) -> str:
         partly=diagnosis_words.describe_compared_share(result),
         lacking=diagnosis_words.describe_unspelled_sources(result),
         columns=columns,
+        source_styles=styles,
         styles=styles | {BEST: "fused", ORACLE: "better"},
         judged=result.get("judged"),
         judged_styles=JUDGEMENT_STYLES,
         bounds=diagnosis_words.LEAST_GAINS,
-        dots=figures.draw_dots(
-            {c: _make_dots(result, c, styles) for c in columns}, axis="bits per byte", number=format_ratio
-        ),
+        dots=_draw_dots(result, columns, styles),
         wins={
-            unit: figures.draw_shares({d: result["wins"][d][unit] for d in result["domains"]}, styles)
+            unit: _draw_shares(
+                {d: result["wins"][d][unit] for d in result["domains"]}, styles, f"Share of {unit} predicted best"
+            )
             for unit in ("tokens", "documents")
         },
-        weights=figures.draw_shares(result["weights"], styles),
+        weights=_draw_shares(result["weights"], styles, "Weights of the best fixed mixture"),
         bits=format_ratio,
         version=metadata.version("fuselm"),
     )
@@ -50,6 +51,23 @@ def style_sources(result: Mapping) -> dict[str, str]:
     others = [name for name in result["sources"] if name != result["target"]]
     styles = {name: style_source(k) for k, name in enumerate(others)}
     return {name: styles.get(name, "base") for name in result["sources"]}
+
+
+def _draw_dots(result: Mapping, columns: Sequence[str], styles: Mapping[str, str]) -> str:
+    rows = {column: _make_dots(result, column, styles) for column in columns}
+    return figures.draw_for_all_widths(
+        lambda width: figures.draw_dots(
+            rows,
+            axis="bits per byte",
+            number=format_ratio,
+            width=width,
+            label="Bits per byte of sources, the best way to fuse, and the oracle",
+        )
+    )
+
+
+def _draw_shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str], label: str) -> str:
+    return figures.draw_for_all_widths(lambda width: figures.draw_shares(rows, styles, label=label, width=width))
 
 
 def _make_dots(result: Mapping, column: str, styles: Mapping[str, str]) -> list[Dot]:

@@ -1,5 +1,9 @@
 """Draw figures as SVG text, by pure functions of data.
 
+Each function takes the width that it draws for. A figure narrower than `NARROW_BELOW` is laid out for a phone: names
+stand above their rows, and panels below each other. `draw_for_all_widths` draws both, and the style sheet shows one.
+The tooltips are `title` elements, which the script of a page shows to a pointer and to the keyboard.
+
 Colours are not here: a mark has a style, a class of the page's style sheet that sets `--c` for light and dark. All text
 that comes from outside is escaped.
 """
@@ -13,13 +17,14 @@ from dataclasses import dataclass
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.foreign_text import escape_html as escape
 
-WIDTH = 1040
+WIDTH, NARROW_WIDTH = 1040, 328
+NARROW_BELOW = 600
 MOST_POINTS = 160  # of a line; more are averaged, so that a page stays small however long the training
 Point = tuple[float, float]
 Scale = Callable[[float], float]  # from data to pixels
 
 _CHARACTER_WIDTH = 7.8  # pixels that a character takes at most, for margins
-_MOST_LABEL_CHARACTERS = 30  # characters of a label; the rest is in its tooltip
+_MOST_LABEL_CHARACTERS, _NARROW_LABEL_CHARACTERS = 30, 15  # the rest is in the label's tooltip
 _MOST_DOTS = 40
 
 
@@ -55,9 +60,16 @@ class Dot:
     ring: bool = False
 
 
+def draw_for_all_widths(draw: Callable[[int], str], *, wide: int = WIDTH) -> str:
+    """Return a figure drawn for screens and one for phones, of which the style sheet shows one."""
+    drawn = draw(wide)
+    return drawn and f'<div class="on-wide">{drawn}</div><div class="on-narrow">{draw(NARROW_WIDTH)}</div>'
+
+
 def draw_intervals(
     groups: Mapping[str, Sequence[Mark]],
     *,
+    label: str,
     axis: str,
     number: Callable[[float], str],
     zero: bool = False,
@@ -66,13 +78,15 @@ def draw_intervals(
     """Draw a row for each mark, a dot with its interval, below the name of its group; `zero` adds a line at zero."""
     marks = [m for group in groups.values() for m in group]
     single = all(len(group) == 1 for group in groups.values())
-    row, gap = (30.0, 0.0) if single else (17.0, 14.0)
-    name_width = _measure_labels(groups) + 14
-    left = name_width + (0 if single else _measure_labels(m.label for m in marks) + 14)
+    most, stacked = _count_label_characters(width), width < NARROW_BELOW and not single
+    row, gap = (30.0, 0.0) if single else (19.0, 14.0)
+    above = 19.0 if stacked else 0.0  # the name of a group on a line of its own
+    left = 0.0 if stacked else _measure_labels(groups, most) + 14
+    left += 0 if single else _measure_labels((m.label for m in marks), most) + 14
     right = width - _measure_labels(number(m.value) for m in marks) - 22
     extent = [x for m in marks for x in (m.low, m.high, m.value) if x is not None] + [0.0] * zero
     scale, ticks = _make_scale(min(extent), max(extent), left, right, count=max(2, int((right - left) / 70)))
-    height = sum(len(group) * row + gap for group in groups.values()) + 8
+    height = sum(len(group) * row + gap + above for group in groups.values()) + 8
     out = [_draw_grid(ticks, scale, height)]
     if zero:
         out.append(f'<line class="zero" x1="{scale(0.0):.1f}" x2="{scale(0.0):.1f}" y1="0" y2="{height:.0f}"/>')
@@ -81,7 +95,8 @@ def draw_intervals(
         if y > 4 and not single:
             out.append(f'<line class="rule" x1="0" x2="{width}" y1="{y - 1:.1f}" y2="{y - 1:.1f}"/>')
         y += gap / 2
-        out.append(_draw_label(name, 0.0, y + row / 2 + 4, "group"))
+        out.append(_draw_label(name, 0.0, y + row / 2 + 4, "group", _MOST_LABEL_CHARACTERS if stacked else most))
+        y += above
         for mark in group:
             middle = y + row / 2
             out.append(f'<g class="{mark.style}">')
@@ -92,28 +107,33 @@ def draw_intervals(
                 out.append(f"95% interval {number(mark.low)} to {number(mark.high)}</title>")
                 out.append(f'<path class="whisker" d="M{scale(mark.low):.1f} {middle:.1f}H{scale(mark.high):.1f}"/>')
             if not single:
-                out.append(_draw_label(mark.label, left - 14, middle + 4, "end"))
+                out.append(_draw_label(mark.label, left - 14, middle + 4, "end", most))
             out.append(f'<circle class="dot" cx="{scale(mark.value):.1f}" cy="{middle:.1f}" r="4.5"/>')
             out.append(f'<text class="number" x="{width}" y="{middle + 4:.1f}">{number(mark.value)}</text></g>')
             y += row
         y += gap / 2
     out.append(_draw_tick_labels(ticks, scale, height + 16))
-    out.append(f'<text class="axis" x="{(left + right) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
-    return _wrap_svg("".join(out), float(width), height + 42)
+    middle = width / 2 if width < NARROW_BELOW else (left + right) / 2
+    out.append(f'<text class="axis" x="{middle:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
+    return _wrap_svg("".join(out), float(width), height + 42, label)
 
 
-def draw_dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[[float], str]) -> str:
+def draw_dots(
+    rows: Mapping[str, Sequence[Dot]], *, label: str, axis: str, number: Callable[[float], str], width: int = WIDTH
+) -> str:
     """Draw rows of dots on one scale, with their numbers in tooltips."""
     values = [dot.value for row in rows.values() for dot in row]
     if not values:
         return ""
-    tall, left = 30.0, _measure_labels(rows) + 24
-    scale, ticks = _make_scale(min(values), max(values), left, WIDTH - 14.0, count=9)
+    most = _count_label_characters(width)
+    tall, left = 30.0, _measure_labels(rows, most) + 24
+    count = max(2, int((width - left) / 90))
+    scale, ticks = _make_scale(min(values), max(values), left, width - 14.0, count=count)
     height = len(rows) * tall
     out = [_draw_grid(ticks, scale, height)]
     for n, (name, row) in enumerate(rows.items()):
         y, ends = (n + 0.5) * tall, [scale(dot.value) for dot in row]
-        out.append(_draw_label(name, 0.0, y + 4, "group"))
+        out.append(_draw_label(name, 0.0, y + 4, "group", most))
         if ends:
             out.append(f'<path class="zero" d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}"/>')
         for dot, x in zip(row, ends, strict=True):
@@ -122,38 +142,40 @@ def draw_dots(rows: Mapping[str, Sequence[Dot]], *, axis: str, number: Callable[
             circle = f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5">{tooltip}</circle>'
             out.append(f'<g class="{dot.style}">{circle}</g>')
     out.append(_draw_tick_labels(ticks, scale, height + 16))
-    out.append(f'<text class="axis" x="{(left + WIDTH) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
-    return _wrap_svg("".join(out), float(WIDTH), height + 42)
+    out.append(f'<text class="axis" x="{(left + width) / 2:.1f}" y="{height + 36:.0f}">{escape(axis)}</text>')
+    return _wrap_svg("".join(out), float(width), height + 42, label)
 
 
-def draw_curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis: str = "step") -> str:
+def draw_curves(
+    panels: Mapping[str, Sequence[Line]], *, label: str, columns: int = 3, axis: str = "step", width: int = WIDTH
+) -> str:
     """Draw lines over a common x, in a panel for each title; return an empty text if there are no points."""
     xs = [x for lines in panels.values() for line in lines for x, _ in line.points]
     if not xs:
         return ""
-    columns = min(columns, len(panels))
+    columns = 1 if width < NARROW_BELOW else min(columns, len(panels))
     gap, top, height = 30.0, 30.0, 150.0 if columns > 2 else 180.0
-    width = (WIDTH - gap * (columns - 1)) / columns
+    span = (width - gap * (columns - 1)) / columns
     tall = top + height + 46
     out = []
     for n, (title, lines) in enumerate(panels.items()):
         ys = [y for line in lines for _, y in line.points]
         if not ys:
             continue
-        out.append(f'<g transform="translate({n % columns * (width + gap):.1f} {n // columns * tall:.0f})">')
-        out.append(_draw_label(title, 0.0, 14.0, "group", int(width / _CHARACTER_WIDTH)))
+        out.append(f'<g transform="translate({n % columns * (span + gap):.1f} {n // columns * tall:.0f})">')
+        out.append(_draw_label(title, 0.0, 14.0, "group", int(span / _CHARACTER_WIDTH)))
         down, ticks = _make_scale(min(ys), max(ys), top + height, top, count=4)
         left = _measure_labels(_format_tick(t, ticks) for t in ticks) + 10
         room = _measure_labels([f"{max(xs):,.0f}"]) + 24  # of a label
-        count = min(5, max(2, int((width - left) / room)))
-        across, steps = _make_scale(min(xs), max(xs), left, width - 8, count=count, pad=0.0)
+        count = min(5, max(2, int((span - left) / room)))
+        across, steps = _make_scale(min(xs), max(xs), left, span - 8, count=count, pad=0.0)
         for t in ticks:
-            out.append(f'<path class="grid" d="M{left:.1f} {down(t):.1f}H{width:.1f}"/>')
+            out.append(f'<path class="grid" d="M{left:.1f} {down(t):.1f}H{span:.1f}"/>')
             out.append(
                 f'<text class="tick end" x="{left - 8:.1f}" y="{down(t) + 4:.1f}">{_format_tick(t, ticks)}</text>'
             )
         out.append(_draw_tick_labels(steps, across, top + height + 16))
-        out.append(f'<text class="axis" x="{(left + width) / 2:.1f}" y="{top + height + 33:.0f}">{escape(axis)}</text>')
+        out.append(f'<text class="axis" x="{(left + span) / 2:.1f}" y="{top + height + 33:.0f}">{escape(axis)}</text>')
         for line in lines:
             out.append(f'<g class="{line.style}"><title>{escape(line.label)}</title>')
             points = thin_points(line.points)
@@ -164,51 +186,55 @@ def draw_curves(panels: Mapping[str, Sequence[Line]], *, columns: int = 3, axis:
                 out.append(_draw_dot(line.label, axis, line.ring, across, down, "ring", 5.0))
             out.append("</g>")
         out.append("</g>")
-    return _wrap_svg("".join(out), float(WIDTH), tall * math.ceil(len(panels) / columns))
+    return _wrap_svg("".join(out), float(width), tall * math.ceil(len(panels) / columns), label)
 
 
-def draw_shares(rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str]) -> str:
+def draw_shares(
+    rows: Mapping[str, Mapping[str, float]], styles: Mapping[str, str], *, label: str, width: int = WIDTH
+) -> str:
     """Draw each row as a bar of length 1 that is stacked from its parts; the rest stays pale."""
-    row, left = 34.0, _measure_labels(rows) + 14
-    span = WIDTH - left
+    most = _count_label_characters(width)
+    row, left = 34.0, _measure_labels(rows, most) + 14
+    span = width - left
     out = []
     for n, (name, parts) in enumerate(rows.items()):
         y, x = n * row + 4, left
-        out.append(_draw_label(name, 0.0, y + 17, "group"))
+        out.append(_draw_label(name, 0.0, y + 17, "group", most))
         out.append(f'<rect class="rest" x="{left:.1f}" y="{y}" width="{span:.1f}" height="24" rx="3"/>')
-        for label, style in styles.items():
-            share = parts.get(label, 0.0)
+        for part, style in styles.items():
+            share = parts.get(part, 0.0)
             if share <= 0:
                 continue
-            out.append(f'<g class="{style}"><title>{escape(f"{name}, {label}: {share:.1%} of tokens")}</title>')
+            out.append(f'<g class="{style}"><title>{escape(f"{name}, {part}: {share:.1%} of tokens")}</title>')
             length = max(share * span - 1.5, 0.5)  # a gap between parts
             out.append(f'<rect class="bar" x="{x:.1f}" y="{y}" width="{length:.1f}" height="24" rx="3"/>')
-            if share > 0.045:
+            if share * span > 40:
                 out.append(f'<text class="inside" x="{x + share * span / 2:.1f}" y="{y + 16.5}">{share:.0%}</text>')
             out.append("</g>")
             x += share * span
-    return _wrap_svg("".join(out), float(WIDTH), len(rows) * row + 4)
+    return _wrap_svg("".join(out), float(width), len(rows) * row + 4, label)
 
 
-def draw_bars(rows: Mapping[str, float], *, number: Callable[[float], str]) -> str:
+def draw_bars(rows: Mapping[str, float], *, label: str, number: Callable[[float], str], width: int = WIDTH) -> str:
     """Draw each row as a bar that begins at 0, followed by its number."""
-    row, left = 24.0, _measure_labels(rows) + 14
-    span = WIDTH - left - _measure_labels(number(v) for v in rows.values()) - 12
+    most = _count_label_characters(width)
+    row, left = 24.0, _measure_labels(rows, most) + 14
+    span = width - left - _measure_labels(number(v) for v in rows.values()) - 12
     longest = max(rows.values(), default=0.0) or 1.0
     out = []
     for n, (name, value) in enumerate(rows.items()):
         y, end = n * row, left + max(value / longest * span, 1.5)
-        out.append(_draw_label(name, 0.0, y + 16, ""))
+        out.append(_draw_label(name, 0.0, y + 16, "", most))
         out.append(f'<rect class="time" x="{left:.1f}" y="{y + 5}" width="{end - left:.1f}" height="14" rx="3"/>')
         out.append(f'<text class="tick" x="{end + 8:.1f}" y="{y + 16}">{escape(number(value))}</text>')
-    return _wrap_svg("".join(out), float(WIDTH), len(rows) * row + 2)
+    return _wrap_svg("".join(out), float(width), len(rows) * row + 2, label)
 
 
 def make_standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
     """Turn a figure into a file of its own, with its styles, and with a legend of styles by name above it."""
-    opening = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" role="img">', svg)
+    opening = re.match(r'<svg viewBox="0 0 (\d+) (\d+)" role="img" aria-label="([^"]*)">', svg)
     assert opening is not None
-    width, height = map(int, opening.groups())
+    width, height = map(int, opening.groups()[:2])
     x, y, keys = 0.0, 14.0, []
     for name, style in legend.items():
         wide = _measure_labels([name]) + 34
@@ -220,7 +246,8 @@ def make_standalone(svg: str, css: str, legend: Mapping[str, str]) -> str:
     above = y + 16 if legend else 0.0
     content = svg[opening.end() : -len("</svg>")]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width + 16} {height + above + 16:.0f}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width + 16} {height + above + 16:.0f}" role="img" '
+        f'aria-label="{opening[3]}">'
         f"<style>{css} svg {{ font-family: system-ui, sans-serif; background: var(--card); }}</style>"
         f'{"".join(keys)}<g transform="translate(0 {above:.0f})">{content}</g></svg>\n'
     )
@@ -293,9 +320,13 @@ def _draw_label(text: str, x: float, y: float, style: str, most: int = _MOST_LAB
     return f'<text class="label {style}" x="{x:.1f}" y="{y:.1f}">{escape(shown)}{tooltip}</text>'
 
 
-def _measure_labels(labels: Iterable[str]) -> float:
-    return max((min(len(label), _MOST_LABEL_CHARACTERS) for label in labels), default=0) * _CHARACTER_WIDTH
+def _count_label_characters(width: int) -> int:
+    return _NARROW_LABEL_CHARACTERS if width < NARROW_BELOW else _MOST_LABEL_CHARACTERS
 
 
-def _wrap_svg(content: str, width: float, height: float) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img">{content}</svg>'
+def _measure_labels(labels: Iterable[str], most: int = _MOST_LABEL_CHARACTERS) -> float:
+    return max((min(len(label), most) for label in labels), default=0) * _CHARACTER_WIDTH
+
+
+def _wrap_svg(content: str, width: float, height: float, label: str) -> str:
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">{content}</svg>'

@@ -5,18 +5,27 @@ All numbers are those of the run's summary, except for the training curves.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
 from fuselm.results.notes import describe_unspelled, mark_incomparable, select_unspelled_shares
 from fuselm.results.pages import figures
+from fuselm.results.pages.figures import draw_for_all_widths
 from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
 from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import escape_controls
+
+ANSWERS = {
+    "better": "Fusion helped.",
+    "level": "Fusion made no difference that can be measured.",
+    "worse": "Fusion hurt.",
+    "unknown": "There are too few held-out documents to tell.",
+}
 
 
 def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
@@ -30,6 +39,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
     return _render_for_run(
         "report.html.jinja",
         summary,
+        answer=ANSWERS[judge(summary["differences"]["fused-clm"]["average"])],
         headline=typeset(describe_outcome(summary)),
         judge=judge,
         interval=format_interval,
@@ -38,6 +48,8 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
         minus=format_minus,
         sources=sources,
         styles=styles,
+        source_styles={name: styles[name] for name in sources},
+        token_view=None,
         tiles={
             "fused − clm": ("trained on the text alone", summary["differences"]["fused-clm"]["average"]),
             "fused − base": ("the target before training", summary["differences"]["fused-base"]["average"]),
@@ -48,48 +60,92 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
     )
 
 
-def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping[str, str]) -> dict[str, str]:
+def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Mapping[str, str]) -> dict[str, Any]:
+    """Draw the figures of the page; those of `models` and `dev` by what the reader may choose."""
     domains = [*summary["heldout"], "average"]
+    sources = {name: style for name, style in styles.items() if name not in TARGETS}
+    terms = {
+        title: lines
+        for title, term in {
+            "cross-entropy of the text, nats a token": "clm_loss",
+            "divergence from the fused rows, nats a token": "fusion_loss",
+        }.items()
+        if (lines := _draw_loss_term(histories, term))
+    }
+    return {
+        "models": {
+            "all": _draw_models(summary, domains, styles),
+            **{domain: _draw_models(summary, [domain], styles) for domain in domains},
+        },
+        "fused-clm": _draw_difference(summary, "fused-clm", domains),
+        "fused-base": _draw_difference(summary, "fused-base", domains),
+        "dev": {
+            "all": _draw_dev_curves(summary, histories, ["average", *domains[:-1]]),
+            **{domain: _draw_dev_curves(summary, histories, [domain]) for domain in domains},
+        },
+        "losses": draw_for_all_widths(
+            lambda width: figures.draw_curves(terms, columns=2, width=width, label="Terms of the loss by step")
+        ),
+        "shares": draw_for_all_widths(
+            lambda width: figures.draw_shares(
+                summary["fusion"]["shares"], sources, width=width, label="Share of tokens that each source gave"
+            )
+        ),
+        "stages": draw_for_all_widths(
+            lambda width: figures.draw_bars(
+                summary["stages"], number=format_duration, width=width, label="Time of each stage"
+            )
+        ),
+    }
 
-    def model_marks(domain: str) -> list[figures.Mark]:
+
+def _draw_models(summary: Mapping, domains: Sequence[str], styles: Mapping[str, str]) -> str:
+    """Draw every model's bits per byte with its interval, below the name of each domain."""
+    groups = {}
+    for domain in domains:
         cells = {name: select_cell(row, domain) for name, row in summary["models"].items()}
-        return [
+        groups[domain] = [
             figures.Mark(label=n, style=styles[n], value=c["bits_per_byte"], low=c["low"], high=c["high"])
             for n, c in cells.items()
         ]
+    label = f"Bits per byte of every model: {', '.join(domains)}"
+    return draw_for_all_widths(
+        lambda width: figures.draw_intervals(groups, axis="bits per byte", number=format_bits, width=width, label=label)
+    )
 
-    def difference_mark(pair: str, domain: str) -> figures.Mark:
+
+def _draw_difference(summary: Mapping, pair: str, domains: Sequence[str]) -> str:
+    """Draw the difference of two models by domain, beside another such figure."""
+
+    def make_mark(domain: str) -> figures.Mark:
         cell = select_cell(summary["differences"][pair], domain)
         return figures.Mark(label=pair, style=judge(cell), **cell)
 
-    marks = {d: model_marks(d) for d in domains}
-    drawn = {"models": figures.draw_intervals(marks, axis="bits per byte", number=format_bits)}
-    for pair in ("fused-clm", "fused-base"):
-        drawn[pair] = figures.draw_intervals(
-            {d: [difference_mark(pair, d)] for d in domains},
+    marks = {domain: [make_mark(domain)] for domain in domains}
+    return draw_for_all_widths(
+        lambda width: figures.draw_intervals(
+            marks,
             axis="← fused better · bits per byte · fused worse →",
             number=format_minus,
             zero=True,
-            width=figures.WIDTH // 2 - 20,
-        )
-    drawn["dev"] = figures.draw_curves(
-        {
-            d: [_draw_dev_line(m, h["dev"], d, summary["training"][m]["best_step"]) for m, h in histories.items()]
-            for d in ["average", *domains[:-1]]
-        }
+            width=width,
+            label=f"{pair.replace('-', ' − ')} by domain, bits per byte",
+        ),
+        wide=figures.WIDTH // 2 - 20,
     )
-    terms = {
-        "cross-entropy of the text, nats a token": "clm_loss",
-        "divergence from the fused rows, nats a token": "fusion_loss",
+
+
+def _draw_dev_curves(summary: Mapping, histories: Mapping[str, Mapping], domains: Sequence[str]) -> str:
+    """Draw bits per byte of the development split by step, a panel for each domain."""
+    panels = {
+        domain: [
+            _draw_dev_line(method, history["dev"], domain, summary["training"][method]["best_step"])
+            for method, history in histories.items()
+        ]
+        for domain in domains
     }
-    drawn["losses"] = figures.draw_curves(
-        {title: _draw_loss_term(histories, term) for title, term in terms.items() if _draw_loss_term(histories, term)},
-        columns=2,
-    )
-    sources = {n: s for n, s in styles.items() if n not in TARGETS}
-    drawn["shares"] = figures.draw_shares(summary["fusion"]["shares"], sources)
-    drawn["stages"] = figures.draw_bars(summary["stages"], number=format_duration)
-    return drawn
+    label = f"Bits per byte of the development split by step: {', '.join(domains)}"
+    return draw_for_all_widths(lambda width: figures.draw_curves(panels, width=width, label=label))
 
 
 def _draw_dev_line(method: str, rows: Sequence[Mapping], domain: str, best_step: int) -> figures.Line:

@@ -3,6 +3,7 @@
 Both have the same tables, with a dash for everything that is not made yet.
 """
 
+import functools
 import html
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from fuselm.results.verdicts import judge
 from fuselm.system import atomic_files
 from fuselm.system.foreign_text import escape_controls
 
+Draw = Callable[[int], str]  # from the width to the figure, empty if there is nothing to draw
 DASH = "–"
 FIGURES = {
     "bars": "Held-out text, all seeds together: bits per byte, lower is better, with 95% intervals.",
@@ -34,18 +36,40 @@ def write_pages(out: Path, result: Mapping[str, Any]) -> None:
     """
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_show_experiment(experiment, result) for experiment in result["experiments"]]
-    css = rendering.render_template("style.css.jinja")
+    css = rendering.render_template("figure.css.jinja")
     for experiment in shown:
-        for kind, drawn in experiment["figures"].items():
-            svg = figures.make_standalone(drawn, css, experiment["legends"].get(kind, {}))
+        for kind, draw in experiment["figures"].items():
+            svg = figures.make_standalone(draw(figures.WIDTH), css, experiment["legends"].get(kind, {}))
             atomic_files.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _list_trainings(result)}
     shared |= {"dash": DASH, "describe_settings": describe_settings}
     atomic_files.write_text(out / "results.md", rendering.render_template("study.md.jinja", **shared))
-    judging = {"judge": judge, "interval": format_interval, "minus": format_minus}
-    atomic_files.write_text(
-        out / "study.html", rendering.render_template("study.html.jinja", prose=render_prose, **judging, **shared)
-    )
+    shared |= {"judge": judge, "interval": format_interval, "minus": format_minus, "prose": render_prose}
+    shared |= {"verdict": describe_comparisons(result), "draw": figures.draw_for_all_widths}
+    atomic_files.write_text(out / "study.html", rendering.render_template("study.html.jinja", **shared))
+
+
+def describe_comparisons(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how the trained arms of the first experiment compare, best first: the judgement and a sentence for each."""
+    for experiment in result["experiments"]:
+        cells = {n: c["average"] for n, c in experiment["differences"].items() if c and result["arms"][n]["method"]}
+        if cells:
+            return [
+                (judge(cell), _describe_comparison(name, experiment["against"][name], cell))
+                for name, cell in sorted(cells.items(), key=lambda pair: pair[1]["value"])
+            ]
+    return []
+
+
+def _describe_comparison(name: str, rival: str, cell: Mapping[str, Any]) -> str:
+    words = {
+        "better": "is better than",
+        "worse": "is worse than",
+        "level": "is level with",
+        "unknown": "cannot be judged against",
+    }
+    value = f"{name} − {rival} = {format_minus(cell['value'])} {format_interval(cell, format_minus)} bits per byte"
+    return f"{name} {words[judge(cell)]} {rival}: {value} on average."
 
 
 def render_prose(text: str) -> str:
@@ -62,14 +86,14 @@ def _show_experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -
     lines = list(experiment["lines"] or {})
     of_arms = style_arms([experiment["lines"][name][-1] for name in lines], result["arms"])
     line_styles = {name: of_arms[experiment["lines"][name][-1]] for name in lines}
-    drawn = {}
+    draws: dict[str, Draw] = {}
     if "bars" in experiment["figures"]:
-        drawn["bars"] = _draw_bars(experiment, styles)
-        drawn["differences"] = _draw_differences(experiment, result)
+        draws["bars"] = functools.partial(_draw_bars, experiment, styles)
+        draws["differences"] = functools.partial(_draw_differences, experiment, result)
     if lines:
-        drawn["tokens"] = _draw_tokens(experiment, result, line_styles)
+        draws["tokens"] = functools.partial(_draw_tokens, experiment, result, line_styles)
     if "steps" in experiment["figures"]:
-        drawn["steps"] = _draw_steps(experiment, result, styles)
+        draws["steps"] = functools.partial(_draw_steps, experiment, result, styles)
     return {
         **{name: experiment[name] for name in ("name", "title", "says")},
         "columns": columns,
@@ -86,7 +110,7 @@ def _show_experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -
         ],
         "needed": _list_needed_tokens(experiment),
         "trials": _list_trials(experiment["arms"], result["arms"]),
-        "figures": {kind: svg for kind, svg in drawn.items() if svg},
+        "figures": {kind: draw for kind, draw in draws.items() if draw(figures.WIDTH)},
     }
 
 
@@ -181,26 +205,35 @@ def _list_trainings(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _draw_bars(experiment: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _draw_bars(experiment: Mapping[str, Any], styles: Mapping[str, str], width: int) -> str:
     marks = {n: [_make_mark(n, styles[n], c["average"])] for n, c in experiment["values"].items() if c}
-    return figures.draw_intervals(marks, axis="bits per byte", number=format_bits) if marks else ""
+    if not marks:
+        return ""
+    label = f"{experiment['title']}: bits per byte of each arm"
+    return figures.draw_intervals(marks, axis="bits per byte", number=format_bits, width=width, label=label)
 
 
-def _draw_differences(experiment: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def _draw_differences(experiment: Mapping[str, Any], result: Mapping[str, Any], width: int) -> str:
     """Draw the differences of trained arms. Sources are so far off that nothing else could be seen."""
     trained = {n: c["average"] for n, c in experiment["differences"].items() if c and result["arms"][n]["method"]}
     cells = {f"{name} − {experiment['against'][name]}": cell for name, cell in trained.items()}
     if not cells:
         return ""
-    marks = {n: [_make_mark(n, judge(c), c)] for n, c in cells.items()}
-    return figures.draw_intervals(marks, axis="← better · bits per byte · worse →", number=format_minus, zero=True)
+    return figures.draw_intervals(
+        {n: [_make_mark(n, judge(c), c)] for n, c in cells.items()},
+        axis="← better · bits per byte · worse →",
+        number=format_minus,
+        zero=True,
+        width=width,
+        label=f"{experiment['title']}: differences in bits per byte",
+    )
 
 
 def _make_mark(name: str, style: str, cell: Mapping[str, float]) -> Mark:
     return Mark(label=name, style=style, value=cell["value"], low=cell["low"], high=cell["high"])
 
 
-def _draw_steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _draw_steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str], width: int) -> str:
     """Draw the first seed that all arms have, because the development split of another seed is another text."""
     seed = str(next(iter(experiment["seeds"]), ""))
 
@@ -213,20 +246,24 @@ def _draw_steps(experiment: Mapping[str, Any], result: Mapping[str, Any], styles
         ring = next((point for point in points if point[0] == best["best_step"]), None)
         return Line(label=name, style=styles[name], points=points, ring=ring, dots=True)
 
-    return _draw_panels(result, lambda domain: [line(name, domain) for name in experiment["arms"]], axis="step")
+    panels = _make_panels(result, lambda domain: [line(name, domain) for name in experiment["arms"]])
+    label = f"{experiment['title']}: bits per byte of the development split by step"
+    return figures.draw_curves(panels, axis="step", width=width, label=label)
 
 
-def _draw_tokens(experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str]) -> str:
+def _draw_tokens(
+    experiment: Mapping[str, Any], result: Mapping[str, Any], styles: Mapping[str, str], width: int
+) -> str:
     def line(name: str, domain: str) -> Line | None:
         arms = [point["arm"] for point in experiment["curves"]["lines"][name]]
         points = sorted((result["arms"][n]["given_tokens"], experiment["values"][n][domain]["value"]) for n in arms)
         return Line(label=name, style=styles[name], points=points, dots=True) if points else None
 
-    return _draw_panels(
-        result, lambda domain: [line(name, domain) for name in experiment["lines"]], axis="tokens of text"
-    )
+    panels = _make_panels(result, lambda domain: [line(name, domain) for name in experiment["lines"]])
+    label = f"{experiment['title']}: bits per byte over tokens of text"
+    return figures.draw_curves(panels, axis="tokens of text", width=width, label=label)
 
 
-def _draw_panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]], *, axis: str) -> str:
-    panels = {domain: [n for n in lines(domain) if n is not None] for domain in ("average", *result["domains"])}
-    return figures.draw_curves(panels, axis=axis)
+def _make_panels(result: Mapping[str, Any], lines: Callable[[str], list[Line | None]]) -> dict[str, list[Line]]:
+    """Return the lines of each domain and of the average that there are."""
+    return {domain: [n for n in lines(domain) if n is not None] for domain in ("average", *result["domains"])}
