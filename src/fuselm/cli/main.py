@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fuselm.alignment.choices import METHODS
-from fuselm.cli import endings, options_cli, store_cli
+from fuselm.cli import endings, merge_cli, options_cli, store_cli
 from fuselm.models.choices import DTYPES
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
+app.command()(merge_cli.merge)
 
 RunFile = Annotated[
     Path, typer.Argument(help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False)

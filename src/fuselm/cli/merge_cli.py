@@ -1,0 +1,52 @@
+"""`fuselm merge`: one model from several of one architecture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuselm.system.streams import print_line
+
+
+def merge(
+    file: Annotated[Path, typer.Argument(help="YAML file: mergekit's, or our shorter form.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder to make; the file's `output` if left out.", show_default=False)
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say whether the models fit, and what the result will be; write nothing.")
+    ] = False,
+) -> None:
+    """Merge the weights of models that share an architecture into one model."""
+    from fuselm.models.merging.methods import METHODS
+    from fuselm.runs.merging.merge import merge_models, plan_merge
+    from fuselm.runs.merging.mergekit import merge_with_mergekit
+    from fuselm.runs.merging.recipe import load_recipe
+    from fuselm.system import progress, terminal
+
+    options, output = load_recipe(file)
+    folder = out or (None if output is None else Path(output))
+    if folder is None and not check:
+        raise ValueError(f"{file}: names no `output`; write one there, or `fuselm merge {file} FOLDER`")
+    console = terminal.open_console(stderr=True)
+    progress.use_console(console)
+    with progress.announce("reading the models"):
+        plan = plan_merge(options)
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+    names = ", ".join(model.name for model in options.inputs)
+    print_line(
+        f"{options.method} of {names}: {plan.parameters:,} parameters in {len(plan.tensors)} tensors, "
+        f"{plan.size / (1 << 30):.2f} GiB"
+    )
+    if plan.vocabulary.added:
+        print_line(f"added tokens: {', '.join(token.content for token in plan.vocabulary.added)}")
+    if check:
+        return
+    if options.method not in METHODS:
+        if folder.exists():
+            raise ValueError(f"{folder}: is there already; name another folder, or move it away")
+        return merge_with_mergekit(options, folder)
+    with progress.show_progress(console, "merge") as shown:
+        is_new = merge_models(plan, folder, shown)
+    print_line(f"{'merged into' if is_new else 'nothing to do, it is in'} {folder}")

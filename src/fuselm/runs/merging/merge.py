@@ -1,0 +1,220 @@
+"""Merge models into a folder that `from_pretrained` loads, tensor by tensor and block by block.
+
+Memory holds a block of each model, whatever their size. A shard that was finished is not made again after an
+interruption. What cannot be merged is named before anything is written.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fuselm.models.loading import load_tokenizer
+from fuselm.models.locating import locate_model
+from fuselm.models.merging import tensor_files
+from fuselm.models.merging.blocks import Models
+from fuselm.models.merging.compatibility import compare_models, find_vocabulary_tensors
+from fuselm.models.merging.methods import METHODS, begin_merge
+from fuselm.models.merging.tensor_files import Shard, TensorFolder
+from fuselm.models.merging.vocabularies import UnitedVocabulary, read_united_rows, unite_vocabularies
+from fuselm.models.tokenizer_files import digest_files
+from fuselm.results.pages.rendering import render_template
+from fuselm.runs.merging.recipe import MergeOptions
+from fuselm.system import atomic_files, manifest
+from fuselm.system.manifest import Recipe
+from fuselm.system.progress import Progress
+from fuselm.system.public_names import name_publicly
+from fuselm.training.companions import copy_companions
+
+BLOCK = 1 << 22  # elements of a block of a model, 16 MiB in float32
+LAYER = re.compile(r"\.(\d+)\.")  # the number of a tensor's layer, the first number in its name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergePlan:
+    """Hold models that were found to fit, and what the result will have."""
+
+    options: MergeOptions
+    folders: Sequence[TensorFolder]
+    vocabulary: UnitedVocabulary
+    vocabulary_tensors: Sequence[str]
+    embeddings: Sequence[str]
+    tensors: dict[str, tuple[tuple[int, ...], str]]  # shape and type of those that are merged
+    notes: Sequence[str]
+
+    @property
+    def parameters(self) -> int:
+        """Count the numbers of the merged tensors."""
+        return sum(torch.Size(shape).numel() for shape, _ in self.tensors.values())
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that the merged tensors will have on disk."""
+        return sum(tensor_files.count_bytes(*described) for described in self.tensors.values())
+
+
+def plan_merge(options: MergeOptions) -> MergePlan:
+    """Open the models and compare them. Raises `ValueError`, one line, if they cannot be merged."""
+    folders = [
+        TensorFolder(locate_model(m.model, revision=m.revision), None if m.adapter is None else Path(m.adapter))
+        for m in options.inputs
+    ]
+    embeddings, outputs = find_vocabulary_tensors(folders[0])
+    for folder in folders:
+        if folder.config.get("tie_word_embeddings"):  # a copy of the embeddings, which some checkpoints have
+            for name in outputs:
+                folder.tensors.pop(name, None)
+    vocabulary_tensors = [name for name in (*embeddings, *outputs) if name in folders[0].tensors]
+    comparison = compare_models(folders, vocabulary_tensors)
+    if comparison.obstacles:
+        raise ValueError(f"{'; '.join(comparison.obstacles)}: these cannot be merged; fuse them instead")
+    vocabulary = unite_vocabularies([folder.model for folder in folders])
+    if options.tokenizer == "base":
+        rows = folders[0].model.output_size
+        vocabulary = UnitedVocabulary(rows=rows, places=[place[:rows] for place in vocabulary.places], added=[])
+    tensors = {}
+    for name, info in folders[0].tensors.items():
+        shape = (vocabulary.rows, *info.shape[1:]) if name in vocabulary_tensors else info.shape
+        tensors[name] = (shape, options.dtype or info.dtype)
+    return MergePlan(
+        options=options,
+        folders=folders,
+        vocabulary=vocabulary,
+        vocabulary_tensors=vocabulary_tensors,
+        embeddings=embeddings,
+        tensors=tensors,
+        notes=comparison.notes,
+    )
+
+
+def merge_models(
+    plan: MergePlan, out: Path, progress: Progress, *, shard_bytes: int = tensor_files.SHARD_BYTES
+) -> bool:
+    """Write the merged model to `out`; return False if it is there already. Resume what was interrupted."""
+    free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
+    if free < plan.size:
+        raise ValueError(f"{out}: needs {plan.size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB; free some space")
+    recipe = Recipe(
+        stage="merge",
+        parameters={**plan.options.model_dump(exclude={"models", "base"}), "models": _describe_models(plan.options)},
+        inputs={f"model {n}": _fingerprint(folder, m) for n, (folder, m) in enumerate(_pairs(plan))},
+    )
+    return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes))
+
+
+def _pairs(plan: MergePlan) -> Iterable[tuple[TensorFolder, Any]]:
+    return zip(plan.folders, plan.options.inputs, strict=True)
+
+
+def _describe_models(options: MergeOptions) -> list[dict[str, Any]]:
+    return [{"parameters": m.model_dump()["parameters"], "is_base": m is options.base} for m in options.inputs]
+
+
+def _fingerprint(folder: TensorFolder, model: Any) -> str:
+    """Return a fingerprint of a model's files, and of its adapter's."""
+    if model.adapter is None:
+        return folder.model.fingerprint
+    files = [Path(model.adapter) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    return digest_files(files, folder.model.fingerprint)
+
+
+def _build(plan: MergePlan, progress: Progress, shard_bytes: int, out: Path) -> dict[str, Any]:
+    first = plan.folders[0].model
+    shards, index = tensor_files.plan_shards(plan.tensors, shard_bytes)
+    progress.start(total=plan.parameters, unit="parameters")
+    for shard in shards:
+        path = out / shard.name
+        if not (path.exists() and atomic_files.is_whole(path)):
+            blocks = _merge_shard(plan, shard, progress)
+            atomic_files.write_file(path, lambda p, s=shard, b=blocks: tensor_files.write_shard(p, s, b), seal=True)
+    if index is not None:
+        atomic_files.write_text(out / "model.safetensors.index.json", json.dumps(index, indent=1))
+    _write_config(plan, out)
+    _write_tokenizer(plan, out)
+    copy_companions(first.folder, out)
+    card = render_template(
+        "merge_card.md.jinja",
+        method=plan.options.method,
+        models=[
+            {"name": _name_model(m), "is_base": m is plan.options.base, "parameters": m.model_dump()["parameters"]}
+            for m in plan.options.inputs
+        ],
+        bases=sorted({name for m in plan.options.inputs if (name := _find_hub_name(m.model))}),
+        parameters=plan.options.model_dump()["parameters"],
+        folder=out.name.removesuffix(".partial"),
+    )
+    atomic_files.write_text(out / "README.md", card)
+    return {"parameters": plan.parameters, "tensors": len(plan.tensors), "models": len(plan.folders)}
+
+
+def _name_model(model: Any) -> str:
+    name = name_publicly(model.model)
+    return name if model.adapter is None else f"{name} with the adapter {name_publicly(model.adapter)}"
+
+
+def _find_hub_name(name: str) -> str | None:
+    return name if not Path(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+
+
+def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[Float[Tensor, "rows *rest"]]:
+    numbers = {number for name in plan.tensors if (number := _layer_of(name)) is not None}
+    for name, (shape, _) in shard.tensors.items():
+        layer = _layer_of(name)
+        place = 0.0 if layer is None else layer / max(numbers) if max(numbers) else 1.0
+        blocks = partial(_read_blocks, plan, name, shape or (1,))
+        has_base = METHODS[plan.options.method].base != "unused" and plan.options.base is not None
+        merge = begin_merge(
+            plan.options.method,
+            blocks,
+            parameters=plan.options.find_parameters(name, place),
+            has_base=has_base,
+            seed=plan.options.seed * 1_000_003 + sorted(plan.tensors).index(name),
+            is_embedding=name in plan.embeddings,
+        )
+        for block in blocks():
+            merged = merge(block)
+            progress.advance(merged.numel(), name)
+            yield merged
+
+
+def _layer_of(name: str) -> int | None:
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator[Models]:
+    rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
+    for begin in range(0, shape[0], rows):
+        end = min(begin + rows, shape[0])
+        if name in plan.vocabulary_tensors and not plan.vocabulary.is_shared:
+            readers = [partial(folder.read, name) for folder in plan.folders]
+            yield read_united_rows(readers, plan.vocabulary, begin, end)
+        else:
+            yield [folder.read(name, begin, end) for folder in plan.folders]
+
+
+def _write_config(plan: MergePlan, out: Path) -> None:
+    config = dict(plan.folders[0].config)
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    if plan.vocabulary_tensors:
+        text["vocab_size"] = plan.vocabulary.rows
+    if plan.options.dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = plan.options.dtype
+    atomic_files.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write_tokenizer(plan: MergePlan, out: Path) -> None:
+    """Write the first model's tokenizer with the tokens that others add, if any."""
+    if plan.vocabulary.added:
+        tokenizer = load_tokenizer(plan.folders[0].model)
+        tokenizer.add_tokens(list(plan.vocabulary.added))
+        atomic_files.write_file(out / "tokenizer.json", lambda path: tokenizer.save(str(path)))
