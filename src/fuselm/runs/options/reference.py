@@ -111,7 +111,7 @@ def write_markdown() -> str:
     for group in list_groups():
         if group.name in HEADINGS:
             title, says = HEADINGS[group.name]
-            blocks += [f"## {title}", *_wrap(says)]
+            blocks += [f"## {title}", _wrap(says)]
         else:
             blocks += [f"### `{group.name}`{f', a {group.kind}' if group.kind else ''}", *map(_wrap, group.paragraphs)]
         for option in group.options:
