@@ -1,7 +1,7 @@
 """Compare aligned rows with exact conditionals, in vocabularies so small that every text can be listed.
 
-Fidelity is 1 here whatever rows say of the tokens that did not come, so it is no test of them. What is compared with
-the exact conditional is the mean of a row over all texts with the same past: that is what a target learns.
+Fidelity is 1 here, whatever rows say about the tokens that did not come, so it does not test them. The mean of a row
+over all texts with the same past is compared with the exact conditional, because a target learns this mean.
 """
 
 import functools

@@ -142,8 +142,8 @@ def test_fusion_equals_the_reference(function, level, traces, prior, sharpness, 
 def test_gold_is_the_weighted_mean_whether_or_not_it_is_kept(function, level, traces):
     fused = fused_by(traces, function=function, level=level)
     gold = np.stack([t.distributions.gold.astype(np.float64) for t in traces], axis=1)
-    nobody = fused.weights.sum(axis=1) == 0
-    expected = np.where(nobody, 1.0, (fused.weights * np.exp(gold)).sum(axis=1))
+    uninformed = fused.weights.sum(axis=1) == 0
+    expected = np.where(uninformed, 1.0, (fused.weights * np.exp(gold)).sum(axis=1))
     if function == "log_linear":
         rows, tails = [drawn.rows_of(t.distributions) for t in traces], [t.distributions.tail.tolist() for t in traces]
         weights = fused.weights.astype(np.float64).tolist()
@@ -151,7 +151,7 @@ def test_gold_is_the_weighted_mean_whether_or_not_it_is_kept(function, level, tr
             reference.geometric_mean([r[i] for r in rows], [t[i] for t in tails], weights[i], 0, VOCAB)[2]
             for i in range(len(weights))
         ]
-        expected = np.where(nobody, 1.0, np.exp((fused.weights * gold).sum(axis=1) - totals))
+        expected = np.where(uninformed, 1.0, np.exp((fused.weights * gold).sum(axis=1) - totals))
     np.testing.assert_allclose(np.exp(fused.distributions.gold), np.minimum(expected, 1), rtol=1e-4)
     assert (fused.distributions.gold <= 1e-7).all()
 

@@ -34,7 +34,7 @@ def pair_positions(
     dtype = np.uint8 if longest < 256 else np.uint32  # a distance is at most the longer length
     costs = cdist(source_strings, target_strings, scorer=Levenshtein.distance, dtype=dtype)
     rows = max(most_steps // len(target_tokens), 1)
-    return _cheapest_path(
+    return _find_cheapest_path(
         costs, _find_indices(source_tokens, source_strings), _find_indices(target_tokens, target_strings), rows
     )
 
@@ -53,7 +53,7 @@ def _find_indices(tokens: list[str], strings: list[str]) -> Int[ndarray, "tokens
 
 @compiled(nogil=True)
 @no_type_check  # numba cannot cache a function that a type checker wraps
-def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
+def _find_cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int) -> ndarray:
     """Find the cheapest path by blocks of `rows` source positions.
 
     It computes the totals before each block going forward, and the steps going backward.
@@ -67,7 +67,7 @@ def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int
     for i in range((blocks - 1) * rows):
         if i % rows == 0:
             before[i // rows] = totals
-        _next_row(totals, costs[sources[i]], targets, steps[0])
+        _advance_totals(totals, costs[sources[i]], targets, steps[0])
     before[blocks - 1] = totals
     path = np.empty((m + n - 1, 2), np.int64)
     i, j, at = m - 1, n - 1, m + n - 1
@@ -75,7 +75,7 @@ def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int
         first = block * rows
         totals = before[block]
         for row in range(first, i + 1):
-            _next_row(totals, costs[sources[row]], targets[: j + 1], steps[row - first])
+            _advance_totals(totals, costs[sources[row]], targets[: j + 1], steps[row - first])
         while i >= first and j >= 0:
             at -= 1
             path[at, 0], path[at, 1] = i, j
@@ -87,7 +87,7 @@ def _cheapest_path(costs: ndarray, sources: ndarray, targets: ndarray, rows: int
 
 @compiled(nogil=True)
 @no_type_check
-def _next_row(totals: ndarray, costs: ndarray, targets: ndarray, steps: ndarray) -> None:
+def _advance_totals(totals: ndarray, costs: ndarray, targets: ndarray, steps: ndarray) -> None:
     """Turn the totals of one source position into the next one's, in place; `totals` has a border before it."""
     diagonal = totals[0]
     totals[0] = left = UNREACHED

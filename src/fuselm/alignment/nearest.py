@@ -46,7 +46,7 @@ def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) ->
     by_length = np.argsort(lengths, kind="stable")
     first_of_length = np.searchsorted(lengths[by_length], np.arange(lengths.max() + 2))
     ids, tokens = ids[by_length], [tokens[i] for i in by_length]
-    code_points, counts = np.unique(_code_points(tokens), return_counts=True)
+    code_points, counts = np.unique(_encode_code_points(tokens), return_counts=True)
     alphabet = code_points[np.argsort(-counts, kind="stable")]  # frequent characters get bits of their own
     known = _encode(tokens, alphabet)[:3]
 
@@ -62,7 +62,7 @@ def _search(strings: list[str], vocabulary: list[str | None], *, every: bool) ->
     return [found[i] for i in np.argsort(order)]
 
 
-def _code_points(strings: list[str]) -> UInt32[ndarray, "characters"]:
+def _encode_code_points(strings: list[str]) -> UInt32[ndarray, "characters"]:
     return np.frombuffer("".join(strings).encode("utf-32-le"), np.uint32)
 
 
@@ -76,18 +76,18 @@ def _encode(
     """
     starts = np.zeros(len(strings) + 1, np.int64)
     np.cumsum([len(s) for s in strings], out=starts[1:])
-    code_points = _code_points(strings)
+    code_points = _encode_code_points(strings)
     by_code_point = np.argsort(alphabet)
     at = np.searchsorted(alphabet, code_points, sorter=by_code_point)
     candidates = np.append(by_code_point, len(alphabet))[at]
     in_alphabet = np.append(alphabet, 0)[candidates] == code_points
     characters = np.where(in_alphabet, candidates, len(alphabet)).astype(np.int32)
-    return characters, starts, *_signatures(characters, starts, len(alphabet))
+    return characters, starts, *_compute_signatures(characters, starts, len(alphabet))
 
 
 @compiled(nogil=True)
 @no_type_check  # numba cannot cache a function that a type checker wraps
-def _signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[ndarray, ndarray]:
+def _compute_signatures(characters: ndarray, starts: ndarray, alphabet: int) -> tuple[ndarray, ndarray]:
     signatures = np.zeros((2, len(starts) - 1), np.uint64)
     foreign = np.zeros(len(starts) - 1, np.int64)
     for s in range(len(starts) - 1):
@@ -140,7 +140,7 @@ def _search_chunk(
             masks[wanted[begin + at], at // 64] |= np.uint64(1) << np.uint64(at % 64)
         if every and total + len(ids) > len(found):
             found = np.concatenate((found, np.empty(len(found) + len(ids), np.int64)))
-        nearest = _distance(masks, length, characters, starts[near], starts[near + 1], column, FAR)
+        nearest = _compute_distance(masks, length, characters, starts[near], starts[near + 1], column, FAR)
         count = 0
         for turn in range(2 * max(length, longest) + 1):
             difference = (turn + 1) // 2
@@ -154,7 +154,7 @@ def _search_chunk(
                 high = min(low + BLOCK, first_of_length[other + 1])
                 limit = nearest if every or count == 0 or ids[low] < found[total] else nearest - 1
                 a, b = wanted_signatures[0, s], wanted_signatures[1, s]
-                if _bound(a, b, more, less, first[low:high], second[low:high], bounds) > limit:
+                if _bound_distances(a, b, more, less, first[low:high], second[low:high], bounds) > limit:
                     continue
                 for t in range(low, high):
                     if bounds[t - low] > limit:
@@ -162,7 +162,7 @@ def _search_chunk(
                     limit = nearest if every or count == 0 or ids[t] < found[total] else nearest - 1
                     if bounds[t - low] > limit:
                         continue
-                    distance = _distance(masks, length, characters, starts[t], starts[t + 1], column, limit)
+                    distance = _compute_distance(masks, length, characters, starts[t], starts[t + 1], column, limit)
                     if distance > limit:
                         continue
                     if distance < nearest or not every:
@@ -178,7 +178,7 @@ def _search_chunk(
 
 @compiled(nogil=True)
 @no_type_check
-def _bound(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray, bounds: ndarray) -> int:
+def _bound_distances(a: int, b: int, more: int, less: int, first: ndarray, second: ndarray, bounds: ndarray) -> int:
     """Bound the distance from below, of a string with signature (a, b) to each of some tokens of one length.
 
     `more` is the number of the string's characters that no token has, plus the characters by which tokens are longer;
@@ -206,7 +206,7 @@ def _count_bits(x: int) -> int:
 
 @compiled(nogil=True)
 @no_type_check
-def _distance(
+def _compute_distance(
     masks: ndarray, length: int, characters: ndarray, begin: int, end: int, column: ndarray, limit: int
 ) -> int:
     """Compute the Levenshtein distance of a token and the string that `masks` stands for.

@@ -26,11 +26,11 @@ class _StackedRows(NamedTuple):
 
 def pool_arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
     """Mix the rows: sum w p over sources. A row where all weights are 0 has no information."""
-    tail = _sorted_sum(weights * np.stack([d.tail for d in rows], axis=1))
+    tail = _sum_sorted(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
     with np.errstate(divide="ignore"):
-        gold = best + np.log(_sorted_sum(weights * np.exp(gold - best[:, None])))
+        gold = best + np.log(_sum_sorted(weights * np.exp(gold - best[:, None])))
     return _build_distributions(weights, gold, tail, *_mix(*_stack_rows(rows), weights))
 
 
@@ -48,7 +48,7 @@ def pool_geometric(
     mass, typical = np.stack([t.mass for t in fitted], axis=1), np.stack([t.logprobs for t in fitted], axis=1)
     counts, ids, logprobs, tail, log_total = _pool(*_stack_rows(rows), weights, mass, typical, vocabulary_size)
     gold = np.stack([d.gold for d in rows], axis=1).astype(np.float64)
-    pooled = _sorted_sum(weights * np.where(weights > 0, gold, 0.0)) - log_total
+    pooled = _sum_sorted(weights * np.where(weights > 0, gold, 0.0)) - log_total
     return _build_distributions(weights, pooled, tail, counts, ids, logprobs)
 
 
@@ -65,7 +65,7 @@ def _stack_rows(rows: Sequence[Distributions]) -> _StackedRows:
     )
 
 
-def _sorted_sum(values: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens"]:
+def _sum_sorted(values: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens"]:
     return np.sort(values, axis=1).sum(axis=1)
 
 

@@ -61,7 +61,7 @@ def weigh_by_cross_entropy(evidence: Evidence) -> Matrix:
 def weigh_by_entropy(evidence: Evidence) -> Matrix:
     """Weight sources as `avg_ce` does, but by their own uncertainty in nats a token, which ignores the text."""
     nats = np.stack([tails.compute_entropy(t.distributions, evidence.vocabulary_size) for t in evidence.traces], axis=1)
-    return _softmax(_average_by_span(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
+    return _softmax(_average_by_level(nats, np.ones(len(nats), np.int64), evidence, evidence.level), evidence)
 
 
 def weigh_by_posterior(evidence: Evidence) -> Matrix:
@@ -128,10 +128,10 @@ def _compute_cross_entropies(evidence: Evidence, level: str) -> Matrix:
         nats = np.array([t.nats / max(t.size, 1) for t in traces])
         return np.broadcast_to(nats, evidence.allowed.shape)
     gold = np.stack([t.distributions.gold for t in traces], axis=1).astype(np.float64)
-    return _average_by_span(np.minimum(-gold, WORST), traces[0].lengths, evidence, level)
+    return _average_by_level(np.minimum(-gold, WORST), traces[0].lengths, evidence, level)
 
 
-def _average_by_span(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
+def _average_by_level(nats: Matrix, units: Int[ndarray, "tokens"], evidence: Evidence, level: str) -> Matrix:
     """Average nats per unit over all of a source's tokens in the same document, window or token."""
     if level == "token":
         return nats / np.maximum(units, 1)[:, None]

@@ -148,7 +148,7 @@ def _find_left_out(
 ) -> set[str]:
     """Return the sources that spell too little of a domain to be compared.
 
-    The target is never left out, and nobody is if all sources spell too little.
+    The target is never left out, and no source is if all spell too little.
     """
     lacking = {name for name in names if unspelled[name].get(domain, 0.0) > COMPARABLE}
     return set() if len(lacking) == len(names) else lacking - {own}
