@@ -64,6 +64,11 @@ def test_a_store_reads_back_what_was_written(folder, traces):
     assert found.manifest["counts"] == {"documents": len(traces), "tokens": tokens, "entries": entries}
 
 
+def test_a_folder_may_be_a_string_in_the_users_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert [trace.document for trace in Store("~/store")] == list(TEXTS)
+
+
 def test_weights_and_impossible_golds_are_read_back(tmp_path, traces):
     from dataclasses import replace
 

@@ -7,10 +7,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fuselm.results.pages.results_table import draw_results
 from fuselm.system import manifest
+from fuselm.system.terminal import open_console
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class RunResult:
     def __str__(self) -> str:
         """Return the table that `fuselm run` ends with."""
         text = StringIO()
-        Console(file=text, width=160).print(draw_results(self.summary))
+        open_console(file=text).print(draw_results(self.summary))
         return text.getvalue()
 
     def _repr_html_(self) -> str:

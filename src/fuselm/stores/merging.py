@@ -145,8 +145,8 @@ def _hash_store(of: Store) -> str:
 
 def _merge_vocabulary_sizes(stores: Sequence[Store]) -> dict[str, int]:
     """Return the number of ids in the vocabulary under its name, or an empty dict if no store says it."""
-    said = [s.manifest["counts"]["vocabulary_size"] for s in stores if "vocabulary_size" in s.manifest["counts"]]
-    return {"vocabulary_size": min(said)} if said else {}
+    sizes = [s.manifest["counts"]["vocabulary_size"] for s in stores if "vocabulary_size" in s.manifest["counts"]]
+    return {"vocabulary_size": min(sizes)} if sizes else {}
 
 
 def _find_repeated_documents(stores: Sequence[Store]) -> list[set[str]]:
@@ -250,8 +250,8 @@ def complete_policy(
         raise ValueError(f"--policy {name}: unknown; needs one of {', '.join(POLICIES)}")
     given = {option: value for option, value in numbers.items() if value is not None}
     for option in sorted(set(given) - set(POLICIES[name])):
-        of = " and ".join(policy for policy, taken in POLICIES.items() if option in taken)
-        raise ValueError(f"--{option.replace('_', '-')}: an option of {of}, but --policy is {name}; drop one")
+        policies = " and ".join(policy for policy, taken in POLICIES.items() if option in taken)
+        raise ValueError(f"--{option.replace('_', '-')}: an option of {policies}, but --policy is {name}; drop one")
     most = {"top_k": parameters["top_k"]} if "top_k" in parameters else {}
     return {"policy": name, **POLICIES[name], **most, **given}
 

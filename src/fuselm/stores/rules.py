@@ -56,9 +56,9 @@ def read_expectations(made: Mapping[str, Any], vocabulary_size: int | None = Non
         if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
             raise ValueError(f"counts.{name} is no list of names")
     _check_facts(made)
-    said = [of["vocabulary_size"] for of in (counts, parameters) if "vocabulary_size" in of]
-    if any(type(size) is not int or size < 1 for size in said):
-        raise ValueError(f"vocabulary_size is {said[0]!r:.40}, needs a whole number above 0")
+    sizes = [facts["vocabulary_size"] for facts in (counts, parameters) if "vocabulary_size" in facts]
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError(f"vocabulary_size is {sizes[0]!r:.40}, needs a whole number above 0")
     cut_off, layout = 0.0, parameters.get("layout")
     if layout is not None:
         cut_off = parameters.get("tail", 0.0)
@@ -67,7 +67,7 @@ def read_expectations(made: Mapping[str, Any], vocabulary_size: int | None = Non
     exact = made["stage"] == "capture" and layout is None
     return Expectations(
         stage=made["stage"],
-        vocabulary_size=min([MOST_IDS, *said, *([] if vocabulary_size is None else [vocabulary_size])]),
+        vocabulary_size=min([MOST_IDS, *sizes, *([] if vocabulary_size is None else [vocabulary_size])]),
         sources=len(counts["sources"]) if made["stage"] == "fuse" and "sources" in counts else None,
         is_made="tokenizer" in made["inputs"],
         slack=0.02 if exact else NORMALISED - math.log1p(-cut_off),

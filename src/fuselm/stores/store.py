@@ -60,10 +60,10 @@ def fingerprint_text(text: str) -> str:
 class Store:
     """Read a finished store, by document or from its beginning to its end.
 
-    `documents` lists the ids; `read(id)` returns a `Trace`: per token, its id, its start in bytes, and a distribution
-    in natural logs. Iterating yields the traces in the order on disk.
+    `documents` lists the ids, and `len(store)` counts them. `read(id)` returns a `Trace`: per token, its id, its start
+    in bytes, and a distribution in natural logs. Iterating yields the trace of every document, in the order on disk.
 
-    - `folder`: the folder of the store.
+    - `folder`: the folder of the store, as a string or a `Path`.
     - `draws`: let entries that were sampled from a row's tail share its probability; if false, they are left out and
       the probability stays in the tail.
     - `keep_tokens`: keep recently read row groups of up to this many tokens in memory, for documents that are read in
@@ -77,8 +77,13 @@ class Store:
 
     Raises `ValueError` if the folder is no store or the store is damaged.
 
-    >>> store = fuselm.load_run("mine.yaml", quiet=True).capture()["other"]
+    >>> folder = str(fuselm.load_run("mine.yaml", quiet=True).capture()["other"].folder)
+    >>> store = fuselm.Store(folder)
     >>> len(store) == len(store.documents)
+    True
+    >>> [trace.document for trace in store] == store.documents
+    True
+    >>> store.documents[0] in store
     True
     >>> trace = store.read(store.documents[0])
     >>> len(trace.distributions) == len(trace.tokens)
@@ -94,7 +99,7 @@ class Store:
         vocabulary_size: int | None = None,
         salvage: bool = False,
     ):
-        self.folder = folder = Path(folder)
+        self.folder = folder = Path(folder).expanduser()
         self._draws, self._salvage = draws, salvage
         self.manifest = manifest.read(folder)
         try:
@@ -287,10 +292,10 @@ class Store:
         table.validate(full=True)
         found = flatten_columns(table)
         broken = rules.find_broken_rules(found, self._expected)
-        said = [("text", ~pc.equal(self._texts.take(pa.array(at)), found.texts).to_numpy(zero_copy_only=False))]
-        said += [("bytes", self._sizes[at] != found.flat["bytes"])]
-        said += [("tokens", self._lengths[at] != np.diff(found.edges["tokens"]))]
-        for name, differ in said:
+        differences = [("text", ~pc.equal(self._texts.take(pa.array(at)), found.texts).to_numpy(zero_copy_only=False))]
+        differences += [("bytes", self._sizes[at] != found.flat["bytes"])]
+        differences += [("tokens", self._lengths[at] != np.diff(found.edges["tokens"]))]
+        for name, differ in differences:
             broken |= {n: f"the index has other {name} of it" for n in np.flatnonzero(differ).tolist()}
         if not broken:
             self._unchecked.discard(group)
@@ -332,8 +337,8 @@ class Store:
         return ValueError(self._damaged(path, f"row group {group & 0xFFFFFFFF} is damaged", error))
 
     def _damaged(self, path: Path, what: str, error: Exception) -> str:
-        said = str(error) if type(error) is ValueError else summarize_error(error)
-        return f"{path}: {what} ({said}); {self._advice}"
+        reason = str(error) if type(error) is ValueError else summarize_error(error)
+        return f"{path}: {what} ({reason}); {self._advice}"
 
     @property
     def _advice(self) -> str:

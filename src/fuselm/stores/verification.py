@@ -72,11 +72,12 @@ def verify_store(folder: Path, *, progress: Progress, vocabulary_size: int | Non
     problems = list(_find_file_problems(folder, made["files"]))
     index, of_index = _read_index(folder, made)
     problems += of_index
-    there = sorted({*folder.glob("part-*.parquet"), *(folder / name for name in made["files"] if parts.is_part(name))})
-    progress.start(sum(path.stat().st_size for path in there if path.is_file()), unit="bytes")
+    named = {folder / name for name in made["files"] if parts.is_part(name)}
+    present = sorted({*folder.glob("part-*.parquet"), *named})
+    progress.start(sum(path.stat().st_size for path in present if path.is_file()), unit="bytes")
     good: dict[str, Place] = {}
     largest, entries = -1, 0
-    for path in there:
+    for path in present:
         if path.name not in made["files"] or not parts.is_part(path.name):
             continue  # nothing reads this file
         if path.is_file():

@@ -15,8 +15,8 @@ from fuselm.system.compiling import compiled
 def require_within(what: str, numbers: ndarray, stop: int, *, start: int = 0) -> None:
     """Raise `ValueError` unless all numbers are at least `start` and below `stop`."""
     if len(numbers) and not (start <= (least := int(numbers.min())) and int(numbers.max()) < stop):
-        astray = least if least < start else int(numbers.max())
-        raise ValueError(f"{what} {astray} is out of range, needs {start} to {stop - 1}")
+        outside = least if least < start else int(numbers.max())
+        raise ValueError(f"{what} {outside} is out of range, needs {start} to {stop - 1}")
 
 
 def require_offsets(what: str, offsets: ndarray, length: int) -> None:

@@ -69,8 +69,8 @@ def use_free_cores() -> int:
 
 def count_worker_threads() -> int:
     """Return how many threads to begin for work that does not go through torch: what the user says, else free cores."""
-    said = next((value for name in THREAD_VARIABLES if (value := os.environ.get(name, "")).isdigit()), "")
-    return max(int(said), 1) if said else count_free_cores()
+    chosen = next((value for name in THREAD_VARIABLES if (value := os.environ.get(name, "")).isdigit()), "")
+    return max(int(chosen), 1) if chosen else count_free_cores()
 
 
 def name_processor() -> str:

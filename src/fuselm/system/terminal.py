@@ -1,5 +1,7 @@
 """Write to a terminal: on these consoles no string is markup, and no character of a text takes effect."""
 
+import os
+from io import TextIOBase
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +9,8 @@ from rich.text import Text
 
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import OutputClosed
+
+COLUMNS_OFF_TERMINAL = 10_000  # so that a file or a pipe gets each row of a table on one line
 
 
 class PlainConsole(Console):
@@ -24,9 +28,15 @@ class PlainConsole(Console):
         raise OutputClosed from None
 
 
-def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console on stdout or stderr."""
-    return PlainConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+def open_console(*, stderr: bool = False, quiet: bool = False, file: TextIOBase | None = None) -> Console:
+    """Return a console on stdout, stderr or `file`.
+
+    Off a terminal nothing is wrapped, unless the environment's COLUMNS says how wide a line may be.
+    """
+    console = PlainConsole(file=file, stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and (file is not None or not os.environ.get("COLUMNS", "").isdigit()):
+        console.width = COLUMNS_OFF_TERMINAL
+    return console
 
 
 def make_plain_text(text: str, style: str = "") -> Text:
