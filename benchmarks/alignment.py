@@ -320,7 +320,7 @@ _vocabularies: dict[str, Vocabulary] = {}
 def documents(split: str, per_domain: int) -> list[corpus.Document]:
     """Return the first documents of each domain in the quickstart's split."""
     texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
-    chosen = [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == split]
+    chosen = [d for d in corpus.draw_splits(texts, dev=0.1, heldout=0.65, seed=0) if d.split == split]
     return [
         d for name in sorted({d.domain for d in chosen}) for d in [d for d in chosen if d.domain == name][:per_domain]
     ]

@@ -202,7 +202,10 @@ class Experiment:
         recipe = manifest.Recipe(
             stage="evaluate",
             parameters={**options, **mean, "split": "heldout"},
-            inputs={**_fingerprints(models), "corpus": atomic_files.hash_file(self.whole.make_corpus() / corpus.FILE)},
+            inputs={
+                **_fingerprints(models),
+                "corpus": atomic_files.hash_file(self.whole.make_corpus() / corpus.DOCUMENTS_FILE),
+            },
         )
 
         def build(out: Path, shown: progress.Progress) -> dict:

@@ -371,7 +371,7 @@ def model_of(name: str) -> tuple[Model, Vocabulary]:
 def documents() -> list[corpus.Document]:
     """Return the quickstart's training documents."""
     texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
-    return [d for d in corpus.split(texts, dev=0.1, heldout=0.65, seed=0) if d.split == "train"]
+    return [d for d in corpus.draw_splits(texts, dev=0.1, heldout=0.65, seed=0) if d.split == "train"]
 
 
 def source_of(name: str):

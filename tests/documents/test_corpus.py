@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fuselm.documents import corpus
-from fuselm.documents.corpus import FILE, RESERVED, SPLITS, Document, cut_to_fit, prepare, read_documents
+from fuselm.documents.corpus import (
+    DOCUMENTS_FILE,
+    RESERVED_DOMAINS,
+    SPLITS,
+    Document,
+    cut_to_fit,
+    prepare_corpus,
+    read_documents,
+)
 from fuselm.documents.cutting import Reader
 from fuselm.documents.texts import TextRow, read_texts
 from fuselm.models.loading import load_tokenizer
@@ -31,7 +39,7 @@ def rows_of(**counts: int) -> list[dict]:
 
 def prepared(*files: Path, out: Path, readers=(), max_bytes=10_000, dev=0.2, heldout=0.3, share=1.0, seed=0) -> dict:
     out.mkdir(exist_ok=True)
-    return prepare(
+    return prepare_corpus(
         files,
         out,
         domains=[file.stem for file in files],
@@ -125,7 +133,7 @@ def test_the_split_is_the_seeds(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=40))
     for out, seed in (("one", 0), ("same", 0), ("other", 1)):
         prepared(file, out=tmp_path / out, seed=seed)
-    one, same, other = ((tmp_path / out / FILE).read_bytes() for out in ("one", "same", "other"))
+    one, same, other = ((tmp_path / out / DOCUMENTS_FILE).read_bytes() for out in ("one", "same", "other"))
     assert one == same != other
 
 
@@ -183,7 +191,7 @@ def test_what_is_drawn_depends_only_on_rows_that_say_no_split(drawn, said, order
     rows = [quiet[places.index(i)] if i in places else next(rest) for i in range(drawn + len(loud))]
 
     def splits(of: list[TextRow]) -> dict[str, str]:
-        return {d.text: d.split for d in corpus.split(of, dev=0.2, heldout=0.3, seed=seed)}
+        return {d.text: d.split for d in corpus.draw_splits(of, dev=0.2, heldout=0.3, seed=seed)}
 
     assert splits(rows) == splits(quiet) | {row.text: row.split for row in loud}
 
@@ -294,10 +302,10 @@ def test_a_domain_too_small_to_hold_out_from_is_named(tmp_path, count, dev, held
         f"corpus: domain 'de' has {count} documents, too few to hold some out; "
         "it needs 3 or more, and dev and heldout shares that leave some to train on"
     )
-    assert not (tmp_path / "out" / FILE).exists()
+    assert not (tmp_path / "out" / DOCUMENTS_FILE).exists()
 
 
-@pytest.mark.parametrize("name", RESERVED)
+@pytest.mark.parametrize("name", RESERVED_DOMAINS)
 def test_a_domain_with_a_reserved_name_is_refused(tmp_path, name):
     file = write(tmp_path / "a.jsonl", rows_of(en=3, **{name: 3}))
     expected = f"corpus: a domain is named '{name}', which results use for themselves; rename it"

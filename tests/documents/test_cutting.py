@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as kinds
 
-from fuselm.documents.cutting import Reader, cut
+from fuselm.documents.cutting import Reader, cut_text
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def assert_same(text: str, readers: list[Reader], max_bytes: int | None) -> None
             return False
         return all(r.vocabulary.count_tokens([part])[0] + 1 <= r.max_tokens for r in readers)
 
-    assert pieces_of(cut(text, readers, max_bytes)) == pieces_of(cut_slowly(text, fits))
+    assert pieces_of(cut_text(text, readers, max_bytes)) == pieces_of(cut_slowly(text, fits))
 
 
 # ---- tokenizers of every kind, learned from the demo's texts

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm.documents import passages
-from fuselm.documents.passages import Passage, Prefix
+from fuselm.documents.passages import Passage, Prefix, fit_prefix
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
@@ -15,9 +15,11 @@ DOMAINS = ("english", "french")
 documents = st.lists(st.tuples(st.integers(0, 23), st.sampled_from(DOMAINS)), max_size=19)
 
 
-def planned(lengths, domains, *, batch_tokens=61, window=None, context=9973, **prefix) -> list[list[Passage]]:
-    window, members = window or slice(0, len(lengths)), passages.by_domain(domains)
-    return passages.plan(window, lengths, members, prefix=Prefix(context=context, **prefix), batch_tokens=batch_tokens)
+def planned(lengths, domains, *, batch_tokens=61, window=None, context_length=9973, **prefix) -> list[list[Passage]]:
+    window, members = window or slice(0, len(lengths)), passages.group_by_domain(domains)
+    return passages.plan_batches(
+        window, lengths, members, prefix=Prefix(context_length=context_length, **prefix), batch_tokens=batch_tokens
+    )
 
 
 def segmentation(ids: list[int]) -> Segmentation:
@@ -26,30 +28,35 @@ def segmentation(ids: list[int]) -> Segmentation:
 
 
 @settings(deadline=None)
-@given(documents=documents, tokens=st.integers(0, 31), between=st.integers(0, 2), context=st.integers(31, 97))
-def test_rows_hold_each_document_once_behind_others_of_its_domain(documents, tokens, between, context):
+@given(
+    documents=documents,
+    tokens=st.integers(0, 31),
+    separator_tokens=st.integers(0, 2),
+    context_length=st.integers(31, 97),
+)
+def test_rows_hold_each_document_once_behind_others_of_its_domain(documents, tokens, separator_tokens, context_length):
     lengths, domains = [n for n, _ in documents], [d for _, d in documents]
-    batches = planned(lengths, domains, tokens=tokens, between=between, context=context)
-    assert sorted(n for batch in batches for n in passages.documents_of(batch)) == list(range(len(documents)))
+    batches = planned(lengths, domains, tokens=tokens, separator_tokens=separator_tokens, context_length=context_length)
+    assert sorted(n for batch in batches for n in passages.list_documents(batch)) == list(range(len(documents)))
     for passage in (p for batch in batches for p in batch):
         assert len({domains[n] for n in (*passage.documents, *passage.before)}) == 1
         assert not set(passage.documents) & set(passage.before) and passage.prefix <= tokens
         texts = [segmentation([n] * length) for n, length in enumerate(lengths)]
-        row, kept = passages.tokens_of(passage, texts, np.full(between, -1, np.int32))
+        row, kept = passages.join_tokens(passage, texts, np.full(separator_tokens, -1, np.int32))
         assert row[kept].tolist() == [i for n in passage.documents for i in texts[n].ids]
         assert set(row[: passage.prefix].tolist()) <= {-1, *passage.before}
-        assert 1 + len(row) <= max(context, 1 + max(lengths))
+        assert 1 + len(row) <= max(context_length, 1 + max(lengths))
 
 
 def test_without_a_prefix_each_document_is_a_row():
     lengths = [5, 3, 11, 7]
     batches = planned(lengths, ["english"] * 4, batch_tokens=22)
-    assert batches == [passages.alone([2, 3]), passages.alone([0, 1])]
+    assert batches == [passages.put_each_alone([2, 3]), passages.put_each_alone([0, 1])]
 
 
 def test_a_row_has_the_documents_before_it_in_front_and_the_first_one_those_after_it():
     lengths = [20] * 6
-    batches = planned(lengths, ["english"] * 6, tokens=10, between=0, batch_tokens=1)
+    batches = planned(lengths, ["english"] * 6, tokens=10, separator_tokens=0, batch_tokens=1)
     first, *others = sorted((row for batch in batches for row in batch), key=lambda row: row.documents)
     assert first == Passage(documents=[0, 1], before=[2], prefix=10)
     assert others == [
@@ -59,7 +66,7 @@ def test_a_row_has_the_documents_before_it_in_front_and_the_first_one_those_afte
 
 
 def test_a_row_takes_the_last_tokens_of_what_is_before():
-    row, kept = passages.tokens_of(
+    row, kept = passages.join_tokens(
         Passage(documents=[1, 2], before=[0], prefix=4),
         [segmentation([1, 2, 3, 4]), segmentation([5, 6]), segmentation([7])],
         np.array([0], np.int32),
@@ -70,7 +77,10 @@ def test_a_row_takes_the_last_tokens_of_what_is_before():
 
 def test_a_document_as_long_as_the_context_has_nothing_in_front():
     (row,) = (
-        p for batch in planned([30, 9], ["english"] * 2, tokens=16, context=31) for p in batch if 0 in p.documents
+        p
+        for batch in planned([30, 9], ["english"] * 2, tokens=16, context_length=31)
+        for p in batch
+        if 0 in p.documents
     )
     assert row == Passage(documents=[0], before=[], prefix=0)
 
@@ -101,17 +111,18 @@ def test_a_prefix_leaves_documents_their_part_of_a_short_context(byte_level, wor
     vocabularies = [
         Vocabulary(load_tokenizer(m), m.output_size) for m in (locate_model(str(f)) for f in (byte_level, word_piece))
     ]
-    assert [Prefix.of(v, 512, 256).tokens for v in vocabularies] == [102, 102]
-    assert Prefix.of(vocabularies[0], 512, 64).tokens == 64
-    assert Prefix.of(vocabularies[0], 512, 64).between > 0 == Prefix.of(vocabularies[1], 512, 64).between  # no breaks
+    assert [fit_prefix(v, 512, 256).tokens for v in vocabularies] == [102, 102]
+    assert fit_prefix(vocabularies[0], 512, 64).tokens == 64
+    by_bytes, by_words = (fit_prefix(vocabulary, 512, 64).separator_tokens for vocabulary in vocabularies)
+    assert by_bytes > 0 == by_words  # its tokenizer has no line breaks
 
 
 def test_a_batch_apart_reads_the_same():
     texts = [segmentation([n] * 10) for n in range(9)]
     for batch in planned([10] * 9, ["english", "french", "german"] * 3, tokens=10, batch_tokens=40):
-        chosen, renumbered = passages.apart(batch, texts)
+        chosen, renumbered = passages.extract_batch(batch, texts)
         for here, there in zip(batch, renumbered, strict=True):
             expected, found = (
-                passages.tokens_of(p, of, texts[0].ids[:1]) for p, of in ((here, texts), (there, chosen))
+                passages.join_tokens(p, of, texts[0].ids[:1]) for p, of in ((here, texts), (there, chosen))
             )
             assert all(map(np.array_equal, expected, found))

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import Prefix
 from fuselm.models import forward
 from fuselm.sources import capture, resumable_writing
 from fuselm.stores import store
@@ -179,13 +178,13 @@ def test_rows_are_those_of_a_document_behind_the_ones_before_it(tmp_path, source
     documents = by_domain(documents)
     captured(tmp_path / "store", source, documents, policy="top_k", top_k=10_007)
     found = store.Store(tmp_path / "store")
-    between = passages.between(source.vocabulary)
+    between = passages.tokenize_separator(source.vocabulary)
     ids = {d.id: source.vocabulary.segment(d.text).ids for d in documents}
-    plan = passages.plan(
+    plan = passages.plan_batches(
         slice(0, len(documents)),
         [len(ids[d.id]) for d in documents],
-        passages.by_domain(d.domain for d in documents),
-        prefix=Prefix.of(source.vocabulary, source.context_length, PREFIX),
+        passages.group_by_domain(d.domain for d in documents),
+        prefix=passages.fit_prefix(source.vocabulary, source.context_length, PREFIX),
         batch_tokens=509,
     )
     behind = 0

@@ -49,7 +49,7 @@ def write(source: capture.LoadedSource, documents: list[Document], out: Path, **
         "seed": 0,
     } | options
     writing.write(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
-    assert [p.name for p in out.iterdir()] == [corpus.FILE]
+    assert [p.name for p in out.iterdir()] == [corpus.DOCUMENTS_FILE]
     return corpus.read_documents(out)
 
 
@@ -87,7 +87,7 @@ def test_domains_may_be_asked_for_more_or_nothing(tmp_path, byte_level, document
 
 def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
     vocabulary = load(byte_level).vocabulary
-    between = passages.between(vocabulary).tolist()
+    between = passages.tokenize_separator(vocabulary).tolist()
     ids = {d.id: [*vocabulary.segment(d.text).ids.tolist(), *between] for d in documents}
     batches = list(writing._batches(vocabulary, documents, 0.3, 401, 11, random.Random(0)))
     assert {d.domain for batch in batches for d, _ in batch} == {d.domain for d in documents}
@@ -100,7 +100,9 @@ def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
 def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level):
     short = [Document(id=t, origin=t, domain="brief", split="train", text=t) for t in ("some words", "and more words")]
     vocabulary = load(byte_level).vocabulary
-    read = sum(len(passages.between(vocabulary)) + n for n in vocabulary.count_tokens([d.text for d in short]))
+    read = sum(
+        len(passages.tokenize_separator(vocabulary)) + n for n in vocabulary.count_tokens([d.text for d in short])
+    )
     ((batch,),) = [list(writing._batches(vocabulary, short, 3.0, 997, 5, random.Random(0)))]
     assert {len(prompt) for _, prompt in batch} == {read} and {d.id for d, _ in batch} <= {d.id for d in short}
 
@@ -145,7 +147,9 @@ def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path,
     assert len(list((tmp_path / "cut").iterdir())) == 2
     write(source, documents, tmp_path / "cut")
     assert drawn[2] == drawn[3] and len(set(drawn)) == len(drawn) - 1  # no batch is written twice
-    assert (tmp_path / "cut" / corpus.FILE).read_bytes() == (tmp_path / "whole" / corpus.FILE).read_bytes()
+    assert (tmp_path / "cut" / corpus.DOCUMENTS_FILE).read_bytes() == (
+        tmp_path / "whole" / corpus.DOCUMENTS_FILE
+    ).read_bytes()
 
 
 def test_writing_leaves_the_global_generator_alone(tmp_path, byte_level, documents):

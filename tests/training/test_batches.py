@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import packs
+from fuselm.documents.passages import pack_documents
 from fuselm.stores import parts
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, write_parts
@@ -99,7 +99,7 @@ def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
     monkeypatch.setattr(batches, "BLOCK_TOKENS", 31)
     monkeypatch.setattr(batches, "MIXED_BLOCKS", 3)
     lengths = np.random.default_rng(0).integers(0, 13, 211).tolist()
-    blocks = packs(lengths, range(len(lengths)), 31)
+    blocks = pack_documents(lengths, range(len(lengths)), 31)
     block_of = {i: n for n, block in enumerate(blocks) for i in block}
     stream = shuffle_passes(lengths, passes=2, seed=0)
     first, second = stream[: len(lengths)], stream[len(lengths) :]

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainings import SETTINGS, documents, fused, python_path, target, train, vocabulary_of, weights  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
-from fuselm.documents.passages import packs
+from fuselm.documents.passages import pack_documents
 from fuselm.models import forward
 from fuselm.models.loading import load_model
 from fuselm.models.locating import locate_model
@@ -72,7 +72,7 @@ def test_another_seed_reads_in_another_order():
 @given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 211), st.integers(0, 9))
 def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths, tokens, seed):
     stream = shuffle_passes(lengths, passes=2, seed=seed)
-    result = packs(lengths, stream, tokens)
+    result = pack_documents(lengths, stream, tokens)
     assert [i for pack in result for i in pack] == stream
     totals = [sum(lengths[i] for i in pack) for pack in result]
     assert all(total <= tokens or len(pack) == 1 for total, pack in zip(totals, result, strict=True))
@@ -212,7 +212,7 @@ def test_documents_are_packed_up_to_so_many_tokens_a_step(tmp_path, target, docu
     counts = train(tmp_path, target, documents, fused, batch_documents=None, pack_tokens=211, passes=1)
     chosen = [d for d in documents if d.split == "train"]
     lengths = vocabulary_of(target).count_tokens([d.text for d in chosen])
-    expected = packs(lengths, shuffle_passes(lengths, passes=1, seed=0), 211)
+    expected = pack_documents(lengths, shuffle_passes(lengths, passes=1, seed=0), 211)
     assert counts["steps"] == len(expected) < len(chosen)
     assert all(math.isfinite(loss) for loss in logged(tmp_path))
 

@@ -21,9 +21,9 @@ from fuselm.documents.texts import SPLITS, TextRow, read_texts
 from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
-DRAWN = "drawn"  # in counts, the split of rows that say none
-FILE = "documents.jsonl"
-RESERVED = ("average", "step")  # columns of results
+UNASSIGNED = "drawn"  # in counts, the split of rows that say none
+DOCUMENTS_FILE = "documents.jsonl"
+RESERVED_DOMAINS = ("average", "step")  # columns of results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Document:
     text: str
 
 
-def prepare(
+def prepare_corpus(
     files: Sequence[Path],
     out: Path,
     *,
@@ -61,18 +61,18 @@ def prepare(
     rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain)]
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
-    drawn = list(split(kept, dev=dev, heldout=heldout, seed=seed))
+    drawn = list(draw_splits(kept, dev=dev, heldout=heldout, seed=seed))
     apart = drop_leaked(drawn)
-    whole = part(apart, share, seed=seed)
+    whole = keep_share(apart, share, seed=seed)
     progress.start(sum(len(d.text) for d in whole), unit="characters")
     pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
-    counts, unspelled = _count_read(pieces, readers)
+    counts, unspelled = _count_tokens_and_unspelled(pieces, readers)
     read = counts.all(axis=0)
     documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
-    _check_read(pieces, documents)
+    _check_splits_are_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
-    atomic_files.write_text(out / FILE, "".join(lines))
+    atomic_files.write_text(out / DOCUMENTS_FILE, "".join(lines))
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
         "empty": len(rows) - len(kept) + len(pieces) - len(documents),
@@ -83,7 +83,7 @@ def prepare(
             reader.name: {s: int(of[read & (splits == s)].sum()) for s in SPLITS}
             for reader, of in zip(readers, counts, strict=True)
         },
-        **({"unspelled": shares} if (shares := _unspelled_shares(documents, readers, unspelled[:, read])) else {}),
+        **({"unspelled": shares} if (shares := _list_unspelled(documents, readers, unspelled[:, read])) else {}),
     }
 
 
@@ -96,7 +96,7 @@ def count_tokens(documents: Sequence[Document], readers: Sequence[Reader]) -> In
     return np.array([r.vocabulary.count_tokens(texts) for r in readers], int).reshape(len(readers), len(texts))
 
 
-def _count_read(
+def _count_tokens_and_unspelled(
     pieces: Sequence[Document], readers: Sequence[Reader]
 ) -> tuple[Int[np.ndarray, "readers pieces"], Int[np.ndarray, "readers pieces"]]:
     """Count the tokens of each piece for each reader, and the bytes that the reader's tokenizer cannot spell."""
@@ -106,18 +106,18 @@ def _count_read(
     return both[:, 0], both[:, 1]
 
 
-def _unspelled_shares(
+def _list_unspelled(
     documents: Sequence[Document], readers: Sequence[Reader], unspelled: Int[np.ndarray, "readers documents"]
 ) -> dict[str, dict]:
     """Return, for each reader that cannot spell all of the text, the share of bytes it cannot, in all and by domain."""
     return {
-        reader.name: share_by_domain(documents, of.tolist())
+        reader.name: compute_unspelled_shares(documents, of.tolist())
         for reader, of in zip(readers, unspelled, strict=True)
         if of.any()
     }
 
 
-def share_by_domain(documents: Sequence[Document], unspelled: Sequence[int]) -> dict:
+def compute_unspelled_shares(documents: Sequence[Document], unspelled: Sequence[int]) -> dict:
     """Return the `share` of all bytes that are not spelled, and the share in each of the `domains` that has any."""
     lacking, whole = Counter[str](), Counter[str]()
     for document, count in zip(documents, unspelled, strict=True):
@@ -129,7 +129,7 @@ def share_by_domain(documents: Sequence[Document], unspelled: Sequence[int]) -> 
     }
 
 
-def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> None:
+def _check_splits_are_read(pieces: Sequence[Document], documents: Sequence[Document]) -> None:
     for domain, name in sorted({(d.domain, d.split) for d in pieces} - {(d.domain, d.split) for d in documents}):
         raise ValueError(
             f"corpus: all of domain '{domain}' in {name} is text that a model's tokenizer has no tokens for; drop it"
@@ -137,13 +137,13 @@ def _check_read(pieces: Sequence[Document], documents: Sequence[Document]) -> No
 
 
 def read_documents(folder: Path, split: str | None = None) -> list[Document]:
-    """Return the documents that `prepare` wrote, either of one split or all."""
+    """Return the documents that `prepare_corpus` wrote, either of one split or all."""
     try:
-        with open(folder / FILE, encoding="utf-8") as file:
+        with open(folder / DOCUMENTS_FILE, encoding="utf-8") as file:
             documents = [Document(**json.loads(line)) for line in file]
     except (ValueError, TypeError, FileNotFoundError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise ValueError(f"{folder / FILE}: {what}; delete {folder} and run again") from None
+        raise ValueError(f"{folder / DOCUMENTS_FILE}: {what}; delete {folder} and run again") from None
     return [d for d in documents if split in (None, d.split)]
 
 
@@ -152,7 +152,7 @@ def count_domains(rows: Iterable[TextRow]) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         if row.text.strip():
-            counts.setdefault(row.domain, Counter())[row.split or DRAWN] += 1
+            counts.setdefault(row.domain, Counter())[row.split or UNASSIGNED] += 1
     return {domain: dict(said) for domain, said in counts.items()}
 
 
@@ -163,16 +163,16 @@ def check_domains(
     if not counts:
         raise ValueError(f"corpus: no text in {', '.join(map(str, files))}; each line needs a 'text' that is not empty")
     for domain, said in counts.items():
-        if domain in RESERVED:
+        if domain in RESERVED_DOMAINS:
             raise ValueError(f"corpus: a domain is named '{domain}', which results use for themselves; rename it")
-        count = said.get(DRAWN, 0)
+        count = said.get(UNASSIGNED, 0)
         missing = [split for split in SPLITS if split not in said]
         if not count and missing:
             raise ValueError(
                 f"corpus: domain '{domain}' has no document in {' and '.join(missing)}, for each of its rows says its "
                 "'split'; it needs some in each, or 3 or more that say none"
             )
-        if count and count < sum(_held_out_counts(count, dev, heldout)) + 1:
+        if count and count < sum(_count_held_out(count, dev, heldout)) + 1:
             which = " that say no split" if count < sum(said.values()) else ""
             raise ValueError(
                 f"corpus: domain '{domain}' has {count} documents{which}, "
@@ -180,12 +180,12 @@ def check_domains(
             )
 
 
-def _held_out_counts(count: int, dev: float, heldout: float) -> tuple[int, int]:
+def _count_held_out(count: int, dev: float, heldout: float) -> tuple[int, int]:
     """Return how many of `count` documents are drawn for dev and for held-out, at least one each."""
     return max(1, round(dev * count)), max(1, round(heldout * count))
 
 
-def split(rows: Sequence[TextRow], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
+def draw_splits(rows: Sequence[TextRow], *, dev: float, heldout: float, seed: int) -> Iterator[Document]:
     """Draw each domain's dev and held-out documents, and yield all documents in the order of the files.
 
     Only documents whose rows name no split are drawn, at least one for each of the two splits.
@@ -196,7 +196,7 @@ def split(rows: Sequence[TextRow], *, dev: float, heldout: float, seed: int) -> 
             members.setdefault(row.domain, []).append(i)
     splits = [row.split or "train" for row in rows]
     for domain, indices in members.items():
-        dev_count, heldout_count = _held_out_counts(len(indices), dev, heldout)
+        dev_count, heldout_count = _count_held_out(len(indices), dev, heldout)
         drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
         for i in drawn[:dev_count]:
             splits[i] = "dev"
@@ -222,7 +222,7 @@ def drop_leaked(documents: Sequence[Document]) -> list[Document]:
     return kept
 
 
-def part(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:
+def keep_share(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:
     """Keep a share of each domain's training documents, at least one, and all dev and held-out documents.
 
     With the same seed, a larger share includes all documents of a smaller one.
@@ -247,7 +247,7 @@ def cut_to_fit(
     `advance` is called with the number of characters of each piece.
     """
     for document in documents:
-        pieces = list(cutting.cut(document.text, readers, max_bytes, advance=advance))
+        pieces = list(cutting.cut_text(document.text, readers, max_bytes, advance=advance))
         if len(pieces) == 1:
             yield document
             continue

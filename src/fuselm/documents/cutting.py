@@ -28,7 +28,7 @@ class Reader:
     max_tokens: int
 
 
-def cut(
+def cut_text(
     text: str,
     readers: Sequence[Reader],
     max_bytes: int | None = None,
@@ -43,7 +43,7 @@ def cut(
     counters = [_PrefixCounter(reader) for reader in readers]
     begin = 0
     while True:
-        end = begin + _length_of_piece(text, begin, counters, max_bytes)
+        end = begin + _find_piece_length(text, begin, counters, max_bytes)
         yield text[begin:end]
         advance(end - begin)
         if end == len(text):
@@ -51,45 +51,45 @@ def cut(
         begin = end
 
 
-def _length_of_piece(text: str, begin: int, counters: "Sequence[_PrefixCounter]", max_bytes: int | None) -> int:
+def _find_piece_length(text: str, begin: int, counters: "Sequence[_PrefixCounter]", max_bytes: int | None) -> int:
     rest = len(text) - begin
-    most = rest if max_bytes is None else _longest_in_bytes(text, begin, max_bytes)
+    most = rest if max_bytes is None else _count_characters_within(text, begin, max_bytes)
     for counter in counters:
-        counter.move(text, begin, most)
+        counter.move_to(text, begin, most)
 
-    def fits(length: int) -> bool:
-        return length <= most and all(counter.fits(length) for counter in counters)
+    def can_all_take(length: int) -> bool:
+        return length <= most and all(counter.can_take(length) for counter in counters)
 
-    longest = _longest_prefix(fits, rest)
+    longest = _find_longest_prefix(can_all_take, rest)
     while not all([counter.confirm(longest) for counter in counters]):
-        longest = _longest_prefix(fits, rest)
-    if longest == rest and fits(rest):
+        longest = _find_longest_prefix(can_all_take, rest)
+    if longest == rest and can_all_take(rest):
         return rest
-    length = _last_border(text, begin, longest)
-    if length == 1 and not fits(1):
+    length = _find_last_border(text, begin, longest)
+    if length == 1 and not can_all_take(1):
         character = text[begin : begin + 1]
         raise ValueError(f"corpus: max_bytes or a model's context is too small for the one character {character!r}")
     return length
 
 
-def _longest_prefix(fits: Callable[[int], bool], rest: int) -> int:
+def _find_longest_prefix(can_take: Callable[[int], bool], rest: int) -> int:
     """Return the length that bisection finds. If token counts rise and fall with length, it is one of several."""
-    if fits(rest):
+    if can_take(rest):
         return rest
     low, high = 1, rest  # the longest prefix that fits is in [low, high)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if can_take(middle) else (low, middle)
     return low
 
 
-def _longest_in_bytes(text: str, begin: int, max_bytes: int) -> int:
+def _count_characters_within(text: str, begin: int, max_bytes: int) -> int:
     """Return how many characters of the text from `begin` fit into `max_bytes` bytes."""
     data = text[begin : begin + max_bytes].encode()
     return len(data[:max_bytes].decode(errors="ignore"))
 
 
-def _last_border(text: str, begin: int, longest: int) -> int:
+def _find_last_border(text: str, begin: int, longest: int) -> int:
     for border in _BORDERS:
         ends = [m.end() for m in border.finditer(text, begin + longest // 2, begin + longest)]
         if ends:
@@ -111,7 +111,7 @@ class _PrefixCounter:
         self._slack = reader.vocabulary.largest_collapse
         self._characters_per_token = _CHARACTERS_PER_TOKEN
 
-    def move(self, text: str, begin: int, most: int) -> None:
+    def move_to(self, text: str, begin: int, most: int) -> None:
         """Look at prefixes of `text[begin:]` of at most `most` characters from now on."""
         self._text, self._begin, self._most = text, begin, most
         self._exact: dict[int, int] = {}
@@ -134,7 +134,7 @@ class _PrefixCounter:
         self._find_ends()
         return len(self._ends)
 
-    def fits(self, length: int) -> bool:
+    def can_take(self, length: int) -> bool:
         if length > self._window:
             return False
         if self._tokens + self._slack <= self._limit:
@@ -147,7 +147,7 @@ class _PrefixCounter:
         if abs(before - self._limit) > self._slack:
             return before < self._limit
         if self._anchor is not None and length > self._anchor + 2:
-            return self._sum_at_anchor(length) <= self._limit
+            return self._count_by_anchor(length) <= self._limit
         return self._count_exactly(length) <= self._limit
 
     def confirm(self, length: int) -> bool:
@@ -155,13 +155,14 @@ class _PrefixCounter:
         if self._is_doubted or self._tokens + self._slack <= self._limit:
             return True
         if self._anchor is not None and length > self._anchor + 2:  # then one check of the sum is enough
-            self._is_doubted = self._count_exactly(length) != self._sum_at_anchor(length) or (
+            self._is_doubted = self._count_exactly(length) != self._count_by_anchor(length) or (
                 length < self._window
-                and self.fits(length + 1) != (self._sum_at_anchor(length + 1) <= self._limit)  # judged by the window
+                and self.can_take(length + 1)
+                != (self._count_by_anchor(length + 1) <= self._limit)  # judged by the window
             )
         else:
             near = [n for n in (length, length + 1) if n < self._window]
-            self._is_doubted = any(self.fits(n) != (self._count_exactly(n) <= self._limit) for n in near)
+            self._is_doubted = any(self.can_take(n) != (self._count_exactly(n) <= self._limit) for n in near)
         return not self._is_doubted
 
     def _find_ends(self) -> None:
@@ -185,7 +186,7 @@ class _PrefixCounter:
                 self._offset = self._tokens - self._count(high, self._window)
                 return
 
-    def _sum_at_anchor(self, length: int) -> int:
+    def _count_by_anchor(self, length: int) -> int:
         """Return the number of tokens up to the anchor plus that of the text from there to `length`."""
         assert self._anchor is not None
         return self._offset + self._count(self._anchor, length)

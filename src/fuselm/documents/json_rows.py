@@ -17,7 +17,7 @@ def _parse_integer(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_int=_parse_integer)
 
 
-def records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
+def read_records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
     """Yield each value with its file and line.
 
     `may_span_lines` says whether a single object may fill the whole file. Raises `ValueError`, with the line, if
@@ -25,14 +25,14 @@ def records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple
     """
     begin = _skip_space(content, 0)
     if content.startswith("[", begin):
-        yield from _list_records(file, content, begin + 1)
+        yield from _read_list(file, content, begin + 1)
     elif may_span_lines and _spans_lines(content, begin):
-        yield _whole_record(file, content, begin)
+        yield _read_whole(file, content, begin)
     else:
-        yield from _line_records(file, content)
+        yield from _read_lines(file, content)
 
 
-def _line_records(file: Path, content: str) -> Iterator[tuple[str, Any]]:
+def _read_lines(file: Path, content: str) -> Iterator[tuple[str, Any]]:
     needed = "one object a line is needed"
     if "\r" in content:  # never within a JSON string
         content = content.replace("\r\n", "\n").replace("\r", "\n")
@@ -44,7 +44,7 @@ def _line_records(file: Path, content: str) -> Iterator[tuple[str, Any]]:
             yield f"{file}:{number}", value
 
 
-def _list_records(file: Path, content: str, at: int) -> Iterator[tuple[str, Any]]:
+def _read_list(file: Path, content: str, at: int) -> Iterator[tuple[str, Any]]:
     needed = "a list of objects is needed"
     line, counted = 1, 0
     at = _skip_space(content, at)
@@ -56,18 +56,18 @@ def _list_records(file: Path, content: str, at: int) -> Iterator[tuple[str, Any]
         if content.startswith(",", at):
             at = _skip_space(content, at + 1)
             if content.startswith("]", at):
-                raise ValueError(f"{file}:{_line_of(content, at)}: not JSON (a comma before the end); {needed}")
+                raise ValueError(f"{file}:{_find_line(content, at)}: not JSON (a comma before the end); {needed}")
         elif not content.startswith("]", at):
             what = "the list has no end" if at == len(content) else "no comma between two objects"
-            raise ValueError(f"{file}:{_line_of(content, end)}: not JSON ({what}); {needed}")
+            raise ValueError(f"{file}:{_find_line(content, end)}: not JSON ({what}); {needed}")
     _check_end(file, content, at + 1, needed)
 
 
-def _whole_record(file: Path, content: str, begin: int) -> tuple[str, Any]:
+def _read_whole(file: Path, content: str, begin: int) -> tuple[str, Any]:
     needed = "one object, a list of objects, or an object a line is needed"
     value, end = _parse(file, content, begin, needed)
     _check_end(file, content, end, needed)
-    return f"{file}:{_line_of(content, begin)}", value
+    return f"{file}:{_find_line(content, begin)}", value
 
 
 def _spans_lines(content: str, begin: int) -> bool:
@@ -88,13 +88,13 @@ def _parse(file: Path, content: str, at: int, needed: str, *, first_line: int = 
         line = first_line + error.lineno - 1
         raise ValueError(f"{file}:{line}: not JSON ({error.msg}: column {error.colno}); {needed}") from None
     except RecursionError:
-        raise ValueError(f"{file}:{first_line + _line_of(content, at) - 1}: nested too deeply; {needed}") from None
+        raise ValueError(f"{file}:{first_line + _find_line(content, at) - 1}: nested too deeply; {needed}") from None
 
 
 def _check_end(file: Path, content: str, end: int, needed: str, *, first_line: int = 1) -> None:
     end = _skip_space(content, end)
     if end < len(content):
-        line = first_line + _line_of(content, end) - 1
+        line = first_line + _find_line(content, end) - 1
         raise ValueError(f"{file}:{line}: not JSON (more behind the end: {content[end : end + 20]!a}); {needed}")
 
 
@@ -104,5 +104,5 @@ def _skip_space(content: str, at: int) -> int:
     return match.end()
 
 
-def _line_of(content: str, at: int) -> int:
+def _find_line(content: str, at: int) -> int:
     return content.count("\n", 0, at) + 1

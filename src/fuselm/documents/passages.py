@@ -22,8 +22,8 @@ from fuselm.models import forward
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
 # What rows hold depends on these two, which are in no key: whoever changes them raises manifest.FORMAT.
-BETWEEN = b"\n\n"  # separates the documents of one row
-DOCUMENTS = 4  # tokens of documents in a row, per token of the prefix
+SEPARATOR = b"\n\n"  # stands between the documents of one row
+DOCUMENTS_PER_PREFIX = 4  # tokens of documents in a row, per token of the prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,8 @@ class Prefix:
     """Say how much a source reads in front of documents, in its own tokens."""
 
     tokens: int = 0
-    between: int = 0  # tokens of `BETWEEN`
-    context: int = 0  # tokens that the source can read in all
-
-    @classmethod
-    def of(cls, vocabulary: Vocabulary, context: int, tokens: int) -> "Prefix":
-        """Return a prefix of `tokens` tokens, or fewer, so that documents keep their share of the context."""
-        tokens = min(tokens, context // (1 + DOCUMENTS))
-        return cls(tokens=tokens, between=len(between(vocabulary)), context=context)
+    separator_tokens: int = 0
+    context_length: int = 0  # tokens that the source can read in all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +44,16 @@ class Passage:
     prefix: int = 0  # how many of the last tokens of `before` are read
 
 
-def by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
+def fit_prefix(vocabulary: Vocabulary, context_length: int, tokens: int) -> Prefix:
+    """Return a prefix of `tokens` tokens, or fewer, so that documents keep their share of the context."""
+    return Prefix(
+        tokens=min(tokens, context_length // (1 + DOCUMENTS_PER_PREFIX)),
+        separator_tokens=len(tokenize_separator(vocabulary)),
+        context_length=context_length,
+    )
+
+
+def group_by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
     """Return the numbers of each domain's documents, in order."""
     members: dict[str, list[int]] = {}
     for n, domain in enumerate(domains):
@@ -58,31 +61,33 @@ def by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
     return members
 
 
-def plan(
+def plan_batches(
     window: slice, lengths: Sequence[int], members: Mapping[str, Sequence[int]], *, prefix: Prefix, batch_tokens: int
 ) -> list[list[Passage]]:
     """Batch the documents of `window` into rows of similar length.
 
     A batch has at most `batch_tokens` tokens including padding, or a single row. `lengths` and `members` (from
-    `by_domain`) cover all documents, because the documents in front may come from another window.
+    `group_by_domain`) cover all documents, because the documents in front may come from another window.
     """
     if not prefix.tokens:
         batches = forward.group_into_batches(lengths[window], batch_tokens)
-        return [alone(window.start + k for k in batch) for batch in batches]
-    rows = [row for of_domain in members.values() for row in _rows(of_domain, window, lengths, prefix)]
+        return [put_each_alone(window.start + k for k in batch) for batch in batches]
+    rows = [row for of_domain in members.values() for row in _plan_rows(of_domain, window, lengths, prefix)]
     sizes = [row.prefix + sum(lengths[n] + prefix.between for n in row.documents) for row in rows]
     return [[rows[k] for k in batch] for batch in forward.group_into_batches(sizes, batch_tokens)]
 
 
-def alone(numbers: Iterable[int]) -> list[Passage]:
+def put_each_alone(numbers: Iterable[int]) -> list[Passage]:
+    """Return a passage for each document, without any prefix."""
     return [Passage(documents=[n]) for n in numbers]
 
 
-def documents_of(batch: Sequence[Passage]) -> list[int]:
+def list_documents(batch: Sequence[Passage]) -> list[int]:
+    """Return the numbers of the documents of all passages, in order."""
     return [n for passage in batch for n in passage.documents]
 
 
-def apart(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any], list[Passage]]:
+def extract_batch(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any], list[Passage]]:
     """Return the documents that the batch needs, and the batch renumbered to match them."""
     needed = sorted({n for p in batch for n in (*p.before, *p.documents)})
     place = {n: k for k, n in enumerate(needed)}
@@ -92,7 +97,7 @@ def apart(batch: Sequence[Passage], documents: Sequence[Any]) -> tuple[list[Any]
     return [documents[n] for n in needed], renumbered
 
 
-def packs(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tokens: int) -> list[list[int]]:
+def pack_documents(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tokens: int) -> list[list[int]]:
     """Cut the stream into batches of at most `tokens` tokens each, or of one document that is longer."""
     result: list[list[int]] = []
     room = 0
@@ -105,26 +110,28 @@ def packs(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[int], tok
     return result
 
 
-def tokens_of(
-    passage: Passage, segmentations: Sequence[Segmentation], gap: Int[ndarray, "_"]
+def join_tokens(
+    passage: Passage, segmentations: Sequence[Segmentation], separator: Int[ndarray, "_"]
 ) -> tuple[Int[ndarray, "length"], Bool[ndarray, "length"]]:
-    """Return a row's tokens, with `gap` between documents, and flags for those of its own documents."""
-    front = np.concatenate([gap[:0], *(part for n in passage.before for part in (segmentations[n].ids, gap))])
-    parts, kept = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
+    """Return a row's tokens, with `separator` between documents, and flags for those of its own documents."""
+    front = np.concatenate(
+        [separator[:0], *(part for n in passage.before for part in (segmentations[n].ids, separator))]
+    )
+    parts, own = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
     for place, n in enumerate(passage.documents):
-        gap_here, ids = gap if place else gap[:0], segmentations[n].ids
-        parts += [gap_here, ids]
-        kept += [np.zeros(len(gap_here), bool), np.ones(len(ids), bool)]
-    return np.concatenate(parts), np.concatenate(kept)
+        separator_here, ids = separator if place else separator[:0], segmentations[n].ids
+        parts += [separator_here, ids]
+        own += [np.zeros(len(separator_here), bool), np.ones(len(ids), bool)]
+    return np.concatenate(parts), np.concatenate(own)
 
 
-def between(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
+def tokenize_separator(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
     """Return the tokens that stand between documents; none if the tokenizer has no line breaks."""
-    (ids,) = vocabulary.encode_bytes([BETWEEN])
+    (ids,) = vocabulary.encode_bytes([SEPARATOR])
     return np.array([] if UNMAPPED in ids else ids, np.int64)
 
 
-def _rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix) -> Iterator[Passage]:
+def _plan_rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix) -> Iterator[Passage]:
     """Yield the rows for those documents of a domain that are in the window.
 
     In front of a row stand as many of the domain's preceding documents as it takes; if there are too few, documents
@@ -132,14 +139,14 @@ def _rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix:
     """
 
     def size(k: int) -> int:
-        return lengths[members[k]] + prefix.between
+        return lengths[members[k]] + prefix.separator_tokens
 
     read = range(bisect_left(members, window.start), bisect_left(members, window.stop))
-    room = prefix.context - 1  # one for the context token
-    most = max(min(DOCUMENTS * prefix.tokens, room - prefix.tokens), 1)
+    room = prefix.context_length - 1  # one for the context token
+    most = max(min(DOCUMENTS_PER_PREFIX * prefix.tokens, room - prefix.tokens), 1)
     if len(read) == len(members) and (total := sum(map(size, read))) <= most:
         most = -(-total // 2)  # put one half in front of the other
-    for pack in packs({k: size(k) for k in read}, read, most):
+    for pack in pack_documents({k: size(k) for k in read}, read, most):
         wanted = max(min(prefix.tokens, room - sum(map(size, pack))), 0)
         others = itertools.chain(range(pack[0] - 1, -1, -1), range(pack[-1] + 1, len(members)))
         before, tokens = [], 0

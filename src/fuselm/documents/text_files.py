@@ -20,9 +20,9 @@ def find_files(names: Sequence[str | Path]) -> list[Path]:
     A folder stands for all files below it of kinds that can be read, except hidden files and files that describe the
     folder. Raises `ValueError` if a name does not exist, stands for nothing, or is of another kind.
     """
-    found = [file for name in names for file in _find(os.path.expanduser(name))]
+    found = [file for name in names for file in _expand_name(os.path.expanduser(name))]
     for file in found:
-        kind_of(file)
+        find_kind(file)
     return found
 
 
@@ -32,7 +32,7 @@ def check_file(file: Path) -> None:
         raise ValueError(f"{file}: {'is a folder; name its files' if file.is_dir() else 'no such file'}")
 
 
-def kind_of(file: Path) -> str:
+def find_kind(file: Path) -> str:
     """Return the lower-case ending that says how a file is read. Raises `ValueError` if it is unknown."""
     suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -48,56 +48,58 @@ def kind_of(file: Path) -> str:
     return suffixes[-1]
 
 
-def name_domains(files: Sequence[Path], domains_of: Callable[[Path], Iterable[str]]) -> list[str]:
+def name_domains(files: Sequence[Path], list_domains: Callable[[Path], Iterable[str]]) -> list[str]:
     """Return, for each file, the domain of rows that name none: the name of the file.
 
     Several plain text files in one folder are named after the folder instead, because each is only one document, unless
-    rows of another file are of a domain with the plain file's name. `domains_of` returns the domains in a file of rows.
+    rows of another file are of a domain with the plain file's name. `list_domains` returns those in a file.
     """
-    is_plain = [kind_of(file) in PLAIN for file in files]
+    is_plain = [find_kind(file) in PLAIN for file in files]
     folders = [file.absolute().parent for file, plain in zip(files, is_plain, strict=True) if plain]
     crowded = {folder for folder in folders if folders.count(folder) > 1 and folder.name}
     if not crowded:
-        return [stem(file) for file in files]
-    named = {d for file, plain in zip(files, is_plain, strict=True) if not plain for d in domains_of(file)}
+        return [strip_endings(file) for file in files]
+    named = {d for file, plain in zip(files, is_plain, strict=True) if not plain for d in list_domains(file)}
     return [
         file.absolute().parent.name
-        if plain and file.absolute().parent in crowded and stem(file) not in named
-        else stem(file)
+        if plain and file.absolute().parent in crowded and strip_endings(file) not in named
+        else strip_endings(file)
         for file, plain in zip(files, is_plain, strict=True)
     ]
 
 
-def _find(name: str) -> list[Path]:
+def _expand_name(name: str) -> list[Path]:
     if not name:
         raise ValueError("texts: an empty name (got ''); name a file, a folder or a pattern")
     path = Path(name)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if _belongs(file.relative_to(path)) and file.is_file()]
+        found = [file for file in sorted(path.rglob("*")) if _is_text_file(file.relative_to(path)) and file.is_file()]
         if not found:
             raise ValueError(f"{path}: no file below this folder is of a kind that is read ({', '.join(KINDS)})")
         return found
     if not glob.has_magic(name):
         raise ValueError(f"{path}: {'no ordinary file' if path.exists() else 'no such file'}")
     matched = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    files = [match for match in matched if match.is_file()] or [f for match in matched for f in _find(str(match))]
+    files = [match for match in matched if match.is_file()] or [
+        f for match in matched for f in _expand_name(str(match))
+    ]
     if not files:
         raise ValueError(f"{path}: no file matches")
     return files
 
 
-def _belongs(file: Path) -> bool:
+def _is_text_file(file: Path) -> bool:
     if any(part.startswith(".") for part in file.parts) or file.name.lower().startswith(_ABOUT_A_FOLDER):
         return False
     try:
-        kind_of(file)
+        find_kind(file)
     except ValueError:
         return False
     return True
 
 
-def stem(file: Path) -> str:
+def strip_endings(file: Path) -> str:
     """Return the file's name without its ending and without the ending of its compression."""
     return Path(file.stem).stem if file.suffix.lower() in COMPRESSED else file.stem

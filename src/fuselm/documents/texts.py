@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.documents import json_rows
-from fuselm.documents.text_files import COMPRESSED, PARQUET, PLAIN, TABLES, check_file, kind_of, stem
+from fuselm.documents.text_files import COMPRESSED, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
 
 SPLITS = ("train", "dev", "heldout")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}
@@ -38,9 +38,9 @@ def read_texts(file: Path, domain: str | None = None) -> Iterator[TextRow]:
     or row, if something cannot be read.
     """
     check_file(file)
-    kind, domain = kind_of(file), stem(file) if domain is None else domain
+    kind, domain = find_kind(file), strip_endings(file) if domain is None else domain
     if kind in PARQUET:
-        records = _parquet_records(file)
+        records = _read_parquet(file)
     else:
         content = _decode(file)
         if kind in PLAIN:
@@ -49,14 +49,14 @@ def read_texts(file: Path, domain: str | None = None) -> Iterator[TextRow]:
             _check_domain(domain, f"{file}: its domain")
             yield TextRow(domain=domain, text=content)
             return
-        records = _table_records(file, content, kind) if kind in TABLES else _json_records(file, content, kind)
+        records = _read_table(file, content, kind) if kind in TABLES else _read_json(file, content, kind)
     for where, record in records:
-        yield _row(where, record, domain)
+        yield _parse_row(where, record, domain)
 
 
-def _row(where: str, record: Any, domain: str) -> TextRow:
+def _parse_row(where: str, record: Any, domain: str) -> TextRow:
     if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
-        raise ValueError(f"{where}: no 'text' string{_instead(record)}")
+        raise ValueError(f"{where}: no 'text' string{_describe_missing_text(record)}")
     text, said, own = record["text"], record.get("split"), record.get("domain")
     if has_surrogate(text):
         raise ValueError(f"{where}: 'text' has half of a surrogate pair, which is no text; fix or drop it")
@@ -64,24 +64,24 @@ def _row(where: str, record: Any, domain: str) -> TextRow:
         known = SYNONYMS.get(said.lower()) if isinstance(said, str) else None
         rename = f"rename it to {known}" if known else "rename it"
         raise ValueError(
-            f"{where}: 'split' is {_shortened(said)}, and needs to be one of {', '.join(SPLITS)}; {rename}, or leave "
+            f"{where}: 'split' is {_shorten(said)}, and needs to be one of {', '.join(SPLITS)}; {rename}, or leave "
             "it out to have it drawn"
         )
     if own is not None:
         if not isinstance(own, str | int | float):
-            raise ValueError(f"{where}: 'domain' is {_shortened(own)}; it needs to be a name, or left out")
+            raise ValueError(f"{where}: 'domain' is {_shorten(own)}; it needs to be a name, or left out")
         domain = str(own)
     _check_domain(domain, f"{where}: {'the name of the file, its domain,' if own is None else repr('domain')}")
     return TextRow(domain=domain, text=text, split=said)
 
 
-def _instead(record: Any) -> str:
+def _describe_missing_text(record: Any) -> str:
     """Say what is needed, and what is there in place of a text."""
     if not isinstance(record, Mapping):
         return "; each line needs one, and may have a 'domain'"
     if (named := record.get("text")) is not None:
-        return f" ('text' is {_shortened(named)}); each line needs one, and may have a 'domain'"
-    found = _found(list(record))
+        return f" ('text' is {_shorten(named)}); each line needs one, and may have a 'domain'"
+    found = _list_columns(list(record))
     for name in ("messages", "conversations"):
         if name in record:
             return f"{found}; only plain text is read: write each conversation as one 'text'"
@@ -91,27 +91,27 @@ def _instead(record: Any) -> str:
     return f"{found}; each line needs one, and may have a 'domain'"
 
 
-def _found(names: Sequence[str]) -> str:
-    shown = ", ".join(_shortened(name) for name in names[:7]) + (", …" if len(names) > 7 else "")
+def _list_columns(names: Sequence[str]) -> str:
+    shown = ", ".join(_shorten(name) for name in names[:7]) + (", …" if len(names) > 7 else "")
     return f" (found {shown})" if names else ""
 
 
 def _check_domain(domain: str, where: str) -> None:
-    if (problem := _problem_of(domain)) is not None:
+    if (problem := _find_problem(domain)) is not None:
         raise ValueError(f"{where} {problem}")
 
 
 @functools.lru_cache
-def _problem_of(domain: str) -> str | None:
+def _find_problem(domain: str) -> str | None:
     """Return what is wrong with a domain's name, or None."""
     if not domain.strip():
         return "is empty; name it, or leave it out to have the file's name"
     if has_surrogate(domain):
         return "has half of a surrogate pair, which is no text; fix or drop it"
     if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in domain):
-        return f"is {_shortened(domain)}, with a control character; a name needs to be one line of text"
+        return f"is {_shorten(domain)}, with a control character; a name needs to be one line of text"
     if len(domain) > LONGEST_DOMAIN:
-        return f"is {_shortened(domain)}, {len(domain)} characters long; a name may have {LONGEST_DOMAIN}"
+        return f"is {_shorten(domain)}, {len(domain)} characters long; a name may have {LONGEST_DOMAIN}"
     return None
 
 
@@ -123,14 +123,14 @@ def has_surrogate(text: str) -> bool:
     return False
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """Return the value as one short line that can be shown in a message."""
     shown = ascii(value) if not isinstance(value, str) or has_surrogate(value) else repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _decode(file: Path) -> str:
-    data = _unpack(file)
+    data = _decompress(file)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise ValueError(f"{file}: UTF-16 or UTF-32, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     try:
@@ -143,7 +143,7 @@ def _decode(file: Path) -> str:
         ) from None
 
 
-def _unpack(file: Path) -> bytes:
+def _decompress(file: Path) -> bytes:
     """Return a file's bytes, decompressed if it is compressed."""
     how = COMPRESSED.get(file.suffix.lower())
     if how is None:
@@ -164,11 +164,11 @@ def _unpack(file: Path) -> bytes:
         raise ValueError(f"{file}: cannot be unpacked as {how} ({_first_line(error)}); make it anew") from None
 
 
-def _json_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
-    return json_rows.records(file, content, may_span_lines=kind == ".json")
+def _read_json(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
+    return json_rows.read_records(file, content, may_span_lines=kind == ".json")
 
 
-def _table_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
+def _read_table(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
     """Yield the rows of CSV or TSV, whose first row names the columns; an empty domain or split counts as none."""
     before = csv.field_size_limit(sys.maxsize)
     row = 0
@@ -177,7 +177,7 @@ def _table_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, A
         names = [name.strip() for name in next(rows, [])]
         if "text" not in names:
             raise ValueError(
-                f"{file}: no 'text' column{_found(names)}; its first row needs to "
+                f"{file}: no 'text' column{_list_columns(names)}; its first row needs to "
                 f"name the columns, apart by {'tabs' if kind == '.tsv' else 'commas'}"
             )
         for row, values in enumerate(rows, 1):
@@ -193,7 +193,7 @@ def _table_records(file: Path, content: str, kind: str) -> Iterator[tuple[str, A
         csv.field_size_limit(before)
 
 
-def _parquet_records(file: Path) -> Iterator[tuple[str, Any]]:
+def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -201,7 +201,7 @@ def _parquet_records(file: Path) -> Iterator[tuple[str, Any]]:
         with pq.ParquetFile(file) as opened:
             names = opened.schema_arrow.names
             if "text" not in names:
-                raise ValueError(f"{file}: no 'text' column{_found(names)}; add one")
+                raise ValueError(f"{file}: no 'text' column{_list_columns(names)}; add one")
             columns = [name for name in ("text", "domain", "split") if name in names]
             batches = opened.iter_batches(columns=columns, batch_size=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):

@@ -45,6 +45,6 @@ def cut_documents(
         for reader in readers:
             _, unspelled = reader.vocabulary.count_tokens_and_unspelled([d.text for d in documents])
             if any(unspelled):
-                found = corpus.share_by_domain(documents, unspelled)
+                found = corpus.compute_unspelled_shares(documents, unspelled)
                 shown.note(notes.describe_unspelled_text(reader.name, found, is_trained_on=False))
     return documents

@@ -108,12 +108,13 @@ def measure_reading(
     vocabulary = pipeline.inputs.load_source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
     source = capture.load(model, vocabulary, dtype=dtype)
-    prefix = passages.Prefix.of(vocabulary, model.context_length, prefix_tokens)
-    members, lengths = passages.by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
+    prefix = passages.fit_prefix(vocabulary, model.context_length, prefix_tokens)
+    members, lengths = passages.group_by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
     window = slice(0, len(documents))
-    planned = passages.plan(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
+    planned = passages.plan_batches(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
     batch = planned[len(planned) // 2]  # of usual length
-    kept_share = passages.DOCUMENTS / (1 + passages.DOCUMENTS) if prefix.tokens else 1.0  # of what a whole corpus reads
+    per_prefix = passages.DOCUMENTS_PER_PREFIX
+    kept_share = per_prefix / (1 + per_prefix) if prefix.tokens else 1.0  # of what a whole corpus reads
     policy = retention.Policy(**(pipeline.run.capture_options(name) if name else pipeline.run.capture).retention)
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()

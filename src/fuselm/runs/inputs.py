@@ -69,7 +69,7 @@ class Inputs:
         named = zip(self.files, self.file_domains, strict=True)
         return {
             f"file {n}": f"{file.name} {fingerprints.hash_file_once(file)}"
-            + ("" if domain == text_files.stem(file) else f" {domain}")
+            + ("" if domain == text_files.strip_endings(file) else f" {domain}")
             for n, (file, domain) in enumerate(named)
         }
 
@@ -106,7 +106,7 @@ class Inputs:
             if (same := hashes.setdefault(fingerprints.hash_file_once(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
         self.file_domains = text_files.name_domains(
-            self.files, lambda file: _count_documents(file, text_files.stem(file))
+            self.files, lambda file: _count_documents(file, text_files.strip_endings(file))
         )
         for file, domain in zip(self.files, self.file_domains, strict=True):
             for name, in_file in _count_documents(file, domain).items():

@@ -97,4 +97,4 @@ def _find_corpus(folder: Path, stages: dict[str, Path]) -> Path | None:
     texts = _list_finished(folder, "corpus")
     if not wanted:
         return texts[-1] if texts else None
-    return next((t for t in reversed(texts) if manifest.read(t)["files"].get(corpus.FILE) in wanted), None)
+    return next((t for t in reversed(texts) if manifest.read(t)["files"].get(corpus.DOCUMENTS_FILE) in wanted), None)

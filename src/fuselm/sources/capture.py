@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import Passage, Prefix
+from fuselm.documents.passages import Passage, fit_prefix
 from fuselm.models import forward, probe
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
@@ -94,7 +94,7 @@ def capture(
             yield read_passages(source, documents, segmentations, batch, policy=policy)
 
     lengths = [len(s.ids) for s in segmentations]
-    prefix = Prefix.of(source.vocabulary, source.context_length, prefix_tokens)
+    prefix = fit_prefix(source.vocabulary, source.context_length, prefix_tokens)
     counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
     return counts | {"vocabulary_size": source.vocabulary.size}
 
@@ -106,7 +106,7 @@ def trace_batch(
 
     Raises `ValueError` that names the document where the model gives NaN.
     """
-    batch = read(source, documents, segmentations, passages.alone(range(len(documents))), policy=policy)
+    batch = read(source, documents, segmentations, passages.put_each_alone(range(len(documents))), policy=policy)
     for document, trace in zip(documents, traces(batch), strict=True):
         if trace is None:
             raise ValueError(f"{name_document(document)}: the model gives NaN; leave the document or the model out")
@@ -128,18 +128,18 @@ def read_passages(
     """
     made = read(source, documents, segmentations, batch, policy=policy)
     again = {}
-    bad = {n for n, of in zip(passages.documents_of(batch), _nan(made), strict=True) if of}
+    bad = {n for n, of in zip(passages.list_documents(batch), _nan(made), strict=True) if of}
     for passage in batch:
         behind = bad.intersection(passage.documents) if passage.before or len(passage.documents) > 1 else set()
         if not behind:
             continue
         apart = {
-            n: read(source, documents, segmentations, passages.alone([n]), policy=policy)
+            n: read(source, documents, segmentations, passages.put_each_alone([n]), policy=policy)
             for n in behind.union(passage.before)
         }
         if any(_nan(of)[0] for of in apart.values()):
             again |= {n: apart[n] for n in behind}
-    return _traces(made, passages.documents_of(batch), again)
+    return _traces(made, passages.list_documents(batch), again)
 
 
 def _traces(made: CapturedBatch, numbers: Sequence[int], again: Mapping[int, CapturedBatch]) -> Iterator[Trace | None]:
@@ -164,10 +164,10 @@ def read(
     policy: Policy,
 ) -> CapturedBatch:
     """Run one forward pass, holding at most a chunk of the logits. Passages number the `documents`."""
-    numbers = passages.documents_of(batch)
+    numbers = passages.list_documents(batch)
     documents_read, tokens_read = [documents[n] for n in numbers], [segmentations[n] for n in numbers]
-    gap = passages.between(source.vocabulary)
-    texts, of_documents = zip(*(passages.tokens_of(p, segmentations, gap) for p in batch), strict=True)
+    separator = passages.tokenize_separator(source.vocabulary)
+    texts, of_documents = zip(*(passages.join_tokens(p, segmentations, separator) for p in batch), strict=True)
     with torch.inference_mode():
         inputs, mask = forward.pad_inputs(texts, source.context_token, source.model.device)
         chosen = mask.bool()

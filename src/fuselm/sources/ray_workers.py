@@ -14,7 +14,7 @@ from typing import Any
 
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import Passage, Prefix
+from fuselm.documents.passages import Passage, fit_prefix
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def capture_on_ray(
     def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
         if not batches:
             return
-        rows = [{"batch": pickle.dumps(passages.apart(batch, documents))} for batch in batches]
+        rows = [{"batch": pickle.dumps(passages.extract_batch(batch, documents))} for batch in batches]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker,
             fn_constructor_args=(model, revision, dtype, policy),
@@ -66,7 +66,7 @@ def capture_on_ray(
             raise ValueError(f"{model.name}: a Ray worker failed ({_cause(error)})") from error
 
     lengths = vocabulary.count_tokens([d.text for d in documents])
-    prefix = Prefix.of(vocabulary, model.context_length, prefix_tokens)
+    prefix = fit_prefix(vocabulary, model.context_length, prefix_tokens)
     counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
     return counts | {"vocabulary_size": vocabulary.size}
 

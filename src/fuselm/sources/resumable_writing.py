@@ -43,7 +43,7 @@ def write_all(
     None for a document that can have none. A thread writes them as they come.
     """
     writer = ResumableWriter(out, documents, progress)
-    members = passages.by_domain(d.domain for d in documents)
+    members = passages.group_by_domain(d.domain for d in documents)
     windows = list(split_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
     resumed = {w: writer.resume(w, documents[window]) for w, window in enumerate(windows)}
     done = set().union(*resumed.values())
@@ -52,8 +52,8 @@ def write_all(
     todo = {
         w: [
             batch
-            for batch in passages.plan(window, lengths, members, prefix=prefix, batch_tokens=batch_tokens)
-            if not done.issuperset(documents[i].id for i in passages.documents_of(batch))
+            for batch in passages.plan_batches(window, lengths, members, prefix=prefix, batch_tokens=batch_tokens)
+            if not done.issuperset(documents[i].id for i in passages.list_documents(batch))
         ]
         for w, window in enumerate(windows)
         if not store.part_path(out, w).exists()
@@ -62,7 +62,7 @@ def write_all(
         made = iter(read_all([batch for batches in todo.values() for batch in batches]))
         for w, batches in todo.items():
             for batch in batches:
-                read = passages.documents_of(batch)
+                read = passages.list_documents(batch)
                 background.put((w, [documents[i] for i in read], next(made)))
                 progress.advance(sum(lengths[i] for i in read if documents[i].id not in done))
             background.put((w, [], None))

@@ -85,7 +85,7 @@ def write(
     read = corpus.count_tokens(pieces, readers).all(axis=0)
     written = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in written)
-    atomic_files.write_text(out / corpus.FILE, "".join(lines))
+    atomic_files.write_text(out / corpus.DOCUMENTS_FILE, "".join(lines))
     for path in paths:
         path.unlink()
     return {
@@ -106,7 +106,7 @@ def _batches(
     rng: random.Random,
 ) -> Iterator[list[Prompt]]:
     """Yield prompts for as many texts in each domain as its size needs; those of a batch are equally long."""
-    between = passages.between(vocabulary).tolist()
+    between = passages.tokenize_separator(vocabulary).tolist()
     for domain in sorted({d.domain for d in documents}):
         members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
         read = sum(len(ids) for _, ids in members)

@@ -14,7 +14,7 @@ import torch
 from numpy import ndarray
 
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import packs
+from fuselm.documents.passages import pack_documents
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows
@@ -47,7 +47,7 @@ def shuffle_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[in
 
     A store's row groups are read as a whole, so in this order they are read once a pass, not once a document.
     """
-    blocks = packs(lengths, range(len(lengths)), BLOCK_TOKENS)
+    blocks = pack_documents(lengths, range(len(lengths)), BLOCK_TOKENS)
     stream: list[int] = []
     for n in range(passes):
         generator = random.Random(f"{seed} {n}")
@@ -83,7 +83,7 @@ class Batches(torch.utils.data.Dataset):
         lengths = list(map(len, self._ids))
         self.packed = pack_tokens is not None
         if pack_tokens is not None:
-            self._batches = packs(lengths, shuffle_passes(lengths, passes=passes, seed=seed), pack_tokens)
+            self._batches = pack_documents(lengths, shuffle_passes(lengths, passes=passes, seed=seed), pack_tokens)
         else:
             size = batch_documents or BATCH_DOCUMENTS
             order = order_documents(lengths, passes=passes, batch=size, seed=seed)

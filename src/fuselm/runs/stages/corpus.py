@@ -27,7 +27,7 @@ def make(pipeline: "Pipeline") -> Path:
     def build(out: Path, shown: Progress) -> dict:
         from fuselm.results import notes
 
-        counts = corpus.prepare(
+        counts = corpus.prepare_corpus(
             inputs.files,
             out,
             domains=inputs.file_domains,
@@ -54,7 +54,7 @@ def read(pipeline: "Pipeline") -> list[corpus.Document]:
 
 def identify(pipeline: "Pipeline") -> str:
     """Return the hash of the documents, for recipes of later stages."""
-    return manifest.read(make(pipeline))["files"][corpus.FILE]
+    return manifest.read(make(pipeline))["files"][corpus.DOCUMENTS_FILE]
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import Passage, Prefix, documents_of
+from fuselm.documents.passages import Passage, Prefix, list_documents
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.servers import client, endpoints
 from fuselm.sources.servers.client import Client, Unreachable
@@ -50,7 +50,7 @@ def capture_from_server(
 
         def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
             nonlocal lost, tokens
-            todo = [i for batch in batches for i in documents_of(batch)]
+            todo = [i for batch in batches for i in list_documents(batch)]
             for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
                 if trace is None:
                     yield [None]
