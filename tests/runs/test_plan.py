@@ -61,7 +61,8 @@ def test_plan_prints_a_table_of_what_is_to_come(run_file):
         "keeps",
         "tokens",
         "bytes/token",
-        "disk",
+        "disk at most",
+        "kept",
         "memory",
         "time",
         "in all",
@@ -71,6 +72,7 @@ def test_plan_prints_a_table_of_what_is_to_come(run_file):
         assert title in outcome.out
     assert re.search(r"sampled 13: \d+\.\d, \d+%", " ".join(outcome.out.split()))
     assert "calibrating" in outcome.err and "calibrating" not in outcome.out
+    assert re.search(r"planned in \d+ s$", outcome.out.rstrip())
     assert not (run_file.parent / "out" / "capture").exists()
 
 
@@ -142,7 +144,9 @@ def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most
         return fusion_loss(hidden, *arguments)
 
     monkeypatch.setattr(calibration, "fusion_loss", spied)
-    assert calibration.measure_training(pipeline, documents, precision="float32").speed > 0
+    assert calibration.measure_training(
+        pipeline, documents, settings=calibration.read_settings(pipeline, "clm", "float32")
+    )
     tokens, learns = seen[-1]
     assert learns and tokens >= sum(sorted(lengths)[:least])
     assert tokens <= (most if most == 293 else sum(sorted(lengths)[-most:]))
@@ -192,12 +196,54 @@ def test_plan_counts_what_has_to_be_compiled_once(run_file, monkeypatch):
     seconds = {}
     for of_stage in (0.0, 1000.0):
         monkeypatch.setattr(compiling, "estimate_seconds", lambda stage, of_stage=of_stage: of_stage)
-        monkeypatch.setattr(calibration, "measure_reading", lambda *_, **__: calibration.Measured(speed=1.0))
-        monkeypatch.setattr(calibration, "measure_training", lambda *_, **__: calibration.Measured(speed=1.0))
+        monkeypatch.setattr(calibration, "measure_writing", lambda *_: 1e9)
+        for name in ("measure_reading", "measure_training"):
+            measured = calibration.Measured(speed=1.0, capture_speed=1.0)
+            monkeypatch.setattr(calibration, name, lambda *_, measured=measured, **__: measured)
         rows, _, _ = plan.calibrate(pipeline_of(run_file))
         seconds[of_stage] = {row.title: row.seconds for row in rows}
     later = {title: seconds[1000.0][title] - seconds[0.0][title] for title in seconds[0.0]}
     assert {title: round(s) for title, s in later.items() if s} == {"align own": 1000, "fuse": 1000}
+
+
+def test_plan_loads_each_model_once_to_read_and_the_target_once_to_train(run_file, monkeypatch):
+    loaded = []
+    for module, name in ((calibration.capture, "load"), (calibration.target_training, "load_target")):
+        load = getattr(module, name)
+
+        def count(model, *arguments, load=load, name=name, **options):
+            loaded.append((name, Path(model.name).name))
+            return load(model, *arguments, **options)
+
+        monkeypatch.setattr(module, name, count)
+    plan.calibrate(pipeline_of(run_file))
+    assert loaded == [("load", "byte_level"), ("load", "sentence_piece"), ("load_target", "byte_level")]
+
+
+def test_time_that_does_not_grow_with_the_text_is_counted(run_file, monkeypatch):
+    """Loading is counted for each model that a step loads; scores and checkpoints for each evaluation."""
+    seconds = {}
+    for loading, bytes_a_second in ((0.0, 1e12), (1000.0, 1e12), (0.0, 1.0)):
+        monkeypatch.setattr(calibration, "measure_writing", lambda *_, speed=bytes_a_second: speed)
+        for name in ("measure_reading", "measure_training"):
+            measured = calibration.Measured(speed=1e9, capture_speed=1e9, loading=loading)
+            monkeypatch.setattr(calibration, name, lambda *_, measured=measured, **__: measured)
+        rows, _, _ = plan.calibrate(pipeline_of(run_file))
+        seconds[loading, bytes_a_second] = {row.title.split(",")[0]: row.seconds for row in rows}
+    nothing, loads, writes = seconds.values()
+    more = {title: round((loads[title] - nothing[title]) / 1000) for title in nothing}
+    assert more == {
+        "capture own": 1, "capture other": 1, "align own": 0, "align other": 0, "fuse": 0, "train clm": 3,
+        "train fused": 3, "evaluate base": 1, "evaluate other": 1, "evaluate clm": 1, "evaluate fused": 1, "report": 0,
+    }  # fmt: skip
+    pipeline = pipeline_of(run_file)
+    parameters = train.count_trained_parameters(pipeline.inputs.target, None)
+    for method in ("clm", "fused"):
+        options = pipeline.run.train.for_method(method)
+        state = train.STATE_BYTES + (train.MEAN_BYTES if options.average else 0)
+        written = options.passes * options.evaluations_per_pass * state * parameters
+        written += pipeline.inputs.target.parameters_bytes
+        assert writes[f"train {method}"] - nothing[f"train {method}"] == pytest.approx(written, rel=1e-6)
 
 
 def test_an_error_comes_below_the_tables_and_leaves_out_one_stage_alone(run_file, monkeypatch):

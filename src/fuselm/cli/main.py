@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -162,7 +163,9 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """Estimate what a run will take: tokens, disk, memory and time, from a short calibration."""
     from fuselm.runs import plan
     from fuselm.system import terminal
+    from fuselm.system.durations import format_duration
 
+    began = time.monotonic()
     pipeline, console, failed = _open_run(run_file, overrides), terminal.open_console(), []
     for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
         try:
@@ -174,6 +177,7 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     if chosen:
         console.print(plan.draw_machine(chosen))
     console.print(plan.draw_estimates(rows))
+    console.print(f"planned in {format_duration(time.monotonic() - began, decimals=0)}")
     if failed := [*failed, *not_calibrated]:
         raise ValueError(failed[0])  # below the tables, which say what can be said
 

@@ -1,14 +1,18 @@
 """Measure how fast this machine is at a run, on one batch of each kind of work.
 
-A model reads one batch, a server is asked for as many documents as at a time, and the target is trained on one batch,
-as the run will do it.
+Each model is loaded once and reads one batch, a server is asked for as many documents as at a time, and the target is
+trained on one batch, as the run will do it. Loading models and writing checkpoints do not grow with the text; they are
+measured too, because they take most of a small run.
 """
 
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,23 +20,37 @@ import torch
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
+from fuselm.models.locating import Model
 from fuselm.runs.estimates import Estimate
 from fuselm.runs.stages.train import collect_settings
 from fuselm.sources import capture
 from fuselm.sources.servers import remote, server
 from fuselm.stores import retention
-from fuselm.system import compiling, machine
+from fuselm.system import compiling, machine, manifest
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import make_plain_text
 from fuselm.training import batches, target_training
 from fuselm.training.objective import fusion_loss
+from fuselm.training.trainer import TrainingSettings
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
 
-BATCH_TOKENS = 1024  # in the batch that a model reads
+BATCH_TOKENS = 512  # in the batch that a model reads
+WRITTEN_BYTES = 1 << 26  # to measure how fast checkpoints are written
 DOCUMENTS = 64  # at most, from all parts of the corpus
+# These settings decide how fast a training is.
+SETTINGS_OF_SPEED = (
+    "batch_documents",
+    "pack_tokens",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "precision",
+    "lora_rank",
+    "lora_modules",
+    "quantize",
+)
 ALIGN_SECONDS = 1e-4  # a token; measured, and small beside the other stages
 
 
@@ -41,41 +59,73 @@ class Measured:
     """Hold what was measured on one batch: the speed, and what a capture keeps of a token on average."""
 
     speed: float  # tokens a second
+    capture_speed: float = 0.0  # tokens of documents a second, behind the tokens that captures read in front
+    loading: float = 0.0  # seconds until the model is in memory
     entries: float = 0.0
     mass: float = 0.0  # probability of the kept entries
     memory: int = 0  # the most bytes that this process has held so far
 
 
 class Calibration:
-    """Measure each kind of work once. `failures` says why some could not be tried."""
+    """Measure each kind of work once. `failures` says why some could not be tried.
 
-    def __init__(self, pipeline: "Pipeline"):
+    A calibration for another run may use what an `earlier` one has measured.
+    """
+
+    def __init__(self, pipeline: "Pipeline", earlier: "Calibration | None" = None):
         machine.use_free_cores()
         self.pipeline = pipeline
         self.chosen: Mapping[str, str] = pipeline.precision.choose_all(pipeline.local_models)
-        self.failures: list[str] = []
-        self._documents = pick_evenly([d for d in pipeline.documents if d.split == "train"], DOCUMENTS)
-        self._measured: dict[str, Measured | None] = {}
-        self._compiled: set[str] = set()
+        self.failures: list[str] = earlier.failures if earlier else []
+        self._measured: dict[Hashable, Measured | None] = earlier._measured if earlier else {}
+        self._compiled: set[str] = earlier._compiled if earlier else set()
 
-    def time_reading(self, name: str, *, prefix_tokens: int = 0) -> Measured | None:
+    @cached_property
+    def _documents(self) -> list[Document]:
+        return pick_evenly([d for d in self.pipeline.documents if d.split == "train"], DOCUMENTS)
+
+    def time_reading(self, name: str) -> Measured | None:
         """Measure a source, or the target for an empty name, reading one batch; None if it can't be tried."""
+        pipeline = self.pipeline
+        if name in pipeline.inputs.servers:
+            server_options = pipeline.inputs.servers[name], pipeline.run.capture_options(name)
+            return self._measure_once(
+                ("server", name, *map(repr, server_options)),
+                f"ask {name}",
+                lambda: measure_server(pipeline, name, self._documents),
+            )
+        name = name or self._find_target_among_sources()
+        model, dtype = self._describe_reader(name)
+        options = pipeline.run.capture_options(name) if name else pipeline.run.capture
+        key = ("read", model.fingerprint, model.tokenizer_fingerprint, dtype, options.prefix_tokens, options.retention)
+        return self._measure_once(
+            tuple(map(repr, key)),
+            f"read {name or 'target'}",
+            lambda: measure_reading(pipeline, name, self._documents, dtype=dtype),
+        )
 
-        def measure() -> Measured:
-            if name in self.pipeline.inputs.servers:
-                return measure_server(self.pipeline, name, self._documents)
-            dtype = self.chosen[f"source {name}" if name else "target"]
-            return measure_reading(self.pipeline, name, self._documents, dtype=dtype, prefix_tokens=prefix_tokens)
+    def time_training(self, method: str) -> Measured | None:
+        """Measure the target trained on one batch, by the settings of a method; None if it can't be tried."""
+        pipeline, precision = self.pipeline, self.chosen["train"]
+        target, settings = pipeline.inputs.target, read_settings(pipeline, method, precision)
+        key = ("train", target.fingerprint, *(getattr(settings, name) for name in SETTINGS_OF_SPEED))
+        return self._measure_once(
+            tuple(map(repr, key)),
+            "train target",
+            lambda: measure_training(pipeline, self._documents, settings=settings),
+        )
 
-        return self._measure_once(f"{'capture' if prefix_tokens else 'read'} {name or 'target'}", measure)
+    def time_writing(self, size: int) -> float:
+        """Return the seconds that writing so many bytes of a checkpoint takes."""
+        measured = self._measure_once(
+            ("write",), "write a checkpoint", lambda: Measured(speed=measure_writing(self.pipeline.folder))
+        )
+        return 0.0 if measured is None else size / measured.speed
 
-    def time_training(self) -> Measured | None:
-        """Measure the target trained on one batch; None if it can't be tried."""
-
-        def measure() -> Measured:
-            return measure_training(self.pipeline, self._documents, precision=self.chosen["train"])
-
-        return self._measure_once("train target", measure)
+    def count_tokens(self, split: str) -> int:
+        """Count the target's tokens in a split of the corpus."""
+        counts = manifest.read(self.pipeline.make_corpus())["counts"]["tokens"]
+        return counts[self.pipeline.inputs.target.tokenizer_fingerprint][split]
 
     def add_kernel_time(self, step: "Step", row: Estimate) -> Estimate:
         """Return an estimate with the time of aligning or fusing, and of compiling that before the first step."""
@@ -84,15 +134,34 @@ class Calibration:
         self._compiled.add(stage)
         return replace(row, seconds=row.tokens * ALIGN_SECONDS + compilation, memory=peak_memory())
 
-    def _measure_once(self, title: str, measure: Callable[[], Measured]) -> Measured | None:
-        if title not in self._measured:
+    def _find_target_among_sources(self) -> str:
+        """Return the name of a local source that is the target, read in the same type; empty if there is none."""
+        target, dtype = self._describe_reader("")
+        for name in self.pipeline.inputs.sources.keys() - self.pipeline.inputs.servers.keys():
+            source, source_dtype = self._describe_reader(name)
+            if (source.fingerprint, source.tokenizer_fingerprint, source_dtype) == (
+                target.fingerprint,
+                target.tokenizer_fingerprint,
+                dtype,
+            ):
+                return name
+        return ""
+
+    def _describe_reader(self, name: str) -> tuple[Model, str]:
+        """Return a source, or the target for an empty name, and the type that it is read in."""
+        if not name:
+            return self.pipeline.inputs.target, self.chosen["target"]
+        return self.pipeline.inputs.sources[name], self.chosen[f"source {name}"]
+
+    def _measure_once(self, key: Hashable, title: str, measure: Callable[[], Measured]) -> Measured | None:
+        if key not in self._measured:
             self.pipeline.console.print(make_plain_text(f"calibrating: {title}", style="dim"))
             try:
-                self._measured[title] = replace(measure(), memory=peak_memory())
+                self._measured[key] = replace(measure(), memory=peak_memory())
             except ValueError as error:
-                self._measured[title] = None
+                self._measured[key] = None
                 self.failures.append(str(error))
-        return self._measured[title]
+        return self._measured[key]
 
 
 def peak_memory() -> int:
@@ -100,28 +169,32 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure_reading(
-    pipeline: "Pipeline", name: str, documents: Sequence[Document], *, dtype: str, prefix_tokens: int
-) -> Measured:
-    """Measure a source, or the target for an empty name, reading one batch."""
+def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Document], *, dtype: str) -> Measured:
+    """Measure a source, or the target for an empty name, reading one batch as a capture does."""
     model = pipeline.inputs.sources[name] if name else pipeline.inputs.target
+    options = pipeline.run.capture_options(name) if name else pipeline.run.capture
     vocabulary = pipeline.inputs.load_source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
+    began = time.perf_counter()
     source = capture.load(model, vocabulary, dtype=dtype)
-    prefix = passages.fit_prefix(vocabulary, model.context_length, prefix_tokens)
+    loading = time.perf_counter() - began
+    prefix = passages.fit_prefix(vocabulary, model.context_length, options.prefix_tokens)
     members, lengths = passages.group_by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
     window = slice(0, len(documents))
     planned = passages.plan_batches(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
     batch = planned[len(planned) // 2]  # of usual length
-    per_prefix = passages.DOCUMENTS_PER_PREFIX
-    kept_share = per_prefix / (1 + per_prefix) if prefix.tokens else 1.0  # of what a whole corpus reads
-    policy = retention.Policy(**(pipeline.run.capture_options(name) if name else pipeline.run.capture).retention)
-    for _ in range(2):  # the first one warms up
+    policy = retention.Policy(**options.retention)
+    for read in (planned[-1], batch):  # the first one is short, and its time does not count
         began = time.perf_counter()
-        kept = capture.read(source, documents, segmentations, batch, policy=policy).kept
+        kept = capture.read(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
+    speed = (len(kept.counts) + sum(row.prefix for row in batch)) / seconds
+    per_prefix = passages.DOCUMENTS_PER_PREFIX
     return Measured(
-        speed=kept_share * (len(kept.counts) + sum(row.prefix for row in batch)) / seconds,
+        speed=speed,
+        # A whole corpus reads this share of documents; the batch may read more in front of them.
+        capture_speed=speed * (per_prefix / (1 + per_prefix) if prefix.tokens else 1.0),
+        loading=loading,
         entries=float(kept.counts.mean()),
         mass=1 - float(kept.tail.mean()),
     )
@@ -137,25 +210,33 @@ def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document
         began = time.perf_counter()
         found = remote.traces(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
+    seconds = time.perf_counter() - began
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)
     kept = [retention.drop_unwanted_entries(policy, d) for d in rows]
     return Measured(
-        speed=tokens / (time.perf_counter() - began),
+        speed=tokens / seconds,
+        capture_speed=tokens / seconds,
         entries=sum(len(d.ids) for d in kept) / max(tokens, 1),
         mass=1 - sum(float(d.tail.sum()) for d in kept) / max(tokens, 1),
     )
 
 
-def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, precision: str) -> Measured:
+def read_settings(pipeline: "Pipeline", method: str, precision: str) -> TrainingSettings:
+    """Return the settings of a method's training with its first learning rate."""
+    rate = pipeline.run.train.for_method(method).learning_rates[0]
+    return TrainingSettings(**collect_settings(pipeline, method, rate, precision=precision))
+
+
+def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, settings: TrainingSettings) -> Measured:
     """Measure one batch forwards and backwards, with its share of the optimizer's step.
 
     It is trained on the text alone, because fused rows cost next to nothing.
     """
-    rate = pipeline.run.train.for_method("clm").learning_rates[0]
-    settings = target_training.TrainingSettings(**collect_settings(pipeline, "clm", rate, precision=precision))
     machine.use_free_cores()
     target, shown = pipeline.inputs.target, Progress(pipeline.console, "calibrating")
+    began = time.perf_counter()
     model = target_training.load_target(target, settings, shown)
+    loading = time.perf_counter() - began
     dataset = batches.Batches(
         documents,
         pipeline.inputs.target_vocabulary,
@@ -183,7 +264,16 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, pre
         seconds = time.perf_counter() - began
         optimizer.step()
         seconds += (time.perf_counter() - began - seconds) / settings.gradient_accumulation
-    return Measured(speed=dataset.count_tokens(1) / seconds)
+    return Measured(speed=dataset.count_tokens(1) / seconds, loading=loading)
+
+
+def measure_writing(folder: Path) -> float:
+    """Return the bytes a second at which torch writes a checkpoint into a folder."""
+    content = torch.zeros(WRITTEN_BYTES, dtype=torch.uint8)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        began = time.perf_counter()
+        torch.save(content, file)
+        return WRITTEN_BYTES / (time.perf_counter() - began)
 
 
 def pick_evenly(items: Sequence, count: int) -> list:

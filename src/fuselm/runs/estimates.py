@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 ENTRY_BYTES = 3.25  # an id and a log-probability that nothing makes smaller; benchmarks/store.py measures 2.0 to 2.1
+USUAL_ENTRY_BYTES, USUAL_ROW_BYTES = 2.1, 7.0  # as measured, where the others are upper bounds
 ROW_BYTES = 10  # token, start, gold, tail, count, and a document's share of names and metadata; measured: 7
 
 
@@ -21,6 +22,7 @@ class Estimate:
     tokens: int
     disk: int  # bytes that stay
     scratch: int = 0  # more bytes, needed only while it is made
+    kept: int | None = None  # bytes that stay, as calibration expects them; without it, `disk`
     there: int = 0  # bytes of both that an interrupted attempt has already written
     keeps: str = ""  # a capture's policy, and what it kept of one batch
     bytes_per_token: float | None = None  # of a capture, measured on one batch
@@ -32,6 +34,11 @@ def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0)
     """Return the estimate of a step, with what an interrupted attempt has already written."""
     there = manifest.measure_partial(step.folder)
     return Estimate(title=step.title, tokens=tokens, disk=disk, scratch=scratch, there=there)
+
+
+def estimate_row_bytes(entries: float) -> float:
+    """Return the bytes that a row with so many entries takes in a store, about."""
+    return USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * entries
 
 
 def sum_disk(rows: Sequence[Estimate]) -> int:

@@ -1,11 +1,12 @@
 """Align every source's distributions to the target's vocabulary."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.runs.config import RunOptions
-from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
+from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import capture, write
 from fuselm.system.manifest import Recipe
@@ -67,8 +68,12 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
-    """Add the time of compiling and aligning."""
-    return calibration.add_kernel_time(step, row)
+    """Add the time of compiling and aligning, and the size of rows with as many entries as the source's."""
+    row = calibration.add_kernel_time(step, row)
+    if (measured := calibration.time_reading(step.name)) is None:
+        return row
+    entries = min(measured.entries, calibration.pipeline.run.align.top_k)
+    return replace(row, kept=round(row.tokens * estimate_row_bytes(entries)))
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:

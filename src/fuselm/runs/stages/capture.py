@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuselm.runs.config import CaptureOptions, RunOptions
-from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_step
+from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import write
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
-
-USUAL_ENTRY_BYTES, USUAL_ROW_BYTES = 2.1, 7.0  # as measured, where `estimates` has upper bounds
 
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
@@ -115,17 +113,19 @@ def _most_entries(options: CaptureOptions) -> int:
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
     """Add the time and memory of reading one batch, and what the policy keeps of it."""
     run, name = calibration.pipeline.run, step.name
-    measured = calibration.time_reading(name, prefix_tokens=run.capture_options(name).prefix_tokens)
+    measured = calibration.time_reading(name)
     if measured is None:
         return row
     kept = f"{measured.entries:.1f}, {measured.mass:.0%}"
     is_served = name in calibration.pipeline.inputs.servers
-    speed = measured.speed * (1 if is_served else run.capture.process_count)
+    speed = measured.capture_speed * (1 if is_served else run.capture.process_count)
+    each = estimate_row_bytes(measured.entries)
     return replace(
         row,
         keeps=f"{' '.join(map(str, run.capture_options(name).retention.values()))}: {kept}",
-        bytes_per_token=USUAL_ROW_BYTES + USUAL_ENTRY_BYTES * measured.entries,
-        seconds=row.tokens / speed,
+        bytes_per_token=each,
+        kept=round(row.tokens * each),
+        seconds=measured.loading + row.tokens / speed,
         memory=measured.memory,
     )
 

@@ -85,7 +85,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     measured = calibration.time_reading(name)
     if measured is None:
         return row
-    return replace(row, seconds=row.tokens / measured.speed, memory=measured.memory)
+    return replace(row, seconds=measured.loading + row.tokens / measured.speed, memory=measured.memory)
 
 
 STAGE = Stage(name="evaluate", make=make, estimate=estimate, calibrate=calibrate, loads_models=True, asks_servers=True)

@@ -1,11 +1,12 @@
 """Fuse all sources' aligned distributions into one for each token."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.runs.config import RunOptions
-from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.estimates import Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import align, write
 from fuselm.system.manifest import Recipe
@@ -49,8 +50,11 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
-    """Add the time of compiling and fusing."""
-    return calibration.add_kernel_time(step, row)
+    """Add the time of compiling and fusing, and the size of rows with the entries of all sources."""
+    row = calibration.add_kernel_time(step, row)
+    measured = [calibration.time_reading(name) for name in calibration.pipeline.inputs.sources]
+    entries = sum(m.entries for m in measured if m is not None)
+    return replace(row, kept=round(row.tokens * estimate_row_bytes(entries))) if all(measured) else row
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:

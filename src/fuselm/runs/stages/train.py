@@ -127,14 +127,26 @@ def count_trained_parameters(target: Model, lora_rank: int | None) -> int:
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
-    """Add the time and memory of training on one batch, and the memory of the mean of the weights."""
-    measured = calibration.time_training()
-    if measured is None:
+    """Add the time and memory of training, which are those of a batch for each, and of what is done beside it.
+
+    The development split is scored before training and at each evaluation, which writes a checkpoint too. At the end
+    the best checkpoint is read, the model written, loaded again and scored on a sample.
+    """
+    from fuselm.training.reload import SAMPLE_TOKENS
+
+    measured, reading = calibration.time_training(step.name), calibration.time_reading("")
+    if measured is None or reading is None:
         return row
-    run, memory = calibration.pipeline.run, measured.memory
-    if run.train.for_method(step.name).average:
-        memory += MEAN_BYTES * count_trained_parameters(calibration.pipeline.inputs.target, run.train.lora_rank)
-    return replace(row, seconds=row.tokens / measured.speed, memory=memory)
+    target, options = calibration.pipeline.inputs.target, calibration.pipeline.run.train.for_method(step.name)
+    parameters = count_trained_parameters(target, options.lora_rank)
+    evaluations = options.passes * options.evaluations_per_pass
+    dev = calibration.count_tokens("dev")
+    scored = (1 + evaluations) * dev + 2 * min(dev, SAMPLE_TOKENS)
+    mean = MEAN_BYTES if options.average else 0
+    written = evaluations * (STATE_BYTES + mean) * parameters + target.parameters_bytes
+    seconds = row.tokens / measured.speed + scored / reading.speed
+    seconds += 3 * measured.loading + calibration.time_writing(written)
+    return replace(row, seconds=seconds, memory=measured.memory + mean * parameters)
 
 
 def count_passes(run: config.RunOptions, name: str, written: Mapping[str, float]) -> float:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -27,6 +27,9 @@ from fuselm.system import manifest
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.terminal import make_plain_text
+
+if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +249,14 @@ def _drop_weights(grid: Grid, seed: int) -> None:
 
 
 def draw_progress(grid: Grid) -> Table:
-    """Return a table of what is done and what is left, with the time it should take by such steps so far."""
+    """Return a table of what is done and what is left, with the time that it should take.
+
+    Steps take the time of such steps so far. If there are none yet, one batch of their work is measured.
+    """
     rows = [(seed, arm, grid.read_state(arm, seed)) for seed, arm in grid.iterate_arms()]
     speed = _measure_speeds(rows)
     result = Table("seed", "arm", Column("trials", justify="right"), "state", Column("left", justify="right"))
+    calibrations = Calibrations(grid)
     planned: set[Path] = set()
     total, unknown = 0.0, 0
     for seed, arm, state in rows:
@@ -260,7 +267,10 @@ def draw_progress(grid: Grid) -> Table:
         makes = [*of_trials, (scored.scoring_step, scored)] if state.scores_folder is None else []
         left = {s.folder: (s, t) for s, t in makes if not s.done and s.folder not in planned}
         planned |= left.keys()
-        times = [_estimate_seconds(step, trial, speed) for step, trial in left.values()]
+        times = [
+            _estimate_seconds(step, trial, speed) or calibrations.estimate_seconds(arm, seed, state, trial, step)
+            for step, trial in left.values()
+        ]
         known = sum(t for t in times if t is not None)
         unknown += None in times
         total += known
@@ -271,7 +281,35 @@ def draw_progress(grid: Grid) -> Table:
     result.add_section()
     count = f"{sum(state.scores_folder is not None for _, _, state in rows)} of {len(rows)} done"
     result.add_row("", "in all", "", count, format_duration(total) + (" without what is unknown" if unknown else ""))
+    if calibrations.failures:
+        result.caption = f"unknown: {calibrations.failures[0]}"
     return result
+
+
+class Calibrations:
+    """Estimate steps by measuring one batch of their work. Trials share what is measured."""
+
+    def __init__(self, grid: Grid):
+        self._grid = grid
+        self._by_trial: dict[tuple[str, int, int], "Calibration"] = {}
+
+    @property
+    def failures(self) -> list[str]:
+        """Return why some work could not be tried, one line each."""
+        return [line for calibration in list(self._by_trial.values())[:1] for line in calibration.failures]
+
+    def estimate_seconds(self, arm: Arm, seed: int, state: State, trial: Trial, step: Step) -> float | None:
+        """Return the seconds that a step should take; None if that cannot be tried."""
+        from fuselm.runs.calibration import Calibration
+
+        key = arm.name, seed, state.trials.index(trial)
+        if key not in self._by_trial:
+            earlier = next(iter(self._by_trial.values()), None)
+            self._by_trial[key] = Calibration(self._grid.open_pipeline(arm, seed, key[2]), earlier)
+        calibration = self._by_trial[key]
+        counts = manifest.read(calibration.pipeline.make_corpus())["counts"]["tokens"]
+        row = step.stage.estimate(calibration.pipeline, step, counts)
+        return step.stage.calibrate(calibration, step, row).seconds
 
 
 def _measure_speeds(rows: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
