@@ -159,7 +159,7 @@ def assert_markdown(path: Path, headings: set[str]) -> None:
     assert_harmless(text)
     if text.startswith("---\n"):
         _, front, text = text.split("---\n", 2)
-        assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}
+        assert set(yaml.safe_load(front)) == {"library_name", "pipeline_tag", "tags"}  # the target is a local folder
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     inline = [child for token in tokens for child in token.children or ()]
     assert not {"html_block", "html_inline", "s_open", "em_open"} & {token.type for token in [*tokens, *inline]}

@@ -392,6 +392,14 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
     assert "&lt;b&gt;" in body and "<b>" not in body
 
 
+def test_card_of_a_local_target_names_no_base_model(make, run, tmp_path):
+    local = tmp_path / "models" / "local-model"
+    local.mkdir(parents=True)
+    run = run.model_copy(update={"target": run.target.model_copy(update={"model": str(local)})})
+    _, front, body = report_page.render_model_card(run_summary.summarize_run(options_of(run), make())).split("---\n", 2)
+    assert "base_model" not in yaml.safe_load(front) and "**Target:** local-model\n" in body
+
+
 def test_thinned_points_keep_their_mean():
     points = [(float(x), float(x * x)) for x in range(30)]
     thinned = figures.thin_points(points, 10)

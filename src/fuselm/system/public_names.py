@@ -20,6 +20,11 @@ def name_publicly(model: str) -> str:
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _name_place(model)
 
 
+def is_hub_name(public_name: str) -> bool:
+    """Tell whether what `name_publicly` returned is a hub id, which others can look up."""
+    return bool(_HUB_ID.fullmatch(public_name))
+
+
 def name_options_publicly(options: Any, name: str = "") -> Any:
     """Return the options of a run, in sections or by their dotted names, with no paths and no addresses in them."""
     if isinstance(options, Mapping):

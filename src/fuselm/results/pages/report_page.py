@@ -18,7 +18,7 @@ from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
-from fuselm.system.foreign_text import escape_controls
+from fuselm.system.public_names import is_hub_name
 
 ANSWERS = {
     "better": "Fusion helped.",
@@ -174,7 +174,7 @@ def render_model_card(summary: Mapping) -> str:
     models = {name: model.removesuffix(".gguf") for name, model in models.items()}
     front = {
         "library_name": "transformers",
-        "base_model": escape_controls(models["target"]),
+        **({"base_model": models["target"]} if is_hub_name(models["target"]) else {}),
         "pipeline_tag": "text-generation",
         "tags": ["fuselm", "knowledge-fusion"],
     }
