@@ -100,7 +100,7 @@ def test_what_was_meant_is_found_by_other_names_and_in_other_sections(given, hin
     [
         (
             ["models/qwen2.5-coder.gguf", "b"],
-            "a list without names; write name: model, as {qwen2: models/qwen2.5-coder.gguf}",
+            "a list without names; write name: model, as {qwen: models/qwen2.5-coder.gguf}",
         ),
         (["org/Gemma-3"], "a list without names; write name: model, as {gemma: org/Gemma-3}"),
         ("models/a/", "one model without names; write name: model, as {a: models/a/}"),

@@ -13,19 +13,18 @@ from typing import Annotated
 import typer
 
 from fuselm.alignment.choices import METHODS
-from fuselm.cli import endings, merge_cli, options_cli, store_cli
+from fuselm.cli import endings, init_cli, merge_cli, options_cli, store_cli
 from fuselm.models.choices import DTYPES
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
 
 app = typer.Typer(
-    help="Fuse the knowledge of several language models, of any architecture and tokenizer, into one.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(init_cli.app)
 app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
 app.command()(merge_cli.merge)
@@ -38,6 +37,25 @@ Overrides = Annotated[
 ]
 DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
 TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
+
+
+def _print_version(is_asked: bool) -> bool:
+    """Print the version and end the command if `is_asked`; return the value of the flag."""
+    if is_asked:
+        from fuselm import __version__
+
+        print_line(f"fuselm {__version__}")
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def take_common_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fuse the knowledge of several language models, of any architecture and tokenizer, into one."""
 
 
 def main() -> None:
@@ -285,7 +303,11 @@ def fidelity(
     texts: Annotated[str, TextsOption],
     method: Annotated[
         list[str],
-        typer.Option(help=f"{', '.join(METHODS)}; several times to compare.", show_default="span"),
+        typer.Option(
+            help=f"{', '.join(METHODS)}; several times to compare.",
+            show_default="span",
+            autocompletion=lambda: list(METHODS),
+        ),
     ] = ("span",),  # type: ignore[assignment]
     top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each token.")] = 64,
     sampled_tokens: Annotated[

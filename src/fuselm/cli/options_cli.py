@@ -12,10 +12,24 @@ app = typer.Typer(rich_markup_mode=None)
 SCHEMAS = ("run", "study")
 
 
+def _complete_option(incomplete: str) -> list[str]:
+    """Return the names of sections and options that begin with what was typed."""
+    from fuselm.runs.options import reference
+
+    groups = reference.list_groups()
+    names = [*(group.name for group in groups), *(option.name for group in groups for option in group.options)]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
 @app.command()
 def options(
     name: Annotated[
-        str | None, typer.Argument(help="Option or section, as train or train.learning_rate.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Option or section, as train or train.learning_rate.",
+            show_default=False,
+            autocompletion=_complete_option,
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/options.md.")] = False,
 ) -> None:
@@ -29,7 +43,10 @@ def options(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help=f"{' or '.join(SCHEMAS)}: which file it is for.")] = "run",
+    kind: Annotated[
+        str,
+        typer.Argument(help=f"{' or '.join(SCHEMAS)}: which file it is for.", autocompletion=lambda: list(SCHEMAS)),
+    ] = "run",
 ) -> None:
     """Print the JSON schema of a run file or a study file, by which editors complete and check it."""
     if kind not in SCHEMAS:

@@ -1,5 +1,6 @@
 """Define the options of models: the target, and sources that are models or servers."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_serializer, model_validator
@@ -83,6 +84,13 @@ class ServerOptions(Options):
         return written
 
 
+def suggest_source_name(model: str) -> str:
+    """Return a short name for a model: the word that its name begins with, as qwen for Qwen/Qwen2.5-Coder-0.5B."""
+    last = model.rstrip("/").rpartition("/")[2].lower()
+    word = re.match(r"[a-z]+", last) or re.match(r"[a-z0-9]+", last)
+    return word[0] if word else "source"
+
+
 def _expand_string(value: Any) -> Any:
     """Return the options that a plain string stands for."""
     return {"model": value} if isinstance(value, str) else value
@@ -99,9 +107,10 @@ def _check_named(value: Any) -> Any:
     if isinstance(value, list | str):
         given = value if isinstance(value, list) else [value]
         first = next((spec for spec in given if isinstance(spec, str)), "models/qwen")
-        name = first.rstrip("/").rpartition("/")[2].split(".")[0].split("-")[0].lower()
         kind = "a list" if isinstance(value, list) else "one model"
-        raise ValueError(f"sources: {kind} without names; write name: model, as {{{name}: {first}}}")
+        raise ValueError(
+            f"sources: {kind} without names; write name: model, as {{{suggest_source_name(first)}: {first}}}"
+        )
     return value
 
 

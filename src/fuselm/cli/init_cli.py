@@ -1,0 +1,56 @@
+"""Define `fuselm init`: ask for models and texts, and write a run file for them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuselm.system.streams import print_line
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def init(
+    run_file: Annotated[Path, typer.Argument(help="The run file to write.")] = Path("run.yaml"),
+    target: Annotated[str | None, typer.Option(help="Model to train: hub id, folder or GGUF file.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Model to learn from, as MODEL or NAME=MODEL; may be repeated.")
+    ] = None,
+    texts: Annotated[list[str] | None, typer.Option(help="File, folder or pattern of texts; may be repeated.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for what the run makes; runs/NAME by default.")] = None,
+) -> None:
+    """Write a run file with comments, from a few questions or from flags. Nothing is overwritten."""
+    if run_file.exists():
+        raise ValueError(f"{run_file}: exists already; nothing is overwritten, so name another file")
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    if not asks and (
+        missing := [name for name, v in (("target", target), ("source", source), ("texts", texts)) if not v]
+    ):
+        raise ValueError(f"--{missing[0]}: missing; give it, or run `fuselm init` on a terminal, where it is asked for")
+    from fuselm.runs import new_run_file
+
+    target = target or _ask("Model to train (hub id, folder or GGUF file)")
+    source = source or _ask_several("Model to learn from", "Another one (empty: no more)")
+    texts = texts or _ask_several("Texts (file, folder or pattern)", "More texts (empty: no more)")
+    default = f"runs/{run_file.stem}"
+    output = output or (_ask("Folder for what the run makes", default) if asks else default)
+    choices = new_run_file.Choices(target=target, sources=new_run_file.name_sources(source), texts=texts, output=output)
+    for written in new_run_file.write_run_file(run_file, choices):
+        print_line(f"wrote {written}")
+    print_line(f"next: fuselm plan {run_file}, then fuselm run {run_file}")
+
+
+def _ask(question: str, default: str | None = None) -> str:
+    try:
+        return typer.prompt(question, default=default).strip()
+    except typer.Abort:
+        raise ValueError("init: no answer, so nothing was written") from None
+
+
+def _ask_several(question: str, again: str) -> list[str]:
+    answers = [_ask(question)]
+    while answer := _ask(again, ""):
+        answers.append(answer)
+    return answers
