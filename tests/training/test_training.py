@@ -321,7 +321,7 @@ def test_an_output_layer_with_adapters_is_refused(byte_level, tied, module):
     """Refuse them, because the loss reads the layer's own weights, so its adapters would learn nothing."""
     pytest.importorskip("peft")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(byte_level, tie_word_embeddings=tied))
-    with pytest.raises(ValueError, match=r"^train.lora_modules: they name the output layer, .*; leave it out$"):
+    with pytest.raises(ValueError, match=r"^train.lora_modules: they name the output layer, .*; leave them out$"):
         adapters.add_adapters(model, rank=3, alpha=6.0, dropout=0.0, modules=["q_proj", module])
 
 

@@ -23,6 +23,7 @@ from fuselm.system import atomic_files, progress
 if TYPE_CHECKING:
     from fuselm.alignment import fidelity, span_losses
     from fuselm.alignment.aligner import Aligner
+    from fuselm.sources.capture import LoadedSource
     from fuselm.stores.store import Trace
 
 BATCH_TOKENS = 1024
