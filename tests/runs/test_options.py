@@ -46,7 +46,7 @@ def test_an_option_is_described_in_sentences(name):
     ("named", "implemented"),
     [
         (choices.METHODS, aligner.METHODS),
-        (fusion_choices.FUNCTIONS, set(weights.FUNCTIONS) - {"oracle"}),
+        (fusion_choices.FUNCTIONS, set(weights.WEIGHT_FUNCTIONS) - {"oracle"}),
         (training_choices.DIVERGENCES, objective.DIVERGENCES),
         (training_choices.CONFIDENCES, {"none", *objective.CONFIDENCES}),
         (training_choices.SCHEDULES, target_training.SCHEDULES),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fuselm.documents import cutting
-from fuselm.documents.text_files import find_files, name_domains, stem
+from fuselm.documents.text_files import find_files, name_domains, strip_endings
 from fuselm.documents.texts import TextRow, read_texts
 
 FEWEST = 3  # documents of a domain without splits: one to train on, one for dev, one held out
@@ -27,7 +27,7 @@ def regroup_texts(names: Sequence[str | Path]) -> list[TextRow] | None:
         ValueError: If a file cannot be read, or if there is too little text for any split.
     """
     files = find_files(names)
-    domains = name_domains(files, lambda file: {row.domain for row in read_texts(file, stem(file))})
+    domains = name_domains(files, lambda file: {row.domain for row in read_texts(file, strip_endings(file))})
     rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain)]
     rows = [row for row in rows if row.text.strip()]
     counts = Counter(row.domain for row in rows if row.split is None)
@@ -51,7 +51,7 @@ def _cut_rows(rows: Sequence[TextRow]) -> list[TextRow]:
     """Cut documents into pieces, as long as there are enough of them."""
     size = LONGEST
     while True:
-        pieces = [replace(row, text=piece) for row in rows for piece in cutting.cut(row.text, [], size)]
+        pieces = [replace(row, text=piece) for row in rows for piece in cutting.cut_text(row.text, [], size)]
         pieces = [piece for piece in pieces if piece.text.strip()]
         if len(pieces) >= ENOUGH:
             return pieces
