@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fuselm.system import atomic_files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+COLUMNS = 100
 
 
 def read(path: Path) -> dict | None:
@@ -41,6 +43,17 @@ def study(folder: Path) -> str | None:
         shutil.copy(folder / "figures" / figure, figures)
     text = text.replace("](figures/", f"](figures/{folder.name}/").replace("`fuselm study ", "`fuselm study examples/")
     return re.sub(r"^(?=#)", "#", re.sub(r"^# .*\n+", "", text), flags=re.MULTILINE).strip()
+
+
+def wrap(page: str) -> str:
+    """Break lines at 100 columns where a study's page has longer ones; tables and headings stay whole."""
+    lines = []
+    for line in page.splitlines():
+        is_whole = len(line) <= COLUMNS or line.startswith(("|", "#"))
+        indent = "  " if line.startswith("- ") else ""
+        kept = {"break_long_words": False, "break_on_hyphens": False}
+        lines += [line] if is_whole else textwrap.wrap(line, COLUMNS, subsequent_indent=indent, **kept)
+    return "\n".join(lines)
 
 
 def tasks(folder: Path) -> str | None:
@@ -86,7 +99,7 @@ def main() -> None:
         if len(absent) == len(found):
             print(f"{page}: as it was, for nothing of it is in {runs}")
             continue
-        atomic_files.write_text(page, environment.get_template(f"{name}.md.jinja").render(found) + "\n")
+        atomic_files.write_text(page, wrap(environment.get_template(f"{name}.md.jinja").render(found)) + "\n")
         print(f"{page}{': without ' + ', '.join(absent) if absent else ''}")
 
 
