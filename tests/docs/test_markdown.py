@@ -9,6 +9,7 @@ import pytest
 from markdown_pages import ROOT
 
 PAGES = markdown_pages.find_pages()
+MOST_COLUMNS, MOST_README_LINES = 100, 130
 ITEM = re.compile(r"([-*]|\d+\.) ")
 
 
@@ -39,3 +40,27 @@ def test_a_list_has_an_empty_line_before_it(page):
         if ITEM.match(line) and before.strip() and not ITEM.match(before) and not before.startswith(" ")
     ]
     assert not glued, "\n".join(glued)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_lines_have_at_most_100_columns(page):
+    """Tables may have longer lines, because a row cannot be broken; so may code, because some commands cannot."""
+    long = [n for n, line in markdown_pages.lines_of_text(page) if len(line) > MOST_COLUMNS and line[0] not in "|#"]
+    assert not long, f"{page}: lines {long}"
+
+
+def test_the_readme_is_short():
+    lines = markdown_pages.read(Path("README.md")).splitlines()
+    assert len(lines) <= MOST_README_LINES
+    assert [line for line in lines if len(line) > MOST_COLUMNS] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_no_sentence_has_two_relative_clauses_with_which(page):
+    sentences = [
+        (number, sentence)
+        for number, text in markdown_pages.paragraphs(page)
+        if not text.startswith("|")
+        for sentence in re.split(r"(?<=[.:;?!]) ", re.sub(r"`[^`]*`", "code", text))
+    ]
+    assert not [f"{page}:{n}: {s}" for n, s in sentences if len(re.findall(r"\bwhich\b", s)) > 1]
