@@ -15,6 +15,7 @@ import typer
 from fuselm.alignment.choices import METHODS
 from fuselm.cli import endings, init_cli, merge_cli, options_cli, store_cli
 from fuselm.models.choices import DTYPES
+from fuselm.models.library_output import silence_libraries
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
 
@@ -61,6 +62,7 @@ def take_common_options(
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    silence_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells whoever imports it which kernels it lacks
     sys.exit(endings.run_command(_run_command))
 

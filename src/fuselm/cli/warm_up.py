@@ -16,6 +16,7 @@ from fuselm.alignment.aligner import Aligner, align_store
 from fuselm.documents.corpus import Document
 from fuselm.fusion.fuse import fuse_stores
 from fuselm.models import scan
+from fuselm.models.library_output import silence_libraries
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.runs.options.fusion import FuseOptions
 from fuselm.stores import retention, store
@@ -107,6 +108,7 @@ def _trace(vocabulary: Vocabulary, segmentation: Segmentation, document: Documen
 _SAMPLED = retention.Policy(policy="sampled", draws=DRAWS)
 
 if __name__ == "__main__":
+    silence_libraries()
     screen = Console(stderr=True)
     use_console(screen)
     with tempfile.TemporaryDirectory() as temporary, show_progress(Console(quiet=True), "") as shown:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from fuselm.models.library_output import hide_library_output
 from fuselm.models import gguf_claims
 from fuselm.system import atomic_files, fingerprints, progress
 from fuselm.system.errors import summarize_error
@@ -111,7 +112,7 @@ def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
     """Write model and tokenizer to `folder`."""
     try:
         # The file lies alone in a folder, because transformers also reads what lies beside it.
-        with tempfile.TemporaryDirectory() as alone:
+        with tempfile.TemporaryDirectory() as alone, hide_library_output():
             (Path(alone) / "model.gguf").symlink_to(path.resolve())
             _convert_model(alone, reader).save_pretrained(folder)
             _convert_tokenizer(alone, reader, folder)

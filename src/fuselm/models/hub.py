@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from fuselm.models.library_output import hide_library_output
+from fuselm.system import progress
 from fuselm.system.errors import summarize_error
 from fuselm.system.server_keys import hide_key
 
@@ -23,14 +25,11 @@ def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> 
         )
     if not _HUB_ID.fullmatch(spec):
         raise ValueError(f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path")
-    from huggingface_hub import errors, get_token, snapshot_download
+    from huggingface_hub import errors, get_token
 
     try:
-        wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
-        folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-        if weights and not any(folder.glob("model*.safetensors")):
-            snapshot_download(spec, revision=revision, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
-        return folder
+        with progress.announce(f"downloading {spec} from the hub"), hide_library_output():
+            return _download_files(spec, revision, weights)
     except errors.GatedRepoError:
         needed = "gated on the hub; accept its terms on its page there, then run `hf auth login`"
     except errors.RevisionNotFoundError:
@@ -41,3 +40,13 @@ def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> 
         said = hide_key(summarize_error(error), get_token() or "")
         needed = f"could not be downloaded ({said}); check the network, or give a local folder"
     raise ValueError(f"{spec}: {needed}")
+
+
+def _download_files(spec: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["model*.safetensors"] if weights else [])]
+    folder = Path(snapshot_download(spec, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    if weights and not any(folder.glob("model*.safetensors")):
+        snapshot_download(spec, revision=revision, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
+    return folder

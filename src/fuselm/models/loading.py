@@ -1,7 +1,5 @@
 """Load a model that was located, and its tokenizer, from an ordinary Hugging Face folder on this disk."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +7,7 @@ from tokenizers import Tokenizer
 
 from fuselm.models import config_claims, tokenizer_files
 from fuselm.models.choices import DTYPES
+from fuselm.models.library_output import hide_library_output
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.errors import summarize_error
@@ -59,18 +58,16 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: unknown; needs one of {', '.join(DTYPES)}")
     import torch
-    import transformers
     from transformers import AutoModelForCausalLM
 
     from fuselm.models import precision
     from fuselm.system import progress
 
-    transformers.utils.logging.disable_progress_bar()  # it lasts a second or two; fuselm has its own display
     config_claims.check_size(model)
     if dtype == "auto":
         dtype = precision.choose_reading_dtype(model, device=device)
     try:
-        with progress.announce(f"loading {model.name}"), _without_load_report():
+        with progress.announce(f"loading {model.name}"), hide_library_output():
             loaded, info = AutoModelForCausalLM.from_pretrained(
                 model.folder,
                 dtype=dtype,
@@ -87,16 +84,3 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
         return loaded.to(precision.find_device() if device == "auto" else torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r}: cannot be used ({summarize_error(error)})") from error
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from printing a table of the weights that do not fit; one line here says what matters."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

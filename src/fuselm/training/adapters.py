@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from fuselm.models.library_output import hide_library_output
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 
@@ -65,9 +66,10 @@ def load_in_4_bits(target: Model, *, precision: str) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        target.folder, quantization_config=config, local_files_only=True, trust_remote_code=False
-    )
+    with hide_library_output():
+        model = AutoModelForCausalLM.from_pretrained(
+            target.folder, quantization_config=config, local_files_only=True, trust_remote_code=False
+        )
     for module in model.modules():
         # Once evaluated, such a module would otherwise change to weights that have no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, probe
 from fuselm.models.choices import DTYPES
+from fuselm.models.library_output import hide_library_output
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
@@ -290,10 +291,12 @@ def save_model_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], 
         product = load_model(target, dtype=str(dtype).removeprefix("torch."), device="cpu")
         product.load_state_dict(weights)
     else:
-        model.save_pretrained(folder / ".adapters", state_dict=weights)
+        with hide_library_output():
+            model.save_pretrained(folder / ".adapters", state_dict=weights)
         product = adapters.merge_adapters(target, folder / ".adapters").to(dtype)
         shutil.rmtree(folder / ".adapters")
-    product.save_pretrained(folder)
+    with hide_library_output():
+        product.save_pretrained(folder)
     companions.copy_companions(target.folder, folder)
 
 
