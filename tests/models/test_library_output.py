@@ -1,0 +1,66 @@
+"""library_output.py: bars, log lines and warnings of other libraries do not reach the screen."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from fuselm.models.library_output import QUIET, hide_library_output
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
+
+SCRIPT = """
+import sys, warnings
+from fuselm.models.library_output import silence_libraries
+if sys.argv[2] == "silent":
+    silence_libraries()
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+AutoModelForCausalLM.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[3])
+logging.get_logger("transformers").warning("a line of the log")
+warnings.warn("a warning of Python's")
+"""
+OUTPUT = ("%|", "a line of the log", "a warning of Python's")
+
+
+def print_as(mode: str, model, out, *options: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
+    command = [sys.executable, *options, "-c", SCRIPT, str(model), mode, str(out)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+
+
+def test_a_command_shows_nothing_of_other_libraries(byte_level, tmp_path):
+    assert print_as("silent", byte_level, tmp_path / "silent") == ""
+    shown = print_as("loud", byte_level, tmp_path / "loud")
+    assert [part for part in OUTPUT if part not in shown] == []
+
+
+def test_a_command_shows_python_warnings_if_asked_to(byte_level, tmp_path):
+    shown = print_as("silent", byte_level, tmp_path / "out", "-Wdefault")
+    assert "a warning of Python's" in shown and "%|" not in shown
+
+
+def test_bars_and_log_lines_are_hidden_within_a_block_and_come_back(byte_level, tmp_path, capfd):
+    logging.enable_progress_bar()
+    logging.set_verbosity_info()
+    try:
+        with hide_library_output():
+            AutoModelForCausalLM.from_pretrained(byte_level).save_pretrained(tmp_path / "hidden")
+            logging.get_logger("transformers").warning("a line of the log")
+        assert capfd.readouterr().err == ""
+        assert logging.is_progress_bar_enabled() and logging.get_verbosity() == logging.INFO
+        AutoModelForCausalLM.from_pretrained(byte_level).save_pretrained(tmp_path / "shown")
+        assert "%|" in capfd.readouterr().err
+    finally:
+        logging.set_verbosity_warning()
+
+
+def test_loading_a_model_prints_nothing(byte_level, capfd):
+    logging.enable_progress_bar()
+    with warnings.catch_warnings():
+        load_model(locate_model(str(byte_level)), device="cpu")
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
