@@ -64,3 +64,11 @@ def test_no_sentence_has_two_relative_clauses_with_which(page):
         for sentence in re.split(r"(?<=[.:;?!]) ", re.sub(r"`[^`]*`", "code", text))
     ]
     assert not [f"{page}:{n}: {s}" for n, s in sentences if len(re.findall(r"\bwhich\b", s)) > 1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_table_of_packages_has_all_of_them(page):
+    """No package is forgotten, and none that is gone is listed."""
+    rows = re.findall(r"^\| `(\w+)` \|", markdown_pages.read(Path(page)), re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "src" / "fuselm").glob("*/__init__.py")}
+    assert set(rows) == folders and len(rows) == len(folders)
