@@ -31,6 +31,7 @@ NOT_RUN = {
     "make ": "tested as a target of the Makefile",
     "vllm ": "needs vLLM and a GPU",
     "ssh ": "needs another machine",
+    "docker ": "needs docker",
     "accelerate launch": "needs 8 GPUs; tests/training/test_processes.py trains with two processes",
     "lm_eval ": "fetches a task from the Hub; tests/examples/test_tasks.py asks a task of ours",
     "python examples/tasks/run.py": "tests/examples/test_tasks.py",
