@@ -438,7 +438,9 @@ def test_zero_is_drawn_and_named_in_every_figure_of_differences(values, width):
 
 
 def test_a_figure_is_drawn_for_phones_too():
-    marks = {"a long name of a domain": [figures.Mark(label="m", style="clm", value=v, low=v, high=v) for v in (1.0, 2.0)]}
+    marks = {
+        "a long name of a domain": [figures.Mark(label="m", style="clm", value=v, low=v, high=v) for v in (1.0, 2.0)]
+    }
     both = figures.draw_for_all_widths(
         lambda width: figures.draw_intervals(marks, axis="x", number=str, label="x", width=width)
     )

@@ -1,10 +1,11 @@
 """Read a page as a parser reads it."""
 
+import json
 from html.parser import HTMLParser
 
 from fuselm.results.pages.rendering import render_template
 
-SCRIPTS = ("page.js.jinja",)  # all that a page may run
+SCRIPTS = ("page.js.jinja", "token_view.js.jinja")  # all that a page may run
 
 
 class Page(HTMLParser):
@@ -19,6 +20,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.seen.append(tag)
+        self.is_data = ("type", "application/json") in attributes
         self.references += [v for n, v in attributes if n in ("src", "href", "xlink:href", "action", "style")]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -31,7 +33,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.open[-1:] == ["script"]:
-            if data.strip() not in self.own_scripts:
+            if self.is_data:
+                assert "<" not in data
+                json.loads(data)
+            elif data.strip() not in self.own_scripts:
                 self.foreign_scripts.append(data)
         else:
             self.texts.append(data)

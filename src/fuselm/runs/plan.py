@@ -6,12 +6,12 @@ a short calibration.
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
 from fuselm.runs.estimates import Estimate, sum_disk
+from fuselm.runs.stage import TokenCounts
 from fuselm.runs.stages import report
 from fuselm.system import manifest
 from fuselm.system.durations import format_duration
@@ -31,12 +31,16 @@ def estimate(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> lis
     todo = [step for step in steps or pipeline.dry_run() if not step.done]
     result = _estimate_steps(pipeline, todo)
     if todo and steps is None:
-        result.append(report.estimate_published(pipeline))
+        result.append(report.estimate_published(pipeline, _count_tokens(pipeline)))
     return result
 
 
+def _count_tokens(pipeline: "Pipeline") -> TokenCounts:
+    return manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+
+
 def _estimate_steps(pipeline: "Pipeline", steps: "Sequence[Step]") -> list[Estimate]:
-    tokens = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+    tokens = _count_tokens(pipeline)
     return [step.stage.estimate(pipeline, step, tokens) for step in steps]
 
 
@@ -55,7 +59,7 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
         step.stage.calibrate(calibration, step, row)
         for step, row in zip(todo, _estimate_steps(pipeline, todo), strict=True)
     ]
-    published = replace(report.estimate_published(pipeline), seconds=1.0)
+    published = report.calibrate_published(calibration, report.estimate_published(pipeline, _count_tokens(pipeline)))
     return [*rows, published], calibration.chosen, calibration.failures
 
 
@@ -103,7 +107,7 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
 
 def draw_token_counts(pipeline: "Pipeline") -> Table:
     """Return a table of the tokens of each split under each tokenizer."""
-    counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+    counted = _count_tokens(pipeline)
     result = Table("tokens of", *(_align_right(split) for split in ("train", "dev", "heldout")))
     for name, model in [("target", pipeline.inputs.target), *pipeline.inputs.sources.items()]:
         result.add_row(name, *(f"{n:,}" for n in counted[model.tokenizer_fingerprint].values()))

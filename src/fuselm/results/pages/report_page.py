@@ -16,6 +16,7 @@ from fuselm.results.pages.figures import draw_for_all_widths
 from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
 from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
+from fuselm.results.pages.token_view import prepare_token_view
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
 from fuselm.system.public_names import is_hub_name
@@ -28,10 +29,11 @@ ANSWERS = {
 }
 
 
-def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
+def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: Mapping[str, Any] | None = None) -> str:
     """Render a run's report as one self-contained HTML page.
 
-    `histories` are the training histories of `clm` and `fused`, by method.
+    `histories` are the training histories of `clm` and `fused`, by method. `token_rows` are those of
+    `token_rows.gather_token_rows`; without them, the page has no token view.
     """
     sources = [n for n in summary["models"] if n not in TARGETS]
     styles = {n: style_source(k) for k, n in enumerate(sources)} | {t: t for t in TARGETS}
@@ -49,7 +51,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping]) -> str:
         sources=sources,
         styles=styles,
         source_styles={name: styles[name] for name in sources},
-        token_view=None,
+        token_view=prepare_token_view(token_rows, styles) if token_rows else None,
         tiles={
             "fused − clm": ("trained on the text alone", summary["differences"]["fused-clm"]["average"]),
             "fused − base": ("the target before training", summary["differences"]["fused-base"]["average"]),

@@ -1,19 +1,25 @@
 """Write the results of a run, and publish them with the fused model in the run's folder."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuselm.models.locating import locate_model
 from fuselm.runs import publish
 from fuselm.runs.estimates import Estimate
 from fuselm.runs.stage import Made, Stage, TokenCounts
 from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, train, write
-from fuselm.system import processes
+from fuselm.system import manifest, processes
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 
 if TYPE_CHECKING:
+    from fuselm.runs.calibration import Calibration
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
+
+WRITING_SECONDS = 3.0  # of the page, the card and the intervals, and of loading three small models
 
 
 def make(pipeline: "Pipeline") -> Path:
@@ -32,8 +38,8 @@ def make(pipeline: "Pipeline") -> Path:
         inputs={f"{stage} {name}": pipeline.steps.get_key(path) for (stage, name), path in folder_of.items()},
     )
 
-    def build(out: Path, _: Progress) -> dict:
-        return report.write_report(out, options, folders)
+    def build(out: Path, shown: Progress) -> dict:
+        return report.write_report(out, options, folders, _gather_token_rows(pipeline, folder_of, shown))
 
     path = pipeline.steps.make(STAGE, "", recipe, build)
     if processes.rank() == 0:
@@ -47,6 +53,33 @@ def make(pipeline: "Pipeline") -> Path:
     return path
 
 
+def _gather_token_rows(pipeline: "Pipeline", folder_of: Mapping[tuple[str, str], Path], shown: Progress) -> dict:
+    """Return what sources, the fusion and the target's models say about the tokens of a few documents."""
+    from fuselm.results.token_rows import ReadModel, gather_token_rows
+
+    models = {"base": pipeline.inputs.target}
+    for method in train.METHODS:
+        weights = folder_of[train.STAGE.name, method] / train.WEIGHTS
+        if weights.is_dir():  # those of clm may have been deleted
+            models[method] = locate_model(str(weights))
+    return gather_token_rows(
+        pipeline.documents,
+        pipeline.inputs.target_vocabulary,
+        {
+            name: ReadModel(model=model, dtype=_find_dtype(folder_of[evaluate.STAGE.name, name]))
+            for name, model in models.items()
+        },
+        {name: path for (stage, name), path in folder_of.items() if stage == align.STAGE.name},
+        folder_of[fuse.STAGE.name, ""],
+        progress=shown,
+    )
+
+
+def _find_dtype(evaluated: Path) -> str:
+    """Return the precision in which a model was read for its scores; older folders do not say it."""
+    return manifest.read(evaluated)["counts"].get("dtype", "auto")
+
+
 def _flatten(folders: dict[str, Made]) -> dict[tuple[str, str], Path]:
     """Return the folders by stage and name; the name is empty where a stage has one folder."""
     return {
@@ -56,15 +89,36 @@ def _flatten(folders: dict[str, Made]) -> dict[tuple[str, str], Path]:
     }
 
 
-def estimate_published(pipeline: "Pipeline") -> Estimate:
-    """Estimate the published model, which is beside the one of before while it is copied."""
+def estimate_published(pipeline: "Pipeline", tokens: TokenCounts) -> Estimate:
+    """Estimate the published model, which is beside the one of before while it is copied, and the token view.
+
+    The target's models read the same few documents, at most all of those that are chosen from.
+    """
+    from fuselm.results import token_rows
+
     size = pipeline.inputs.target.parameters_bytes
-    return Estimate(title=STAGE.name, tokens=0, disk=size, scratch=size)
+    counted = tokens[pipeline.inputs.target.tokenizer_fingerprint]
+    most = token_rows.MOST_DOCUMENTS * token_rows.MOST_TOKENS
+    read = sum(min(most, counted[split]) for split in token_rows.SPLITS)
+    return Estimate(title=STAGE.name, tokens=read * (1 + len(train.METHODS)), disk=size, scratch=size)
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
-    """Estimate the published model; the results themselves are small."""
-    return estimate_published(pipeline)
+    """Estimate the published model and the token view; the results themselves are small."""
+    return estimate_published(pipeline, tokens)
 
 
-STAGE = Stage(name="report", make=make, estimate=estimate, needs_precision=False)
+def calibrate_published(calibration: "Calibration", row: Estimate) -> Estimate:
+    """Add the time of writing the page and of reading the documents of the token view, and the memory of that."""
+    measured = calibration.time_reading("")
+    if measured is None:
+        return replace(row, seconds=WRITING_SECONDS)
+    return replace(row, seconds=WRITING_SECONDS + row.tokens / measured.speed, memory=measured.memory)
+
+
+def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
+    """Add time and memory, as `calibrate_published` does."""
+    return calibrate_published(calibration, row)
+
+
+STAGE = Stage(name="report", make=make, estimate=estimate, calibrate=calibrate, needs_precision=False)
