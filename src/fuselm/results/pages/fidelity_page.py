@@ -112,12 +112,16 @@ def write_advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
     mass = result["causes"]["mass"]
     if mass["tail_of_the_source"] > 0.05:
         share = mass["tail_of_the_source"]
-        yield f"Keep more entries (`--top-k` here, `capture.draws` in a run): {share:.1%} of the mass is beyond them."
+        yield (
+            f"{share:.1%} of the mass is beyond the entries that are kept here. A run draws from it (`capture.draws`), "
+            "so it is not lost there; `--top-k` keeps more of it here."
+        )
     if mass["cut"] > 0.01:
         yield f"Keep more aligned entries (`align.top_k` in a run): {mass['cut']:.1%} of the mass is cut there."
     poor = [name for name, c in result["categories"].items() if c["own_bits_informed"] < 0.9 and c["bytes"] > 0.01]
     if poor:
-        yield f"Of {', '.join(map(_spell_out, poor))}, more than a tenth of the bits does not arrive: see by category."
+        names = ", ".join(map(_spell_out, poor))
+        yield f"More than a tenth of the bits of {names} does not arrive; the table by category says how much does."
     own = result["average"]["own_bits_per_byte"]
     yield (
         f"Is there something to learn? The source needs {own:.3f} bits per byte of these texts; "
