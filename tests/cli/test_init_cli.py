@@ -90,7 +90,7 @@ def test_questions_are_asked_on_a_terminal(tmp_path):
     assert written == {
         "output": "runs/run",
         "target": "org/target",
-        "sources": {"qwen": "org/qwen", "two": "org/other"},
+        "sources": {"target": "org/target", "qwen": "org/qwen", "two": "org/other"},
         "corpus": {"files": ["*.txt"]},
     }
 

@@ -105,6 +105,8 @@ def test_sources_get_short_names(tmp_path, monkeypatch):
         "base-2": "models/base",
         "7": "models/7",
     }
+    assert name_sources(["b"], own="models/own") == {"own": "models/own", "b": "b"}
+    assert name_sources(["b", "mine=models/own"], own="models/own") == {"b": "b", "mine": "models/own"}
     with pytest.raises(ValueError, match=r"--source a=y: the name 'a' is given twice; take another"):
         name_sources(["a=x", "a=y"])
 

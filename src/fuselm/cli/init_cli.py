@@ -20,6 +20,9 @@ def init(
     ] = None,
     texts: Annotated[list[str] | None, typer.Option(help="File, folder or pattern of texts; may be repeated.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder for what the run makes; runs/NAME by default.")] = None,
+    target_as_source: Annotated[
+        bool, typer.Option(help="Learn from the target too, so that fusion can keep what it does better already.")
+    ] = True,
 ) -> None:
     """Write a run file with comments, from a few questions or from flags. Nothing is overwritten."""
     if run_file.exists():
@@ -36,7 +39,12 @@ def init(
     texts = texts or _ask_several("Texts (file, folder or pattern)", "More texts (empty: no more)")
     default = f"runs/{run_file.stem}"
     output = output or (_ask("Folder for what the run makes", default) if asks else default)
-    choices = new_run_file.Choices(target=target, sources=new_run_file.name_sources(source), texts=texts, output=output)
+    choices = new_run_file.Choices(
+        target=target,
+        sources=new_run_file.name_sources(source, own=target if target_as_source else None),
+        texts=texts,
+        output=output,
+    )
     for written in new_run_file.write_run_file(run_file, choices):
         print_line(f"wrote {written}")
     print_line(f"next: fuselm plan {run_file}, then fuselm run {run_file}")

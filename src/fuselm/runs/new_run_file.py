@@ -29,14 +29,17 @@ class Choices:
     output: str
 
 
-def name_sources(given: Sequence[str]) -> dict[str, str]:
+def name_sources(given: Sequence[str], *, own: str | None = None) -> dict[str, str]:
     """Return models by name. Each is given as NAME=MODEL, or as MODEL, which gets a short name of its own.
+
+    `own` is the target if it should be a source too; it comes first unless it is given.
 
     Raises:
         ValueError: If a name is given twice.
     """
     named: dict[str, str] = {}
-    for spec in given:
+    is_given = own is None or any(own in (spec, spec.partition("=")[2]) for spec in given)
+    for spec in given if is_given else [own, *given]:
         name, equals, model = spec.partition("=")
         if equals and not os.path.exists(spec):
             if name in named:
@@ -113,7 +116,8 @@ output: {_quote(choices.output)}  # the folder for everything that the run makes
 # The model to train: a hub id, a folder or a GGUF file.
 target: {_quote(_place(choices.target, folder))}
 
-# The models to learn from, each under a name that tables and pages show.
+# The models to learn from, each under a name that tables and pages show. The target may be one of them, so that the
+# fusion can keep what it does better already; it costs a reading of the texts.
 sources:
 {sources}
 
