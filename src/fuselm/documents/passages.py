@@ -73,7 +73,7 @@ def plan_batches(
         batches = forward.group_into_batches(lengths[window], batch_tokens)
         return [put_each_alone(window.start + k for k in batch) for batch in batches]
     rows = [row for of_domain in members.values() for row in _plan_rows(of_domain, window, lengths, prefix)]
-    sizes = [row.prefix + sum(lengths[n] + prefix.between for n in row.documents) for row in rows]
+    sizes = [row.prefix + sum(lengths[n] + prefix.separator_tokens for n in row.documents) for row in rows]
     return [[rows[k] for k in batch] for batch in forward.group_into_batches(sizes, batch_tokens)]
 
 
