@@ -148,7 +148,7 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
 
 
 def count_domains(rows: Iterable[TextRow]) -> dict[str, dict[str, int]]:
-    """Count, by domain, the documents that are not empty and name each split, or none (`DRAWN`)."""
+    """Count, by domain, the documents that are not empty and name each split, or none (`UNASSIGNED`)."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         if row.text.strip():
