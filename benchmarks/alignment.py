@@ -345,7 +345,7 @@ def captured(name: str, top_k: int) -> Store:
             context_length=model.context_length,
         )
         with show_progress(console, f"capture {name}") as shown:
-            return capture.capture(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)
+            return capture.capture_from_model(source, texts, out, policy=policy, batch_tokens=2048, progress=shown)
 
     manifest.build_once(folder, recipe, build)
     return Store(folder)

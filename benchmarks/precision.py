@@ -71,7 +71,7 @@ def read_batch(model: Model, dtype: str) -> float:
         cut = text().encode()[: whole.starts[tokens]].decode("utf-8", "ignore")
         document = Document(id="0", origin="0", domain="english", split="train", text=cut)
         segmentations = [vocabulary.segment(cut)]
-        capture.read(source, [document], segmentations, passages.put_each_alone([0]), policy=POLICY)
+        capture.read_batch(source, [document], segmentations, passages.put_each_alone([0]), policy=POLICY)
 
     return seconds_of(work)
 

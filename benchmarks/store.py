@@ -203,7 +203,7 @@ def worker(task: str) -> Callable[[str, int], dict]:
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
             policy = Policy(**DEFAULT)
-            capture.capture(source, chosen, out, policy=policy, batch_tokens=BATCH_TOKENS, progress=quiet())
+            capture.capture_from_model(source, chosen, out, policy=policy, batch_tokens=BATCH_TOKENS, progress=quiet())
 
         took = median(bare if task == "bare" else all_of_it)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -395,7 +395,7 @@ def captured(name: str, options: dict) -> Path:
         from fuselm.system.progress import show_progress
 
         with show_progress(console, f"capture {name} {options}") as shown:
-            return capture.capture(
+            return capture.capture_from_model(
                 source_of(name), documents(), out, policy=Policy(**options), batch_tokens=BATCH_TOKENS, progress=shown
             )
 

@@ -98,7 +98,7 @@ def examine_folder(name: str, documents: Sequence[Document], folder: Path) -> Ou
         try:
             located = locate_model(str(folder / "model"))
             vocabulary = Vocabulary(load_tokenizer(located), located.output_size)
-            source = capture.load(located, vocabulary, dtype="float32")
+            source = capture.load_source(located, vocabulary, dtype="float32")
         except Exception as error:
             faults = [] if why_not else ["refused, although it predicts tokens one after the other"]
             if not isinstance(error, ValueError) or "\n" in str(error):
@@ -174,7 +174,7 @@ def measure_source(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     """Compare gold log-probabilities of padded batches with those of the plain model, in float32 and bfloat16."""
     tokens = [vocabulary.segment(d.text).ids for d in documents]
     theirs = plain_logprobs(plain(located.folder, torch.float32), located, tokens)
-    source = capture.load(located, vocabulary, dtype="float32")
+    source = capture.load_source(located, vocabulary, dtype="float32")
     apart = np.abs(captured_logprobs(source, documents) - theirs)
     faults, notes = [], []
     if not apart.max() <= SOURCE_NATS:
@@ -190,7 +190,7 @@ def measure_source(located: Model, vocabulary: Vocabulary, documents: Sequence[D
     except Exception as error:
         notes.append(f"transformers can't run it in bfloat16 ({one_line(error)})")
     else:
-        narrow = captured_logprobs(capture.load(located, vocabulary, dtype="bfloat16"), documents)
+        narrow = captured_logprobs(capture.load_source(located, vocabulary, dtype="bfloat16"), documents)
         if not np.abs(narrow - theirs).mean() <= NARROW_NATS:
             faults.append(f"bfloat16 differs by {np.abs(narrow - theirs).mean():.3g} nats on average")
     return Cell(text=f"{apart.max():.0e}", faults=faults, notes=notes)
@@ -302,7 +302,7 @@ def measure_product(located: Model, vocabulary: Vocabulary, documents: Sequence[
         located, vocabulary, documents, documents, out, fused=None, settings=SETTINGS, progress=silent()
     )
     product = locate_model(str(out / "model"))
-    source = capture.load(product, vocabulary, dtype="float32")
+    source = capture.load_source(product, vocabulary, dtype="float32")
     scores = scoring.score_documents(source.model, source.layer, vocabulary, product.context_token, documents)
     bits = scoring.compute_bits_per_byte(scores)["average"]
     apart = abs(bits - counts["dev_bits_per_byte"])

@@ -218,7 +218,7 @@ def test_an_interrupted_capture_resumes_in_its_own_type_wherever_its_folder_is(r
     out = run_file.parent / "out"
     on(WITHOUT)
     monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
-    read, calls = capture.read, []
+    read, calls = capture.read_batch, []
 
     def stops(*arguments, **named):
         calls.append(1)
@@ -227,7 +227,7 @@ def test_an_interrupted_capture_resumes_in_its_own_type_wherever_its_folder_is(r
         return read(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "read", stops)
+        patch.setattr(capture, "read_batch", stops)
         assert "stopped here" in fuselm("capture", run_file).err
     (partial,) = out.glob("capture/own-*.partial")
     assert (partial / run_precision.PARTIAL_FILE).read_text() == "float32"

@@ -227,12 +227,12 @@ def test_documents_that_have_nan_behind_others_alone_are_skipped(tmp_path, byte_
 
 def test_a_source_reads_in_the_thread_that_asks(tmp_path, byte_level, documents, monkeypatch):
     """... while another one writes."""
-    read, threads = capture.read, set()
+    read, threads = capture.read_batch, set()
 
     def spied(*arguments, **options):
         threads.add(threading.current_thread())
         return read(*arguments, **options)
 
-    monkeypatch.setattr(capture, "read", spied)
+    monkeypatch.setattr(capture, "read_batch", spied)
     captured(tmp_path / "store", source_of(byte_level), documents)
     assert threads == {threading.main_thread()}

@@ -31,7 +31,7 @@ def test_bits_are_unpacked_the_highest_first(bits, count, rows, seed):
     numbers = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count))
     data = np.array([packed(row, bits) for row in numbers.tolist()], np.uint8)
     data = data.reshape(rows, math.ceil(count * bits / 8))
-    assert distillkit.unpack(data, bits, count).tolist() == numbers.tolist()
+    assert distillkit.unpack_numbers(data, bits, count).tolist() == numbers.tolist()
 
 
 @pytest.mark.parametrize("exact_dtype", ["bfloat16", "float16", "float32"])
@@ -87,4 +87,4 @@ def test_another_configuration_is_refused():
             distillkit.decompress(data, ids, compression | wrong)
         assert str(caught.value) == said
     with pytest.raises(ValueError, match="needs d, k and exact_k"):
-        distillkit.check({"k": 5})
+        distillkit.check_compression({"k": 5})

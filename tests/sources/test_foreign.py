@@ -12,26 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm.sources.interchange import derivation, distillkit, foreign
-from fuselm.sources.interchange.foreign import Foreign, Tokens
+from fuselm.sources.interchange.foreign import ForeignRecord, LayoutTokenizer
 from fuselm.stores import store
 from fuselm.stores.rows import Trace, build_table, read_traces
 
 TOP_K = 3
 
 
-def tokens_of(make_vocabulary) -> Tokens:
+def tokens_of(make_vocabulary) -> LayoutTokenizer:
     vocabulary = make_vocabulary()
-    return Tokens(vocabulary=vocabulary, context=vocabulary.token_strings.index("<s>"))
+    return LayoutTokenizer(vocabulary=vocabulary, context=vocabulary.token_strings.index("<s>"))
 
 
 def stored(trace: Trace) -> Trace:
     return read_traces(build_table([trace]))[0]
 
 
-def back(record: dict, layout: str, tokens: Tokens, *, ahead: bool | None = None, tail: float | None = None):
+def back(record: dict, layout: str, tokens: LayoutTokenizer, *, ahead: bool | None = None, tail: float | None = None):
     chosen, counted = foreign.LAYOUTS[layout], Counter()
-    found = chosen.read(json.loads(foreign.dump(record)), tokens)
-    trace, text = derivation.to_trace(
+    found = chosen.read(json.loads(foreign.dump_record(record)), tokens)
+    trace, text = derivation.derive_trace(
         found, tokens, ahead=chosen.ahead if ahead is None else ahead, tail=tail, counted=counted
     )
     return trace, text, counted
@@ -74,7 +74,7 @@ def test_what_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
     assert counted["tokens_without_row"] == 0
 
 
-def simple() -> Tokens:
+def simple() -> LayoutTokenizer:
     """Ids: <s> 0, a 1, b 2, Ġ 3, Ã 4, © 5, ab 6; two rows of filler."""
     return tokens_of(lambda: drawn.byte_pairs([(0, 1)]))
 
@@ -166,7 +166,7 @@ def test_rows_that_are_the_next_tokens_are_moved():
 
 
 def test_distillkits_compressed_columns_are_read_by_their_configuration():
-    compression = distillkit.check({"d": 9, "k": 2, "exact_k": 2, "delta_encoding": False})
+    compression = distillkit.check_compression({"d": 9, "k": 2, "exact_k": 2, "delta_encoding": False})
     exact = np.log(np.array([[0.5, 0.25], [0.75, 0.125]], np.float32))
     record = {
         "input_ids": [0, 6, 3],
@@ -207,18 +207,18 @@ def test_what_no_softmax_gives_is_refused():
         back(record | {"token_ids": [[6, 6]], "top_values": [[-9.0, -9.0]]}, "distillkit", simple())
 
 
-def renormalised() -> Foreign:
+def renormalised() -> ForeignRecord:
     row = [(6, math.log(0.75)), (1, math.log(0.25))]
-    return Foreign(text=None, tokens=[0, 6, 3], rows=[None, row, row], gold=[math.nan] * 3)
+    return ForeignRecord(text=None, tokens=[0, 6, 3], rows=[None, row, row], gold=[math.nan] * 3)
 
 
 def test_renormalised_rows_are_scaled_by_what_was_cut_off():
     counted: Counter[str] = Counter()
-    trace, _ = derivation.to_trace(renormalised(), simple(), ahead=False, tail=0.2, counted=counted)
+    trace, _ = derivation.derive_trace(renormalised(), simple(), ahead=False, tail=0.2, counted=counted)
     assert rows_of(trace) == [{6: 0.6, 1: 0.2}] * 2
     np.testing.assert_allclose(trace.distributions.tail, 0.2, rtol=1e-6)
     assert math.exp(trace.distributions.gold[1]) == pytest.approx(0.2 / 7)
-    whole, _ = derivation.to_trace(renormalised(), simple(), ahead=False, tail=0.0, counted=counted)
+    whole, _ = derivation.derive_trace(renormalised(), simple(), ahead=False, tail=0.0, counted=counted)
     assert whole.distributions.gold[1] == -math.inf and not whole.distributions.tail.any()
 
 
@@ -236,7 +236,7 @@ def test_renormalised_rows_need_to_be_said():
 
 def test_rows_one_place_off_are_noticed():
     ids = [0, 6, 3, 1, 3, 6]
-    right = Foreign(text=None, tokens=ids, rows=[[(i, -1.0)] for i in ids], gold=[math.nan] * 6)
+    right = ForeignRecord(text=None, tokens=ids, rows=[[(i, -1.0)] for i in ids], gold=[math.nan] * 6)
     derivation.check_places([right], False, simple())
     with pytest.raises(
         ValueError, match="0% of the tokens are among their rows' entries, and 100% with --rows own; add"

@@ -33,7 +33,7 @@ def test_every_mutated_answer_is_read_right_or_refused():
 @pytest.mark.parametrize(
     "module, name, instead",
     [
-        (id_protocols, "pair", lambda ids, logprobs: list(zip(ids, logprobs, strict=True))),
+        (id_protocols, "make_entries", lambda ids, logprobs: list(zip(ids, logprobs, strict=True))),
         (endpoints, "check_row", lambda *_: None),
         (endpoints, "check_numbers", lambda _: None),
     ],

@@ -21,7 +21,7 @@ from server_runs import run_file
 
 from fuselm.documents.corpus import Document
 from fuselm.sources.servers import client, remote
-from fuselm.sources.servers import server as servers
+from fuselm.sources.servers.server import connect, find_server
 from fuselm.system import addresses, server_keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."
@@ -34,7 +34,7 @@ MEMORY = 200 << 10  # KiB
 def hurry(monkeypatch):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(client, "ATTEMPTS", 2)
-    monkeypatch.setattr(servers, "PATIENCE", 1)
+    monkeypatch.setattr("fuselm.sources.servers.server.PATIENCE", 1)
     monkeypatch.setenv(client.DEFAULT_KEY_VARIABLE, KEY)
 
 
@@ -48,9 +48,9 @@ def capture_from(behaviour: Behaviour, plain, *, timeout: float = 30.0):
     segmentation = source.vocabulary.segment(DOCUMENT.text)
     length = None if behaviour.kind == "llama" else 512
     with serve(behaviour, source, folder) as server:
-        found = servers.find(server.url, "tiny", str(folder), context_length=length, timeout=timeout)
-        with servers.connect(found, source.vocabulary, top_k=TOP_K) as connection:
-            return list(remote.traces(connection, [DOCUMENT], [segmentation])), server.asked
+        found = find_server(server.url, "tiny", str(folder), context_length=length, timeout=timeout)
+        with connect(found, source.vocabulary, top_k=TOP_K) as connection:
+            return list(remote.trace_documents(connection, [DOCUMENT], [segmentation])), server.asked
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -58,7 +58,9 @@ def test_a_hostile_answer_is_one_line_that_names_the_server(plain, monkeypatch, 
     behaviour = BEHAVIOURS[name]
     is_late = behaviour.says == "no answer in time"
     monkeypatch.setattr(client, "ATTEMPTS", 1 if is_late else 2)
-    monkeypatch.setattr(servers, "CONNECT", 0.3 if is_late and behaviour.where == "models" else 10.0)
+    monkeypatch.setattr(
+        "fuselm.sources.servers.server.CONNECT_SECONDS", 0.3 if is_late and behaviour.where == "models" else 10.0
+    )
     with pytest.raises(ValueError) as error:
         capture_from(behaviour, plain, timeout=2.0 if is_late else 30.0)
     said = str(error.value)
@@ -123,9 +125,9 @@ import sys
 from pathlib import Path
 from fuselm.sources.servers import client
 from fuselm.sources.servers import listing
-asked = client.connect(sys.argv[1], key_env=None, timeout=20.0, requests=1)
+asked = client.open_client(sys.argv[1], key_env=None, timeout=20.0, requests=1)
 try:
-    with client.naming(asked):
+    with client.name_server(asked):
         listing.find_model(client.ask(asked, "models", attempts=1), "tiny", "")
 except ValueError as problem:
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -227,7 +229,7 @@ def test_this_machine_is_reached_without_the_proxy_that_others_are(plain, monkey
     assert len(capture_from(Behaviour(where="nowhere", act=None, says=""), plain)[0]) == 1
     monkeypatch.setenv("http_proxy", f"socks5://me:{KEY}@127.0.0.1:9")
     with pytest.raises(ValueError) as error:
-        client.connect("http://192.0.2.1/v1", key_env=None, timeout=1.0, requests=1, key_over_http=True)
+        client.open_client("http://192.0.2.1/v1", key_env=None, timeout=1.0, requests=1, key_over_http=True)
     assert "the environment names a proxy for http that is no http://host:port" in str(error.value)
     assert KEY not in str(error.value)
 
@@ -251,7 +253,7 @@ def test_a_proxy_sees_what_goes_through_it_and_no_tunnel(monkeypatch):
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://me:word@127.0.0.1:{proxy.server_address[1]}")
         for url, over_http in [("http://192.0.2.1/v1", True), ("https://192.0.2.1/v1", False)]:
-            asked = client.connect(url, key_env=None, timeout=5.0, requests=1, key_over_http=over_http)
+            asked = client.open_client(url, key_env=None, timeout=5.0, requests=1, key_over_http=over_http)
             with contextlib.closing(asked), pytest.raises(client.Unreachable, match=url):
                 client.ask(asked, "models", attempts=1)
         proxy.shutdown()

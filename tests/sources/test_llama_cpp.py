@@ -23,7 +23,7 @@ from rich.console import Console
 from fuselm.documents.corpus import Document
 from fuselm.sources import capture, resumable_writing
 from fuselm.sources.servers import client, remote
-from fuselm.sources.servers import server as servers
+from fuselm.sources.servers.server import Server, find_server
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
@@ -75,11 +75,11 @@ def llama(file: Path, port: int, *options: str) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def found(file: Path, port: int) -> servers.Server:
-    return servers.find(f"http://127.0.0.1:{port}/v1", "m", str(file), context_length=CONTEXT, requests=2)
+def found(file: Path, port: int) -> Server:
+    return find_server(f"http://127.0.0.1:{port}/v1", "m", str(file), context_length=CONTEXT, requests=2)
 
 
-def captured(folder: Path, server: servers.Server, vocabulary, documents) -> dict:
+def captured(folder: Path, server: Server, vocabulary, documents) -> dict:
     shown = Progress(Console(file=io.StringIO()), "capture")
     recipe = Recipe(stage="capture")
     manifest.build_once(

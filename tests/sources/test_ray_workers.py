@@ -62,7 +62,7 @@ def captured(folder: Path, model: Path, documents, *, ray: bool, stop: bool = Fa
 
     def build(out: Path) -> dict:
         if not ray:
-            return capture.capture(source_of(model), documents, out, **HOW, progress=shown)
+            return capture.capture_from_model(source_of(model), documents, out, **HOW, progress=shown)
         found = locate_model(str(model))
         vocabulary = Vocabulary(load_tokenizer(found), found.output_size)
         more = {"workers": 2, "revision": None, "dtype": "float32"}

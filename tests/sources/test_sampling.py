@@ -18,7 +18,7 @@ from fuselm.system.progress import Progress
 @pytest.fixture
 def source(byte_level):
     model = locate_model(str(byte_level))
-    return capture.load(model, load_vocabulary(model), dtype="float32")
+    return capture.load_source(model, load_vocabulary(model), dtype="float32")
 
 
 def documents(texts: list[str]) -> list[Document]:
@@ -29,7 +29,7 @@ def documents(texts: list[str]) -> list[Document]:
 
 def sample(source, texts: list[str], *, tokens: int = 5 * sampling.LENGTH, seed: int = 0):
     progress = Progress(Console(file=io.StringIO()), "draw")
-    return sampling.sample(source, documents(texts), tokens=tokens, seed=seed, progress=progress)
+    return sampling.sample_texts(source, documents(texts), tokens=tokens, seed=seed, progress=progress)
 
 
 LONG = [f"the {n} words of a document, which has more tokens than a prompt takes; number {n}" * 3 for n in range(5)]
@@ -64,10 +64,10 @@ def test_tokens_come_as_often_as_the_source_expects(source):
         logits = source.model(inputs).logits[0, -1, : source.vocabulary.size].double().clone()
     logits[[i for i, b in enumerate(source.vocabulary.token_bytes) if not b]] = -torch.inf
     expected = logits.softmax(0).numpy()
-    source.model.generation_config = replace_length(sampling._settings(source))
+    source.model.generation_config = replace_length(sampling._make_generation_config(source))
     torch.manual_seed(0)
     count = 2000
-    drawn = np.array([row[0] for row in sampling._draw(source, [ids] * count)])
+    drawn = np.array([row[0] for row in sampling._generate(source, [ids] * count)])
     found = np.bincount(drawn, minlength=len(expected))
     assert found[expected == 0].sum() == 0
     spread = (found - count * expected)[expected > 0] ** 2 / (count * expected[expected > 0])

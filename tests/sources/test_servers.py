@@ -21,8 +21,8 @@ from fuselm.documents.corpus import Document
 from fuselm.runs import diagnosis_inputs
 from fuselm.sources import capture
 from fuselm.sources.servers import client, endpoints, remote
-from fuselm.sources.servers import server as servers
 from fuselm.sources.servers.endpoints import Dialect, Prompt
+from fuselm.sources.servers.server import Server, check_server, connect, find_server
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
@@ -54,16 +54,16 @@ def model(request) -> tuple[Path, capture.LoadedSource]:
     return folder, source_of(folder)
 
 
-def find(server: ModelServer, folder: Path, **options) -> servers.Server:
+def find(server: ModelServer, folder: Path, **options) -> Server:
     options = {"context_length": 512 if server.kind == "llama" else None, "timeout": 20.0} | options
-    return servers.find(server.url, options.pop("served", NAME), str(folder), **options)
+    return find_server(server.url, options.pop("served", NAME), str(folder), **options)
 
 
 def asked(server: ModelServer, model, documents, *, top_k: int = TOP_K, **options) -> list[tuple[store.Trace, float]]:
     folder, source = model
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
-    with servers.connect(find(server, folder, **options), source.vocabulary, top_k=top_k) as connection:
-        return list(remote.traces(connection, documents, segmentations))
+    with connect(find(server, folder, **options), source.vocabulary, top_k=top_k) as connection:
+        return list(remote.trace_documents(connection, documents, segmentations))
 
 
 def in_process(source: capture.LoadedSource, document: Document, top_k: int) -> store.Trace:
@@ -101,22 +101,28 @@ def test_traces_are_those_of_in_process_capture(model, documents, kind, top_k):
 
 def test_a_string_of_several_tokens_is_left_to_the_tail(plain):
     _, source = plain
-    dialect = endpoints.dialect(source.vocabulary, "ignore", opening="", skip=0)
+    dialect = endpoints.make_dialect(source.vocabulary, "ignore", opening="", skip=0)
     several = [t for t, b in enumerate(source.vocabulary.token_bytes) if b and not b.decode("utf-8", "ignore")]
-    assert len(several) > 2 and dialect.ids[""] == endpoints.SEVERAL
+    assert len(several) > 2 and dialect.ids[""] == endpoints.AMBIGUOUS
     letter = source.vocabulary.id_by_bytes[b"e"]
-    row, lost = endpoints.named({"e": -1.0, "": -2.0, "no token": -3.0}, dialect)
+    row, lost = endpoints.resolve_strings({"e": -1.0, "": -2.0, "no token": -3.0}, dialect)
     assert row == [(letter, -1.0)] and lost == pytest.approx(np.exp(-2) + np.exp(-3))
-    row, lost = endpoints.named({"e": -1.0, "": -2.0}, dialect, {"": (several[1], -2.0)})
+    row, lost = endpoints.resolve_strings({"e": -1.0, "": -2.0}, dialect, {"": (several[1], -2.0)})
     assert row == [(letter, -1.0), (several[1], -2.0)] and lost == 0
 
 
 def test_a_twin_out_of_its_place_has_the_other_ones_value():
     dialect = Dialect(ids={"a": 1, "\n": 2, "b": 3}, strings=[], twins=frozenset("\n"), opening="", skip=0)
-    assert endpoints.named({"a": -1.0, "\n": -2.0, "b": -3.0}, dialect) == ([(1, -1.0), (2, -2.0), (3, -3.0)], 0.0)
-    row, lost = endpoints.named({"\n": -9.0, "a": -1.0, "b": -3.0}, dialect)
+    assert endpoints.resolve_strings({"a": -1.0, "\n": -2.0, "b": -3.0}, dialect) == (
+        [(1, -1.0), (2, -2.0), (3, -3.0)],
+        0.0,
+    )
+    row, lost = endpoints.resolve_strings({"\n": -9.0, "a": -1.0, "b": -3.0}, dialect)
     assert row == [(1, -1.0), (3, -3.0)] and lost == pytest.approx(np.exp(-9))
-    assert endpoints.named({"\n": -9.0, "a": -1.0}, dialect, {"\n": (2, -9.0)}) == ([(2, -9.0), (1, -1.0)], 0.0)
+    assert endpoints.resolve_strings({"\n": -9.0, "a": -1.0}, dialect, {"\n": (2, -9.0)}) == (
+        [(2, -9.0), (1, -1.0)],
+        0.0,
+    )
 
 
 def test_what_the_real_llama_cpp_server_said():
@@ -124,21 +130,21 @@ def test_what_the_real_llama_cpp_server_said():
     strings = [""] * 49152
     for string, token in known.items():
         strings[token] = string
-    ids = known | {"": endpoints.SEVERAL}
+    ids = known | {"": endpoints.AMBIGUOUS}
     dialect = Dialect(ids=ids, strings=strings, twins=frozenset(), opening="<|im_start|>", skip=0)
     prompt = Prompt(text="Hello 𓂀 world", ids=[19556, 216, 187, 237, 220, 218, 905], context=1)
     echo = RECORDED["echo"]
-    assert endpoints.ask_openai("smollm2", prompt, 5, dialect) == echo["request"]
-    rows = endpoints.read_openai(echo["answer"], prompt, dialect)
+    assert endpoints.request_openai("smollm2", prompt, 5, dialect) == echo["request"]
+    rows = endpoints.read_echo(echo["answer"], prompt, dialect)
     own = echo["answer"]["choices"][0]["logprobs"]["token_logprobs"]
     assert rows.entries[0] is None and rows.gold[1:] == own[1:7]
     assert all(dict(rows.entries[n])[prompt.ids[n]] == own[n] for n in range(1, 7))
-    assert endpoints.distributions(
+    assert endpoints.make_distributions(
         endpoints.PromptRows(entries=rows.entries[1:], gold=rows.gold[1:], lost=0.0), 3
     ).counts.tolist() == [min(3, len(rows.entries[n])) for n in range(1, 7)]
     with pytest.raises(ValueError, match=r"^8 tokens to the server, 1 \+ 6 to the local tokenizer$"):
         shorter = Prompt(text="Hello 𓂀", ids=prompt.ids[:6], context=1)
-        endpoints.read_openai(echo["answer"], shorter, dialect)
+        endpoints.read_echo(echo["answer"], shorter, dialect)
     assert RECORDED["shifted"]["answer"]["usage"]["prompt_tokens"] == 7
     assert (RECORDED["ids"]["status"], RECORDED["forced"]["answer"]["choices"][0]["text"]) == (500, "Hello")
 
@@ -165,7 +171,7 @@ def test_no_more_requests_at_a_time_than_allowed(plain, documents):
     assert server.most_at_once == 3
 
 
-def captured(folder: Path, server: servers.Server, vocabulary, documents) -> dict:
+def captured(folder: Path, server: Server, vocabulary, documents) -> dict:
     shown = Progress(Console(file=io.StringIO()), "capture")
     manifest.build_once(
         folder,
@@ -252,7 +258,7 @@ def test_a_tokenizer_of_another_model_is_refused(plain, sentence_piece, kind):
     folder, source = plain
     other = source_of(sentence_piece)
     with ModelServer(kind, source, folder) as server, pytest.raises(ValueError, match="to the local tokenizer"):
-        servers.check_server(find(server, sentence_piece), other.vocabulary, top_k=3)
+        check_server(find(server, sentence_piece), other.vocabulary, top_k=3)
 
 
 def test_an_address_without_the_endpoint_is_named(plain):
@@ -260,7 +266,7 @@ def test_an_address_without_the_endpoint_is_named(plain):
     with ModelServer("vllm", source, folder) as server:
         url = server.url.removesuffix("/v1")
         with pytest.raises(ValueError, match=r"answers 404 \(Not Found\); the address should be the one .*:8000/v1$"):
-            servers.find(url, NAME, str(folder))
+            find_server(url, NAME, str(folder))
 
 
 def test_a_server_is_known_by_what_it_serves_not_where(plain):

@@ -34,7 +34,7 @@ def documents(texts) -> list[Document]:
 
 def load(folder: Path) -> capture.LoadedSource:
     model = locate_model(str(folder))
-    return capture.load(model, Vocabulary(load_tokenizer(model), model.output_size), dtype="float32")
+    return capture.load_source(model, Vocabulary(load_tokenizer(model), model.output_size), dtype="float32")
 
 
 def write(source: capture.LoadedSource, documents: list[Document], out: Path, **options) -> list[Document]:
@@ -48,7 +48,7 @@ def write(source: capture.LoadedSource, documents: list[Document], out: Path, **
         "min_p": 0.05,
         "seed": 0,
     } | options
-    writing.write(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
+    writing.write_texts(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
     assert [p.name for p in out.iterdir()] == [corpus.DOCUMENTS_FILE]
     return corpus.read_documents(out)
 
@@ -89,7 +89,7 @@ def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
     vocabulary = load(byte_level).vocabulary
     between = passages.tokenize_separator(vocabulary).tolist()
     ids = {d.id: [*vocabulary.segment(d.text).ids.tolist(), *between] for d in documents}
-    batches = list(writing._batches(vocabulary, documents, 0.3, 401, 11, random.Random(0)))
+    batches = list(writing._make_prompt_batches(vocabulary, documents, 0.3, 401, 11, random.Random(0)))
     assert {d.domain for batch in batches for d, _ in batch} == {d.domain for d in documents}
     for last, prompt in (of for batch in batches for of in batch):
         assert prompt[-len(ids[last.id]) :] == ids[last.id][-len(prompt) :] and len(prompt) == 401
@@ -103,7 +103,7 @@ def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level):
     read = sum(
         len(passages.tokenize_separator(vocabulary)) + n for n in vocabulary.count_tokens([d.text for d in short])
     )
-    ((batch,),) = [list(writing._batches(vocabulary, short, 3.0, 997, 5, random.Random(0)))]
+    ((batch,),) = [list(writing._make_prompt_batches(vocabulary, short, 3.0, 997, 5, random.Random(0)))]
     assert {len(prompt) for _, prompt in batch} == {read} and {d.id for d, _ in batch} <= {d.id for d in short}
 
 
@@ -133,7 +133,7 @@ def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path,
     monkeypatch.setattr(writing, "BATCH", 7)
     source = load(byte_level)
     write(source, documents, tmp_path / "whole")
-    drawn, sample = [], writing._sample
+    drawn, sample = [], writing._generate
 
     def cut_off(*arguments, **options):
         drawn.append(options["seed"])
@@ -141,7 +141,7 @@ def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path,
             raise KeyboardInterrupt
         return sample(*arguments, **options)
 
-    monkeypatch.setattr(writing, "_sample", cut_off)
+    monkeypatch.setattr(writing, "_generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         write(source, documents, tmp_path / "cut")
     assert len(list((tmp_path / "cut").iterdir())) == 2
@@ -165,7 +165,7 @@ def test_tokens_are_drawn_as_the_model_expects_them(byte_level, min_p):
     """None is weighed: the first tokens of many texts have the model's own distribution, but for what is cut off."""
     source = load(byte_level)
     ids = source.vocabulary.segment("one model and another").ids.tolist()
-    source.model.generation_config = writing.settings(source, tokens=1, min_p=min_p)
+    source.model.generation_config = writing.make_generation_config(source, tokens=1, min_p=min_p)
     rows = torch.tensor([[source.context_token, *ids]]).repeat(4096, 1)
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(0)

@@ -74,6 +74,6 @@ def captured(
     manifest.build_once(
         folder,
         Recipe(stage="capture", inputs={"tokenizer": "0" * 16}),
-        lambda out: capture.capture(source, documents, out, **how, progress=progress),
+        lambda out: capture.capture_from_model(source, documents, out, **how, progress=progress),
     )
     return manifest.read(folder)

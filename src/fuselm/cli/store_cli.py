@@ -240,7 +240,7 @@ def _import(
         done = importing.import_files(
             source,
             out,
-            reading=importing.Reading(layout=layout, ahead=ahead, tail=tail),
+            reading=importing.ImportOptions(layout=layout, ahead=ahead, tail=tail),
             tokenizer=here if tokenizer is None and here is not None else locate_tokenizer(str(tokenizer)),
             model=made_by,
             compression=importing.read_compression(compression, source),

@@ -77,7 +77,7 @@ def measure_fidelity(
         from fuselm.results.json_numbers import replace_nonfinite
         from fuselm.sources import capture
 
-    reader = capture.load(source, vocabularies[0], dtype=dtype)
+    reader = capture.load_source(source, vocabularies[0], dtype=dtype)
     read = [d.text for d in documents]
     aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
     domains = sorted({d.domain for d in documents})
@@ -131,7 +131,7 @@ def measure_conditionals(
         if not sampling.can_sample(reader):
             shown.note("the source cannot write text, so there is no conditional fidelity")
             return {}
-        texts = sampling.sample(reader, documents, tokens=tokens, seed=0, progress=shown)
+        texts = sampling.sample_texts(reader, documents, tokens=tokens, seed=0, progress=shown)
     counters = {m: conditionals.ConditionalCounter(a.source, a.target) for m, a in aligners.items()}
     counts: dict[str, list[conditionals.ConditionalCounts]] = {method: [] for method in aligners}
     begins = {text.document.id: text.begin for text in texts}

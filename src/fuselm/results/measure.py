@@ -15,7 +15,7 @@ from fuselm.system import progress
 
 if TYPE_CHECKING:
     from fuselm.results import scoring
-    from fuselm.sources.servers import server as servers
+    from fuselm.sources.servers.server import Server
 
 BATCH_TOKENS = 1024
 
@@ -65,7 +65,7 @@ def score_model(
     dtype: str,
     batch_tokens: int,
     progress: progress.Progress,
-    server: "servers.Server | None" = None,
+    server: "Server | None" = None,
 ) -> "list[scoring.Score]":
     """Compute the bits that a model gives to each document: a model loaded for it, or a server's."""
     from fuselm.results import scoring
@@ -74,7 +74,7 @@ def score_model(
     if server is not None:
         from fuselm.sources.servers import remote
 
-        bits = remote.document_bits(server, vocabulary, documents, advance=progress.advance)
+        bits = remote.compute_document_bits(server, vocabulary, documents, advance=progress.advance)
         return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
     from fuselm.models import probe
     from fuselm.system import machine

@@ -186,7 +186,7 @@ def _read_documents(
     from fuselm.sources import capture
     from fuselm.stores.retention import Policy
 
-    source = capture.load(read.model, vocabulary, dtype=read.dtype)
+    source = capture.load_source(read.model, vocabulary, dtype=read.dtype)
     policy = Policy(policy="top_k", top_k=ENTRIES)
     traces: dict[int, "Trace"] = {}
     for batch in forward.group_into_batches([len(s.ids) for s in segmentations], BATCH_TOKENS):

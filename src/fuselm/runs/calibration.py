@@ -176,7 +176,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
     vocabulary = pipeline.inputs.load_source_vocabulary(name) if name else pipeline.inputs.target_vocabulary
     segmentations = [vocabulary.segment(d.text) for d in documents]
     began = time.perf_counter()
-    source = capture.load(model, vocabulary, dtype=dtype)
+    source = capture.load_source(model, vocabulary, dtype=dtype)
     loading = time.perf_counter() - began
     prefix = passages.fit_prefix(vocabulary, model.context_length, options.prefix_tokens)
     members, lengths = passages.group_by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
@@ -186,7 +186,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
     policy = retention.Policy(**options.retention)
     for read in (planned[-1], batch):  # the first one is short, and its time does not count
         began = time.perf_counter()
-        kept = capture.read(source, documents, segmentations, read, policy=policy).kept
+        kept = capture.read_batch(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
     speed = (len(kept.counts) + sum(row.prefix for row in batch)) / seconds
     per_prefix = passages.DOCUMENTS_PER_PREFIX
@@ -208,7 +208,7 @@ def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document
     segmentations = [vocabulary.segment(d.text) for d in documents]
     with server.connect(asked, vocabulary, top_k=options.top_k) as connection:
         began = time.perf_counter()
-        found = remote.traces(connection, documents, segmentations)
+        found = remote.trace_documents(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
     seconds = time.perf_counter() - began
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)

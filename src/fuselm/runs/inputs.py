@@ -180,4 +180,4 @@ def _build_server(options: config.ServerOptions) -> "Server":
     from fuselm.sources.servers import server
 
     rest = options.model_dump(exclude={"server", "model", "tokenizer"})
-    return server.find(options.server, options.model, options.tokenizer, **rest)
+    return server.find_server(options.server, options.model, options.tokenizer, **rest)

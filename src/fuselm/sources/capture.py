@@ -23,7 +23,7 @@ from fuselm.documents.passages import Passage, fit_prefix
 from fuselm.models import forward, probe
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.sources.resumable_writing import name_document, write_all
+from fuselm.sources.resumable_writing import name_document, write_traces
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.retention import Policy, RetainedEntries
@@ -54,7 +54,7 @@ class CapturedBatch:
     vocabulary_size: int
 
 
-def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
+def load_source(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
     """Load a model to read with, after trying whether it can be read unless that was done before."""
     machine.use_free_cores()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
@@ -67,7 +67,7 @@ def load(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
     )
 
 
-def capture(
+def capture_from_model(
     source: LoadedSource,
     documents: Sequence[Document],
     out: Path,
@@ -89,13 +89,15 @@ def capture(
     with announce("tokenizing"):
         segmentations = [source.vocabulary.segment(d.text) for d in documents]
 
-    def read_all(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:
+    def read_batches(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:
         for batch in batches:
             yield read_passages(source, documents, segmentations, batch, policy=policy)
 
     lengths = [len(s.ids) for s in segmentations]
     prefix = fit_prefix(source.vocabulary, source.context_length, prefix_tokens)
-    counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    counts = write_traces(
+        read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
+    )
     return counts | {"vocabulary_size": source.vocabulary.size}
 
 
@@ -106,8 +108,8 @@ def trace_batch(
 
     Raises `ValueError` that names the document where the model gives NaN.
     """
-    batch = read(source, documents, segmentations, passages.put_each_alone(range(len(documents))), policy=policy)
-    for document, trace in zip(documents, traces(batch), strict=True):
+    batch = read_batch(source, documents, segmentations, passages.put_each_alone(range(len(documents))), policy=policy)
+    for document, trace in zip(documents, make_traces(batch), strict=True):
         if trace is None:
             raise ValueError(f"{name_document(document)}: the model gives NaN; leave the document or the model out")
         yield trace
@@ -126,28 +128,30 @@ def read_passages(
     Behind a document for which the model gives NaN, everything is NaN. If there is such a document, those behind it are
     read again, each by itself.
     """
-    made = read(source, documents, segmentations, batch, policy=policy)
+    made = read_batch(source, documents, segmentations, batch, policy=policy)
     again = {}
-    bad = {n for n, of in zip(passages.list_documents(batch), _nan(made), strict=True) if of}
+    bad = {n for n, of in zip(passages.list_documents(batch), _flag_documents_with_nan(made), strict=True) if of}
     for passage in batch:
         behind = bad.intersection(passage.documents) if passage.before or len(passage.documents) > 1 else set()
         if not behind:
             continue
         apart = {
-            n: read(source, documents, segmentations, passages.put_each_alone([n]), policy=policy)
+            n: read_batch(source, documents, segmentations, passages.put_each_alone([n]), policy=policy)
             for n in behind.union(passage.before)
         }
-        if any(_nan(of)[0] for of in apart.values()):
+        if any(_flag_documents_with_nan(of)[0] for of in apart.values()):
             again |= {n: apart[n] for n in behind}
-    return _traces(made, passages.list_documents(batch), again)
+    return _replace_reread(made, passages.list_documents(batch), again)
 
 
-def _traces(made: CapturedBatch, numbers: Sequence[int], again: Mapping[int, CapturedBatch]) -> Iterator[Trace | None]:
-    for n, trace in zip(numbers, traces(made), strict=True):
-        yield from traces(again[n]) if n in again else (trace,)
+def _replace_reread(
+    made: CapturedBatch, numbers: Sequence[int], again: Mapping[int, CapturedBatch]
+) -> Iterator[Trace | None]:
+    for n, trace in zip(numbers, make_traces(made), strict=True):
+        yield from make_traces(again[n]) if n in again else (trace,)
 
 
-def _nan(batch: CapturedBatch) -> list[bool]:
+def _flag_documents_with_nan(batch: CapturedBatch) -> list[bool]:
     """Say for each document whether its rows have NaN."""
     ends = np.cumsum([len(s.ids) for s in batch.segmentations])
     rows = np.isnan(batch.gold)
@@ -155,7 +159,7 @@ def _nan(batch: CapturedBatch) -> list[bool]:
     return [bool(of.any()) for of in np.split(rows, ends[:-1])]
 
 
-def read(
+def read_batch(
     source: LoadedSource,
     documents: Sequence[Document],
     segmentations: Sequence[Segmentation],
@@ -196,11 +200,13 @@ def read(
     )
 
 
-def traces(batch: CapturedBatch) -> Iterator[Trace | None]:
+def make_traces(batch: CapturedBatch) -> Iterator[Trace | None]:
     """Yield a trace for each document of the batch; None where the model gave NaN."""
     offsets = np.append(0, np.cumsum(batch.kept.counts)).astype(np.int64)
     begin = 0
-    for document, segmentation, nan in zip(batch.documents, batch.segmentations, _nan(batch), strict=True):
+    for document, segmentation, nan in zip(
+        batch.documents, batch.segmentations, _flag_documents_with_nan(batch), strict=True
+    ):
         rows = slice(begin, begin + len(segmentation.ids))
         entries = slice(offsets[rows.start], offsets[rows.stop])
         gold, logprobs = batch.gold[rows], batch.kept.logprobs[entries]

@@ -18,8 +18,8 @@ from fuselm.documents.passages import Passage, fit_prefix
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources.capture import load, read_passages
-from fuselm.sources.resumable_writing import write_all
+from fuselm.sources.capture import load_source, read_passages
+from fuselm.sources.resumable_writing import write_traces
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace
 from fuselm.system.errors import summarize_error
@@ -40,20 +40,20 @@ def capture_on_ray(
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """Capture as `capture.capture` does, with `workers` workers; each has a GPU if there are enough.
+    """Capture as `capture_from_model` does, with `workers` workers; each has a GPU if there are enough.
 
     It uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
     `ValueError` if Ray isn't installed, or if a worker fails in another way than by dying.
     """
-    ray = _ray(workers)
+    ray = _start_ray(workers)
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
 
-    def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
+    def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
         if not batches:
             return
         rows = [{"batch": pickle.dumps(passages.extract_batch(batch, documents))} for batch in batches]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            Worker,
+            CaptureWorker,
             fn_constructor_args=(model, revision, dtype, policy),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
@@ -63,15 +63,17 @@ def capture_on_ray(
             for row in made.iter_rows():
                 yield pickle.loads(row["traces"])
         except ray.exceptions.RayError as error:
-            raise ValueError(f"{model.name}: a Ray worker failed ({_cause(error)})") from error
+            raise ValueError(f"{model.name}: a Ray worker failed ({_find_cause(error)})") from error
 
     lengths = vocabulary.count_tokens([d.text for d in documents])
     prefix = fit_prefix(vocabulary, model.context_length, prefix_tokens)
-    counts = write_all(read_all, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress)
+    counts = write_traces(
+        read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
+    )
     return counts | {"vocabulary_size": vocabulary.size}
 
 
-class Worker:
+class CaptureWorker:
     """Hold the model in a process of Ray's."""
 
     def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
@@ -80,7 +82,7 @@ class Worker:
         if here.fingerprint != model.fingerprint:
             raise ValueError(f"{model.name}: another model on this machine than where the run was started")
         self._policy = policy
-        self._source = load(here, load_vocabulary(here), dtype=dtype)
+        self._source = load_source(here, load_vocabulary(here), dtype=dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         documents, batch = pickle.loads(row["batch"])
@@ -89,7 +91,7 @@ class Worker:
         return {"traces": pickle.dumps(list(traces))}
 
 
-def _ray(workers: int):
+def _start_ray(workers: int):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -109,7 +111,7 @@ def _ray(workers: int):
     return ray
 
 
-def _cause(error: Exception) -> str:
+def _find_cause(error: Exception) -> str:
     """Find what went wrong in the worker, below what Ray says about it."""
     while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
         error = inner

@@ -27,8 +27,8 @@ WINDOW_BATCHES = 32
 MOST_SKIPPED = 0.01  # share of the documents
 
 
-def write_all(
-    read_all: Callable[[list[list[Passage]]], Iterator[Iterable[Trace | None]]],
+def write_traces(
+    read_batches: Callable[[list[list[Passage]]], Iterator[Iterable[Trace | None]]],
     documents: Sequence[Document],
     lengths: Sequence[int],
     out: Path,
@@ -37,9 +37,9 @@ def write_all(
     batch_tokens: int,
     progress: Progress,
 ) -> dict:
-    """Write the traces that `read_all` makes of batches of passages.
+    """Write the traces that `read_batches` makes of batches of passages.
 
-    `read_all` is called once, with the batches of all windows. For each batch it yields its documents' traces, with
+    `read_batches` is called once, with the batches of all windows. For each batch it yields its documents' traces, with
     None for a document that can have none. A thread writes them as they come.
     """
     writer = ResumableWriter(out, documents, progress)
@@ -59,7 +59,7 @@ def write_all(
         if not store.part_path(out, w).exists()
     }
     with writer, Background(writer.write) as background:
-        made = iter(read_all([batch for batches in todo.values() for batch in batches]))
+        made = iter(read_batches([batch for batches in todo.values() for batch in batches]))
         for w, batches in todo.items():
             for batch in batches:
                 read = passages.list_documents(batch)
@@ -88,7 +88,7 @@ class ResumableWriter:
 
     def resume(self, window: int, documents: Sequence[Document]) -> set[str]:
         """Return the documents of a window that are on disk already."""
-        blocks = self._blocks(window)
+        blocks = self._list_blocks(window)
         part = store.part_path(self._out, window)
         for path in (part, *blocks):
             if path.exists() and not atomic_files.is_whole(path):
@@ -100,7 +100,7 @@ class ResumableWriter:
             there = set(pq.read_table(part, columns=["document"])["document"].to_pylist())
             self.skipped += [d.id for d in documents if d.id not in there]
             return {d.id for d in documents}
-        self._tables[window] = [pq.read_table(block).cast(store.SCHEMA) for block in self._blocks(window)]
+        self._tables[window] = [pq.read_table(block).cast(store.SCHEMA) for block in self._list_blocks(window)]
         there = {document for table in self._tables[window] for document in table["document"].to_pylist()}
         self._there |= there
         return there
@@ -118,13 +118,13 @@ class ResumableWriter:
         self._window, documents, traces = item
         window = self._window
         if traces is not None:
-            self._add(window, documents, traces)
+            self._add_traces(window, documents, traces)
             if time.monotonic() - self._written >= SECONDS_PER_BLOCK:
                 self._write_block(window)
             return
-        table = self._in_order(self._tables.pop(window))
+        table = self._order_rows(self._tables.pop(window))
         store.write_tables(store.part_path(self._out, window), [table], seal=True)
-        for block in self._blocks(window):
+        for block in self._list_blocks(window):
             block.unlink()
         self._unwritten, self._written = [], time.monotonic()
 
@@ -137,7 +137,7 @@ class ResumableWriter:
                 "model out"
             )
 
-    def _add(self, window: int, documents: Sequence[Document], traces: Iterable[Trace | None]) -> None:
+    def _add_traces(self, window: int, documents: Sequence[Document], traces: Iterable[Trace | None]) -> None:
         good = []
         for document, trace in zip(documents, traces, strict=True):
             if trace is None:
@@ -150,16 +150,16 @@ class ResumableWriter:
         self._unwritten.append(self._tables[window][-1])
 
     def _write_block(self, window: int) -> None:
-        numbers = [int(path.stem.rpartition("-")[2]) for path in self._blocks(window)]
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self._list_blocks(window)]
         number = max(numbers, default=-1) + 1
         path = self._out / f".block-{window:05d}-{number:05d}.parquet"
         store.write_tables(path, [pa.concat_tables(self._unwritten)], seal=True)
         self._unwritten, self._written = [], time.monotonic()
 
-    def _blocks(self, window: int) -> list[Path]:
+    def _list_blocks(self, window: int) -> list[Path]:
         return sorted(self._out.glob(f".block-{window:05d}-*.parquet"))
 
-    def _in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
+    def _order_rows(self, tables: Sequence[pa.Table]) -> pa.Table:
         """Return the rows in the documents' order, each document once.
 
         A document may be in two blocks, as after a failure to sync the first.

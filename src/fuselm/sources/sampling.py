@@ -37,7 +37,7 @@ def can_sample(source: LoadedSource) -> bool:
     return source.model.can_generate() and source.context_length > PROMPT + LENGTH
 
 
-def sample(
+def sample_texts(
     source: LoadedSource, documents: Sequence[Document], *, tokens: int, seed: int, progress: Progress
 ) -> list[SampledText]:
     """Draw about `tokens` tokens after the beginnings of documents in random order, taking domains in turn.
@@ -45,24 +45,26 @@ def sample(
     A text ends before bytes that are not characters. Documents shorter than a prompt are not used; if all of them are
     shorter, texts begin with the source's context token.
     """
-    prompts = _prompts(source, documents, random.Random(seed))
+    prompts = _cycle_prompts(source, documents, random.Random(seed))
     count = -(-tokens // LENGTH)
     progress.start(count * LENGTH, unit="tokens drawn")
     texts: list[SampledText] = []
-    source.model.generation_config = _settings(source)
+    source.model.generation_config = _make_generation_config(source)
     with torch.random.fork_rng([source.model.device] if source.model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for begin in range(0, count, BATCH):
             batch = list(itertools.islice(prompts, min(BATCH, count - begin)))
-            for (document, ids, lead), drawn in zip(batch, _draw(source, [ids for _, ids, _ in batch]), strict=True):
+            for (document, ids, lead), drawn in zip(
+                batch, _generate(source, [ids for _, ids, _ in batch]), strict=True
+            ):
                 named = replace(document, id=f"sampled-{len(texts):06d}", origin=document.id)
-                text = _text(source, named, ids, drawn, lead)
+                text = _cut_to_whole_characters(source, named, ids, drawn, lead)
                 texts += [] if text is None else [text]
             progress.advance(len(batch) * LENGTH)
     return texts
 
 
-def _prompts(
+def _cycle_prompts(
     source: LoadedSource, documents: Sequence[Document], rng: random.Random
 ) -> Iterator[tuple[Document, list[int], int]]:
     """Yield documents without end, with their first tokens, and how many bytes these spell before the text."""
@@ -79,7 +81,7 @@ def _prompts(
             yield by_domain[domain][n % len(by_domain[domain])]
 
 
-def _settings(source: LoadedSource) -> GenerationConfig:
+def _make_generation_config(source: LoadedSource) -> GenerationConfig:
     silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if not spelled]
     return GenerationConfig(
         do_sample=True,
@@ -92,14 +94,14 @@ def _settings(source: LoadedSource) -> GenerationConfig:
     )
 
 
-def _draw(source: LoadedSource, prompts: Sequence[list[int]]) -> list[list[int]]:
+def _generate(source: LoadedSource, prompts: Sequence[list[int]]) -> list[list[int]]:
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=source.model.device)
     with name_model_errors(source.model.name_or_path, "drawing texts"), torch.inference_mode():
         outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
     return outputs[:, inputs.shape[1] :].tolist()
 
 
-def _text(
+def _cut_to_whole_characters(
     source: LoadedSource, document: Document, prompt: Sequence[int], drawn: Sequence[int], lead: int
 ) -> SampledText | None:
     """Return the prompt and what was drawn after it, up to the last token that ends with a whole character.
@@ -118,7 +120,7 @@ def _text(
         return None
     text = b"".join(strings[:count])[lead:].decode("utf-8", "ignore")
     if len(text.encode()) != edges[count] - lead:  # the last token ends within a character
-        return _text(source, document, prompt, drawn[: count - len(prompt) - 1], lead)
+        return _cut_to_whole_characters(source, document, prompt, drawn[: count - len(prompt) - 1], lead)
     segmentation = Segmentation(
         ids=np.array(ids[:count], np.int32),
         starts=(edges[:count] - lead).astype(np.int32),

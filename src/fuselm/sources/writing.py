@@ -30,7 +30,7 @@ BATCH = 64  # texts that are written together
 Prompt = tuple[Document, list[int]]
 
 
-def write(
+def write_texts(
     source: LoadedSource,
     documents: Sequence[Document],
     out: Path,
@@ -52,7 +52,7 @@ def write(
     Raises `ValueError` where there is nothing to write.
     """
     drawn = random.Random(f"{seed} {name}")
-    batches = list(_batches(source.vocabulary, documents, size, prompt_tokens, tokens, drawn))
+    batches = list(_make_prompt_batches(source.vocabulary, documents, size, prompt_tokens, tokens, drawn))
     if not batches:
         raise ValueError(
             f"write {name}: write.ratio asks for less than a text of {tokens} tokens in each domain; raise it"
@@ -63,10 +63,12 @@ def write(
         unit="texts",
         done=sum(len(b) for b, p in zip(batches, paths, strict=True) if p.exists()),
     )
-    source.model.generation_config = settings(source, tokens=tokens, min_p=min_p)
+    source.model.generation_config = make_generation_config(source, tokens=tokens, min_p=min_p)
     for n, (batch, path) in enumerate(zip(batches, paths, strict=True)):
         if not path.exists():
-            texts = _sample(source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63))
+            texts = _generate(
+                source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63)
+            )
             atomic_files.write_text(path, json.dumps(texts, ensure_ascii=False))
             progress.advance(len(batch))
     written = []
@@ -97,7 +99,7 @@ def write(
     }
 
 
-def _batches(
+def _make_prompt_batches(
     vocabulary: Vocabulary,
     documents: Sequence[Document],
     size: float | Mapping[str, float],
@@ -111,11 +113,11 @@ def _batches(
         members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
         read = sum(len(ids) for _, ids in members)
         of_domain = size.get(domain, 0.0) if isinstance(size, Mapping) else size
-        prompts = [_prompt(members, min(length, read), rng) for _ in range(round(of_domain * read / tokens))]
+        prompts = [_make_prompt(members, min(length, read), rng) for _ in range(round(of_domain * read / tokens))]
         yield from (prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH))
 
 
-def _prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: random.Random) -> Prompt:
+def _make_prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: random.Random) -> Prompt:
     order = rng.sample(members, len(members))
     ids: list[int] = []
     for _, of_document in order:
@@ -125,7 +127,7 @@ def _prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: ran
     return order[0][0], ids[len(ids) - length :]
 
 
-def settings(source: LoadedSource, *, tokens: int, min_p: float) -> GenerationConfig:
+def make_generation_config(source: LoadedSource, *, tokens: int, min_p: float) -> GenerationConfig:
     """Return the settings to draw from the model's own distribution until it ends the text.
 
     Of the ids that are not text, only those that end the text may be drawn; and no id may be that has less than `min_p`
@@ -147,7 +149,7 @@ def settings(source: LoadedSource, *, tokens: int, min_p: float) -> GenerationCo
     )
 
 
-def _sample(source: LoadedSource, prompts: Sequence[list[int]], *, seed: int) -> list[str]:
+def _generate(source: LoadedSource, prompts: Sequence[list[int]], *, seed: int) -> list[str]:
     device = source.model.device
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -23,7 +23,7 @@ QUIET = Progress(Console(quiet=True), "")
 
 def prepare(folder: Path):
     random, vocabulary = np.random.default_rng(0), drawn.byte_pairs([(0, 1), (2, 0)])
-    tokens = foreign.Tokens(vocabulary=vocabulary, context=0)
+    tokens = foreign.LayoutTokenizer(vocabulary=vocabulary, context=0)
     records = {}
     for name, layout in foreign.LAYOUTS.items():
         traces = [drawn.trace_of(vocabulary, t, random, top_k=3, document=f"d{n}") for n, t in enumerate(TEXTS)]
@@ -63,9 +63,9 @@ def _write(path: Path, records: list[Any]) -> Path:
     return path
 
 
-def _read(path: Path, layout: str, tokens: foreign.Tokens, out: Path) -> None:
+def _read(path: Path, layout: str, tokens: foreign.LayoutTokenizer, out: Path) -> None:
     counted: Counter[str] = Counter()
-    reading = importing.Reading(layout=layout)
+    reading = importing.ImportOptions(layout=layout)
     recipe = manifest.Recipe(stage="capture", parameters={"layout": layout}, inputs={"tokenizer": "x"})
 
     def build(partial: Path) -> dict:

@@ -25,7 +25,7 @@ STRINGS = [*"abcdefghijklmno", "\n", "\n", "", "", " a", "é", "<s>"]  # of ids:
 SIZE = len(STRINGS)
 CONTEXT = SIZE - 1
 DIALECT = Dialect(
-    ids={s: t if STRINGS.count(s) == 1 else 15 if s == "\n" else endpoints.SEVERAL for t, s in enumerate(STRINGS)},
+    ids={s: t if STRINGS.count(s) == 1 else 15 if s == "\n" else endpoints.AMBIGUOUS for t, s in enumerate(STRINGS)},
     strings=STRINGS,
     twins=frozenset("\n"),
     opening="<s>",
@@ -98,13 +98,13 @@ def check_case(case: Case) -> None:
 def read(case: Case) -> distributions.Distributions:
     """Read an answer as a run does."""
     asked = _client()
-    with client.naming(asked):
-        value = client._read(asked, Answer(status=200, headers={}, body=case.body))
+    with client.name_server(asked):
+        value = client._parse_answer(asked, Answer(status=200, headers={}, body=case.body))
         rows = APIS[case.kind].read(value, case.prompt, DIALECT if case.kind == "openai" else None)
         if rows.entries and rows.entries[0] is None:
             raise ValueError("the first row is asked for by itself")
         endpoints.check_rows(case.kind, rows, case.prompt, SIZE, case.top_k)
-        found = endpoints.distributions(rows, case.top_k)
+        found = endpoints.make_distributions(rows, case.top_k)
         if np.isnan(found.gold).any() or np.isnan(found.logprobs).any():
             raise ValueError("the document is left out")
         distributions.check_distributions(found, SIZE)
@@ -113,7 +113,7 @@ def read(case: Case) -> distributions.Distributions:
 
 @functools.cache
 def _client() -> client.Client:
-    return client.connect("http://127.0.0.1:9/v1", key_env=None, timeout=1.0, requests=1)  # it never asks
+    return client.open_client("http://127.0.0.1:9/v1", key_env=None, timeout=1.0, requests=1)  # it never asks
 
 
 def read_slowly(case: Case) -> list[tuple[int, float, dict[int, float], dict[int, float]]]:

@@ -73,8 +73,8 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
         asked |= {"workers": run.capture.process_count, "revision": run.sources[name].revision}
         counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
         return counts | {"dtype": dtype}
-    source = capture.load(model, vocabulary, dtype=dtype)
-    return capture.capture(source, documents, out, **asked) | {"dtype": dtype}
+    source = capture.load_source(model, vocabulary, dtype=dtype)
+    return capture.capture_from_model(source, documents, out, **asked) | {"dtype": dtype}
 
 
 def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:

@@ -51,9 +51,9 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
         from fuselm.sources import capture, writing
 
         dtype = pipeline.precision.resume_dtype(role, model, out)
-        source = capture.load(model, inputs.load_source_vocabulary(name), dtype=dtype)
+        source = capture.load_source(model, inputs.load_source_vocabulary(name), dtype=dtype)
         documents = [d for d in pipeline.documents if d.split == "train"]
-        counts = writing.write(
+        counts = writing.write_texts(
             source, documents, out, readers=inputs.list_readers(), name=name, **asked, progress=shown
         )
         return counts | {"dtype": dtype}

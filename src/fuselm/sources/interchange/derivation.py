@@ -13,21 +13,21 @@ import numpy as np
 
 from fuselm.models.segmentation import Segmentation
 from fuselm.sources.interchange import foreign
-from fuselm.sources.interchange.foreign import Foreign, Tokens
+from fuselm.sources.interchange.foreign import ForeignRecord, LayoutTokenizer
 from fuselm.stores import store
 from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Trace
 
 RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
 SMALLEST_TAIL = 2.0**-16  # a softmax leaves something to every id
-MOST = 1.05  # that a row may sum to: approximations are a little more than 1
+LARGEST_SUM = 1.05  # that a row may sum to: approximations are a little more than 1
 
 
-def to_trace(
-    found: Foreign, tokens: Tokens, *, ahead: bool, tail: float | None, counted: Counter[str]
+def derive_trace(
+    found: ForeignRecord, tokens: LayoutTokenizer, *, ahead: bool, tail: float | None, counted: Counter[str]
 ) -> tuple[Trace, str | None]:
     """Return a document's rows in our places, and its text, without special tokens around it and their rows."""
-    rows, gold = _placed(found, ahead)
+    rows, gold = _place_rows(found, ahead)
     begin, end = 0, len(found.tokens)
     if end and found.tokens[0] == tokens.context:
         begin = 1
@@ -36,8 +36,8 @@ def to_trace(
     while end > begin and spelled[found.tokens[end - 1]] is None:
         end -= 1
     ids, rows, gold = found.tokens[begin:end], rows[begin:end], gold[begin:end]
-    segmentation, text = _segmented(found.text, ids, tokens, counted)
-    distributions = _distributions(rows, gold, ids, tokens.vocabulary.size, tail, counted)
+    segmentation, text = _segment_tokens(found.text, ids, tokens, counted)
+    distributions = _derive_distributions(rows, gold, ids, tokens.vocabulary.size, tail, counted)
     check_distributions(distributions, tokens.vocabulary.size)
     known = distributions.gold[distributions.informed].astype(np.float64)
     guessed = len(ids) - len(known)
@@ -55,7 +55,7 @@ def to_trace(
     return trace, text
 
 
-def require_numbers(found: Foreign, vocabulary_size: int) -> None:
+def require_numbers(found: ForeignRecord, vocabulary_size: int) -> None:
     """Raise `ValueError` where a record has anything but ids of the vocabulary and log-probabilities."""
     for token in found.tokens:
         _require_id("token", token, vocabulary_size)
@@ -85,7 +85,7 @@ def _require_logprob(given: Any) -> None:
         raise ValueError("a log-probability is infinite")
 
 
-def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Entries | None], list[float]]:
+def _place_rows(found: ForeignRecord, ahead: bool) -> tuple[list[foreign.Entries | None], list[float]]:
     """Put row i at token i; a token without a row gets None."""
     rows, gold, count = list(found.rows), list(found.gold), len(found.tokens)
     if ahead:
@@ -96,8 +96,8 @@ def _placed(found: Foreign, ahead: bool) -> tuple[list[foreign.Entries | None], 
     return (rows + [None] * missing)[:count], (gold + [math.nan] * missing)[:count]
 
 
-def _segmented(
-    text: str | None, ids: list[int], tokens: Tokens, counted: Counter[str]
+def _segment_tokens(
+    text: str | None, ids: list[int], tokens: LayoutTokenizer, counted: Counter[str]
 ) -> tuple[Segmentation, str | None]:
     """Find where the tokens begin in the text; if there are only tokens, spell the text from them."""
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in ids)
@@ -124,7 +124,7 @@ def _segmented(
     return Segmentation(ids=np.array(ids, np.int32), starts=starts, spelled=all_spelled, size=len(joined)), whole
 
 
-def _distributions(
+def _derive_distributions(
     rows: list[foreign.Entries | None],
     gold: list[float],
     tokens: list[int],
@@ -132,7 +132,7 @@ def _distributions(
     tail: float | None,
     counted: Counter[str],
 ) -> Distributions:
-    kept = [sorted((e for e in row or () if e[1] > foreign.NOTHING / 2), key=lambda e: -e[1]) for row in rows]
+    kept = [sorted((e for e in row or () if e[1] > foreign.PADDING_LOGPROB / 2), key=lambda e: -e[1]) for row in rows]
     offsets = np.append(0, np.cumsum([len(row) for row in kept])).astype(np.int64)
     ids = np.array([i for row in kept for i, _ in row], np.int32)
     logprobs = np.array([p for row in kept for _, p in row], np.float64)
@@ -141,8 +141,8 @@ def _distributions(
         if len({i for i, _ in row}) < len(row):
             raise ValueError("an id is twice among the entries of one token")
     sums = np.bincount(of, np.exp(np.minimum(logprobs, 1.0)), minlength=len(kept))
-    if (sums > MOST).any():
-        n = int((sums > MOST).argmax())
+    if (sums > LARGEST_SUM).any():
+        n = int((sums > LARGEST_SUM).argmax())
         raise ValueError(
             f"token {n}: probabilities add up to {sums[n]:.2f}, more than 1; needs log-probabilities at temperature 1"
         )
@@ -156,7 +156,7 @@ def _distributions(
         rest = np.full(len(kept), tail)
     # gold: as it is told; else the entry's; else an even share of the tail
     own = np.array(gold, np.float64)
-    if (own > math.log(MOST)).any():
+    if (own > math.log(LARGEST_SUM)).any():
         n = int(np.nanargmax(own))
         raise ValueError(f"token {n}: its log-probability is {own[n]:.4g}, above 0")
     among = np.flatnonzero((ids == np.array(tokens, np.int64)[of]) & np.isnan(own)[of])
@@ -174,14 +174,14 @@ def _distributions(
     )
 
 
-def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
+def check_places(probed: list[ForeignRecord], ahead: bool, tokens: LayoutTokenizer) -> None:
     """Raise `ValueError` where tokens are among the entries of a row one place further, but not among their own."""
     hits = {}
     for way in (False, True):
         found = [
             token in dict(row)
             for one in probed
-            for token, row in zip(one.tokens, _placed(one, way)[0], strict=True)
+            for token, row in zip(one.tokens, _place_rows(one, way)[0], strict=True)
             if row and token != tokens.context
         ]
         hits[way] = sum(found) / max(len(found), 1)
@@ -193,14 +193,14 @@ def check_places(probed: list[Foreign], ahead: bool, tokens: Tokens) -> None:
         )
 
 
-def check_sums(probed: list[Foreign], tail: float | None, vocabulary_size: int) -> None:
+def check_sums(probed: list[ForeignRecord], tail: float | None, vocabulary_size: int) -> None:
     """Raise `ValueError` where rows were renormalised but `tail` does not say what was cut off, or the reverse."""
     sums = np.array(
         [
             math.fsum(math.exp(min(p, 1.0)) for _, p in row)
             for one in probed
             for row in one.rows
-            if row and len(row) < vocabulary_size and any(p > foreign.NOTHING / 2 for _, p in row)
+            if row and len(row) < vocabulary_size and any(p > foreign.PADDING_LOGPROB / 2 for _, p in row)
         ]
     )
     share = float((np.abs(sums - 1) < 1e-3).mean()) if len(sums) else 0.0

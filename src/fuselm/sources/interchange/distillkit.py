@@ -17,7 +17,7 @@ _KNOWN = {"d", "k", "exact_k", "exact_dtype", "polynomial_terms", "term_dtype", 
 _KNOWN |= {"error_diffusion", "normalize_t"}
 
 
-def check(compression: Any) -> dict[str, Any]:
+def check_compression(compression: Any) -> dict[str, Any]:
     """Return the configuration with its defaults. Raises `ValueError` if it is not one."""
     if isinstance(compression, dict) and isinstance(compression.get("logprob_compressor"), dict):
         compression = compression["logprob_compressor"]
@@ -28,12 +28,12 @@ def check(compression: Any) -> dict[str, Any]:
     defaults = {"exact_dtype": "float32", "term_dtype": "float32", "polynomial_terms": None, "residual_bins": []}
     defaults |= {"delta_encoding": True, "normalize_t": False}
     checked = defaults | compression
-    if wrong := _wrong_option(checked):
+    if wrong := _find_wrong_option(checked):
         raise ValueError(f"DistillKit's compression: {wrong}")
     return checked
 
 
-def _wrong_option(c: dict[str, Any]) -> str | None:
+def _find_wrong_option(c: dict[str, Any]) -> str | None:
     """Say which option has a value that no such file can have."""
     for name, least, most in (("d", 1, 1 << 31), ("k", 0, 1 << 24), ("exact_k", 0, 1 << 24)):
         if not _is_whole(c[name], least, most):
@@ -68,7 +68,7 @@ def decompress(
     packed: UInt8[ndarray, "rows bytes"], indices: UInt8[ndarray, "rows index_bytes"], compression: dict[str, Any]
 ) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
     """Return each row's ids and log-probabilities. Raises `ValueError` if the number of bytes is not as configured."""
-    c = check(compression)
+    c = check_compression(compression)
     k, exact_k, at, rows = c["k"], c["exact_k"], 0, len(packed)
 
     def take(count: int) -> UInt8[ndarray, "rows count"]:
@@ -78,16 +78,16 @@ def decompress(
         at += count
         return packed[:, at - count : at]
 
-    exact = _floats(take(exact_k * _WIDTHS[c["exact_dtype"]]), c["exact_dtype"])
+    exact = _read_floats(take(exact_k * _WIDTHS[c["exact_dtype"]]), c["exact_dtype"])
     rest = np.zeros((rows, k - exact_k), np.float32)
     if terms := c["polynomial_terms"]:
-        coefficients = _floats(take(len(terms) * _WIDTHS[c["term_dtype"]]), c["term_dtype"])
-        rest += coefficients @ _powers(terms, k - exact_k, c["normalize_t"]).T
+        coefficients = _read_floats(take(len(terms) * _WIDTHS[c["term_dtype"]]), c["term_dtype"])
+        rest += coefficients @ _compute_powers(terms, k - exact_k, c["normalize_t"]).T
     begin = 0
     for residual in c["residual_bins"]:
         count, bits = residual["num_elements"], residual["element_bits"]
-        scale = _floats(take(_WIDTHS[residual["scale_dtype"]]), residual["scale_dtype"])
-        steps = unpack(take((count * bits + 7) // 8), bits, count).astype(np.float32)
+        scale = _read_floats(take(_WIDTHS[residual["scale_dtype"]]), residual["scale_dtype"])
+        steps = unpack_numbers(take((count * bits + 7) // 8), bits, count).astype(np.float32)
         steps = steps * 2 - 1 if bits == 1 else steps - 2 ** (bits - 1)
         rest[:, begin : begin + count] += steps * scale
         begin += count
@@ -96,10 +96,10 @@ def decompress(
     logprobs = np.concatenate([exact, rest], axis=1)
     if c["delta_encoding"]:
         logprobs = np.cumsum(logprobs, axis=1, dtype=np.float32)
-    return unpack(indices, int(np.ceil(np.log2(c["d"]))), k), logprobs
+    return unpack_numbers(indices, int(np.ceil(np.log2(c["d"]))), k), logprobs
 
 
-def unpack(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[ndarray, "rows count"]:
+def unpack_numbers(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[ndarray, "rows count"]:
     """Read numbers of `bits` bits each, the highest bit first."""
     if 8 * packed.shape[1] < bits * count and len(packed):
         raise ValueError(f"{packed.shape[1]} bytes of ids, {count} of {bits} bits are needed; is d or k another?")
@@ -107,12 +107,12 @@ def unpack(packed: UInt8[ndarray, "rows bytes"], bits: int, count: int) -> Int[n
     return flat @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
 
 
-def _powers(terms: list[int | str], count: int, normalised: bool) -> Float[ndarray, "count terms"]:
+def _compute_powers(terms: list[int | str], count: int, normalised: bool) -> Float[ndarray, "count terms"]:
     rank = np.linspace(0, 1, count, dtype=np.float32) if normalised else np.arange(count, dtype=np.float32)
     return np.stack([_SPECIAL[t](rank) if isinstance(t, str) else rank**t for t in terms], axis=1)
 
 
-def _floats(data: UInt8[ndarray, "rows bytes"], dtype: str) -> Float[ndarray, "rows count"]:
+def _read_floats(data: UInt8[ndarray, "rows bytes"], dtype: str) -> Float[ndarray, "rows count"]:
     data = np.ascontiguousarray(data)
     if dtype == "bfloat16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fuselm.documents.corpus import Document
 from fuselm.models.locating import Model
 from fuselm.sources.interchange import foreign
-from fuselm.sources.interchange.foreign import Tokens
+from fuselm.sources.interchange.foreign import LayoutTokenizer
 from fuselm.stores import store
 from fuselm.stores.store import Store, Trace
 from fuselm.system import atomic_files
@@ -39,17 +39,17 @@ def export_store(
         raise ValueError(f"{out}: there already; name another file")
     if out.suffix not in (".jsonl", ".parquet") or (layout in ("vllm", "openai") and out.suffix != ".jsonl"):
         raise ValueError(
-            f"{out}: {layout} is written to {'.jsonl' if chosen.fixed else '.jsonl or .parquet'}; name it so"
+            f"{out}: {layout} is written to {'.jsonl' if chosen.is_fixed else '.jsonl or .parquet'}; name it so"
         )
-    if ahead is not None and chosen.fixed:
+    if ahead is not None and chosen.is_fixed:
         raise ValueError(f"--rows: the rows of {layout} are each token's own; drop it")
-    tokens = foreign.tokens_of(tokenizer)
+    tokens = foreign.load_layout_tokenizer(tokenizer)
     texts = {} if documents is None else {d.id: d.text for d in documents}
     progress.start(len(found), unit="documents")
 
-    def written() -> Iterator[dict[str, Any]]:
+    def convert_traces() -> Iterator[dict[str, Any]]:
         for trace in found:
-            text = texts.get(trace.document) if documents is not None else _spelled(trace, tokens)
+            text = texts.get(trace.document) if documents is not None else _spell_text(trace, tokens)
             if text is not None and trace.text not in ("", store.fingerprint_text(text)):
                 raise ValueError(f"document {trace.document}: --documents has another text of it; name this store's")
             if text is None and layout == "openai":
@@ -57,15 +57,15 @@ def export_store(
                     f"document {trace.document}: its tokens do not spell its text, which {layout} needs; "
                     "--documents names the run's documents.jsonl"
                 )
-            trace = _renormalised(trace) if renormalise else trace
-            yield chosen.write(trace, text, tokens, chosen.ahead if ahead is None else ahead)
+            trace = _renormalise(trace) if renormalise else trace
+            yield chosen.write(trace, text, tokens, chosen.is_ahead if ahead is None else ahead)
             progress.advance(1)
 
-    atomic_files.write_file(out, lambda path: _write(path, out.suffix, written()))
+    atomic_files.write_file(out, lambda path: _write_records(path, out.suffix, convert_traces()))
     return len(found)
 
 
-def _spelled(trace: Trace, tokens: Tokens) -> str | None:
+def _spell_text(trace: Trace, tokens: LayoutTokenizer) -> str | None:
     """Return the text if the tokens spell it, else None."""
     joined = b"".join(tokens.vocabulary.token_bytes[i] or b"" for i in trace.tokens.tolist())
     for data in (joined, joined[1:]):
@@ -75,16 +75,16 @@ def _spelled(trace: Trace, tokens: Tokens) -> str | None:
     return None
 
 
-def _renormalised(trace: Trace) -> Trace:
+def _renormalise(trace: Trace) -> Trace:
     d = trace.distributions
     sums = np.bincount(d.rows, np.exp(d.logprobs.astype(np.float64)), minlength=len(d))
     return replace(trace, distributions=replace(d, logprobs=(d.logprobs - np.log(sums[d.rows])).astype(np.float32)))
 
 
-def _write(path: Path, suffix: str, rows: Iterator[dict[str, Any]]) -> None:
+def _write_records(path: Path, suffix: str, rows: Iterator[dict[str, Any]]) -> None:
     if suffix == ".jsonl":
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(foreign.dump(row) + "\n" for row in rows)
+            file.writelines(foreign.dump_record(row) + "\n" for row in rows)
         return
     writer = None
     try:

@@ -1,7 +1,8 @@
 """Read and write distributions as other tools do: one record a document, in one of several layouts.
 
-A layout is two functions: one from a record to `Foreign`, one from a trace to a record. docs/store.md has a table of
-the layouts. Nothing is judged here: derivation.py makes traces of what is read, and says what the layout cannot hold.
+A layout is two functions: one from a record to `ForeignRecord`, one from a trace to a record. docs/store.md has
+a table of the layouts. Nothing is checked here: derivation.py makes traces of what is read, and counts what it had to
+derive because a layout cannot hold it.
 """
 
 import functools
@@ -23,14 +24,14 @@ from fuselm.sources.servers import endpoints
 from fuselm.sources.servers.endpoints import Dialect, Prompt
 from fuselm.stores.store import Trace
 
-NOTHING = -1e9  # log-probability of padding
-LEAST = -9999.0  # vLLM writes this for minus infinity, which JSON lacks
+PADDING_LOGPROB = -1e9  # log-probability of padding
+MINUS_INFINITY = -9999.0  # vLLM writes this for minus infinity, which JSON lacks
 
 Entries = list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class LayoutTokenizer:
     """Hold what layouts need of a tokenizer."""
 
     vocabulary: Vocabulary
@@ -43,7 +44,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
+class ForeignRecord:
     """Hold one document's rows in the file's own places, not yet in ours.
 
     `text` is None where the record has none, and `gold` is NaN where the record does not tell it.
@@ -59,18 +60,18 @@ class Foreign:
 class Layout:
     """Describe a layout: how it is read and written, and what it loses.
 
-    With `ahead`, row i is the distribution of token i + 1, as a model's logits are, unless the user says otherwise.
+    With `is_ahead`, row i is the distribution of token i + 1, as a model's logits are, unless the user says otherwise.
     """
 
-    read: Callable[[dict[str, Any], Tokens], Foreign]
-    write: Callable[[Trace, str | None, Tokens, bool], dict[str, Any]]
-    ahead: bool
-    fixed: bool  # no file of this layout has its rows elsewhere
+    read: Callable[[dict[str, Any], LayoutTokenizer], ForeignRecord]
+    write: Callable[[Trace, str | None, LayoutTokenizer, bool], dict[str, Any]]
+    is_ahead: bool
+    is_fixed: bool  # no file of this layout has its rows elsewhere
     loses: str  # parts of a store that the layout can't hold
 
 
-def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) -> Tokens:
-    return Tokens(
+def load_layout_tokenizer(tokenizer: Model, compression: Mapping[str, Any] | None = None) -> LayoutTokenizer:
+    return LayoutTokenizer(
         vocabulary=load_vocabulary(tokenizer),
         context=tokenizer.context_token,
         compression=None if compression is None else dict(compression),
@@ -80,10 +81,10 @@ def tokens_of(tokenizer: Model, compression: Mapping[str, Any] | None = None) ->
 # ---- prompt log-probabilities of vLLM
 
 
-def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
+def read_vllm(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecord:
     """Read the record itself, or the server's answer that has it as a choice."""
     choice = {**record, **(record.get("choices") or [{}])[0]}
-    given, text = choice.get("prompt_logprobs"), _text(record)
+    given, text = choice.get("prompt_logprobs"), _get_text(record)
     if not isinstance(given, list):
         raise ValueError("no list prompt_logprobs")
     ids = choice.get("prompt_token_ids")
@@ -97,25 +98,27 @@ def read_vllm(record: dict[str, Any], tokens: Tokens) -> Foreign:
     rows: list[Entries | None] = []
     gold = []
     for token, row in zip(ids, given, strict=True):
-        entries = {_id(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()}
-        gold.append(_least(entries[token]["logprob"]) if token in entries else math.nan)
+        entries = {
+            _parse_id(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()
+        }
+        gold.append(_restore_infinity(entries[token]["logprob"]) if token in entries else math.nan)
         kept = [  # the token that came is there whatever its rank; as one of the most probable only up to the last
             (i, entry["logprob"])
             for i, entry in entries.items()
             if i != token or (entry.get("rank") is not None and entry["rank"] <= len(entries))
         ]
         rows.append(kept if row else None)
-    return Foreign(text=text, tokens=ids, rows=rows, gold=gold)
+    return ForeignRecord(text=text, tokens=ids, rows=rows, gold=gold)
 
 
-def _id(key: str) -> int:
+def _parse_id(key: str) -> int:
     """Return the id that a JSON key spells. Raises `ValueError` if the key is not a number as JSON writes it."""
     if not (key.isascii() and key.isdecimal() and str(int(key[:20])) == key):
         raise ValueError(f"{key!r:.40} is no id")
     return int(key)
 
 
-def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
+def write_vllm(trace: Trace, text: str | None, tokens: LayoutTokenizer, _: bool) -> dict[str, Any]:
     """Write a record with null for a token without a row, as the first one of a prompt has."""
     d = trace.distributions
     rows: list[dict[str, Any] | None] = [None]
@@ -124,90 +127,95 @@ def write_vllm(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[
             rows.append(None)
             continue
         row = {
-            str(entry): {"logprob": _short(value), "rank": rank, "decoded_token": _decoded(entry, tokens)}
+            str(entry): {"logprob": _round_logprob(value), "rank": rank, "decoded_token": _decode_token(entry, tokens)}
             for rank, (entry, value) in enumerate(zip(*map(np.ndarray.tolist, d.row(i)), strict=True), start=1)
         }
-        own = row.get(str(token), {"rank": None, "decoded_token": _decoded(token, tokens)})
-        row[str(token)] = own | {"logprob": max(_short(float(d.gold[i])), LEAST)}
+        own = row.get(str(token), {"rank": None, "decoded_token": _decode_token(token, tokens)})
+        row[str(token)] = own | {"logprob": max(_round_logprob(float(d.gold[i])), MINUS_INFINITY)}
         rows.append(row)
     ids = [tokens.context, *trace.tokens.tolist()]
-    return _named(trace, text) | {"prompt_token_ids": ids, "prompt_logprobs": rows}
+    return _start_record(trace, text) | {"prompt_token_ids": ids, "prompt_logprobs": rows}
 
 
 # ---- completions with `echo` and `logprobs`, in OpenAI's dialect
 
 
-def read_openai(record: dict[str, Any], tokens: Tokens) -> Foreign:
+def read_openai(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecord:
     """Read a record with tokens as strings, whose ids are found by means of the text."""
     choice = (record.get("choices") or [record])[0]
-    text = _text(record) or choice.get("text")
+    text = _get_text(record) or choice.get("text")
     if not isinstance(text, str):
         raise ValueError("no text")
     text = text.removeprefix(tokens.opening)
     ids = tokens.vocabulary.segment(text).ids.tolist()
     prompt, problem = Prompt(text=text, ids=ids, context=tokens.context), None
-    for dialect in _dialects(tokens.vocabulary):
+    for dialect in _list_dialects(tokens.vocabulary):
         try:
-            found = endpoints.read_openai({"choices": [choice]}, prompt, dialect)
-            return Foreign(text=text, tokens=ids, rows=list(found.entries), gold=found.gold)
+            found = endpoints.read_echo({"choices": [choice]}, prompt, dialect)
+            return ForeignRecord(text=text, tokens=ids, rows=list(found.entries), gold=found.gold)
         except ValueError as error:
             problem = problem or error
     raise problem or ValueError("no logprobs")
 
 
 @functools.lru_cache(1)
-def _dialects(vocabulary: Vocabulary) -> list[Dialect]:
+def _list_dialects(vocabulary: Vocabulary) -> list[Dialect]:
     """List the ways in which servers spell tokens."""
-    ways = [(lossy, skip) for skip in (1, 0) for lossy in endpoints.LOSSY]
-    return [endpoints.dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
+    ways = [(lossy, skip) for skip in (1, 0) for lossy in endpoints.DECODING_ERRORS]
+    return [endpoints.make_dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
 
 
-def write_openai(trace: Trace, text: str | None, tokens: Tokens, _: bool) -> dict[str, Any]:
+def write_openai(trace: Trace, text: str | None, tokens: LayoutTokenizer, _: bool) -> dict[str, Any]:
     """Write the entries whose string no other token has; if there are none, the token that came."""
-    d, ids = trace.distributions, _dialects(tokens.vocabulary)[0].ids
-    own = [max(_short(x), LEAST) if known else None for x, known in zip(d.gold.tolist(), d.informed, strict=True)]
+    d, ids = trace.distributions, _list_dialects(tokens.vocabulary)[0].ids
+    own = [
+        max(_round_logprob(x), MINUS_INFINITY) if known else None
+        for x, known in zip(d.gold.tolist(), d.informed, strict=True)
+    ]
     top: list[dict[str, float] | None] = [None]
     for i, gold in enumerate(trace.tokens.tolist()):
         entries = dict(zip(*map(np.ndarray.tolist, d.row(i)), strict=True))
-        kept = [token for token in entries if token == gold or ids.get(_decoded(token, tokens)) == token]
-        row = {_decoded(token, tokens): _short(entries[token]) for token in kept or [gold] if token in entries}
+        kept = [token for token in entries if token == gold or ids.get(_decode_token(token, tokens)) == token]
+        row = {
+            _decode_token(token, tokens): _round_logprob(entries[token]) for token in kept or [gold] if token in entries
+        }
         if d.informed[i] and (gold in entries or not kept):
-            row[_decoded(gold, tokens)] = own[i]
+            row[_decode_token(gold, tokens)] = own[i]
         top.append(row or None)
-    strings = [_decoded(token, tokens) for token in trace.tokens.tolist()]
+    strings = [_decode_token(token, tokens) for token in trace.tokens.tolist()]
     logprobs = {"tokens": [tokens.opening, *strings], "token_logprobs": [None, *own], "top_logprobs": top}
-    return _named(trace, text) | {"choices": [{"index": 0, "text": text, "logprobs": logprobs}]}
+    return _start_record(trace, text) | {"choices": [{"index": 0, "text": text, "logprobs": logprobs}]}
 
 
 # ---- columns of training frameworks
 
 
-def read_axolotl(record: dict[str, Any], _: Tokens) -> Foreign:
+def read_axolotl(record: dict[str, Any], _: LayoutTokenizer) -> ForeignRecord:
     ids, given, mask = (record.get(name) for name in ("target_token_ids", "target_logprobs", "target_mask"))
-    tokens = _input_ids(record)
+    tokens = _get_input_ids(record)
     if given is None or ids is None:
         raise ValueError("no columns target_token_ids and target_logprobs")
     masks = mask if mask is not None else [[1] * len(row) for row in ids]
     rows: list[Entries | None] = [
         [(i, p) for i, p, m in zip(*row, strict=True) if m] or None for row in zip(ids, given, masks, strict=True)
     ]
-    return Foreign(text=_text(record), tokens=tokens, rows=rows, gold=[math.nan] * len(rows))
+    return ForeignRecord(text=_get_text(record), tokens=tokens, rows=rows, gold=[math.nan] * len(rows))
 
 
-def write_axolotl(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -> dict[str, Any]:
-    ids, logprobs = _padded(trace, ahead)
+def write_axolotl(trace: Trace, text: str | None, tokens: LayoutTokenizer, ahead: bool) -> dict[str, Any]:
+    ids, logprobs = _pad_rows(trace, ahead)
     input_ids = [tokens.context, *trace.tokens.tolist()]
-    return _named(trace, text) | {
+    return _start_record(trace, text) | {
         "input_ids": input_ids,
         "attention_mask": [1] * len(input_ids),
         "labels": [-100, *input_ids[1:]],
         "target_token_ids": ids.tolist(),
-        "target_logprobs": [[_short(x) for x in row] for row in logprobs.tolist()],
-        "target_mask": (logprobs > NOTHING).astype(int).tolist(),
+        "target_logprobs": [[_round_logprob(x) for x in row] for row in logprobs.tolist()],
+        "target_mask": (logprobs > PADDING_LOGPROB).astype(int).tolist(),
     }
 
 
-def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
+def read_distillkit(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecord:
     """Read plain or compressed columns, and refuse the legacy ones: their centred logits tell no probability."""
     if "compressed_logprobs" in record:
         if tokens.compression is None:
@@ -222,83 +230,83 @@ def read_distillkit(record: dict[str, Any], tokens: Tokens) -> Foreign:
     else:
         raise ValueError("no columns token_ids and top_values, nor compressed_logprobs and bytepacked_indices")
     rows: list[Entries | None] = [list(zip(*row, strict=True)) or None for row in zip(ids, logprobs, strict=True)]
-    return Foreign(text=_text(record), tokens=_input_ids(record), rows=rows, gold=[math.nan] * len(rows))
+    return ForeignRecord(text=_get_text(record), tokens=_get_input_ids(record), rows=rows, gold=[math.nan] * len(rows))
 
 
-def write_distillkit(trace: Trace, text: str | None, tokens: Tokens, ahead: bool) -> dict[str, Any]:
-    ids, logprobs = _padded(trace, ahead)
+def write_distillkit(trace: Trace, text: str | None, tokens: LayoutTokenizer, ahead: bool) -> dict[str, Any]:
+    ids, logprobs = _pad_rows(trace, ahead)
     ids, logprobs = (ids[: len(trace.tokens)], logprobs[: len(trace.tokens)]) if ahead else (ids, logprobs)
-    return _named(trace, text) | {
+    return _start_record(trace, text) | {
         "input_ids": [tokens.context, *trace.tokens.tolist()],
         "token_ids": ids.tolist(),
-        "top_values": [[_short(x) for x in row] for row in logprobs.tolist()],
+        "top_values": [[_round_logprob(x) for x in row] for row in logprobs.tolist()],
     }
 
 
-def _padded(trace: Trace, ahead: bool) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
+def _pad_rows(trace: Trace, ahead: bool) -> tuple[Int[ndarray, "rows k"], Float[ndarray, "rows k"]]:
     """Pad all rows to equal length, with one for each token and for the context token before them."""
     d = trace.distributions
     shape = len(d) + 1, max(int(d.counts.max(initial=1)), 1)
-    ids, logprobs = np.zeros(shape, np.int64), np.full(shape, NOTHING)
+    ids, logprobs = np.zeros(shape, np.int64), np.full(shape, PADDING_LOGPROB)
     rows = d.rows + (0 if ahead else 1)
     ranks = np.arange(len(d.ids)) - np.repeat(d.offsets[:-1], d.counts)
     ids[rows, ranks], logprobs[rows, ranks] = d.ids, d.logprobs
     return ids, logprobs
 
 
-def _input_ids(record: dict[str, Any]) -> list[int]:
+def _get_input_ids(record: dict[str, Any]) -> list[int]:
     if not isinstance(ids := record.get("input_ids"), list):
         raise ValueError("no column input_ids")
     return ids
 
 
-def _text(record: dict[str, Any]) -> str | None:
+def _get_text(record: dict[str, Any]) -> str | None:
     return next((record[name] for name in ("text", "prompt") if isinstance(record.get(name), str)), None)
 
 
-def _named(trace: Trace, text: str | None) -> dict[str, Any]:
+def _start_record(trace: Trace, text: str | None) -> dict[str, Any]:
     return {"document": trace.document} | ({} if text is None else {"text": text})
 
 
-def _decoded(token: int, tokens: Tokens) -> str:
+def _decode_token(token: int, tokens: LayoutTokenizer) -> str:
     return (tokens.vocabulary.token_bytes[token] or b"").decode("utf-8", "replace")
 
 
-def _least(logprob: float) -> float:
-    return -math.inf if logprob <= LEAST else logprob
+def _restore_infinity(logprob: float) -> float:
+    return -math.inf if logprob <= MINUS_INFINITY else logprob
 
 
-def _short(x: float) -> float:
+def _round_logprob(x: float) -> float:
     """Round to as many digits as the store keeps."""
     return round(float(x), 6) if math.isfinite(x) else float(x)
 
 
-def dump(record: dict[str, Any]) -> str:
+def dump_record(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 _GOLD = "the log-probability of a token that is not among its row's entries"
 LAYOUTS: dict[str, Layout] = {
-    "vllm": Layout(read=read_vllm, write=write_vllm, ahead=False, fixed=True, loses="digits after the sixth"),
+    "vllm": Layout(read=read_vllm, write=write_vllm, is_ahead=False, is_fixed=True, loses="digits after the sixth"),
     "openai": Layout(
         read=read_openai,
         write=write_openai,
-        ahead=False,
-        fixed=True,
+        is_ahead=False,
+        is_fixed=True,
         loses="entries whose string is not one token's alone; they join the tail",
     ),
     "axolotl": Layout(
         read=read_axolotl,
         write=write_axolotl,
-        ahead=False,
-        fixed=False,
+        is_ahead=False,
+        is_fixed=False,
         loses=_GOLD,
     ),
     "distillkit": Layout(
         read=read_distillkit,
         write=write_distillkit,
-        ahead=True,
-        fixed=False,
+        is_ahead=True,
+        is_fixed=False,
         loses=_GOLD,
     ),
 }

@@ -18,7 +18,7 @@ import yaml
 from fuselm.documents.corpus import Document
 from fuselm.models.locating import Model
 from fuselm.sources.interchange import derivation, distillkit, foreign
-from fuselm.sources.interchange.foreign import Foreign, Tokens
+from fuselm.sources.interchange.foreign import ForeignRecord, LayoutTokenizer
 from fuselm.stores import store
 from fuselm.stores.merging import build_store_once
 from fuselm.stores.store import Trace
@@ -40,7 +40,7 @@ DERIVED = {  # counts of an import, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ImportOptions:
     """Say how a file is read.
 
     With `ahead`, row i belongs to token i + 1. `tail` is the mass that was cut off rows that sum to 1.
@@ -55,7 +55,7 @@ def import_files(
     path: Path,
     out: Path,
     *,
-    reading: Reading,
+    reading: ImportOptions,
     tokenizer: Model,
     model: tuple[str, str | None] | None,
     compression: Mapping[str, Any] | None,
@@ -68,7 +68,7 @@ def import_files(
     record takes the id of the document with its text, and records of other texts are left out. Raises `ValueError` that
     names the record.
     """
-    files = _files(path)
+    files = _list_files(path)
     inputs = {f"file {n}": fingerprints.hash_file_once(file) for n, file in enumerate(files)}
     inputs["tokenizer"] = tokenizer.tokenizer_fingerprint
     name, fingerprint = (name_publicly(model[0]), model[1]) if model else (None, None)
@@ -90,7 +90,7 @@ def import_files(
         inputs=inputs,
         about={"model": name, "revision": None},
     )
-    tokens = foreign.tokens_of(tokenizer, compression)
+    tokens = foreign.load_layout_tokenizer(tokenizer, compression)
 
     def build(partial: Path) -> dict[str, Any]:
         for leftover in partial.glob("part-*.parquet"):
@@ -115,15 +115,15 @@ def read_compression(path: Path | None, source: Path) -> dict[str, Any] | None:
             return None
         raise ValueError(f"{path}: no such file")
     try:
-        return distillkit.check(yaml.safe_load(path.read_bytes()))
+        return distillkit.check_compression(yaml.safe_load(path.read_bytes()))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {summarize_error(error)}") from None
 
 
 def read_traces(
     files: Iterable[Path],
-    reading: Reading,
-    tokens: Tokens,
+    reading: ImportOptions,
+    tokens: LayoutTokenizer,
     *,
     ids: Mapping[str, str] | None = None,
     counted: Counter[str],
@@ -131,32 +131,32 @@ def read_traces(
 ) -> Iterator[Trace]:
     """Yield traces of all records; count in `counted` for how many tokens something had to be derived."""
     layout = foreign.LAYOUTS[reading.layout]
-    if reading.ahead is not None and layout.fixed and reading.ahead != layout.ahead:
+    if reading.ahead is not None and layout.is_fixed and reading.ahead != layout.is_ahead:
         raise ValueError(f"--rows: the rows of {reading.layout} are each token's own; drop it")
-    ahead = layout.ahead if reading.ahead is None else reading.ahead
+    ahead = layout.is_ahead if reading.ahead is None else reading.ahead
 
-    def found() -> Iterator[tuple[str, str | None, Foreign]]:
-        for where, record, size in records(files):
+    def read_all() -> Iterator[tuple[str, str | None, ForeignRecord]]:
+        for where, record, size in read_records(files):
             advance(size)
             try:
                 one = layout.read(record, tokens)
                 derivation.require_numbers(one, tokens.vocabulary.size)
-                yield where, _id_in(record), one
+                yield where, _get_document_id(record), one
             except (TypeError, AttributeError, LookupError, OverflowError) as error:
                 raise ValueError(f"{where}: not a record of {reading.layout} ({summarize_error(error)})") from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
 
-    rows, first = found(), []
+    rows, first = read_all(), []
     while sum(len(f.rows) for _, _, f in first) < PROBED_ROWS and (next_one := next(rows, None)) is not None:
         first.append(next_one)
     probed = [f for _, _, f in first]
-    if reading.ahead is None and not layout.fixed:
+    if reading.ahead is None and not layout.is_fixed:
         derivation.check_places(probed, ahead, tokens)
     derivation.check_sums(probed, reading.tail, tokens.vocabulary.size)
     for where, document, one in itertools.chain(first, rows):
         try:
-            trace = derivation.to_trace(one, tokens, ahead=ahead, tail=reading.tail, counted=counted)
+            trace = derivation.derive_trace(one, tokens, ahead=ahead, tail=reading.tail, counted=counted)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         text = trace[1]
@@ -168,11 +168,11 @@ def read_traces(
         yield replace(trace[0], document=document or where)
 
 
-def _id_in(record: Mapping[str, Any]) -> str | None:
+def _get_document_id(record: Mapping[str, Any]) -> str | None:
     return next((str(record[name]) for name in ("document", "id") if isinstance(record.get(name), str | int)), None)
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
     else:
@@ -182,7 +182,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any], int]]:
+def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield each record with its place and its share of the file's bytes. Raises `ValueError` on anything else."""
     for file in files:
         if file.suffix == ".parquet":

@@ -13,7 +13,9 @@ Entries = list[tuple[int, float]]  # ids and log-probabilities
 # How far probabilities may be above 1, one or those of a row together, and two values of one probability apart, all as
 # shares of it. A log-softmax in any precision gives none above 1; kernels with fast exponentials are off by some 1e-6.
 ROUNDING = 1e-3
-LEAST = -3.4e38  # log-probabilities are kept as float32; minus infinity is no log-probability of a token that came
+LOWEST_LOGPROB = (
+    -3.4e38
+)  # log-probabilities are kept as float32; minus infinity is no log-probability of a token that came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ def describe(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def about_token(n: int) -> Iterator[None]:
+def name_token(n: int) -> Iterator[None]:
     """Let every `ValueError` within begin with the number of a prompt's token."""
     try:
         yield
@@ -56,7 +58,7 @@ def about_token(n: int) -> Iterator[None]:
         raise ValueError(f"token {n}: {problem}") from None
 
 
-def take(value: Any, kind: type[list] | type[dict], what: str) -> Any:
+def require_type(value: Any, kind: type[list] | type[dict], what: str) -> Any:
     """Return `value` if it is a list or an object, as it should be. Raises `ValueError` that names it as `what`."""
     if not isinstance(value, kind):
         needed = "a list" if kind is list else "an object"
@@ -64,7 +66,7 @@ def take(value: Any, kind: type[list] | type[dict], what: str) -> Any:
     return value
 
 
-def read_id(key: str) -> int:
+def parse_id(key: str) -> int:
     """Return the id that a name in an object spells. Raises `ValueError` on whatever else `int` would take."""
     if not (key.isascii() and key.isdecimal() and len(key) < 10 and (key[0] != "0" or key == "0")):
         raise ValueError(f"the id of an entry is {describe(key)}, not a number")
@@ -73,18 +75,22 @@ def read_id(key: str) -> int:
 
 def check_numbers(values: Sequence[Any]) -> None:
     """Raise `ValueError` unless all are numbers that log-probabilities can be. NaN is one: a model may give it."""
-    if set(map(type, values)) <= {float} and min(values, default=0) >= LEAST and max(values, default=0) <= ROUNDING:
+    if (
+        set(map(type, values)) <= {float}
+        and min(values, default=0) >= LOWEST_LOGPROB
+        and max(values, default=0) <= ROUNDING
+    ):
         return
     for value in values:
         if type(value) is not float and (type(value) is not int or abs(value) > 1 << 31):
             raise ValueError(f"a log-probability is {describe(value)}, not a number")
         if value > ROUNDING:
             raise ValueError(f"a log-probability is {describe(value)}, above 0")
-        if value < LEAST:
+        if value < LOWEST_LOGPROB:
             raise ValueError(f"a log-probability is {describe(value)}, which is none of float32")
 
 
-def pair(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
+def make_entries(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
     """Return the entries of a row. Raises `ValueError` on invalid or repeated ids, and as `check_numbers` does."""
     for i in ids:
         if type(i) is not int or not 0 <= i < 1 << 31:
@@ -123,9 +129,9 @@ def check_mass(mass: float) -> None:
         )
 
 
-def take_choice(answer: Any) -> dict[str, Any]:
+def get_choice(answer: Any) -> dict[str, Any]:
     """Return the one choice of an answer, empty where there is none. Raises `ValueError` if there are several."""
-    choices = take(answer, dict, "the answer").get("choices")
+    choices = require_type(answer, dict, "the answer").get("choices")
     if isinstance(choices, list) and len(choices) > 1:
         raise ValueError(f"{len(choices)} choices in the answer, 1 was asked for")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

@@ -15,7 +15,7 @@ from typing import Any
 import httpcore2
 import jiter
 
-from fuselm.sources.servers.exchange import Answer, TooMuch, Undecodable, exchange, open_pool
+from fuselm.sources.servers.exchange import Answer, AnswerTooLarge, Undecodable, exchange, open_pool
 from fuselm.system.addresses import read_address
 from fuselm.system.errors import summarize_error
 from fuselm.system.foreign_text import put_on_one_line
@@ -58,7 +58,7 @@ class Client:
         self.pool.close()
 
 
-def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key_over_http: bool = False) -> Client:
+def open_client(url: str, *, key_env: str | None, timeout: float, requests: int, key_over_http: bool = False) -> Client:
     """Return a client for the server at `url`; its key, if it needs one, is in the environment and nowhere else.
 
     Raises `ValueError` if `key_env` names a variable that isn't set, or if the key may not be sent there.
@@ -76,7 +76,7 @@ def connect(url: str, *, key_env: str | None, timeout: float, requests: int, key
     return Client(url=url, pool=pool, timeout=timeout, key=key, key_env=key_env or DEFAULT_KEY_VARIABLE)
 
 
-def show(client: Client, text: str, most: int = SHOWN) -> str:
+def quote_server(client: Client, text: str, most: int = SHOWN) -> str:
     """Return a server's words as part of a line of ours: escaped, with the key blotted out, `most` characters."""
     text = text[: most * (SHOWN + 3 * len(client.key))]  # a key that is cut here is far behind what is shown
     text = hide_key(put_on_one_line(hide_key(text, client.key)), client.key)
@@ -84,14 +84,14 @@ def show(client: Client, text: str, most: int = SHOWN) -> str:
 
 
 @contextlib.contextmanager
-def naming(client: Client) -> Iterator[None]:
+def name_server(client: Client) -> Iterator[None]:
     """Let every `ValueError` within begin with the server's address, on one line that does not show the key."""
     try:
         yield
     except (Unreachable, Refused):
         raise  # `ask` names it
     except ValueError as problem:
-        text = show(client, str(problem).removeprefix(f"{client.url}: "), 2000)
+        text = quote_server(client, str(problem).removeprefix(f"{client.url}: "), 2000)
         raise ValueError(f"{client.url}: {text}") from None
 
 
@@ -114,18 +114,18 @@ def ask(
     for attempt in range(tries):
         wish = None
         try:
-            answer = _exchange(client, path, body, most_bytes)
+            answer = _send(client, path, body, most_bytes)
         except httpcore2.TimeoutException as error:
             problem = f"no answer in time ({type(error).__name__})"
         except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.ProxyError, OSError) as error:
-            problem = f"cannot be reached ({show(client, summarize_error(error))})"
+            problem = f"cannot be reached ({quote_server(client, summarize_error(error))})"
         else:
             if answer.status == 200:
-                return _read(client, answer)
-            problem = f"answers {answer.status} ({_said(client, answer)})"
+                return _parse_answer(client, answer)
+            problem = f"answers {answer.status} ({_quote_problem(client, answer)})"
             if answer.status not in again:
-                raise Refused(f"{client.url}: {problem}{_hint(client, answer)}", answer.status)
-            wish = _wished_pause(answer)
+                raise Refused(f"{client.url}: {problem}{_hint_at_fix(client, answer)}", answer.status)
+            wish = _read_retry_after(answer)
         if wish is not None and (wished := wished + wish) > LONGEST_WISH:
             problem += f", and wants to be left alone for {wish:.0f} s"
             break
@@ -139,7 +139,7 @@ def ask(
     )
 
 
-def _exchange(client: Client, path: str, body: dict[str, Any] | None, most_bytes: int) -> Answer:
+def _send(client: Client, path: str, body: dict[str, Any] | None, most_bytes: int) -> Answer:
     headers = [("Accept", "application/json"), ("Accept-Encoding", "gzip"), ("User-Agent", "fuselm")]
     content = None
     if client.key:
@@ -151,7 +151,7 @@ def _exchange(client: Client, path: str, body: dict[str, Any] | None, most_bytes
         return exchange(
             client.pool, read_address(client.url, path), headers, content, seconds=client.timeout, most_bytes=most_bytes
         )
-    except TooMuch:
+    except AnswerTooLarge:
         raise Refused(
             f"{client.url}: answers with more than {most_bytes:,} bytes, which is more than what was asked for can "
             "take; is this a completions server?",
@@ -164,29 +164,29 @@ def _exchange(client: Client, path: str, body: dict[str, Any] | None, most_bytes
         ) from None
 
 
-def _read(client: Client, answer: Answer) -> Any:
+def _parse_answer(client: Client, answer: Answer) -> Any:
     try:  # three times as fast as json.loads, and answers are large; names that come twice are an error
         return jiter.from_json(answer.body, catch_duplicate_keys=True)
     except ValueError as error:
-        said = show(client, str(error))
+        said = quote_server(client, str(error))
         raise Refused(
             f"{client.url}: answers with what is no JSON ({said}); is this a completions server?", 200
         ) from None
 
 
-def _hint(client: Client, answer: Answer) -> str:
+def _hint_at_fix(client: Client, answer: Answer) -> str:
     if answer.status in (401, 403):
         state = "is refused" if client.key else "is needed"
         return f": a key {state}; export {client.key_env}"
     if answer.status == 404:
         return "; the address should be the one that /models and /completions are under, such as http://host:8000/v1"
     if 300 <= answer.status < 400:
-        where = show(client, answer.headers.get("location", "nowhere"))
+        where = quote_server(client, answer.headers.get("location", "nowhere"))
         return f": sends to {where}, where nothing is sent; if that is the server, write its address"
     return ""
 
 
-def _said(client: Client, answer: Answer) -> str:
+def _quote_problem(client: Client, answer: Answer) -> str:
     """Return what the server says is wrong, as part of a line."""
     text = answer.body.decode("utf-8", "replace")
     try:
@@ -196,11 +196,11 @@ def _said(client: Client, answer: Answer) -> str:
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(name):
             value = value[name]
-    said = show(client, value if isinstance(value, str) else text)
+    said = quote_server(client, value if isinstance(value, str) else text)
     return said or http.client.responses.get(answer.status, "it does not say why")
 
 
-def _wished_pause(answer: Answer) -> float | None:
+def _read_retry_after(answer: Answer) -> float | None:
     """Return the seconds of a Retry-After header, which holds seconds or a date; None if it holds neither."""
     header = answer.headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", header):

@@ -15,13 +15,13 @@ import httpcore2
 
 from fuselm.system.addresses import DEFAULT_PORTS, Address, is_this_machine
 
-CONNECT = 10.0  # seconds until a connection must be there
-LONGEST = 1e9  # seconds; sockets can't wait longer
+CONNECT_SECONDS = 10.0  # seconds until a connection must be there
+LONGEST_SECONDS = 1e9  # seconds; sockets can't wait longer
 MOST_OF_AN_ERROR = 1 << 16  # bytes; what a server says is wrong is read as far as this
 SLICE = 1 << 14  # bytes that are written before the clock is looked at
 
 
-class TooMuch(ValueError):
+class AnswerTooLarge(ValueError):
     """Signal that the answer is larger than it may be."""
 
 
@@ -86,12 +86,12 @@ def exchange(
 ) -> Answer:
     """Return the answer to a POST of `content`, or to a GET.
 
-    Raises `TooMuch` as soon as more than `most_bytes` have come, `Undecodable`, and httpcore2's exceptions; one of them
-    is `TimeoutException`, when the whole answer is not there after `seconds`.
+    Raises `AnswerTooLarge` as soon as more than `most_bytes` have come, `Undecodable`, and httpcore2's exceptions. One
+    of these is `TimeoutException`, if the whole answer is not there after `seconds`.
     """
-    seconds = min(seconds, LONGEST)
+    seconds = min(seconds, LONGEST_SECONDS)
     deadline = time.monotonic() + seconds
-    connected = min(deadline, time.monotonic() + CONNECT)
+    connected = min(deadline, time.monotonic() + CONNECT_SECONDS)
     # The pool waits for so many seconds. What it hands on to `_Backend` and `_Stream` are points in time.
     limits = {"pool": seconds, "connect": connected, "read": deadline, "write": deadline}
     body = bytearray()
@@ -117,7 +117,7 @@ def exchange(
     if response.status != 200:
         return _decompress_error(answer)
     if len(body) > most:
-        raise TooMuch
+        raise AnswerTooLarge
     return _decompress(answer, most)
 
 
@@ -133,7 +133,7 @@ def _decompress(answer: Answer, most: int) -> Answer:
     except zlib.error:
         raise Undecodable from None
     if len(body) > most:
-        raise TooMuch
+        raise AnswerTooLarge
     if not decoder.eof or decoder.unused_data:
         raise Undecodable
     return Answer(status=answer.status, headers=answer.headers, body=body)
@@ -143,7 +143,7 @@ def _decompress_error(answer: Answer) -> Answer:
     body = answer.body[:MOST_OF_AN_ERROR]
     try:
         return _decompress(Answer(status=answer.status, headers=answer.headers, body=body), MOST_OF_AN_ERROR)
-    except (TooMuch, Undecodable):
+    except (AnswerTooLarge, Undecodable):
         return Answer(status=answer.status, headers=answer.headers, body=b"")
 
 

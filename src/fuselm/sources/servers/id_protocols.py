@@ -9,26 +9,26 @@ from fuselm.sources.servers.answers import (
     Entries,
     Prompt,
     PromptRows,
-    about_token,
     check_length,
     check_numbers,
     check_usage,
     describe,
-    pair,
-    read_id,
-    take,
-    take_choice,
+    get_choice,
+    make_entries,
+    name_token,
+    parse_id,
+    require_type,
 )
 
 
-def ask_vllm(model: str, prompt: Prompt, top_k: int, _: None) -> dict[str, Any]:
+def request_vllm(model: str, prompt: Prompt, top_k: int, _: None) -> dict[str, Any]:
     ids = [prompt.context, *prompt.ids]
     return {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": top_k}
 
 
 def read_vllm(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     """Read a dict of ids for each token, null for the first; it has the token itself, among the top ones or not."""
-    choice = take_choice(answer)
+    choice = get_choice(answer)
     rows = choice.get("prompt_logprobs")
     check_length(rows, 1 + len(prompt.ids))
     check_usage(answer, prompt)
@@ -40,14 +40,16 @@ def read_vllm(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     for n, (token, row) in enumerate(zip(prompt.ids, rows[1:], strict=True)):
         if row is None or row == {}:
             raise ValueError("a token without log-probabilities; start vLLM with --no-enable-prefix-caching")
-        with about_token(n):
-            values = [take(e, dict, "an entry").get("logprob") for e in take(row, dict, "its row").values()]
-            entries.append(pair([read_id(key) for key in row], values))
-            gold.append(_of(dict(entries[-1]), token))
+        with name_token(n):
+            values = [
+                require_type(e, dict, "an entry").get("logprob") for e in require_type(row, dict, "its row").values()
+            ]
+            entries.append(make_entries([parse_id(key) for key in row], values))
+            gold.append(_get_logprob(dict(entries[-1]), token))
     return PromptRows(entries=entries, gold=gold, lost=0.0)
 
 
-def ask_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
+def request_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
     return {
         "input_ids": [prompt.context, *prompt.ids],
         "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
@@ -59,19 +61,19 @@ def ask_sglang(_: str, prompt: Prompt, top_k: int, __: None) -> dict[str, Any]:
 
 def read_sglang(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     """Read lists of [log-probability, id, text]: one for the prompt's own tokens, and one for each token's top ones."""
-    about = take(take(answer, dict, "the answer").get("meta_info") or {}, dict, "meta_info")
+    about = require_type(require_type(answer, dict, "the answer").get("meta_info") or {}, dict, "meta_info")
     own, top = about.get("input_token_logprobs"), about.get("input_top_logprobs")
     check_length(own, 1 + len(prompt.ids))
     check_length(top, 1 + len(prompt.ids))
     entries: list[Entries | None] = []
     for n, (token, entry, row) in enumerate(zip(prompt.ids, own[1:], top[1:], strict=True)):
-        with about_token(n):
-            if _triple(entry)[1] != token:
+        with name_token(n):
+            if _read_triple(entry)[1] != token:
                 raise ValueError(f"id {describe(entry[1])} is in the answer, {token} was asked for")
             check_numbers(entry[:1])
-            triples = [_triple(e) for e in take(row, list, "its row of top entries")]
+            triples = [_read_triple(e) for e in require_type(row, list, "its row of top entries")]
             values = [logprob for logprob, _ in triples]
-            entries.append(pair([i for _, i in triples], values))
+            entries.append(make_entries([i for _, i in triples], values))
             if any(a < b for a, b in itertools.pairwise(values)):
                 raise ValueError("its entries are not in the order of their probabilities")
             if values and token not in dict(entries[-1]) and entry[0] > values[-1] + ROUNDING:
@@ -81,17 +83,17 @@ def read_sglang(answer: Any, prompt: Prompt, _: None) -> PromptRows:
     return PromptRows(entries=entries, gold=[float(entry[0]) for entry in own[1:]], lost=0.0)
 
 
-def _triple(entry: Any) -> tuple[Any, int]:
-    if len(take(entry, list, "an entry")) not in (2, 3) or type(entry[1]) is not int:
+def _read_triple(entry: Any) -> tuple[Any, int]:
+    if len(require_type(entry, list, "an entry")) not in (2, 3) or type(entry[1]) is not int:
         raise ValueError("an entry is not [log-probability, id, text]")
     return entry[0], entry[1]
 
 
-def spelled_by(api: str, answer: Any, prompt: Prompt) -> list[tuple[int, str]]:
+def list_spelled_tokens(api: str, answer: Any, prompt: Prompt) -> list[tuple[int, str]]:
     """Return the prompt's own ids with the strings that the server gives for them, where it gives any."""
     if api == "vllm":
         rows = (
-            row[str(token)] for token, row in zip(prompt.ids, take_choice(answer)["prompt_logprobs"][1:], strict=True)
+            row[str(token)] for token, row in zip(prompt.ids, get_choice(answer)["prompt_logprobs"][1:], strict=True)
         )
         strings: Sequence[Any] = [row.get("decoded_token") for row in rows]
     else:
@@ -102,7 +104,7 @@ def spelled_by(api: str, answer: Any, prompt: Prompt) -> list[tuple[int, str]]:
     return [(token, string) for token, string in zip(prompt.ids, strings, strict=True) if string is not None]
 
 
-def _of(row: dict[int, float], token: int) -> float:
+def _get_logprob(row: dict[int, float], token: int) -> float:
     if token not in row:
         raise ValueError(f"token {token} came, but its log-probability is not in the answer")
     return row[token]

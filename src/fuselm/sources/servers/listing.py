@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fuselm.sources.servers.answers import describe, take
+from fuselm.sources.servers.answers import describe, require_type
 from fuselm.system.server_keys import LONG_KEY
 
-IDENTITY = ("id", "root", "parent")  # entries about a model that survive a restart of the server
+IDENTITY_FIELDS = ("id", "root", "parent")  # entries about a model that survive a restart of the server
 NAMES = 10  # that are shown of those that a server has
 LEAST_CONTEXT, MOST_CONTEXT = 16, 1 << 31  # tokens
 
@@ -19,11 +19,11 @@ def find_model(answer: Any, served: str, key: str) -> dict[str, Any]:
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):
         raise ValueError("its list of models can't be read; is this a completions server?")
-    names = [take(entry, dict, "an entry of its list of models").get("id") for entry in entries]
+    names = [require_type(entry, dict, "an entry of its list of models").get("id") for entry in entries]
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"the id of a model in its list is {describe(name)}, not a string")
-    found = [_read_entry(entry) for name, entry in zip(names, entries, strict=True) if name == served]
+    found = [_check_entry(entry) for name, entry in zip(names, entries, strict=True) if name == served]
     if not found:
         there = ", ".join(map(describe, names[:NAMES])) or "none"
         more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
@@ -43,11 +43,11 @@ def check_known(entry: Any, served: str) -> dict[str, Any] | None:
         return None
 
 
-def _read_entry(entry: dict[str, Any]) -> dict[str, Any]:
-    for name in IDENTITY:
+def _check_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    for name in IDENTITY_FIELDS:
         if not isinstance(entry.get(name), str | None):
             raise ValueError(f"`{name}` of a model in its list is {describe(entry[name])}, not a string")
     context = entry.get("max_model_len")
     if context is not None and (type(context) is not int or not LEAST_CONTEXT <= context <= MOST_CONTEXT):
         raise ValueError(f"`max_model_len` of a model in its list is {describe(context)}, not a number of tokens")
-    return {name: entry[name] for name in (*IDENTITY, "max_model_len") if entry.get(name)}
+    return {name: entry[name] for name in (*IDENTITY_FIELDS, "max_model_len") if entry.get(name)}

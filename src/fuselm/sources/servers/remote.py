@@ -18,13 +18,13 @@ from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.servers import client, endpoints
 from fuselm.sources.servers.client import Client, Unreachable
 from fuselm.sources.servers.endpoints import Dialect, Prompt, PromptRows
-from fuselm.sources.servers.server import Connection, Server, connect, put, read
+from fuselm.sources.servers.server import Connection, Server, ask_about_prompt, connect, read_rows
 from fuselm.stores.distributions import check_distributions
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace, fingerprint_text
 from fuselm.system.progress import Progress
 
-ONE = 1  # document a batch: the server makes its own
+DOCUMENTS_PER_BATCH = 1  # document a batch: the server makes its own
 
 
 def capture_from_server(
@@ -36,11 +36,11 @@ def capture_from_server(
     policy: Policy,
     progress: Progress,
 ) -> dict:
-    """Capture as `capture.capture` does, from a server; keep the entries that the policy wants of its `top_k`.
+    """Capture as `capture_from_model` does, from a server; keep the entries that the policy wants of its `top_k`.
 
     In the counts, `unclear` is the mean mass of a token's strings that may be several tokens.
     """
-    from fuselm.sources.resumable_writing import write_all
+    from fuselm.sources.resumable_writing import write_traces
     from fuselm.stores import retention
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
@@ -48,10 +48,12 @@ def capture_from_server(
 
     with connect(server, vocabulary, top_k=policy.top_k) as connection:
 
-        def read_all(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
+        def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
             nonlocal lost, tokens
             todo = [i for batch in batches for i in list_documents(batch)]
-            for trace, unclear in traces(connection, [documents[i] for i in todo], [segmentations[i] for i in todo]):
+            for trace, unclear in trace_documents(
+                connection, [documents[i] for i in todo], [segmentations[i] for i in todo]
+            ):
                 if trace is None:
                     yield [None]
                     continue
@@ -59,7 +61,9 @@ def capture_from_server(
                 yield [replace(trace, distributions=retention.drop_unwanted_entries(policy, trace.distributions))]
 
         lengths = [len(s.ids) for s in segmentations]
-        counts = write_all(read_all, documents, lengths, out, prefix=Prefix(), batch_tokens=ONE, progress=progress)
+        counts = write_traces(
+            read_batches, documents, lengths, out, prefix=Prefix(), batch_tokens=DOCUMENTS_PER_BATCH, progress=progress
+        )
     return counts | {
         "api": connection.api,
         "unclear": lost / max(tokens, 1),
@@ -67,13 +71,13 @@ def capture_from_server(
     }
 
 
-def document_bits(
+def compute_document_bits(
     server: Server, vocabulary: Vocabulary, documents: Sequence[Document], *, advance: Callable[[int], None]
 ) -> dict[str, float]:
     """Compute bits as `scoring.compute_document_bits` does, from a server; report tokens done to `advance`."""
     result = {}
     with connect(server, vocabulary, top_k=1) as connection:
-        found = traces(connection, documents, [vocabulary.segment(d.text) for d in documents])
+        found = trace_documents(connection, documents, [vocabulary.segment(d.text) for d in documents])
         for document, (trace, _) in zip(documents, found, strict=True):
             if trace is None:
                 raise ValueError(f"{server.url}: document {document.id} ({document.domain}): gives NaN; leave it out")
@@ -82,7 +86,7 @@ def document_bits(
     return result
 
 
-def traces(
+def trace_documents(
     connection: Connection, documents: Sequence[Document], segmentations: Sequence[Segmentation]
 ) -> Iterator[tuple[Trace | None, float]]:
     """Yield each document's trace in order, with the mass that its rows lost to ambiguous strings.
@@ -94,27 +98,29 @@ def traces(
 
     def trace(n: int) -> tuple[Trace | None, float]:
         try:
-            return _trace(connection, documents[n], segmentations[n])
+            return _trace_document(connection, documents[n], segmentations[n])
         except Unreachable:
             raise
         except ValueError as problem:
-            text = client.show(connection.client, str(problem).removeprefix(f"{connection.server.url}: "), 1000)
+            text = client.quote_server(connection.client, str(problem).removeprefix(f"{connection.server.url}: "), 1000)
             raise ValueError(
                 f"{connection.server.url}: document {documents[n].id} ({documents[n].domain}): {text}"
             ) from None
 
-    return _ahead(trace, len(documents), connection.server.requests, connection.client)
+    return _compute_in_order(trace, len(documents), connection.server.requests, connection.client)
 
 
-def _trace(connection: Connection, document: Document, segmentation: Segmentation) -> tuple[Trace | None, float]:
+def _trace_document(
+    connection: Connection, document: Document, segmentation: Segmentation
+) -> tuple[Trace | None, float]:
     prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
-    rows = read(connection, prompt, put(connection, prompt), top_k=connection.top_k)
+    rows = read_rows(connection, prompt, ask_about_prompt(connection, prompt), top_k=connection.top_k)
     if rows.entries and rows.entries[0] is None:
         if connection.opening is None:
             raise ValueError("token 0 has no log-probabilities in the answer")
-        rows = _opened(connection, rows, prompt.ids[0])
+        rows = _add_first_row(connection, rows, prompt.ids[0])
         endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size)
-    distributions = endpoints.distributions(rows, connection.top_k)
+    distributions = endpoints.make_distributions(rows, connection.top_k)
     if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
         return None, 0.0
     check_distributions(distributions, connection.vocabulary.size)
@@ -131,13 +137,13 @@ def _trace(connection: Connection, document: Document, segmentation: Segmentatio
     return trace, rows.lost
 
 
-def _opened(connection: Connection, rows: PromptRows, token: int) -> PromptRows:
+def _add_first_row(connection: Connection, rows: PromptRows, token: int) -> PromptRows:
     """Add the first row, which the echo leaves out."""
     opening, dialect = connection.opening, connection.dialect
     assert opening is not None and dialect is not None
     if token not in opening.gold:
         among = dict(opening.entries)
-        opening.gold[token] = among[token] if token in among else _forced(connection, dialect, token)
+        opening.gold[token] = among[token] if token in among else _force_first_token(connection, dialect, token)
     return replace(
         rows,
         entries=[opening.entries, *rows.entries[1:]],
@@ -146,20 +152,20 @@ def _opened(connection: Connection, rows: PromptRows, token: int) -> PromptRows:
     )
 
 
-def _forced(connection: Connection, dialect: Dialect, token: int) -> float:
+def _force_first_token(connection: Connection, dialect: Dialect, token: int) -> float:
     """Return a first token's log-probability.
 
     A bias makes the server choose the token, and the answer says what its log-probability was before.
     """
-    body = endpoints.next_token(connection.server.served, dialect.opening, 1)
+    body = endpoints.request_next_token(connection.server.served, dialect.opening, 1)
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
-    string, logprob = endpoints.chosen(answer)
+    string, logprob = endpoints.read_chosen_token(answer)
     if string != dialect.strings[token]:
         raise ValueError(f"the first token's log-probability can't be had (asked for {dialect.strings[token]!r})")
     return logprob
 
 
-def _ahead(do: Callable[[int], Any], count: int, workers: int, asked: Client) -> Iterator[Any]:
+def _compute_in_order(do: Callable[[int], Any], count: int, workers: int, asked: Client) -> Iterator[Any]:
     """Yield `do(0)`, `do(1)` and so on, in order, computing several at a time.
 
     The threads don't keep the process from ending.

@@ -17,13 +17,13 @@ from fuselm.sources.servers import client, endpoints, id_protocols, listing
 from fuselm.sources.servers.answers import describe
 from fuselm.sources.servers.client import Client, Refused, Unreachable
 from fuselm.sources.servers.endpoints import APIS, Dialect, Entries, Prompt, PromptRows
-from fuselm.sources.servers.exchange import CONNECT
+from fuselm.sources.servers.exchange import CONNECT_SECONDS
 from fuselm.system import fingerprints
 
 # Words of several tokens, digits, and a character that hardly any vocabulary has whole
 PROBE = "The quick brown fox jumps over 12 lazy dogs 𓂀 and naps."
 PATIENCE = 3  # attempts before any work is begun
-SAME = 0.2  # nats between two answers about one token: batches differ in rounding, positions in much more
+MOST_DIFFERENCE = 0.2  # nats between two answers about one token: batches differ in rounding, positions in much more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class FirstRow:
     """Hold the row of position 0, where an echo leaves it out: it is the same for every document."""
 
     entries: Entries
@@ -61,10 +61,10 @@ class Connection:
     api: str
     top_k: int
     dialect: Dialect | None = None
-    opening: Opening | None = None
+    opening: FirstRow | None = None
 
 
-def find(
+def find_server(
     url: str,
     served: str,
     tokenizer: str,
@@ -82,7 +82,7 @@ def find(
     can't be reached and never was, if it has no such model, or if nobody says how long its context is.
     """
     reader = locate_tokenizer(tokenizer)
-    entry = _entry(url, served, key_env, key_over_http)
+    entry = _look_up_model(url, served, key_env, key_over_http)
     said = entry.get("max_model_len")
     if context_length is None and said is None:
         raise ValueError(f"{url}: does not say how long its context is; set `context_length` (llama.cpp: its n_ctx)")
@@ -91,7 +91,7 @@ def find(
     identity = [
         f"served {served}",
         f"revision {revision}",
-        *(f"{k} {entry[k]}" for k in listing.IDENTITY if entry.get(k)),
+        *(f"{k} {entry[k]}" for k in listing.IDENTITY_FIELDS if entry.get(k)),
     ]
     model = replace(
         reader,
@@ -110,14 +110,14 @@ def find(
     )
 
 
-def _entry(url: str, served: str, key_env: str | None, key_over_http: bool) -> dict[str, Any]:
+def _look_up_model(url: str, served: str, key_env: str | None, key_over_http: bool) -> dict[str, Any]:
     """Return what the server says of the model, or said the last time."""
     key = f"server {url} {served}"
     known = listing.check_known(fingerprints.recall(key), served)
-    asked = client.connect(url, key_env=key_env, timeout=CONNECT, requests=1, key_over_http=key_over_http)
+    asked = client.open_client(url, key_env=key_env, timeout=CONNECT_SECONDS, requests=1, key_over_http=key_over_http)
     try:
         answer = client.ask(asked, "models", attempts=1 if known else PATIENCE)
-        with client.naming(asked):
+        with client.name_server(asked):
             entry = listing.find_model(answer, served, asked.key)
     except Unreachable:
         if known:
@@ -132,7 +132,7 @@ def _entry(url: str, served: str, key_env: str | None, key_over_http: bool) -> d
 @contextlib.contextmanager
 def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Iterator[Connection]:
     """Try the server. Raises `ValueError` if it can't give `top_k` entries of each token's distribution, saying why."""
-    asked = client.connect(
+    asked = client.open_client(
         server.url,
         key_env=server.key_env,
         timeout=server.timeout,
@@ -140,14 +140,14 @@ def connect(server: Server, vocabulary: Vocabulary, *, top_k: int) -> Iterator[C
         key_over_http=server.key_over_http,
     )
     try:
-        with client.naming(asked):
-            connection = _tried(server, asked, vocabulary, top_k)
+        with client.name_server(asked):
+            connection = _try_apis(server, asked, vocabulary, top_k)
         yield connection
     finally:
         asked.close()
 
 
-def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) -> Connection:
+def _try_apis(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) -> Connection:
     ids = vocabulary.segment(PROBE).ids.tolist()
     prompt = Prompt(text=PROBE, ids=ids, context=server.model.context_token)
     top_k = min(top_k, vocabulary.size)
@@ -157,10 +157,10 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
         try:
             tried = replace(plain, api=api)
             if api == "openai":
-                tried = replace(tried, dialect=_dialect(tried, prompt))
-            answer = put(tried, prompt, top_k=1, attempts=PATIENCE)
+                tried = replace(tried, dialect=_find_dialect(tried, prompt))
+            answer = ask_about_prompt(tried, prompt, top_k=1, attempts=PATIENCE)
             APIS[api].read(answer, prompt, tried.dialect)
-            spelled = id_protocols.spelled_by(api, answer, prompt) if api != "openai" else []
+            spelled = id_protocols.list_spelled_tokens(api, answer, prompt) if api != "openai" else []
         except Unreachable:
             raise
         except ValueError as problem:
@@ -173,7 +173,7 @@ def _tried(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int) ->
             continue
         _check_spelling(tried, spelled)
         _check_count(tried, prompt)
-        return _with_opening(tried, prompt) if api == "openai" else tried
+        return _check_first_row(tried, prompt) if api == "openai" else tried
     raise ValueError(f"{server.url}: gives no prompt log-probabilities in any way known here ({'; '.join(problems)})")
 
 
@@ -183,35 +183,37 @@ def check_server(server: Server, vocabulary: Vocabulary, *, top_k: int) -> None:
         pass
 
 
-def put(connection: Connection, prompt: Prompt, *, top_k: int | None = None, attempts: int | None = None) -> Any:
+def ask_about_prompt(
+    connection: Connection, prompt: Prompt, *, top_k: int | None = None, attempts: int | None = None
+) -> Any:
     """Return the server's answer about a prompt."""
     api = APIS[connection.api]
     wanted = connection.top_k if top_k is None else top_k
-    body = api.ask(connection.server.served, prompt, wanted, connection.dialect)
-    most = endpoints.most_bytes(prompt, wanted)
+    body = api.request(connection.server.served, prompt, wanted, connection.dialect)
+    most = endpoints.limit_answer_bytes(prompt, wanted)
     return client.ask(connection.client, api.path, body, attempts=attempts, most_bytes=most)
 
 
-def read(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> PromptRows:
+def read_rows(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> PromptRows:
     """Return what an answer holds. Raises `ValueError` on anything unexpected, such as rows of other sizes."""
     rows = APIS[connection.api].read(answer, prompt, connection.dialect)
     endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
     return rows
 
 
-def _dialect(connection: Connection, prompt: Prompt) -> Dialect:
+def _find_dialect(connection: Connection, prompt: Prompt) -> Dialect:
     """Find how the server spells the prompt's tokens. Raises `ValueError` with the first difference, if any."""
     problem = None
     for opening in (connection.vocabulary.token_strings[prompt.context] or "", ""):  # or does the server put it first?
         ways = [
-            endpoints.dialect(connection.vocabulary, lossy, opening=opening, skip=skip)
+            endpoints.make_dialect(connection.vocabulary, lossy, opening=opening, skip=skip)
             for skip in (0, 1)
-            for lossy in endpoints.LOSSY
+            for lossy in endpoints.DECODING_ERRORS
         ]
-        answer = put(replace(connection, dialect=ways[0]), prompt, top_k=1, attempts=PATIENCE)
+        answer = ask_about_prompt(replace(connection, dialect=ways[0]), prompt, top_k=1, attempts=PATIENCE)
         for way in ways:
             try:
-                endpoints.echoed(answer, prompt, way)
+                endpoints.check_echo(answer, prompt, way)
             except ValueError as error:
                 problem = problem or error
             else:
@@ -237,7 +239,7 @@ def _check_count(connection: Connection, prompt: Prompt) -> None:
     url, wanted, api = connection.server.url, connection.top_k, APIS[connection.api]
     more = f"{api.more.format(top_k=wanted)}, or set `capture.policy` to threshold and `capture.top_k` lower"
     try:
-        rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
+        rows = read_rows(connection, prompt, ask_about_prompt(connection, prompt, attempts=PATIENCE))
     except Refused as refused:
         raise ValueError(f"{url}: refuses to give {wanted} entries a token ({refused}); {more}") from None
     given = max((len(row) for row in rows.entries if row), default=0)
@@ -246,19 +248,19 @@ def _check_count(connection: Connection, prompt: Prompt) -> None:
         raise ValueError(f"{url}: gives {given} entries a token, {wanted} were asked for; {more}")
 
 
-def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
+def _check_first_row(connection: Connection, prompt: Prompt) -> Connection:
     """Check that the echo's rows are in their places; ask for the first one if the echo leaves it out."""
     url, served, dialect = connection.server.url, connection.server.served, connection.dialect
     assert dialect is not None
     bos = connection.server.model.context_token
-    rows = read(connection, prompt, put(connection, prompt, attempts=PATIENCE))
-    text, tokens = _beginning(connection.vocabulary, prompt)
-    body = endpoints.next_token(served, dialect.opening + text, connection.top_k)
-    expected, _ = endpoints.next_row(client.ask(connection.client, "completions", body), dialect)
+    rows = read_rows(connection, prompt, ask_about_prompt(connection, prompt, attempts=PATIENCE))
+    text, tokens = _find_beginning(connection.vocabulary, prompt)
+    body = endpoints.request_next_token(served, dialect.opening + text, connection.top_k)
+    expected, _ = endpoints.read_next_row(client.ask(connection.client, "completions", body), dialect)
     expected.sort(key=lambda entry: -entry[1])
     echoed = dict(rows.entries[tokens] or ())
     apart = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
-    if max(apart, default=0.0) > SAME:
+    if max(apart, default=0.0) > MOST_DIFFERENCE:
         raise ValueError(
             f"{url}: its echo gives each token the next one's row, for the prompt does not begin with what it takes "
             f"for BOS; start llama-cpp-python with --kv_overrides tokenizer.ggml.bos_token_id=int:{bos}"
@@ -270,12 +272,12 @@ def _with_opening(connection: Connection, prompt: Prompt) -> Connection:
             f"{url}: puts a BOS before the text itself and then leaves out the first token's row; start "
             "llama-cpp-python with --kv_overrides tokenizer.ggml.add_bos_token=bool:false"
         )
-    body = endpoints.next_token(served, dialect.opening, connection.top_k)
-    entries, lost = endpoints.next_row(client.ask(connection.client, "completions", body), dialect)
-    return replace(connection, opening=Opening(entries=entries, lost=lost, gold={}))
+    body = endpoints.request_next_token(served, dialect.opening, connection.top_k)
+    entries, lost = endpoints.read_next_row(client.ask(connection.client, "completions", body), dialect)
+    return replace(connection, opening=FirstRow(entries=entries, lost=lost, gold={}))
 
 
-def _beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
+def _find_beginning(vocabulary: Vocabulary, prompt: Prompt) -> tuple[str, int]:
     """Return the prompt's first words, as many as are tokenized as they are within it, and how many tokens that is."""
     for end in (n for n, c in enumerate(prompt.text) if c == " "):
         ids = vocabulary.segment(prompt.text[:end]).ids.tolist()
