@@ -270,6 +270,14 @@ def test_half_a_study_is_shown_with_dashes(finished, tmp_path):
     assert "3 of 10 done" in plan.out and " s" in plan.out
 
 
+def test_the_plan_of_a_study_measures_what_has_not_run_yet(tmp_path, byte_level, sentence_piece, texts):
+    outcome = fuselm("study", write(tmp_path, byte_level, sentence_piece, texts), "--plan")
+    assert outcome.code == 0 and "0 of 10 done" in outcome.out and "unknown" not in outcome.out
+    for work in ("read own", "read other", "train target", "write a checkpoint"):
+        assert outcome.err.count(f"calibrating: {work}\n") == 1, work
+    assert not list((tmp_path / "study").glob("seed-*/capture"))
+
+
 def test_scores_of_bytes_that_are_not_spelled_are_marked_and_explained(finished, tmp_path):
     shutil.copytree(finished / "study", tmp_path / "study")
     before = result_of(tmp_path)
