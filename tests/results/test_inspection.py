@@ -1,9 +1,9 @@
-"""inspection.py: a document of a finished run, token by token."""
+"""Check what `fuselm inspect` shows of a document, token by token."""
 
 import json
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_run
 from tiny_run import fuselm
@@ -35,9 +35,15 @@ def finished(tmp_path_factory, byte_level, sentence_piece, word_piece, texts) ->
 
 
 def parts(out: Path, number: int):
+    """Return a training document, its fused trace, and its aligned traces by source."""
     folders = json.loads((out / "run.json").read_text())["folders"]
     document = corpus.read_documents(out / folders["corpus"], "train")[number]
-    return document, store.Store(out / folders["fuse"]).read(document.id)
+    aligned = {
+        name.removeprefix("align "): store.Store(out / folder).read(document.id)
+        for name, folder in folders.items()
+        if name.startswith("align ")
+    }
+    return document, store.Store(out / folders["fuse"]).read(document.id), aligned
 
 
 def shown(token: bytes) -> str:
@@ -46,26 +52,38 @@ def shown(token: bytes) -> str:
 
 
 def table(output: str) -> list[list[str]]:
-    """Cells of the table's rows."""
+    """Return the cells of the table's rows."""
     return [[cell.strip() for cell in line.split("│")] for line in output.splitlines() if "│" in line]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-def test_every_token_is_shown_with_who_won(finished, byte_level, number):
+def test_every_token_is_shown_with_the_source_that_raised_it(finished, byte_level, number):
     outcome = fuselm("inspect", finished, "--doc", number)
     assert outcome.code == 0, outcome.err
-    document, fused = parts(finished, number)
+    document, fused, by_source = parts(finished, number)
     model = locate_model(str(byte_level))
     vocabulary = Vocabulary(load_tokenizer(model), model.output_size)
     rows = [row for row in table(outcome.out) if row[1]]
     assert [row[0] for row in rows] == [shown(vocabulary.token_bytes[t]) for t in fused.tokens.tolist()]
-    names = ["alpha", "words", "zeta"]
-    for row, weights, gold in zip(rows, fused.weights, fused.distributions.gold, strict=True):
-        assert row[1].split()[0] == names[int(np.argmax(weights))]
-        assert row[-1].startswith(f"{np.exp(gold):.3f}")
+    names, raised, lowered = ["alpha", "words", "zeta"], 0, 0
+    for i, (row, weights) in enumerate(zip(rows, fused.weights.astype(float), strict=True)):
+        probabilities = [math.exp(by_source[name].distributions.gold[i]) for name in names]
+        shifts = [w * (p - probabilities[2]) for w, p in zip(weights, probabilities, strict=True)]  # zeta is the target
+        fused_probability = math.exp(fused.distributions.gold[i])
+        assert sum(shifts) == pytest.approx(fused_probability - probabilities[2], abs=0.01)  # stores round
+        name, shift = [*row[1].split(), "0"][:2]
+        largest = (max if sum(shifts) >= 0 else min)(shifts)
+        if abs(largest) < 0.0005:
+            assert name in ("unchanged", "no")
+            continue
+        raised, lowered = raised + (largest > 0), lowered + (largest < 0)
+        assert name == names[shifts.index(largest)] and float(shift) == pytest.approx(largest, abs=0.0006)
+        assert row[-1].startswith(f"{fused_probability:.3f}")
+    assert f"Against zeta, the target: {raised} of {len(rows)} tokens raised (" in outcome.out
+    assert f"), {lowered} lowered (" in outcome.out
     assert f"{document.id}, {document.domain}, {len(fused.tokens)} tokens" in outcome.out
-    for name in [*names, "fused"]:
-        assert name in outcome.out.splitlines()[2]
+    header = next(line for line in outcome.out.splitlines() if line.startswith("token"))
+    assert header.split() == ["token", "┃", "raised", "by", "┃", "alpha", "┃", "words", "┃", "zeta", "┃", "fused"]
 
 
 def test_as_many_expected_tokens_are_shown_as_asked_for(finished):
@@ -74,7 +92,7 @@ def test_as_many_expected_tokens_are_shown_as_asked_for(finished):
 
 
 @pytest.mark.parametrize("number", [-1, 997])
-def test_a_document_that_is_not_there_is_one_line(finished, number):
+def test_a_document_that_does_not_exist_is_refused_in_one_line(finished, number):
     outcome = fuselm("inspect", finished, "--doc", number)
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith(f"fuselm: --doc {number}: the run has training documents 0 to ")
@@ -82,7 +100,7 @@ def test_a_document_that_is_not_there_is_one_line(finished, number):
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
-    """A run file of which nothing is made yet."""
+    """Write a run file whose run has not begun."""
     folder = tmp_path_factory.mktemp("unfinished")
     rows = tiny_run.short(texts, domains=1)
     return tiny_run.write(folder, target=byte_level, sources={"alpha": sentence_piece, "zeta": byte_level}, rows=rows)
@@ -109,8 +127,8 @@ def test_a_run_is_shown_as_far_as_it_has_come(unfinished, tmp_path_factory, byte
             assert any(name in line and "token" in line for line in outcome.out.splitlines())
 
 
-def test_what_is_shown_belongs_together(unfinished, tmp_path_factory):
-    """Of several captures and alignments, those that were made last, from one another."""
+def test_the_newest_stages_that_belong_together_are_shown(unfinished, tmp_path_factory):
+    """There are several captures and alignments; those that were made last, from one another, are shown."""
     cache, out = tmp_path_factory.getbasetemp() / "cache", unfinished.parent / "out"
     for number, options in enumerate((["align.top_k=5"], ["capture.draws=7", "align.top_k=5"], ["align.top_k=3"])):
         assert fuselm("align", unfinished, *options, cache=cache).code == 0
@@ -137,10 +155,9 @@ def vocabulary_of(folder: Path) -> Vocabulary:
     return Vocabulary(load_tokenizer(model), model.output_size)
 
 
-def test_what_is_no_run_is_one_line(tmp_path, unfinished):
+def test_what_is_not_a_run_is_refused_in_one_line(tmp_path):
     for where, expected in (
         (tmp_path, "no run there that captured anything; start it with `fuselm run`, or name another folder"),
-        (unfinished, "a file; name the run's folder, the `output` of its run file"),
         (tmp_path / "absent", "no such folder; name a run's folder, the `output` of its run file"),
     ):
         outcome = fuselm("inspect", where)
@@ -152,9 +169,46 @@ RECORDS = [UNALIGNED, "[]", "{}", '"x"', '{"folders": []}', '{"folders": {"fuse"
 
 
 @pytest.mark.parametrize("written", RECORDS, ids=range(len(RECORDS)))
-def test_a_damaged_record_of_a_run_is_one_line(tmp_path, written):
+def test_a_damaged_record_of_a_run_is_refused_in_one_line(tmp_path, written):
     (tmp_path / "run.json").write_text(written)
     for command in ("inspect", "diagnose"):
         outcome = fuselm(command, tmp_path)
         assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
         assert f"{tmp_path}/run.json: damaged" in outcome.err
+
+
+def test_a_run_file_is_inspected_as_its_folder_is(finished, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    of_folder, of_file = (
+        fuselm("inspect", run, "--doc", 2, cache=cache) for run in (finished, finished.parent / "run.yaml")
+    )
+    assert of_file.code == 0, of_file.err
+    assert of_file.out == of_folder.out
+
+
+def test_without_the_target_the_source_that_adds_most_is_shown(
+    tmp_path, tmp_path_factory, byte_level, texts, sentence_piece, word_piece
+):
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"alpha": sentence_piece, "words": word_piece},
+        rows=tiny_run.short(texts, domains=1),
+    )
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    assert fuselm("fuse", run_file, cache=cache).code == 0
+    outcome = fuselm("inspect", run_file, cache=cache)
+    assert outcome.code == 0, outcome.err
+    assert "Tokens by the source that adds most to them: " in outcome.out
+    stages = run_folders.find_stages(tmp_path / "out")
+    document = corpus.read_documents(stages["corpus"], "train")[0]
+    fused = store.Store(stages["fuse"]).read(document.id)
+    gold = [store.Store(stages[f"align {name}"]).read(document.id).distributions.gold for name in ("alpha", "words")]
+    for row, weights, golds in zip(
+        [r for r in table(outcome.out) if r[1]], fused.weights, zip(*gold, strict=True), strict=True
+    ):
+        added = [w * math.exp(g) for w, g in zip(weights.tolist(), golds, strict=True)]
+        if max(added) >= 0.0006:
+            name, share = row[1].split()
+            assert name == ("alpha", "words")[added.index(max(added))]
+            assert float(share) == pytest.approx(max(added), abs=0.0006)

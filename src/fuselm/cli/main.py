@@ -247,18 +247,20 @@ def study(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
 ) -> None:
-    """Show one document, token by token: what each source and the fusion expect, and which source won."""
+    """Show one document, token by token: what sources and the fusion expect, and who raised the probability."""
     from fuselm.results import inspection
     from fuselm.runs import run_folders
     from fuselm.system import terminal
 
     console = terminal.open_console()
+    folder = run_folders.resolve_folder(run)
     stages, load_vocabulary = run_folders.find_stages(folder), partial(run_folders.read_vocabulary, folder)
-    for line in inspection.show_document(stages, doc, top=top, load_vocabulary=load_vocabulary):
+    target = run_folders.find_target(folder, stages)
+    for line in inspection.show_document(stages, doc, top=top, load_vocabulary=load_vocabulary, target=target):
         console.print(line, soft_wrap=not console.is_terminal)
 
 

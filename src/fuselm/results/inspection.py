@@ -1,40 +1,113 @@
-"""Show a document of a run token by token: what each source and the fusion expect, and which source won."""
+"""Show a document of a run token by token: what each source and the fusion expect, and who raised the probability."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fuselm.documents import corpus
+from fuselm.fusion.attribution import compute_shifts
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
 from fuselm.system.terminal import make_plain_text
 
+UNFUSED_TARGET = "the target"
+LEAST_SHIFT = 0.0005  # of a probability; a smaller one would be shown as 0.000
 VocabularyLoader = Callable[[str | None], Vocabulary]  # takes a source's name, or None for the target
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fusion:
+    """Hold the fused trace of a document, and how far each source moved the token that came from the target's own."""
+
+    fused: Trace
+    names: list[str]
+    shifts: Float[ndarray, "tokens sources"]
+    target: str | None  # what the target is called; None if its own probabilities are not known
+
+    def find_mover(self, i: int) -> tuple[str, float] | None:
+        """Return the source that moved a token most in the direction that fusion moved it, and how far.
+
+        Return None where no source says anything, or where nothing moves by `LEAST_SHIFT`.
+        """
+        shifts = self.shifts[i]
+        mover = int(shifts.argmax() if shifts.sum() >= 0 else shifts.argmin())
+        if not self.fused.weights[i].any() or abs(shifts[mover]) < LEAST_SHIFT:
+            return None
+        return self.names[mover], float(shifts[mover])
+
+    def describe(self, i: int) -> str:
+        """Return the text of a token's cell."""
+        if not self.fused.weights[i].any():
+            return "no source"
+        if (found := self.find_mover(i)) is None:
+            return "none" if self.target is None else "unchanged"
+        name, shift = found
+        return f"{name} {shift:.3f}" if self.target is None else f"{name} {shift:+.3f}"
+
+    def explain(self) -> str:
+        """Say what the cells mean."""
+        if self.target is None:
+            return (
+                "Raised by: the source that adds most to the fused probability of the token that came, and how much: "
+                "its weight x its probability."
+            )
+        return (
+            f"Raised by: the source that moves the probability of the token that came furthest from that of "
+            f"{self.target}, and how far: weight x (its probability - the target's). Minus: lowered."
+        )
+
+    def summarize(self) -> str:
+        """Say how many tokens fusion raised and lowered, and which sources did."""
+        movers = [mover for i in range(len(self.shifts)) if (mover := self.find_mover(i))]
+        raised = Counter(name for name, shift in movers if shift > 0)
+        if self.target is None:
+            return f"Tokens by the source that adds most to them: {_list_counts(raised)}."
+        lowered = Counter(name for name, shift in movers if shift < 0)
+        return (
+            f"Against {self.target}: {raised.total()} of {len(self.shifts)} tokens raised ({_list_counts(raised)}), "
+            f"{lowered.total()} lowered ({_list_counts(lowered)})."
+        )
+
+
+def _list_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+
+
 def show_document(
-    stages: Mapping[str, Path], number: int, *, top: int, load_vocabulary: VocabularyLoader
+    stages: Mapping[str, Path],
+    number: int,
+    *,
+    top: int,
+    load_vocabulary: VocabularyLoader,
+    target: tuple[str | None, Path] | None = None,
 ) -> Iterator[RenderableType]:
     """Yield lines and a table for training document `number` of a run, whose `stages` are `run_folders.find_stages`.
 
-    A run that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured.
-    Raises `ValueError` if there is no such document.
+    `target` is a store of the target's own distributions, if there is one, with its name as a source or None. A run
+    that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured.
+
+    Raises:
+        ValueError: If there is no such document, or if the run's stores do not belong together.
     """
     documents = corpus.read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):
         raise ValueError(f"--doc {number}: the run has training documents 0 to {len(documents) - 1}")
     chosen = documents[number]
-    names = _names(stages, "align")
+    names = _list_sources(stages, "align")
     if "fuse" in stages:
-        names = _fused_names(stages)
-    aligned = {name: _read(stages[f"align {name}"], chosen.id) for name in names}
+        names = _read_fused_sources(stages)
+    aligned = {name: _read_trace(stages[f"align {name}"], chosen.id) for name in names}
     size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
     yield make_plain_text(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
     if "fuse" not in stages:
@@ -45,89 +118,120 @@ def show_document(
         f"Under each model: probability of the token that came, then the {top} most expected.", style="dim"
     )
     if aligned:
-        fused = _read(stages["fuse"], chosen.id) if "fuse" in stages else None
-        yield from _aligned(aligned, fused, load_vocabulary, top)
-    for name in _names(stages, "capture"):
+        called, own = _read_target(target, aligned, chosen.id)
+        fusion = None
+        if "fuse" in stages:
+            fusion = _attribute(_read_trace(stages["fuse"], chosen.id), aligned, called, own)
+        beside = {"target, not fused": own} if own is not None and called == UNFUSED_TARGET else {}
+        yield from _draw_aligned(aligned | beside, fusion, load_vocabulary, top)
+    for name in _list_sources(stages, "capture"):
         if name not in aligned:
-            yield from _captured(name, _read(stages[f"capture {name}"], chosen.id), load_vocabulary, top)
+            yield from _draw_captured(name, _read_trace(stages[f"capture {name}"], chosen.id), load_vocabulary, top)
 
 
-def _names(stages: Mapping[str, Path], stage: str) -> list[str]:
+def _read_target(
+    target: tuple[str | None, Path] | None, aligned: Mapping[str, Trace], document: str
+) -> tuple[str | None, Trace | None]:
+    """Return what the target is called, and its trace of a document; None if its store does not have the document."""
+    if target is None:
+        return None, None
+    name, folder = target
+    if name in aligned:
+        return f"{name}, the target", aligned[name]
+    store, first = Store(folder), next(iter(aligned.values()))
+    if document not in store:
+        return None, None
+    trace = store.read(document)
+    return (UNFUSED_TARGET, trace) if np.array_equal(trace.tokens, first.tokens) else (None, None)
+
+
+def _attribute(fused: Trace, aligned: Mapping[str, Trace], called: str | None, own: Trace | None) -> _Fusion:
+    """Attribute the fused probabilities to the sources. Raises `ValueError` unless all traces have the same tokens."""
+    _check_tokens([*aligned.values(), fused])
+    gold = np.stack([trace.distributions.gold for trace in aligned.values()], axis=1)
+    shifts = compute_shifts(fused.weights, gold, None if own is None else own.distributions.gold)
+    return _Fusion(fused=fused, names=list(aligned), shifts=shifts, target=called)
+
+
+def _list_sources(stages: Mapping[str, Path], stage: str) -> list[str]:
     return sorted(key.removeprefix(f"{stage} ") for key in stages if key.startswith(f"{stage} "))
 
 
-def _fused_names(stages: Mapping[str, Path]) -> list[str]:
+def _read_fused_sources(stages: Mapping[str, Path]) -> list[str]:
     """Return the sources that were fused. Raises `ValueError` where they are not those that were aligned."""
     names = manifest.read(stages["fuse"])["counts"].get("sources")
-    if not isinstance(names, list) or sorted(map(str, names)) != _names(stages, "align"):
+    if not isinstance(names, list) or sorted(map(str, names)) != _list_sources(stages, "align"):
         raise ValueError(
             f"{stages['fuse']}: fused of other sources than were aligned; delete it and run the same command again"
         )
     return names
 
 
-def _check(traces: Iterable[Trace], vocabulary: Vocabulary, document: str) -> None:
-    """Raise `ValueError` unless all have the same tokens, and only what the vocabulary has."""
-    tokens = None
+def _check_tokens(traces: Iterable[Trace]) -> None:
+    """Raise `ValueError` unless all traces have the same tokens."""
+    first, *others = traces
+    for other in others:
+        if not np.array_equal(first.tokens, other.tokens):
+            raise ValueError(f"document {first.document}: stores of the run have other tokens of it; run it again")
+
+
+def _check_ids(traces: Iterable[Trace], vocabulary: Vocabulary) -> None:
+    """Raise `ValueError` if a trace has an id that the vocabulary does not have."""
     for trace in traces:
         largest = max(int(numbers.max(initial=-1)) for numbers in (trace.tokens, trace.distributions.ids))
         if largest >= len(vocabulary.token_bytes):
-            raise ValueError(f"document {document}: token {largest} is none of the model's; run `fuselm store verify`")
-        if tokens is not None and not np.array_equal(tokens, trace.tokens):
-            raise ValueError(f"document {document}: stores of the run have other tokens of it; run it again")
-        tokens = trace.tokens
+            raise ValueError(
+                f"document {trace.document}: token {largest} is none of the model's; run `fuselm store verify`"
+            )
 
 
-def _read(store: Path, document: str) -> Trace:
+def _read_trace(store: Path, document: str) -> Trace:
     opened = Store(store)
     if document not in opened:
         raise ValueError(f"{store}: does not have document {document}; take another --doc")
     return opened.read(document)
 
 
-def _aligned(
-    aligned: Mapping[str, Trace], fused: Trace | None, load_vocabulary: VocabularyLoader, top: int
+def _draw_aligned(
+    traces: Mapping[str, Trace], fusion: _Fusion | None, load_vocabulary: VocabularyLoader, top: int
 ) -> Iterator[RenderableType]:
-    """Yield what sources expect of the target's tokens, and what their fusion does and which source won, if there."""
+    """Yield what models expect of the target's tokens and, if they are fused, who raised the fused probability."""
     vocabulary = load_vocabulary(None)
-    _check([*aligned.values(), *([] if fused is None else [fused])], vocabulary, next(iter(aligned.values())).document)
-    names = list(aligned)
-    won = ["won"] if fused is not None else []
-    table = Table("token", *won, *names, *(["fused"] if won else []), show_edge=False, pad_edge=False)
-    for i, token in enumerate(next(iter(aligned.values())).tokens.tolist()):
-        cells = [_expected(trace, i, vocabulary, top) for trace in aligned.values()]
-        if fused is not None:
-            cells = [_winner(fused, i, names), *cells, _expected(fused, i, vocabulary, top)]
+    fused = [] if fusion is None else [fusion.fused]
+    _check_tokens([*traces.values(), *fused])
+    _check_ids([*traces.values(), *fused], vocabulary)
+    columns = ["raised by", *traces, "fused"] if fusion else list(traces)
+    table = Table("token", *columns, show_edge=False, pad_edge=False)
+    for i, token in enumerate(next(iter(traces.values())).tokens.tolist()):
+        cells = [_describe_expected(trace, i, vocabulary, top) for trace in traces.values()]
+        if fusion is not None:
+            cells = [Text(fusion.describe(i)), *cells, _describe_expected(fusion.fused, i, vocabulary, top)]
         table.add_row(show_token(vocabulary.token_bytes[token]), *cells)
+    if fusion is not None:
+        yield make_plain_text(fusion.explain(), style="dim")
     yield table
-    bits = ", ".join(f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}" for name, trace in aligned.items())
-    if fused is not None:
-        mixed = -float(fused.distributions.gold.sum(dtype=float)) / max(fused.size, 1) / math.log(2)
+    if fusion is not None:
+        yield make_plain_text(fusion.summarize())
+    bits = ", ".join(f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}" for name, trace in traces.items())
+    if fusion is not None:
+        mixed = -float(fusion.fused.distributions.gold.sum(dtype=float)) / max(fusion.fused.size, 1) / math.log(2)
         bits += f", fused {mixed:.3f}"
     yield make_plain_text(f"Bits per byte of this document: {bits}")
 
 
-def _captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: int) -> Iterator[RenderableType]:
+def _draw_captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: int) -> Iterator[RenderableType]:
     """Yield what a source expects of its own tokens."""
     vocabulary = load_vocabulary(name)
-    _check([trace], vocabulary, trace.document)
+    _check_ids([trace], vocabulary)
     yield make_plain_text(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
     table = Table("token", name, show_edge=False, pad_edge=False)
     for i, token in enumerate(trace.tokens.tolist()):
-        table.add_row(show_token(vocabulary.token_bytes[token]), _expected(trace, i, vocabulary, top))
+        table.add_row(show_token(vocabulary.token_bytes[token]), _describe_expected(trace, i, vocabulary, top))
     yield table
     yield make_plain_text(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
 
 
-def _winner(fused: Trace, i: int, names: list[str]) -> str:
-    weights = fused.weights[i]
-    if not weights.any():
-        return "none"
-    leaders = np.flatnonzero(weights == weights.max())
-    return " ".join(f"{names[s]}" + ("" if weights[s] == 1 else f" {weights[s]:.2f}") for s in leaders)
-
-
-def _expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:
+def _describe_expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:
     if not trace.distributions.informed[i]:
         return Text("nothing known", style="dim")
     ids, logprobs = trace.distributions.row(i)

@@ -9,7 +9,47 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
 from fuselm.system import manifest
 
-RECORD = "run.json"  # of a finished run
+RECORD = "run.json"  # the record of a finished run
+DIAGNOSIS = "diagnosis"  # the folder, in a run's folder, of what only a diagnosis needs
+
+
+def resolve_folder(run: Path) -> Path:
+    """Return the folder of a run, which is given by its folder or by its run file."""
+    return Path(config.load(run).output) if run.is_file() else run
+
+
+def find_target(folder: Path, stages: dict[str, Path]) -> tuple[str | None, Path] | None:
+    """Return the target's name as a source, and the aligned store of its own distributions.
+
+    The name is None if the target is not among the sources and only a diagnosis captured it. Return None if there is no
+    such store.
+    """
+    fingerprint = _read_target_fingerprint(folder, stages)
+    for stage, path in stages.items():
+        name = stage.removeprefix("capture ")
+        if name != stage and manifest.read(path)["inputs"].get("model") == fingerprint:
+            return (name, stages[f"align {name}"]) if f"align {name}" in stages else None
+    captured = [path for path in _list_finished(folder / DIAGNOSIS, "capture") if _read_model(path) == fingerprint]
+    keys = [manifest.read(path)["key"] for path in captured]
+    for aligned in reversed(_list_finished(folder / DIAGNOSIS, "align")):
+        if manifest.read(aligned)["inputs"]["captured"] in keys:
+            return None, aligned
+    return None
+
+
+def _read_target_fingerprint(folder: Path, stages: dict[str, Path]) -> str | None:
+    """Return the fingerprint of a run's target; None if neither its stages nor its options say it."""
+    if "train clm" in stages:
+        return _read_model(stages["train clm"])
+    try:
+        target = config.load(folder / "config.yaml").target
+        return locate_model(target.model, revision=target.revision).fingerprint
+    except ValueError:
+        return None
+
+
+def _read_model(stage: Path) -> str | None:
+    return manifest.read(stage)["inputs"].get("model")
 
 
 def find_stages(folder: Path) -> dict[str, Path]:
@@ -18,8 +58,6 @@ def find_stages(folder: Path) -> dict[str, Path]:
     A finished run has a record of them. For another one they are the newest that were made from one another. Raises
     `ValueError` if `folder` is not the folder of a run.
     """
-    if folder.is_file():
-        raise ValueError(f"{folder}: a file; name the run's folder, the `output` of its run file")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
     if (folder / RECORD).is_file():
