@@ -15,10 +15,11 @@ import tiny_run
 from rich.console import Console
 from tiny_run import fuselm
 
+from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
-from fuselm.results import diagnosis, diagnosis_words
+from fuselm.results import diagnosis, diagnosis_sources, diagnosis_words
 from fuselm.results.pages import diagnosis_page, diagnosis_table, figures
-from fuselm.runs import config, diagnosis_inputs
+from fuselm.runs import config, diagnosis_inputs, run_folders
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.options import files
 from fuselm.stores.distributions import Distributions
@@ -236,10 +237,80 @@ def test_one_source_that_knows_all_is_enough(tmp_path):
     assert "one alone would do as well" in result["verdict"][-1]
 
 
-def test_without_the_target_what_it_could_learn_is_said_not_to_be_known(usual):
+def test_without_the_target_what_it_could_learn_is_not_known(usual):
     result = diagnosed(*usual)
     assert result["target"] is None and "judged" not in result
     assert result["verdict"][0].startswith("What the target could learn is not known")
+
+
+def test_a_target_that_is_not_a_source_is_compared_and_not_fused(tmp_path):
+    stores, documents = make(tmp_path, alpha=(0.8, 0.3), beta=(0.3, 0.8), own=(0.1, 0.1))
+    target = stores.pop("own")
+    with_target, without = diagnosed(stores, documents, target_store=target), diagnosed(stores, documents)
+    assert with_target["target"] is None and list(with_target["sources"]) == ["alpha", "beta"]
+    for key in ("sources", "ways", "oracle", "wins", "weights", "agreement"):
+        assert with_target[key] == without[key]
+    as_source = diagnosed(stores | {"own": target}, documents, own="own")
+    assert with_target["own"] == as_source["own"] == as_source["sources"]["own"]
+    bits = with_target["own"]["bits_per_byte"]["average"]
+    best = with_target["ways"][with_target["gains"]["average"]["best_way"]]["bits_per_byte"]["average"]
+    assert with_target["gains"]["average"]["over_target"] == pytest.approx(bits - best)
+    assert with_target["verdict"][0].startswith("Fusing can help: ")
+    printed = Console(width=200, record=True, file=io.StringIO())
+    printed.print(diagnosis_table.draw_diagnosis(with_target))
+    assert "the target (not fused)" in printed.export_text()
+    assert "the target, not fused" in diagnosis_page.render_page(with_target)
+
+
+def test_what_a_source_adds_is_what_the_mixture_loses_without_it(usual):
+    stores, documents = usual
+    result = diagnosed(*usual, own="own")
+    whole = result["ways"][diagnosis.LEARNED]["bits_per_byte"]
+    for name in stores:
+        others = diagnosed({n: s for n, s in stores.items() if n != name}, documents)
+        without = others["ways"][diagnosis.LEARNED]["bits_per_byte"]
+        for domain in [*DOMAINS, "average"]:
+            assert result["advice"][name]["added"][domain] == pytest.approx(without[domain] - whole[domain], abs=1e-4)
+
+
+def test_sources_are_kept_or_dropped_by_what_they_add(tmp_path):
+    stores, documents = make(tmp_path, good=(0.9, 0.05), other=(0.05, 0.9), useless=(0.01, 0.01), own=(0.1, 0.1))
+    result = diagnosed(stores, documents, own="own", writers=["good"], unprefixed=["good", "other", "useless"])
+    advice = result["advice"]
+    assert (advice["good"]["word"], advice["other"]["word"], advice["useless"]["word"]) == ("keep", "keep", "drop")
+    assert advice["good"]["next"] == [
+        f"let it write text of {DOMAINS[0]}",
+        "give it a prefix (capture.prefix_tokens=256)",
+    ]
+    assert advice["other"]["next"] == ["give it a prefix (capture.prefix_tokens=256)"]
+    assert advice["useless"]["next"] == ["leave it out of the next run, and save its capture"]
+    page = diagnosis_page.render_page(result)
+    printed = Console(width=250, record=True, file=io.StringIO())
+    printed.print(diagnosis_table.draw_diagnosis(result))
+    shown = printed.export_text()
+    for line in result["source_verdicts"]:
+        assert line in shown
+    assert "leave it out of the next run" in page and "own (the target): drop" in shown
+
+
+def test_a_source_that_is_good_in_one_domain_is_kept_for_it():
+    mixture = {"ways": {"m": {"bits_per_byte": {"a": 1.0, "b": 1.0, "average": 1.0}}}, "mixture": "m", "target": None}
+    added = {
+        "one": {"a": 0.021, "b": 0.0, "average": 0.0105},
+        "little": {"a": 0.012, "b": 0.0, "average": 0.006},
+        "nothing": {"a": 0.004, "b": 0.004, "average": 0.004},
+        "alone": {"a": None, "b": None, "average": None},
+    }
+    judged = diagnosis_sources.judge_sources(mixture, added, [])
+    assert {name: row["word"] for name, row in judged.items()} == {
+        "one": "keep for a",
+        "little": "keep, it adds little",
+        "nothing": "drop",
+        "alone": "keep",
+    }
+    lines = diagnosis_sources.describe_sources(mixture | {"advice": judged})
+    assert lines[0] == "one: keep for a; without it the mixture needs 0.011 bits per byte more (a 0.021, b 0.000)."
+    assert lines[-1] == "alone: keep; there is no other source to compare it with."
 
 
 def test_one_source_alone_is_diagnosed_too(tmp_path):
@@ -337,9 +408,10 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
         other = of_folder["sources"][name]
         assert other["bits_per_byte"]["average"] == pytest.approx(row["bits_per_byte"]["average"], rel=0.05)
         assert other["expected"]["average"] < row["expected"]["average"]
-    (run_file.parent / "out/config.yaml").unlink()  # of the last command, which may have been of other sources
+    (run_file.parent / "out/config.yaml").unlink()  # it is the last command's, which may have had other sources
     assert fuselm("diagnose", run_file.parent / "out", "--json", cache=cache).out == after.out and of_folder["target"]
-    assert diagnosis_inputs.gather_from_folder(run_file.parent / "out")["writers"] == ["other"]
+    console = Console(quiet=True)
+    assert diagnosis_inputs.gather_from_folder(run_file.parent / "out", console)["writers"] == ["other"]
     shown = fuselm("diagnose", run_file, cache=cache)
     assert shown.code == 0 and result["verdict"][0][:40] in shown.out
 
@@ -365,7 +437,7 @@ def test_a_run_that_is_of_stores_or_of_written_text_should_write_no_more(option,
     (captured,) = (run_file.parent / "out/capture").glob("other-*")
     outcome = fuselm("run", run_file, f"output={tmp_path / 'out'}", option.format(captured=captured), cache=cache)
     assert outcome.code == 0, outcome.err
-    assert diagnosis_inputs.gather_from_folder(tmp_path / "out")["writers"] == []
+    assert diagnosis_inputs.gather_from_folder(tmp_path / "out", Console(quiet=True))["writers"] == []
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
@@ -379,3 +451,31 @@ def test_a_folder_without_a_run_is_one_line(tmp_path):
 def test_a_page_that_cannot_be_written_is_said_before_anything_else(tmp_path):
     outcome = fuselm("diagnose", tmp_path, "--report", tmp_path / "no" / "page.html")
     assert outcome.code == 2 and "no folder" in outcome.err
+
+
+def test_a_run_without_its_target_among_the_sources_is_diagnosed_with_it(
+    tmp_path, tmp_path_factory, byte_level, sentence_piece, word_piece, texts
+):
+    run_file = tiny_run.write(
+        tmp_path,
+        target=byte_level,
+        sources={"alpha": sentence_piece, "words": word_piece},
+        rows=tiny_run.short(texts, domains=1, length=97),
+    )
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    assert fuselm("fuse", run_file, cache=cache).code == 0
+    before = fuselm("inspect", run_file, cache=cache)
+    assert "Tokens by the source that adds most to them: " in before.out
+    diagnosed_run = fuselm("diagnose", run_file, "--json", cache=cache)
+    assert diagnosed_run.code == 0, diagnosed_run.err
+    result = json.loads(diagnosed_run.out)
+    assert result["target"] is None and list(result["sources"]) == ["alpha", "words"]
+    documents = corpus.read_documents(run_folders.find_stages(tmp_path / "out")["corpus"], "train")
+    tiny_run.write_rows(tmp_path / "training.jsonl", [{"domain": d.domain, "text": d.text} for d in documents])
+    scored = fuselm("evaluate", byte_level, "--texts", tmp_path / "training.jsonl", "--json", cache=cache)
+    own = json.loads(scored.out)["average"]["bits_per_byte"]
+    assert result["own"]["bits_per_byte"]["average"] == pytest.approx(own, rel=0.01)
+    # The target's store is none of the run's sources, and inspect compares with it.
+    after = fuselm("inspect", run_file, cache=cache)
+    assert after.code == 0, after.err
+    assert "Against the target: " in after.out and "target, not fused" in after.out

@@ -283,7 +283,7 @@ def diagnose(
     if run.is_dir() and overrides:
         raise ValueError(f"{overrides[0]}: has no effect on a finished run; drop it, or diagnose its run file")
     if run.is_dir():
-        inputs = diagnosis_inputs.gather_from_folder(run)
+        inputs = diagnosis_inputs.gather_from_folder(run, _open_stderr())
     else:
         inputs = diagnosis_inputs.gather_from_pipeline(_open_checked_run(run, overrides, "align"))
     with progress.show_progress(_open_stderr(), "diagnose") as shown:

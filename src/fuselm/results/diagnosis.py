@@ -1,10 +1,10 @@
 """Diagnose before any training whether fusing can help, from the aligned stores of a run's training documents.
 
 Each source, each way to fuse, and the oracle are compared in bits per byte of the same tokens: those for which every
-source has a row. The oracle takes the best source of each token; no weights can do better. If the target is among the
-sources, the gap between it and them is what it could learn. `expected` is the loss that the rows themselves expect. A
-text that costs less than that was used to choose the weights, or was predicted too vaguely; a text that costs more was
-predicted too confidently.
+source has a row. The oracle takes the best source of each token; no weights can do better. The target is compared as
+well, whether or not it is a source: the gap between it and the fused rows is what it could learn. `expected` is the
+loss that the rows themselves expect. A text that costs less than that was used to choose the weights, or was predicted
+too vaguely; a text that costs more was predicted too confidently.
 """
 
 import math
@@ -19,6 +19,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, learn_domain_weights, read_unspelled_shares
 from fuselm.models.segmentation import COMPARABLE
+from fuselm.results.diagnosis_sources import GoldTokens, describe_sources, judge_sources
 from fuselm.results.diagnosis_words import describe_diagnosis, judge_gain
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.stores.distributions import Distributions
@@ -37,6 +38,7 @@ WAYS: dict[str, dict] = {
 NEED_WHOLE_TAILS = ("log_linear, document", "entropy, token")  # rows that hold draws from their tails are not enough
 LEARNED = "fixed, learned weights"
 ORACLE = "oracle"
+TARGET = "the target"  # its row where it is not among the sources
 # A source should write text of a domain if it saves this share of the target's bits there; docs/results.md shows why.
 LEAST_SAVED_BY_WRITER = 0.2
 WRITE_RATIO = 4  # bytes to write per byte of training text
@@ -48,27 +50,33 @@ def diagnose(
     *,
     own: str | None,
     vocabulary_size: int,
+    target_store: Store | None = None,
     writers: Sequence[str] = (),
+    unprefixed: Sequence[str] = (),
     drawn: bool = False,
     progress: Progress,
 ) -> dict:
     """Return every number of a diagnosis, and its verdict in words.
 
-    `stores` are the aligned stores of all sources. `own` names the source that is the target itself, if one is.
-    `writers` are the sources that could write more text. `drawn` says that rows hold draws from their tails.
+    `stores` are the aligned stores of all sources. `own` names the source that is the target itself, if one is;
+    otherwise `target_store` may hold the target's own distributions, which are compared and not fused. `writers` are
+    the sources that could write more text, and `unprefixed` those that could read other documents first and do not.
+    `drawn` says that rows hold draws from their tails.
 
     In the result, `sources` and `ways` have `bits_per_byte` by domain and on average, and what was `expected`.
     `compared` is the share of bytes that these cover: a token for which some source has no row is left out. `wins` has
     the shares of tokens and of documents that each source predicts best. `agreement` has a row for each pair of
-    sources. `write` is the `write.ratio` for writers that know far more than the target. `unspelled` has the share of
-    bytes that a source's tokenizer cannot spell, by domain, if there are any; where it is above `COMPARABLE`, the
-    source has no bits.
+    sources. `own` has the target's bits, and is None if they are not known. `advice` judges each source by what the
+    mixture loses without it. `write` is the `write.ratio` for writers that know far more than the target. `unspelled`
+    has the share of bytes that a source's tokenizer cannot spell, by domain, if there are any; where it is above
+    `COMPARABLE`, the source has no bits.
 
     Raises `ValueError` if no document, or no token of a domain, has rows of all sources.
     """
     names = list(stores)
-    missing = sum(any(d.id not in s for s in stores.values()) for d in documents)
-    documents = [d for d in documents if all(d.id in s for s in stores.values())]
+    needed = [*stores.values(), *([] if target_store is None else [target_store])]
+    missing = sum(any(d.id not in s for s in needed) for d in documents)
+    documents = [d for d in documents if all(d.id in s for s in needed)]
     if not documents:
         raise ValueError("no training document is in the aligned stores of all sources; align again")
     domains = sorted({d.domain for d in documents})
@@ -78,7 +86,8 @@ def diagnose(
     ways = {way: options for way, options in WAYS.items() if not (drawn and way in NEED_WHOLE_TAILS)}
     unspelled = {name: read_unspelled_shares(store) for name, store in stores.items()}
     left_out = {domain: _find_left_out(names, unspelled, domain, own) for domain in domains}
-    sums = {name: _NatsByDomain(domains) for name in [*names, *ways, ORACLE]}
+    sums = {name: _NatsByDomain(domains) for name in [*names, *ways, ORACLE, TARGET]}
+    gold = GoldTokens(domains)
     wins = {domain: {"tokens": np.zeros(len(names)), "documents": np.zeros(len(names))} for domain in domains}
     pairs = {pair: np.zeros(3) for pair in combinations(range(len(names)), 2)}
     progress.start(len(documents), unit="documents")
@@ -88,6 +97,9 @@ def diagnose(
         common = np.logical_and.reduce([traces[n].distributions.informed for n in np.flatnonzero(heard)])
         for name, trace in zip(names, traces, strict=True):
             sums[name].add(document.domain, trace, common, vocabulary_size)
+        if target_store is not None:
+            sums[TARGET].add(document.domain, target_store.read(document.id), common, vocabulary_size)
+        gold.add(document.domain, traces, common)
         for way, options in ways.items():
             prior = learned[document.domain] if way == LEARNED else None
             fused = fuse(traces, vocabulary_size=vocabulary_size, prior=prior, **options)
@@ -120,6 +132,8 @@ def diagnose(
         "compared": compared,
         "domains": domains,
         "target": own,
+        "own": values[own or TARGET] if own or target_store is not None else None,
+        "mixture": LEARNED,
         "sources": {name: values[name] for name in names},
         "ways": {way: values[way] for way in ways},
         "oracle": values[ORACLE],
@@ -137,10 +151,13 @@ def diagnose(
         result["unspelled"] = {name: of for name, of in unspelled.items() if of}
     result["best_source"] = _find_best_source(result)
     result["gains"] = _compute_gains(result)
-    if own is not None:
+    if result["own"] is not None:
         result["judged"] = {domain: judge_gain(result, domain) for domain in [*domains, "average"]}
         result["write"] = _choose_writers(result, writers)
-    return replace_nonfinite(result | {"verdict": describe_diagnosis(result)})
+    result["advice"] = judge_sources(result, gold.measure_added(names, left_out), unprefixed)
+    return replace_nonfinite(
+        result | {"verdict": describe_diagnosis(result), "source_verdicts": describe_sources(result)}
+    )
 
 
 def _find_left_out(
@@ -215,7 +232,7 @@ def _compute_gains(result: Mapping) -> dict[str, dict]:
     for domain in [*result["domains"], "average"]:
         way = min(ways, key=lambda n: ways[n]["bits_per_byte"][domain])
         bits = ways[way]["bits_per_byte"][domain]
-        own = sources[result["target"]]["bits_per_byte"][domain] if result["target"] else None
+        own = result["own"]["bits_per_byte"][domain] if result["own"] else None
         found[domain] = {
             "best_source": min(sources, key=lambda n: sources[n]["bits_per_byte"][domain]),
             "best_way": way,
@@ -231,7 +248,7 @@ def _choose_writers(result: Mapping, writers: Sequence[str]) -> dict[str, dict[s
     sources, ratio = result["sources"], {}
     for domain in result["domains"] if writers else ():
         best = min(writers, key=lambda name: sources[name]["bits_per_byte"][domain])
-        own = sources[result["target"]]["bits_per_byte"][domain]
+        own = result["own"]["bits_per_byte"][domain]
         if sources[best]["bits_per_byte"][domain] < (1 - LEAST_SAVED_BY_WRITER) * own:
             ratio.setdefault(best, {})[domain] = WRITE_RATIO
     return ratio

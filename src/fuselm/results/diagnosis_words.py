@@ -18,7 +18,7 @@ DRAWN_NOTE = (
 
 def judge_gain(result: Mapping, domain: str) -> str:
     """Say whether the best way to fuse `helps`, `hardly helps` or `does not help` the target, by `LEAST_GAINS`."""
-    own = result["sources"][result["target"]]["bits_per_byte"][domain]
+    own = result["own"]["bits_per_byte"][domain]
     share = result["gains"][domain]["over_target"] / max(own, 1e-9)
     return next((word for word, least in LEAST_GAINS.items() if share >= least), "does not help")
 
@@ -28,8 +28,11 @@ def describe_diagnosis(result: Mapping) -> list[str]:
     found, alone = result["gains"], result["best_source"]
     average = found["average"]
     lines = []
-    if result["target"] is None:
-        lines.append("What the target could learn is not known: it is not among the sources. Add it to see.")
+    if result["own"] is None:
+        lines.append(
+            "What the target could learn is not known: it could not be read. Diagnose the run file, and keep models "
+            "where they are."
+        )
     else:
         judged = result["judged"]
         opening = {"helps": "can help", "hardly helps": "can hardly help", "does not help": "cannot help"}

@@ -3,18 +3,25 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from fuselm.documents import corpus
-from fuselm.models.locating import locate_model
-from fuselm.runs import run_folders
+from fuselm.models.locating import Model, locate_model
+from fuselm.runs import config, run_folders, target_capture
+from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.stores.store import Store
 from fuselm.system import manifest
+from fuselm.system.terminal import make_plain_text
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
 
 
-def gather_from_folder(folder: Path) -> dict[str, Any]:
-    """Return the arguments of `diagnose` for the finished run in `folder`. Raises `ValueError` if it is not one."""
+def gather_from_folder(folder: Path, console: Console) -> dict[str, Any]:
+    """Return the arguments of `diagnose` for the finished run in `folder`. Raises `ValueError` if it is not one.
+
+    The target is captured if it is not among the sources, unless the options or models of the run are gone.
+    """
     if not (folder / run_folders.RECORD).is_file():
         raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
     stages = run_folders.read_record(folder)
@@ -24,16 +31,22 @@ def gather_from_folder(folder: Path) -> dict[str, Any]:
         if stage.startswith("capture ")
     }
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
+    documents = corpus.read_documents(stages["corpus"], "train")
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, record in captured.items() if record["inputs"]["model"] == target]
-    own_stores = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
+    is_own_text = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
     servers = [name for name, record in captured.items() if record["parameters"].get("dtype") == "the server's"]
-    local = sorted(captured.keys() - {*own, *servers})
+    local = sorted(captured.keys() - {*own, *servers}) if is_own_text else []
+    beside = None
+    if not own and (model := _locate_target(folder, target, console)) is not None:
+        beside = Store(target_capture.capture_target(model, documents, folder, console))
     return {
         "stores": aligned,
-        "documents": corpus.read_documents(stages["corpus"], "train"),
+        "documents": documents,
         "own": next(iter(own), None),
-        "writers": local if own_stores and not any(stage.startswith("write ") for stage in stages) else [],
+        "target_store": beside,
+        "writers": [] if any(stage.startswith("write ") for stage in stages) else local,
+        "unprefixed": [name for name in local if not captured[name]["parameters"].get("prefix_tokens", 0)],
         "vocabulary_size": locate_model(str(folder / "model")).output_size,
         "drawn": any(
             store.manifest["parameters"].get("draws") and captured[name]["parameters"].get("policy") == "sampled"
@@ -43,14 +56,35 @@ def gather_from_folder(folder: Path) -> dict[str, Any]:
 
 
 def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
-    """Return the arguments of `diagnose` for a pipeline; capture and align whatever is missing."""
+    """Return the arguments of `diagnose` for a pipeline; capture and align whatever is missing.
+
+    The target is captured, too, if it is not among the sources.
+    """
     aligned = pipeline.align(draws=False)  # entropies need whole rows
-    inputs = pipeline.inputs
+    inputs, run = pipeline.inputs, pipeline.run
+    documents = [d for d in pipeline.documents if d.split == "train"]
     own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
+    beside = None
+    if not own:
+        beside = Store(target_capture.capture_target(inputs.target, documents, pipeline.folder, pipeline.console))
+    readers = [n for n, s in run.sources.items() if isinstance(s, LocalSourceOptions) and s.store is None]
     return {
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},
-        "documents": [d for d in pipeline.documents if d.split == "train"],
+        "documents": documents,
         "own": next(iter(own), None),
-        "writers": [] if inputs.writers else inputs.list_possible_writers(pipeline.run),
+        "target_store": beside,
+        "writers": [] if inputs.writers else inputs.list_possible_writers(run),
+        "unprefixed": [] if run.capture.prefix_tokens else sorted(set(readers) - set(own)),
         "vocabulary_size": inputs.target.output_size,
     }
+
+
+def _locate_target(folder: Path, fingerprint: str, console: Console) -> Model | None:
+    """Return the target of a finished run, or None if its options are gone or name another model by now."""
+    try:
+        options = config.load(folder / "config.yaml").target
+        model = locate_model(options.model, revision=options.revision)
+    except ValueError as error:
+        console.print(make_plain_text(f"diagnose: the target is not read ({error})"), soft_wrap=True)
+        return None
+    return model if model.fingerprint == fingerprint else None

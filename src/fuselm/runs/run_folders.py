@@ -62,7 +62,8 @@ def find_stages(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
     if (folder / RECORD).is_file():
         return read_record(folder)
-    stages = _find_newest_by_source(folder, "capture") | _find_newest_by_source(folder, "align")
+    stages = _find_newest_by_source(_list_finished(folder, "capture"), "capture")
+    stages |= _find_newest_by_source(_sort_by_use(folder, _list_finished(folder, "align")), "align")
     for stage, aligned in list(stages.items()):
         name = stage.removeprefix("align ")
         if name != stage and (captured := _find_key(folder, "capture", manifest.read(aligned)["inputs"]["captured"])):
@@ -120,8 +121,18 @@ def _list_finished(folder: Path, stage: str) -> list[Path]:
     return sorted(found, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))
 
 
-def _find_newest_by_source(folder: Path, stage: str) -> dict[str, Path]:
-    return {f"{stage} {path.name.rpartition('-')[0]}": path for path in _list_finished(folder, stage)}
+def _sort_by_use(folder: Path, aligned: list[Path]) -> list[Path]:
+    """Sort alignments that only a diagnosis uses before those that the run uses; each keep their order."""
+    try:
+        draws = config.load(folder / "config.yaml").is_linear_in_rows
+    except ValueError:
+        return aligned
+    return sorted(aligned, key=lambda path: manifest.read(path)["parameters"].get("draws") == draws)
+
+
+def _find_newest_by_source(paths: list[Path], stage: str) -> dict[str, Path]:
+    """Return the last of the folders of each source."""
+    return {f"{stage} {path.name.rpartition('-')[0]}": path for path in paths}
 
 
 def _find_key(folder: Path, stage: str, key: str) -> Path | None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from fuselm.results import diagnosis_words
-from fuselm.results.diagnosis import ORACLE
+from fuselm.results.diagnosis import ORACLE, TARGET
+from fuselm.results.diagnosis_sources import LEAST_ADDED
 from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Dot
 from fuselm.results.pages.formats import format_ratio
@@ -20,6 +21,7 @@ BEST = "best way to fuse"
 def render_page(result: Mapping) -> str:
     """Render the result of `diagnose` as one self-contained HTML page."""
     styles = style_sources(result)
+    beside = result["own"] if result["target"] is None else None  # the target's bits, if it is not fused
     columns = [*result["domains"], "average"]
     return rendering.render_template(
         "diagnosis.html.jinja",
@@ -29,10 +31,14 @@ def render_page(result: Mapping) -> str:
         lacking=diagnosis_words.describe_unspelled_sources(result),
         columns=columns,
         source_styles=styles,
-        styles=styles | {BEST: "fused", ORACLE: "better"},
+        beside=beside,
+        styles=styles
+        | ({TARGET: "base"} if result["own"] and result["target"] is None else {})
+        | {BEST: "fused", ORACLE: "better"},
         judged=result.get("judged"),
         judged_styles=JUDGEMENT_STYLES,
         bounds=diagnosis_words.LEAST_GAINS,
+        least_added=LEAST_ADDED,
         dots=_draw_dots(result, columns, styles),
         wins={
             unit: _draw_shares(
@@ -74,6 +80,8 @@ def _make_dots(result: Mapping, column: str, styles: Mapping[str, str]) -> list[
     """Return the dots of one domain or of the average, of rows with a finite value."""
     way = result["gains"][column]["best_way"]
     rows = [(name, styles[name], row) for name, row in result["sources"].items()]
+    if result["own"] and result["target"] is None:
+        rows.append((TARGET, "base", result["own"]))
     rows += [(way, "fused", result["ways"][way]), (ORACLE, "better", result["oracle"])]
     return [
         Dot(label=label, style=style, value=row["bits_per_byte"][column], ring=label == ORACLE)

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fuselm.results.diagnosis import ORACLE
+from fuselm.results.diagnosis import ORACLE, TARGET
 from fuselm.results.diagnosis_words import DRAWN_NOTE, describe_compared_share, describe_unspelled_sources
 from fuselm.system.terminal import make_plain_text
 
@@ -19,8 +19,9 @@ def draw_diagnosis(result: Mapping) -> Group:
     bits.title = Text("bits per byte of the training documents; lower is better", style="bold")
     for column in bits.columns[1:]:
         column.justify = "right"
-    rows = {**result["sources"], **result["ways"], ORACLE: result["oracle"]}
-    ends = {list(result["sources"])[-1], list(result["ways"])[-1]}
+    beside = {f"{TARGET} (not fused)": result["own"]} if result["own"] and result["target"] is None else {}
+    rows = {**result["sources"], **beside, **result["ways"], ORACLE: result["oracle"]}
+    ends = {list({**result["sources"], **beside})[-1], list(result["ways"])[-1]}
     for name, row in rows.items():
         label = f"{name} (the target)" if name == result["target"] else name
         cells = [
@@ -50,6 +51,8 @@ def draw_diagnosis(result: Mapping) -> Group:
     lines = [describe_compared_share(result), describe_unspelled_sources(result), DRAWN_NOTE if result["drawn"] else ""]
     notes = [make_plain_text(line, style="dim") for line in lines if line]
     verdict = [make_plain_text(line, style="bold") for line in result["verdict"]]
+    verdict += [Text(), make_plain_text("Source by source:", style="bold")]
+    verdict += [make_plain_text(line) for line in result["source_verdicts"]]
     return Group(bits, Text(), *notes, *([Text()] if notes else []), wins, Text(), *agreement, Text(), *verdict)
 
 
