@@ -5,15 +5,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from rich.console import Console
 
 import fuselm
-from fuselm.system import compiling
+from fuselm.system import compiling, progress
 from fuselm.system.compiling import compiled
 
 NOBODY = 65534
@@ -128,6 +130,15 @@ def called(function) -> int:
     fresh = compiled(nogil=True)(function.py_func)
     assert fresh(np.arange(5.0)).tolist() == [0, 2, 4, 6, 8]
     return sum(fresh.stats.cache_hits.values())
+
+
+def test_seconds_of_compiling_and_of_reading_kernels_are_left_out_of_rates(cache):
+    with progress.show_progress(Console(quiet=True), "align own") as shown:
+        for hits in (0, 1):
+            began, started = shown._began, time.monotonic()
+            assert called(doubled) == hits
+            left_out = shown._began - began
+            assert 0 < left_out <= time.monotonic() - started
 
 
 DAMAGES = {

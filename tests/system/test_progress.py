@@ -66,9 +66,23 @@ def test_a_compilation_is_announced_once_and_not_part_of_the_rate(screen, monkey
         for _ in range(2):
             progress.note_compilation("align", 14.0)
             now[0] += 500
-            progress.note_end_of_compilation(500.0)
+            progress.leave_out_of_rates(500.0)
         now[0] += 11
         shown.advance(11)
         text = screen.getvalue()
-        assert text.count("compiling for this machine, once: about 14 s") == 1
+        assert text.count("compiling once for this machine, about 14 s") == 1
         assert re.search(r"11 of 61 documents, 1\.00/s, 50 s left", text)
+
+
+def test_a_terminal_shows_the_same_rate_and_time_left(screen, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    console = Console(file=screen, width=80, force_terminal=True, _environ={"TERM": "xterm"})
+    with progress.show_progress(console, "align a source of a rather long name") as shown:
+        shown.start(61, unit="documents")
+        progress.note_compilation("align", 14.0)
+        now[0] += 500
+        progress.leave_out_of_rates(500.0)
+        now[0] += 11
+        shown.advance(11)
+    assert "11 of 61 documents, 1.00/s, 50 s left" in screen.getvalue()

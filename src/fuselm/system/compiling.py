@@ -64,6 +64,10 @@ class KernelCache(caching.NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return what is kept for a signature; None if there is nothing, or it is damaged."""
+        with _leave_out_of_rates():
+            return self._find(sig, target_context)
+
+    def _find(self, sig: Any, target_context: Any) -> CompileResult | None:
         target_context.refresh()
         key = self._key(sig, target_context.codegen())
         for folder in list_cache_folders():
@@ -82,6 +86,10 @@ class KernelCache(caching.NullCache):
         """Keep what was compiled in the first folder that takes it."""
         if cres.library.has_dynamic_globals or any(not lifted.can_cache for lifted in cres.lifted):
             return
+        with _leave_out_of_rates():
+            self._write(sig, cres)
+
+    def _write(self, sig: Any, cres: CompileResult) -> None:
         key = self._key(sig, cres.codegen)
         data = serialize.dumps((key, cres._reduce()))
         for folder in list_cache_folders():
@@ -174,7 +182,24 @@ class _Listener(event.Listener):
     def on_end(self, event: Any) -> None:
         self._depth -= 1
         if self._depth == 0:
-            progress.note_end_of_compilation(time.monotonic() - self._began)
+            progress.leave_out_of_rates(time.monotonic() - self._began)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Tell whether a kernel is being compiled."""
+        return self._depth > 0
 
 
-event.register("numba:compile", _Listener())
+@contextlib.contextmanager
+def _leave_out_of_rates() -> Iterator[None]:
+    """Leave the seconds of reading or writing kept kernels out of rates, unless a compilation counts them."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if not _LISTENER.is_compiling:
+            progress.leave_out_of_rates(time.monotonic() - began)
+
+
+_LISTENER = _Listener()
+event.register("numba:compile", _LISTENER)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import make_plain_text
 
 SECONDS_BETWEEN_LINES = 10.0
+TITLE_WIDTH, BAR_WIDTH = 30, 15  # columns, so that the numbers fit beside them on a terminal of 80
 SECONDS_OF_SILENCE = 1.0  # after which what is being done is said, before there is anything to count
 
 _shown: "list[Progress]" = []  # stages that are on the screen, the innermost last
@@ -43,13 +45,15 @@ class Progress:
             self.note(f"resuming after {done:,.0f} of {total:,.0f} {unit}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = Bar(
-                TextColumn("  {task.description}", markup=False),
-                BarColumn(),
                 TextColumn(
-                    "{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}", markup=False
+                    "  {task.description}", markup=False, table_column=Column(no_wrap=True, max_width=TITLE_WIDTH)
                 ),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                BarColumn(BAR_WIDTH),
+                TextColumn(
+                    "{task.completed:,.0f} of {task.total:,.0f} " + unit + "{task.fields[note]}",
+                    markup=False,
+                    table_column=_one_line(),
+                ),
                 console=self._console,
                 transient=True,
             )
@@ -61,13 +65,13 @@ class Progress:
         self._done += amount
         elapsed = time.monotonic() - self._began
         speed = (self._done - self._skipped) / max(elapsed, 1e-9)
-        text = f"{speed:,.{0 if speed >= 10 else 2}f}/s" + (f", {note}" if note else "")
+        left = format_duration((self._total - self._done) / max(speed, 1e-9), decimals=0)
+        text = f", {speed:,.{0 if speed >= 10 else 2}f}/s" + (f", {note}" if note else "") + f", {left} left"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, note=escape_controls(text))
         elif time.monotonic() - self._line > SECONDS_BETWEEN_LINES:
             self._line = time.monotonic()
-            left = format_duration((self._total - self._done) / max(speed, 1e-9), decimals=0)
-            self.note(f"{self._done:,.0f} of {self._total:,.0f} {self._unit}, {text}, {left} left")
+            self.note(f"{self._done:,.0f} of {self._total:,.0f} {self._unit}{text}")
 
     @property
     def is_counting(self) -> bool:
@@ -82,10 +86,10 @@ class Progress:
         """Say, once a stage, that its kernels are compiled."""
         if stage not in self._compiled:
             self._compiled.add(stage)
-            self.note(f"compiling for this machine, once: about {format_duration(seconds, decimals=0)}")
+            self.note(f"compiling once for this machine, about {format_duration(seconds, decimals=0)}")
 
-    def note_end_of_compilation(self, seconds: float) -> None:
-        """Leave the seconds of a compilation out of the rate."""
+    def leave_out_of_rate(self, seconds: float) -> None:
+        """Leave seconds that happen once, as those of a compilation, out of the rate and of the time left."""
         self._began += seconds
         self._line = time.monotonic()
 
@@ -94,6 +98,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _one_line(width: int | None = None) -> Column:
+    """Return a column of the bar whose text stays on one line."""
+    return Column(no_wrap=True, max_width=width)
 
 
 @contextmanager
@@ -141,7 +150,7 @@ def note_compilation(stage: str, seconds: float) -> None:
         Progress(_screen, stage).note_compilation(stage, seconds)
 
 
-def note_end_of_compilation(seconds: float) -> None:
-    """Tell all stages on the screen how long it took."""
+def leave_out_of_rates(seconds: float) -> None:
+    """Leave seconds that happen once out of the rates of all stages on the screen."""
     for shown in _shown:
-        shown.note_end_of_compilation(seconds)
+        shown.leave_out_of_rate(seconds)
