@@ -310,7 +310,7 @@ def load(options: argparse.Namespace) -> tuple[config.RunOptions, list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="options of the run to override: train.passes=3 seed=1")
-    parser.add_argument("--run", type=Path, default=ROOT / "examples/quickstart.yaml", help="run file")
+    parser.add_argument("--run", type=Path, default=ROOT / "examples/full.yaml", help="run file")
     parser.add_argument("--output", type=Path, default=Path("runs/apart"), help="where stages and models are kept")
     parser.add_argument("--domains", default="french,german,python", help="to train apart on")
     parser.add_argument("--documents", type=int, help="of each domain, the first so many; all")

@@ -1,7 +1,7 @@
 """Draw the figures of the README and of the pages that explain the method, from the stores of a run of the quickstart.
 
-    fuselm fuse examples/quickstart.yaml
-    python benchmarks/explain.py runs/quickstart
+    fuselm fuse examples/full.yaml
+    python benchmarks/explain.py runs/full
 
 Writes fusion.svg, capture.svg and align.svg to docs/figures/front. They show one training document: how many bits each
 source and the fusion need for each word, what the capture keeps of one distribution, and where tokens begin.

@@ -111,7 +111,7 @@ def run_of(options: argparse.Namespace) -> config.RunOptions:
         "train.average=false",  # GOLD has none
         "capture.prefix_tokens=0",  # its teacher reads each document by itself
     ]
-    return config.load(ROOT / "examples/quickstart.yaml", overrides)
+    return config.load(ROOT / "examples/full.yaml", overrides)
 
 
 def settings_of(run: config.RunOptions, way: str) -> target_training.TrainingSettings:

@@ -4,7 +4,7 @@
 
     python benchmarks/results.py [RUNS]
 
-Takes RUNS/study, RUNS/study-tokens and RUNS/study-parts (`fuselm study`), RUNS/quickstart/tasks
+Takes RUNS/study, RUNS/study-tokens and RUNS/study-parts (`fuselm study`), RUNS/full/tasks
 (`examples/tasks/run.py`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names
 with `--json`). What is not there is left out, and the page says so; a page of which nothing is there stays as it is.
 """
@@ -80,7 +80,7 @@ def main() -> None:
         "results": {
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
-            "tasks": tasks(runs / "quickstart/tasks"),
+            "tasks": tasks(runs / "full/tasks"),
             "apart": read(runs / "apart.json"),
             "peers": read(runs / "peers.json"),
             "training": read(runs / "training.json"),
