@@ -1,8 +1,11 @@
-"""Compile every kernel of a usual run before the first run: `python -m fuselm.cli.warm_up`, a minute at most.
+"""Do before the first run what is done once on a machine: `python -m fuselm.cli.warm_up [MODEL...]`.
 
-It reads, aligns and fuses a text by two vocabularies of single characters and pairs of them, with random distributions.
+Without models it compiles every kernel of a usual run, a minute at most: it reads, aligns and fuses a text by two
+vocabularies of single characters and pairs of them, with random distributions. With models it converts GGUF files and
+hashes weights.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion.fuse import fuse_stores
 from fuselm.models import scan
 from fuselm.models.library_output import silence_libraries
+from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.runs.options.fusion import FuseOptions
 from fuselm.stores import retention, store
@@ -111,5 +115,8 @@ if __name__ == "__main__":
     silence_libraries()
     screen = Console(stderr=True)
     use_console(screen)
-    with tempfile.TemporaryDirectory() as temporary, show_progress(Console(quiet=True), "") as shown:
-        compile_kernels(Path(temporary), shown)
+    for model in sys.argv[1:]:
+        locate_model(model)
+    if not sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as temporary, show_progress(Console(quiet=True), "") as shown:
+            compile_kernels(Path(temporary), shown)
