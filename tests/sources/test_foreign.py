@@ -32,7 +32,7 @@ def back(record: dict, layout: str, tokens: LayoutTokenizer, *, ahead: bool | No
     chosen, counted = foreign.LAYOUTS[layout], Counter()
     found = chosen.read(json.loads(foreign.dump_record(record)), tokens)
     trace, text = derivation.derive_trace(
-        found, tokens, ahead=chosen.ahead if ahead is None else ahead, tail=tail, counted=counted
+        found, tokens, ahead=chosen.is_ahead if ahead is None else ahead, tail=tail, counted=counted
     )
     return trace, text, counted
 
@@ -49,7 +49,7 @@ def test_what_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
     trace = stored(replace(made, text=store.fingerprint_text(text)))
     chosen = foreign.LAYOUTS[layout]
     given_text = text if with_text or layout == "openai" else None
-    read, found_text, counted = back(chosen.write(trace, given_text, tokens, chosen.ahead), layout, tokens)
+    read, found_text, counted = back(chosen.write(trace, given_text, tokens, chosen.is_ahead), layout, tokens)
     assert found_text == text and read.text == trace.text and read.size == trace.size
     assert np.array_equal(read.tokens, trace.tokens) and np.array_equal(read.starts, trace.starts)
     one, other = trace.distributions, stored(read).distributions

@@ -27,7 +27,7 @@ def prepare(folder: Path):
     records = {}
     for name, layout in foreign.LAYOUTS.items():
         traces = [drawn.trace_of(vocabulary, t, random, top_k=3, document=f"d{n}") for n, t in enumerate(TEXTS)]
-        records[name] = [layout.write(t, x, tokens, layout.ahead) for t, x in zip(traces, TEXTS, strict=True)]
+        records[name] = [layout.write(t, x, tokens, layout.is_ahead) for t, x in zip(traces, TEXTS, strict=True)]
     folder.mkdir()
     for name, whole in records.items():
         _read(_write(folder / f"{name}.jsonl", whole), name, tokens, folder / f"{name}-store")
