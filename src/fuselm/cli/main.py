@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from fuselm.alignment.choices import METHODS
-from fuselm.cli import endings, init_cli, merge_cli, options_cli, store_cli
+from fuselm.cli import doctor_cli, endings, init_cli, merge_cli, options_cli, store_cli
+from fuselm.cli.version import VersionOption
 from fuselm.models.choices import DTYPES
 from fuselm.models.library_output import silence_libraries
 from fuselm.system.foreign_text import escape_controls
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(init_cli.app)
+app.add_typer(doctor_cli.app)
 app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
 app.command()(merge_cli.merge)
@@ -40,22 +42,8 @@ DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
 TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
 
-def _print_version(is_asked: bool) -> bool:
-    """Print the version and end the command if `is_asked`; return the value of the flag."""
-    if is_asked:
-        from fuselm import __version__
-
-        print_line(f"fuselm {__version__}")
-        raise typer.Exit
-    return is_asked
-
-
 @app.callback()
-def take_common_options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
+def take_common_options(version: VersionOption = False) -> None:
     """Fuse the knowledge of several language models, of any architecture and tokenizer, into one."""
 
 

@@ -109,13 +109,23 @@ def measure_speeds(device: str = "auto") -> dict[str, dict[str, float]]:
     Types that torch cannot multiply on the device are left out. The result is remembered for the facts that
     `_collect_machine_facts` returns.
     """
-    key = f"precision {fingerprints.hash_lines(_collect_machine_facts(device))}"
-    known = fingerprints.recall(key)
-    if not _is_measurement(known):
+    key = _build_key(device)
+    known = recall_speeds(device)
+    if known is None:
         with progress.announce("measuring matrix products on this machine, once"):
             known = {"forward": _measure_forward_products(device), "training": _measure_training_products(device)}
         fingerprints.remember(key, known)
     return known
+
+
+def recall_speeds(device: str = "auto") -> dict[str, dict[str, float]] | None:
+    """Return what `measure_speeds` measured on this machine before; None if it did not yet."""
+    known = fingerprints.recall(_build_key(device))
+    return known if _is_measurement(known) else None
+
+
+def _build_key(device: str) -> str:
+    return f"precision {fingerprints.hash_lines(_collect_machine_facts(device))}"
 
 
 def _is_measurement(value: Any) -> bool:

@@ -88,6 +88,14 @@ def hash_processor() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def has_bf16_instructions() -> bool | None:
+    """Tell whether the processor multiplies bfloat16 in one instruction; None if the system does not say."""
+    lines = [line for line in _read_lines(PROC / "cpuinfo") if line.startswith(("flags", "Features"))]
+    if not lines:
+        return None
+    return bool({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"} & set(lines[0].partition(":")[2].split()))
+
+
 def measure_available_memory() -> int | None:
     """Return the bytes that can be taken without swapping, as far as system and control groups tell; else None."""
     known = []
