@@ -1,21 +1,19 @@
 """Define the commands: what each takes, and which functions it calls."""
 
 import io
-import json
 import logging
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fuselm.alignment.choices import METHODS
-from fuselm.cli import doctor_cli, endings, init_cli, merge_cli, options_cli, store_cli
+from fuselm.cli import doctor_cli, endings, init_cli, inspection_cli, merge_cli, options_cli, store_cli
+from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
+from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
-from fuselm.models.choices import DTYPES
 from fuselm.models.library_output import silence_libraries
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.streams import print_line
@@ -30,16 +28,8 @@ app.add_typer(init_cli.app)
 app.add_typer(doctor_cli.app)
 app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
+app.add_typer(inspection_cli.app)
 app.command()(merge_cli.merge)
-
-RunFile = Annotated[
-    Path, typer.Argument(help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
-]
-DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
-TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
 
 @app.callback()
@@ -66,31 +56,8 @@ def _run_command() -> int:
         return error.exit_code
 
 
-def _open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
-    """Open a run, and check all that can be checked before the stages up to `last` are made."""
-    from fuselm.runs import plan
-
-    pipeline = _open_run(run_file, overrides)
-    plan.check_disk(pipeline)
-    pipeline.check(last)
-    return pipeline
-
-
-def _open_run(run_file: Path, overrides: list[str] | None):
-    """Open a run: make its folder, and read its texts and models."""
-    from fuselm.runs import config
-    from fuselm.runs.pipeline import Pipeline
-    from fuselm.system import processes, progress
-
-    console = _open_stderr(quiet=processes.rank() > 0)
-    with progress.announce(f"reading {run_file}, its texts and models"):
-        pipeline = Pipeline(config.load(run_file, overrides or []), console)
-        pipeline.start()
-    return pipeline
-
-
 def _make_stages(last: str, run_file: Path, overrides: list[str] | None) -> None:
-    pipeline = _open_checked_run(run_file, overrides, last)
+    pipeline = open_checked_run(run_file, overrides, last)
     pipeline.make(last)
     if not pipeline.has_made_anything:
         pipeline.console.print(f"{last}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
@@ -99,7 +66,7 @@ def _make_stages(last: str, run_file: Path, overrides: list[str] | None) -> None
 @app.command()
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """Make all stages: from several models and a corpus to the fused model and its report."""
-    pipeline = _open_checked_run(run_file, overrides, "report")
+    pipeline = open_checked_run(run_file, overrides, "report")
     pipeline.report()
     if not pipeline.has_made_anything:
         pipeline.console.print("Nothing to do: every stage of this run is done.")
@@ -157,7 +124,7 @@ def evaluate(
         raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
     from fuselm.results import measure
 
-    return _print_scores(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=_open_stderr()), as_json)
+    return print_scores(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=open_stderr()), as_json)
 
 
 @app.command()
@@ -174,7 +141,7 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     from fuselm.system.durations import format_duration
 
     began = time.monotonic()
-    pipeline, console, failed = _open_run(run_file, overrides), terminal.open_console(), []
+    pipeline, console, failed = open_run(run_file, overrides), terminal.open_console(), []
     for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
         try:
             check()
@@ -202,7 +169,7 @@ def study(
     """Compare a grid of runs that share captures, in tables and figures."""
     if plan and report:
         raise ValueError("--plan and --report: take one, as --plan writes no pages")
-    console = _open_stderr()
+    console = open_stderr()
     from fuselm.results.pages import study_page
     from fuselm.runs.studies import comparison, trials
     from fuselm.runs.studies import study as studies
@@ -231,149 +198,6 @@ def study(
         raise ValueError(
             f"{len(failed)} of the arms failed, the first: {failed[0]}; run the same command to try them again"
         )
-
-
-@app.command()
-def inspect(
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
-    doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
-    top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
-) -> None:
-    """Show one document, token by token: what sources and the fusion expect, and who raised the probability."""
-    from fuselm.results import inspection
-    from fuselm.runs import run_folders
-    from fuselm.system import terminal
-
-    console = terminal.open_console()
-    folder = run_folders.resolve_folder(run)
-    stages, load_vocabulary = run_folders.find_stages(folder), partial(run_folders.read_vocabulary, folder)
-    target = run_folders.find_target(folder, stages)
-    for line in inspection.show_document(stages, doc, top=top, load_vocabulary=load_vocabulary, target=target):
-        console.print(line, soft_wrap=not console.is_terminal)
-
-
-@app.command()
-def diagnose(
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a finished run.", show_default=False)],
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
-) -> None:
-    """Tell before any training whether fusing can help: the bits per byte of each source and each way to fuse."""
-    from fuselm.results import diagnosis
-    from fuselm.results.pages.diagnosis_table import draw_diagnosis
-    from fuselm.results.report_path import check_report_path
-    from fuselm.runs import diagnosis_inputs
-    from fuselm.system import atomic_files, progress, terminal
-
-    if report is not None:
-        check_report_path(report)
-    if run.is_dir() and overrides:
-        raise ValueError(f"{overrides[0]}: has no effect on a finished run; drop it, or diagnose its run file")
-    if run.is_dir():
-        inputs = diagnosis_inputs.gather_from_folder(run, _open_stderr())
-    else:
-        inputs = diagnosis_inputs.gather_from_pipeline(_open_checked_run(run, overrides, "align"))
-    with progress.show_progress(_open_stderr(), "diagnose") as shown:
-        result = diagnosis.diagnose(**inputs, progress=shown)
-    if report is not None:
-        from fuselm.results.pages import diagnosis_page
-
-        atomic_files.write_text(report, diagnosis_page.render_page(result))
-    if as_json:
-        print_line(json.dumps(result))
-        return
-    terminal.open_console().print(draw_diagnosis(result))
-    if report is not None:
-        print_line(report)
-
-
-@app.command()
-def fidelity(
-    source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
-    target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
-    texts: Annotated[str, TextsOption],
-    method: Annotated[
-        list[str],
-        typer.Option(
-            help=f"{', '.join(METHODS)}; several times to compare.",
-            show_default="span",
-            autocompletion=lambda: list(METHODS),
-        ),
-    ] = ("span",),  # type: ignore[assignment]
-    top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each token.")] = 64,
-    sampled_tokens: Annotated[
-        int,
-        typer.Option(min=0, help="Tokens that the source writes to check what its rows say of other tokens; 0: none."),
-    ] = 8192,
-    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
-) -> None:
-    """Measure how much of a source survives alignment to a target, on any texts, before any training."""
-    from fuselm.results.fidelity_measurement import measure_fidelity
-
-    result = measure_fidelity(
-        source,
-        target,
-        texts,
-        methods=method,
-        top_k=top_k,
-        sampled_tokens=sampled_tokens,
-        dtype=dtype,
-        console=_open_stderr(),
-        report=report,
-    )
-    _print_scores(result, as_json)
-    if report is not None and not as_json:
-        print_line(report)
-
-
-def _open_stderr(*, quiet: bool = False):
-    """Open the console on which long commands show their progress."""
-    from fuselm.system import progress, terminal
-
-    console = terminal.open_console(stderr=True, quiet=quiet)
-    progress.use_console(console)
-    return console
-
-
-def _print_scores(result: dict, as_json: bool) -> None:
-    """Print the numbers of each domain and their average, as JSON or as a table."""
-    if as_json:
-        print_line(json.dumps(result))
-        return
-    from rich.table import Table
-
-    from fuselm.results.notes import describe_conditional, describe_unspelled_bytes
-    from fuselm.system import terminal
-
-    console = terminal.open_console()
-    for method, scores in result.get("methods", {"": result}).items():
-        table = Table("domain", *scores["average"], title=method or None)
-        for name, values in [*scores["domains"].items(), ("average", scores["average"])]:
-            table.add_row(name, *map(_format_number, values.values()))
-        console.print(table)
-        if "verdict" in scores:
-            arrives, fidelity = scores["informed"]["own_bits"], scores["informed"]["fidelity"]
-            verdict = terminal.make_plain_text(scores["verdict"], style="bold").append_text(
-                terminal.make_plain_text(
-                    f": {arrives:.1%} of the source's bits lie in spans with information; "
-                    f"fidelity there {_format_number(fidelity)}; {scores['candidates_spelled']:.1%} of its other "
-                    "candidates spell what their bytes say",
-                    style="not bold",
-                )
-            )
-            console.print(verdict)
-            console.print(terminal.make_plain_text(describe_conditional(scores["conditional"])))
-        for note in describe_unspelled_bytes(scores):
-            console.print(terminal.make_plain_text(note, style="dim"))
-
-
-def _format_number(value: float | int | None) -> str:
-    if value is None:
-        return "∞"
-    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""Open a run, or the console that shows the progress of a command, for several commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuselm.models.choices import DTYPES
+
+RunFile = Annotated[
+    Path, typer.Argument(help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
+]
+DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
+TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
+
+
+def open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
+    """Open a run, and check all that can be checked before the stages up to `last` are made."""
+    from fuselm.runs import plan
+
+    pipeline = open_run(run_file, overrides)
+    plan.check_disk(pipeline)
+    pipeline.check(last)
+    return pipeline
+
+
+def open_run(run_file: Path, overrides: list[str] | None):
+    """Open a run: make its folder, and read its texts and models."""
+    from fuselm.runs import config
+    from fuselm.runs.pipeline import Pipeline
+    from fuselm.system import processes, progress
+
+    console = open_stderr(quiet=processes.rank() > 0)
+    with progress.announce(f"reading {run_file}, its texts and models"):
+        pipeline = Pipeline(config.load(run_file, overrides or []), console)
+        pipeline.start()
+    return pipeline
+
+
+def open_stderr(*, quiet: bool = False):
+    """Open the console on which long commands show their progress."""
+    from fuselm.system import progress, terminal
+
+    console = terminal.open_console(stderr=True, quiet=quiet)
+    progress.use_console(console)
+    return console
