@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuselm.models import checkpoints, gguf_files, hub, tokenizer_files
+from fuselm.models import checkpoints, fused_models, gguf_files, hub, tokenizer_files
 from fuselm.models.checkpoints import UNLIMITED
 
 
@@ -35,7 +35,8 @@ class Model:
 def locate_model(spec: str, *, revision: str | None = None) -> Model:
     """Return the model that `spec` names: a folder, a GGUF file or a hub id.
 
-    A GGUF file is converted at its first use, and a hub id is downloaded.
+    The folder of a finished run stands for its fused model. A GGUF file is converted at its first use, and a hub id is
+    downloaded.
 
     Raises:
         ValueError: If there is no such model, or it is not a whole causal language model with its tokenizer.
@@ -47,7 +48,7 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
     if revision is not None and path.exists():
         raise ValueError(f"{spec}: a local path has no revision (got {revision!r}); leave `revision` out")
     if path.is_dir():
-        return _describe_folder(spec, path)
+        return _describe_folder(spec, fused_models.find_model_folder(spec, path))
     if path.is_file():
         return _describe_folder(spec, gguf_files.convert_gguf_file(path))
     return _describe_folder(spec, hub.download_snapshot(spec, revision))
@@ -63,7 +64,7 @@ def locate_tokenizer(spec: str) -> Model:
     folder = (
         gguf_files.convert_gguf_file(path)
         if path.is_file()
-        else path
+        else fused_models.find_model_folder(spec, path)
         if path.is_dir()
         else hub.download_snapshot(spec, None, False)
     )

@@ -136,9 +136,15 @@ def announce(what: str) -> Iterator[None]:
 
 
 def _print_announcement(what: str) -> None:
-    if _shown and not _shown[-1].is_counting:
+    if not _shown or not _shown[-1].is_counting:
+        note(what)
+
+
+def note(what: str) -> None:
+    """Print a line: a note of the stage on the screen, or a line of the command's console outside of any stage."""
+    if _shown:
         _shown[-1].note(what)
-    elif not _shown and _screen is not None:
+    elif _screen is not None:
         _screen.print(make_plain_text(f"  {what}", style="dim"), soft_wrap=True)
 
 

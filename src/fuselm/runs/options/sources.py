@@ -13,7 +13,10 @@ from fuselm.system import addresses
 class ModelOptions(Options):
     """Name a model. A plain string in the file stands for its `model`."""
 
-    model: str = Field(description="Load this model: a hub id, a folder or a GGUF file.")
+    model: str = Field(
+        description="Load this model: a hub id, a folder, a GGUF file, or a run's folder, which "
+        "stands for its fused model."
+    )
     revision: str | None = Field(
         None, description="Take this branch, tag or commit of a hub id; `main` if nothing is given."
     )
