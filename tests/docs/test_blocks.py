@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from fuselm.runs import config
+from fuselm.runs.merging.recipe import load_recipe
 from fuselm.runs.studies import study
 
 PAGES = [page for page in markdown_pages.find_pages() if markdown_blocks.find_blocks(page)]
@@ -108,6 +109,8 @@ def run_command(command: str) -> None:
 def shorten(text: str) -> str:
     """Return a run or study file as a page shows it, with a short training of one seed."""
     shown = yaml.safe_load(text)
+    if "method" in shown:
+        return text
     short = SHORT | shown if "target" in shown else shown | {"seeds": [0]}
     return yaml.safe_dump(short, sort_keys=False)
 
@@ -141,6 +144,8 @@ def test_run_and_study_files_are_right(page, folder):
         path.write_text(block.text, encoding="utf-8")
         if "experiments" in shown:
             study.load(path)
+        elif "method" in shown:
+            load_recipe(path)
         elif "target" in shown:
             config.load(path)
         else:
