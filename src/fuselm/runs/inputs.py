@@ -36,6 +36,7 @@ class Inputs:
             else locate_model(s.model, revision=s.revision)
             for name, s in run.sources.items()
         }
+        self._source_vocabularies: dict[str, Vocabulary] = {}
         self._check_sources()
         self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
@@ -46,8 +47,10 @@ class Inputs:
         return load_vocabulary(self.target)
 
     def load_source_vocabulary(self, name: str) -> Vocabulary:
-        """Return a source's vocabulary."""
-        return load_vocabulary(self.sources[name])
+        """Return a source's vocabulary, which is loaded once: a large one takes seconds."""
+        if name not in self._source_vocabularies:
+            self._source_vocabularies[name] = load_vocabulary(self.sources[name])
+        return self._source_vocabularies[name]
 
     def is_corrected(self, model: Model) -> bool:
         """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""

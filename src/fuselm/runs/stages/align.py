@@ -69,7 +69,9 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
     """Add the time of compiling and aligning, and the size of rows with as many entries as the source's."""
-    row = calibration.add_kernel_time(step, row)
+    source, target = calibration.pipeline.inputs.sources[step.name], calibration.pipeline.inputs.target
+    is_same = source.tokenizer_fingerprint == target.tokenizer_fingerprint
+    row = calibration.add_kernel_time(step, row, spelled=0 if is_same else source.output_size + target.output_size)
     if (measured := calibration.time_reading(step.name)) is None:
         return row
     entries = min(measured.entries, calibration.pipeline.run.align.top_k)

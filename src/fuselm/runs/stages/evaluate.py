@@ -57,10 +57,13 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         located = model
         if name in train.METHODS:
             located = locate_model(str(train.train_method(pipeline, name) / train.WEIGHTS))
+            vocabulary = load_vocabulary(located)
+        else:
+            vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
         scores = measure.score_model(
             located,
-            load_vocabulary(located),
+            vocabulary,
             [d for d in pipeline.documents if d.split == "heldout"],
             dtype=read_in,
             batch_tokens=run.evaluate.batch_tokens,
