@@ -208,7 +208,7 @@ def test_plan_counts_what_has_to_be_compiled_once(run_file, monkeypatch):
 
 def test_plan_loads_each_model_once_to_read_and_the_target_once_to_train(run_file, monkeypatch):
     loaded = []
-    for module, name in ((calibration.capture, "load"), (calibration.target_training, "load_target")):
+    for module, name in ((calibration.capture, "load_source"), (calibration.target_training, "load_target")):
         load = getattr(module, name)
 
         def count(model, *arguments, load=load, name=name, **options):
@@ -217,7 +217,7 @@ def test_plan_loads_each_model_once_to_read_and_the_target_once_to_train(run_fil
 
         monkeypatch.setattr(module, name, count)
     plan.calibrate(pipeline_of(run_file))
-    assert loaded == [("load", "byte_level"), ("load", "sentence_piece"), ("load_target", "byte_level")]
+    assert loaded == [("load_source", "byte_level"), ("load_source", "sentence_piece"), ("load_target", "byte_level")]
 
 
 def test_time_that_does_not_grow_with_the_text_is_counted(run_file, monkeypatch):

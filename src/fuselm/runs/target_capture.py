@@ -36,9 +36,11 @@ def capture_target(model: Model, documents: Sequence[Document], folder: Path, co
     aligned = folder / run_folders.DIAGNOSIS / "align" / f"target-{recipe.key}"
 
     def build_capture(out: Path, shown: Progress) -> dict:
-        source = capture.load(model, vocabulary, dtype="auto")
+        source = capture.load_source(model, vocabulary, dtype="auto")
         policy = Policy(policy="top_k", top_k=TOP_K)
-        return capture.capture(source, documents, out, policy=policy, batch_tokens=BATCH_TOKENS, progress=shown)
+        return capture.capture_from_model(
+            source, documents, out, policy=policy, batch_tokens=BATCH_TOKENS, progress=shown
+        )
 
     def build_aligned(out: Path, shown: Progress) -> dict:
         aligner = Aligner(vocabulary, vocabulary, top_k=TOP_K)
