@@ -40,6 +40,12 @@ def test_the_reference_has_every_command_and_every_public_name(site):
     assert page.count("&gt;&gt;&gt; ") >= len(fuselm.__all__)  # examples are shown as code
 
 
+def test_the_overview_of_the_reference_has_every_command():
+    page = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    listed = {name for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)", cell)}
+    assert listed == {name.split()[1] for name in commands(typer.main.get_command(app))[1:]}
+
+
 def test_pages_fetch_nothing_from_elsewhere(site):
     """A page of the site is whole without a network: styles, scripts and figures lie beside it."""
     pages = sorted(site.rglob("*.html"))
