@@ -50,8 +50,9 @@ def test_a_page_says_everything_without_scripts_and_on_paper(browser, pages):
     page = open_page(browser, pages["report"], scripts=False).page
     assert page.locator("section svg:visible").count() >= 6
     assert page.get_by_text("The token view needs JavaScript").is_visible()
-    printed = open_page(browser, pages["report"]).page
+    printed = open_page(browser, pages["report"], width=720).page  # of A4
     printed.emulate_media(media="print")
+    assert printed.evaluate("document.documentElement.scrollWidth") == 720
     assert not printed.locator(".contents").is_visible() and not printed.locator(".choices:visible").count()
     assert printed.locator("section h2:visible").count() == printed.locator("section h2").count()
 
