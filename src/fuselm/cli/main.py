@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from fuselm.cli import doctor_cli, endings, init_cli, inspection_cli, merge_cli, options_cli, store_cli
+from fuselm.cli import doctor_cli, endings, hub_cli, init_cli, inspection_cli, merge_cli, options_cli, store_cli
 from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
 from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
-from fuselm.models.library_output import silence_libraries
 from fuselm.system.foreign_text import escape_controls
+from fuselm.system.library_output import silence_libraries
 from fuselm.system.streams import print_line
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
 app.add_typer(inspection_cli.app)
 app.command()(merge_cli.merge)
+app.command()(hub_cli.push)
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""Define `fuselm store`: inspect, check, cut, merge and convert stores."""
+"""Define `fuselm store`: inspect, check, cut, merge, convert and share stores."""
 
 import json
 from collections.abc import Iterator
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from fuselm.documents.corpus import Document
     from fuselm.system.progress import Progress
 
-app = typer.Typer(help="Inspect, check, merge, cut and convert stores.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Inspect, check, merge, cut, convert and share stores.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)]
 Out = Annotated[Path, typer.Argument(help="What to make; nothing is overwritten.", show_default=False)]
+Repo = Annotated[str, typer.Option(help="Repository on the Hub, owner/name; made if it is not there.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Documents = Annotated[
     Path | None, typer.Option(help="A run's documents.jsonl, or the ids of documents, one a line.", show_default=False)
@@ -181,6 +185,29 @@ def convert(
     if renormalise:
         raise ValueError("--renormalise: an option of --to; drop it")
     _import(source, out, str(layout), ahead, tail, tokenizer, model, compression, texts)
+
+
+@app.command()
+def push(folder: Folder, repo: Repo, private: Private = False) -> None:
+    """Check a store and send it, with a card, to a dataset of the Hugging Face Hub."""
+    from fuselm.stores import hub_transfer
+
+    with _show_progress("push") as progress:
+        print_line(hub_transfer.push_store(folder, repo, private=private, progress=progress))
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="Dataset on the Hub: owner/name.", show_default=False)],
+    out: Out,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; the main branch if left out.")] = None,
+) -> None:
+    """Fetch a store from a dataset of the Hugging Face Hub, and check all of it."""
+    from fuselm.stores import hub_transfer
+
+    with _show_progress("pull") as progress:
+        hub_transfer.pull_store(repo, out, revision=revision, progress=progress)
+    _print_counts(out, True)
 
 
 def _export(

@@ -19,13 +19,13 @@ from fuselm.alignment.aligner import Aligner, align_store
 from fuselm.documents.corpus import Document
 from fuselm.fusion.fuse import fuse_stores
 from fuselm.models import scan
-from fuselm.models.library_output import silence_libraries
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.runs.options.fusion import FuseOptions
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
 from fuselm.system import manifest
+from fuselm.system.library_output import silence_libraries
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress, show_progress, use_console
 from fuselm.training import batches

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from fuselm.models import gguf_claims
-from fuselm.models.library_output import hide_library_output
 from fuselm.system import atomic_files, fingerprints, progress
 from fuselm.system.errors import summarize_error
+from fuselm.system.library_output import hide_library_output
 
 if TYPE_CHECKING:
     import gguf

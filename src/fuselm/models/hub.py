@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from fuselm.models.library_output import hide_library_output
 from fuselm.system import progress
 from fuselm.system.errors import summarize_error
+from fuselm.system.library_output import hide_library_output
 from fuselm.system.server_keys import hide_key
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 
 from fuselm.models import config_claims, tokenizer_files
 from fuselm.models.choices import DTYPES
-from fuselm.models.library_output import hide_library_output
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.errors import summarize_error
+from fuselm.system.library_output import hide_library_output
 
 if TYPE_CHECKING:
     import transformers

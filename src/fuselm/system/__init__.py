@@ -5,5 +5,6 @@
 - The machine: `machine` (cores, memory), `processes` (of one run), `background` (a thread that writes), `compiling`
   (kernels, compiled once) and `index_checks` (checks of what they index with).
 - What people see: `terminal`, `streams`, `progress`, `durations`, `foreign_text`, `public_names`.
-- What comes from elsewhere: `addresses` and `server_keys` of servers, `errors` of other libraries.
+- What comes from elsewhere: `addresses` and `server_keys` of servers, `errors` and `library_output` of other libraries,
+  and repositories of the Hugging Face Hub (`hub_repositories`).
 """

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from fuselm.models.library_output import hide_library_output
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
+from fuselm.system.library_output import hide_library_output
 
 
 def check_adapters(target: Model, *, rank: int, modules: Sequence[str] | None, quantize: str | None) -> None:

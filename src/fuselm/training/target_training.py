@@ -23,12 +23,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from fuselm.documents.corpus import Document
 from fuselm.models import forward, probe
 from fuselm.models.choices import DTYPES
-from fuselm.models.library_output import hide_library_output
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store
 from fuselm.system import atomic_files, machine, processes
+from fuselm.system.library_output import hide_library_output
 from fuselm.system.progress import Progress
 from fuselm.training import adapters, companions, needs, reload
 from fuselm.training.batches import Batches, Collator

@@ -8,13 +8,13 @@ import warnings
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from fuselm.models.library_output import QUIET, hide_library_output
 from fuselm.models.loading import load_model
 from fuselm.models.locating import locate_model
+from fuselm.system.library_output import QUIET, hide_library_output
 
 SCRIPT = """
 import sys, warnings
-from fuselm.models.library_output import silence_libraries
+from fuselm.system.library_output import silence_libraries
 if sys.argv[2] == "silent":
     silence_libraries()
 from transformers import AutoModelForCausalLM
