@@ -86,7 +86,7 @@ def describe_command(command, name: str, lines: list[str]) -> None:
         records = [p.get_help_record(context) for p in command.get_params(context)]
         rows = [record for record in records if record and record[0] != "--help"]
         if rows:
-            lines += ["", "| | |", "|---|---|"]
+            lines += ["", "| argument or option | meaning |", "|---|---|"]
             lines += [f"| {code(left)} | {right.replace('|', chr(92) + '|')} |" for left, right in rows]
     for sub in getattr(command, "commands", {}).values():
         if not sub.hidden:
