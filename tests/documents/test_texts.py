@@ -125,7 +125,20 @@ def test_a_plain_file_is_one_document_byte_for_byte(tmp_path, ending):
 
 @pytest.mark.parametrize(
     "name",
-    ["a.pdf", "a.docx", "a.html", "a.py", "a.xlsx", "a.arrow", "a.gz", "a.zip", "a.tar.gz", "a.parquet.gz", "a", ".x"],
+    [
+        "a.pdf",
+        "a.docx",
+        "a.html",
+        "a.py",
+        "a.xlsx",
+        "a.arrow.gz",
+        "a.gz",
+        "a.zip",
+        "a.tar.gz",
+        "a.parquet.gz",
+        "a",
+        ".x",
+    ],
 )
 def test_another_kind_of_file_is_refused_by_name(tmp_path, name):
     file = put(tmp_path, name, "text that is no document\n")

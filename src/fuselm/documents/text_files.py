@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fuselm.documents.arrow_folders import ARROW, holds_rows, name_dataset
+
 JSON = (".jsonl", ".jsonlines", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 PLAIN = (".txt", ".text", ".md", ".markdown", ".rst", ".tex")
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz"}
-KINDS = (*JSON, *TABLES, *PARQUET, *PLAIN)
+KINDS = (*JSON, *TABLES, *PARQUET, *ARROW, *PLAIN)
 _ABOUT_A_FOLDER = ("readme", "license", "licence")  # files that describe a folder of texts
 
 
@@ -18,7 +20,8 @@ def find_files(names: Sequence[str | Path]) -> list[Path]:
     """Return the files that the given names of files, folders and patterns stand for, in this order, each sorted.
 
     A folder stands for all files below it of kinds that can be read, except hidden files and files that describe the
-    folder. Raises `ValueError` if a name does not exist, stands for nothing, or is of another kind.
+    folder or a dataset that was saved in it. Raises `ValueError` if a name does not exist, stands for nothing, or is of
+    another kind.
     """
     found = [file for name in names for file in _expand_name(os.path.expanduser(name))]
     for file in found:
@@ -39,6 +42,8 @@ def find_kind(file: Path) -> str:
         suffixes.pop()
         if suffixes and suffixes[-1] in PARQUET:
             raise ValueError(f"{file}: Parquet that is compressed as a whole; unpack it, for it is compressed inside")
+        if suffixes and suffixes[-1] in ARROW:
+            raise ValueError(f"{file}: an Arrow file that is compressed as a whole; unpack it")
     if not suffixes or suffixes[-1] not in KINDS:
         what = f"a kind of file that is not read ({file.suffix})" if file.suffix else "has no ending that says its kind"
         raise ValueError(
@@ -49,7 +54,7 @@ def find_kind(file: Path) -> str:
 
 
 def name_domains(files: Sequence[Path], list_domains: Callable[[Path], Iterable[str]]) -> list[str]:
-    """Return, for each file, the domain of rows that name none: the name of the file.
+    """Return, for each file, the domain of rows that name none: the name of the file or of its saved dataset.
 
     Several plain text files in one folder are named after the folder instead, because each is only one document, unless
     rows of another file are of a domain with the plain file's name. `list_domains` returns those in a file.
@@ -58,12 +63,12 @@ def name_domains(files: Sequence[Path], list_domains: Callable[[Path], Iterable[
     folders = [file.absolute().parent for file, plain in zip(files, is_plain, strict=True) if plain]
     crowded = {folder for folder in folders if folders.count(folder) > 1 and folder.name}
     if not crowded:
-        return [strip_endings(file) for file in files]
+        return [name_dataset(file) or strip_endings(file) for file in files]
     named = {d for file, plain in zip(files, is_plain, strict=True) if not plain for d in list_domains(file)}
     return [
         file.absolute().parent.name
         if plain and file.absolute().parent in crowded and strip_endings(file) not in named
-        else strip_endings(file)
+        else name_dataset(file) or strip_endings(file)
         for file, plain in zip(files, is_plain, strict=True)
     ]
 
@@ -75,7 +80,8 @@ def _expand_name(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if _is_text_file(file.relative_to(path)) and file.is_file()]
+        below = [file for file in sorted(path.rglob("*")) if _is_text_file(file.relative_to(path)) and file.is_file()]
+        found = [file for file in below if holds_rows(file)]
         if not found:
             raise ValueError(f"{path}: no file below this folder is of a kind that is read ({', '.join(KINDS)})")
         return found

@@ -1,7 +1,7 @@
 """Read files of texts as rows, each with a domain and maybe a split.
 
-Files of rows are JSON lines, JSON lists, CSV, TSV and Parquet; a plain text file is one document. A file of any other
-kind is refused, because its syntax would be taken for text. docs/texts.md is the reference.
+Files of rows are JSON lines, JSON lists, CSV, TSV, Parquet and Arrow; a plain text file is one document. A file of any
+other kind is refused, because its syntax would be taken for text. docs/texts.md is the reference.
 """
 
 import csv
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.documents import json_rows
-from fuselm.documents.text_files import COMPRESSED, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
+from fuselm.documents.arrow_folders import ARROW
+from fuselm.documents.text_files import COMPRESSED, JSON, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
 
+FIELDS = ("text", "domain", "split")
 SPLITS = ("train", "dev", "heldout")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}
 LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column
@@ -31,16 +33,21 @@ class TextRow:
     split: str | None = None
 
 
-def read_texts(file: Path, domain: str | None = None) -> Iterator[TextRow]:
+def read_texts(file: Path, domain: str | None = None, columns: Mapping[str, str] | None = None) -> Iterator[TextRow]:
     """Yield each document of a file.
 
-    `domain` is the domain of rows that name none; by default, it is the file's name. Raises `ValueError`, with the line
-    or row, if something cannot be read.
+    `domain` is the domain of rows that name none; by default, it is the file's name. `columns` says which fields of the
+    file are `text`, `domain` and `split`, if they have other names. Raises `ValueError`, with the line or row, if
+    something cannot be read, or if a file of rows has no field that `columns` names.
     """
     check_file(file)
     kind, domain = find_kind(file), strip_endings(file) if domain is None else domain
+    renamed = dict(columns or {})
+    names = {field: renamed.get(field, field) for field in FIELDS}
     if kind in PARQUET:
-        records = _read_parquet(file)
+        records = _read_parquet(file, names, renamed)
+    elif kind in ARROW:
+        records = _read_arrow(file, names, renamed)
     else:
         content = _decode(file)
         if kind in PLAIN:
@@ -49,46 +56,57 @@ def read_texts(file: Path, domain: str | None = None) -> Iterator[TextRow]:
             _check_domain(domain, f"{file}: its domain")
             yield TextRow(domain=domain, text=content)
             return
-        records = _read_table(file, content, kind) if kind in TABLES else _read_json(file, content, kind)
+        records = (
+            _read_table(file, content, kind, names, renamed)
+            if kind in TABLES
+            else json_rows.read_records(file, content, may_span_lines=kind == ".json")
+        )
+    unseen = set(renamed.values()) if kind in JSON else set()
+    where = ""
     for where, record in records:
-        yield _parse_row(where, record, domain)
+        unseen -= record.keys() if unseen and isinstance(record, Mapping) else set()
+        yield _parse_row(where, record, domain, names)
+    if where and unseen:
+        raise ValueError(f"{file}: no row has '{min(unseen)}', which corpus.columns names; fix that option")
 
 
-def _parse_row(where: str, record: Any, domain: str) -> TextRow:
-    if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
-        raise ValueError(f"{where}: no 'text' string{_describe_missing_text(record)}")
-    text, said, own = record["text"], record.get("split"), record.get("domain")
+def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str]) -> TextRow:
+    text_name = names["text"]
+    if not isinstance(record, Mapping) or not isinstance(text := record.get(text_name), str):
+        raise ValueError(f"{where}: no '{text_name}' string{_describe_missing_text(record, text_name)}")
+    said, own = record.get(names["split"]), record.get(names["domain"])
     if has_surrogate(text):
-        raise ValueError(f"{where}: 'text' has half of a surrogate pair, which is no text; fix or drop it")
+        raise ValueError(f"{where}: '{text_name}' has half of a surrogate pair, which is no text; fix or drop it")
     if said not in (None, *SPLITS):
         known = SYNONYMS.get(said.lower()) if isinstance(said, str) else None
         rename = f"rename it to {known}" if known else "rename it"
         raise ValueError(
-            f"{where}: 'split' is {_shorten(said)}, and needs to be one of {', '.join(SPLITS)}; {rename}, or leave "
-            "it out to have it drawn"
+            f"{where}: '{names['split']}' is {_shorten(said)}, and needs to be one of {', '.join(SPLITS)}; {rename}, "
+            "or leave it out to have it drawn"
         )
     if own is not None:
         if not isinstance(own, str | int | float):
-            raise ValueError(f"{where}: 'domain' is {_shorten(own)}; it needs to be a name, or left out")
+            raise ValueError(f"{where}: '{names['domain']}' is {_shorten(own)}; it needs to be a name, or left out")
         domain = str(own)
-    _check_domain(domain, f"{where}: {'the name of the file, its domain,' if own is None else repr('domain')}")
+    named = "the name of the file, its domain," if own is None else f"'{names['domain']}'"
+    _check_domain(domain, f"{where}: {named}")
     return TextRow(domain=domain, text=text, split=said)
 
 
-def _describe_missing_text(record: Any) -> str:
-    """Say what is needed, and what is there in place of a text."""
+def _describe_missing_text(record: Any, name: str) -> str:
+    """Say what is needed, and what is there in place of a text, which is called `name`."""
     if not isinstance(record, Mapping):
         return "; each line needs one, and may have a 'domain'"
-    if (named := record.get("text")) is not None:
-        return f" ('text' is {_shorten(named)}); each line needs one, and may have a 'domain'"
-    found = _list_columns(list(record))
-    for name in ("messages", "conversations"):
-        if name in record:
-            return f"{found}; only plain text is read: write each conversation as one 'text'"
-    for name in ("content", "prompt", "body", "document", "Text", "TEXT"):
-        if isinstance(record.get(name), str):
-            return f"{found}; rename '{name}' to 'text' if that is the text"
-    return f"{found}; each line needs one, and may have a 'domain'"
+    if (found := record.get(name)) is not None:
+        return f" ('{name}' is {_shorten(found)}); each line needs one, and may have a 'domain'"
+    listed = _list_columns(list(record))
+    for other in ("messages", "conversations"):
+        if other in record:
+            return f"{listed}; only plain text is read: write each conversation as one 'text'"
+    for other in ("content", "prompt", "body", "document", "Text", "TEXT"):
+        if isinstance(record.get(other), str):
+            return f"{listed}; rename '{other}' to 'text' if that is the text, or set corpus.columns.text={other}"
+    return f"{listed}; each line needs one, and may have a 'domain'"
 
 
 def _list_columns(names: Sequence[str]) -> str:
@@ -164,45 +182,49 @@ def _decompress(file: Path) -> bytes:
         raise ValueError(f"{file}: cannot be unpacked as {how} ({_first_line(error)}); make it anew") from None
 
 
-def _read_json(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
-    return json_rows.read_records(file, content, may_span_lines=kind == ".json")
+def _require_columns(
+    file: Path, there: Sequence[str], names: Mapping[str, str], renamed: Mapping[str, str], needed: str
+) -> None:
+    """Raise `ValueError` if a column is missing: that of the text, saying what is `needed`, or a `renamed` one."""
+    for field in ("text", *renamed):
+        if (name := names[field]) not in there:
+            fix = f"fix corpus.columns.{field}" if field in renamed else needed
+            raise ValueError(f"{file}: no '{name}' column{_list_columns(there)}; {fix}")
 
 
-def _read_table(file: Path, content: str, kind: str) -> Iterator[tuple[str, Any]]:
+def _read_table(
+    file: Path, content: str, kind: str, names: Mapping[str, str], renamed: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
     """Yield the rows of CSV or TSV, whose first row names the columns; an empty domain or split counts as none."""
     before = csv.field_size_limit(sys.maxsize)
     row = 0
     try:
         rows = csv.reader(io.StringIO(content, newline=""), delimiter=TABLES[kind], strict=True)
-        names = [name.strip() for name in next(rows, [])]
-        if "text" not in names:
-            raise ValueError(
-                f"{file}: no 'text' column{_list_columns(names)}; its first row needs to "
-                f"name the columns, apart by {'tabs' if kind == '.tsv' else 'commas'}"
-            )
+        header = [name.strip() for name in next(rows, [])]
+        needed = f"its first row needs to name the columns, apart by {'tabs' if kind == '.tsv' else 'commas'}"
+        _require_columns(file, header, names, renamed, needed)
         for row, values in enumerate(rows, 1):
             if not values:
                 continue
-            if len(values) != len(names):
-                raise ValueError(f"{file}: row {row}: {len(values)} fields, and {len(names)} columns; fix its quotes")
-            record = dict(zip(names, values, strict=True))
-            yield f"{file}: row {row}", record | {n: record.get(n) or None for n in ("domain", "split")}
+            if len(values) != len(header):
+                raise ValueError(f"{file}: row {row}: {len(values)} fields, and {len(header)} columns; fix its quotes")
+            record = dict(zip(header, values, strict=True))
+            yield f"{file}: row {row}", record | {n: record.get(n) or None for n in (names["domain"], names["split"])}
     except csv.Error as error:
         raise ValueError(f"{file}: row {row + 1}: not {kind[1:].upper()} ({error}); fix its quotes") from None
     finally:
         csv.field_size_limit(before)
 
 
-def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+def _read_parquet(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            if "text" not in names:
-                raise ValueError(f"{file}: no 'text' column{_list_columns(names)}; add one")
-            columns = [name for name in ("text", "domain", "split") if name in names]
+            there = opened.schema_arrow.names
+            _require_columns(file, there, names, renamed, "add one")
+            columns = [name for name in dict.fromkeys(names.values()) if name in there]
             batches = opened.iter_batches(columns=columns, batch_size=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
                 yield f"{file}: row {row}", record
@@ -212,6 +234,27 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
         if error.errno is not None:
             raise
         raise ValueError(f"{file}: damaged, or no Parquet ({_first_line(error)}); make it anew") from None
+
+
+def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of an Arrow file, be it a stream, as `datasets` writes, or a file with a footer."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(file)) as mapped:
+            try:
+                table = pyarrow.ipc.open_stream(mapped).read_all()
+            except pyarrow.ArrowInvalid:
+                table = pyarrow.ipc.open_file(mapped).read_all()
+            _require_columns(file, table.column_names, names, renamed, "add one")
+            wanted = [name for name in dict.fromkeys(names.values()) if name in table.column_names]
+            batches = table.select(wanted).to_batches(max_chunksize=1024)
+            for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
+                yield f"{file}: row {row}", record
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{file}: damaged, or no Arrow ({_first_line(error)}); make it anew") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Read what a run is made of, its texts, its target and its sources, before anything is made of them."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,11 +109,13 @@ class Inputs:
         for file in self.files:
             if (same := hashes.setdefault(fingerprints.hash_file_once(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
+        if options.columns and all(text_files.find_kind(file) in text_files.PLAIN for file in self.files):
+            raise ValueError("corpus.columns: does nothing here, because every file is plain text; drop it")
         self.file_domains = text_files.name_domains(
-            self.files, lambda file: _count_documents(file, text_files.strip_endings(file))
+            self.files, lambda file: _count_documents(file, text_files.strip_endings(file), options.columns)
         )
         for file, domain in zip(self.files, self.file_domains, strict=True):
-            for name, in_file in _count_documents(file, domain).items():
+            for name, in_file in _count_documents(file, domain, options.columns).items():
                 counts.setdefault(name, Counter()).update(in_file)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)
@@ -166,11 +169,12 @@ class Inputs:
                 raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
 
 
-def _count_documents(file: Path, domain: str) -> dict[str, dict[str, int]]:
+def _count_documents(file: Path, domain: str, columns: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """Count a file's documents by domain, once for a file that stays as it is."""
+    renamed = f" {sorted(columns.items())}" if columns else ""
     return fingerprints.recall_or_compute(
-        f"rows {file.name} {domain} {fingerprints.hash_file_once(file)}",
-        lambda: corpus.count_domains(texts.read_texts(file, domain)),
+        f"rows {file.name} {domain} {fingerprints.hash_file_once(file)}{renamed}",
+        lambda: corpus.count_domains(texts.read_texts(file, domain, columns)),
     )
 
 

@@ -1,8 +1,8 @@
 """Define the options of text: the corpus, and what sources write beside it."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from fuselm.runs.options.base import NotNegative, Options
 
@@ -15,7 +15,13 @@ class CorpusOptions(Options):
     files: list[str] = Field(
         min_length=1,
         description="Read these files, folders and patterns: rows with `text` and maybe `domain` and `split`, as JSON "
-        "lines or lists, CSV, TSV or Parquet; or plain text, one document a file. docs/texts.md has the details.",
+        "lines or lists, CSV, TSV, Parquet or Arrow, and folders that `datasets` saved; or plain text, one document a "
+        "file. docs/texts.md has the details.",
+    )
+    columns: dict[Literal["text", "domain", "split"], str] = Field(
+        {},
+        description="Read `text`, `domain` and `split` from fields of the files that have other names, such as "
+        "`{text: body, domain: lang}`.",
     )
     max_bytes: int = Field(
         4096,
@@ -40,6 +46,14 @@ class CorpusOptions(Options):
         description="Train on this share of each domain's training documents. A larger share contains all documents "
         "of a smaller one.",
     )
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_columns(self, write: Any) -> dict[str, Any]:
+        """Leave out `columns` where no field is renamed: what was made before this option existed keeps its key."""
+        written = write(self)
+        if not self.columns:
+            written.pop("columns", None)
+        return written
 
 
 class WriteOptions(Options):

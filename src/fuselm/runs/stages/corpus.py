@@ -38,6 +38,7 @@ def make(pipeline: "Pipeline") -> Path:
             share=options.share,
             seed=seed,
             progress=shown,
+            columns=options.columns,
         )
         for tokenizer, found in counts.get("unspelled", {}).items():
             name = inputs.name_readers(tokenizer)
