@@ -109,11 +109,12 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
 
 
 def calibrate_published(calibration: "Calibration", row: Estimate) -> Estimate:
-    """Add the time of writing the page and of reading the documents of the token view, and the memory of that."""
+    """Add the time of writing the page and of loading and reading the models of the token view, and their memory."""
     measured = calibration.time_reading("")
     if measured is None:
         return replace(row, seconds=WRITING_SECONDS)
-    return replace(row, seconds=WRITING_SECONDS + row.tokens / measured.speed, memory=measured.memory)
+    loading = (1 + len(train.METHODS)) * measured.loading
+    return replace(row, seconds=WRITING_SECONDS + loading + row.tokens / measured.speed, memory=measured.memory)
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
