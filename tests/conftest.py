@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as a command does, before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches here are tiny
 
 import hypothesis
