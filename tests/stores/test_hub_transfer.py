@@ -1,17 +1,13 @@
 """hub_transfer.py: a store is pushed to a stand-in for the Hub by the command, and pulled back to the same bytes."""
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import drawn
 import numpy as np
 import pytest
 import yaml
-from hub_server import TOKEN, Hub, serve_hub
+from hub_server import fuselm, hub, start  # noqa: F401
 from same_stores import assert_same
 
 from fuselm.stores.store import Store, write_index, write_part
@@ -19,12 +15,6 @@ from fuselm.system.manifest import Recipe, build_once
 
 TEXTS = {"first": "abba", "second": "a b\u00e9 b", "third": "baab"}
 NAME = "me/rows"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serve_hub() as hub:
-        yield hub
 
 
 @pytest.fixture
@@ -41,21 +31,6 @@ def folder(tmp_path) -> Path:
     recipe = Recipe(stage="capture", parameters={"policy": "top_k", "top_k": 3}, about={"model": "owner/model|<b>"})
     build_once(tmp_path / "store", recipe, build)
     return tmp_path / "store"
-
-
-def start(hub: Hub, tmp_path: Path, *arguments: object, token: str | None = TOKEN) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"FUSELM_CACHE": str(tmp_path / "cache")} | ({} if token is None else {"HF_TOKEN": token})
-    command = [sys.executable, "-m", "fuselm", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def fuselm(hub: Hub, tmp_path: Path, *arguments: object, token: str | None = TOKEN) -> tuple[int, str, str]:
-    process = start(hub, tmp_path, *arguments, token=token)
-    out, err = process.communicate()
-    assert TOKEN not in out + err
-    return process.returncode, out, err
 
 
 def test_a_store_comes_back_in_the_same_bytes(hub, folder, tmp_path):

@@ -7,14 +7,20 @@ needed to write, and to read what is private.
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_standInTokenOfTheTests"
 LARGE = (".parquet", ".safetensors")
@@ -224,3 +230,27 @@ def serve_hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Serve an empty hub for a test."""
+    with serve_hub() as hub:
+        yield hub
+
+
+def start(hub: Hub, tmp_path: Path, *arguments: object, token: str | None = TOKEN) -> subprocess.Popen:
+    """Start a command that takes `hub` for the Hub, with a home of its own in `tmp_path`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"FUSELM_CACHE": str(tmp_path / "cache")} | ({} if token is None else {"HF_TOKEN": token})
+    command = [sys.executable, "-m", "fuselm", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def fuselm(hub: Hub, tmp_path: Path, *arguments: object, token: str | None = TOKEN) -> tuple[int, str, str]:
+    """Run a command as `start` does; return its exit code, stdout and stderr, which must not hold the token."""
+    process = start(hub, tmp_path, *arguments, token=token)
+    out, err = process.communicate()
+    assert TOKEN not in out + err
+    return process.returncode, out, err
