@@ -97,8 +97,10 @@ def gguf_file(tmp_path, tokenizer) -> Path:
     return write_gguf(tmp_path / "tiny.gguf", tokenizer, tiny_llama(seed=0))
 
 
-def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_file):
+def test_a_gguf_file_becomes_an_ordinary_folder_with_the_same_predictions(gguf_file, capfd):
+    capfd.readouterr()
     model = locate_model(str(gguf_file))
+    assert capfd.readouterr() == ("", "")
     assert model.name == str(gguf_file) and model.folder.parent == fingerprints.find_cache_folder() / "gguf"
     assert (model.output_size, model.context_length, model.context_token) == (ROWS, 67, 0)
     tokens = torch.tensor([[0, 5, 3, 200]])
