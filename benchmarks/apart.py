@@ -67,7 +67,7 @@ def geometric(
     """Return the log of their renormalised geometric mean: what the mean of the logits gives."""
     result = []
     for *chunk, ids in zip(*(h.split(ROWS) for h in hidden), gold.split(ROWS), strict=True):
-        logits = sum(layer.logits(h) for h, layer in zip(chunk, layers, strict=True)) / len(layers)
+        logits = sum(layer.compute_logits(h) for h, layer in zip(chunk, layers, strict=True)) / len(layers)
         result.append(logits.gather(1, ids[:, None])[:, 0] - forward.compute_logsumexp(logits))
     return torch.cat(result)
 

@@ -67,13 +67,13 @@ def measure(model: Model, vocabulary: Vocabulary, documents: Sequence[Document])
         hidden = forward.compute_hidden_states(loaded, layer, *forward.pad_inputs(texts, model.context_token))[
             :, HIDDEN:
         ]
-        logits = layer.logits(hidden.flatten(0, 1))
+        logits = layer.compute_logits(hidden.flatten(0, 1))
     full = torch.log_softmax(logits, dim=-1)
     gold = torch.as_tensor(np.concatenate([ids[HIDDEN:] for ids in texts]), dtype=torch.long)
     inputs, mask = forward.pad_inputs([ids[HIDDEN:] for ids in texts], model.context_token)
     student = forward.compute_hidden_states(loaded, layer, inputs, mask).flatten(0, 1)
     with torch.no_grad():
-        own = torch.softmax(layer.logits(student), dim=-1)
+        own = torch.softmax(layer.compute_logits(student), dim=-1)
 
     parameters = list(loaded.parameters())
     exact = _gradient(student, own - full.exp(), layer.weight, parameters)

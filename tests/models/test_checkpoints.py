@@ -442,7 +442,7 @@ def test_the_logits_of_a_located_model_are_transformers_own(folder):
     with torch.inference_mode():
         expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         layer = forward.find_output_layer(loaded)
-        ours = layer.logits(forward.compute_hidden_states(loaded, layer, ids, torch.ones_like(ids))[0])
+        ours = layer.compute_logits(forward.compute_hidden_states(loaded, layer, ids, torch.ones_like(ids))[0])
     torch.testing.assert_close(ours, expected[0], rtol=1e-5, atol=1e-6)
 
 

@@ -74,7 +74,7 @@ def rows(model, documents: list[list[int]]) -> list[torch.Tensor]:
     inputs, mask = forward.pad_inputs(documents, CONTEXT)
     with torch.inference_mode():
         hidden = forward.compute_hidden_states(model, layer, inputs, mask)
-        return [layer.logits(h[: len(ids)]) for h, ids in zip(hidden, documents, strict=True)]
+        return [layer.compute_logits(h[: len(ids)]) for h, ids in zip(hidden, documents, strict=True)]
 
 
 def test_hidden_states_and_output_layer_give_the_models_logits(model):
@@ -202,7 +202,7 @@ def test_logits_by_chunk_are_the_logits(model, rows_per_chunk, monkeypatch):
     with torch.inference_mode():
         inputs, mask = forward.pad_inputs(DOCUMENTS, CONTEXT)
         hidden = forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()]
-        expected = layer.logits(hidden)
+        expected = layer.compute_logits(hidden)
         monkeypatch.setattr(forward, "LOGITS_PER_CHUNK", rows_per_chunk * 61)
         chunks = [(rows, logits.clone()) for rows, logits in layer.compute_logits_by_chunk(hidden)]
         gold = torch.tensor([i for d in DOCUMENTS for i in d])

@@ -38,11 +38,13 @@ class OutputLayer:
     scale: float
     soft_cap: float | None
 
-    def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+    def compute_logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
         """Return logits in float32, from a matrix product in the weights' precision."""
         if self.weight is None:
             return hidden.float()
-        return self._finish(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float())
+        return self._scale_and_cap(
+            torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        )
 
     def compute_logits_by_chunk(
         self, hidden: Float[Tensor, "rows hidden"]
@@ -68,9 +70,9 @@ class OutputLayer:
             if self.bias is not None:
                 product[:count] += self.bias
             logits = memory[:count] if memory is product else memory[:count].copy_(product[:count])
-            yield rows, self._finish(logits)
+            yield rows, self._scale_and_cap(logits)
 
-    def _finish(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    def _scale_and_cap(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         if self.scale != 1.0:
             logits *= self.scale
         if self.soft_cap is not None:
@@ -104,7 +106,7 @@ def find_output_layer(model: PreTrainedModel) -> OutputLayer:
         probe = torch.arange(2, device=model.device)[None]
         expected = model(input_ids=probe, use_cache=False).logits[0].float()
         hidden = find_decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        same = hidden.shape[-1] == head.in_features and _are_close(layer.logits(hidden), expected, model)
+        same = hidden.shape[-1] == head.in_features and _are_close(layer.compute_logits(hidden), expected, model)
     return layer if same and _is_exact(layer, model, head) else through_logits
 
 
@@ -118,7 +120,7 @@ def _is_exact(layer: OutputLayer, model: PreTrainedModel, head: torch.nn.Linear)
     hidden = torch.randn(len(sizes), head.in_features, generator=generator) * sizes
     weight = torch.randn(TRIED_ROWS, head.in_features, generator=generator) / head.in_features**0.5
     bias = None if head.bias is None else torch.randn(TRIED_ROWS, generator=generator)
-    expected = replace(layer, weight=weight, bias=bias).logits(hidden)
+    expected = replace(layer, weight=weight, bias=bias).compute_logits(hidden)
     try:
         logits = _compute_logits_of(model, head, hidden, weight, bias).float().cpu()
     except Exception:  # a model's own code may raise anything on a smaller matrix; then the model computes its logits

@@ -178,12 +178,12 @@ def _measure_training_products(device: str) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, inputs, generator=generator).to(kind).requires_grad_() for n in (rows, outputs))
 
-    def step(enabled: bool) -> None:
+    def run_step(enabled: bool) -> None:
         with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=enabled):
             y = torch.nn.functional.linear(x, w)
         torch.autograd.grad(y, (x, w), torch.ones_like(y))
 
-    makes = {name: lambda name=name: lambda: step(name == "bf16") for name in TRAINING_PRECISIONS}
+    makes = {name: lambda name=name: lambda: run_step(name == "bf16") for name in TRAINING_PRECISIONS}
     return {name: 6 * rows * inputs * outputs / s / 1e9 for name, s in _time_fastest(makes, kind).items()}
 
 

@@ -57,7 +57,7 @@ def survey_logits(logits: Float[Tensor, "rows vocab"]) -> Survey:
     rows, vocab = logits.shape
     maxima, sums = np.empty((2, rows, -(-vocab // BLOCK)), np.float32)
     log_z = np.empty(rows, np.float32)
-    _in_threads(_survey, _raw(logits), maxima, sums, log_z)
+    _run_in_threads(_survey, _view_raw(logits), maxima, sums, log_z)
     return Survey(log_z=torch.from_numpy(log_z), maxima=torch.from_numpy(maxima), sums=torch.from_numpy(sums))
 
 
@@ -65,11 +65,11 @@ def find_above(
     logits: Float[Tensor, "rows vocab"], maxima: Float[Tensor, "rows blocks"], bound: Float[Tensor, "rows"]
 ) -> tuple[Int[ndarray, "rows"], Int[ndarray, "entries"], Float[ndarray, "entries"]]:
     """Find the entries of each row that are at least its bound: their counts, ids (ascending in a row) and values."""
-    raw, largest, bounds = _raw(logits), maxima.numpy(), bound.float().numpy()
+    raw, largest, bounds = _view_raw(logits), maxima.numpy(), bound.float().numpy()
     _require_survey(raw, largest)
     index_checks.require_lengths("bounds", len(raw), bounds)
     counts = np.empty(len(raw), np.int64)
-    _in_threads(_count, raw, largest, bounds, counts)
+    _run_in_threads(_count, raw, largest, bounds, counts)
     begins = np.cumsum(counts) - counts
     ids, values = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.float32)
     _fill(raw, largest, bounds, begins, ids, values)
@@ -88,14 +88,14 @@ def draw_entries(
     Draws are systematic, one for each whole 1/`draws` of the others' mass. Returns counts of entries by row, ids
     (ascending in a row), log-probabilities (-inf for drawn entries), and the mass of the others by row.
     """
-    raw, room = _raw(logits), draws + MORE
+    raw, room = _view_raw(logits), draws + MORE
     counts, tail = np.empty(len(raw), np.int64), np.empty(len(raw), np.float32)
     ids, logprobs = np.empty((len(raw), room), np.int32), np.empty((len(raw), room), np.float32)
     known = (found.maxima.numpy(), found.sums.numpy(), found.log_z.numpy())
     _require_survey(raw, *known[:2])
     index_checks.require_lengths("rows", len(raw), known[2], gold.numpy(), uniform)
     index_checks.require_within("a gold id", gold.numpy(), raw.shape[1])
-    _in_threads(_draw, raw, *known, gold.numpy(), uniform, counts, ids, logprobs, tail)
+    _run_in_threads(_draw, raw, *known, gold.numpy(), uniform, counts, ids, logprobs, tail)
     real = np.arange(room) < counts[:, None]
     return counts, ids[real], logprobs[real], tail
 
@@ -108,12 +108,12 @@ def _require_survey(raw: ndarray, *blocks: ndarray) -> None:
             raise ValueError(f"a survey of {numbers.shape} blocks, these logits have {shape}")
 
 
-def _raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
+def _view_raw(logits: Float[Tensor, "rows vocab"]) -> ndarray:
     """Return logits as an array, bfloat16 as its bits, because numpy does not know it."""
     return (logits.view(torch.int16) if logits.dtype == torch.bfloat16 else logits).numpy()
 
 
-def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
+def _run_in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
     """Run a kernel on slices of the rows, one for each thread that torch has."""
     rows, threads = len(arrays[0]), torch.get_num_threads()
     edges = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
@@ -129,7 +129,7 @@ def _in_threads(kernel: Callable[..., None], *arrays: Any) -> None:
 @intrinsic
 @no_type_check
 def _bits(_context, value):
-    """Return the bits of the float32 that a value of `_raw` stands for, in an int32."""
+    """Return the bits of the float32 that a value of `_view_raw` stands for, in an int32."""
 
     def generate_code(_context, builder, signature, arguments):
         if value == types.float32:
