@@ -80,8 +80,8 @@ def test_nothing_is_overwritten(notes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "models/b.gguf"}, "--target models/b.gguf: no such file or folder, and not a hub id"),
-        ({"sources": {"b": "../b/c/d"}}, "--source ../b/c/d: no such file or folder, and not a hub id"),
+        ({"target": "models/b.gguf"}, "models/b.gguf: no such file or folder, and not a hub id"),
+        ({"sources": {"b": "../b/c/d"}}, "../b/c/d: no such file or folder, and not a hub id"),
         ({"texts": ["nowhere"]}, "nowhere: no such file"),
         ({"sources": {"base": "models/a"}}, "mine.yaml: sources.base: not a usable name"),
         ({"sources": {"a": "models/a", "b": "models/a"}}, "mine.yaml: sources.b: models/a is listed twice"),

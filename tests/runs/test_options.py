@@ -1,6 +1,7 @@
 """Options of files: each is described in sentences, each choice has an implementation, other tools' names are known."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,8 @@ from fuselm.runs.options.other_names import OTHER_NAMES
 from fuselm.runs.options.outline import list_sections
 from fuselm.runs.options.problems import suggest_option
 from fuselm.runs.options.study import StudyOptions
+from fuselm.sources import choices as source_choices
+from fuselm.sources.interchange import foreign
 from fuselm.stores import policies, retention
 from fuselm.training import choices as training_choices
 from fuselm.training import objective, target_training
@@ -52,10 +55,24 @@ def test_an_option_is_described_in_sentences(name):
         (training_choices.SCHEDULES, target_training.SCHEDULES),
         (policies.POLICY_DESCRIPTIONS, policies.POLICIES),
         (policies.CUTS, retention.WANTED),
+        (source_choices.LAYOUTS, foreign.LAYOUTS),
     ],
 )
 def test_what_can_be_chosen_is_what_is_implemented(named, implemented):
     assert set(named) == set(implemented)
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("paper.md", fusion_choices.FUNCTIONS),
+        ("store.md", policies.POLICIES),
+        ("store.md", source_choices.LAYOUTS),
+    ],
+)
+def test_the_pages_have_a_row_for_every_choice(page, names):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    assert not [name for name in names if not re.search(rf"^\| `{name}`", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("path", sorted({path for paths in OTHER_NAMES.values() for path in paths}))

@@ -1,6 +1,7 @@
 """Define `fuselm init`: ask for models and texts, and write a run file for them."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,9 +35,10 @@ def init(
         raise ValueError(f"--{missing[0]}: missing; give it, or run `fuselm init` on a terminal, where it is asked for")
     from fuselm.runs import new_run_file
 
-    target = target or _ask("Model to train (hub id, folder or GGUF file)")
-    source = source or _ask_several("Model to learn from", "Another one (empty: no more)")
-    texts = texts or _ask_several("Texts (file, folder or pattern)", "More texts (empty: no more)")
+    check_model, check_texts = new_run_file.check_model, new_run_file.check_texts
+    target = target or _ask("Model to train (hub id, folder or GGUF file)", check=check_model)
+    source = source or _ask_several("Model to learn from", "Another one (empty: no more)", new_run_file.check_source)
+    texts = texts or _ask_several("Texts (file, folder or pattern)", "More texts (empty: no more)", check_texts)
     default = f"runs/{run_file.stem}"
     output = output or (_ask("Folder for what the run makes", default) if asks else default)
     choices = new_run_file.Choices(
@@ -50,15 +52,24 @@ def init(
     print_line(f"next: fuselm plan {run_file}, then fuselm run {run_file}")
 
 
-def _ask(question: str, default: str | None = None) -> str:
-    try:
-        return typer.prompt(question, default=default).strip()
-    except typer.Abort:
-        raise ValueError("init: no answer, so nothing was written") from None
+def _ask(question: str, default: str | None = None, check: Callable[[str], None] = lambda answer: None) -> str:
+    """Return an answer that `check` accepts; ask again, with what it says, until there is one."""
+    while True:
+        try:
+            answer = typer.prompt(question, default=default).strip()
+        except typer.Abort:
+            raise ValueError("init: no answer, so nothing was written") from None
+        try:
+            if answer:
+                check(answer)
+        except ValueError as problem:
+            print_line(problem)
+            continue
+        return answer
 
 
-def _ask_several(question: str, again: str) -> list[str]:
-    answers = [_ask(question)]
-    while answer := _ask(again, ""):
+def _ask_several(question: str, again: str, check: Callable[[str], None]) -> list[str]:
+    answers = [_ask(question, check=check)]
+    while answer := _ask(again, "", check):
         answers.append(answer)
     return answers

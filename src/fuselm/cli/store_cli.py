@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fuselm.sources.choices import LAYOUTS
 from fuselm.stores.policies import CUTS
 from fuselm.system.streams import print_line
 
@@ -143,8 +144,8 @@ def subset(
 def convert(
     source: Annotated[Path, typer.Argument(help="Others' file or folder; or, with --to, a store.", show_default=False)],
     out: Out,
-    layout: Annotated[str | None, typer.Option("--from", help="vllm, openai, axolotl or distillkit.")] = None,
-    to: Annotated[str | None, typer.Option(help="vllm, openai, axolotl or distillkit.")] = None,
+    layout: Annotated[str | None, typer.Option("--from", help=f"{', '.join(LAYOUTS)}.")] = None,
+    to: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)}.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder, hub id or GGUF file of the ids' tokenizer.")] = None,
     model: Annotated[
         str | None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from fuselm.documents import regrouping
+from fuselm.documents import regrouping, text_files
 from fuselm.runs import config
 from fuselm.runs.options import schema
 from fuselm.runs.options.sources import suggest_source_name
@@ -52,13 +52,24 @@ def name_sources(given: Sequence[str], *, own: str | None = None) -> dict[str, s
     return named
 
 
-def check_model(spec: str, option: str) -> None:
+def check_source(given: str) -> None:
+    """Raise `ValueError` if a source, NAME=MODEL or MODEL, is neither on this disk nor can be a hub id."""
+    for model in name_sources([given]).values():
+        check_model(model)
+
+
+def check_texts(name: str) -> None:
+    """Raise `ValueError` if a name of texts stands for no file that can be read."""
+    text_files.find_files([name])
+
+
+def check_model(spec: str) -> None:
     """Raise `ValueError` if a model is neither on this disk nor can be a hub id."""
     path = Path(os.path.expanduser(spec))
     if path.exists():
         return
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(spec):
-        raise ValueError(f"{option} {spec}: no such file or folder, and not a hub id such as Qwen/Qwen2.5-0.5B")
+        raise ValueError(f"{spec}: no such file or folder, and not a hub id such as Qwen/Qwen2.5-0.5B")
 
 
 def write_run_file(path: Path, choices: Choices) -> list[Path]:
@@ -74,7 +85,7 @@ def write_run_file(path: Path, choices: Choices) -> list[Path]:
         raise ValueError(f"{path}: a run file's name ends in .yaml")
     rows_file = path.with_name(f"{path.stem}-texts.jsonl")
     for spec in (choices.target, *choices.sources.values()):
-        check_model(spec, "--target" if spec == choices.target else "--source")
+        check_model(spec)
     rows = regrouping.regroup_texts(choices.texts)
     for file in (path, *([rows_file] if rows is not None else [])):
         if file.exists():

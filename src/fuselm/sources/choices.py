@@ -1,6 +1,10 @@
-"""Name the engines that run a source over the documents, and say what each does."""
+"""Name what sources can be asked for: engines that run them over the documents, and layouts of others' files.
+
+`interchange.foreign.LAYOUTS` has what reads and writes each layout; docs/store.md describes them.
+"""
 
 ENGINES: dict[str, str] = {
     "local": "Run the model in the process of the run.",
     "ray": "Run the model in several processes: on the cluster at RAY_ADDRESS, or on this machine without one.",
 }
+LAYOUTS = ("vllm", "openai", "axolotl", "distillkit")
