@@ -25,7 +25,6 @@ class Estimate:
     kept: int | None = None  # bytes that stay, as calibration expects them; without it, `disk`
     there: int = 0  # bytes of both that an interrupted attempt has already written
     keeps: str = ""  # a capture's policy, and what it kept of one batch
-    bytes_per_token: float | None = None  # of a capture, measured on one batch
     seconds: float | None = None
     memory: int | None = None  # bytes
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Column, Table
 
 from fuselm.runs.estimates import Estimate, sum_disk
@@ -77,26 +78,25 @@ def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> N
 
 def draw_estimates(rows: Sequence[Estimate]) -> Table:
     """Return estimates as a table for the terminal."""
-    numbers = ("tokens", "bytes/token", "disk at most", "kept", "memory", "time")
-    result = Table("stage", "keeps", *map(_align_right, numbers), show_footer=False)
+    numbers = ("tokens", "disk", "kept", "memory", "time")
+    result = Table("stage", "keeps", *map(_align_right, numbers), box=box.SIMPLE_HEAD, pad_edge=False)
     if any(e.keeps for e in rows):
         result.caption = (
-            "keeps: the policy, entries of a token, and their share of its mass; see docs/store.md. disk at most: "
+            "keeps: the policy, entries of a token, and their share of its mass; see docs/store.md. disk: at most, "
             "while a stage is made, with checkpoints and full rows. kept: about what stays"
         )
     for e in rows:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else format_duration(e.seconds, decimals=0)
-        each = "" if e.bytes_per_token is None else f"{e.bytes_per_token:.0f}"
         disk, kept = _format_size(e.disk + e.scratch), _format_size(e.disk if e.kept is None else e.kept)
-        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", each, disk, kept, memory, seconds)
+        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", disk, kept, memory, seconds)
     if not rows:
-        result.add_row("nothing to do", *[""] * 7)
+        result.add_row("nothing to do", *[""] * 6)
     result.add_section()
     peak = max((e.memory or 0 for e in rows), default=0)
     result.add_row(
         "in all",
-        *[""] * 3,
+        *[""] * 2,
         _format_size(sum_disk(rows)),
         _format_size(sum(e.disk if e.kept is None else e.kept for e in rows)),
         f"{peak / GIB:.1f} GiB",
@@ -132,7 +132,7 @@ def draw_machine(chosen: Mapping[str, str]) -> Table:
 
 
 def _align_right(heading: str) -> Column:
-    return Column(heading, justify="right")
+    return Column(heading, justify="right", no_wrap=True)
 
 
 def _format_size(count: int) -> str:

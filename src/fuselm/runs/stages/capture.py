@@ -119,12 +119,10 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     kept = f"{measured.entries:.1f}, {measured.mass:.0%}"
     is_served = name in calibration.pipeline.inputs.servers
     speed = measured.capture_speed * (1 if is_served else run.capture.process_count)
-    each = estimate_row_bytes(measured.entries)
     return replace(
         row,
         keeps=f"{' '.join(map(str, run.capture_options(name).retention.values()))}: {kept}",
-        bytes_per_token=each,
-        kept=round(row.tokens * each),
+        kept=round(row.tokens * estimate_row_bytes(measured.entries)),
         seconds=measured.loading + row.tokens / speed,
         memory=measured.memory,
     )
