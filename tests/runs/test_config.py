@@ -238,7 +238,7 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
         ("train.learning_rate=[1e-4, -1]", "run.yaml: train.learning_rate.1: input should be greater than 0 (got -1)"),
         ("train.learning_rate=[]", "run.yaml: train.learning_rate: list should have at least 1 item"),
         ("sources={}", "run.yaml: sources: "),
-        ("corpus.files=[]", "run.yaml: corpus.files: "),
+        ("corpus.files=[]", "run.yaml: corpus: no texts; give it `files`, or a `dataset`"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_the_range(run_file, override, message):

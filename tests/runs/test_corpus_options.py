@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import tiny_run
 from tiny_run import fuselm
@@ -48,3 +49,46 @@ def test_columns_of_plain_text_are_refused(tmp_path, byte_level, texts):
     assert "corpus.columns: does nothing here, because every file is plain text; drop it" in outcome.err
     outcome = fuselm("capture", path, "corpus.columns={title: body}")
     assert outcome.code == 2 and "corpus.columns.title" in outcome.err
+
+
+def test_a_dataset_gives_the_documents_of_its_rows(tmp_path, byte_level, texts):
+    rows, sources = tiny_run.short(texts), {"own": byte_level}
+    datasets.Dataset.from_list([{"body": row["text"], "kind": row["domain"]} for row in rows]).save_to_disk(
+        tmp_path / "a" / "saved"
+    )
+    corpus = {"dataset": {"path": "saved", "text": "body", "domain": "kind"}}  # beside the run file
+    fetched = tiny_run.write(tmp_path / "a", target=byte_level, sources=sources, rows=rows, corpus=corpus)
+    plain = tiny_run.write(tmp_path / "b", target=byte_level, sources=sources, rows=rows)
+    assert fuselm("capture", fetched).code == fuselm("capture", plain).code == 0
+    assert read_documents(tmp_path / "a") == read_documents(tmp_path / "b")
+    again = fuselm("capture", tmp_path / "a" / "out" / "config.yaml")
+    assert again.code == 0 and again.stages == []
+
+
+def test_columns_are_of_files_and_not_of_the_dataset(tmp_path, byte_level, renamed_rows):
+    datasets.Dataset.from_dict({"text": [f"sentence {n}" for n in range(4)]}).save_to_disk(tmp_path / "saved")
+    corpus = {
+        "files": [str(tmp_path / "corpus.jsonl")],
+        "columns": {"text": "body", "domain": "lang"},
+        "dataset": str(tmp_path / "saved"),
+    }
+    path = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=renamed_rows, corpus=corpus)
+    assert fuselm("capture", path).code == 0
+    domains = {document["domain"] for document in read_documents(tmp_path)}
+    assert domains == {"saved", *(row["lang"] for row in renamed_rows)}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({}, "corpus: no texts; give it `files`, or a `dataset`"),
+        ({"dataset": "d", "columns": {"text": "body"}}, "corpus.columns: does nothing without `files`"),
+        ({"dataset": {"path": "d", "column": "body"}}, "corpus.dataset.column: unknown option"),
+        ({"dataset": {"split": "test"}}, "corpus.dataset.path: missing"),
+    ],
+)
+def test_what_a_corpus_lacks_is_said(tmp_path, byte_level, texts, corpus, message):
+    path = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=[], corpus=corpus)
+    with pytest.raises(ValueError) as caught:
+        config.load(path)
+    assert message in str(caught.value)

@@ -49,17 +49,19 @@ def prepare_corpus(
     share: float,
     seed: int,
     progress: Progress,
-    columns: Mapping[str, str] | None = None,
+    columns: Sequence[Mapping[str, str]] | None = None,
 ) -> dict:
     """Write `documents.jsonl` to `out`; return the counts of documents, bytes and tokens.
 
     `domains` gives, for each file, the domain of rows that name none. `dev` and `heldout` are shares of each domain's
     documents whose rows name no split; `share` is the share of its training documents that is kept. `columns` renames
-    fields as for `read_texts`. The counts include `unspelled` only if some reader's tokenizer cannot spell all text.
+    each file's fields, as for `read_texts`. The counts include `unspelled` only if some reader's tokenizer cannot spell
+    all of the text.
 
     Raises `ValueError` if a file can't be read, or a domain is too small to hold documents out from.
     """
-    rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain, columns)]
+    named = zip(files, domains, columns or [{}] * len(files), strict=True)
+    rows = [row for file, domain, renamed in named for row in read_texts(file, domain, renamed)]
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     drawn = list(draw_splits(kept, dev=dev, heldout=heldout, seed=seed))

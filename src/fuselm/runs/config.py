@@ -22,7 +22,7 @@ from fuselm.runs.options.sources import (
     SourcesOption,
     TargetOption,
 )
-from fuselm.runs.options.texts import CorpusOptions, WriteOptions
+from fuselm.runs.options.texts import CorpusOptions, DatasetOptions, WriteOptions
 from fuselm.runs.options.training import TrainOptions
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
@@ -158,11 +158,16 @@ def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
         paths = {name: getattr(source, name, None) for name in names}
         return source.model_copy(update={name: find(path) for name, path in paths.items() if path is not None})
 
+    def find_dataset(dataset: DatasetOptions | None) -> DatasetOptions | None:
+        return dataset and dataset.model_copy(update={"path": find(dataset.path)})
+
     return run.model_copy(
         update={
             "output": files.expand_home(run.output, "output"),
             "target": find_model(run.target),
             "sources": {name: find_model(source) for name, source in run.sources.items()},
-            "corpus": run.corpus.model_copy(update={"files": [find(f) for f in run.corpus.files]}),
+            "corpus": run.corpus.model_copy(
+                update={"files": [find(f) for f in run.corpus.files], "dataset": find_dataset(run.corpus.dataset)}
+            ),
         }
     )

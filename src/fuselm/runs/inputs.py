@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.documents import corpus, text_files, texts
+from fuselm.documents import corpus, fetched_datasets, text_files, texts
 from fuselm.documents.cutting import Reader
 from fuselm.fusion import priors
 from fuselm.models import token_bytes
@@ -26,6 +26,11 @@ class Inputs:
 
     def __init__(self, run: config.RunOptions):
         self.files = text_files.find_files(run.corpus.files)
+        self.file_columns = [run.corpus.columns] * len(self.files)
+        if run.corpus.dataset is not None:
+            request = fetched_datasets.DatasetRequest(**run.corpus.dataset.model_dump())
+            self.files.append(fetched_datasets.fetch_dataset(request))
+            self.file_columns.append({})
         self._check_texts(run.corpus)
         self.target = locate_model(run.target.model, revision=run.target.revision)
         self.servers = {
@@ -109,13 +114,14 @@ class Inputs:
         for file in self.files:
             if (same := hashes.setdefault(fingerprints.hash_file_once(file), file)) is not file and file.stat().st_size:
                 raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
-        if options.columns and all(text_files.find_kind(file) in text_files.PLAIN for file in self.files):
+        columns = dict(zip(self.files, self.file_columns, strict=True))
+        if options.columns and all(text_files.find_kind(f) in text_files.PLAIN for f in self.files if columns[f]):
             raise ValueError("corpus.columns: does nothing here, because every file is plain text; drop it")
         self.file_domains = text_files.name_domains(
-            self.files, lambda file: _count_documents(file, text_files.strip_endings(file), options.columns)
+            self.files, lambda file: _count_documents(file, text_files.strip_endings(file), columns[file])
         )
         for file, domain in zip(self.files, self.file_domains, strict=True):
-            for name, in_file in _count_documents(file, domain, options.columns).items():
+            for name, in_file in _count_documents(file, domain, columns[file]).items():
                 counts.setdefault(name, Counter()).update(in_file)
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)

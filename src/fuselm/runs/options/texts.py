@@ -2,18 +2,49 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_serializer
+from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from fuselm.runs.options.base import NotNegative, Options
 
+
+def _expand_path(value: Any) -> Any:
+    """Return the options that a plain string stands for."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DatasetOptions(Options):
+    """Name a dataset that the `datasets` library loads. A plain string in the file stands for its `path`."""
+
+    path: str = Field(description="Load this dataset: a hub id, or a folder that `datasets` loads or has saved.")
+    name: str | None = Field(None, description="Load this configuration of the dataset, such as `wikitext-2-raw-v1`.")
+    revision: str | None = Field(
+        None, description="Take this branch, tag or commit of a hub id; `main` if nothing is given."
+    )
+    split: str | None = Field(
+        None,
+        description="Read this split of the dataset, `train` if nothing is given. Slices such as `train[:10%]` work "
+        "too, except with `streaming`. All its rows are drawn into the splits of the run.",
+    )
+    text: str = Field("text", description="Read the texts from this column.")
+    domain: str | None = Field(
+        None, description="Read the domains from this column. If nothing is given, the dataset is one domain."
+    )
+    streaming: bool = Field(
+        False, description="Read rows as they come instead of downloading the whole dataset; for use with `limit`."
+    )
+    limit: int | None = Field(None, ge=1, description="Read at most this many rows, the first ones.")
 
 
 class CorpusOptions(Options):
     """Say which texts the run reads, and how they are split."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["files"]}, {"required": ["dataset"]}]})
+
     files: list[str] = Field(
-        min_length=1,
+        [],
         description="Read these files, folders and patterns: rows with `text` and maybe `domain` and `split`, as JSON "
         "lines or lists, CSV, TSV, Parquet or Arrow, and folders that `datasets` saved; or plain text, one document a "
         "file. docs/texts.md has the details.",
@@ -22,6 +53,12 @@ class CorpusOptions(Options):
         {},
         description="Read `text`, `domain` and `split` from fields of the files that have other names, such as "
         "`{text: body, domain: lang}`.",
+    )
+    dataset: Annotated[
+        DatasetOptions | None, BeforeValidator(_expand_path, json_schema_input_type=str | DatasetOptions | None)
+    ] = Field(
+        None,
+        description="Read this dataset, besides the `files` or without any. It is fetched once and kept in the cache.",
     )
     max_bytes: int = Field(
         4096,
@@ -47,12 +84,23 @@ class CorpusOptions(Options):
         "of a smaller one.",
     )
 
+    @model_validator(mode="after")
+    def _check_texts(self) -> "CorpusOptions":
+        if not self.files and self.dataset is None:
+            raise ValueError("corpus: no texts; give it `files`, or a `dataset`")
+        if not self.files and self.columns:
+            raise ValueError(
+                "corpus.columns: does nothing without `files`; set corpus.dataset.text and .domain instead"
+            )
+        return self
+
     @model_serializer(mode="wrap")
-    def _omit_unused_columns(self, write: Any) -> dict[str, Any]:
-        """Leave out `columns` where no field is renamed: what was made before this option existed keeps its key."""
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out `columns` and `dataset` if they are not given: what was made before they existed keeps its key."""
         written = write(self)
-        if not self.columns:
-            written.pop("columns", None)
+        for name in ("columns", "dataset"):
+            if not getattr(self, name):
+                written.pop(name, None)
         return written
 
 

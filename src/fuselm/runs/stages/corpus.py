@@ -20,7 +20,7 @@ def make(pipeline: "Pipeline") -> Path:
     options, inputs, seed = pipeline.run.corpus, pipeline.inputs, pipeline.run.seed
     recipe = Recipe(
         stage=STAGE.name,
-        parameters=options.model_dump(exclude={"files"}) | {"seed": seed},
+        parameters=options.model_dump(exclude={"files", "dataset"}) | {"seed": seed},
         inputs=inputs.identities | inputs.contexts,
     )
 
@@ -38,7 +38,7 @@ def make(pipeline: "Pipeline") -> Path:
             share=options.share,
             seed=seed,
             progress=shown,
-            columns=options.columns,
+            columns=inputs.file_columns,
         )
         for tokenizer, found in counts.get("unspelled", {}).items():
             name = inputs.name_readers(tokenizer)
