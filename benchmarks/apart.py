@@ -160,7 +160,7 @@ class Experiment:
         return Pipeline(self.run.model_copy(update=changed), self.console)
 
     def trained(self, name: str, pipeline: Pipeline, method: str) -> Model:
-        if not all(step.done for step in pipeline.dry_run(lambda p: p.train_method(method))):
+        if any(step.is_needed for step in pipeline.dry_run(lambda p: p.train_method(method))):
             self.console.print(f"\n[bold]{name}[/bold]", highlight=False)
         self.folders[name] = pipeline.train_method(method)
         if pipeline.has_made_anything:

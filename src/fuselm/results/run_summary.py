@@ -90,9 +90,10 @@ def _summarize_training(folder: Path) -> dict:
 
 
 def _collect_seconds(folders: Folders) -> dict[str, float]:
-    """Return the seconds of each stage. A folder that two models share counts once."""
+    """Return the seconds of each stage. A folder that two models share counts once, a deleted one does not count."""
     seconds: dict[Path, tuple[str, float]] = {}
     for stage, paths in folders.items():
         for name, path in paths.items() if isinstance(paths, dict) else [("", paths)]:
-            seconds.setdefault(path, (f"{stage} {name}".strip(), float(manifest.read(path)["seconds"])))
+            if manifest.is_finished(path):
+                seconds.setdefault(path, (f"{stage} {name}".strip(), float(manifest.read(path)["seconds"])))
     return dict(seconds.values())

@@ -18,7 +18,7 @@ from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
 from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, report, train, write
-from fuselm.runs.steps import Lister, Maker, Step, Steps
+from fuselm.runs.steps import Maker, Step, Steps
 from fuselm.system import atomic_files, processes
 
 STAGES: dict[str, Stage] = {
@@ -49,10 +49,8 @@ class Pipeline:
         self.console = console
         self.inputs = Inputs(run)
         self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
-        self._maker = Maker(
-            self.folder, console, choose_precision=lambda: self.precision.record_choices(self.local_models)
-        )
-        self.steps: Steps = self._maker
+        self._maker = Maker(console, choose_precision=lambda: self.precision.record_choices(self.local_models))
+        self.steps = Steps(self.folder, self._maker)
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
 
     @cached_property
@@ -84,15 +82,15 @@ class Pipeline:
             raise ValueError(f"{self.folder}: cannot write there ({error.strerror}); set another `output`") from None
 
     def dry_run(self, build: "Callable[[Pipeline], object] | None" = None) -> list[Step]:
-        """List the steps that `build` would need, without making them; None: those of the whole run.
+        """List the steps of `build` and which of them are needed, without making them; None means the whole run.
 
         `build` is called with a pipeline that makes no folder. Only the corpus is made, as all else depends on it.
         """
         self.make_corpus()
-        looking = copy.copy(self)
-        looking.steps = lister = Lister(self.folder)
-        (build or Pipeline.evaluate)(looking)
-        return list(lister.steps.values())
+        dry = copy.copy(self)
+        dry.steps = Steps(self.folder)
+        (build or Pipeline.evaluate)(dry)
+        return dry.steps.list_steps()
 
     def check(self, last: str, build: "Callable[[Pipeline], object] | None" = None) -> None:
         """Try what the stages up to `last` need of the machine and of servers before hours of work begin.
@@ -101,7 +99,7 @@ class Pipeline:
         """
         order = list(STAGES.values())
         needed = set(order[: order.index(STAGES[last]) + 1])
-        checks.check_needs(self, [step for step in self.dry_run(build) if not step.done and step.stage in needed])
+        checks.check_needs(self, [step for step in self.dry_run(build) if step.is_needed and step.stage in needed])
 
     def make(self, stage: str) -> Made:
         """Make a stage, given by its name in `STAGES`, and what it needs. Return its folders."""

@@ -29,7 +29,7 @@ def estimate(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> lis
 
     Makes the corpus and loads no model.
     """
-    todo = [step for step in steps or pipeline.dry_run() if not step.done]
+    todo = [step for step in steps or pipeline.dry_run() if step.is_needed]
     result = _estimate_steps(pipeline, todo)
     if todo and steps is None:
         result.append(report.estimate_published(pipeline, _count_tokens(pipeline)))
@@ -50,7 +50,7 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
 
     A stage that could not be tried has no time; the others do.
     """
-    todo = [step for step in pipeline.dry_run() if not step.done]
+    todo = [step for step in pipeline.dry_run() if step.is_needed]
     if not todo:
         return [], {}, []
     from fuselm.runs.calibration import Calibration

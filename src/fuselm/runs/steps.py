@@ -1,14 +1,15 @@
-"""Make the folders of a run's stages, or list which of them are there.
+"""Declare the folders of a run's stages, and make those that are missing and needed.
 
-A folder has its recipe's key in its name. Whatever is there is not made again, whatever changed is made beside it, and
-nothing is overwritten. `Maker` makes folders; `Lister` has the same methods and makes none.
+A folder has its recipe's key in its name. A finished folder is never made again, another recipe has another folder
+beside it, and nothing is overwritten. A stage declares its folder and what that is built from, and makes nothing by
+that: a folder is made when a command asks for it, or when another one is built from it. So a capture that was deleted
+is not made again as long as the stores that were aligned from it are there.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
@@ -24,114 +25,160 @@ Build = Callable[[Path, Progress], dict]  # fills a folder, and returns the coun
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Describe one folder that a run makes."""
+    """Describe one folder of a run, as it is found by a dry run."""
 
     stage: Stage
     name: str  # of the source, method or model, if the stage has one folder for each
     title: str
     folder: Path
+    recipe: Recipe | None  # None: the user has the folder
+    inputs: Sequence[Path]  # folders that it is built from
     done: bool
+    is_needed: bool  # not done, and asked for or an input of another folder that is
 
 
-class Steps(Protocol):
-    """Say what `Maker` and `Lister` have in common."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Declared:
+    stage: Stage
+    name: str
+    title: str
+    folder: Path
+    recipe: Recipe | None
+    build: Build | None
+    inputs: Sequence[Path]
+    together: bool
 
-    makes_folders: bool
 
-    def make(
-        self, stage: Stage, name: str, recipe: Recipe, build: Build, title: str = "", *, together: bool = False
+class Steps:
+    """Hold the folders that the stages of a run declared, and let `maker` make the missing ones.
+
+    Without a maker this is a dry run: what would be made is listed, and nothing is made.
+    """
+
+    def __init__(self, run_folder: Path, maker: "Maker | None" = None):
+        self._run_folder = run_folder
+        self._maker = maker
+        self._declared: dict[Path, _Declared] = {}
+        self._keys: dict[Path, str] = {}
+        self._asked_for: dict[Path, None] = {}
+
+    @property
+    def makes_folders(self) -> bool:
+        """Tell whether this is not a dry run."""
+        return self._maker is not None
+
+    def declare(
+        self,
+        stage: Stage,
+        name: str,
+        recipe: Recipe,
+        build: Build,
+        title: str = "",
+        *,
+        inputs: Sequence[Path] = (),
+        together: bool = False,
     ) -> Path:
-        """Return the folder of a recipe. All processes build it where it is built `together`."""
-        ...
+        """Return the folder of a recipe, which `build` fills from other declared folders, `inputs`; make nothing.
 
-    def use_existing(self, stage: Stage, name: str, folder: Path, key: str) -> Path:
+        All processes of a run build it `together`, or only the first.
+        """
+        folder = self._run_folder / stage.name / f"{name}-{recipe.key}".lstrip("-")
+        self._keys[folder] = recipe.key
+        self._declared[folder] = _Declared(
+            stage=stage,
+            name=name,
+            title=f"{stage.name} {title or name}".strip(),
+            folder=folder,
+            recipe=recipe,
+            build=build,
+            inputs=tuple(inputs),
+            together=together,
+        )
+        return folder
+
+    def declare_existing(self, stage: Stage, name: str, folder: Path, key: str) -> Path:
         """Return a folder that the user has, in place of one that the run would make."""
-        ...
+        self._keys[folder] = key
+        self._declared[folder] = _Declared(
+            stage=stage,
+            name=name,
+            title=f"{stage.name} {name}",
+            folder=folder,
+            recipe=None,
+            build=None,
+            inputs=(),
+            together=False,
+        )
+        return folder
+
+    def make(self, folder: Path) -> Path:
+        """Return a declared folder. If it is missing, make it and what it is built from, in the order of stages."""
+        self._asked_for[folder] = None
+        if self._maker is not None:
+            needed = self._find_needed([folder])
+            for declared in [d for d in self._declared.values() if d.folder in needed]:
+                self._maker.make(declared)
+            if not needed and self._declared[folder].recipe is not None and processes.rank() == 0:
+                manifest.remove_stale_lock(folder)
+        return folder
 
     def get_key(self, folder: Path) -> str:
-        """Return what identifies the content of a folder that was returned before."""
-        ...
+        """Return what identifies the content of a declared folder."""
+        return self._keys[folder]
+
+    def list_steps(self) -> list[Step]:
+        """Return all declared folders in the order of their stages, and say which have to be made."""
+        needed = self._find_needed(self._asked_for)
+        return [
+            Step(
+                stage=declared.stage,
+                name=declared.name,
+                title=declared.title,
+                folder=folder,
+                recipe=declared.recipe,
+                inputs=declared.inputs,
+                done=_is_done(declared),
+                is_needed=folder in needed,
+            )
+            for folder, declared in self._declared.items()
+        ]
+
+    def _find_needed(self, wanted: Iterable[Path]) -> set[Path]:
+        """Return the missing ones of the wanted folders, and the missing ones that those are built from."""
+        needed: set[Path] = set()
+        waiting = list(wanted)
+        while waiting:
+            folder = waiting.pop()
+            if folder not in needed and not _is_done(self._declared[folder]):
+                needed.add(folder)
+                waiting += self._declared[folder].inputs
+        return needed
 
 
 class Maker:
-    """Make the folders that are missing in `folder`. `has_made_anything` says whether any was missing."""
+    """Make folders, and show that on `console`. `has_made_anything` says whether any was made."""
 
-    makes_folders = True
-
-    def __init__(self, folder: Path, console: Console, *, choose_precision: Callable[[], object]):
-        self._folder = folder
+    def __init__(self, console: Console, *, choose_precision: Callable[[], object]):
         self._console = console
         self._choose_precision = choose_precision  # called before a stage that needs it
-        self._keys: dict[Path, str] = {}
         self.has_made_anything = False
 
-    def make(
-        self, stage: Stage, name: str, recipe: Recipe, build: Build, title: str = "", *, together: bool = False
-    ) -> Path:
-        """Return the folder of a recipe; make it if it is not there. All processes build it where it is `together`."""
-        folder = _name_folder(self._folder, stage, name, recipe)
-        self._keys[folder] = recipe.key
-        if manifest.is_finished(folder):
-            if processes.rank() == 0:
-                manifest.remove_stale_lock(folder)
-            return folder
-        title = _name_step(stage, title or name)
-        self._console.print(make_plain_text(title, style="bold"))
-        if stage.needs_precision:
+    def make(self, declared: _Declared) -> None:
+        """Make one folder whose inputs are there."""
+        folder, recipe, build = declared.folder, declared.recipe, declared.build
+        assert recipe is not None and build is not None
+        self._console.print(make_plain_text(declared.title, style="bold"))
+        if declared.stage.needs_precision:
             self._choose_precision()
         began = time.monotonic()
-        with progress.show_progress(self._console, title) as shown:
-            manifest.build_once(folder, recipe, lambda out: build(out, shown), together=together)
+        with progress.show_progress(self._console, declared.title) as shown:
+            manifest.build_once(folder, recipe, lambda out: build(out, shown), together=declared.together)
             trust.remember_output(folder)
         done_in = make_plain_text(f"  done in {time.monotonic() - began:,.1f} s  ")
         self._console.print(done_in.append_text(make_plain_text(str(folder), style="dim")), soft_wrap=True)
         self.has_made_anything = True
-        return folder
-
-    def use_existing(self, stage: Stage, name: str, folder: Path, key: str) -> Path:
-        """Return a folder that the user has, in place of one that the run would make."""
-        self._keys[folder] = key
-        return folder
-
-    def get_key(self, folder: Path) -> str:
-        """Return what identifies the content of a folder that was returned before."""
-        return self._keys[folder]
 
 
-class Lister:
-    """List the folders that a run would make in `folder`, and make none. `steps` holds them by their folders."""
-
-    makes_folders = False
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._keys: dict[Path, str] = {}
-        self.steps: dict[Path, Step] = {}
-
-    def make(
-        self, stage: Stage, name: str, recipe: Recipe, build: Build, title: str = "", *, together: bool = False
-    ) -> Path:
-        """Return the folder that a recipe would be made in, whether or not it is there."""
-        folder = _name_folder(self._folder, stage, name, recipe)
-        self._keys[folder] = recipe.key
-        title, done = _name_step(stage, title or name), manifest.is_finished(folder)
-        self.steps[folder] = Step(stage=stage, name=name, title=title, folder=folder, done=done)
-        return folder
-
-    def use_existing(self, stage: Stage, name: str, folder: Path, key: str) -> Path:
-        """Return a folder that the user has, in place of one that the run would make."""
-        self._keys[folder] = key
-        self.steps[folder] = Step(stage=stage, name=name, title=_name_step(stage, name), folder=folder, done=True)
-        return folder
-
-    def get_key(self, folder: Path) -> str:
-        """Return what identifies the content of a folder that was returned before."""
-        return self._keys[folder]
-
-
-def _name_folder(run_folder: Path, stage: Stage, name: str, recipe: Recipe) -> Path:
-    return run_folder / stage.name / f"{name}-{recipe.key}".lstrip("-")
-
-
-def _name_step(stage: Stage, title: str) -> str:
-    return f"{stage.name} {title}".strip()
+def _is_done(declared: _Declared) -> bool:
+    """Tell whether a folder is there. What a user has counts as there: it was opened when it was declared."""
+    return declared.recipe is None or manifest.is_finished(declared.folder)

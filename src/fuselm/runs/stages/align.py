@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 
-def make(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
-    """Align every source, and return their stores.
+def declare(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
+    """Return the aligned store of each source; make none.
 
     `draws`: use the entries sampled from tails; None lets the run decide.
     """
-    captured = capture.make(pipeline)
+    captured = capture.declare(pipeline)
     draws = pipeline.run.is_linear_in_rows if draws is None else draws
-    return {name: _make_for_source(pipeline, name, captured[name], draws) for name in pipeline.inputs.sources}
+    return {name: _declare_for_source(pipeline, name, captured[name], draws) for name in pipeline.inputs.sources}
 
 
-def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: bool) -> Path:
+def make(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
+    """Align every source, and return their stores. `draws`: see `declare`."""
+    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline, draws=draws).items()}
+
+
+def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: bool) -> Path:
     inputs, options = pipeline.inputs, pipeline.run.align.model_dump()
     # Versions that took strings for what tokens spell aligned these wrongly, under the key without it.
     is_corrected = any(map(inputs.is_corrected, (inputs.sources[name], inputs.target)))
@@ -52,7 +57,8 @@ def _make_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: boo
         )
         return aligner.align_store(to_target, source, documents, out, progress=shown)
 
-    return pipeline.steps.make(STAGE, name, recipe, build)
+    written = write.declare(pipeline).values()
+    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=[captured, *written])
 
 
 def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, int]:

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 
+def declare(pipeline: "Pipeline") -> dict[str, Path]:
+    """Return the store of each source, one of the run's or one that the user has; make none."""
+    return {name: _declare_for_source(pipeline, name) for name in pipeline.inputs.sources}
+
+
 def make(pipeline: "Pipeline") -> dict[str, Path]:
-    """Return the store of each source: one of the run's, or one that the user has."""
-    return {name: _make_for_source(pipeline, name) for name in pipeline.inputs.sources}
+    """Capture every source, and return their stores."""
+    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline).items()}
 
 
-def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
+def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
     model, options = pipeline.inputs.sources[name], pipeline.run.sources[name]
     if isinstance(options, LocalSourceOptions) and options.store is not None:
         return _use_existing(pipeline, name, Path(options.store))
@@ -49,7 +54,8 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
     def build(out: Path, shown: Progress) -> dict:
         return _capture(pipeline, name, out, shown)
 
-    return pipeline.steps.make(STAGE, name, recipe, build)
+    written = write.declare(pipeline).values()
+    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=list(written))
 
 
 def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dict:
@@ -79,7 +85,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
 
 def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
     """Return a store that the user has. Raises `ValueError` if it is not of this source and these texts."""
-    texts_exist = all(manifest.is_finished(path) for path in write.make(pipeline).values())
+    texts_exist = all(manifest.is_finished(path) for path in write.declare(pipeline).values())
     if folder not in pipeline.trusted_stores:
         from fuselm.stores import store
 
@@ -90,7 +96,9 @@ def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
             texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
             found.require_inputs(wanted, texts, where=f"sources.{name}.store")
             pipeline.trusted_stores.add(folder)
-    return pipeline.steps.use_existing(STAGE, name, folder, fingerprints.hash_file_once(folder / "manifest.json")[:16])
+    return pipeline.steps.declare_existing(
+        STAGE, name, folder, fingerprints.hash_file_once(folder / "manifest.json")[:16]
+    )
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

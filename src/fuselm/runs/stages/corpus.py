@@ -45,7 +45,7 @@ def make(pipeline: "Pipeline") -> Path:
             shown.note(notes.describe_unspelled_text(name, found, is_trained_on=True))
         return counts
 
-    return pipeline.steps.make(STAGE, "", recipe, build)
+    return pipeline.steps.make(pipeline.steps.declare(STAGE, "", recipe, build))
 
 
 def read(pipeline: "Pipeline") -> list[corpus.Document]:

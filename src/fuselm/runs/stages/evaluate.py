@@ -73,7 +73,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         atomic_files.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
         return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores), "dtype": read_in}
 
-    return pipeline.steps.make(STAGE, name, recipe, build)
+    return pipeline.steps.make(pipeline.steps.declare(STAGE, name, recipe, build))
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

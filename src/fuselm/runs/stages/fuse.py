@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 
-def make(pipeline: "Pipeline") -> Path:
-    """Return the store of fused distributions."""
-    aligned, size = align.make(pipeline), pipeline.inputs.target.output_size
+def declare(pipeline: "Pipeline") -> Path:
+    """Return the store of fused distributions; make nothing."""
+    aligned, size = align.declare(pipeline), pipeline.inputs.target.output_size
     recipe = Recipe(
         stage=STAGE.name,
         parameters=pipeline.run.fuse.recipe | {"vocabulary_size": size},
@@ -40,7 +40,13 @@ def make(pipeline: "Pipeline") -> Path:
             progress=shown,
         )
 
-    return pipeline.steps.make(STAGE, "", recipe, build)
+    written = write.declare(pipeline).values()
+    return pipeline.steps.declare(STAGE, "", recipe, build, inputs=[*aligned.values(), *written])
+
+
+def make(pipeline: "Pipeline") -> Path:
+    """Fuse the aligned stores, and return the fused one."""
+    return pipeline.steps.make(declare(pipeline))
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

@@ -28,9 +28,16 @@ def make(pipeline: "Pipeline") -> Path:
 
     options = pipeline.run.model_dump(mode="json")
     folders: dict[str, Made] = {
-        stage.name: stage.make(pipeline)
-        for stage in (corpus.STAGE, write.STAGE, capture.STAGE, align.STAGE, fuse.STAGE, train.STAGE, evaluate.STAGE)
+        corpus.STAGE.name: corpus.make(pipeline),
+        write.STAGE.name: write.declare(pipeline),
+        capture.STAGE.name: capture.declare(pipeline),
+        align.STAGE.name: align.declare(pipeline),
+        fuse.STAGE.name: fuse.declare(pipeline),
+        train.STAGE.name: train.make(pipeline),
+        evaluate.STAGE.name: evaluate.make(pipeline),
     }
+    # The report has numbers of all of these except captures, which may be deleted.
+    needed = [path for stage in (write, align, fuse) for path in _list_folders(folders[stage.STAGE.name])]
     folder_of = _flatten(folders)
     recipe = Recipe(
         stage=STAGE.name,
@@ -41,7 +48,7 @@ def make(pipeline: "Pipeline") -> Path:
     def build(out: Path, shown: Progress) -> dict:
         return report.write_report(out, options, folders, _gather_token_rows(pipeline, folder_of, shown))
 
-    path = pipeline.steps.make(STAGE, "", recipe, build)
+    path = pipeline.steps.make(pipeline.steps.declare(STAGE, "", recipe, build, inputs=needed))
     if processes.rank() == 0:
         publish.publish(
             pipeline.folder,
@@ -78,6 +85,10 @@ def _gather_token_rows(pipeline: "Pipeline", folder_of: Mapping[tuple[str, str],
 def _find_dtype(evaluated: Path) -> str:
     """Return the precision in which a model was read for its scores; older folders do not say it."""
     return manifest.read(evaluated)["counts"].get("dtype", "auto")
+
+
+def _list_folders(made: Made) -> list[Path]:
+    return list(made.values()) if isinstance(made, dict) else [made]
 
 
 def _flatten(folders: dict[str, Made]) -> dict[tuple[str, str], Path]:

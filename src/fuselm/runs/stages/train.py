@@ -31,7 +31,10 @@ CHECKPOINTS = 3  # the best, the last, and the one being written
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Train by each method, and return the folder of each method's best model."""
-    fuse.make(pipeline)
+    fused = fuse.declare(pipeline)
+    folders = {method: _declare_rates(pipeline, method) for method in METHODS}
+    if not all(map(manifest.is_finished, folders["fused"])):
+        pipeline.steps.make(fused)  # before hours of training on the text alone, as a model or server may fail
     return {method: train_method(pipeline, method) for method in METHODS}
 
 
@@ -40,15 +43,14 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
 
     A model whose weights were dropped is trained again if the caller `needs_weights`.
     """
-    rates = pipeline.run.train.for_method(method).learning_rates
-    folders = [_train(pipeline, method, rate) for rate in rates]
+    folders = [pipeline.steps.make(folder) for folder in _declare_rates(pipeline, method)]
     if not all(map(manifest.is_finished, folders)):  # in a dry run
         return folders[0]
     scores = [manifest.read(folder)["counts"]["dev_bits_per_byte"] for folder in folders]
     best = scores.index(min(scores))
     if needs_weights and pipeline.steps.makes_folders and not (folders[best] / WEIGHTS).is_dir():
         manifest.reopen_stage(folders[best])
-        _train(pipeline, method, rates[best])
+        pipeline.steps.make(folders[best])
     return folders[best]
 
 
@@ -63,8 +65,13 @@ def collect_settings(pipeline: "Pipeline", method: str, rate: float, *, precisio
     return options
 
 
-def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
-    inputs, fused = pipeline.inputs, fuse.make(pipeline) if method == "fused" else None
+def _declare_rates(pipeline: "Pipeline", method: str) -> list[Path]:
+    """Return the folder of each of a method's learning rates; train nothing."""
+    return [_declare_rate(pipeline, method, rate) for rate in pipeline.run.train.for_method(method).learning_rates]
+
+
+def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
+    inputs, fused = pipeline.inputs, fuse.declare(pipeline) if method == "fused" else None
     settings = collect_settings(pipeline, method, rate)
     if fused is None:
         texts = {"corpus": corpus.identify(pipeline)}
@@ -97,7 +104,8 @@ def _train(pipeline: "Pipeline", method: str, rate: float) -> Path:
         )
 
     title = f"{method}, learning rate {rate:g}"
-    return pipeline.steps.make(STAGE, method, recipe, build, title, together=True)
+    needed = [] if fused is None else [fused, *write.declare(pipeline).values()]
+    return pipeline.steps.declare(STAGE, method, recipe, build, title, inputs=needed, together=True)
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

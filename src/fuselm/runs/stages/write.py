@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 
-def make(pipeline: "Pipeline") -> dict[str, Path]:
-    """Return the folder of each source that writes."""
+def declare(pipeline: "Pipeline") -> dict[str, Path]:
+    """Return the folder of each source that writes; make nothing but the corpus."""
     corpus.make(pipeline)
-    return {name: _make_for_source(pipeline, name) for name in pipeline.inputs.writers}
+    return {name: _declare_for_source(pipeline, name) for name in pipeline.inputs.writers}
 
 
-def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
+def make(pipeline: "Pipeline") -> dict[str, Path]:
+    """Let sources write, and return the folder of each that does."""
+    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline).items()}
+
+
+def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
     inputs, options, role = pipeline.inputs, pipeline.run.write, f"source {name}"
     model = inputs.sources[name]
     asked = {
@@ -58,7 +63,7 @@ def _make_for_source(pipeline: "Pipeline", name: str) -> Path:
         )
         return counts | {"dtype": dtype}
 
-    return pipeline.steps.make(STAGE, name, recipe, build)
+    return pipeline.steps.declare(STAGE, name, recipe, build)
 
 
 def fusion_documents(pipeline: "Pipeline") -> list[Document]:
@@ -69,7 +74,7 @@ def fusion_documents(pipeline: "Pipeline") -> list[Document]:
 
 def identify_fusion_documents(pipeline: "Pipeline") -> dict[str, str]:
     """Return what identifies `fusion_documents`, for recipes of later stages."""
-    written = {f"written by {name}": pipeline.steps.get_key(folder) for name, folder in make(pipeline).items()}
+    written = {f"written by {name}": pipeline.steps.get_key(folder) for name, folder in declare(pipeline).items()}
     return {"corpus": corpus.identify(pipeline)} | written
 
 

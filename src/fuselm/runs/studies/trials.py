@@ -265,7 +265,7 @@ def draw_progress(grid: Grid) -> Table:
         ]
         scored = state.best_trial or state.trials[0]
         makes = [*of_trials, (scored.scoring_step, scored)] if state.scores_folder is None else []
-        left = {s.folder: (s, t) for s, t in makes if not s.done and s.folder not in planned}
+        left = {s.folder: (s, t) for s, t in makes if s.is_needed and s.folder not in planned}
         planned |= left.keys()
         times = [
             _estimate_seconds(step, trial, speed) or calibrations.estimate_seconds(arm, seed, state, trial, step)
