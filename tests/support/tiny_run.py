@@ -63,11 +63,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 def write(
     folder: Path, *, target: Path, sources: Mapping[str, Path], rows: Sequence[Mapping[str, str]], **options
 ) -> Path:
-    """Write a run file in `folder`, with its corpus; the run's output is `folder/out`."""
+    """Write a run file in `folder`, with its corpus; the run's output is `folder/out`, and it shares no stores."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = write_rows(folder / "corpus.jsonl", rows)
     run = {
         "output": str(folder / "out"),
+        "store_dir": None,
         "target": str(target),
         "sources": {name: str(path) for name, path in sources.items()},
         "corpus": {"files": [str(corpus)]},

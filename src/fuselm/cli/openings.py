@@ -24,6 +24,7 @@ def open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
     pipeline = open_run(run_file, overrides)
     plan.check_disk(pipeline)
     pipeline.check(last)
+    pipeline.record_steps()
     return pipeline
 
 

@@ -12,6 +12,7 @@ from fuselm.results.verdicts import TARGETS
 from fuselm.system import manifest
 from fuselm.system.public_names import name_options_publicly
 
+OWN_FOLDERS = ("output", "store_dir")  # options that say where results are, and change none
 Folders = Mapping[str, Any]  # the folder of each stage, or its folders by source, method or model
 
 
@@ -46,8 +47,8 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
 
 
 def select_public_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run without its output folder, paths and addresses of servers."""
-    return name_options_publicly({name: value for name, value in options.items() if name != "output"})
+    """Return the options of a run without its own folders, paths and addresses of servers."""
+    return name_options_publicly({name: value for name, value in options.items() if name not in OWN_FOLDERS})
 
 
 def _summarize_corpus(folders: Folders) -> dict:

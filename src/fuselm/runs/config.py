@@ -41,7 +41,13 @@ class EvaluateOptions(Options):
 class RunOptions(Options):
     """Hold all options of a run."""
 
-    output: str = Field(description="Write everything that the run makes into this folder.")
+    output: str = Field(description="Write the results of the run, and what only it needs, into this folder.")
+    store_dir: str | None = Field(
+        "auto",
+        description="Keep texts that sources wrote, captured and aligned stores in this folder, where every run and "
+        "study with the same recipe finds them. auto: the folder `stores` beside `output`; null: in `output`, for this "
+        "run alone.",
+    )
     target: TargetOption = Field(description="Train this model.")
     sources: SourcesOption = Field(
         description="Fuse the knowledge of these models, each under a name that tables and pages show. The target may "
@@ -164,6 +170,7 @@ def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
     return run.model_copy(
         update={
             "output": files.expand_home(run.output, "output"),
+            "store_dir": None if run.store_dir is None else files.expand_home(run.store_dir, "store_dir"),
             "target": find_model(run.target),
             "sources": {name: find_model(source) for name, source in run.sources.items()},
             "corpus": run.corpus.model_copy(

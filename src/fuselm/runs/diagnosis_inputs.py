@@ -25,18 +25,14 @@ def gather_from_folder(folder: Path, console: Console) -> dict[str, Any]:
     if not (folder / run_folders.RECORD).is_file():
         raise ValueError(f"{folder}: no finished run there; name its run file, and what is missing will be made")
     stages = run_folders.read_record(folder)
-    captured = {
-        stage.removeprefix("capture "): manifest.read(path)
-        for stage, path in stages.items()
-        if stage.startswith("capture ")
-    }
+    names = [stage.removeprefix("capture ") for stage in stages if stage.startswith("capture ")]
+    captured = {name: run_folders.read_capture(folder, stages, name) for name in names}
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
     documents = corpus.read_documents(stages["corpus"], "train")
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, record in captured.items() if record["inputs"]["model"] == target]
-    is_own_text = all(path.is_relative_to(folder) for stage, path in stages.items() if stage.startswith("capture "))
     servers = [name for name, record in captured.items() if record["parameters"].get("dtype") == "the server's"]
-    local = sorted(captured.keys() - {*own, *servers}) if is_own_text else []
+    local = [] if run_folders.has_given_store(folder) else sorted(captured.keys() - {*own, *servers})
     beside = None
     if not own and (model := _locate_target(folder, target, console)) is not None:
         beside = Store(target_capture.capture_target(model, documents, folder, console))

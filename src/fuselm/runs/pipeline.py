@@ -13,12 +13,13 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.models.locating import Model
-from fuselm.runs import checks, config, run_precision
+from fuselm.runs import checks, config, run_precision, step_records
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
 from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, report, train, write
 from fuselm.runs.steps import Maker, Step, Steps
+from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
 
 STAGES: dict[str, Stage] = {
@@ -50,7 +51,8 @@ class Pipeline:
         self.inputs = Inputs(run)
         self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
         self._maker = Maker(console, choose_precision=lambda: self.precision.record_choices(self.local_models))
-        self.steps = Steps(self.folder, self._maker)
+        self.places = locate_stores(run)
+        self.steps = Steps(self.places, self._maker)
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
 
     @cached_property
@@ -88,7 +90,7 @@ class Pipeline:
         """
         self.make_corpus()
         dry = copy.copy(self)
-        dry.steps = Steps(self.folder)
+        dry.steps = Steps(self.places)
         (build or Pipeline.evaluate)(dry)
         return dry.steps.list_steps()
 
@@ -100,6 +102,12 @@ class Pipeline:
         order = list(STAGES.values())
         needed = set(order[: order.index(STAGES[last]) + 1])
         checks.check_needs(self, [step for step in self.dry_run(build) if step.is_needed and step.stage in needed])
+
+    def record_steps(self) -> None:
+        """Record what this run is to make, so that nothing it needs is deleted as useless before it is finished."""
+        if processes.rank() == 0:
+            step_records.write_steps(self.folder, self.dry_run())
+            self.places.register()
 
     def make(self, stage: str) -> Made:
         """Make a stage, given by its name in `STAGES`, and what it needs. Return its folders."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fuselm.runs import step_records
 from fuselm.system import atomic_files, file_lock
 from fuselm.system.disk_errors import name_disk_errors
 
@@ -57,8 +58,5 @@ def _copy_results(
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-    made = {
-        name: str(path.relative_to(run) if path.is_relative_to(run) else path.resolve())
-        for name, path in folders.items()
-    }
+    made = {name: step_records.shorten(path, run) for name, path in folders.items()}
     atomic_files.write_text(run / RECORD, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))

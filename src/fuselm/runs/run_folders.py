@@ -1,15 +1,19 @@
 """Find the folders that belong together in a run's folder, whether or not the run is finished."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fuselm.documents import corpus
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.runs import config
+from fuselm.runs import config, step_records
+from fuselm.runs.step_records import RecordedStep
 from fuselm.system import manifest
 
 RECORD = "run.json"  # the record of a finished run
+SERVED = "the server's"  # the dtype of a source that a server has
 DIAGNOSIS = "diagnosis"  # the folder, in a run's folder, of what only a diagnosis needs
 
 
@@ -25,9 +29,9 @@ def find_target(folder: Path, stages: dict[str, Path]) -> tuple[str | None, Path
     such store.
     """
     fingerprint = _read_target_fingerprint(folder, stages)
-    for stage, path in stages.items():
+    for stage in stages:
         name = stage.removeprefix("capture ")
-        if name != stage and manifest.read(path)["inputs"].get("model") == fingerprint:
+        if name != stage and read_capture(folder, stages, name)["inputs"].get("model") == fingerprint:
             return (name, stages[f"align {name}"]) if f"align {name}" in stages else None
     captured = [path for path in _list_finished(folder / DIAGNOSIS, "capture") if _read_model(path) == fingerprint]
     keys = [manifest.read(path)["key"] for path in captured]
@@ -35,6 +39,32 @@ def find_target(folder: Path, stages: dict[str, Path]) -> tuple[str | None, Path
         if manifest.read(aligned)["inputs"]["captured"] in keys:
             return None, aligned
     return None
+
+
+def read_capture(folder: Path, stages: Mapping[str, Path], name: str) -> dict[str, Any]:
+    """Return the manifest of a source's capture.
+
+    A finished run's capture may have been deleted. Then return the parameters and inputs that the results of the run
+    tell.
+    """
+    captured = stages[f"capture {name}"]
+    if manifest.is_finished(captured) or f"evaluate {name}" not in stages:
+        return manifest.read(captured)
+    scored = manifest.read(stages[f"evaluate {name}"])
+    is_served = scored["parameters"].get("dtype") == SERVED
+    options = {"policy": "threshold"} if is_served else _read_summary(folder)["config"]["capture"]
+    return {"parameters": {**options, "dtype": scored["parameters"].get("dtype")}, "inputs": scored["inputs"]}
+
+
+def has_given_store(folder: Path) -> bool:
+    """Tell whether the user gave a finished run the store of a source, which the run did not capture itself."""
+    sources = _read_summary(folder)["config"]["sources"]
+    return any(source.get("store") for source in sources.values())
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return manifest.read_json(path, drop=path)
 
 
 def _read_target_fingerprint(folder: Path, stages: dict[str, Path]) -> str | None:
@@ -62,6 +92,8 @@ def find_stages(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder}: no such folder; name a run's folder, the `output` of its run file")
     if (folder / RECORD).is_file():
         return read_record(folder)
+    if recorded := _find_recorded(folder, step_records.read_steps(folder)):
+        return recorded
     stages = _find_newest_by_source(_list_finished(folder, "capture"), "capture")
     stages |= _find_newest_by_source(_sort_by_use(folder, _list_finished(folder, "align")), "align")
     for stage, aligned in list(stages.items()):
@@ -89,11 +121,12 @@ def read_record(folder: Path) -> dict[str, Path]:
     named = record.get("folders") if isinstance(record, dict) else None
     if not isinstance(named, dict) or not all(isinstance(place, str) for place in named.values()):
         raise ValueError(f"{path}: damaged; delete {path} and run again")
-    aligned = [stage.replace("capture ", "align ", 1) for stage in named if stage.startswith("capture ")]
-    for stage in ("corpus", "fuse", "train clm", *aligned):
+    sources = [stage.removeprefix("capture ") for stage in named if stage.startswith("capture ")]
+    by_source = [f"{stage} {name}" for stage in ("align", "evaluate") for name in sources]
+    for stage in ("corpus", "fuse", "train clm", *by_source):
         if stage not in named:
             raise ValueError(f"{path}: damaged (it has no folder of {stage}); delete {path} and run again")
-    return {stage: folder / place for stage, place in named.items()}
+    return {stage: step_records.expand(folder, place) for stage, place in named.items()}
 
 
 def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
@@ -115,9 +148,24 @@ def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
     return load_vocabulary(model)
 
 
+def _find_recorded(folder: Path, steps: Sequence[RecordedStep]) -> dict[str, Path]:
+    """Return the newest folders of a record that were made from one another; none if nothing was captured yet."""
+    by_folder = {step.folder: step for step in steps if manifest.is_finished(step.folder)}
+    made = sorted(by_folder.values(), key=lambda step: (step.folder / "manifest.json").stat().st_mtime_ns)
+    fused = [step for step in made if step.stage == "fuse"][-1:]
+    inputs = {path for step in fused for path in step.inputs}
+    aligned = [step for step in made if step.stage == "align" and (not fused or step.folder in inputs)]
+    inputs = {path for step in aligned for path in step.inputs}
+    names = {step.name for step in aligned}
+    captured = [s for s in made if s.stage == "capture" and (s.folder in inputs or s.name not in names)]
+    stages = {step.title: step.folder for step in (*captured, *aligned, *fused)}
+    text = _find_corpus(folder, stages) if captured or aligned else None
+    return {"corpus": text, **stages} if text is not None else {}
+
+
 def _list_finished(folder: Path, stage: str) -> list[Path]:
     """List a stage's finished folders, the newest last."""
-    found = [path for path in (folder / stage).glob("*") if path.suffix != ".partial" and manifest.is_finished(path)]
+    found = [path for path in (folder / stage).glob("*") if path.suffix not in (".partial", ".deleted") and manifest.is_finished(path)]
     return sorted(found, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))
 
 

@@ -81,6 +81,7 @@ class FusionRun:
     def _checked(self, last: str) -> Pipeline:
         plan.check_disk(self._pipeline)
         self._pipeline.check(last)
+        self._pipeline.record_steps()
         return self._pipeline
 
 

@@ -47,4 +47,5 @@ class Stage:
     loads_models: bool = False  # every model is tried before the stage begins
     asks_servers: bool = False  # the server of a step's source is tried before the stage begins
     fills_stores: bool = False  # takes hours, so existing stores of the user are read whole before it begins
+    is_shared: bool = False  # runs with the same recipe use the same folder, in their `store_dir`
     trains: bool = False  # what training needs is tried before the stage begins

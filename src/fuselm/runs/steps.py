@@ -7,13 +7,15 @@ is not made again as long as the stores that were aligned from it are there.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from fuselm.runs.stage import Stage
+from fuselm.runs.store_places import StorePlaces
 from fuselm.stores import trust
 from fuselm.system import manifest, processes, progress
 from fuselm.system.manifest import Recipe
@@ -34,6 +36,7 @@ class Step:
     recipe: Recipe | None  # None: the user has the folder
     inputs: Sequence[Path]  # folders that it is built from
     done: bool
+    is_asked_for: bool  # not only an input of others
     is_needed: bool  # not done, and asked for or an input of another folder that is
 
 
@@ -55,8 +58,8 @@ class Steps:
     Without a maker this is a dry run: what would be made is listed, and nothing is made.
     """
 
-    def __init__(self, run_folder: Path, maker: "Maker | None" = None):
-        self._run_folder = run_folder
+    def __init__(self, places: StorePlaces, maker: "Maker | None" = None):
+        self._places = places
         self._maker = maker
         self._declared: dict[Path, _Declared] = {}
         self._keys: dict[Path, str] = {}
@@ -82,7 +85,7 @@ class Steps:
 
         All processes of a run build it `together`, or only the first.
         """
-        folder = self._run_folder / stage.name / f"{name}-{recipe.key}".lstrip("-")
+        folder = self._places.find(stage, name, recipe.key)
         self._keys[folder] = recipe.key
         self._declared[folder] = _Declared(
             stage=stage,
@@ -112,15 +115,21 @@ class Steps:
         return folder
 
     def make(self, folder: Path) -> Path:
-        """Return a declared folder. If it is missing, make it and what it is built from, in the order of stages."""
-        self._asked_for[folder] = None
-        if self._maker is not None:
-            needed = self._find_needed([folder])
-            for declared in [d for d in self._declared.values() if d.folder in needed]:
-                self._maker.make(declared)
-            if not needed and self._declared[folder].recipe is not None and processes.rank() == 0:
-                manifest.remove_stale_lock(folder)
+        """Return a declared folder. If it is missing, make it and what it is built from."""
+        self.make_all([folder])
         return folder
+
+    def make_all(self, folders: Collection[Path]) -> None:
+        """Make the missing ones of these declared folders and what they are built from, in the order of stages."""
+        self._asked_for.update(dict.fromkeys(folders))
+        if self._maker is None:
+            return
+        needed = self._find_needed(folders)
+        for declared in [d for d in self._declared.values() if d.folder in needed]:
+            self._maker.make(declared)
+        for folder in set(folders) - needed:
+            if self._declared[folder].recipe is not None and processes.rank() == 0:
+                manifest.remove_stale_lock(folder)
 
     def get_key(self, folder: Path) -> str:
         """Return what identifies the content of a declared folder."""
@@ -138,6 +147,7 @@ class Steps:
                 recipe=declared.recipe,
                 inputs=declared.inputs,
                 done=_is_done(declared),
+                is_asked_for=folder in self._asked_for,
                 is_needed=folder in needed,
             )
             for folder, declared in self._declared.items()
@@ -172,11 +182,21 @@ class Maker:
             self._choose_precision()
         began = time.monotonic()
         with progress.show_progress(self._console, declared.title) as shown:
-            manifest.build_once(folder, recipe, lambda out: build(out, shown), together=declared.together)
+            manifest.build_once(
+                folder,
+                recipe,
+                lambda out: build(out, shown),
+                together=declared.together,
+                on_wait=partial(_note_waiting, shown) if declared.stage.is_shared else None,
+            )
             trust.remember_output(folder)
         done_in = make_plain_text(f"  done in {time.monotonic() - began:,.1f} s  ")
         self._console.print(done_in.append_text(make_plain_text(str(folder), style="dim")), soft_wrap=True)
         self.has_made_anything = True
+
+
+def _note_waiting(shown: Progress) -> None:
+    shown.note("another fuselm process is making this; waiting for it")
 
 
 def _is_done(declared: _Declared) -> bool:

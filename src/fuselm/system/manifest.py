@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fuselm.system import atomic_files, file_lock, processes
 from fuselm.system.disk_errors import name_disk_errors
@@ -114,14 +114,20 @@ def measure_partial(folder: Path) -> int:
 
 
 def build_once(
-    folder: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]], *, together: bool = False
+    folder: Path,
+    recipe: Recipe,
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    together: bool = False,
+    on_wait: Callable[[], object] | None = None,
 ) -> bool:
     """Fill `folder` by `build(partial folder) -> counts`, unless it is there. Return whether anything was done.
 
     `build` is called with whatever an interrupted call left in the partial folder, and resumes from it.
     If a run has several processes, only the first builds and the others wait; with `together`, all call `build`, and
-    the first does the rest. Raises `ValueError` if another run is working on the folder, and `OSError`, which names a
-    file or folder, if the disk takes no more.
+    the first does the rest. If another run is working on the folder, `on_wait` is called and this one waits until the
+    other has built it, or builds it if the other ends before; without `on_wait`, `ValueError` is raised. Raises
+    `OSError`, which names a file or folder, if the disk takes no more.
     """
     if is_finished(folder):
         return False
@@ -136,10 +142,9 @@ def build_once(
                 build(partial)
         processes.wait_until(lambda: is_finished(folder))
         return True
-    partial.mkdir(parents=True, exist_ok=True)
-    with name_disk_errors(partial), _lock_folder(partial):
+    with name_disk_errors(partial), _lock_folder(partial, on_wait):
         if is_finished(folder):  # another process did it while this one waited to begin
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             return False
         if not _is_built(partial, recipe):  # else it was cut off while its name was changed
             _build(partial, recipe, build)
@@ -205,10 +210,32 @@ def _list_product_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _lock_folder(partial: Path) -> Iterator[None]:
-    with open(partial / ".lock", "w") as lock:
+def _lock_folder(partial: Path, on_wait: Callable[[], object] | None) -> Iterator[None]:
+    """Make and lock a partial folder. Whoever held the lock may have renamed the folder, so it may be made again."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{partial}: another fuselm process is working on it; wait for it to end") from None
-        yield
+            lock = open(partial / ".lock", "w")  # noqa: SIM115
+        except FileNotFoundError:  # removed just now by another process that had waited
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is None:
+                    raise ValueError(
+                        f"{partial}: another fuselm process is working on it; wait for it to end"
+                    ) from None
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _has_name(lock, partial / ".lock"):
+                yield
+                return
+
+
+def _has_name(file: IO[str], path: Path) -> bool:
+    """Tell whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

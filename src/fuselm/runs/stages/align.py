@@ -30,7 +30,9 @@ def declare(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Pat
 
 def make(pipeline: "Pipeline", *, draws: bool | None = None) -> dict[str, Path]:
     """Align every source, and return their stores. `draws`: see `declare`."""
-    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline, draws=draws).items()}
+    folders = declare(pipeline, draws=draws)
+    pipeline.steps.make_all(folders.values())
+    return folders
 
 
 def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: bool) -> Path:
@@ -89,4 +91,6 @@ def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> fl
     return 1.0 + sum(written.values())
 
 
-STAGE = Stage(name="align", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes)
+STAGE = Stage(
+    name="align", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes, is_shared=True
+)

@@ -28,7 +28,9 @@ def declare(pipeline: "Pipeline") -> dict[str, Path]:
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Capture every source, and return their stores."""
-    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline).items()}
+    folders = declare(pipeline)
+    pipeline.steps.make_all(folders.values())
+    return folders
 
 
 def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
@@ -150,4 +152,5 @@ STAGE = Stage(
     loads_models=True,
     asks_servers=True,
     fills_stores=True,
+    is_shared=True,
 )

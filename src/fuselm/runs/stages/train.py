@@ -33,7 +33,7 @@ def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Train by each method, and return the folder of each method's best model."""
     fused = fuse.declare(pipeline)
     folders = {method: _declare_rates(pipeline, method) for method in METHODS}
-    if not all(map(manifest.is_finished, folders["fused"])):
+    if pipeline.steps.makes_folders and not all(map(manifest.is_finished, folders["fused"])):
         pipeline.steps.make(fused)  # before hours of training on the text alone, as a model or server may fail
     return {method: train_method(pipeline, method) for method in METHODS}
 

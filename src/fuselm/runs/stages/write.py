@@ -27,7 +27,9 @@ def declare(pipeline: "Pipeline") -> dict[str, Path]:
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Let sources write, and return the folder of each that does."""
-    return {name: pipeline.steps.make(folder) for name, folder in declare(pipeline).items()}
+    folders = declare(pipeline)
+    pipeline.steps.make_all(folders.values())
+    return folders
 
 
 def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
@@ -109,5 +111,11 @@ def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> fl
 
 
 STAGE = Stage(
-    name="write", make=make, estimate=estimate, count_passes=count_passes, loads_models=True, fills_stores=True
+    name="write",
+    make=make,
+    estimate=estimate,
+    count_passes=count_passes,
+    loads_models=True,
+    fills_stores=True,
+    is_shared=True,
 )

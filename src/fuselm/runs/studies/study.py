@@ -59,6 +59,8 @@ class Study:
             if f"train.{option}" in {**arm.settings, **trial}:
                 given[f"train.clm.{option}"] = given.pop(f"train.{option}")
         run = config.load(self.run_file, [f"{name}={_write_yaml(value)}" for name, value in given.items()])
+        if run.store_dir == "auto":  # beside the study, not beside the run of a seed
+            run = run.model_copy(update={"store_dir": str(self.output.parent / "stores")})
         if set(arm.sources) == set(run.sources):
             return run
         chosen = {"sources": {n: s for n, s in run.model_dump()["sources"].items() if n in arm.sources}}

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.results.pages.formats import describe_settings
-from fuselm.runs import config, plan, run_precision
+from fuselm.runs import config, plan, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import evaluate, train, write
 from fuselm.runs.steps import Step
@@ -136,6 +136,16 @@ class Grid:
             except ValueError as error:
                 raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
 
+    def record_steps(self) -> None:
+        """Record for each seed what its arms need, so that nothing of that is deleted before the study is finished."""
+        steps: dict[Path, list[Step]] = {}
+        for seed, arm in self.iterate_arms():
+            pipeline = self._open_once(arm, seed, 0)
+            steps.setdefault(pipeline.folder, []).extend(s for t in self.read_state(arm, seed).trials for s in t.steps)
+            pipeline.places.register()
+        for folder, found in steps.items():
+            step_records.write_steps(folder, found, file=step_records.STUDY_FILE)
+
     def _open_once(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         cell = (arm.name, seed, trial)
         if cell not in self._dry_pipelines:
@@ -191,6 +201,7 @@ def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
         ValueError: If training or a server lacks something.
     """
     failed = []
+    grid.record_steps()
     for seed, arm in grid.iterate_arms():
         if grid.read_state(arm, seed).scores_folder is None:
             grid.check_needs(arm, seed)
