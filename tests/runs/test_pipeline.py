@@ -330,7 +330,7 @@ def test_a_run_killed_again_and_again_ends_the_same(finished, tmp_path):
 def test_a_second_process_on_a_run_is_refused_and_the_first_continues(finished, tmp_path):
     out = tmp_path / "out"
     process = tiny_run.start("run", finished / "run.yaml", f"output={out}")
-    while process.exitcode is None and not list(out.glob("capture/*.partial/.block-*.parquet")):
+    while process.exitcode is None and not list(out.glob("train/*.partial/checkpoints/*")):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGSTOP)
     outcome = fuselm("run", finished / "run.yaml", f"output={out}")

@@ -1,4 +1,4 @@
-"""Define the commands: `main` has all but those on stores, which `store_cli` has; `endings` ends each with its code.
+"""Define the commands: most in `main`, those on stores in `store_cli`, and `clean` in `clean_cli`.
 
-`warm_up` compiles all kernels of a usual run before the first one.
+`endings` ends each of them with its exit code. `warm_up` compiles all kernels of a usual run before the first one.
 """

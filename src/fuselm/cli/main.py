@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from fuselm.cli import doctor_cli, endings, hub_cli, init_cli, inspection_cli, merge_cli, options_cli, store_cli
+from fuselm.cli import (
+    clean_cli,
+    doctor_cli,
+    endings,
+    hub_cli,
+    init_cli,
+    inspection_cli,
+    merge_cli,
+    options_cli,
+    store_cli,
+)
 from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
 from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
@@ -30,6 +40,7 @@ app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
 app.add_typer(inspection_cli.app)
 app.command()(merge_cli.merge)
+app.command()(clean_cli.clean)
 app.command()(hub_cli.push)
 
 
@@ -137,7 +148,7 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """Estimate what a run will take: tokens, disk, memory and time, from a short calibration."""
-    from fuselm.runs import plan
+    from fuselm.runs import plan, reuse
     from fuselm.system import terminal
     from fuselm.system.durations import format_duration
 
@@ -153,6 +164,8 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     if chosen:
         console.print(plan.draw_machine(chosen))
     console.print(plan.draw_estimates(rows))
+    for line in reuse.explain_captures(pipeline, pipeline.dry_run()):
+        console.print(line, soft_wrap=True)
     console.print(f"planned in {format_duration(time.monotonic() - began, decimals=0)}")
     if failed := [*failed, *not_calibrated]:
         raise ValueError(failed[0])  # below the tables, which say what can be said
@@ -183,7 +196,10 @@ def study(
         trials.make_output_folder(checked)
         grid.check_texts()
     if plan:
-        terminal.open_console().print(trials.draw_progress(grid))
+        shown = terminal.open_console()
+        shown.print(trials.draw_progress(grid))
+        for line in trials.explain_captures(grid):
+            shown.print(line, soft_wrap=True)
         return
 
     def render() -> None:

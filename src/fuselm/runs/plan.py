@@ -88,7 +88,7 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
     for e in rows:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else format_duration(e.seconds, decimals=0)
-        disk, kept = _format_size(e.disk + e.scratch), _format_size(e.disk if e.kept is None else e.kept)
+        disk, kept = format_size(e.disk + e.scratch), format_size(e.disk if e.kept is None else e.kept)
         result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", disk, kept, memory, seconds)
     if not rows:
         result.add_row("nothing to do", *[""] * 6)
@@ -97,8 +97,8 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
     result.add_row(
         "in all",
         *[""] * 2,
-        _format_size(sum_disk(rows)),
-        _format_size(sum(e.disk if e.kept is None else e.kept for e in rows)),
+        format_size(sum_disk(rows)),
+        format_size(sum(e.disk if e.kept is None else e.kept for e in rows)),
         f"{peak / GIB:.1f} GiB",
         format_duration(sum((e.seconds or 0.0 for e in rows), start=0.0), decimals=0),
     )
@@ -135,7 +135,8 @@ def _align_right(heading: str) -> Column:
     return Column(heading, justify="right", no_wrap=True)
 
 
-def _format_size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Return a number of bytes in MiB or GiB; nothing for 0."""
     if not count:
         return ""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"

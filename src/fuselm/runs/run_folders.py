@@ -165,7 +165,11 @@ def _find_recorded(folder: Path, steps: Sequence[RecordedStep]) -> dict[str, Pat
 
 def _list_finished(folder: Path, stage: str) -> list[Path]:
     """List a stage's finished folders, the newest last."""
-    found = [path for path in (folder / stage).glob("*") if path.suffix not in (".partial", ".deleted") and manifest.is_finished(path)]
+    found = [
+        path
+        for path in (folder / stage).glob("*")
+        if path.suffix not in (".partial", ".deleted") and manifest.is_finished(path)
+    ]
     return sorted(found, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))
 
 

@@ -48,8 +48,10 @@ class StorePlaces:
 
     def list_finished(self, stage: Stage) -> list[Path]:
         """List the finished folders of a stage in all places, each once."""
-        found = [path for place in self._list_places() for path in sorted((place / stage.name).glob("*"))]
-        finished = [path for path in found if path.suffix != ".partial" and manifest.is_finished(path)]
+        found = [path for place in self._list_places(stage.name) for path in sorted((place / stage.name).glob("*"))]
+        finished = [
+            path for path in found if path.suffix not in (".partial", ".deleted") and manifest.is_finished(path)
+        ]
         return list({path.resolve(): path for path in finished}.values())
 
     def register(self) -> None:
@@ -64,7 +66,7 @@ class StorePlaces:
 
     def _find_shared(self, shared: Path, stage: str, new: str, key: str) -> Path:
         begun_here = self.run / stage / f"{new}.partial"
-        for place in self._list_places():
+        for place in self._list_places(stage):
             for path in sorted((place / stage).glob(f"*-{key}")):
                 if manifest.is_finished(path):
                     return path
@@ -73,16 +75,14 @@ class StorePlaces:
         begun = sorted((shared / stage).glob(f"*-{key}.partial"))  # maybe under another run's name of the source
         return begun[0].with_suffix("") if begun else shared / stage / new
 
-    def _list_places(self) -> Iterator[Path]:
-        """Yield the folders that have folders of stages, the most likely first."""
+    def _list_places(self, stage: str) -> Iterator[Path]:
+        """Yield the folders that may have folders of a stage, the most likely first."""
         yield self.run
         if self.shared is not None:
             yield self.shared
             yield self.run.parent / FOLDER
             home = find_home(self.run)
-            yield from sorted(
-                {path.parent for pattern in ("*/capture", "*/seed-*/capture") for path in home.glob(pattern)}
-            )
+            yield from sorted(path.parent for path in [*home.glob(f"*/{stage}"), *home.glob(f"*/seed-*/{stage}")])
 
     def _owns(self, folder: Path) -> bool:
         """Tell whether this run may make a folder, which is not in the folder of another run."""

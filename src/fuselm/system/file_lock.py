@@ -16,6 +16,18 @@ def hold_lock(path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def is_held(path: Path) -> bool:
+    """Tell whether a live process holds a lock file."""
+    try:
+        with open(path, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or nobody may write there
+        return False
+    return False
+
+
 def remove_stale_lock(path: Path) -> None:
     """Remove a lock file that a killed process left, if nobody holds it and we may."""
     try:

@@ -18,9 +18,9 @@ from rich.table import Column, Table
 from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.results.pages.formats import describe_settings
-from fuselm.runs import config, plan, run_precision, step_records
+from fuselm.runs import config, plan, reuse, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
-from fuselm.runs.stages import evaluate, train, write
+from fuselm.runs.stages import capture, evaluate, train, write
 from fuselm.runs.steps import Step
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
@@ -105,7 +105,7 @@ class Grid:
         """Read the inputs of every trial. Raises `ValueError` if any of them cannot be used."""
         for seed, arm in self.iterate_arms():
             for number in range(len(arm.trials)):
-                self._open_once(arm, seed, number)
+                self.open_once(arm, seed, number)
 
     def check_texts(self) -> None:
         """Make all corpora, and check that arms of the same seed have the same development and held-out text.
@@ -115,7 +115,7 @@ class Grid:
         """
         first: dict[int, tuple[str, Path, list[Document]]] = {}
         for seed, arm in self.iterate_arms():
-            for folder in dict.fromkeys(self._open_once(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
+            for folder in dict.fromkeys(self.open_once(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
                 if seed in first and folder == first[seed][1]:
                     continue
                 not_trained_on = [d for d in corpus.read_documents(folder) if d.split != "train"]
@@ -130,7 +130,7 @@ class Grid:
     def check_needs(self, arm: Arm, seed: int) -> None:
         """Try the servers and what training needs. Raises `ValueError` if something cannot do what is asked of it."""
         for number in range(len(arm.trials)):
-            pipeline = self._open_once(arm, seed, number)
+            pipeline = self.open_once(arm, seed, number)
             try:
                 pipeline.check(evaluate.STAGE.name, _build_scores(arm))
             except ValueError as error:
@@ -140,13 +140,13 @@ class Grid:
         """Record for each seed what its arms need, so that nothing of that is deleted before the study is finished."""
         steps: dict[Path, list[Step]] = {}
         for seed, arm in self.iterate_arms():
-            pipeline = self._open_once(arm, seed, 0)
+            pipeline = self.open_once(arm, seed, 0)
             steps.setdefault(pipeline.folder, []).extend(s for t in self.read_state(arm, seed).trials for s in t.steps)
             pipeline.places.register()
         for folder, found in steps.items():
             step_records.write_steps(folder, found, file=step_records.STUDY_FILE)
 
-    def _open_once(self, arm: Arm, seed: int, trial: int) -> Pipeline:
+    def open_once(self, arm: Arm, seed: int, trial: int) -> Pipeline:
         cell = (arm.name, seed, trial)
         if cell not in self._dry_pipelines:
             try:
@@ -164,7 +164,7 @@ class Grid:
         """Return how far an arm is. Makes the corpus and nothing else."""
         trials = []
         for number, settings in enumerate(arm.trials):
-            pipeline = self._open_once(arm, seed, number)
+            pipeline = self.open_once(arm, seed, number)
             steps = pipeline.dry_run(_build_scores(arm))
             counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
             trial = Trial(
@@ -321,6 +321,19 @@ class Calibrations:
         counts = manifest.read(calibration.pipeline.make_corpus())["counts"]["tokens"]
         row = step.stage.estimate(calibration.pipeline, step, counts)
         return step.stage.calibrate(calibration, step, row).seconds
+
+
+def explain_captures(grid: Grid) -> list[str]:
+    """Return a line for each source and seed that has to be captured: why no capture that is there can be used."""
+    lines: dict[Path, str] = {}
+    for seed, arm in grid.iterate_arms():
+        state = grid.read_state(arm, seed)
+        for number, trial in enumerate(state.trials if state.scores_folder is None else ()):
+            missing = [s for s in trial.steps if s.is_needed and s.stage is capture.STAGE and s.folder not in lines]
+            pipeline = grid.open_once(arm, seed, number)
+            explained = reuse.explain_captures(pipeline, missing) if missing else []
+            lines |= {step.folder: f"seed {seed}, {line}" for step, line in zip(missing, explained, strict=True)}
+    return list(lines.values())
 
 
 def _measure_speeds(rows: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:

@@ -1,0 +1,68 @@
+"""Define `fuselm clean`: list the folders of runs and what still needs them, ask, and delete what nothing needs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fuselm.system.streams import print_line
+
+UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
+
+
+def clean(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or one that runs are in.", show_default=False)],
+    captures: Annotated[
+        bool, typer.Option("--captures", help="Delete captures, too, that all their runs have aligned.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the folders; delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """List the folders of runs with what still needs each, ask, and delete those that nothing needs."""
+    if dry_run and yes:
+        raise ValueError("--dry-run and --yes: take one, as --dry-run deletes nothing")
+    from rich.table import Column, Table
+
+    from fuselm.runs import cleaning, plan
+    from fuselm.system import terminal
+
+    found = cleaning.survey(folder, captures=captures)
+    table = Table("", "folder", *(Column(name, justify="right") for name in ("size", "age")), "needed by")
+    for each in found:
+        name = os.path.relpath(each.path, folder.resolve())
+        verdict = "delete" if each.is_useless else "keep"
+        table.add_row(verdict, name, plan.format_size(each.size), _describe_age(each.seconds), each.reason)
+    terminal.open_console().print(table)
+    useless = [each for each in found if each.is_useless]
+    if not useless:
+        print_line("Nothing to delete.")
+        return
+    size = plan.format_size(sum(each.size for each in useless)) or "0 MiB"
+    what = f"{len(useless)} {'folder' if len(useless) == 1 else 'folders'}, {size}"
+    if dry_run:
+        print_line(f"Would delete {what}.")
+        return
+    if not yes and not _ask(f"Delete {what}?"):
+        print_line("Nothing was deleted.")
+        return
+    still_useless = {each.path for each in cleaning.survey(folder, captures=captures) if each.is_useless}
+    for each in useless:  # what a run began to use while the user was asked stays
+        if each.path in still_useless:
+            cleaning.delete(each.path)
+    print_line(f"Deleted {what}.")
+
+
+def _ask(question: str) -> bool:
+    """Ask on the terminal. Raises `ValueError` if there is none."""
+    if not sys.stdin.isatty():
+        raise ValueError("clean: no terminal to ask on; add --yes to delete, or --dry-run to list only")
+    return typer.confirm(question)
+
+
+def _describe_age(seconds: float) -> str:
+    for length, unit in UNITS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return "new"
