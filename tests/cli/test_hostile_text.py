@@ -29,7 +29,7 @@ PLAIN = "[b]x\x1b]0;title\x07\x9b\u202e<script>alert(1)<script>&\"'`|*_{{ 7*7 }}
 HOSTILE = PLAIN + "[/quote]</title></pre></script>-->"  # with what a file's name cannot have
 DOMAIN = "".join(c for c in HOSTILE if unicodedata.category(c) not in ("Cc", "Zl", "Zp"))  # others are refused
 SECRETS = ("secret-user-name", "secret-host")
-LOCAL = ("config.yaml", "run.json")  # in a run's folder; docs/security.md says that they are not published
+LOCAL = ("config.yaml", "run.json", "steps.json")  # in a run's folder; docs/security.md says not to publish them
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_another_lambda_trains_the_fused_model_again_and_nothing_else(finished, 
     assert outcome.stages == ["train fused, learning rate 0.003", "evaluate fused", "report"]
     after = files(again, ".")
     unchanged = {name for name in before if after.get(name) == before[name]}
-    replaced = ("config.yaml", "run.json", "summary.json", "report.html", "model/*")
+    replaced = ("config.yaml", "run.json", "steps.json", "summary.json", "report.html", "model/*")
     assert all(any(fnmatch.fnmatch(name, r) for r in replaced) for name in set(before) - unchanged)
     added = {name.split("-")[0] for name in set(after) - set(before)}
     assert {"train/fused", "evaluate/fused"} <= added and all(

@@ -1,7 +1,8 @@
 """Name models, texts and options in what is published, without saying where they are on this machine.
 
 Published are summary.json, report.html, the model's folder, a study's files, pages, and stores with their manifests.
-config.yaml and run.json in a run's folder are for this machine, and hold its paths.
+config.yaml, run.json and steps.json in a run's folder, and .runs.json in the folder of shared stores, are for this
+machine, and hold its paths.
 """
 
 import re
