@@ -2,6 +2,7 @@
 
 import io
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,24 @@ def test_a_training_batch_is_measured_as_it_will_be(run_file, given, least, most
     tokens, learns = seen[-1]
     assert learns and tokens >= sum(sorted(lengths)[:least])
     assert tokens <= (most if most == 293 else sum(sorted(lengths)[-most:]))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk")
+def test_stores_on_another_disk_need_their_room_there(run_file, monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as second:
+        pipeline = pipeline_of(run_file, f"store_dir={second}/not/made/yet")
+        rows = [row for row in plan.estimate(pipeline) if row.is_shared]
+        needed = sum(row.disk for row in rows)
+        assert {row.title.split()[0] for row in rows} == {"capture", "align"}
+        room = {Path(second): needed, pipeline.folder: 1 << 40}
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: type("Usage", (), {"free": room[path]})())
+        plan.check_disk(pipeline)
+        room[Path(second)] -= 1
+        with pytest.raises(ValueError, match=rf"{second}: .* free, but .*; make room, set another `store_dir`, "):
+            plan.check_disk(pipeline)
+        room |= {Path(second): 1 << 40, pipeline.folder: 1}
+        with pytest.raises(ValueError, match=r"out: .* free, but .*; make room, set another `output`, "):
+            plan.check_disk(pipeline)
 
 
 def test_the_disk_is_checked_against_what_is_still_to_come(run_file, monkeypatch):

@@ -27,12 +27,20 @@ class Estimate:
     keeps: str = ""  # a capture's policy, and what it kept of one batch
     seconds: float | None = None
     memory: int | None = None  # bytes
+    is_shared: bool = False  # it is in `store_dir`
 
 
 def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0) -> Estimate:
     """Return the estimate of a step, with what an interrupted attempt has already written."""
     there = manifest.measure_partial(step.folder)
-    return Estimate(title=step.title, tokens=tokens, disk=disk, scratch=scratch, there=there)
+    return Estimate(
+        title=step.title,
+        tokens=tokens,
+        disk=disk,
+        scratch=scratch,
+        there=there,
+        is_shared=step.stage.is_shared,
+    )
 
 
 def estimate_row_bytes(entries: float) -> float:

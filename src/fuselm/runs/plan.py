@@ -6,6 +6,7 @@ a short calibration.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -65,15 +66,29 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
 
 
 def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> None:
-    """Raise `ValueError` if the disk has less room than the steps that are not done may need."""
-    needed = sum_disk(estimate(pipeline, steps))
-    free = shutil.disk_usage(pipeline.folder).free
+    """Raise `ValueError` if a disk has less room than the steps that are not done may need on it."""
+    rows = estimate(pipeline, steps)
+    shared = None if pipeline.places.shared is None else _find_existing(pipeline.places.shared)
+    if shared is None or shared.stat().st_dev == pipeline.folder.stat().st_dev:
+        _check_room(pipeline, "output", pipeline.folder, rows)
+    else:
+        _check_room(pipeline, "output", pipeline.folder, [row for row in rows if not row.is_shared])
+        _check_room(pipeline, "store_dir", shared, [row for row in rows if row.is_shared])
+
+
+def _check_room(pipeline: "Pipeline", option: str, folder: Path, rows: Sequence[Estimate]) -> None:
+    needed, free = sum_disk(rows), shutil.disk_usage(folder).free
     if needed > free:
         less = "let sources write less (write.ratio), " if pipeline.inputs.writers else ""
         raise ValueError(
-            f"{pipeline.folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:,.2f} GiB; make room, "
-            f"set another `output`, {less}or keep fewer entries (capture.draws, align.top_k)"
+            f"{folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:,.2f} GiB; make room, "
+            f"set another `{option}`, {less}or keep fewer entries (capture.draws, align.top_k)"
         )
+
+
+def _find_existing(folder: Path) -> Path:
+    """Return a folder, or the one that it will be made in."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def draw_estimates(rows: Sequence[Estimate]) -> Table:
