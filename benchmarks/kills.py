@@ -119,7 +119,7 @@ def names(out: Path) -> set[str]:
 def stage_of(name: str) -> str:
     """Return what makes a file or folder of a run."""
     stage = name.partition("/")[0]
-    return stage if stage in STAGES else "" if stage.startswith((".config", "config")) else "publish"
+    return stage if stage in STAGES else "" if stage.lstrip(".").startswith(("config", "steps")) else "publish"
 
 
 def is_same(cut: Path, whole: Path) -> bool:
