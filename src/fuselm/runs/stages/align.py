@@ -82,7 +82,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     row = calibration.add_kernel_time(step, row, spelled=0 if is_same else source.output_size + target.output_size)
     if (measured := calibration.time_reading(step.name)) is None:
         return row
-    entries = min(measured.entries, calibration.pipeline.run.align.top_k)
+    entries = float(min(measured.entries, calibration.pipeline.run.align.top_k))
     return replace(row, kept=round(row.tokens * estimate_row_bytes(entries)))
 
 

@@ -59,7 +59,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     """Add the time of compiling and fusing, and the size of rows with the entries of all sources."""
     row = calibration.add_kernel_time(step, row)
     measured = [calibration.time_reading(name) for name in calibration.pipeline.inputs.sources]
-    entries = sum(m.entries for m in measured if m is not None)
+    entries = sum((m.entries for m in measured if m is not None), start=0.0)
     return replace(row, kept=round(row.tokens * estimate_row_bytes(entries))) if all(measured) else row
 
 
