@@ -12,7 +12,7 @@ from fuselm.documents import corpus
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.runs import run_folders
+from fuselm.runs import run_folders, session
 from fuselm.stores import store
 
 
@@ -212,3 +212,14 @@ def test_without_the_target_the_source_that_adds_most_is_shown(
             name, share = row[1].split()
             assert name == ("alpha", "words")[added.index(max(added))]
             assert float(share) == pytest.approx(max(added), abs=0.0006)
+
+
+def test_python_inspects_and_measures_a_run_as_the_commands_do(finished, tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("FUSELM_CACHE", str(cache))
+    run = session.load_run(finished.parent / "run.yaml", quiet=True)
+    monkeypatch.setattr(session, "INSPECTED_WIDTH", 211)  # as wide as the command's
+    assert run.inspect(1) == fuselm("inspect", finished, "--doc", 1, cache=cache).out
+    numbers = json.loads(fuselm("fidelity", finished, "--json", cache=cache).out)
+    assert run.measure_fidelity() == numbers and list(numbers) == ["alpha", "words"]
+    assert run.measure_fidelity("words") == {"words": numbers["words"]}

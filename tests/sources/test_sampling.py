@@ -67,7 +67,7 @@ def test_tokens_come_as_often_as_the_source_expects(source):
     source.model.generation_config = replace_length(sampling._make_generation_config(source))
     torch.manual_seed(0)
     count = 2000
-    drawn = np.array([row[0] for row in sampling._generate(source, [ids] * count)])
+    drawn = np.array([row[0] for row in sampling._generate(source, [ids] * count, Progress(Console(quiet=True), ""))])
     found = np.bincount(drawn, minlength=len(expected))
     assert found[expected == 0].sum() == 0
     spread = (found - count * expected)[expected > 0] ** 2 / (count * expected[expected > 0])
@@ -82,3 +82,15 @@ def replace_length(settings):
 def test_a_source_with_a_short_context_cannot_write(source):
     assert sampling.can_sample(source)
     assert not sampling.can_sample(replace(source, context_length=sampling.PROMPT + sampling.LENGTH))
+
+
+def test_progress_counts_each_token_while_a_batch_is_drawn(source):
+    steps = []
+
+    class Counting(Progress):
+        def advance(self, amount: int, note: str = "") -> None:
+            steps.append(amount)
+
+    shown = Counting(Console(quiet=True), "")
+    sampling.sample_texts(source, documents(LONG), tokens=3 * sampling.LENGTH, seed=0, progress=shown)
+    assert steps == [3] * sampling.LENGTH

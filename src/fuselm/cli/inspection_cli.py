@@ -3,13 +3,13 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fuselm.alignment.choices import METHODS
 from fuselm.cli.openings import DTYPES_HELP, Overrides, TextsOption, open_checked_run, open_stderr
-from fuselm.cli.score_printing import print_scores
+from fuselm.cli.score_printing import print_fidelity_scale, print_scores
 from fuselm.system.streams import print_line
 
 app = typer.Typer()
@@ -72,40 +72,106 @@ def diagnose(
 
 @app.command()
 def fidelity(
-    source: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
-    target: Annotated[str, typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.")],
-    texts: Annotated[str, TextsOption],
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run file, or the folder of a run, whose sources are measured.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder or GGUF file; with a run, one of its sources.", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder or GGUF file; only its tokenizer is used.", show_default=False),
+    ] = None,
+    texts: Annotated[str | None, TextsOption] = None,
     method: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help=f"{', '.join(METHODS)}; several times to compare.",
-            show_default="span",
+            show_default="span, or the run's",
             autocompletion=lambda: list(METHODS),
         ),
-    ] = ("span",),  # type: ignore[assignment]
-    top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each token.")] = 64,
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Entries kept for each token.", show_default="64, or the run's")
+    ] = None,
     sampled_tokens: Annotated[
-        int,
-        typer.Option(min=0, help="Tokens that the source writes to check what its rows say of other tokens; 0: none."),
-    ] = 8192,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Tokens that the source writes to check what its rows say of other tokens; 0: none.",
+            show_default="8192, or none with a run",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
 ) -> None:
-    """Measure how much of a source survives alignment to a target, on any texts, before any training."""
+    """Measure how much of a source survives alignment to a target, on any texts or those of a run, before training."""
+    if run is not None:
+        refused = {"--target": target, "--texts": texts, "--sampled-tokens": sampled_tokens}
+        if given := next((name for name, value in refused.items() if value is not None), None):
+            raise ValueError(f"{given}: has no effect on a run, whose own captures are measured; drop it")
+        return _measure_run_fidelity(run, overrides, source, _select_given(method, top_k), as_json, report)
+    if source is None or target is None or texts is None:
+        raise ValueError("fidelity: name a run, or give --source, --target and --texts")
     from fuselm.results.fidelity_measurement import measure_fidelity
 
     result = measure_fidelity(
         source,
         target,
         texts,
-        methods=method,
-        top_k=top_k,
-        sampled_tokens=sampled_tokens,
+        **({"methods": ["span"], "top_k": 64} | _select_given(method, top_k)),
+        sampled_tokens=8192 if sampled_tokens is None else sampled_tokens,
         dtype=dtype,
         console=open_stderr(),
         report=report,
     )
     print_scores(result, as_json)
-    if report is not None and not as_json:
+    if as_json:
+        return
+    print_fidelity_scale()
+    if report is not None:
+        print_line(report)
+
+
+def _select_given(methods: list[str] | None, top_k: int | None) -> dict[str, Any]:
+    return ({"methods": methods} if methods else {}) | ({"top_k": top_k} if top_k else {})
+
+
+def _measure_run_fidelity(
+    run: Path,
+    overrides: list[str] | None,
+    source: str | None,
+    given: dict[str, Any],
+    as_json: bool,
+    report: Path | None,
+) -> None:
+    """Measure the sources of a run, and print each one's numbers."""
+    from fuselm.results.fidelity_measurement import measure_captured_fidelity
+    from fuselm.runs import fidelity_inputs
+
+    if run.is_dir() and overrides:
+        raise ValueError(f"{overrides[0]}: has no effect on a run's folder; drop it, or name the run file")
+    if run.is_file():
+        gathered = fidelity_inputs.gather_from_pipeline(open_checked_run(run, overrides, "capture"), source)
+    else:
+        gathered = fidelity_inputs.gather_from_folder(run, source)
+    if report is not None and len(gathered) > 1:
+        raise ValueError(f"--report: a page shows one source; add --source, one of {', '.join(gathered)}")
+    console = open_stderr()
+    results = {
+        name: measure_captured_fidelity(**(inputs | given), console=console, report=report)
+        for name, inputs in gathered.items()
+    }
+    if as_json:
+        print_line(json.dumps(results))
+        return
+    for name, result in results.items():
+        print_line(f"{name}, as the run captured it:")
+        print_scores(result, as_json)
+    print_fidelity_scale()
+    if report is not None:
         print_line(report)

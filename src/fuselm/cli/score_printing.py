@@ -37,6 +37,14 @@ def print_scores(result: dict, as_json: bool) -> None:
             console.print(terminal.make_plain_text(note, style="dim"))
 
 
+def print_fidelity_scale() -> None:
+    """Print once, below the numbers of all sources and methods, how a fidelity is read."""
+    from fuselm.results.notes import FIDELITY_SCALE
+    from fuselm.system import terminal
+
+    terminal.open_console().print(terminal.make_plain_text(f"Fidelity: {FIDELITY_SCALE}", style="dim"))
+
+
 def _format_number(value: float | int | None) -> str:
     if value is None:
         return "∞"

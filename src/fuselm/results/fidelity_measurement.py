@@ -1,4 +1,4 @@
-"""Measure what survives the alignment of one source to one target's tokens, on any texts, outside a run.
+"""Measure what survives the alignment of one source to one target's tokens, on any texts or on those of a run.
 
 On the texts themselves, the token that came is measured; on text that the source writes, all that its rows say.
 """
@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from fuselm.documents import corpus
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.measured_texts import cut_documents, read_rows
 from fuselm.results.report_path import check_report_path
 from fuselm.system import atomic_files, progress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fuselm.alignment import fidelity, span_losses
     from fuselm.alignment.aligner import Aligner
     from fuselm.sources.capture import LoadedSource
-    from fuselm.stores.store import Trace
+    from fuselm.stores.store import Store, Trace
 
 BATCH_TOKENS = 1024
 
@@ -70,46 +71,115 @@ def measure_fidelity(
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.announce("starting torch"):
-        from fuselm.alignment import span_losses
-        from fuselm.alignment.aligner import Aligner
-        from fuselm.alignment.decoding_check import DecodingCheck
-        from fuselm.alignment.fidelity import Fidelity
-        from fuselm.results.json_numbers import replace_nonfinite
         from fuselm.sources import capture
 
     reader = capture.load_source(source, vocabularies[0], dtype=dtype)
-    read = [d.text for d in documents]
-    aligners = {method: Aligner(*vocabularies, method=method, top_k=top_k, texts=read) for method in methods}
-    domains = sorted({d.domain for d in documents})
-    measured = {m: _MethodSums(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
-    cuts: list[span_losses.Spans] = []
-    candidates = DecodingCheck()
+    measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k)
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     with progress.show_progress(console, title) as shown:
+        shown.note(_describe_cost(len(documents), sum(len(s.ids) for s in segmentations), sampled_tokens))
         for document, trace in _trace_documents(reader, documents, segmentations, top_k, shown):
-            candidates.add(vocabularies[0], trace)
-            for number, (method, aligner) in enumerate(aligners.items()):
-                aligned, of = aligner.align(trace, document.text), measured[method]
-                for sums in (of.domains[document.domain], of.average):
-                    sums.add(trace, aligned, aligner.count_unspelled(trace, document.text))
-                if number == 0:
-                    cuts.append(span_losses.cut_spans(trace, aligned, document.text, vocabularies))
-                mass = span_losses.compute_lost_mass(aligner, method, cuts[-1], trace, aligned)
-                of.outcomes.append(span_losses.judge_spans(cuts[-1], aligned, mass))
-    conditional = measure_conditionals(reader, documents, aligners, sampled_tokens, top_k, title, console)
-    results = {
-        m: replace_nonfinite(_summarize_method(of, cuts, candidates.share, conditional.get(m)))
-        for m, of in measured.items()
-    }
-    if report is not None:
-        from fuselm.results.pages import fidelity_page
+            measurement.add(document, trace)
+    conditional = measure_conditionals(reader, documents, measurement.aligners, sampled_tokens, top_k, title, console)
+    return measurement.finish(conditional, source=source_spec, target=target_spec, report=report)
 
-        outcomes = {method: of.outcomes for method, of in measured.items()}
-        page = fidelity_page.render_page(
-            results, cuts, outcomes, vocabularies, source=source_spec, target=target_spec, top_k=top_k
-        )
-        atomic_files.write_text(report, page)
-    return results[methods[0]] | ({"methods": results} if len(methods) > 1 else {})
+
+def measure_captured_fidelity(
+    captured: "Store",
+    documents: Sequence[corpus.Document],
+    vocabularies: tuple[Vocabulary, Vocabulary],
+    *,
+    names: tuple[str, str],
+    methods: Sequence[str],
+    top_k: int,
+    console: Console,
+    report: Path | None = None,
+) -> dict:
+    """Return what `measure_fidelity` returns, for rows that a run captured; no model is loaded.
+
+    `vocabularies` and `names` are the source's and the target's. The source writes nothing, so `conditional` is None.
+    """
+    methods = list(dict.fromkeys(methods))
+    _check_methods(methods)
+    if report is not None:
+        check_report_path(report)
+    documents = [d for d in documents if d.id in captured]
+    if not documents:
+        raise ValueError(f"{captured.folder}: has none of the run's training documents; capture again")
+    measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k)
+    with progress.show_progress(console, f"fidelity {names[0]}") as shown:
+        shown.start(len(documents), unit="documents")
+        for document in documents:
+            measurement.add(document, captured.read(document.id))
+            shown.advance(1)
+    return measurement.finish({}, source=names[0], target=names[1], report=report)
+
+
+class _Measurement:
+    """Measure documents one by one by several methods; `finish` returns the result and writes the page."""
+
+    def __init__(
+        self,
+        documents: Sequence[corpus.Document],
+        vocabularies: tuple[Vocabulary, Vocabulary],
+        *,
+        methods: Sequence[str],
+        top_k: int,
+    ):
+        from fuselm.alignment.aligner import Aligner
+        from fuselm.alignment.decoding_check import DecodingCheck
+        from fuselm.alignment.fidelity import Fidelity
+
+        texts, domains = [d.text for d in documents], sorted({d.domain for d in documents})
+        self.aligners = {m: Aligner(*vocabularies, method=m, top_k=top_k, texts=texts) for m in methods}
+        self._vocabularies, self._top_k = vocabularies, top_k
+        self._sums = {m: _MethodSums(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
+        self._cuts: list[span_losses.Spans] = []
+        self._candidates = DecodingCheck()
+
+    def add(self, document: corpus.Document, trace: "Trace") -> None:
+        """Align a document by each method, and measure what arrives."""
+        from fuselm.alignment import span_losses
+
+        self._candidates.add(self._vocabularies[0], trace)
+        for number, (method, aligner) in enumerate(self.aligners.items()):
+            aligned, measured = aligner.align(trace, document.text), self._sums[method]
+            for sums in (measured.domains[document.domain], measured.average):
+                sums.add(trace, aligned, aligner.count_unspelled(trace, document.text))
+            if number == 0:
+                self._cuts.append(span_losses.cut_spans(trace, aligned, document.text, self._vocabularies))
+            mass = span_losses.compute_lost_mass(aligner, method, self._cuts[-1], trace, aligned)
+            measured.outcomes.append(span_losses.judge_spans(self._cuts[-1], aligned, mass))
+
+    def finish(
+        self, conditional: Mapping[str, dict], *, source: str, target: str, report: Path | None
+    ) -> dict[str, Any]:
+        """Return the first method's result, with all of them if there are several, and write the page."""
+        from fuselm.results.json_numbers import replace_nonfinite
+
+        results = {
+            m: replace_nonfinite(_summarize_method(sums, self._cuts, self._candidates.share, conditional.get(m)))
+            for m, sums in self._sums.items()
+        }
+        if report is not None:
+            from fuselm.results.pages import fidelity_page
+
+            outcomes = {method: sums.outcomes for method, sums in self._sums.items()}
+            named = {"source": source, "target": target, "top_k": self._top_k}
+            page = fidelity_page.render_page(results, self._cuts, outcomes, self._vocabularies, **named)
+            atomic_files.write_text(report, page)
+        return next(iter(results.values())) | ({"methods": results} if len(results) > 1 else {})
+
+
+def _describe_cost(documents: int, tokens: int, sampled_tokens: int) -> str:
+    """Say what a measurement will do, before it begins."""
+    reading = f"the source reads {documents:,} document{'s' if documents != 1 else ''}, {tokens:,} tokens"
+    if not sampled_tokens:
+        return reading
+    return (
+        f"{reading}; then it writes {sampled_tokens:,} tokens and reads them, which takes longest "
+        "(--sampled-tokens 0 leaves that out)"
+    )
 
 
 def measure_conditionals(

@@ -9,6 +9,13 @@ NAMED = 3  # domains in one line
 SCORED = "each such byte adds 8 bits to those of the tokens, so none is credited as predicted"
 
 
+FIDELITY_SCALE = (  # the documentation says the same
+    "1 is perfect, and more is a loss. Less than 1 is a gain if every position is informed, because the source's other "
+    "spellings of the same bytes add up. A position without information counts 0 bits, so where there are any, less "
+    "than 1 is no gain."
+)
+
+
 def describe_unspelled_bytes(result: Mapping) -> Iterator[str]:
     """Yield what `evaluate` and `fidelity` say below their tables, for which bytes are not spelled."""
     if "unspelled" in result:  # of fidelity

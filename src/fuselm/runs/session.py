@@ -3,17 +3,23 @@
 Python and the command line go through the same stages, so each finds what the other has made.
 """
 
+import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fuselm.results import diagnosis
+from rich.console import Console
+
+from fuselm.results import diagnosis, fidelity_measurement, inspection
 from fuselm.results.run_result import RunResult, load_result
-from fuselm.runs import config, diagnosis_inputs, plan
+from fuselm.runs import config, diagnosis_inputs, fidelity_inputs, plan, run_folders
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import write
 from fuselm.stores.store import Store
 from fuselm.system import processes, progress, terminal
+
+INSPECTED_WIDTH = 160  # characters of a line of `FusionRun.inspect`
 
 
 class FusionRun:
@@ -72,11 +78,42 @@ class FusionRun:
     def diagnose(self) -> dict[str, Any]:
         """Tell before any training whether fusing can help: bits per byte of each source and of each way to fuse.
 
-        Captures and aligns what is not there yet. Returns the numbers that `fuselm diagnose --json` prints.
+        Captures and aligns what is not there yet, and reads the target, too. Returns the numbers that `fuselm diagnose
+        --json` prints.
         """
         pipeline = self._checked("align")
         with progress.show_progress(self._console, "diagnose") as shown:
             return diagnosis.diagnose(**diagnosis_inputs.gather_from_pipeline(pipeline), progress=shown)
+
+    def inspect(self, document: int = 0, *, top: int = 3) -> str:
+        """Return a training document token by token, as far as the run has come, as `fuselm inspect` prints it.
+
+        It shows the `top` most expected tokens of each model, and which source raised the fused probability.
+        """
+        stages, text = run_folders.find_stages(self.folder), io.StringIO()
+        console = Console(file=text, width=INSPECTED_WIDTH, markup=False, highlight=False)
+        lines = inspection.show_document(
+            stages,
+            document,
+            top=top,
+            load_vocabulary=partial(run_folders.read_vocabulary, self.folder),
+            target=run_folders.find_target(self.folder, stages),
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True)
+        return text.getvalue()
+
+    def measure_fidelity(self, source: str | None = None) -> dict[str, Any]:
+        """Measure how much of what the sources captured survives alignment, by source.
+
+        Captures what is not there yet. None means all sources except the target itself. Returns the numbers that
+        `fuselm fidelity --json` prints.
+        """
+        gathered = fidelity_inputs.gather_from_pipeline(self._checked("capture"), source)
+        return {
+            name: fidelity_measurement.measure_captured_fidelity(**inputs, console=self._console)
+            for name, inputs in gathered.items()
+        }
 
     def _checked(self, last: str) -> Pipeline:
         plan.check_disk(self._pipeline)

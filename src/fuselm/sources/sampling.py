@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import Segmentation
@@ -55,12 +55,11 @@ def sample_texts(
         for begin in range(0, count, BATCH):
             batch = list(itertools.islice(prompts, min(BATCH, count - begin)))
             for (document, ids, lead), drawn in zip(
-                batch, _generate(source, [ids for _, ids, _ in batch]), strict=True
+                batch, _generate(source, [ids for _, ids, _ in batch], progress), strict=True
             ):
                 named = replace(document, id=f"sampled-{len(texts):06d}", origin=document.id)
                 text = _cut_to_whole_characters(source, named, ids, drawn, lead)
                 texts += [] if text is None else [text]
-            progress.advance(len(batch) * LENGTH)
     return texts
 
 
@@ -94,10 +93,22 @@ def _make_generation_config(source: LoadedSource) -> GenerationConfig:
     )
 
 
-def _generate(source: LoadedSource, prompts: Sequence[list[int]]) -> list[list[int]]:
+class _DrawCounter(StoppingCriteria):
+    """Count the tokens that are drawn while a batch is generated; it never stops a text."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        self._progress.advance(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generate(source: LoadedSource, prompts: Sequence[list[int]], progress: Progress) -> list[list[int]]:
     inputs = torch.tensor([[source.context_token, *ids] for ids in prompts], device=source.model.device)
+    counting = StoppingCriteriaList([_DrawCounter(progress)])
     with name_model_errors(source.model.name_or_path, "drawing texts"), torch.inference_mode():
-        outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs))
+        outputs = source.model.generate(inputs, attention_mask=torch.ones_like(inputs), stopping_criteria=counting)
     return outputs[:, inputs.shape[1] :].tolist()
 
 

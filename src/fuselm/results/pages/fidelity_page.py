@@ -11,7 +11,7 @@ from fuselm.alignment import conditionals, fidelity, span_losses
 from fuselm.alignment.span_losses import Outcome, Spans
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.notes import describe_conditional, describe_unspelled_bytes
+from fuselm.results.notes import FIDELITY_SCALE, describe_conditional, describe_unspelled_bytes
 from fuselm.results.pages import rendering
 from fuselm.system.public_names import name_publicly
 
@@ -64,6 +64,7 @@ def render_page(
         advice=list(write_advice(results, first)),
         verdict_styles=dict(zip(fidelity.VERDICTS, ("better", "clm", "worse"), strict=True)),
         bounds=fidelity.VERDICTS,
+        scale=FIDELITY_SCALE,
         documents=len(cuts),
         bytes=sum(cut.edges[-1] for cut in cuts),
         tokens=[sum(len(cut.source_ids) for cut in cuts), sum(len(cut.target_ids) for cut in cuts)],

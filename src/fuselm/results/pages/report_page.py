@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
-from fuselm.results.notes import describe_unspelled, mark_incomparable, select_unspelled_shares
+from fuselm.results.notes import FIDELITY_SCALE, describe_unspelled, mark_incomparable, select_unspelled_shares
 from fuselm.results.pages import figures
 from fuselm.results.pages.figures import draw_for_all_widths
 from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
@@ -191,6 +191,7 @@ def _render_for_run(template: str, summary: Mapping, **context) -> str:
         config=summary["config"],
         domains=list(summary["heldout"]),
         prefix_tokens=_count_prefix_tokens(summary["config"]),
+        fidelity_scale=FIDELITY_SCALE,
         targets=TARGETS,
         verdict=describe_outcome(summary),
         unspelled=describe_unspelled({name: select_unspelled_shares(row) for name, row in summary["models"].items()}),
