@@ -3,26 +3,28 @@
     fuselm fuse examples/full.yaml
     python benchmarks/explain.py runs/full
 
-Writes fusion.svg, capture.svg and align.svg to docs/figures/front. They show one training document: how many bits each
-source and the fusion need for each word, what the capture keeps of one distribution, and where tokens begin.
+Writes fusion.svg, capture.svg, align.svg and weights.svg to docs/figures/front. They show one training document: how
+many bits each source and the fusion need for each word, what the capture keeps of one distribution, and where tokens
+begin; and the weights of the sources in every domain.
 """
 
 import argparse
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fuselm
-from fuselm.system import atomic_files
+from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import escape_html
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "figures" / "front"
 DOCUMENT, WORDS, WORD = "000092", 15, " lucratif"  # of the quickstart: a sentence about Debian in French
 WIDTH = 960
+SHADES = ("#e8590c", "#0b9e8a", "#3b5bdb", "#b8336a", "#806000")
 INK, FAINT, BLUE, ORANGE = "#1f2430", "#6b7280", "#3b5bdb", "#e8590c"
 
 
@@ -51,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     }
     target = fuselm.load_vocabulary(fuselm.locate_model(run.options.target.model))
     options.out.mkdir(parents=True, exist_ok=True)
+    counts = manifest.read(run.fuse().folder)["counts"]
     figures = {
+        "weights": draw_weights(counts["sources"], counts["weights"]),
         "fusion": draw_words(traced, target, options.word),
         "capture": draw_capture(traced, vocabularies, options.word),
         "align": draw_tokens(traced, options.word),
@@ -200,6 +204,28 @@ def draw_tokens(traced: Traced, word: str) -> str:
             parts.append(box(x + 1, y, width - 2, 30, BLUE if number == 0 else ORANGE, 0.18))
             parts.append(text(x + width / 2, y + 20, shown, middle=True, size=13))
     return svg(parts, 60 + len(rows) * 42)
+
+
+def draw_weights(sources: Sequence[str], weights: Mapping[str, Sequence[float]]) -> str:
+    """Draw the weights of the sources in every domain, as bars that add up to 1."""
+    left, parts = (
+        150,
+        [text(24, 28, "Weights of the sources in each domain, learned from its training text", bold=True)],
+    )
+    order = sorted(range(len(sources)), key=lambda number: sources[number])
+    for place, number in enumerate(order):
+        parts.append(box(left + place * 130, 42, 14, 14, SHADES[place % len(SHADES)], 0.7))
+        parts.append(text(left + place * 130 + 20, 54, sources[number], size=12))
+    for row, (domain, given) in enumerate(weights.items()):
+        x, y = float(left), 70 + row * 30
+        parts.append(text(left - 12, y + 17, domain.replace("_", " "), end=True))
+        for place, number in enumerate(order):
+            width = (WIDTH - left - 24) * given[number] / sum(given)
+            parts.append(box(x, y, max(0.0, width - 2), 24, SHADES[place % len(SHADES)], 0.7))
+            if width > 34:
+                parts.append(text(x + width / 2, y + 17, f"{given[number]:.2f}", middle=True, size=12))
+            x += width
+    return svg(parts, 82 + len(weights) * 30)
 
 
 def spell(vocabulary: fuselm.Vocabulary, i: int) -> str:
