@@ -113,6 +113,19 @@ def test_what_was_meant_is_found_by_other_names_and_in_other_sections(given, hin
 
 
 @pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("experiments.1.titel", "did you mean 'title'?"),
+        ("arms.fused.methods", "did you mean 'method'?"),
+        ("arms.fused.trials", "known: like, method, sources, set, try, seeds"),
+        ("experiment", "did you mean 'experiments'?"),
+    ],
+)
+def test_a_study_knows_its_own_options(given, hint):
+    assert suggest_option(given.split("."), StudyOptions) == hint
+
+
+@pytest.mark.parametrize(
     ("sources", "message"),
     [
         (
