@@ -30,7 +30,7 @@ INK, FAINT, BLUE, ORANGE = "#1f2430", "#6b7280", "#3b5bdb", "#e8590c"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """One document: its text, its fused trace, and the traces of each source, as captured and as aligned."""
+    """Hold a document: its text, its fused trace, and the traces of each source, as captured and as aligned."""
 
     text: bytes
     fused: fuselm.Trace

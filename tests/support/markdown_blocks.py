@@ -13,7 +13,7 @@ FILE_NAME = re.compile(r"# (\S+\.ya?ml)\n")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A block of code: its language, its text, and its line on the page."""
+    """Hold a block of code: its language, its text, and its line on the page."""
 
     language: str
     text: str
