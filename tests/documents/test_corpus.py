@@ -71,7 +71,7 @@ def readers(byte_level, sentence_piece, word_piece) -> list[Reader]:
 
 
 def test_text_that_a_reader_has_no_tokens_for_is_left_out(tmp_path, readers):
-    """The lower-casing WordPiece drops control characters; no model reads a document of no tokens."""
+    """Leave out control characters, which the lower-casing WordPiece drops: no model reads an empty document."""
     rows = [*rows_of(en=9, de=9), {"domain": "de", "text": "\x01\x02", "split": "train"}]
     counts = prepared(write(tmp_path / "a.jsonl", rows), out=tmp_path / "out", readers=readers)
     documents = read_documents(tmp_path / "out")
@@ -113,8 +113,8 @@ def test_the_splits_are_disjoint_and_together_everything(tmp_path):
     assert {(d.domain, d.split) for d in everything} == {(d, s) for d in ("en", "de") for s in SPLITS}
 
 
-def test_what_is_held_out_is_not_learnt_from_or_chosen_by(tmp_path):
-    """Texts that are in a file twice, by themselves or as rows that say their split."""
+def test_held_out_text_is_neither_trained_on_nor_chosen_by(tmp_path):
+    """Put texts into a file twice, as plain rows or as rows that name their split."""
     rows = rows_of(en=20)
     again = rows[:10] + [row | {"split": "train", "text": f" {row['text']}\n"} for row in rows[5:15]]
     counts = prepared(write(tmp_path / "a.jsonl", rows + again), out=tmp_path / "out")
@@ -125,11 +125,11 @@ def test_what_is_held_out_is_not_learnt_from_or_chosen_by(tmp_path):
     assert counts["repeated"] == 40 - sum(map(len, texts.values())) > 0
     same = [row | {"split": split} for split in SPLITS for row in rows_of(en=1)]
     assert message(prepared, write(tmp_path / "b.jsonl", same), out=tmp_path / "none") == (
-        "corpus: all texts of domain 'en' in dev are held out too; drop what is there twice"
+        "corpus: all texts of domain 'en' in dev are held out too; drop the repeated ones"
     )
 
 
-def test_the_split_is_the_seeds(tmp_path):
+def test_the_seed_decides_the_split(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=40))
     for out, seed in (("one", 0), ("same", 0), ("other", 1)):
         prepared(file, out=tmp_path / out, seed=seed)
@@ -183,7 +183,7 @@ def saying(split: str, rows: list[dict]) -> list[dict]:
     order=st.randoms(use_true_random=False),
     seed=st.integers(0, 3),
 )
-def test_what_is_drawn_depends_only_on_rows_that_say_no_split(drawn, said, order, seed):
+def test_drawn_splits_depend_only_on_rows_without_one(drawn, said, order, seed):
     quiet = [TextRow(domain="en", text=f"quiet {i}") for i in range(drawn)]
     loud = [TextRow(domain="en", text=f"{s} {i}", split=s) for s, count in said.items() for i in range(count)]
     places = sorted(order.sample(range(drawn + len(loud)), drawn))
@@ -196,7 +196,7 @@ def test_what_is_drawn_depends_only_on_rows_that_say_no_split(drawn, said, order
     assert splits(rows) == splits(quiet) | {row.text: row.split for row in loud}
 
 
-def test_a_second_file_that_says_train_only_adds_training_text(tmp_path):
+def test_a_second_file_of_train_rows_only_adds_training_text(tmp_path):
     first = write(tmp_path / "a.jsonl", rows_of(en=20, de=11))
     second = write(tmp_path / "b.jsonl", saying("train", rows_of(en=5, de=70)))
     alone = prepared(first, out=tmp_path / "alone")
@@ -226,7 +226,7 @@ def test_the_larger_corpus_leaves_the_quickstarts_split_as_it_is(tmp_path):
             assert found == read_documents(tmp_path / f"{seed}", split) != []
 
 
-def test_a_domain_in_which_every_row_says_its_split_is_not_drawn(tmp_path):
+def test_a_domain_in_which_every_row_names_its_split_is_not_drawn(tmp_path):
     rows = [row for split, n in zip(SPLITS, (1, 3, 2), strict=True) for row in saying(split, rows_of(en=n))]
     counts = prepared(write(tmp_path / "a.jsonl", rows + rows_of(de=3)), out=tmp_path / "out")
     assert counts["documents"] == {
@@ -240,19 +240,19 @@ def test_a_domain_in_which_every_row_says_its_split_is_not_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("said", "missing"), [("train", "dev and heldout"), ("dev", "train and heldout"), ("heldout", "train and dev")]
 )
-def test_a_domain_that_says_its_splits_needs_each_of_them(tmp_path, said, missing):
+def test_a_domain_that_names_its_splits_needs_each_of_them(tmp_path, said, missing):
     file = write(tmp_path / "a.jsonl", rows_of(en=9) + saying(said, rows_of(de=9)))
     assert message(prepared, file, out=tmp_path / "out") == (
-        f"corpus: domain 'de' has no document in {missing}, for each of its rows says its 'split'; "
-        "it needs some in each, or 3 or more that say none"
+        f"corpus: domain 'de' has no document in {missing}, and each of its rows names its 'split'; "
+        "add some to each split, or 3 or more that name none"
     )
 
 
-def test_rows_that_say_no_split_are_enough_to_draw_from_or_none(tmp_path):
+def test_rows_without_a_split_are_enough_to_draw_from_or_none(tmp_path):
     rows = [row for split in SPLITS for row in saying(split, rows_of(en=9))]
     file = write(tmp_path / "a.jsonl", rows + rows_of(en=2))
     assert message(prepared, file, out=tmp_path / "out") == (
-        "corpus: domain 'en' has 2 documents that say no split, too few to hold some out; "
+        "corpus: domain 'en' has 2 documents that name no split, too few to hold some out; "
         "it needs 3 or more, and dev and heldout shares that leave some to train on"
     )
 
@@ -379,7 +379,7 @@ def test_a_cut_is_at_a_paragraph_before_a_line_before_a_sentence_before_a_word(t
     assert pieces(text, limit)[0] == first
 
 
-def test_a_character_that_does_not_fit_is_told():
+def test_a_character_that_does_not_fit_is_named():
     expected = "corpus: max_bytes or a model's context is too small for the one character '日'"
     assert message(pieces, "a日b", 2) == expected
 

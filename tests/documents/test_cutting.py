@@ -73,7 +73,7 @@ SPLIT = Regex(
 
 
 def llama_3() -> Tokenizer:
-    """Whole words that are tokens are not merged, digits are grouped from the right."""
+    """Return a tokenizer that keeps words that are tokens whole, and groups digits from the right."""
     split = pre_tokenizers.Split(SPLIT, "isolated")
     return bpe(pre_tokenizers.Sequence([split, BYTES]), ignore_merges=True)
 
@@ -108,7 +108,7 @@ def unigram_without_words() -> Tokenizer:
 
 
 def short_words() -> Tokenizer:
-    """A word of more than 23 characters becomes one token."""
+    """Return a tokenizer that makes one token of a word of more than 23 characters."""
     tokenizer = Tokenizer(kinds.WordPiece(unk_token="<unk>", max_input_chars_per_word=23))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
@@ -190,6 +190,6 @@ def test_pieces_fit_all_readers_at_once(vocabularies, max_tokens, max_bytes):
 
 
 def test_a_wrong_guess_from_token_ends_is_noticed(vocabularies):
-    """Text without spaces behind one space: the tokens' reported ends crowd in its first fifth."""
+    """Cut text without spaces behind one space: the tokens' reported ends crowd in its first fifth."""
     reader = Reader(name="across_words", vocabulary=vocabularies["across_words"], max_tokens=64)
     assert_same("ab " + "日本" * 123, [reader], None)

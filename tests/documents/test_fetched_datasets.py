@@ -91,7 +91,7 @@ def test_a_missing_text_is_empty_and_another_type_refused(tmp_path):
     assert "row 1: 'text' is a list, and needs to be a string" in explain(tmp_path / "lists")
 
 
-def test_what_cannot_be_loaded_is_one_line(folder, monkeypatch):
+def test_a_dataset_that_cannot_be_loaded_is_one_line(folder, monkeypatch):
     assert "cannot load split 'dev'" in explain(folder, split="dev")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -99,6 +99,6 @@ def test_what_cannot_be_loaded_is_one_line(folder, monkeypatch):
     assert message.startswith("corpus.dataset: nobody/no-such-dataset: `datasets` cannot load split 'train' (")
 
 
-def test_without_the_library_its_install_line_is_said(folder, monkeypatch):
+def test_without_the_library_its_install_line_is_shown(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert explain(folder) == ("corpus.dataset: the datasets library is not installed; pip install 'fuselm[datasets]'")

@@ -1,4 +1,4 @@
-"""passages.py: every document once, after others of its domain and nothing else."""
+"""passages.py: rows hold every document once, behind others of its domain and nothing else."""
 
 import numpy as np
 import pytest
@@ -117,7 +117,7 @@ def test_a_prefix_leaves_documents_their_part_of_a_short_context(byte_level, wor
     assert by_bytes > 0 == by_words  # its tokenizer has no line breaks
 
 
-def test_a_batch_apart_reads_the_same():
+def test_an_extracted_batch_reads_the_same():
     texts = [segmentation([n] * 10) for n in range(9)]
     for batch in planned([10] * 9, ["english", "french", "german"] * 3, tokens=10, batch_tokens=40):
         chosen, renumbered = passages.extract_batch(batch, texts)

@@ -200,14 +200,14 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("said", "expected"), BAD_ROWS)
-def test_what_a_row_says_wrongly_is_told_with_its_line(tmp_path, said, expected):
+def test_a_wrong_field_is_reported_with_its_line(tmp_path, said, expected):
     rows = [{"text": "fine"}, {"text": "x"} | said]
     assert problem_of(put(tmp_path, "a.jsonl", lines_of(rows, ascii_only=True))).startswith(f"2: {expected}")
     assert problem_of(put(tmp_path, "a.json", json.dumps(rows, indent=1))).startswith(f"5: {expected}")
 
 
 @pytest.mark.parametrize("row", [{}, [], "a", None, 3, {"txt": "a"}])
-def test_a_line_without_text_is_told_with_its_number(tmp_path, row):
+def test_a_line_without_text_is_reported_with_its_number(tmp_path, row):
     found = problem_of(put(tmp_path, "a.jsonl", lines_of([{"text": "fine"}, row])))
     assert found.startswith("2: no 'text' string") and "each line needs one, and may have a 'domain'" in found
 
@@ -225,7 +225,7 @@ def test_a_line_without_text_is_told_with_its_number(tmp_path, row):
         ({str(n): n for n in range(9)}, "(found '0', '1', '2', '3', '4', '5', '6', …); each line needs one"),
     ],
 )
-def test_what_is_there_in_place_of_text_is_said(tmp_path, row, expected):
+def test_a_missing_text_is_reported_with_the_fields_that_are_there(tmp_path, row, expected):
     assert problem_of(put(tmp_path, "a.jsonl", lines_of([row]))).startswith(f"1: no 'text' string {expected}")
 
 
@@ -236,21 +236,21 @@ def test_what_is_there_in_place_of_text_is_said(tmp_path, row, expected):
     ("data", "expected"),
     [
         ('{"text": "fine"}\n{"text": \n', "2: not JSON ("),
-        ('{"text": "a"}{"text": "b"}\n', '1: not JSON (more behind the end: \'{"text": "b"}\'); one object a line'),
-        ('{"text": "a"} \u2028 {"text": "b"}\n', "1: not JSON (more behind the end: '\\u2028 {"),
+        ('{"text": "a"}{"text": "b"}\n', '1: not JSON (more after the end: \'{"text": "b"}\'); one object a line'),
+        ('{"text": "a"} \u2028 {"text": "b"}\n', "1: not JSON (more after the end: '\\u2028 {"),
         ('{"text": "a\x00b"}\n', "1: not JSON ("),
         ('[{"text": "a"},\n{"text": "b"}', "2: not JSON (the list has no end); a list of objects is needed"),
         ('[{"text": "a"}\n{"text": "b"}]', "1: not JSON (no comma between two objects); a list of objects is needed"),
         ('[{"text": "a"},\n\n{"text": b"}]', "3: not JSON ("),
         ('[{"text": "a"}, ]', "1: not JSON (a comma before the end); a list of objects is needed"),
-        ('[{"text": "a"}]\n[{"text": "b"}]', "2: not JSON (more behind the end: "),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "2: not JSON (more after the end: "),
         ('[["a"], {"text": "b"}]', "1: no 'text' string"),
         ("[" * 100_000, "1: nested too deeply; "),
         ('{"text": "a", "b": ' + "[" * 100_000, "1: nested too deeply; "),
         ("text\nthat is no JSON\n", "1: not JSON ("),
     ],
 )
-def test_no_json_is_told_with_its_line(tmp_path, data, expected):
+def test_broken_json_is_reported_with_its_line(tmp_path, data, expected):
     for name in ("a.jsonl", "a.json"):
         assert problem_of(put(tmp_path, name, data)).startswith(expected)
 
@@ -269,12 +269,12 @@ def test_a_long_line_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_other_unicode_is_told(tmp_path, name, encoding):
+def test_utf_16_and_32_are_reported(tmp_path, name, encoding):
     file = put(tmp_path, name, '{"text": "ok"}\n'.encode(encoding))
     assert problem_of(file) == "UTF-16 or UTF-32, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
 
 
-def test_text_that_is_not_utf_8_is_told(tmp_path):
+def test_text_that_is_not_utf_8_is_reported(tmp_path):
     file = put(tmp_path, "a.jsonl", '{"text": "fine"}\n{"text": "Größe"}'.encode("latin-1"))
     assert problem_of(file) == (
         "2: not UTF-8 (byte 29 is 0xf6); convert it, say from Latin-1: iconv -f LATIN1 -t UTF-8"
@@ -290,9 +290,12 @@ def test_binary_in_a_plain_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("a,b\n1,2\n", "no 'text' column (found 'a', 'b'); its first row needs to name the columns, apart by commas"),
+        (
+            "a,b\n1,2\n",
+            "no 'text' column (found 'a', 'b'); its first row needs to name the columns, separated by commas",
+        ),
         ("text;domain\nx;y\n", "no 'text' column (found 'text;domain'); its first row needs to name the columns"),
-        ("", "no 'text' column; its first row needs to name the columns, apart by commas"),
+        ("", "no 'text' column; its first row needs to name the columns, separated by commas"),
         ("text,domain\nfine,en\nx\n", "row 2: 1 fields, and 2 columns; fix its quotes"),
         ("text,domain\nfine,en\nx,y,z\n", "row 2: 3 fields, and 2 columns; fix its quotes"),
         ('text,domain\nfine,en\n"x,y\n', "row 2: not CSV (unexpected end of data); fix its quotes"),
@@ -301,7 +304,7 @@ def test_binary_in_a_plain_file_is_refused(tmp_path):
         ("text,split\nx,test\n", "row 1: 'split' is 'test', and needs to be one of train, dev, heldout; rename it to"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_told_with_its_row(tmp_path, data, expected):
+def test_an_error_in_a_table_is_reported_with_its_row(tmp_path, data, expected):
     assert problem_of(put(tmp_path, "a.csv", data)).startswith(expected)
 
 
@@ -311,7 +314,7 @@ def test_a_table_leaves_the_largest_field_of_others_as_it_is(tmp_path):
     assert csv.field_size_limit() == before
 
 
-def test_what_is_wrong_with_parquet_is_told_with_its_row(tmp_path):
+def test_an_error_in_parquet_is_reported_with_its_row(tmp_path):
     assert problem_of(put(tmp_path, "a.parquet", b"PAR1 not really PAR1")).startswith("damaged, or no Parquet (")
     data = parquet_of(ROWS)
     assert problem_of(put(tmp_path, "b.parquet", data[: len(data) // 2])).startswith("damaged, or no Parquet (")
@@ -324,11 +327,11 @@ def test_what_is_wrong_with_parquet_is_told_with_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
-def test_damage_in_a_packed_file_is_told(tmp_path, ending):
+def test_damage_in_a_compressed_file_is_reported(tmp_path, ending):
     pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd_of}[ending]
     data = pack(lines_of(ROWS * 997))
     for damaged in (b"no such thing", data[: len(data) // 2]):
-        assert "cannot be unpacked as" in problem_of(put(tmp_path, f"a.jsonl.{ending}", damaged))
+        assert "cannot be decompressed as" in problem_of(put(tmp_path, f"a.jsonl.{ending}", damaged))
 
 
 # ---- which files
@@ -350,7 +353,7 @@ def test_folders_patterns_and_home_stand_for_their_files(tmp_path, monkeypatch):
     assert find_files([f"{tmp_path}/odd/[1].txt"]) == [tmp_path / "odd" / "[1].txt"]
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     assert problem(lambda: find_files([tmp_path / "a.jsonl"])) == f"{tmp_path}/a.jsonl: no such file"
     assert problem(lambda: find_files(["/dev/null"])) == "/dev/null: no ordinary file"
     assert problem(lambda: find_files([""])) == "texts: an empty name (got ''); name a file, a folder or a pattern"

@@ -33,7 +33,7 @@ TARGETS = sorted(path.stem for path in (HERE / "targets").glob("*.py") if path.s
 
 @dataclass
 class Tally:
-    """How the cases of a target ended. `failures` are those that must not be, with their seeds."""
+    """Count how the cases of a target ended. `failures` lists those that must not happen, with their seeds."""
 
     target: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -51,7 +51,7 @@ class Tally:
 
 
 def run(target: str, seed: int, count: int, *, environment: Mapping[str, str]) -> Tally:
-    """Run `count` cases, seeded from `seed` on; after one that kills the process, those behind it in another."""
+    """Run `count` cases, seeded from `seed` on; after one that kills the process, run the rest in another."""
     tally, done, began = Tally(target), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
         own = {"NUMBA_CACHE_DIR": str(COMPILED), "FUSELM_CACHE": cache}
@@ -82,7 +82,7 @@ def run(target: str, seed: int, count: int, *, environment: Mapping[str, str]) -
 
 
 def work(target: str, seed: int, count: int) -> None:
-    """Do the cases in this process, a line of JSON for each."""
+    """Run the cases in this process, and print a line of JSON for each."""
     module = importlib.import_module(f"fuzz.targets.{target}")
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -1,4 +1,4 @@
-"""Every target of fuzz/, a few cases: nothing but right results and refusals, with bounds checks in compiled code.
+"""Run a few cases of every target of fuzz/: only right results and refusals, with bounds checks in compiled code.
 
 The long run is by hand: `python -m tests.fuzz all --count 1500`.
 """
@@ -30,7 +30,7 @@ def case(made, random, folder):
 """
 
 
-def test_a_crash_and_a_traceback_are_told_with_their_seeds():
+def test_a_crash_and_a_traceback_are_reported_with_their_seeds():
     path = harness.HERE / "targets" / "broken_for_a_test.py"
     path.write_text(BROKEN)
     try:

@@ -27,7 +27,7 @@ def traces(source: capture.LoadedSource, documents: list[Document], *, top_k: in
 
 
 def dense(source: capture.LoadedSource, tokens: np.ndarray) -> np.ndarray:
-    """Log-probabilities of every token's full distribution, by the model in float64."""
+    """Return log-probabilities of every token's full distribution, by the model in float64."""
     double = AutoModelForCausalLM.from_config(source.model.config, dtype=torch.float64).eval()
     double.load_state_dict({name: w.double() for name, w in source.model.state_dict().items()})
     inputs = torch.tensor([[source.context_token, *tokens.tolist()[:-1]]])
@@ -86,7 +86,7 @@ def test_nan_is_reported_with_its_document(byte_level, documents):
 
 
 def poisoned(folder, documents: list[Document]) -> tuple[capture.LoadedSource, list[str]]:
-    """A source that gives NaN for every text with its rarest token; and the documents that have it."""
+    """Return a source that gives NaN for every text with its rarest token, and the documents that have it."""
     source = source_of(folder)
     ids = [source.vocabulary.segment(d.text).ids[:-1].tolist() for d in documents]
     (token,) = [t for t in {t for row in ids for t in row} if sum(t in row for row in ids) == 1][:1]
@@ -123,7 +123,7 @@ def test_too_many_documents_with_nan_stop_the_capture(tmp_path, byte_level, docu
 
 @pytest.mark.parametrize("policy", [{}, {"policy": "sampled", "draws": 11}])
 @pytest.mark.parametrize(("stop_after", "window"), [(0, 1 << 17), (1, 1 << 17), (3, 1 << 17), (3, 211), (4, 211)])
-def test_an_interrupted_capture_goes_on_and_ends_the_same(
+def test_an_interrupted_capture_resumes_and_ends_the_same(
     tmp_path, byte_level, documents, monkeypatch, stop_after, window, policy
 ):
     monkeypatch.setattr(resumable_writing, "SECONDS_PER_BLOCK", 0)
@@ -170,7 +170,7 @@ def test_no_documents_make_an_empty_store(tmp_path, byte_level):
 
 
 def by_domain(documents: list[Document]) -> list[Document]:
-    """Of two domains, the one among the other."""
+    """Return documents of two domains that alternate."""
     return [replace(d, domain=("even", "odd")[n % 2]) for n, d in enumerate(documents)]
 
 
@@ -208,7 +208,7 @@ def test_a_document_behind_one_with_nan_is_read_by_itself(tmp_path, byte_level, 
 
 
 def test_documents_that_have_nan_behind_others_alone_are_skipped(tmp_path, byte_level, documents, monkeypatch):
-    """... and so too many of them stop the capture."""
+    """Stop the capture too, if there are too many of them."""
     source, hidden_states = source_of(byte_level), forward.compute_hidden_states
 
     def overflowing(model, layer, inputs, mask):
@@ -226,7 +226,7 @@ def test_documents_that_have_nan_behind_others_alone_are_skipped(tmp_path, byte_
 
 
 def test_a_source_reads_in_the_thread_that_asks(tmp_path, byte_level, documents, monkeypatch):
-    """... while another one writes."""
+    """Read in the calling thread, while another one writes."""
     read, threads = capture.read_batch, set()
 
     def spied(*arguments, **options):

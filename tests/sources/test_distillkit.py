@@ -1,4 +1,4 @@
-"""distillkit.py against a packer that goes bit by bit, and curves of the configured form."""
+"""distillkit.py against a packer that works bit by bit, and curves of the configured form."""
 
 import math
 import struct
@@ -14,7 +14,7 @@ ROWS, K, VOCABULARY = 3, 11, 97
 
 
 def packed(numbers: list[int], bits: int) -> list[int]:
-    """Bytes of these numbers, one bit after the other."""
+    """Return the bytes of these numbers, one bit after the other."""
     string = "".join(f"{n:0{bits}b}" for n in numbers)
     string += "0" * (-len(string) % 8)
     return [int(string[at : at + 8], 2) for at in range(0, len(string), 8)]
@@ -38,7 +38,7 @@ def test_bits_are_unpacked_the_highest_first(bits, count, rows, seed):
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("deltas", [False, True])
 def test_curves_of_the_configured_form_come_back(exact_dtype, normalised, deltas):
-    """Two exact values, then a polynomial of the rank with residuals of 3 bits and of 1."""
+    """Read two exact values, then a polynomial of the rank with residuals of 3 bits and of 1."""
     bins = [
         {"scale_dtype": "float16", "element_bits": 3, "num_elements": 5},
         {"scale_dtype": "float32", "element_bits": 1, "num_elements": 2},
@@ -81,7 +81,7 @@ def test_another_configuration_is_refused():
         ({"exact_dtype": "float16"}, "rows of 8 bytes, the configuration makes 4; is it another's?"),
         ({"exact_dtype": "float64"}, "rows of 8 bytes, the configuration needs more; is it another's?"),
         ({"d": 1 << 12}, "2 bytes of ids, 2 of 12 bits are needed; is d or k another?"),
-        ({"zigzag": True}, "'zigzag' is no option of DistillKit's compression that is known here"),
+        ({"zigzag": True}, "'zigzag' is not a known option of DistillKit's compression"),
     ]:
         with pytest.raises(ValueError) as caught:
             distillkit.decompress(data, ids, compression | wrong)

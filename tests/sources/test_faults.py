@@ -1,4 +1,4 @@
-"""Captures that meet what goes wrong in the world, for real: none loses a document, or has one twice or wrong.
+"""Test captures against real faults of disks and processes: none loses a document, or has one twice or wrong.
 
 The faults of servers and networks are in test_servers.py, NaN in test_capture.py, a second process in test_pipeline.py
 and test_manifest.py; docs/store.md has them all in one table.
@@ -38,7 +38,7 @@ def source(byte_level) -> capture.LoadedSource:
 
 @pytest.fixture
 def whole(tmp_path, source, documents) -> Path:
-    """A capture that nothing happened to, in windows of a few documents."""
+    """Return an undisturbed capture, in windows of a few documents."""
     captured(tmp_path / "whole", source, documents)
     return tmp_path / "whole"
 
@@ -50,7 +50,7 @@ def windows(monkeypatch):
 
 
 def mount(*arguments: object) -> None:
-    """Or skip, where this can't be done."""
+    """Skip the test where this cannot be done."""
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
@@ -58,7 +58,7 @@ def mount(*arguments: object) -> None:
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A disk of its own, of 64 KiB."""
+    """Mount a disk of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", folder)
@@ -77,7 +77,7 @@ def test_a_full_disk_costs_nothing_that_was_written(disk, windows, whole, source
 
 
 def test_a_disk_that_fills_up_while_training_costs_nothing(disk, tmp_path, byte_level, texts, monkeypatch):
-    """Wherever that is: in a checkpoint's weights or moments, in the product, in what is copied from there."""
+    """Fill the disk at each file: a checkpoint's weights and moments, the product, and its copies."""
     run_file = tiny_run.write(
         tmp_path,
         target=byte_level,
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_while_training_costs_nothing(disk, tmp_path, byte_
     assert tiny_run.summary(out)["models"] == tiny_run.summary(tmp_path / "out")["models"]
 
 
-def test_a_disk_with_too_little_room_is_said_in_a_line_before_any_work(disk, tmp_path, byte_level, texts):
+def test_too_little_disk_space_is_reported_in_a_line_before_any_work(disk, tmp_path, byte_level, texts):
     run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
     outcome = fuselm("capture", run_file, f"output={disk / 'out'}")
     assert outcome.code == 2 and outcome.stages == ["corpus"]
@@ -155,7 +155,7 @@ def test_a_folder_that_turns_read_only_costs_nothing_that_was_written(tmp_path, 
     assert_same(tmp_path / "store", whole)
 
 
-def test_a_read_only_folder_is_said_in_a_line_before_any_work(tmp_path, byte_level, texts):
+def test_a_read_only_folder_is_reported_in_a_line_before_any_work(tmp_path, byte_level, texts):
     run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
     (tmp_path / "out").mkdir()
     with read_only(tmp_path / "out"):
@@ -180,7 +180,7 @@ def emptied(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_off, flipped, emptied])
 @pytest.mark.parametrize("pattern", ["part-00000.parquet", ".block-*.parquet"])
-def test_what_was_damaged_while_a_capture_was_interrupted_is_read_again(
+def test_parts_damaged_during_an_interruption_are_read_again(
     tmp_path,
     windows,
     whole,
@@ -218,7 +218,7 @@ def test_any_flipped_bit_of_an_index_is_found_or_does_no_harm(whole, documents):
 
 
 def test_a_capture_killed_at_random_moments_ends_in_the_same_bytes(tmp_path, byte_level, quickstart):
-    """benchmarks/kills.py does this 200 times."""
+    """Kill a capture a few times; benchmarks/kills.py does this 200 times."""
     rows = [{"domain": row["domain"], "text": row["text"][:307]} for row in quickstart[::5]]
     run_file = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=rows)
     files = tiny_run.capture_watched(run_file, tmp_path / "whole")
@@ -229,7 +229,7 @@ def test_a_capture_killed_at_random_moments_ends_in_the_same_bytes(tmp_path, byt
 
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_file_larger_than_allowed_in_training_is_one_line_and_costs_nothing(tmp_path, byte_level, texts, share):
-    """In a checkpoint's weights, or its moments, by the share of the largest file that is allowed."""
+    """Fail in a checkpoint's weights or its moments, by the share of the largest file that is allowed."""
     run_file = tiny_run.write(
         tmp_path,
         target=byte_level,

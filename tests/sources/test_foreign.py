@@ -1,4 +1,4 @@
-"""foreign.py and derivation.py: what each layout can hold comes back, and what it can't is derived as is said."""
+"""foreign.py and derivation.py: what each layout can hold comes back, and the rest is derived and counted."""
 
 import json
 import math
@@ -43,7 +43,7 @@ kinds = st.sampled_from(["byte_level", "sentence_piece"]).flatmap(lambda kind: d
 @pytest.mark.parametrize("layout", foreign.LAYOUTS)
 @settings(max_examples=41)
 @given(kinds, drawn.texts, st.integers(0, 99), st.booleans())
-def test_what_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
+def test_everything_that_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
     tokens = tokens_of(kind)
     made = drawn.trace_of(tokens.vocabulary, text, np.random.default_rng(seed), top_k=TOP_K)
     trace = stored(replace(made, text=store.fingerprint_text(text)))
@@ -75,7 +75,7 @@ def test_what_a_layout_holds_comes_back(layout, kind, text, seed, with_text):
 
 
 def simple() -> LayoutTokenizer:
-    """Ids: <s> 0, a 1, b 2, Ġ 3, Ã 4, © 5, ab 6; two rows of filler."""
+    """Return a tokenizer with the ids <s> 0, a 1, b 2, Ġ 3, Ã 4, © 5, ab 6; two rows of filler."""
     return tokens_of(lambda: drawn.byte_pairs([(0, 1)]))
 
 
@@ -155,7 +155,7 @@ def test_axolotls_mask_leaves_entries_and_rows_out():
 
 
 def test_rows_that_are_the_next_tokens_are_moved():
-    """As many rows as tokens, as logits are, or one less, as DistillKit samples them."""
+    """Take as many rows as tokens, as logits have, or one less, as DistillKit samples them."""
     values = [[math.log(0.5), math.log(0.25)], [math.log(0.75), math.log(0.125)], [-1.0, -2.0]]
     record = {"input_ids": [0, 6, 3], "token_ids": [[6, 1], [1, 2], [3, 4]], "top_values": values}
     for rows in (3, 2):
@@ -197,7 +197,7 @@ def test_tokens_that_the_tokenizer_would_not_make_are_kept_and_counted():
         back(record | {"input_ids": [0, 99, 2]}, "distillkit", simple())
 
 
-def test_what_no_softmax_gives_is_refused():
+def test_rows_that_no_softmax_gives_are_refused():
     record = {"input_ids": [0, 6], "token_ids": [[6, 1]], "top_values": [[-0.1, -0.2]]}
     with pytest.raises(
         ValueError, match=r"token 0: probabilities add up to 1.72, more than 1; needs log-probabilities"
@@ -222,7 +222,7 @@ def test_renormalised_rows_are_scaled_by_what_was_cut_off():
     assert whole.distributions.gold[1] == -math.inf and not whole.distributions.tail.any()
 
 
-def test_renormalised_rows_need_to_be_said():
+def test_renormalised_rows_need_a_stated_tail():
     with pytest.raises(ValueError, match=r"100% of the rows sum to 1: .* say what share it was with --tail 0.05"):
         derivation.check_sums([renormalised()], None, 9)
     derivation.check_sums([renormalised()], 0.1, 9)

@@ -1,4 +1,4 @@
-"""A bounded run of fuzz/targets/server_answers.py, and proof that it finds what is wrong."""
+"""Run fuzz/targets/server_answers.py for a bounded time, and prove that it finds missing checks."""
 
 import random
 from collections import Counter
@@ -38,7 +38,7 @@ def test_every_mutated_answer_is_read_right_or_refused():
         (endpoints, "check_numbers", lambda _: None),
     ],
 )
-def test_a_check_left_out_is_found(monkeypatch, module, name, instead):
+def test_a_missing_check_is_found(monkeypatch, module, name, instead):
     monkeypatch.setattr(module, name, instead)
     with pytest.raises((AssertionError, TypeError, OverflowError)):
         run(2 * CASES)

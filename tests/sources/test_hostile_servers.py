@@ -1,4 +1,4 @@
-"""What the servers of hostile_server.py do ends in one line that names them, in bounded time and memory."""
+"""Test that each misdeed of hostile_server.py ends in one line that names the server, in bounded time and memory."""
 
 import base64
 import contextlib
@@ -105,7 +105,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_odd_way_to_say_it_is_read(plain, name):
+def test_an_odd_but_valid_answer_is_read(plain, name):
     (expected,), _ = capture_from(Behaviour(where="nowhere", act=None, says=""), plain)
     (found,), asked = capture_from(Behaviour(where="documents", act=GOOD[name], says=""), plain)
     assert np.array_equal(found[0].distributions.logprobs, expected[0].distributions.logprobs)
@@ -180,7 +180,7 @@ def test_the_largest_answer_fits_and_nothing_larger(plain):
         ("", False),
     ],
 )
-def test_what_this_machine_is(host, local):
+def test_addresses_of_this_machine_are_recognised(host, local):
     assert addresses.is_this_machine(host) is local
 
 
@@ -235,7 +235,7 @@ def test_this_machine_is_reached_without_the_proxy_that_others_are(plain, monkey
 
 
 def test_a_proxy_sees_what_goes_through_it_and_no_tunnel(monkeypatch):
-    """Over http a proxy reads the request, and the key if the run file allows it; over https the name of the host."""
+    """Check that a proxy sees the request and maybe the key over http, but only the host over https."""
     seen = []
 
     class Proxy(http.server.BaseHTTPRequestHandler):
@@ -278,7 +278,7 @@ def test_a_proxy_sees_what_goes_through_it_and_no_tunnel(monkeypatch):
         "ftp://x/v1",
     ],
 )
-def test_what_is_no_address_of_a_server_is_said_before_it_is_used(url):
+def test_an_invalid_address_is_reported_before_it_is_used(url):
     with pytest.raises(ValueError, match=r"^not the address of a server \(got "):
         addresses.read_address(url)
 

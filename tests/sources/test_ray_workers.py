@@ -1,4 +1,4 @@
-"""ray_workers.py on a real Ray of two workers: the store is that of one process, whoever dies on the way."""
+"""ray_workers.py on a real Ray of two workers: the store is that of one process, even if workers die."""
 
 import importlib.util
 import io
@@ -80,7 +80,7 @@ def test_two_workers_make_the_store_of_one_process(tmp_path, byte_level, documen
 
 
 def workers() -> list[int]:
-    """Processes of Ray's that hold the model."""
+    """Return the processes of Ray that hold the model."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -112,7 +112,7 @@ def test_a_worker_killed_midway_costs_nothing_that_was_written(tmp_path, byte_le
 
 
 @has_ray
-def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
+def test_documents_with_nan_are_skipped_and_finished_ones_are_not_read_again(
     tmp_path,
     byte_level,
     documents,
@@ -137,7 +137,7 @@ def test_documents_with_nan_are_skipped_and_what_is_there_is_not_asked_again(
 
 
 @has_ray
-def test_what_one_process_captured_a_run_on_ray_takes(tmp_path, byte_level, word_piece, texts):
+def test_a_run_on_ray_takes_a_capture_of_one_process(tmp_path, byte_level, word_piece, texts):
     sources = {"own": byte_level, "other": word_piece}
     run_file = tiny_run.write(tmp_path, target=byte_level, sources=sources, rows=tiny_run.short(texts))
     assert fuselm("capture", run_file).code == 0
@@ -148,13 +148,13 @@ def test_what_one_process_captured_a_run_on_ray_takes(tmp_path, byte_level, word
     assert_same(other, tmp_path / "other")
 
 
-def test_without_ray_a_run_says_how_to_get_it(tmp_path, byte_level, documents, monkeypatch):
+def test_without_ray_a_run_says_how_to_install_it(tmp_path, byte_level, documents, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"^capture\.engine: ray is not installed; pip install 'fuselm\[ray\]'$"):
         captured(tmp_path / "store", byte_level, documents, ray=True)
 
 
-def test_workers_are_of_ray_alone(tmp_path):
+def test_workers_are_only_for_ray(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("{output: x, target: t, sources: {a: b}, corpus: {files: [c]}, capture: {workers: 3}}")
     outcome = fuselm("run", path)

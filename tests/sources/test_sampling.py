@@ -1,4 +1,4 @@
-"""sampling.py: what a source wrote is text, in the tokens that were drawn from its distribution."""
+"""sampling.py: a source's texts are made of the tokens that were drawn from its distribution."""
 
 import io
 from dataclasses import replace
@@ -35,7 +35,7 @@ def sample(source, texts: list[str], *, tokens: int = 5 * sampling.LENGTH, seed:
 LONG = [f"the {n} words of a document, which has more tokens than a prompt takes; number {n}" * 3 for n in range(5)]
 
 
-def test_texts_go_on_from_documents_and_their_tokens_spell_them(source):
+def test_texts_continue_documents_and_their_tokens_spell_them(source):
     texts = sample(source, LONG)
     assert {text.document.domain for text in texts} == {"d0", "d1"}
     for text in texts:
@@ -57,7 +57,7 @@ def test_short_documents_leave_texts_to_the_context_token(source):
 
 
 def test_tokens_come_as_often_as_the_source_expects(source):
-    """Draw the first token after one prompt many times; the texts of a random model are short, but that is there."""
+    """Draw the first token after one prompt many times; a random model's texts may be no longer."""
     ids = source.vocabulary.segment(LONG[0]).ids[: sampling.PROMPT].tolist()
     with torch.no_grad():
         inputs = torch.tensor([[source.context_token, *ids]])

@@ -125,7 +125,7 @@ def test_a_twin_out_of_its_place_has_the_other_ones_value():
     )
 
 
-def test_what_the_real_llama_cpp_server_said():
+def test_answers_of_the_real_llama_cpp_server_are_read():
     known = {"Hello": 19556, " ": 216, " world": 905, ",": 28, "\n": 198}
     strings = [""] * 49152
     for string, token in known.items():
@@ -230,7 +230,7 @@ def test_a_server_killed_midway_loses_nothing(tmp_path, plain, documents, monkey
         ("llama", {"adds_bos": True}, {}, "--kv_overrides tokenizer.ggml.add_bos_token=bool:false"),
     ],
 )
-def test_what_a_server_cannot_do_is_said_in_a_line(
+def test_a_missing_ability_of_a_server_is_reported_in_a_line(
     plain, documents, monkeypatch, kind, server_options, options, message
 ):
     monkeypatch.setenv("OTHER_KEY", "wrong")

@@ -1,4 +1,4 @@
-"""writing.py on tiny models: how much is written, what by, cut off and gone on with; and a run that learns from it."""
+"""writing.py on tiny models: how much is written and by whom, interrupted and resumed, and a run that trains on it."""
 
 import io
 import json
@@ -107,7 +107,7 @@ def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level):
     assert {len(prompt) for _, prompt in batch} == {read} and {d.id for d, _ in batch} <= {d.id for d in short}
 
 
-def test_what_is_written_fits_every_reader_in_pieces(tmp_path, byte_level, word_piece, documents):
+def test_written_texts_fit_every_reader_in_pieces(tmp_path, byte_level, word_piece, documents):
     whole = write(load(byte_level), documents, tmp_path / "whole")
     vocabularies = [load(folder).vocabulary for folder in (byte_level, word_piece)]
     readers = [Reader(name=str(n), vocabulary=v, max_tokens=7) for n, v in enumerate(vocabularies)]
@@ -121,7 +121,7 @@ def test_what_is_written_fits_every_reader_in_pieces(tmp_path, byte_level, word_
     assert all(d.text in texts[d.id.split(".")[0]] for d in pieces)
 
 
-def test_what_a_reader_has_no_tokens_for_is_not_kept(tmp_path, byte_level, word_piece, documents):
+def test_text_without_tokens_for_a_reader_is_not_kept(tmp_path, byte_level, word_piece, documents):
     readers = [Reader(name="drops control characters", vocabulary=load(word_piece).vocabulary, max_tokens=13)]
     everything = write(load(byte_level), documents, tmp_path / "everything", tokens=1)
     assert (corpus.count_tokens(everything, readers) == 0).any()
@@ -129,7 +129,7 @@ def test_what_a_reader_has_no_tokens_for_is_not_kept(tmp_path, byte_level, word_
     assert kept == [d for d in everything if corpus.count_tokens([d], readers).all()]
 
 
-def test_writing_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path, byte_level, documents, monkeypatch):
+def test_interrupted_writing_resumes_and_ends_with_the_same_bytes(tmp_path, byte_level, documents, monkeypatch):
     monkeypatch.setattr(writing, "BATCH", 7)
     source = load(byte_level)
     write(source, documents, tmp_path / "whole")
@@ -162,7 +162,7 @@ def test_writing_leaves_the_global_generator_alone(tmp_path, byte_level, documen
 
 @pytest.mark.parametrize("min_p", [0.0, 0.3])
 def test_tokens_are_drawn_as_the_model_expects_them(byte_level, min_p):
-    """None is weighed: the first tokens of many texts have the model's own distribution, but for what is cut off."""
+    """Compare the first tokens of many texts with the model's own distribution, except for what min-p excludes."""
     source = load(byte_level)
     ids = source.vocabulary.segment("one model and another").ids.tolist()
     source.model.generation_config = writing.make_generation_config(source, tokens=1, min_p=min_p)
@@ -182,7 +182,7 @@ def test_tokens_are_drawn_as_the_model_expects_them(byte_level, min_p):
     assert min_p or (found > 0).sum() > 64  # far down the list
 
 
-def test_a_run_learns_from_what_its_sources_write(tmp_path, byte_level, sentence_piece, texts):
+def test_a_run_trains_on_text_that_its_sources_wrote(tmp_path, byte_level, sentence_piece, texts):
     rows = tiny_run.short(texts)
     run_file = tiny_run.write(
         tmp_path,
@@ -245,7 +245,7 @@ def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, by
         ({"ratio": -1}, "write.ratio: input should be greater than or equal to 0 (got -1)"),
     ],
 )
-def test_who_cannot_write_is_named_before_anything_is_made(tmp_path, byte_level, texts, options, message):
+def test_a_source_that_cannot_write_is_named_before_anything_is_made(tmp_path, byte_level, texts, options, message):
     run_file = tiny_run.write(
         tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts), write=options
     )

@@ -21,9 +21,9 @@ from fuselm.documents.texts import SPLITS, TextRow, read_texts
 from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
-UNASSIGNED = "drawn"  # in counts, the split of rows that say none
+UNASSIGNED = "drawn"  # in counts, the split of rows that name none
 DOCUMENTS_FILE = "documents.jsonl"
-RESERVED_DOMAINS = ("average", "step")  # columns of results
+RESERVED_DOMAINS = ("average", "step")  # columns in the tables of results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +65,8 @@ def prepare_corpus(
     kept = [row for row in rows if row.text.strip()]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     drawn = list(draw_splits(kept, dev=dev, heldout=heldout, seed=seed))
-    apart = drop_leaked(drawn)
-    whole = keep_share(apart, share, seed=seed)
+    unleaked = drop_leaked(drawn)
+    whole = keep_share(unleaked, share, seed=seed)
     progress.start(sum(len(d.text) for d in whole), unit="characters")
     pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
     counts, unspelled = _count_tokens_and_unspelled(pieces, readers)
@@ -79,7 +79,7 @@ def prepare_corpus(
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
         "empty": len(rows) - len(kept) + len(pieces) - len(documents),
-        "repeated": len(drawn) - len(apart),
+        "repeated": len(drawn) - len(unleaked),
         "cut": len(pieces) - len(whole),
         "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},
         "tokens": {
@@ -172,11 +172,11 @@ def check_domains(
         missing = [split for split in SPLITS if split not in said]
         if not count and missing:
             raise ValueError(
-                f"corpus: domain '{domain}' has no document in {' and '.join(missing)}, for each of its rows says its "
-                "'split'; it needs some in each, or 3 or more that say none"
+                f"corpus: domain '{domain}' has no document in {' and '.join(missing)}, and each of its rows names "
+                "its 'split'; add some to each split, or 3 or more that name none"
             )
         if count and count < sum(_count_held_out(count, dev, heldout)) + 1:
-            which = " that say no split" if count < sum(said.values()) else ""
+            which = " that name no split" if count < sum(said.values()) else ""
             raise ValueError(
                 f"corpus: domain '{domain}' has {count} documents{which}, "
                 "too few to hold some out; it needs 3 or more, and dev and heldout shares that leave some to train on"
@@ -221,7 +221,7 @@ def drop_leaked(documents: Sequence[Document]) -> list[Document]:
     texts["train"] -= texts["dev"] | texts["heldout"]
     kept = [d for d in documents if d.text.strip() in texts[d.split]]
     for domain, name in sorted({(d.domain, d.split) for d in documents} - {(d.domain, d.split) for d in kept}):
-        raise ValueError(f"corpus: all texts of domain '{domain}' in {name} are held out too; drop what is there twice")
+        raise ValueError(f"corpus: all texts of domain '{domain}' in {name} are held out too; drop the repeated ones")
     return kept
 
 

@@ -117,7 +117,7 @@ class _PrefixCounter:
         self._exact: dict[int, int] = {}
         self._ends: np.ndarray | None = None
         self._anchor: int | None = None
-        self._is_anchored = False  # or there is nothing to hold on to
+        self._is_anchored = False  # or it was found that there is no anchor
         self._is_doubted = False
         enough = max(self._limit, 0) + self._slack
         self._window = min(most, int(enough * self._characters_per_token * 1.1) + 1)
@@ -128,7 +128,7 @@ class _PrefixCounter:
             self._characters_per_token = self._window / count
 
     def _count_window(self) -> int:
-        if self._window == self._most:  # its tokens may well fit; then nobody asks where they end
+        if self._window == self._most:  # its tokens may fit, and then it does not matter where they end
             self._ends = None
             return self._count(0, self._window)
         self._find_ends()

@@ -36,7 +36,7 @@ class DatasetRequest:
 def fetch_dataset(request: DatasetRequest) -> Path:
     """Return a file of JSON lines with the rows that are asked for, after fetching them if they are not there yet.
 
-    The file has the name of the dataset. Raises `ValueError` if the dataset cannot be had, or a row has no text.
+    The file has the name of the dataset. Raises `ValueError` if the dataset cannot be loaded, or a row has no text.
     """
     folder = Path(request.path)
     _check_request(request, folder)

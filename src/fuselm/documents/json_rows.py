@@ -37,7 +37,7 @@ def _read_lines(file: Path, content: str) -> Iterator[tuple[str, Any]]:
     if "\r" in content:  # never within a JSON string
         content = content.replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(content.split("\n"), 1):
-        line = line.strip("\ufeff")  # files that were put behind one another have a byte order mark each
+        line = line.strip("\ufeff")  # concatenated files each have a byte order mark
         if line.strip():
             value, end = _parse(file, line, _skip_space(line, 0), needed, first_line=number)
             _check_end(file, line, end, needed, first_line=number)
@@ -95,7 +95,7 @@ def _check_end(file: Path, content: str, end: int, needed: str, *, first_line: i
     end = _skip_space(content, end)
     if end < len(content):
         line = first_line + _find_line(content, end) - 1
-        raise ValueError(f"{file}:{line}: not JSON (more behind the end: {content[end : end + 20]!a}); {needed}")
+        raise ValueError(f"{file}:{line}: not JSON (more after the end: {content[end : end + 20]!a}); {needed}")
 
 
 def _skip_space(content: str, at: int) -> int:

@@ -21,7 +21,7 @@ from numpy import ndarray
 from fuselm.models import forward
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
-# What rows hold depends on these two, which are in no key: whoever changes them raises manifest.FORMAT.
+# What rows hold depends on these two, which are in no key: when they change, raise manifest.FORMAT.
 SEPARATOR = b"\n\n"  # stands between the documents of one row
 DOCUMENTS_PER_PREFIX = 4  # tokens of documents in a row, per token of the prefix
 
@@ -145,7 +145,7 @@ def _plan_rows(members: Sequence[int], window: slice, lengths: Sequence[int], pr
     room = prefix.context_length - 1  # one for the context token
     most = max(min(DOCUMENTS_PER_PREFIX * prefix.tokens, room - prefix.tokens), 1)
     if len(read) == len(members) and (total := sum(map(size, read))) <= most:
-        most = -(-total // 2)  # put one half in front of the other
+        most = -(-total // 2)  # read each half behind the other
     for pack in pack_documents({k: size(k) for k in read}, read, most):
         wanted = max(min(prefix.tokens, room - sum(map(size, pack))), 0)
         others = itertools.chain(range(pack[0] - 1, -1, -1), range(pack[-1] + 1, len(members)))
@@ -153,7 +153,7 @@ def _plan_rows(members: Sequence[int], window: slice, lengths: Sequence[int], pr
         while tokens < wanted and (k := next(others, None)) is not None:
             before.append(k)
             tokens += size(k)
-        before.sort(key=lambda k: (k < pack[0], k))  # what comes right before it is right in front
+        before.sort(key=lambda k: (k < pack[0], k))  # the preceding document stands right in front
         yield Passage(
             documents=[members[k] for k in pack],
             before=[members[k] for k in before],

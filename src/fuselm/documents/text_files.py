@@ -41,9 +41,11 @@ def find_kind(file: Path) -> str:
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
         if suffixes and suffixes[-1] in PARQUET:
-            raise ValueError(f"{file}: Parquet that is compressed as a whole; unpack it, for it is compressed inside")
+            raise ValueError(
+                f"{file}: Parquet that is compressed as a whole; decompress it, because it is compressed inside"
+            )
         if suffixes and suffixes[-1] in ARROW:
-            raise ValueError(f"{file}: an Arrow file that is compressed as a whole; unpack it")
+            raise ValueError(f"{file}: an Arrow file that is compressed as a whole; decompress it")
     if not suffixes or suffixes[-1] not in KINDS:
         what = f"a kind of file that is not read ({file.suffix})" if file.suffix else "has no ending that says its kind"
         raise ValueError(

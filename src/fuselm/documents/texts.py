@@ -134,6 +134,7 @@ def _find_problem(domain: str) -> str | None:
 
 
 def has_surrogate(text: str) -> bool:
+    """Tell whether a text has half of a surrogate pair, which UTF-8 cannot spell."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -179,7 +180,9 @@ def _decompress(file: Path) -> bytes:
     except PermissionError:
         raise
     except Exception as error:  # each library has errors of its own for damage
-        raise ValueError(f"{file}: cannot be unpacked as {how} ({_first_line(error)}); make it anew") from None
+        raise ValueError(
+            f"{file}: cannot be decompressed as {how} ({_first_line(error)}); write the file again"
+        ) from None
 
 
 def _require_columns(
@@ -201,7 +204,7 @@ def _read_table(
     try:
         rows = csv.reader(io.StringIO(content, newline=""), delimiter=TABLES[kind], strict=True)
         header = [name.strip() for name in next(rows, [])]
-        needed = f"its first row needs to name the columns, apart by {'tabs' if kind == '.tsv' else 'commas'}"
+        needed = f"its first row needs to name the columns, separated by {'tabs' if kind == '.tsv' else 'commas'}"
         _require_columns(file, header, names, renamed, needed)
         for row, values in enumerate(rows, 1):
             if not values:
@@ -229,11 +232,11 @@ def _read_parquet(file: Path, names: Mapping[str, str], renamed: Mapping[str, st
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
                 yield f"{file}: row {row}", record
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: damaged, or no Parquet ({_first_line(error)}); make it anew") from None
+        raise ValueError(f"{file}: damaged, or no Parquet ({_first_line(error)}); write the file again") from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise ValueError(f"{file}: damaged, or no Parquet ({_first_line(error)}); make it anew") from None
+        raise ValueError(f"{file}: damaged, or no Parquet ({_first_line(error)}); write the file again") from None
 
 
 def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
@@ -254,7 +257,7 @@ def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{file}: damaged, or no Arrow ({_first_line(error)}); make it anew") from None
+        raise ValueError(f"{file}: damaged, or no Arrow ({_first_line(error)}); write the file again") from None
 
 
 def _first_line(error: Exception) -> str:

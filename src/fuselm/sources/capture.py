@@ -55,7 +55,7 @@ class CapturedBatch:
 
 
 def load_source(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
-    """Load a model to read with, after trying whether it can be read unless that was done before."""
+    """Load a model to read with. At its first use, check that its rows can be trusted."""
     machine.use_free_cores()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
     return LoadedSource(
@@ -79,8 +79,8 @@ def capture_from_model(
 ) -> dict:
     """Write traces of `documents` to `out`, which is then complete except for its manifest; return the counts.
 
-    In front of each document, `prefix_tokens` of other documents of its domain are read, as far as there are any, and
-    at most a fifth of the source's context.
+    In front of each document, `prefix_tokens` of other documents of its domain are read, if there are any, up to a
+    fifth of the source's context.
 
     The capture resumes after the parts and blocks that are there. Batches don't depend on where an earlier run was cut
     off, so the bytes written don't either. A document for which the model gives NaN is left out, and named in the
@@ -104,7 +104,7 @@ def capture_from_model(
 def trace_batch(
     source: LoadedSource, documents: Sequence[Document], segmentations: Sequence[Segmentation], *, policy: Policy
 ) -> Iterator[Trace]:
-    """Return traces of documents that are read together, each without a prefix.
+    """Yield traces of documents that are read together, each without a prefix.
 
     Raises `ValueError` that names the document where the model gives NaN.
     """
@@ -123,7 +123,7 @@ def read_passages(
     *,
     policy: Policy,
 ) -> Iterator[Trace | None]:
-    """Yield a trace for each document of the batch, None where the model gives NaN; read all before the first.
+    """Yield a trace for each document of the batch, or None where the model gives NaN. All are read before the first.
 
     Behind a document for which the model gives NaN, everything is NaN. If there is such a document, those behind it are
     read again, each by itself.
@@ -135,18 +135,19 @@ def read_passages(
         behind = bad.intersection(passage.documents) if passage.before or len(passage.documents) > 1 else set()
         if not behind:
             continue
-        apart = {
+        read_alone = {
             n: read_batch(source, documents, segmentations, passages.put_each_alone([n]), policy=policy)
             for n in behind.union(passage.before)
         }
-        if any(_flag_documents_with_nan(of)[0] for of in apart.values()):
-            again |= {n: apart[n] for n in behind}
+        if any(_flag_documents_with_nan(of)[0] for of in read_alone.values()):
+            again |= {n: read_alone[n] for n in behind}
     return _replace_reread(made, passages.list_documents(batch), again)
 
 
 def _replace_reread(
     made: CapturedBatch, numbers: Sequence[int], again: Mapping[int, CapturedBatch]
 ) -> Iterator[Trace | None]:
+    """Yield the traces of a batch, with those of documents that were read `again` in place of their own."""
     for n, trace in zip(numbers, make_traces(made), strict=True):
         yield from make_traces(again[n]) if n in again else (trace,)
 

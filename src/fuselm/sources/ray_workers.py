@@ -43,7 +43,7 @@ def capture_on_ray(
     """Capture as `capture_from_model` does, with `workers` workers; each has a GPU if there are enough.
 
     It uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
-    `ValueError` if Ray isn't installed, or if a worker fails in another way than by dying.
+    `ValueError` if Ray isn't installed, or if a worker fails other than by being killed.
     """
     ray = _start_ray(workers)
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
@@ -74,7 +74,7 @@ def capture_on_ray(
 
 
 class CaptureWorker:
-    """Hold the model in a process of Ray's."""
+    """Hold the model in a worker process of Ray."""
 
     def __init__(self, model: Model, revision: str | None, dtype: str, policy: Policy):
 
@@ -112,7 +112,7 @@ def _start_ray(workers: int):
 
 
 def _find_cause(error: Exception) -> str:
-    """Find what went wrong in the worker, below what Ray says about it."""
+    """Return the innermost error, the one of the worker, in one line."""
     while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
         error = inner
     return summarize_error(error)

@@ -21,8 +21,8 @@ from fuselm.system import atomic_files
 from fuselm.system.background import Background
 from fuselm.system.progress import Progress
 
-SECONDS_PER_BLOCK = 15  # an interruption may cost so much
-WINDOW_TOKENS = 1 << 17  # enough documents to find some of like length, few enough to hold
+SECONDS_PER_BLOCK = 15  # the most that an interruption may cost
+WINDOW_TOKENS = 1 << 17  # enough documents to find some of similar length, few enough to hold in memory
 WINDOW_BATCHES = 32
 MOST_SKIPPED = 0.01  # share of the documents
 

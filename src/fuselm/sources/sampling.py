@@ -19,7 +19,7 @@ from fuselm.sources.capture import LoadedSource
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 
-PROMPT = 24  # tokens of a document that a text goes on from
+PROMPT = 24  # tokens of a document that a text continues
 LENGTH = 96  # tokens drawn
 BATCH = 48
 

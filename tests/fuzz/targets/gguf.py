@@ -1,4 +1,4 @@
-"""GGUF files with flipped bits, other numbers and cut ends, of a model that is tiny; only the file is read."""
+"""Read a tiny model's GGUF file with flipped bits, other numbers and cut ends."""
 
 from pathlib import Path
 

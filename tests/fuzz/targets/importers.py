@@ -1,4 +1,4 @@
-"""Records in others' layouts with other values, keys and types; what is imported must be a store that is whole."""
+"""Import records of all layouts with other values, keys and types; what is imported must be a whole store."""
 
 import json
 from collections import Counter
@@ -78,7 +78,7 @@ def _read(path: Path, layout: str, tokens: foreign.LayoutTokenizer, out: Path) -
 
 
 def _change(made: Any, random: np.random.Generator) -> None:
-    """Set a value somewhere in it to another, or take it away."""
+    """Replace a value somewhere in a record, or delete it."""
     keys = list(made) if isinstance(made, dict) else list(range(len(made)))
     if not keys:
         return

@@ -1,4 +1,4 @@
-"""Indexes and manifests with other values, of right and of wrong types, whose checksums fit."""
+"""Read indexes and manifests with other values, of right and of wrong types, whose checksums fit."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def _change_index(index: list[dict[str, Any]], random: np.random.Generator) -> N
 
 
 def _change_json(made: Any, random: np.random.Generator) -> None:
-    """Set a value somewhere in it to another, or take it away."""
+    """Replace a value somewhere in it, or delete it."""
     keys = list(made)
     key = keys[int(random.integers(len(keys)))]
     if isinstance(made[key], dict) and made[key] and random.random() < 0.7:

@@ -1,4 +1,4 @@
-"""Functions that call compiled code, given arrays of random numbers and lengths: each is refused at its door or fits.
+"""Call functions with compiled code on arrays of random numbers and lengths: each is refused on entry, or fits.
 
 Bounds are checked inside, so an index that a door let through is an IndexError, which counts as a failure.
 """
@@ -67,7 +67,7 @@ def _span(made, random: np.random.Generator) -> None:
 
 
 def _hurt(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Most often return the array; else one with another number, or another length."""
+    """Return the array in most cases, otherwise one with another number or another length."""
     chance = random.random()
     if chance < 0.85:
         return array

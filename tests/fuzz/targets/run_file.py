@@ -1,4 +1,4 @@
-"""Run files with other values, keys and types, and files that are no YAML."""
+"""Read run files with other values, keys and types, and files that are not YAML."""
 
 from pathlib import Path
 

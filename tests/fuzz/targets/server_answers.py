@@ -1,4 +1,4 @@
-"""Mutations of good answers of vLLM, SGLang and llama-cpp-python: each is read right, or refused with `ValueError`.
+"""Mutate good answers of vLLM, SGLang and llama-cpp-python: each is read right, or refused with `ValueError`.
 
 What right is, is told by a slow reading of the same JSON below, which shares no code with fuselm.
 """
@@ -41,7 +41,7 @@ VALUES = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """An answer of a server to a question about a prompt."""
+    """Hold a server's answer to a question about a prompt."""
 
     kind: str
     prompt: Prompt
@@ -173,7 +173,7 @@ def write_answer(kind: str, prompt: Prompt, top_k: int, rng: random.Random) -> d
 
 
 def mutate_value(value: Any, rng: random.Random) -> None:
-    """Change one place of a JSON value: another value, one less, one more, two changed over, another name."""
+    """Change one place of a JSON value: another value, one less, one more, two swapped, another name."""
     places = [(v, k) for v in _containers(value) for k in (v if isinstance(v, dict) else range(len(v)))]
     if not places:
         return
@@ -199,7 +199,7 @@ def mutate_value(value: Any, rng: random.Random) -> None:
 
 
 def mutate_bytes(body: bytes, rng: random.Random) -> bytes:
-    """Change some bytes: one bit, a part left out, said twice, or moved, or the end cut off."""
+    """Change some bytes: flip a bit, delete, repeat or move a part, or cut off the end."""
     a, b = sorted(rng.randrange(len(body) + 1) for _ in range(2))
     b = min(b, a + rng.choice([1, 2, 8, 64]))
     match rng.randrange(5):

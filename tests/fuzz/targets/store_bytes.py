@@ -1,4 +1,4 @@
-"""Stores whose files were damaged: flipped bits, cut, longer, exchanged. What is read must be what was written."""
+"""Damage files of stores: flip bits, cut, lengthen, exchange them. What is read must be what was written."""
 
 import shutil
 from pathlib import Path

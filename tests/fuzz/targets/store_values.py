@@ -1,4 +1,4 @@
-"""Stores whose checksums fit, with values set to others; read, aligned with `span` and fused if they are taken."""
+"""Read, align and fuse stores with changed values whose checksums fit, unless they are refused."""
 
 import copy
 import struct
@@ -31,7 +31,7 @@ def prepare(folder: Path):
 
 
 def change(contents: Contents, random: np.random.Generator) -> None:
-    """Set one to three values to others; every second time, numbers to what a row might have."""
+    """Set one to three values to others; in every second case, to numbers that a row might have."""
     for _ in range(int(random.integers(1, 4))):
         row = contents.rows[int(random.integers(len(contents.rows)))]
         name = str(random.choice(list(row)))

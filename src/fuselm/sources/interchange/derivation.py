@@ -18,9 +18,9 @@ from fuselm.stores import store
 from fuselm.stores.distributions import Distributions, check_distributions
 from fuselm.stores.store import Trace
 
-RENORMALISED = 0.99  # share of rows that sum to 1, above which they are taken to have been made to
-SMALLEST_TAIL = 2.0**-16  # a softmax leaves something to every id
-LARGEST_SUM = 1.05  # that a row may sum to: approximations are a little more than 1
+RENORMALISED = 0.99  # if a larger share of the rows sum to 1, they were renormalised
+SMALLEST_TAIL = 2.0**-16  # a softmax leaves some mass to every id
+LARGEST_SUM = 1.05  # approximated rows may sum to a little more than 1
 
 
 def derive_trace(
@@ -86,7 +86,7 @@ def _require_logprob(given: Any) -> None:
 
 
 def _place_rows(found: ForeignRecord, ahead: bool) -> tuple[list[foreign.Entries | None], list[float]]:
-    """Put row i at token i; a token without a row gets None."""
+    """Return rows and log-probabilities with row i at token i; a token without a row gets None."""
     rows, gold, count = list(found.rows), list(found.gold), len(found.tokens)
     if ahead:
         rows, gold = [None, *rows], [math.nan, *gold]
@@ -154,7 +154,7 @@ def _derive_distributions(
         with np.errstate(divide="ignore"):
             logprobs += (np.log1p(-tail) - np.log(np.where(informed, sums, 1.0)))[of]
         rest = np.full(len(kept), tail)
-    # gold: as it is told; else the entry's; else an even share of the tail
+    # gold: as the record says; else the entry's; else an even share of the tail
     own = np.array(gold, np.float64)
     if (own > math.log(LARGEST_SUM)).any():
         n = int(np.nanargmax(own))
@@ -175,7 +175,7 @@ def _derive_distributions(
 
 
 def check_places(probed: list[ForeignRecord], ahead: bool, tokens: LayoutTokenizer) -> None:
-    """Raise `ValueError` where tokens are among the entries of a row one place further, but not among their own."""
+    """Raise `ValueError` if tokens are among the entries of their neighbours' rows, but not of their own."""
     hits = {}
     for way in (False, True):
         found = [
@@ -206,7 +206,7 @@ def check_sums(probed: list[ForeignRecord], tail: float | None, vocabulary_size:
     share = float((np.abs(sums - 1) < 1e-3).mean()) if len(sums) else 0.0
     if tail is None and share >= RENORMALISED:
         raise ValueError(
-            f"{share:.0%} of the rows sum to 1: what was cut off them is not known, for they were renormalised; "
+            f"{share:.0%} of the rows sum to 1: what was cut off is not known, because they were renormalised; "
             "say what share it was with --tail 0.05 (--tail 0: nothing)"
         )
     if tail is not None and len(sums) and share < RENORMALISED:

@@ -24,7 +24,7 @@ def check_compression(compression: Any) -> dict[str, Any]:
     if not isinstance(compression, dict) or not {"d", "k", "exact_k"} <= compression.keys():
         raise ValueError("no DistillKit compression configuration; it needs d, k and exact_k")
     if unknown := sorted(compression.keys() - _KNOWN):
-        raise ValueError(f"'{unknown[0]}' is no option of DistillKit's compression that is known here")
+        raise ValueError(f"'{unknown[0]}' is not a known option of DistillKit's compression")
     defaults = {"exact_dtype": "float32", "term_dtype": "float32", "polynomial_terms": None, "residual_bins": []}
     defaults |= {"delta_encoding": True, "normalize_t": False}
     checked = defaults | compression

@@ -102,7 +102,7 @@ def read_vllm(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecord:
             _parse_id(i): e if isinstance(e, dict) else {"logprob": e, "rank": 1} for i, e in (row or {}).items()
         }
         gold.append(_restore_infinity(entries[token]["logprob"]) if token in entries else math.nan)
-        kept = [  # the token that came is there whatever its rank; as one of the most probable only up to the last
+        kept = [  # the token itself is always there; it is an entry only if it ranks among the most probable
             (i, entry["logprob"])
             for i, entry in entries.items()
             if i != token or (entry.get("rank") is not None and entry["rank"] <= len(entries))
@@ -141,7 +141,7 @@ def write_vllm(trace: Trace, text: str | None, tokens: LayoutTokenizer, _: bool)
 
 
 def read_openai(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecord:
-    """Read a record with tokens as strings, whose ids are found by means of the text."""
+    """Read a record that has tokens as strings; their ids are found by tokenizing the text."""
     choice = (record.get("choices") or [record])[0]
     text = _get_text(record) or choice.get("text")
     if not isinstance(text, str):

@@ -28,10 +28,10 @@ from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
 
-PROBED_ROWS = 4096  # by which it is found out what a file's rows are
+PROBED_ROWS = 4096  # the first rows, which show whether rows are shifted or renormalised
 BATCH_ROWS = 64  # read from Parquet at a time
 
-DERIVED = {  # counts of an import, in words
+DERIVED = {  # what counts of an import mean
     "gold_estimated": "tokens are not among their rows' entries: each is taken to have an even share of the tail",
     "tokens_without_row": "tokens have no row: the store says nothing of them",
     "documents_tokenized_otherwise": "documents are not what the tokenizer makes of their text: no run can use them",
@@ -129,7 +129,7 @@ def read_traces(
     counted: Counter[str],
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Trace]:
-    """Yield traces of all records; count in `counted` for how many tokens something had to be derived."""
+    """Yield traces of all records; count in `counted` what had to be derived."""
     layout = foreign.LAYOUTS[reading.layout]
     if reading.ahead is not None and layout.is_fixed and reading.ahead != layout.is_ahead:
         raise ValueError(f"--rows: the rows of {reading.layout} are each token's own; drop it")

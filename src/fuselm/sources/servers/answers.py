@@ -67,7 +67,7 @@ def require_type(value: Any, kind: type[list] | type[dict], what: str) -> Any:
 
 
 def parse_id(key: str) -> int:
-    """Return the id that a name in an object spells. Raises `ValueError` on whatever else `int` would take."""
+    """Return the id that a name in an object spells. Raises `ValueError` on anything else, even if `int` takes it."""
     if not (key.isascii() and key.isdecimal() and len(key) < 10 and (key[0] != "0" or key == "0")):
         raise ValueError(f"the id of an entry is {describe(key)}, not a number")
     return int(key)
@@ -87,7 +87,7 @@ def check_numbers(values: Sequence[Any]) -> None:
         if value > ROUNDING:
             raise ValueError(f"a log-probability is {describe(value)}, above 0")
         if value < LOWEST_LOGPROB:
-            raise ValueError(f"a log-probability is {describe(value)}, which is none of float32")
+            raise ValueError(f"a log-probability is {describe(value)}, which float32 cannot hold")
 
 
 def make_entries(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
@@ -97,7 +97,7 @@ def make_entries(ids: Sequence[Any], logprobs: Sequence[Any]) -> Entries:
             raise ValueError(f"the id of an entry is {describe(i)}, not a token's")
     if len(set(ids)) < len(ids):
         twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-        raise ValueError(f"two entries are of id {twice}")
+        raise ValueError(f"two entries have the id {twice}")
     check_numbers(logprobs)
     return list(zip(ids, map(float, logprobs), strict=True))
 
@@ -130,7 +130,7 @@ def check_mass(mass: float) -> None:
 
 
 def get_choice(answer: Any) -> dict[str, Any]:
-    """Return the one choice of an answer, empty where there is none. Raises `ValueError` if there are several."""
+    """Return the only choice of an answer, or an empty one. Raises `ValueError` if there are several."""
     choices = require_type(answer, dict, "the answer").get("choices")
     if isinstance(choices, list) and len(choices) > 1:
         raise ValueError(f"{len(choices)} choices in the answer, 1 was asked for")

@@ -1,6 +1,6 @@
 """Exchange one HTTP request for an answer of limited size and total time, whatever the server sends.
 
-Nothing is followed and nothing is kept: no redirects, no cookies, and no headers except those that the caller gives.
+Redirects are not followed, cookies are not kept, and no headers are sent except those that the caller gives.
 """
 
 import time
@@ -101,7 +101,7 @@ def exchange(
     url = httpcore2.URL(scheme=address.scheme, host=address.host, port=port, target=address.path)
     method = "GET" if content is None else "POST"
     with pool.stream(method, url, headers=headers, content=content, extensions={"timeout": limits}) as response:
-        told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+        headers_read = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         most = most_bytes if response.status == 200 else min(most_bytes, MOST_OF_AN_ERROR)
         try:
             for part in response.iter_stream():
@@ -113,7 +113,7 @@ def exchange(
         except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
             if response.status == 200:
                 raise
-    answer = Answer(status=response.status, headers=told, body=bytes(body))
+    answer = Answer(status=response.status, headers=headers_read, body=bytes(body))
     if response.status != 200:
         return _decompress_error(answer)
     if len(body) > most:

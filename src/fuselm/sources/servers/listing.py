@@ -13,8 +13,8 @@ LEAST_CONTEXT, MOST_CONTEXT = 16, 1 << 31  # tokens
 def find_model(answer: Any, served: str, key: str) -> dict[str, Any]:
     """Return the identity of the model `served`, and `max_model_len` if the list has it.
 
-    Raises `ValueError` if it isn't there or the list can't be one. Nothing that holds the `key` is returned, for what
-    is returned is written down.
+    Raises `ValueError` if it isn't there or the list can't be one. Nothing that holds the `key` is returned, because
+    what is returned is written to disk.
     """
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):

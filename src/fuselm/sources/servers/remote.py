@@ -161,7 +161,7 @@ def _force_first_token(connection: Connection, dialect: Dialect, token: int) -> 
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
     string, logprob = endpoints.read_chosen_token(answer)
     if string != dialect.strings[token]:
-        raise ValueError(f"the first token's log-probability can't be had (asked for {dialect.strings[token]!r})")
+        raise ValueError(f"the first token's log-probability cannot be obtained (asked for {dialect.strings[token]!r})")
     return logprob
 
 

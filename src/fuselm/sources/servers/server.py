@@ -111,7 +111,7 @@ def find_server(
 
 
 def _look_up_model(url: str, served: str, key_env: str | None, key_over_http: bool) -> dict[str, Any]:
-    """Return what the server says of the model, or said the last time."""
+    """Return what the server says about the model, or what it said last time."""
     key = f"server {url} {served}"
     known = listing.check_known(fingerprints.recall(key), served)
     asked = client.open_client(url, key_env=key_env, timeout=CONNECT_SECONDS, requests=1, key_over_http=key_over_http)
@@ -259,11 +259,11 @@ def _check_first_row(connection: Connection, prompt: Prompt) -> Connection:
     expected, _ = endpoints.read_next_row(client.ask(connection.client, "completions", body), dialect)
     expected.sort(key=lambda entry: -entry[1])
     echoed = dict(rows.entries[tokens] or ())
-    apart = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
-    if max(apart, default=0.0) > MOST_DIFFERENCE:
+    differences = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
+    if max(differences, default=0.0) > MOST_DIFFERENCE:
         raise ValueError(
-            f"{url}: its echo gives each token the next one's row, for the prompt does not begin with what it takes "
-            f"for BOS; start llama-cpp-python with --kv_overrides tokenizer.ggml.bos_token_id=int:{bos}"
+            f"{url}: its echo gives each token the next one's row, because the prompt does not begin with its "
+            f"BOS; start llama-cpp-python with --kv_overrides tokenizer.ggml.bos_token_id=int:{bos}"
         )
     if rows.entries[0] is not None:
         return connection
