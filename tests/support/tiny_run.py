@@ -25,7 +25,7 @@ from rich.console import Console
 from fuselm.cli import endings
 from fuselm.cli import main as cli
 from fuselm.sources import resumable_writing
-from fuselm.system import progress
+from fuselm.system import library_output, progress
 from fuselm.system.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
@@ -93,6 +93,9 @@ def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
         patch.setenv("TOKENIZERS_PARALLELISM", "true")
         patch.setenv("COLUMNS", "211")
         patch.setattr(progress, "SECONDS_OF_SILENCE", 3600.0)  # what is said does not depend on how busy the machine is
+        patch.setattr(sys, "warnoptions", ["error"])  # so that the command leaves warnings errors, as tests have them
+        for name, value in library_output.QUIET.items():
+            patch.setenv(name, value)
         if cache is not None:
             patch.setenv("FUSELM_CACHE", str(cache))
         patch.setattr(sys, "argv", ["fuselm", *map(str, arguments)])
@@ -110,7 +113,7 @@ WATCHED = ("numpy", "torch", "transformers")
 COMMAND = f"""
 import atexit, os, sys
 from fuselm.cli import main as cli
-from fuselm.system import progress
+from fuselm.system import library_output, progress
 progress.SECONDS_OF_SILENCE = 3600.0
 atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))
 cli.main()

@@ -3,14 +3,8 @@
 import os
 import subprocess
 import sys
-import warnings
 
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
-
-from fuselm.models.loading import load_model
-from fuselm.models.locating import locate_model
-from fuselm.system.library_output import QUIET, hide_library_output
+from fuselm.system.library_output import QUIET
 
 SCRIPT = """
 import sys, warnings
@@ -26,9 +20,9 @@ warnings.warn("a warning of Python's")
 OUTPUT = ("%|", "a line of the log", "a warning of Python's")
 
 
-def print_as(mode: str, model, out, *options: str) -> str:
+def print_as(mode: str, model, out, *options: str, script: str = SCRIPT) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in QUIET}
-    command = [sys.executable, *options, "-c", SCRIPT, str(model), mode, str(out)]
+    command = [sys.executable, *options, "-c", script, str(model), mode, str(out)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
 
 
@@ -43,24 +37,24 @@ def test_a_command_shows_python_warnings_if_asked_to(byte_level, tmp_path):
     assert "a warning of Python's" in shown and "%|" not in shown
 
 
-def test_bars_and_log_lines_are_hidden_within_a_block_and_come_back(byte_level, tmp_path, capfd):
-    logging.enable_progress_bar()
-    logging.set_verbosity_info()
-    try:
-        with hide_library_output():
-            AutoModelForCausalLM.from_pretrained(byte_level).save_pretrained(tmp_path / "hidden")
-            logging.get_logger("transformers").warning("a line of the log")
-        assert capfd.readouterr().err == ""
-        assert logging.is_progress_bar_enabled() and logging.get_verbosity() == logging.INFO
-        AutoModelForCausalLM.from_pretrained(byte_level).save_pretrained(tmp_path / "shown")
-        assert "%|" in capfd.readouterr().err
-    finally:
-        logging.set_verbosity_warning()
+BLOCK = """
+import sys
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+from fuselm.models.loading import load_model
+from fuselm.models.locating import locate_model
+from fuselm.system.library_output import hide_library_output
+logging.set_verbosity_warning()
+with hide_library_output():
+    AutoModelForCausalLM.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[3])
+    logging.get_logger("transformers").warning("a line of the log")
+load_model(locate_model(sys.argv[1]), device="cpu")
+print("hidden until here", file=sys.stderr)
+assert logging.is_progress_bar_enabled() and logging.get_verbosity() == logging.WARNING
+AutoModelForCausalLM.from_pretrained(sys.argv[1])
+"""
 
 
-def test_loading_a_model_prints_nothing(byte_level, capfd):
-    logging.enable_progress_bar()
-    with warnings.catch_warnings():
-        load_model(locate_model(str(byte_level)), device="cpu")
-    assert capfd.readouterr().err == ""
-    assert logging.is_progress_bar_enabled()
+def test_functions_hide_bars_and_log_lines_and_show_them_again_afterwards(byte_level, tmp_path):
+    hidden, shown = print_as("", byte_level, tmp_path / "out", script=BLOCK).split("hidden until here\n")
+    assert hidden == "" and "%|" in shown

@@ -1,13 +1,15 @@
 """Keep other libraries' progress bars, log lines and warnings off the screen, because fuselm has its own display."""
 
 import contextlib
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 
-# What transformers and huggingface_hub read when they are imported; a user's own setting is kept.
+# What tqdm, transformers and huggingface_hub read when they are imported; a user's own setting is kept.
 QUIET = {
+    "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -43,10 +45,27 @@ def hide_library_output() -> Iterator[None]:
     if shows_hub_bars:
         disable_progress_bars()
     try:
-        yield
+        with _hide_gguf_bar():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if shows_hub_bars:
-            enable_progress_bars()
         if shows_bars:
             logging.enable_progress_bar()
+        if shows_hub_bars:
+            enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _hide_gguf_bar() -> Iterator[None]:
+    """Hide the bar with which transformers converts GGUF files: it obeys none of its settings."""
+    from transformers import modeling_gguf_pytorch_utils as converting
+
+    bar = getattr(converting, "tqdm", None)
+    if bar is None:  # another version, which has it elsewhere
+        yield
+        return
+    converting.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        converting.tqdm = bar
