@@ -360,6 +360,13 @@ def test_page_is_whole_self_contained_and_escaped(make, run, tmp_path):
     assert page.seen.count("svg") == html.count('<svg viewBox="0 0 ') == html.count('role="img" aria-label="')
 
 
+def test_a_page_without_token_rows_has_no_token_view(make, run):
+    summary = run_summary.summarize_run(options_of(run), folders := make())
+    histories = {m: json.loads((path / "history.json").read_text()) for m, path in folders["train"].items()}
+    for rows in (None, {"documents": []}):
+        assert "token-data" not in report_page.render_page(summary, histories, rows)
+
+
 def test_page_stays_small_in_a_long_training(run, tmp_path):
     domains = {f"domain {n}": 3 for n in range(11)}
     folders = make_folders(tmp_path / "long", LEVELS, domains, steps=20_011)

@@ -69,6 +69,7 @@ def gather_token_rows(
     entries as string and probability, alternating, in thousandths. A token without a row has None.
     """
     chosen = [document for split in SPLITS for document in choose_documents(documents, split)]
+    chosen = [document for document in chosen if len(vocabulary.segment(document.text).ids)]
     whole = [vocabulary.segment(document.text) for document in chosen]
     cut = [_cut_segmentation(segmentation, MOST_TOKENS) for segmentation in whole]
     traces: list[dict[str, "Trace"]] = [{} for _ in chosen]

@@ -33,7 +33,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: 
     """Render a run's report as one self-contained HTML page.
 
     `histories` are the training histories of `clm` and `fused`, by method. `token_rows` are those of
-    `token_rows.gather_token_rows`; without them, the page has no token view.
+    `token_rows.gather_token_rows`; without them, or documents in them, the page has no token view.
     """
     sources = [n for n in summary["models"] if n not in TARGETS]
     styles = {n: style_source(k) for k, n in enumerate(sources)} | {t: t for t in TARGETS}
@@ -51,7 +51,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: 
         sources=sources,
         styles=styles,
         source_styles={name: styles[name] for name in sources},
-        token_view=prepare_token_view(token_rows, styles) if token_rows else None,
+        token_view=prepare_token_view(token_rows, styles) if token_rows and token_rows["documents"] else None,
         tiles={
             "fused − clm": ("trained on the text alone", summary["differences"]["fused-clm"]["average"]),
             "fused − base": ("the target before training", summary["differences"]["fused-base"]["average"]),
