@@ -264,6 +264,19 @@ def test_time_that_does_not_grow_with_the_text_is_counted(run_file, monkeypatch)
         assert writes[f"train {method}"] - nothing[f"train {method}"] == pytest.approx(written, rel=1e-6)
 
 
+def test_what_is_read_in_front_of_documents_is_counted(run_file):
+    pipeline = pipeline_of(run_file, "capture.prefix_tokens=11")
+    documents = [d for d in pipeline.documents if d.split == "train"]
+    whole = calibration.measure_reading(pipeline, "other", documents, dtype="float32")
+    part = calibration.measure_reading(pipeline, "other", documents[:5], dtype="float32")
+    assert part.capture_speed == pytest.approx(0.8 * part.speed)  # as in a large corpus
+    assert 0.5 * whole.speed < whole.capture_speed < whole.speed
+    without = calibration.measure_reading(
+        pipeline_of(run_file, "capture.prefix_tokens=0"), "other", documents, dtype="auto"
+    )
+    assert without.capture_speed == without.speed
+
+
 def test_an_error_comes_below_the_tables_and_leaves_out_one_stage_alone(run_file, monkeypatch):
     def fails(*_, **__):
         raise ValueError("other: cannot be read here")

@@ -196,15 +196,29 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
         kept = capture.read_batch(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
     speed = (len(kept.counts) + sum(row.prefix for row in batch)) / seconds
-    per_prefix = passages.DOCUMENTS_PER_PREFIX
+    is_whole = len(documents) == sum(d.split == "train" for d in pipeline.documents)
     return Measured(
         speed=speed,
-        # A whole corpus reads this share of documents; the batch may read more in front of them.
-        capture_speed=speed * (per_prefix / (1 + per_prefix) if prefix.tokens else 1.0),
+        capture_speed=speed * _find_share_of_documents(prefix, planned, lengths, is_whole=is_whole),
         loading=loading,
         entries=float(kept.counts.mean()),
         mass=1 - float(kept.tail.mean()),
     )
+
+
+def _find_share_of_documents(
+    prefix: passages.Prefix, planned: Sequence[Sequence[passages.Passage]], lengths: Sequence[int], *, is_whole: bool
+) -> float:
+    """Return the share of documents in what a capture reads; the rest is read in front of them.
+
+    It is counted if the documents are the whole corpus. A large corpus has as much in front as `passages` allows.
+    """
+    if not prefix.tokens:
+        return 1.0
+    if not is_whole:
+        return passages.DOCUMENTS_PER_PREFIX / (1 + passages.DOCUMENTS_PER_PREFIX)
+    own = sum(lengths)
+    return own / (own + sum(row.prefix for batch in planned for row in batch))
 
 
 def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document]) -> Measured:
