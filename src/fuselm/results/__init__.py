@@ -3,5 +3,6 @@
 `scoring` gives bits per byte and `bootstrap` their intervals. `run_summary` gathers the numbers of a run, `verdicts`
 judges them, and `report` writes them. `diagnosis` says before training whether fusing can help, and `diagnosis_words`
 puts that into sentences. `fidelity_measurement` measures what alignment loses. `inspection` shows a document token by
-token. `measure` scores a model on any texts. The pages are in `results.pages`, their templates in `results.templates`.
+token, and `token_rows` gathers what the page of a run shows of a few. `measure` scores a model on any texts. The pages
+are in `results.pages`, their templates in `results.templates`.
 """
