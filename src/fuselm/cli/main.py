@@ -185,12 +185,11 @@ def study(
         raise ValueError("--plan and --report: take one, as --plan writes no pages")
     console = open_stderr()
     from fuselm.results.pages import study_page
-    from fuselm.runs.studies import comparison, trials
-    from fuselm.runs.studies import study as studies
+    from fuselm.runs.studies import comparison, study, trials
     from fuselm.system import progress, terminal
 
     with progress.announce(f"reading {study_file}, its texts and models"):
-        checked = studies.load(study_file, overrides or [])
+        checked = study.load(study_file, overrides or [])
         grid = trials.Grid(checked, console)
         grid.check()
         trials.make_output_folder(checked)

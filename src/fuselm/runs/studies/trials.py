@@ -271,11 +271,11 @@ def draw_progress(grid: Grid) -> Table:
     planned: set[Path] = set()
     total, unknown = 0.0, 0
     for seed, arm, state in rows:
-        of_trials = [
+        trial_steps = [
             (step, trial) for trial in state.trials for step in trial.steps if step.stage is not evaluate.STAGE
         ]
         scored = state.best_trial or state.trials[0]
-        makes = [*of_trials, (scored.scoring_step, scored)] if state.scores_folder is None else []
+        makes = [*trial_steps, (scored.scoring_step, scored)] if state.scores_folder is None else []
         left = {s.folder: (s, t) for s, t in makes if s.is_needed and s.folder not in planned}
         planned |= left.keys()
         times = [
