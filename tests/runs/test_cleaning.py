@@ -86,6 +86,15 @@ def test_a_diagnosis_is_the_same_without_captures(made, beside):
     assert found.code == expected.code == 0 and found.out == expected.out
 
 
+def test_what_a_diagnosis_made_stays(beside):
+    given = yaml.safe_load((beside / "run.yaml").read_text())
+    del given["sources"]["own"]  # the target, which only a diagnosis captures then
+    (beside / "alone.yaml").write_text(yaml.safe_dump(given | {"output": str(beside / "alone")}))
+    assert fuselm("diagnose", beside / "alone.yaml").code == 0
+    shown = listed(beside / "alone", captures=True)
+    assert shown["capture target"] == shown["align target"] == "keep: used by `fuselm diagnose`"
+
+
 def test_what_another_run_needs_to_finish_stays(beside):
     second = [beside / "run.yaml", f"output={beside / 'second'}", "align.top_k=3"]
     assert fuselm("capture", *second).code == 0

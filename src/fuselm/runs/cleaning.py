@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fuselm.runs import step_records
 from fuselm.runs.publish import RECORD
+from fuselm.runs.run_folders import DIAGNOSIS
 from fuselm.runs.step_records import RUN_FILE, STUDY_FILE
 from fuselm.runs.store_places import FOLDER, USERS, find_home, read_users
 from fuselm.system import file_lock
@@ -67,7 +68,7 @@ def survey(path: Path, *, captures: bool = False) -> list[Folder]:
     by_folder = {run.folder: run for run in runs}
     own = {folder.resolve() for run in chosen for folder in by_folder[run.resolve()].made}
     found = []
-    for folder in _list_folders([*chosen, *sorted(stores)]):
+    for folder in _list_folders([*chosen, *(run / DIAGNOSIS for run in chosen), *sorted(stores)]):
         if folder.is_relative_to(path.resolve()) or _base(folder) in own:
             found.append(_judge(folder, runs, captures))
     return sorted(found, key=lambda folder: (not folder.is_useless, folder.path))
@@ -102,6 +103,8 @@ def _judge(path: Path, runs: Sequence[_Run], captures: bool) -> Folder:
         is_useless = not users
     elif waiting:
         reason = f"needed to finish {_name(waiting)}"
+    elif path.parent.parent.name == DIAGNOSIS:
+        reason = "used by `fuselm diagnose`"
     elif not users:
         reason, is_useless = "no run uses it", True
     elif captures and stage == "capture":
