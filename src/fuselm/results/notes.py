@@ -43,7 +43,7 @@ def describe_conditional(result: Mapping | None) -> str:
         return f"{begun}: rows give every kind of token the probability with which it comes, as far as chance lets see."
     row = result["classes"][result["worst_class"]]
     return (
-        f"{begun}: {result['worst_class'].replace('_', ' ')} come {row['came']:.1%} of the time and get "
+        f"{begun}, worst for {result['worst_class'].replace('_', ' ')}, with {row['came']:.1%} of the tokens and "
         f"{row['mass']:.1%} of the probability."
     )
 
