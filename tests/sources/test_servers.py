@@ -290,7 +290,7 @@ def test_a_run_with_a_server_then_without(tmp_path, plain, rows, monkeypatch):
     assert far["average"]["bits_per_byte"] == pytest.approx(own["average"]["bits_per_byte"], abs=1e-3)
     again = fuselm("run", path, "train.passes=1")
     assert (again.code, again.err) == (0, "Nothing to do: every stage of this run is done.\n")
-    assert diagnosis_inputs.gather_from_folder(tmp_path / "out")["writers"] == []
+    assert diagnosis_inputs.gather_from_folder(tmp_path / "out", Console(quiet=True))["writers"] == []
     texts = [p for p in tmp_path.rglob("*") if p.is_file() and b"a-secret" in p.read_bytes()]
     assert not texts and "a-secret" not in outcome.err + outcome.out
     gone = fuselm("capture", path, "capture={policy: threshold, top_k: 5}")
