@@ -1,4 +1,4 @@
-"""diagnosis.py: its numbers from their definitions, its words, its page; and the command on a run."""
+"""Check the numbers of diagnosis.py by their definitions, its words and page, and the command on a run."""
 
 import io
 import json
@@ -32,7 +32,7 @@ DOMAINS = ["<b>&", "tech"]
 
 
 def trace(name: str, quality: float, seed: int, tokens: np.ndarray) -> Trace:
-    """Random rows, all of which expect the token that comes with `quality`."""
+    """Return random rows that give the token that comes a probability of `quality` or more."""
     random = np.random.default_rng(seed)
     rows, gold = [], []
     for token in tokens.tolist():
@@ -52,7 +52,7 @@ def trace(name: str, quality: float, seed: int, tokens: np.ndarray) -> Trace:
 
 
 def make(folder: Path, **qualities: tuple[float, float]) -> tuple[dict[str, Store], list[Document]]:
-    """A store of each source, of three documents a domain, in which its quality is this."""
+    """Write a store of each source, with three documents a domain, in which it has the given quality."""
     names = [(f"{domain}{n}", domain) for domain in DOMAINS for n in range(3)]
     tokens = np.random.default_rng(1).integers(0, VOCAB, (len(names), TOKENS))
     stores = {}
@@ -77,11 +77,11 @@ def diagnosed(stores: dict[str, Store], documents: list[Document], own: str | No
 
 @pytest.fixture
 def usual(tmp_path):
-    """Two sources that know a domain each, and the target, which knows little."""
+    """Return two sources that know one domain each, and the target, which knows little."""
     return make(tmp_path, alpha=(0.8, 0.3), beta=(0.3, 0.8), own=(0.1, 0.1))
 
 
-def test_bits_are_those_of_the_gold_tokens_and_the_oracle_takes_the_best_of_each(usual):
+def test_bits_come_from_gold_tokens_and_the_oracle_takes_the_best_of_each(usual):
     stores, documents = usual
     result = diagnosed(*usual, own="own")
     for domain in DOMAINS:
@@ -103,7 +103,7 @@ def test_bits_are_those_of_the_gold_tokens_and_the_oracle_takes_the_best_of_each
 
 
 def test_a_source_that_cannot_spell_a_domain_is_neither_compared_nor_weighted_there(usual):
-    """Its rows say much of few tokens, as those of a source do that reads a text as unknown characters."""
+    """Such a source has information about few tokens, because it reads the text as unknown characters."""
     stores, documents = usual
     stores["alpha"].manifest["counts"]["fidelity"] = {DOMAINS[0]: {"unspelled": 0.9}}
     stores["beta"].manifest["counts"]["fidelity"] = {DOMAINS[1]: {"unspelled": 0.009}}
@@ -121,7 +121,7 @@ def test_a_source_that_cannot_spell_a_domain_is_neither_compared_nor_weighted_th
 
 
 def silent(store: Store, folder: Path, rows: slice) -> Store:
-    """The same without those rows of each document, as an alignment may leave it."""
+    """Return the store without some rows of each document, as an alignment may leave it."""
 
     def build(out: Path) -> dict:
         traces = []
@@ -138,7 +138,7 @@ def silent(store: Store, folder: Path, rows: slice) -> Store:
     return Store(folder)
 
 
-def test_tokens_that_a_source_says_nothing_of_are_left_out_for_all(usual, tmp_path):
+def test_tokens_without_information_from_a_source_are_left_out_for_all(usual, tmp_path):
     stores, documents = usual
     fewer = stores | {"alpha": silent(stores["alpha"], tmp_path / "fewer", slice(3, None))}
     result = diagnosed(fewer, documents, own="own")
@@ -198,7 +198,7 @@ def test_a_target_that_knows_less_can_learn_and_from_whom(usual):
     assert set(result["judged"].values()) == {"helps"}
 
 
-def test_of_each_domain_the_best_writer_should_write_if_it_is_far_beyond_the_target(usual):
+def test_the_best_writer_of_a_domain_should_write_if_it_is_far_better_than_the_target(usual):
     def said(writers: list[str]) -> tuple[dict, str]:
         result = diagnosed(*usual, own="own", writers=writers)
         return result["write"], result["verdict"][-1]
@@ -211,7 +211,7 @@ def test_of_each_domain_the_best_writer_should_write_if_it_is_far_beyond_the_tar
     assert ratio == {} and line.startswith("Mixing: ")
 
 
-def test_a_shell_gives_the_command_what_should_be_written(tmp_path, monkeypatch):
+def test_a_shell_passes_the_advised_writing_to_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("test_diagnosis.DOMAINS", ["no", "l'été: 'un', #2"])
     result = diagnosed(*make(tmp_path, src=(0.8, 0.8), own=(0.1, 0.1)), own="own", writers=["src"])
     given = {}
@@ -219,7 +219,7 @@ def test_a_shell_gives_the_command_what_should_be_written(tmp_path, monkeypatch)
     assert given["write"]["ratio"] == result["write"] == {"src": {"no": 4, "l'été: 'un', #2": 4}}
 
 
-def test_a_source_hardly_beyond_the_target_should_write_nothing(tmp_path):
+def test_a_source_hardly_better_than_the_target_should_write_nothing(tmp_path):
     result = diagnosed(*make(tmp_path, other=(0.13, 0.8), own=(0.1, 0.1)), own="own", writers=["other"])
     bits = {name: row["bits_per_byte"][DOMAINS[0]] for name, row in result["sources"].items()}
     assert 0.8 * bits["own"] < bits["other"] < bits["own"]
@@ -348,7 +348,7 @@ def test_the_page_and_the_table_show_every_number(usual, own):
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
+def test_a_source_that_excludes_the_text_is_shown_as_infinite(tmp_path):
     stores, documents = make(tmp_path, alpha=(0.5, 0.5), own=(0.5, 0.5))
     impossible = stores["alpha"].read(documents[0].id)
     gold = impossible.distributions.gold.copy()
@@ -364,7 +364,7 @@ def test_a_source_that_gives_the_text_no_chance_is_shown_as_infinite(tmp_path):
     assert "∞" in diagnosis_page.render_page(result)
 
 
-def test_dots_are_on_one_scale_and_none_is_nothing():
+def test_dots_are_on_one_scale_and_no_dots_draw_nothing():
     dots = [figures.Dot(label="<i>", style="base", value=v, ring=v == 2.0) for v in (1.0, 2.0)]
     drawn_twice = figures.draw_dots({"d": dots, "e": []}, axis="x", number=str, label="x")
     assert drawn_twice.count("<circle") == 2 and "&lt;i&gt;" in drawn_twice and drawn_twice.count('"ring"') == 1
@@ -416,7 +416,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     assert shown.code == 0 and result["verdict"][0][:40] in shown.out
 
 
-def test_who_reads_too_little_and_who_has_a_store_should_not_write(run_file, tmp_path, sentence_piece):
+def test_sources_that_read_too_little_or_have_a_store_should_not_write(run_file, tmp_path, sentence_piece):
     def able(*overrides: str) -> list[str]:
         run = config.load(run_file, overrides)
         return Inputs(run).list_possible_writers(run)
@@ -431,7 +431,7 @@ def test_who_reads_too_little_and_who_has_a_store_should_not_write(run_file, tmp
 @pytest.mark.parametrize(
     "option", ["sources.other.store={captured}", "write={{ratio: 1, prompt_tokens: 5, tokens: 7}}"]
 )
-def test_a_run_that_is_of_stores_or_of_written_text_should_write_no_more(option, run_file, tmp_path, tmp_path_factory):
+def test_a_run_of_given_stores_or_written_text_should_write_no_more(option, run_file, tmp_path, tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "cache"
     assert fuselm("capture", run_file, cache=cache).code == 0
     (captured,) = (run_file.parent / "out/capture").glob("other-*")
@@ -440,7 +440,7 @@ def test_a_run_that_is_of_stores_or_of_written_text_should_write_no_more(option,
     assert diagnosis_inputs.gather_from_folder(tmp_path / "out", Console(quiet=True))["writers"] == []
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path):
+def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path):
     outcome = fuselm("diagnose", tmp_path)
     assert outcome.code == 2
     assert outcome.err == (
@@ -448,7 +448,7 @@ def test_a_folder_without_a_run_is_one_line(tmp_path):
     )
 
 
-def test_a_page_that_cannot_be_written_is_said_before_anything_else(tmp_path):
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path):
     outcome = fuselm("diagnose", tmp_path, "--report", tmp_path / "no" / "page.html")
     assert outcome.code == 2 and "no folder" in outcome.err
 
