@@ -487,8 +487,8 @@ def test_arms_may_have_more_training_text_and_no_other_held_out(tmp_path, byte_l
     assert len({of["english/train"] for of in counts}) == 2 and len({of["english/heldout"] for of in counts}) == 1
     outcome = planned(*reversed(files))
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith(
-        f"fuselm: {tmp_path / 'study.yaml'}: arms.half, seed 0: holds out other text than 'base'; "
-        "let an arm add only lines whose `split` is train, after the files that all arms have, and if a source"
+        f"fuselm: {tmp_path / 'study.yaml'}: arms.half, seed 0: holds out different text from 'base'; "
+        "an arm may only add rows whose `split` is train, in files after those that all arms have; if a source "
     )
 
 
@@ -528,7 +528,7 @@ def test_arms_whose_sources_cut_held_out_text_otherwise_are_refused(tmp_path, by
     study_file = write(tmp_path, byte_level, short, texts, arms=arms)
     outcome = fuselm("study", study_file)
     assert outcome.code == 2, outcome.err
-    assert ": arms.alone, seed 0: holds out other text than 'base'; " in outcome.err
+    assert ": arms.alone, seed 0: holds out different text from 'base'; " in outcome.err
     assert not list((tmp_path / "study").glob("seed-*/capture"))
     assert fuselm("study", study_file, "set.corpus.max_bytes=50", "--plan").code == 0
 

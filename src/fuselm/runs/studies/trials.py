@@ -122,9 +122,9 @@ class Grid:
                 name, _, expected = first.setdefault(seed, (arm.name, folder, not_trained_on))
                 if not_trained_on != expected:
                     raise ValueError(
-                        f"{self.study.file}: arms.{arm.name}, seed {seed}: holds out other text than "
-                        f"'{name}'; let an arm add only lines whose `split` is train, after the files that all arms "
-                        "have, and if a source has a short context, set corpus.max_bytes in the study's `set`"
+                        f"{self.study.file}: arms.{arm.name}, seed {seed}: holds out different text from "
+                        f"'{name}'; an arm may only add rows whose `split` is train, in files after those that all "
+                        "arms have; if a source has a short context, also set corpus.max_bytes in the study's `set`"
                     )
 
     def check_needs(self, arm: Arm, seed: int) -> None:
