@@ -12,7 +12,8 @@ import yaml
 from tiny_run import fuselm
 
 from fuselm.runs import config
-from fuselm.runs.store_places import locate_stores, read_users
+from fuselm.runs.store_places import locate_stores
+from fuselm.stores.sharing import list_users
 from fuselm.system import manifest
 
 
@@ -67,7 +68,7 @@ ALL = ["align other", "align own", "capture other", "capture own", "write other"
 
 def test_stores_are_beside_the_runs_and_their_users_are_written_down(made):
     assert names(made / "stores") == ALL and names(made / "mine") == []
-    assert read_users(made / "stores") == [made / "mine"]
+    assert list_users(made / "stores") == [made / "mine"]
     assert not list(made.rglob("*.lock"))
 
 
@@ -82,7 +83,7 @@ def test_another_run_uses_them_also_under_another_name_of_a_source(beside):
     outcome = fuselm("align", beside / "renamed.yaml")
     assert outcome.code == 0 and outcome.stages == ["corpus"], outcome.err
     assert names(beside / "stores") == ALL
-    assert {beside / "second", beside / "third"} < set(read_users(beside / "stores"))
+    assert {beside / "second", beside / "third"} < set(list_users(beside / "stores"))
 
 
 def test_other_options_are_another_store_beside_it(beside):
@@ -99,7 +100,7 @@ def test_a_run_may_keep_its_stores_to_itself_or_elsewhere(beside):
     elsewhere = beside / "deep" / "elsewhere"
     outcome = fuselm("capture", beside / "run.yaml", "capture.draws=5", f"store_dir={elsewhere}")
     assert outcome.code == 0, outcome.err
-    assert names(elsewhere) == ["capture other", "capture own"] and read_users(elsewhere) == [beside / "mine"]
+    assert names(elsewhere) == ["capture other", "capture own"] and list_users(elsewhere) == [beside / "mine"]
 
 
 def test_what_earlier_versions_left_in_a_run_is_found_and_resumed(beside):
@@ -134,7 +135,7 @@ def test_a_study_uses_what_a_run_captured_and_its_seeds_are_runs_of_it(beside):
     assert outcome.code == 0 and outcome.stages == ["align own", "align other"], outcome.err
     assert names(beside / "stores") == sorted([*ALL, "align other", "align own"])
     assert names(beside / "study/seed-0") == [] and not (beside / "study/stores").exists()
-    assert beside / "study/seed-0" in read_users(beside / "stores")
+    assert beside / "study/seed-0" in list_users(beside / "stores")
 
 
 def test_runs_that_are_moved_with_their_stores_still_find_them(beside):

@@ -16,7 +16,8 @@ from fuselm.runs import step_records
 from fuselm.runs.publish import RECORD
 from fuselm.runs.run_folders import DIAGNOSIS
 from fuselm.runs.step_records import RUN_FILE, STUDY_FILE
-from fuselm.runs.store_places import FOLDER, USERS, find_home, read_users
+from fuselm.runs.store_places import FOLDER, find_home
+from fuselm.stores.sharing import USERS, list_users
 from fuselm.system import file_lock
 
 STAGES = ("write", "capture", "align", "fuse", "train")  # folders of other stages are small
@@ -62,7 +63,7 @@ def survey(path: Path, *, captures: bool = False) -> list[Folder]:
     """
     chosen, shared = _find_runs(path)
     stores = {shared_folder for run in chosen for shared_folder in _find_stores(run)} | set(shared)
-    users = {user for store in stores for user in read_users(store)}
+    users = {user for store in stores for user in list_users(store)}
     homes = {find_home(run) for run in chosen} | {store.parent for store in stores}
     runs = [_Run(run) for run in sorted({*chosen, *users, *(run for home in homes for run in _list_runs(home))})]
     by_folder = {run.folder: run for run in runs}

@@ -5,17 +5,16 @@ studies beside each other keep them in one folder, `store_dir`. What earlier ver
 runs is found, too.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuselm.runs.config import RunOptions
 from fuselm.runs.stage import Stage
-from fuselm.system import atomic_files, file_lock, manifest
+from fuselm.stores import sharing
+from fuselm.system import manifest
 
 FOLDER = "stores"  # beside the runs
-USERS = ".runs.json"  # in a shared folder: which runs use it
 STUDY_FILE = "study.json"  # in a study's folder, whose runs are in folders named after their seeds
 
 
@@ -57,12 +56,7 @@ class StorePlaces:
     def register(self) -> None:
         """Write down in the shared folder that this run uses it, wherever the run is."""
         if self.shared is not None:
-            self.shared.mkdir(parents=True, exist_ok=True)
-            with file_lock.hold_lock(self.shared / f"{USERS}.lock"):
-                known = read_users(self.shared)
-                if (run := self.run.resolve()) not in known:
-                    users = sorted(str(path) for path in {*known, run})
-                    atomic_files.write_text(self.shared / USERS, json.dumps(users, indent=1))
+            sharing.add_user(self.shared, self.run)
 
     def _find_shared(self, shared: Path, stage: str, new: str, key: str) -> Path:
         begun_here = self.run / stage / f"{new}.partial"
@@ -87,15 +81,6 @@ class StorePlaces:
     def _owns(self, folder: Path) -> bool:
         """Tell whether this run may make a folder, which is not in the folder of another run."""
         return any(place is not None and folder.is_relative_to(place) for place in (self.run, self.shared))
-
-
-def read_users(shared: Path) -> list[Path]:
-    """Return the folders of the runs that use a shared folder and still are there."""
-    try:
-        users = json.loads((shared / USERS).read_bytes())
-    except (OSError, ValueError):
-        return []
-    return [Path(user) for user in users if isinstance(user, str) and Path(user).is_dir()]
 
 
 def locate_stores(run: RunOptions) -> StorePlaces:

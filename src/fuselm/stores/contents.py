@@ -1,5 +1,6 @@
 """Describe a store to people: counts, the bytes of each column, and rows shown as text."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_tokenizer
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.stores.sharing import list_users
 from fuselm.stores.store import Store, Trace
 from fuselm.system.terminal import make_plain_text
 
@@ -89,21 +91,18 @@ def find_tokenizer(folder: Path, made: Mapping[str, Any], spec: str | None) -> M
 
     Raises `ValueError` if `spec` is a different tokenizer from the one the store was made with.
     """
-    name = spec or _find_model_in_run(folder) or made["about"].get("model")
-    if spec is None:
-        if not isinstance(name, str) or not _is_on_this_machine(name):
-            return None
-        try:
-            model = locate_tokenizer(name)
-        except ValueError:  # a folder of that name, which has nothing to do with it
-            return None
-    else:
-        model = locate_tokenizer(spec)
     wanted = made["inputs"].get("tokenizer")
+    if spec is None:
+        for name in [*_find_models_in_runs(folder), made["about"].get("model")]:
+            if isinstance(name, str) and _is_on_this_machine(name):
+                with contextlib.suppress(ValueError):  # a folder of that name, which has nothing to do with it
+                    model = locate_tokenizer(name)
+                    if wanted in (None, model.tokenizer_fingerprint):
+                        return model
+        return None
+    model = locate_tokenizer(spec)
     if wanted in (None, model.tokenizer_fingerprint):
         return model
-    if spec is None:
-        return None
     raise ValueError(
         f"{folder}: written with tokenizer {wanted}, {spec} has {model.tokenizer_fingerprint}; "
         "point to the tokenizer it was made with"
@@ -118,15 +117,19 @@ def _is_on_this_machine(name: str) -> bool:
         return False
 
 
-def _find_model_in_run(folder: Path) -> str | None:
-    """Return the model or tokenizer that the run around a store names, because stores themselves hold no paths."""
-    stage, options = folder.resolve().parent, folder.resolve().parents[1] / "config.yaml"
-    try:
-        run = yaml.safe_load(options.read_text(encoding="utf-8"))
-        model = run["sources"][folder.name.rpartition("-")[0]] if stage.name == "capture" else run["target"]
-        return model.get("tokenizer") or model["model"]
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
-        return None
+def _find_models_in_runs(folder: Path) -> Iterator[str]:
+    """Yield the model or tokenizer that runs name for a store, because stores themselves hold no paths.
+
+    These are the run around the store, or the runs that share it.
+    """
+    stage, place = folder.resolve().parent, folder.resolve().parents[1]
+    for run_folder in (place, *list_users(place)):
+        try:
+            run = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+            model = run["sources"][folder.name.rpartition("-")[0]] if stage.name == "capture" else run["target"]
+            yield model.get("tokenizer") or model["model"]
+        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+            continue
 
 
 def show_documents(
