@@ -1,6 +1,6 @@
 """Train one model on several domains apart, then make one of them: by fusion, ensembles and averaged weights.
 
-    python benchmarks/apart.py                            # again after an interruption: it goes on
+    python benchmarks/apart.py                            # again after an interruption: it resumes
     python benchmarks/apart.py seed=1 train.passes=3      # options of the run, as `fuselm run` takes them
 
 Wan et al. 2024, table 7, in miniature. The run file's target (`base`) is trained on the text alone of each domain,

@@ -3,7 +3,7 @@
     python benchmarks/measured.py keep [RUNS]
     python benchmarks/measured.py unpack [RUNS]
 
-With it `fuselm study` goes on on another machine where it was on this one: an arm whose history and scores are there is
+With it `fuselm study` resumes on another machine where it was on this one: an arm whose history and scores are there is
 not trained again, unless its recipe has changed; nor is a benchmark run again whose outcome is there. `make results`
 unpacks first. What is kept stays until the archive is deleted.
 """
@@ -47,8 +47,8 @@ def keep(runs: Path, kept: Path = KEPT) -> int:
     found = {str(path.relative_to(runs)): path.read_bytes() for path in measured(runs)}
     if not found:
         raise ValueError(f"{runs}: nothing there that was measured; name the folder that has study/ in it")
-    anew = {_whole(name) for name in found}
-    before = {name: data for name, data in _read(kept).items() if _whole(name) not in anew}
+    added = {_whole(name) for name in found}
+    before = {name: data for name, data in _read(kept).items() if _whole(name) not in added}
     partial = kept.with_name(kept.name + ".partial")
     with lzma.open(partial, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as archive:
         for name, data in sorted((before | found).items()):

@@ -127,8 +127,8 @@ def test_a_document_that_a_source_gives_nan_for_is_not_trained_on(
     run_file = tiny_run.write(tmp_path, target=byte_level, sources={"bad": tmp_path / "bad"}, rows=[*rows, odd])
     outcome = fuselm("run", run_file, cache=cache)
     assert outcome.code == 0, outcome.err
-    learnt = summary(tmp_path / "out")["training"]
-    assert "skipped document" in outcome.err and learnt["fused"]["text_tokens"] < learnt["clm"]["text_tokens"]
+    trained = summary(tmp_path / "out")["training"]
+    assert "skipped document" in outcome.err and trained["fused"]["text_tokens"] < trained["clm"]["text_tokens"]
 
 
 def test_another_lambda_trains_the_fused_model_again_and_nothing_else(finished, again):

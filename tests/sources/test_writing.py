@@ -203,7 +203,7 @@ def test_a_run_trains_on_text_that_its_sources_wrote(tmp_path, byte_level, sente
     assert tokens["fused"] - tokens["clm"] == sum(vocabulary.count_tokens([d.text for d in written])) > 0
     assert {d.id for d in written} <= set(tiny_run.captured(out)["own"])
     again = tiny_run.fuselm("run", run_file, f"output={out}", "write.ratio=0", cache=tmp_path / "cache")
-    assert again.code == 0 and "train clm" not in again.err  # it has not learnt from that
+    assert again.code == 0 and "train clm" not in again.err  # it was not trained on that
     heard = tiny_run.fuselm("plan", run_file, f"output={tmp_path / 'plan'}", cache=tmp_path / "cache")
     assert heard.code == 0 and "write other" in heard.out
 

@@ -348,7 +348,7 @@ def test_bf16_trains_float32_weights_with_bfloat16_products(tmp_path, target, do
 
     def watched(*args):
         result = linear(*args)
-        if torch.is_autocast_enabled("cpu"):  # not what is only tried, or scored afresh
+        if torch.is_autocast_enabled("cpu"):  # a model that is only tried or scored again is not meant
             products.append(result.dtype)
         return result
 

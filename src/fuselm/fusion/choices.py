@@ -14,7 +14,7 @@ FUNCTIONS: dict[str, str] = {
 LEVELS: dict[str, str] = {
     "document": "Decide once for each document.",
     "window": "Decide once for each window of `window` bytes.",
-    "token": "Decide anew at each token.",
+    "token": "Decide again at each token.",
 }
 LEVELLESS = ("bayes", "fixed")  # functions that do not average over a part of the text, so they ignore `level`
 SHARPENED = ("avg_ce", "log_linear", "entropy")  # functions that use `sharpness`

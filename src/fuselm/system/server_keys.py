@@ -25,7 +25,7 @@ def read_key(url: str, address: Address, *, key_env: str | None, key_over_http: 
     if not re.fullmatch(r"[\x21-\x7e]*", key):
         raise ValueError(
             f"{url}: the key in {name} holds a space, a line break or a character that is not ASCII, which no HTTP "
-            "header can carry; export it anew"
+            "header can carry; export it again"
         )
     if key and address.scheme == "http" and not key_over_http and not is_this_machine(address.host):
         raise ValueError(

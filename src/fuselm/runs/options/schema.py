@@ -8,7 +8,7 @@ from fuselm.runs.options.study import SECTIONS, StudyOptions
 
 DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest that yaml-language-server knows in full
 
-# Options that go on with names of the user: sources.qwen, fuse.weights.qwen.python.
+# Options that end in names that the user gives: sources.qwen, fuse.weights.qwen.python.
 OPEN_NAMES = r"^(sources|target|write\.ratio|fuse\.weights|fuse\.temperatures)(\.|$)"
 
 
