@@ -371,7 +371,7 @@ VLLM: dict[str, tuple[Act, str]] = {
     "one NaN": (of_entry(put("logprob", float("nan"))), "some of its log-probabilities are NaN and others are not"),
     "a mass above 1": (of_entry(put("logprob", -0.01)), "probabilities add up to"),
     "gold above 0": (of_row(put_first("logprob", 5.0)), "a log-probability is 5.0, above 0"),
-    "gold of minus infinity": (of_row(put_first("logprob", -1e999)), "is -inf, which is none"),
+    "gold of minus infinity": (of_row(put_first("logprob", -1e999)), "is -inf, which float32 cannot hold"),
     "gold left out": (
         of_row(lambda row: {k: v for k, v in list(row.items())[1:]} | {"3": {"logprob": -30.0}}),
         "came, but its log-probability is not in the answer",
