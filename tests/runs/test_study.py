@@ -513,7 +513,8 @@ def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentenc
     trial = trials.Trial(settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
 
     def work(stage: str, name: str) -> float:
-        step = Step(stage=STAGES[stage], name=name, title="", folder=tmp_path, recipe=None, inputs=(), done=False)
+        state = {"done": False, "is_asked_for": True, "is_needed": True}
+        step = Step(stage=STAGES[stage], name=name, title="", folder=tmp_path, recipe=None, inputs=(), **state)
         return trials._count_work(step, trial)
 
     assert (work("write", "own"), work("capture", "own"), work("fuse", "")) == (151.5, 303, 303)
