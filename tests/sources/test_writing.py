@@ -222,8 +222,10 @@ def test_a_store_of_another_run_is_taken_if_it_has_what_was_written(tmp_path, by
     elsewhere = ["capture", run_file, f"output={tmp_path / 'elsewhere'}", given]
     outcome = tiny_run.fuselm(*elsewhere, cache=tmp_path / "cache")
     assert outcome.code == 0 and outcome.stages == ["corpus", "write other"], outcome.err
-    outcome = tiny_run.fuselm(*elsewhere, "write.tokens=7", cache=tmp_path / "cache")
-    assert outcome.code == 2 and f"sources.other.store: {store} has " in outcome.err
+    for command in ("capture", "align"):
+        again = [command, *elsewhere[1:], "write.tokens=7", f"output={tmp_path / command}"]
+        outcome = tiny_run.fuselm(*again, cache=tmp_path / "cache")
+        assert outcome.code == 2 and f"sources.other.store: {store} has " in outcome.err
 
 
 @pytest.mark.parametrize(

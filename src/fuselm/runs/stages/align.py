@@ -49,6 +49,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
         from fuselm.alignment import aligner
         from fuselm.stores import store
 
+        capture.check_given_store(pipeline, name)
         source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
         documents = [d for d in write.fusion_documents(pipeline) if d.id in source]
         to_target = aligner.Aligner(

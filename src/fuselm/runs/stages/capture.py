@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuselm.runs.config import CaptureOptions, RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
-from fuselm.runs.options.sources import LocalSourceOptions
+from fuselm.runs.options.sources import LocalSourceOptions, ServerOptions
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import write
 from fuselm.system import fingerprints, manifest
@@ -28,6 +28,8 @@ def declare(pipeline: "Pipeline") -> dict[str, Path]:
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Capture every source, and return their stores."""
+    if any(map(_find_given_store, pipeline.run.sources.values())):
+        write.make(pipeline)  # a store that the user has is checked against these texts
     folders = declare(pipeline)
     pipeline.steps.make_all(folders.values())
     return folders
@@ -35,8 +37,11 @@ def make(pipeline: "Pipeline") -> dict[str, Path]:
 
 def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
     model, options = pipeline.inputs.sources[name], pipeline.run.sources[name]
-    if isinstance(options, LocalSourceOptions) and options.store is not None:
-        return _use_existing(pipeline, name, Path(options.store))
+    if (given := _find_given_store(options)) is not None:
+        check_given_store(pipeline, name)
+        return pipeline.steps.declare_existing(
+            STAGE, name, given, fingerprints.hash_file_once(given / "manifest.json")[:16]
+        )
     recipe = Recipe(
         stage=STAGE.name,
         parameters={
@@ -85,22 +90,30 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     return capture.capture_from_model(source, documents, out, **asked) | {"dtype": dtype}
 
 
-def _use_existing(pipeline: "Pipeline", name: str, folder: Path) -> Path:
-    """Return a store that the user has. Raises `ValueError` if it is not of this source and these texts."""
-    texts_exist = all(manifest.is_finished(path) for path in write.declare(pipeline).values())
-    if folder not in pipeline.trusted_stores:
-        from fuselm.stores import store
+def _find_given_store(options: LocalSourceOptions | ServerOptions) -> Path | None:
+    """Return the store that the user has of a source, if any."""
+    store = options.store if isinstance(options, LocalSourceOptions) else None
+    return None if store is None else Path(store)
 
-        model = pipeline.inputs.sources[name]
-        found = store.Store(folder, vocabulary_size=model.output_size)
-        wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
-        if texts_exist:  # before that it is not known yet what the store must hold
-            texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
-            found.require_inputs(wanted, texts, where=f"sources.{name}.store")
-            pipeline.trusted_stores.add(folder)
-    return pipeline.steps.declare_existing(
-        STAGE, name, folder, fingerprints.hash_file_once(folder / "manifest.json")[:16]
-    )
+
+def check_given_store(pipeline: "Pipeline", name: str) -> None:
+    """Raise `ValueError` if the user's store of a source is not of this source and these texts.
+
+    As long as sources have not written their texts, it is not known what the store must hold of those. So this is asked
+    again before the store is aligned.
+    """
+    folder = _find_given_store(pipeline.run.sources[name])
+    if folder is None or folder in pipeline.trusted_stores:
+        return
+    from fuselm.stores import store
+
+    model = pipeline.inputs.sources[name]
+    found = store.Store(folder, vocabulary_size=model.output_size)
+    wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
+    if all(manifest.is_finished(path) for path in write.declare(pipeline).values()):
+        texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
+        found.require_inputs(wanted, texts, where=f"sources.{name}.store")
+        pipeline.trusted_stores.add(folder)
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
