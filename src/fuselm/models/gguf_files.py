@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from fuselm.models import gguf_claims
 from fuselm.system import atomic_files, fingerprints, progress
 from fuselm.system.errors import summarize_error
-from fuselm.system.library_output import hide_library_output
+from fuselm.system.library_output import hide_gguf_bar, hide_library_output
 
 if TYPE_CHECKING:
     import gguf
@@ -112,7 +112,7 @@ def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
     """Write model and tokenizer to `folder`."""
     try:
         # The file lies alone in a folder, because transformers also reads what lies beside it.
-        with tempfile.TemporaryDirectory() as alone, hide_library_output():
+        with tempfile.TemporaryDirectory() as alone, hide_library_output(), hide_gguf_bar():
             (Path(alone) / "model.gguf").symlink_to(path.resolve())
             _convert_model(alone, reader).save_pretrained(folder)
             _convert_tokenizer(alone, reader, folder)

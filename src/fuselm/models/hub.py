@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fuselm.system import progress
 from fuselm.system.errors import summarize_error
-from fuselm.system.library_output import hide_library_output
+from fuselm.system.library_output import hide_hub_bars
 from fuselm.system.server_keys import hide_key
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -28,7 +28,7 @@ def download_snapshot(spec: str, revision: str | None, weights: bool = True) -> 
     from huggingface_hub import errors, get_token
 
     try:
-        with progress.announce(f"downloading {spec} from the hub"), hide_library_output():
+        with progress.announce(f"downloading {spec} from the hub"), hide_hub_bars():
             return _download_files(spec, revision, weights)
     except errors.GatedRepoError:
         needed = "gated on the hub; accept its terms on its page there, then run `hf auth login`"

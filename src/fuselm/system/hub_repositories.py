@@ -14,7 +14,7 @@ from typing import Literal
 
 from fuselm.system import progress
 from fuselm.system.errors import summarize_error
-from fuselm.system.library_output import hide_library_output
+from fuselm.system.library_output import hide_hub_bars
 from fuselm.system.server_keys import hide_key
 
 Kind = Literal["model", "dataset"]
@@ -45,7 +45,7 @@ def upload_files(repository: str, kind: Kind, files: Mapping[str, Path], *, priv
         )
     size = sum(path.stat().st_size for path in files.values()) / 1e6
     announced = progress.announce(f"uploading {len(files)} files, {size:,.1f} MB, to {repository}")
-    with _name_errors(repository, "uploaded"), announced, hide_library_output():
+    with _name_errors(repository, "uploaded"), announced, hide_hub_bars():
         api = HfApi()
         address = str(api.create_repo(repository, repo_type=kind, private=private or None, exist_ok=True))
         is_public = private and not api.repo_info(repository, repo_type=kind).private
@@ -84,7 +84,7 @@ def find_revision(repository: str, kind: Kind, revision: str | None) -> str:
     check_name(repository)
     from huggingface_hub import HfApi
 
-    with _name_errors(repository, "downloaded"), hide_library_output():
+    with _name_errors(repository, "downloaded"), hide_hub_bars():
         return str(HfApi().repo_info(repository, repo_type=kind, revision=revision).sha)
 
 
@@ -96,7 +96,7 @@ def download_files(repository: str, kind: Kind, names: Collection[str], folder: 
     from huggingface_hub import snapshot_download
 
     announced = progress.announce(f"downloading {len(names)} files of {repository}")
-    with _name_errors(repository, "downloaded"), announced, hide_library_output():
+    with _name_errors(repository, "downloaded"), announced, hide_hub_bars():
         patterns = [glob.escape(name) for name in names]
         snapshot_download(repository, repo_type=kind, revision=commit, local_dir=folder, allow_patterns=patterns)
 

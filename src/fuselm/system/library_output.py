@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import warnings
@@ -31,37 +32,43 @@ def silence_libraries() -> None:
 @contextlib.contextmanager
 def hide_library_output() -> Iterator[None]:
     """Hide the bars and log lines of transformers and huggingface_hub within the `with` block."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    verbosity, shows_bars, shows_hub_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        not are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    if shows_bars:
-        logging.disable_progress_bar()
-    if shows_hub_bars:
-        disable_progress_bars()
-    try:
-        with _hide_gguf_bar():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with hide_hub_bars():
+        logging.set_verbosity_error()
         if shows_bars:
-            logging.enable_progress_bar()
-        if shows_hub_bars:
-            enable_progress_bars()
+            logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if shows_bars:
+                logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
-def _hide_gguf_bar() -> Iterator[None]:
-    """Hide the bar with which transformers converts GGUF files: it obeys none of its settings."""
-    from transformers import modeling_gguf_pytorch_utils as converting
+def hide_hub_bars() -> Iterator[None]:
+    """Hide the bars of huggingface_hub within the `with` block, without importing transformers."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    bar = getattr(converting, "tqdm", None)
-    if bar is None:  # another version, which has it elsewhere
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextlib.contextmanager
+def hide_gguf_bar() -> Iterator[None]:
+    """Hide the bar with which transformers converts GGUF files, within the `with` block: it obeys no setting."""
+    try:
+        converting = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+        bar = converting.tqdm
+    except (ImportError, AttributeError):  # a version that has the bar elsewhere
         yield
         return
     converting.tqdm = functools.partial(bar, disable=True)
