@@ -37,7 +37,7 @@ from fuselm.models import forward
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import bootstrap, measure, scoring
+from fuselm.results import bits_per_byte, bootstrap, scoring
 from fuselm.results.pages.formats import format_interval, format_signed
 from fuselm.results.scoring import Score
 from fuselm.runs import config
@@ -214,7 +214,7 @@ class Experiment:
                 shown.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
                 scores = score_ensemble(models, vocabulary, documents, **options, **mean, advance=shown.advance)
             else:
-                scores = measure.score_model(models[0], vocabulary, documents, **options, progress=shown)
+                scores = bits_per_byte.score_model(models[0], vocabulary, documents, **options, progress=shown)
             atomic_files.write_text(out / "scores.json", json.dumps([asdict(s) for s in scores], indent=0))
             return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores)}
 

@@ -16,7 +16,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results import measure
+from fuselm.results import bits_per_byte
 from fuselm.system.progress import Progress
 
 DOMAINS = ("french", "german")
@@ -64,7 +64,7 @@ def bits(scores) -> dict[str, float]:
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_model_with_itself_scores_as_that_model(model, vocabulary, documents, mean, times):
     ours = apart.score_ensemble([model] * times, vocabulary, documents, mean=mean, batch_tokens=131)
-    alone = measure.score_model(
+    alone = bits_per_byte.score_model(
         model, vocabulary, documents, dtype="auto", batch_tokens=131, progress=Progress(apart.Console(quiet=True), "")
     )
     assert bits(ours) == pytest.approx(bits(alone), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Test token_bytes.py, segmentation.py and twins.py: what tokens of any tokenizer stand for, and spell of a text."""
+"""Test token_bytes.py, segmentation.py and sentencepiece_check.py: what tokens stand for, and spell of a text."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers import models as kinds
 
 from fuselm.alignment import decoding_check
-from fuselm.models import twins
+from fuselm.models import sentencepiece_check
 from fuselm.models.vocabulary import Vocabulary
 
 HOSTILE = [
@@ -213,7 +213,7 @@ def twin_folder(folder, model: bytes, shift: int = 0, swap: bool = False):
 @pytest.mark.parametrize("shift", [0, 2])
 def test_a_folder_whose_two_tokenizers_agree_is_fine(shift, sentence_piece_file, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "cache"))
-    twins.check_twins(*twin_folder(tmp_path / "model", sentence_piece_file, shift=shift))
+    sentencepiece_check.check_twins(*twin_folder(tmp_path / "model", sentence_piece_file, shift=shift))
     assert not caplog.messages
 
 
@@ -223,7 +223,7 @@ def test_a_folder_whose_ids_mean_different_pieces_is_refused(sentence_piece_file
     with pytest.raises(
         ValueError, match=r"model: tokenizer.json and tokenizer.model differ: id \d+ is '.*' in one and "
     ):
-        twins.check_twins(folder, tokenizer)
+        sentencepiece_check.check_twins(folder, tokenizer)
 
 
 def test_a_folder_whose_tokenizers_cut_text_otherwise_is_named(sentence_piece_file, tmp_path, monkeypatch, caplog):
@@ -232,7 +232,7 @@ def test_a_folder_whose_tokenizers_cut_text_otherwise_is_named(sentence_piece_fi
     tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, normalizers.Lowercase()])
     tokenizer.save(str(folder / "tokenizer.json"))
-    twins.check_twins(folder, tokenizer)
+    sentencepiece_check.check_twins(folder, tokenizer)
     assert "tokenizer.json and tokenizer.model differ: of " in caplog.text and len(caplog.messages) == 1
 
 
@@ -240,4 +240,4 @@ def test_a_file_of_another_kind_beside_it_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSELM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # as tiktoken's
-    twins.check_twins(tmp_path, Tokenizer(kinds.BPE()))
+    sentencepiece_check.check_twins(tmp_path, Tokenizer(kinds.BPE()))

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from fuzz.targets import server_answers
 
-from fuselm.sources.servers import endpoints, id_protocols
+from fuselm.sources.servers import id_protocols
 
 CASES = 1500
 

@@ -20,8 +20,8 @@ from hostile_server import BEHAVIOURS, KEY, NASTY, OK, Behaviour, answer, change
 from server_runs import run_file
 
 from fuselm.documents.corpus import Document
-from fuselm.sources.servers import client, remote
-from fuselm.sources.servers.server import connect, find_server
+from fuselm.sources.servers import client, server_capture
+from fuselm.sources.servers.connection import connect, find_server
 from fuselm.system import addresses, server_keys
 
 TEXT = "Zu 5 Uhr kamen neun Leute, dann 7."
@@ -34,7 +34,7 @@ MEMORY = 200 << 10  # KiB
 def hurry(monkeypatch):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(client, "ATTEMPTS", 2)
-    monkeypatch.setattr("fuselm.sources.servers.server.PATIENCE", 1)
+    monkeypatch.setattr("fuselm.sources.servers.connection.PATIENCE", 1)
     monkeypatch.setenv(client.DEFAULT_KEY_VARIABLE, KEY)
 
 
@@ -50,7 +50,7 @@ def capture_from(behaviour: Behaviour, plain, *, timeout: float = 30.0):
     with serve(behaviour, source, folder) as server:
         found = find_server(server.url, "tiny", str(folder), context_length=length, timeout=timeout)
         with connect(found, source.vocabulary, top_k=TOP_K) as connection:
-            return list(remote.trace_documents(connection, [DOCUMENT], [segmentation])), server.asked
+            return list(server_capture.trace_documents(connection, [DOCUMENT], [segmentation])), server.asked
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -59,7 +59,7 @@ def test_a_hostile_answer_is_one_line_that_names_the_server(plain, monkeypatch, 
     is_late = behaviour.says == "no answer in time"
     monkeypatch.setattr(client, "ATTEMPTS", 1 if is_late else 2)
     monkeypatch.setattr(
-        "fuselm.sources.servers.server.CONNECT_SECONDS", 0.3 if is_late and behaviour.where == "models" else 10.0
+        "fuselm.sources.servers.connection.CONNECT_SECONDS", 0.3 if is_late and behaviour.where == "models" else 10.0
     )
     with pytest.raises(ValueError) as error:
         capture_from(behaviour, plain, timeout=2.0 if is_late else 30.0)

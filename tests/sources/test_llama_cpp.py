@@ -1,4 +1,4 @@
-"""server.py against a real llama.cpp server that has one of the demo's models, beside the same model in this process.
+"""Test connection.py on a real llama.cpp server with one of the demo's models, beside the same model here.
 
 Runs where FUSELM_LLAMA_SERVER names a Python that has `llama-cpp-python[server]`; see docs/servers.md.
 """
@@ -22,8 +22,8 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.sources import capture, resumable_writing
-from fuselm.sources.servers import client, remote
-from fuselm.sources.servers.server import Server, find_server
+from fuselm.sources.servers import client, server_capture
+from fuselm.sources.servers.connection import Server, find_server
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
@@ -85,7 +85,9 @@ def captured(folder: Path, server: Server, vocabulary, documents) -> dict:
     manifest.build_once(
         folder,
         recipe,
-        lambda out: remote.capture_from_server(server, vocabulary, documents, out, policy=POLICY, progress=shown),
+        lambda out: server_capture.capture_from_server(
+            server, vocabulary, documents, out, policy=POLICY, progress=shown
+        ),
     )
     return manifest.read(folder)
 

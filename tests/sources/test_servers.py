@@ -1,4 +1,4 @@
-"""server.py, remote.py and client.py: real sockets, tiny models, and the same traces as in-process capture."""
+"""connection.py, server_capture.py, client.py: real sockets, tiny models, and the same traces as in-process capture."""
 
 import io
 import json
@@ -20,9 +20,9 @@ from tiny_run import fuselm
 from fuselm.documents.corpus import Document
 from fuselm.runs import diagnosis_inputs
 from fuselm.sources import capture
-from fuselm.sources.servers import client, endpoints, remote
-from fuselm.sources.servers.endpoints import Dialect, Prompt
-from fuselm.sources.servers.server import Server, check_server, connect, find_server
+from fuselm.sources.servers import client, prompt_logprobs, server_capture
+from fuselm.sources.servers.connection import Server, check_server, connect, find_server
+from fuselm.sources.servers.prompt_logprobs import Dialect, Prompt
 from fuselm.stores import store
 from fuselm.stores.retention import Policy
 from fuselm.system import manifest
@@ -63,7 +63,7 @@ def asked(server: ModelServer, model, documents, *, top_k: int = TOP_K, **option
     folder, source = model
     segmentations = [source.vocabulary.segment(d.text) for d in documents]
     with connect(find(server, folder, **options), source.vocabulary, top_k=top_k) as connection:
-        return list(remote.trace_documents(connection, documents, segmentations))
+        return list(server_capture.trace_documents(connection, documents, segmentations))
 
 
 def in_process(source: capture.LoadedSource, document: Document, top_k: int) -> store.Trace:
@@ -101,25 +101,25 @@ def test_traces_are_those_of_in_process_capture(model, documents, kind, top_k):
 
 def test_a_string_of_several_tokens_is_left_to_the_tail(plain):
     _, source = plain
-    dialect = endpoints.make_dialect(source.vocabulary, "ignore", opening="", skip=0)
+    dialect = prompt_logprobs.make_dialect(source.vocabulary, "ignore", opening="", skip=0)
     several = [t for t, b in enumerate(source.vocabulary.token_bytes) if b and not b.decode("utf-8", "ignore")]
-    assert len(several) > 2 and dialect.ids[""] == endpoints.AMBIGUOUS
+    assert len(several) > 2 and dialect.ids[""] == prompt_logprobs.AMBIGUOUS
     letter = source.vocabulary.id_by_bytes[b"e"]
-    row, lost = endpoints.resolve_strings({"e": -1.0, "": -2.0, "no token": -3.0}, dialect)
+    row, lost = prompt_logprobs.resolve_strings({"e": -1.0, "": -2.0, "no token": -3.0}, dialect)
     assert row == [(letter, -1.0)] and lost == pytest.approx(np.exp(-2) + np.exp(-3))
-    row, lost = endpoints.resolve_strings({"e": -1.0, "": -2.0}, dialect, {"": (several[1], -2.0)})
+    row, lost = prompt_logprobs.resolve_strings({"e": -1.0, "": -2.0}, dialect, {"": (several[1], -2.0)})
     assert row == [(letter, -1.0), (several[1], -2.0)] and lost == 0
 
 
 def test_a_twin_out_of_its_place_has_the_other_ones_value():
     dialect = Dialect(ids={"a": 1, "\n": 2, "b": 3}, strings=[], twins=frozenset("\n"), opening="", skip=0)
-    assert endpoints.resolve_strings({"a": -1.0, "\n": -2.0, "b": -3.0}, dialect) == (
+    assert prompt_logprobs.resolve_strings({"a": -1.0, "\n": -2.0, "b": -3.0}, dialect) == (
         [(1, -1.0), (2, -2.0), (3, -3.0)],
         0.0,
     )
-    row, lost = endpoints.resolve_strings({"\n": -9.0, "a": -1.0, "b": -3.0}, dialect)
+    row, lost = prompt_logprobs.resolve_strings({"\n": -9.0, "a": -1.0, "b": -3.0}, dialect)
     assert row == [(1, -1.0), (3, -3.0)] and lost == pytest.approx(np.exp(-9))
-    assert endpoints.resolve_strings({"\n": -9.0, "a": -1.0}, dialect, {"\n": (2, -9.0)}) == (
+    assert prompt_logprobs.resolve_strings({"\n": -9.0, "a": -1.0}, dialect, {"\n": (2, -9.0)}) == (
         [(2, -9.0), (1, -1.0)],
         0.0,
     )
@@ -130,21 +130,21 @@ def test_answers_of_the_real_llama_cpp_server_are_read():
     strings = [""] * 49152
     for string, token in known.items():
         strings[token] = string
-    ids = known | {"": endpoints.AMBIGUOUS}
+    ids = known | {"": prompt_logprobs.AMBIGUOUS}
     dialect = Dialect(ids=ids, strings=strings, twins=frozenset(), opening="<|im_start|>", skip=0)
     prompt = Prompt(text="Hello 𓂀 world", ids=[19556, 216, 187, 237, 220, 218, 905], context=1)
     echo = RECORDED["echo"]
-    assert endpoints.request_openai("smollm2", prompt, 5, dialect) == echo["request"]
-    rows = endpoints.read_echo(echo["answer"], prompt, dialect)
+    assert prompt_logprobs.request_openai("smollm2", prompt, 5, dialect) == echo["request"]
+    rows = prompt_logprobs.read_echo(echo["answer"], prompt, dialect)
     own = echo["answer"]["choices"][0]["logprobs"]["token_logprobs"]
     assert rows.entries[0] is None and rows.gold[1:] == own[1:7]
     assert all(dict(rows.entries[n])[prompt.ids[n]] == own[n] for n in range(1, 7))
-    assert endpoints.make_distributions(
-        endpoints.PromptRows(entries=rows.entries[1:], gold=rows.gold[1:], lost=0.0), 3
+    assert prompt_logprobs.make_distributions(
+        prompt_logprobs.PromptRows(entries=rows.entries[1:], gold=rows.gold[1:], lost=0.0), 3
     ).counts.tolist() == [min(3, len(rows.entries[n])) for n in range(1, 7)]
     with pytest.raises(ValueError, match=r"^8 tokens to the server, 1 \+ 6 to the local tokenizer$"):
         shorter = Prompt(text="Hello 𓂀", ids=prompt.ids[:6], context=1)
-        endpoints.read_echo(echo["answer"], shorter, dialect)
+        prompt_logprobs.read_echo(echo["answer"], shorter, dialect)
     assert RECORDED["shifted"]["answer"]["usage"]["prompt_tokens"] == 7
     assert (RECORDED["ids"]["status"], RECORDED["forced"]["answer"]["choices"][0]["text"]) == (500, "Hello")
 
@@ -176,7 +176,9 @@ def captured(folder: Path, server: Server, vocabulary, documents) -> dict:
     manifest.build_once(
         folder,
         Recipe(stage="capture"),
-        lambda out: remote.capture_from_server(server, vocabulary, documents, out, policy=POLICY, progress=shown),
+        lambda out: server_capture.capture_from_server(
+            server, vocabulary, documents, out, policy=POLICY, progress=shown
+        ),
     )
     return manifest.read(folder)["counts"]
 

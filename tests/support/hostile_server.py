@@ -17,7 +17,7 @@ from typing import Any
 
 from model_server import Handler, ModelServer
 
-from fuselm.sources.servers.server import PROBE
+from fuselm.sources.servers.connection import PROBE
 
 KEY = "sk-a+secret/of-ours=="
 NASTY = "\x1b]0;owned\x07\x1b[31mred\r\n\u202eback\u2028\x9b2J\x00"

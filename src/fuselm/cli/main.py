@@ -134,9 +134,9 @@ def evaluate(
         return _make_stages("evaluate", Path(model), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
-    from fuselm.results import measure
+    from fuselm.results import bits_per_byte
 
-    return print_scores(measure.measure_bits_per_byte(model, texts, dtype=dtype, console=open_stderr()), as_json)
+    return print_scores(bits_per_byte.measure_bits_per_byte(model, texts, dtype=dtype, console=open_stderr()), as_json)
 
 
 @app.command()

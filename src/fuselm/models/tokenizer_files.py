@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fuselm.models.checkpoints import NEEDED, read_json
-from fuselm.models.twins import check_twins
+from fuselm.models.sentencepiece_check import check_twins
 from fuselm.system import fingerprints
 from fuselm.system.errors import is_foreign, summarize_error
 

@@ -17,7 +17,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.measured_texts import cut_documents, read_rows
+from fuselm.results.command_texts import cut_documents, read_rows
 from fuselm.results.report_path import check_report_path
 from fuselm.system import atomic_files, progress
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.results import fidelity_measurement, measure
+from fuselm.results import bits_per_byte, fidelity_measurement
 from fuselm.system import progress, terminal
 
 
@@ -24,7 +24,7 @@ def score_texts(model: str | Path, texts: str | Path, *, dtype: str = "auto", qu
     >>> 0 < scores["average"]["bits_per_byte"] < 20
     True
     """
-    return measure.measure_bits_per_byte(str(model), texts, dtype=dtype, console=_open_console(quiet))
+    return bits_per_byte.measure_bits_per_byte(str(model), texts, dtype=dtype, console=_open_console(quiet))
 
 
 def measure_fidelity(

@@ -24,7 +24,8 @@ from fuselm.models.locating import Model
 from fuselm.runs.estimates import Estimate
 from fuselm.runs.stages.train import collect_settings
 from fuselm.sources import capture
-from fuselm.sources.servers import remote, server
+from fuselm.sources.servers import server_capture
+from fuselm.sources.servers.connection import connect
 from fuselm.stores import retention
 from fuselm.system import compiling, machine, manifest
 from fuselm.system.progress import Progress
@@ -227,9 +228,9 @@ def measure_server(pipeline: "Pipeline", name: str, documents: Sequence[Document
     vocabulary = pipeline.inputs.load_source_vocabulary(name)
     documents = pick_evenly(documents, asked.requests)
     segmentations = [vocabulary.segment(d.text) for d in documents]
-    with server.connect(asked, vocabulary, top_k=options.top_k) as connection:
+    with connect(asked, vocabulary, top_k=options.top_k) as connection:
         began = time.perf_counter()
-        found = remote.trace_documents(connection, documents, segmentations)
+        found = server_capture.trace_documents(connection, documents, segmentations)
         rows = [trace.distributions for trace, _ in found if trace is not None]
     seconds = time.perf_counter() - began
     tokens, policy = sum(map(len, rows)), retention.Policy(**options.retention)

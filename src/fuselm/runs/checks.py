@@ -16,11 +16,9 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
     """Try everything that these steps need. Raises `ValueError` if something cannot do what is asked of it."""
     inputs, run = pipeline.inputs, pipeline.run
     for name in sorted({step.name for step in steps if step.stage.asks_servers} & inputs.servers.keys()):
-        from fuselm.sources.servers import server
+        from fuselm.sources.servers.connection import check_server
 
-        server.check_server(
-            inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_options(name).top_k
-        )
+        check_server(inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_options(name).top_k)
     if any(step.stage.fills_stores for step in steps):
         _check_stores(pipeline)
     if any(step.stage.trains for step in steps):

@@ -18,7 +18,7 @@ from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
 
 if TYPE_CHECKING:
-    from fuselm.sources.servers.server import Server
+    from fuselm.sources.servers.connection import Server
 
 
 class Inputs:
@@ -190,7 +190,7 @@ def _count_window_tokens(options: config.WriteOptions) -> int:
 
 
 def _build_server(options: config.ServerOptions) -> "Server":
-    from fuselm.sources.servers import server
+    from fuselm.sources.servers.connection import find_server
 
     rest = options.model_dump(exclude={"server", "model", "tokenizer"})
-    return server.find_server(options.server, options.model, options.tokenizer, **rest)
+    return find_server(options.server, options.model, options.tokenizer, **rest)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fuselm.sources.servers import client, endpoints
+from fuselm.sources.servers import client, prompt_logprobs
 from fuselm.sources.servers.answers import Prompt
-from fuselm.sources.servers.endpoints import APIS, Dialect
 from fuselm.sources.servers.exchange import Answer
+from fuselm.sources.servers.prompt_logprobs import APIS, Dialect
 from fuselm.stores import distributions
 
 KINDS = ("vllm", "sglang", "openai")
@@ -25,7 +25,9 @@ STRINGS = [*"abcdefghijklmno", "\n", "\n", "", "", " a", "é", "<s>"]  # of ids:
 SIZE = len(STRINGS)
 CONTEXT = SIZE - 1
 DIALECT = Dialect(
-    ids={s: t if STRINGS.count(s) == 1 else 15 if s == "\n" else endpoints.AMBIGUOUS for t, s in enumerate(STRINGS)},
+    ids={
+        s: t if STRINGS.count(s) == 1 else 15 if s == "\n" else prompt_logprobs.AMBIGUOUS for t, s in enumerate(STRINGS)
+    },
     strings=STRINGS,
     twins=frozenset("\n"),
     opening="<s>",
@@ -103,8 +105,8 @@ def read(case: Case) -> distributions.Distributions:
         rows = APIS[case.kind].read(value, case.prompt, DIALECT if case.kind == "openai" else None)
         if rows.entries and rows.entries[0] is None:
             raise ValueError("the first row is asked for by itself")
-        endpoints.check_rows(case.kind, rows, case.prompt, SIZE, case.top_k)
-        found = endpoints.make_distributions(rows, case.top_k)
+        prompt_logprobs.check_rows(case.kind, rows, case.prompt, SIZE, case.top_k)
+        found = prompt_logprobs.make_distributions(rows, case.top_k)
         if np.isnan(found.gold).any() or np.isnan(found.logprobs).any():
             raise ValueError("the document is left out")
         distributions.check_distributions(found, SIZE)

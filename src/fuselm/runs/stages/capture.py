@@ -75,9 +75,9 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     documents = write.fusion_documents(pipeline)
     asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_options(name).retention), "progress": shown}
     if name in inputs.servers:
-        from fuselm.sources.servers import remote
+        from fuselm.sources.servers import server_capture
 
-        return remote.capture_from_server(inputs.servers[name], vocabulary, documents, out, **asked)
+        return server_capture.capture_from_server(inputs.servers[name], vocabulary, documents, out, **asked)
     asked |= {"prefix_tokens": run.capture.prefix_tokens, "batch_tokens": run.capture.batch_tokens}
     dtype = pipeline.precision.resume_dtype(f"source {name}", model, out)
     if run.capture.engine == "ray":

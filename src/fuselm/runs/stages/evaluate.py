@@ -52,7 +52,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
     )
 
     def build(out: Path, shown: Progress) -> dict:
-        from fuselm.results import measure, scoring
+        from fuselm.results import bits_per_byte, scoring
 
         located = model
         if name in train.METHODS:
@@ -61,7 +61,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         else:
             vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
-        scores = measure.score_model(
+        scores = bits_per_byte.score_model(
             located,
             vocabulary,
             [d for d in pipeline.documents if d.split == "heldout"],

@@ -20,8 +20,8 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.interchange import distillkit
-from fuselm.sources.servers import endpoints
-from fuselm.sources.servers.endpoints import Dialect, Prompt
+from fuselm.sources.servers import prompt_logprobs
+from fuselm.sources.servers.prompt_logprobs import Dialect, Prompt
 from fuselm.stores.store import Trace
 
 PADDING_LOGPROB = -1e9  # log-probability of padding
@@ -151,7 +151,7 @@ def read_openai(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecor
     prompt, problem = Prompt(text=text, ids=ids, context=tokens.context), None
     for dialect in _list_dialects(tokens.vocabulary):
         try:
-            found = endpoints.read_echo({"choices": [choice]}, prompt, dialect)
+            found = prompt_logprobs.read_echo({"choices": [choice]}, prompt, dialect)
             return ForeignRecord(text=text, tokens=ids, rows=list(found.entries), gold=found.gold)
         except ValueError as error:
             problem = problem or error
@@ -161,8 +161,8 @@ def read_openai(record: dict[str, Any], tokens: LayoutTokenizer) -> ForeignRecor
 @functools.lru_cache(1)
 def _list_dialects(vocabulary: Vocabulary) -> list[Dialect]:
     """List the ways in which servers spell tokens."""
-    ways = [(lossy, skip) for skip in (1, 0) for lossy in endpoints.DECODING_ERRORS]
-    return [endpoints.make_dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
+    ways = [(lossy, skip) for skip in (1, 0) for lossy in prompt_logprobs.DECODING_ERRORS]
+    return [prompt_logprobs.make_dialect(vocabulary, lossy, opening="", skip=skip) for lossy, skip in ways]
 
 
 def write_openai(trace: Trace, text: str | None, tokens: LayoutTokenizer, _: bool) -> dict[str, Any]:

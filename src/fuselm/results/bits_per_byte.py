@@ -10,12 +10,12 @@ from fuselm.documents import corpus
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.measured_texts import cut_documents, read_rows
+from fuselm.results.command_texts import cut_documents, read_rows
 from fuselm.system import progress
 
 if TYPE_CHECKING:
     from fuselm.results import scoring
-    from fuselm.sources.servers.server import Server
+    from fuselm.sources.servers.connection import Server
 
 BATCH_TOKENS = 1024
 
@@ -72,9 +72,9 @@ def score_model(
 
     progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
     if server is not None:
-        from fuselm.sources.servers import remote
+        from fuselm.sources.servers import server_capture
 
-        bits = remote.compute_document_bits(server, vocabulary, documents, advance=progress.advance)
+        bits = server_capture.compute_document_bits(server, vocabulary, documents, advance=progress.advance)
         return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
     from fuselm.models import probe
     from fuselm.system import machine

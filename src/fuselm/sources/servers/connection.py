@@ -1,8 +1,9 @@
 """Find which model a server has, and whether it gives the prompt log-probabilities that a run needs.
 
-Nothing is taken on trust. Before the first document, `connect` finds out which of endpoints.py's dialects the server
-speaks, whether it gives as many entries as are wanted, whether its tokens are those of the local tokenizer, and whether
-its rows are where they should be: llama-cpp-python's echo is one token late if the prompt doesn't begin with its BOS.
+Nothing is taken on trust. Before the first document, `connect` finds out which of the dialects of prompt_logprobs.py
+the server speaks, whether it gives as many entries as are wanted, whether its tokens are those of the local tokenizer,
+and whether its rows are where they should be: llama-cpp-python's echo is one token late if the prompt doesn't begin
+with its BOS.
 """
 
 import contextlib
@@ -13,11 +14,11 @@ from typing import Any
 
 from fuselm.models.locating import Model, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources.servers import client, endpoints, id_protocols, listing
+from fuselm.sources.servers import client, id_protocols, listing, prompt_logprobs
 from fuselm.sources.servers.answers import describe
 from fuselm.sources.servers.client import Client, Refused, Unreachable
-from fuselm.sources.servers.endpoints import APIS, Dialect, Entries, Prompt, PromptRows
 from fuselm.sources.servers.exchange import CONNECT_SECONDS
+from fuselm.sources.servers.prompt_logprobs import APIS, Dialect, Entries, Prompt, PromptRows
 from fuselm.system import fingerprints
 
 # Words of several tokens, digits, and a character that hardly any vocabulary has whole
@@ -167,7 +168,7 @@ def _try_apis(server: Server, asked: Client, vocabulary: Vocabulary, top_k: int)
             if isinstance(problem, Refused) and problem.status in (401, 403):
                 raise
             said = str(problem).removeprefix(f"{server.url}: ")
-            if hint := next((hint for part, hint in endpoints.HINTS.items() if part in said), None):
+            if hint := next((hint for part, hint in prompt_logprobs.HINTS.items() if part in said), None):
                 raise ValueError(f"{server.url}: {said}; {hint}") from None
             problems.append(f"{api}: {said}")
             continue
@@ -190,14 +191,14 @@ def ask_about_prompt(
     api = APIS[connection.api]
     wanted = connection.top_k if top_k is None else top_k
     body = api.request(connection.server.served, prompt, wanted, connection.dialect)
-    most = endpoints.limit_answer_bytes(prompt, wanted)
+    most = prompt_logprobs.limit_answer_bytes(prompt, wanted)
     return client.ask(connection.client, api.path, body, attempts=attempts, most_bytes=most)
 
 
 def read_rows(connection: Connection, prompt: Prompt, answer: Any, *, top_k: int | None = None) -> PromptRows:
     """Return what an answer holds. Raises `ValueError` on anything unexpected, such as rows of other sizes."""
     rows = APIS[connection.api].read(answer, prompt, connection.dialect)
-    endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
+    prompt_logprobs.check_rows(connection.api, rows, prompt, connection.vocabulary.size, top_k)
     return rows
 
 
@@ -206,14 +207,14 @@ def _find_dialect(connection: Connection, prompt: Prompt) -> Dialect:
     problem = None
     for opening in (connection.vocabulary.token_strings[prompt.context] or "", ""):  # or does the server put it first?
         ways = [
-            endpoints.make_dialect(connection.vocabulary, lossy, opening=opening, skip=skip)
+            prompt_logprobs.make_dialect(connection.vocabulary, lossy, opening=opening, skip=skip)
             for skip in (0, 1)
-            for lossy in endpoints.DECODING_ERRORS
+            for lossy in prompt_logprobs.DECODING_ERRORS
         ]
         answer = ask_about_prompt(replace(connection, dialect=ways[0]), prompt, top_k=1, attempts=PATIENCE)
         for way in ways:
             try:
-                endpoints.check_echo(answer, prompt, way)
+                prompt_logprobs.check_echo(answer, prompt, way)
             except ValueError as error:
                 problem = problem or error
             else:
@@ -255,8 +256,8 @@ def _check_first_row(connection: Connection, prompt: Prompt) -> Connection:
     bos = connection.server.model.context_token
     rows = read_rows(connection, prompt, ask_about_prompt(connection, prompt, attempts=PATIENCE))
     text, tokens = _find_beginning(connection.vocabulary, prompt)
-    body = endpoints.request_next_token(served, dialect.opening + text, connection.top_k)
-    expected, _ = endpoints.read_next_row(client.ask(connection.client, "completions", body), dialect)
+    body = prompt_logprobs.request_next_token(served, dialect.opening + text, connection.top_k)
+    expected, _ = prompt_logprobs.read_next_row(client.ask(connection.client, "completions", body), dialect)
     expected.sort(key=lambda entry: -entry[1])
     echoed = dict(rows.entries[tokens] or ())
     differences = [abs(echoed.get(token, -math.inf) - logprob) for token, logprob in expected[:3]]
@@ -272,8 +273,8 @@ def _check_first_row(connection: Connection, prompt: Prompt) -> Connection:
             f"{url}: puts a BOS before the text itself and then leaves out the first token's row; start "
             "llama-cpp-python with --kv_overrides tokenizer.ggml.add_bos_token=bool:false"
         )
-    body = endpoints.request_next_token(served, dialect.opening, connection.top_k)
-    entries, lost = endpoints.read_next_row(client.ask(connection.client, "completions", body), dialect)
+    body = prompt_logprobs.request_next_token(served, dialect.opening, connection.top_k)
+    entries, lost = prompt_logprobs.read_next_row(client.ask(connection.client, "completions", body), dialect)
     return replace(connection, opening=FirstRow(entries=entries, lost=lost, gold={}))
 
 

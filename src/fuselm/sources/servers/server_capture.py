@@ -15,10 +15,10 @@ import numpy as np
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix, list_documents
 from fuselm.models.vocabulary import Segmentation, Vocabulary
-from fuselm.sources.servers import client, endpoints
+from fuselm.sources.servers import client, prompt_logprobs
 from fuselm.sources.servers.client import Client, Unreachable
-from fuselm.sources.servers.endpoints import Dialect, Prompt, PromptRows
-from fuselm.sources.servers.server import Connection, Server, ask_about_prompt, connect, read_rows
+from fuselm.sources.servers.connection import Connection, Server, ask_about_prompt, connect, read_rows
+from fuselm.sources.servers.prompt_logprobs import Dialect, Prompt, PromptRows
 from fuselm.stores.distributions import check_distributions
 from fuselm.stores.retention import Policy
 from fuselm.stores.store import Trace, fingerprint_text
@@ -119,8 +119,8 @@ def _trace_document(
         if connection.opening is None:
             raise ValueError("token 0 has no log-probabilities in the answer")
         rows = _add_first_row(connection, rows, prompt.ids[0])
-        endpoints.check_rows(connection.api, rows, prompt, connection.vocabulary.size)
-    distributions = endpoints.make_distributions(rows, connection.top_k)
+        prompt_logprobs.check_rows(connection.api, rows, prompt, connection.vocabulary.size)
+    distributions = prompt_logprobs.make_distributions(rows, connection.top_k)
     if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
         return None, 0.0
     check_distributions(distributions, connection.vocabulary.size)
@@ -157,9 +157,9 @@ def _force_first_token(connection: Connection, dialect: Dialect, token: int) -> 
 
     A bias makes the server choose the token, and the answer says what its log-probability was before.
     """
-    body = endpoints.request_next_token(connection.server.served, dialect.opening, 1)
+    body = prompt_logprobs.request_next_token(connection.server.served, dialect.opening, 1)
     answer = client.ask(connection.client, "completions", body | {"temperature": 0, "logit_bias": {str(token): 100}})
-    string, logprob = endpoints.read_chosen_token(answer)
+    string, logprob = prompt_logprobs.read_chosen_token(answer)
     if string != dialect.strings[token]:
         raise ValueError(f"the first token's log-probability cannot be obtained (asked for {dialect.strings[token]!r})")
     return logprob
