@@ -13,9 +13,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from fuselm.fusion.choices import NOT_LINEAR
 from fuselm.runs.options import files, problems
+from fuselm.runs.options.alignment import AlignOptions
 from fuselm.runs.options.base import Options, Seed
 from fuselm.runs.options.capture import CaptureOptions
-from fuselm.runs.options.fusion import AlignOptions, FuseOptions
+from fuselm.runs.options.evaluation import EvaluateOptions
+from fuselm.runs.options.fusion import FuseOptions
 from fuselm.runs.options.sources import (
     ModelOptions,
     ServerOptions,
@@ -26,16 +28,6 @@ from fuselm.runs.options.texts import CorpusOptions, DatasetOptions, WriteOption
 from fuselm.runs.options.training import TrainOptions
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
-
-
-class EvaluateOptions(Options):
-    """Say how models are scored on the held-out documents."""
-
-    batch_tokens: int = Field(
-        1024,
-        ge=1,
-        description="Read at most this many tokens in one forward pass. The default suits a CPU; raise it on a GPU.",
-    )
 
 
 class RunOptions(Options):

@@ -1,20 +1,12 @@
-"""Define the options of alignment and of fusion."""
+"""Define the options of fusion."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fuselm.alignment.choices import METHODS
 from fuselm.fusion.choices import FUNCTIONS, LEVELLESS, LEVELS, SHARPENED
 from fuselm.fusion.priors import check_weights
 from fuselm.runs.options.base import NotNegative, OneOf, Options, Positive
-
-
-class AlignOptions(Options):
-    """Say how a source's distributions are brought into the target's tokens."""
-
-    method: Annotated[str, OneOf(METHODS)] = Field("span", description="Align with this method.")
-    top_k: int = Field(64, ge=1, description="Keep at most this many entries of each aligned row.")
 
 
 class FuseOptions(Options):
