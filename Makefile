@@ -60,11 +60,11 @@ setup: .venv/installed
 # The library is all that a run needs; the rest is for tests, benchmarks and the site.
 .venv/library: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed: .venv/library
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
