@@ -91,6 +91,7 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     terminal.open_console().print(draw_results(summary))
     for name in ("model", "report.html", "summary.json"):
         print_line(f"{name:13s} {pipeline.folder / name}")
+    print_line(f"{'next':13s} open report.html; fuselm inspect {pipeline.folder} --doc 3")
 
 
 @app.command()
