@@ -1,9 +1,11 @@
 """The house rules that a reader relies on: where things are, which way imports point, and how docstrings begin."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +104,21 @@ def test_no_test_imports_another():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not [name for name in names if name.startswith("test_")], f"{path.name}: share through tests/support"
+
+
+def test_every_name_is_defined():
+    """Read what ruff finds undefined: jaxtyping's axes, in strings, are; anything outside of a string is a mistake."""
+    folders = ["src", "tests", "benchmarks", "examples", "docs"]
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json"]
+    found = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    undefined = []
+    for problem in json.loads(found.stdout):
+        place = problem["location"]["row"], problem["location"]["column"] - 1
+        with open(problem["filename"], encoding="utf-8") as file:
+            strings = [t for t in tokenize.generate_tokens(file.readline) if t.type == tokenize.STRING]
+        if not any(token.start <= place < token.end for token in strings):
+            undefined.append(f"{problem['filename']}:{place[0]}: {problem['message']}")
+    assert not undefined
 
 
 def test_nothing_heavy_is_imported_with_the_package():

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from fuzz.targets import server_answers
 
-from fuselm.sources.servers import id_protocols
+from fuselm.sources.servers import id_protocols, prompt_logprobs
 
 CASES = 1500
 
@@ -34,8 +34,8 @@ def test_every_mutated_answer_is_read_right_or_refused():
     "module, name, instead",
     [
         (id_protocols, "make_entries", lambda ids, logprobs: list(zip(ids, logprobs, strict=True))),
-        (endpoints, "check_row", lambda *_: None),
-        (endpoints, "check_numbers", lambda _: None),
+        (prompt_logprobs, "check_row", lambda *_: None),
+        (prompt_logprobs, "check_numbers", lambda _: None),
     ],
 )
 def test_a_missing_check_is_found(monkeypatch, module, name, instead):
