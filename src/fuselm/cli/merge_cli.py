@@ -20,7 +20,7 @@ def merge(
     """Merge the weights of models that share an architecture into one model."""
     from fuselm.models.merging.methods import METHODS
     from fuselm.runs.merging.merge import merge_models, plan_merge
-    from fuselm.runs.merging.mergekit import merge_with_mergekit
+    from fuselm.runs.merging.mergekit import merge_with_mergekit, require_method
     from fuselm.runs.merging.recipe import load_recipe
     from fuselm.system import progress, terminal
 
@@ -28,6 +28,8 @@ def merge(
     folder = out or (None if output is None else Path(output))
     if folder is None and not check:
         raise ValueError(f"{file}: names no `output`; write one there, or `fuselm merge {file} FOLDER`")
+    if options.method not in METHODS:
+        require_method(options.method)
     console = terminal.open_console(stderr=True)
     progress.use_console(console)
     with progress.announce("reading the models"):

@@ -259,3 +259,11 @@ def test_a_method_of_mergekits_alone_is_handed_to_it(models, tmp_path):
     merged, base, a = (read_tensors(folder) for folder in (tmp_path / "out", models["base"], models["a"]))
     name = "model.layers.0.mlp.up_proj.weight"
     assert ((merged[name] == base[name]) | (merged[name] == a[name])).all() and (merged[name] != base[name]).any()
+
+
+def test_a_method_that_nobody_knows_is_named_before_models_are_looked_for(tmp_path, capsys):
+    from fuselm.cli.main import app
+
+    file = write(tmp_path, {"method": "tie", "models": ["nowhere"]})
+    assert run_command(lambda: app(["merge", str(file), "--check"], standalone_mode=False) or 0) == 2
+    assert "method: tie is none of linear, slerp" in capsys.readouterr().err

@@ -9,28 +9,29 @@ from fuselm.runs.merging.recipe import MergedModel, MergeOptions
 from fuselm.system.temporaries import name_temporary
 
 
-def merge_with_mergekit(options: MergeOptions, out: Path) -> None:
-    """Let mergekit write the merged model to `out`, whole or not at all.
-
-    Raises `ValueError` if mergekit is not installed, or does not know the method either.
-    """
+def require_method(method: str) -> None:
+    """Raise `ValueError` unless mergekit is installed and knows the method."""
     try:
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
         from mergekit.merge_methods import registered_methods
-        from mergekit.options import MergeOptions as TheirOptions
     except ImportError:
         raise ValueError(
-            f"method: {options.method} is none of {', '.join(METHODS)}; choose one, or `pip install 'fuselm[merge]'` "
+            f"method: {method} is none of {', '.join(METHODS)}; choose one, or `pip install 'fuselm[merge]'` "
             "for mergekit's methods"
         ) from None
-    known = sorted(method.spec.name for method in registered_methods())
-    if options.method not in known:
+    known = sorted(described.spec.name for described in registered_methods())
+    if method not in known:
         theirs = [name for name in known if name not in METHODS]
         raise ValueError(
-            f"method: {options.method} is none of {', '.join(METHODS)}, nor of mergekit's {', '.join(theirs)}; choose "
-            "one of them"
+            f"method: {method} is none of {', '.join(METHODS)}, nor of mergekit's {', '.join(theirs)}; choose one"
         )
+
+
+def merge_with_mergekit(options: MergeOptions, out: Path) -> None:
+    """Let mergekit write the merged model to `out`, whole or not at all; it must know the method."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions as TheirOptions
+
     configuration = MergeConfiguration.model_validate(translate_options(options))
     temporary = name_temporary(out)
     try:
