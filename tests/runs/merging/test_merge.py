@@ -93,6 +93,7 @@ def test_every_tensor_is_what_the_method_makes_of_it(models, tmp_path):
     assert "| `ties`" not in (out / "README.md").read_text() and "by `ties`" in (out / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")  # mergekit imports what reads it
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "model_stock", "sce"])
 def test_mergekit_writes_the_same_model(models, tmp_path, method):
     run_merge = pytest.importorskip("mergekit.merge").run_merge
@@ -250,6 +251,7 @@ def test_a_check_says_what_will_come_out(models, tmp_path, capsys):
         assert f"{said} {tmp_path / 'out'}" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")  # mergekit imports what reads it
 def test_a_method_of_mergekits_alone_is_handed_to_it(models, tmp_path):
     pytest.importorskip("mergekit")
     from fuselm.runs.merging.mergekit import merge_with_mergekit
