@@ -215,13 +215,9 @@ def test_a_line_without_text_is_reported_with_its_number(tmp_path, row):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (
-            {"messages": [], "id": 1},
-            "(found 'messages', 'id'); only plain text is read: write each conversation as one",
-        ),
-        ({"conversations": []}, "(found 'conversations'); only plain text is read: write each conversation as one"),
         ({"content": "x"}, "(found 'content'); rename 'content' to 'text' if that is the text"),
-        ({"prompt": "x", "completion": "y"}, "(found 'prompt', 'completion'); rename 'prompt' to 'text' if that is"),
+        ({"prompt": "x"}, "(found 'prompt'); 'prompt' makes a conversation with 'completion', or set corpus.columns."),
+        ({"instruction": "x", "input": "y"}, "(found 'instruction', 'input'); 'instruction' makes a conversation with"),
         ({str(n): n for n in range(9)}, "(found '0', '1', '2', '3', '4', '5', '6', …); each line needs one"),
     ],
 )

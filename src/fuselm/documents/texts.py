@@ -1,4 +1,4 @@
-"""Read files of texts as rows, each with a domain and maybe a split.
+"""Read files of texts and conversations as rows, each with a domain and maybe a split.
 
 Files of rows are JSON lines, JSON lists, CSV, TSV, Parquet and Arrow; a plain text file is one document. A file of any
 other kind is refused, because its syntax would be taken for text. docs/texts.md is the reference.
@@ -9,14 +9,16 @@ import functools
 import io
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuselm.documents import json_rows
+from fuselm.documents import conversation_rows, json_rows
 from fuselm.documents.arrow_folders import ARROW
+from fuselm.documents.conversation_rows import BadRow
 from fuselm.documents.text_files import COMPRESSED, JSON, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
+from fuselm.models.chat.messages import Dialogue
 
 FIELDS = ("text", "domain", "split")
 SPLITS = ("train", "dev", "heldout")
@@ -26,24 +28,35 @@ LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRow:
-    """Hold a text of a file with its domain, and its split if the file names one."""
+    """Hold a text or conversation of a file with its domain, and its split if the file names one.
+
+    `where` is the file and line or row, for messages.
+    """
 
     domain: str
-    text: str
+    text: str | Dialogue
     split: str | None = None
+    where: str = field(default="", compare=False)
 
 
-def read_texts(file: Path, domain: str | None = None, columns: Mapping[str, str] | None = None) -> Iterator[TextRow]:
+def read_texts(
+    file: Path,
+    domain: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    *,
+    skip: Callable[[str], None] | None = None,
+) -> Iterator[TextRow]:
     """Yield each document of a file.
 
     `domain` is the domain of rows that name none; by default, it is the file's name. `columns` says which fields of the
-    file are `text`, `domain` and `split`, if they have other names. Raises `ValueError`, with the line or row, if
-    something cannot be read, or if a file of rows has no field that `columns` names.
+    file are `text`, `domain`, `split` or those of conversations, if they have other names. Raises `ValueError`, with
+    the line or row, if something cannot be read, or if a file of rows has no field that `columns` names. A conversation
+    that cannot be used is passed to `skip`, if it is given, as the message that would have been raised.
     """
     check_file(file)
     kind, domain = find_kind(file), strip_endings(file) if domain is None else domain
     renamed = dict(columns or {})
-    names = {field: renamed.get(field, field) for field in FIELDS}
+    names = {name: renamed.get(name, name) for name in (*FIELDS, *conversation_rows.FIELDS)}
     if kind in PARQUET:
         records = _read_parquet(file, names, renamed)
     elif kind in ARROW:
@@ -65,17 +78,21 @@ def read_texts(file: Path, domain: str | None = None, columns: Mapping[str, str]
     where = ""
     for where, record in records:
         unseen -= record.keys() if unseen and isinstance(record, Mapping) else set()
-        yield _parse_row(where, record, domain, names)
+        try:
+            yield _parse_row(where, record, domain, names, renamed)
+        except BadRow as error:
+            if skip is None:
+                raise ValueError(str(error)) from None
+            skip(str(error))
     if where and unseen:
         raise ValueError(f"{file}: no row has '{min(unseen)}', which corpus.columns names; fix that option")
 
 
-def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str]) -> TextRow:
+def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str], renamed: Mapping[str, str]) -> TextRow:
     text_name = names["text"]
-    if not isinstance(record, Mapping) or not isinstance(text := record.get(text_name), str):
-        raise ValueError(f"{where}: no '{text_name}' string{_describe_missing_text(record, text_name)}")
+    text = _find_text(where, record, names, renamed)
     said, own = record.get(names["split"]), record.get(names["domain"])
-    if has_surrogate(text):
+    if isinstance(text, str) and has_surrogate(text):
         raise ValueError(f"{where}: '{text_name}' has half of a surrogate pair, which is no text; fix or drop it")
     if said not in (None, *SPLITS):
         known = SYNONYMS.get(said.lower()) if isinstance(said, str) else None
@@ -90,7 +107,24 @@ def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str]) -
         domain = str(own)
     named = "the name of the file, its domain," if own is None else f"'{names['domain']}'"
     _check_domain(domain, f"{where}: {named}")
-    return TextRow(domain=domain, text=text, split=said)
+    return TextRow(domain=domain, text=text, split=said, where=where)
+
+
+def _find_text(where: str, record: Any, names: Mapping[str, str], renamed: Mapping[str, str]) -> str | Dialogue:
+    """Return a row's text or conversation: what `columns` names first, then `text`, then a conversation."""
+    text_name = names["text"]
+    text = record.get(text_name) if isinstance(record, Mapping) else None
+    is_conversation_named = any(name in renamed for name in conversation_rows.FIELDS) and "text" not in renamed
+    form = conversation_rows.find_form(record, names) if isinstance(record, Mapping) else None
+    is_text = isinstance(text, str) and bool(text.strip() or form is None) and not is_conversation_named
+    if form is not None and not is_text:
+        try:
+            return conversation_rows.parse_conversation(record, names, form)
+        except BadRow as error:
+            raise BadRow(f"{where}: {error}") from None
+    if isinstance(text, str):
+        return text
+    raise ValueError(f"{where}: no '{text_name}' string{_describe_missing_text(record, text_name)}")
 
 
 def _describe_missing_text(record: Any, name: str) -> str:
@@ -100,9 +134,9 @@ def _describe_missing_text(record: Any, name: str) -> str:
     if (found := record.get(name)) is not None:
         return f" ('{name}' is {_shorten(found)}); each line needs one, and may have a 'domain'"
     listed = _list_columns(list(record))
-    for other in ("messages", "conversations"):
-        if other in record:
-            return f"{listed}; only plain text is read: write each conversation as one 'text'"
+    for one, other in (("prompt", "completion"), ("completion", "prompt"), ("instruction", "output")):
+        if isinstance(record.get(one), str):
+            return f"{listed}; '{one}' makes a conversation with '{other}', or set corpus.columns.text={one}"
     for other in ("content", "prompt", "body", "document", "Text", "TEXT"):
         if isinstance(record.get(other), str):
             return f"{listed}; rename '{other}' to 'text' if that is the text, or set corpus.columns.text={other}"
@@ -189,10 +223,16 @@ def _require_columns(
     file: Path, there: Sequence[str], names: Mapping[str, str], renamed: Mapping[str, str], needed: str
 ) -> None:
     """Raise `ValueError` if a column is missing: that of the text, saying what is `needed`, or a `renamed` one."""
-    for field in ("text", *renamed):
-        if (name := names[field]) not in there:
-            fix = f"fix corpus.columns.{field}" if field in renamed else needed
+    is_conversation = conversation_rows.find_form(dict.fromkeys(there, True), names) is not None
+    for column in (*(() if is_conversation else ("text",)), *renamed):
+        if (name := names[column]) not in there:
+            fix = f"fix corpus.columns.{column}" if column in renamed else needed
             raise ValueError(f"{file}: no '{name}' column{_list_columns(there)}; {fix}")
+
+
+def _choose_columns(names: Mapping[str, str], there: Sequence[str]) -> list[str]:
+    """Return the columns of a table that rows are made of."""
+    return [name for name in dict.fromkeys((*names.values(), *conversation_rows.BESIDE)) if name in there]
 
 
 def _read_table(
@@ -227,7 +267,7 @@ def _read_parquet(file: Path, names: Mapping[str, str], renamed: Mapping[str, st
         with pq.ParquetFile(file) as opened:
             there = opened.schema_arrow.names
             _require_columns(file, there, names, renamed, "add one")
-            columns = [name for name in dict.fromkeys(names.values()) if name in there]
+            columns = _choose_columns(names, there)
             batches = opened.iter_batches(columns=columns, batch_size=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
                 yield f"{file}: row {row}", record
@@ -250,7 +290,7 @@ def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]
             except pyarrow.ArrowInvalid:
                 table = pyarrow.ipc.open_file(mapped).read_all()
             _require_columns(file, table.column_names, names, renamed, "add one")
-            wanted = [name for name in dict.fromkeys(names.values()) if name in table.column_names]
+            wanted = _choose_columns(names, table.column_names)
             batches = table.select(wanted).to_batches(max_chunksize=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
                 yield f"{file}: row {row}", record
