@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
+from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, compute_bits_per_byte
 from fuselm.stores.store import Trace
 
 # For each verdict: the least share of the source's bits in informed spans, the largest fidelity there, and the least
@@ -50,7 +50,7 @@ class Fidelity:
         `mass_lost` is the mean mass that reached no target id, over positions with source information. `unspelled` is
         the share of bytes that the source does not spell; it is absent if the source spells all bytes.
         """
-        own, aligned = (n / max(self.bytes, 1) / math.log(2) for n in (self.own_nats, self.aligned_nats))
+        own, aligned = (compute_bits_per_byte(n, self.bytes) for n in (self.own_nats, self.aligned_nats))
         return {
             "own_bits_per_byte": own,
             "aligned_bits_per_byte": aligned,

@@ -4,7 +4,6 @@ weights.py computes each source's weight, and pooling.py makes one row of severa
 token has weight 0 there; where no source has information, the gold token gets all the mass.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -16,7 +15,7 @@ from fuselm.documents.corpus import Document
 from fuselm.fusion import pooling, tails
 from fuselm.fusion.priors import spread_weights
 from fuselm.fusion.weights import WEIGHT_FUNCTIONS, Evidence, learn_weights
-from fuselm.models.segmentation import COMPARABLE, describe_shares
+from fuselm.models.segmentation import COMPARABLE, compute_bits_per_byte, describe_shares
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace, write_parts
 from fuselm.system.progress import Progress
@@ -194,7 +193,7 @@ def fuse_stores(
         "sources": list(stores),
         "weights": priors,
         "shares": {domain: (sums / max(tokens[domain], 1)).tolist() for domain, sums in given.items()},
-        "bits_per_byte": {domain: nats[domain] / max(size[domain], 1) / math.log(2) for domain in nats},
+        "bits_per_byte": {domain: compute_bits_per_byte(nats[domain], size[domain]) for domain in nats},
     }
 
 

@@ -1,5 +1,6 @@
 """Find the bytes of a text that each token covers, and whether it spells them; see docs/tokenizers.md."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from numpy import ndarray
 
 BITS_PER_UNSPELLED_BYTE = 8  # as by the uniform code over bytes, which gives no credit
 COMPARABLE = 0.01  # a model that leaves a larger share of bytes unspelled gets no verdict
+
+
+def compute_bits_per_byte(nats: float, size: int) -> float:
+    """Return the bits per byte of a text of `size` bytes to which a model gives `nats`; 0 if it is empty."""
+    return nats / max(size, 1) / math.log(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

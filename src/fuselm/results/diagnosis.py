@@ -18,7 +18,7 @@ from numpy import ndarray
 from fuselm.documents.corpus import Document
 from fuselm.fusion import tails
 from fuselm.fusion.fuse import fuse, learn_domain_weights, read_unspelled_shares
-from fuselm.models.segmentation import COMPARABLE
+from fuselm.models.segmentation import COMPARABLE, compute_bits_per_byte
 from fuselm.results.diagnosis_sources import GoldTokens, describe_sources, judge_sources
 from fuselm.results.diagnosis_words import describe_diagnosis, judge_gain
 from fuselm.results.json_numbers import replace_nonfinite
@@ -195,7 +195,7 @@ class _NatsByDomain:
         return {"bits_per_byte": self._per_byte(self.nats), "expected": self._per_byte(self.expected)}
 
     def _per_byte(self, nats: Mapping[str, float]) -> dict[str, float]:
-        values = {domain: n / max(self.bytes[domain], 1) / math.log(2) for domain, n in nats.items()}
+        values = {domain: compute_bits_per_byte(n, self.bytes[domain]) for domain, n in nats.items()}
         return values | {"average": sum(values.values()) / len(values)}
 
 

@@ -1,6 +1,5 @@
 """Judge each source of a diagnosis by what the mixture loses without it, and say what to do with it next."""
 
-import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy import ndarray
 
 from fuselm.fusion.fuse import LEARNED_ON
 from fuselm.fusion.weights import learn_weights
+from fuselm.models.segmentation import compute_bits_per_byte
 from fuselm.stores.store import Trace
 
 # The share of the mixture's bits that a source has to save: to be kept, and to be kept although it adds little.
@@ -52,7 +52,7 @@ class GoldTokens:
                 added[name][domain] = None
                 if n in heard and others:
                     more = _measure_mixture(gold[:, others]) - whole
-                    added[name][domain] = max(more, 0.0) / math.log(2) / max(self._bytes[domain], 1)
+                    added[name][domain] = compute_bits_per_byte(max(more, 0.0), self._bytes[domain])
         for of_source in added.values():
             known = [value for value in of_source.values() if value is not None]
             of_source["average"] = sum(known) / len(known) if known else None

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fuselm.documents import corpus
 from fuselm.fusion.attribution import compute_shifts
+from fuselm.models.segmentation import compute_bits_per_byte
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
@@ -212,9 +213,10 @@ def _draw_aligned(
     yield table
     if fusion is not None:
         yield make_plain_text(fusion.summarize())
-    bits = ", ".join(f"{name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}" for name, trace in traces.items())
+    bits = ", ".join(f"{name} {compute_bits_per_byte(trace.nats, trace.size):.3f}" for name, trace in traces.items())
     if fusion is not None:
-        mixed = -float(fusion.fused.distributions.gold.sum(dtype=float)) / max(fusion.fused.size, 1) / math.log(2)
+        nats = -float(fusion.fused.distributions.gold.sum(dtype=float))
+        mixed = compute_bits_per_byte(nats, fusion.fused.size)
         bits += f", fused {mixed:.3f}"
     yield make_plain_text(f"Bits per byte of this document: {bits}")
 
@@ -228,7 +230,7 @@ def _draw_captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, t
     for i, token in enumerate(trace.tokens.tolist()):
         table.add_row(show_token(vocabulary.token_bytes[token]), _describe_expected(trace, i, vocabulary, top))
     yield table
-    yield make_plain_text(f"Bits per byte of this document: {name} {trace.nats / max(trace.size, 1) / math.log(2):.3f}")
+    yield make_plain_text(f"Bits per byte of this document: {name} {compute_bits_per_byte(trace.nats, trace.size):.3f}")
 
 
 def _describe_expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_tokenizer
+from fuselm.models.segmentation import compute_bits_per_byte
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.sharing import list_users
@@ -57,7 +58,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         "entries_per_token": made["counts"]["entries"] / tokens,
         "mean_tail": tail / max(informed, 1),
         "tokens_without_entries": tokens - informed if len(found) else 0,
-        "bits_per_byte": nats / size / math.log(2) if size and math.isfinite(nats) else None,
+        "bits_per_byte": compute_bits_per_byte(nats, size) if size and math.isfinite(nats) else None,
     }
 
 
@@ -146,7 +147,7 @@ def show_documents(
         yield make_plain_text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
     for document in found.documents[:documents]:
         trace = found.read(document)
-        bits = trace.nats / max(trace.size, 1) / math.log(2)
+        bits = compute_bits_per_byte(trace.nats, trace.size)
         yield make_plain_text(
             f"Document {document}: {len(trace.tokens)} tokens, {trace.size} bytes, {bits:.3f} bits per byte"
         )
