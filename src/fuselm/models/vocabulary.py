@@ -4,6 +4,7 @@ The tokenizer's own decoder says what the bytes are (token_bytes.py). No name of
 """
 
 import bisect
+import copy
 import functools
 import json
 from collections.abc import Iterable, Sequence
@@ -59,6 +60,30 @@ class Vocabulary:
     def is_corrected(self) -> bool:
         """Tell whether a token stands for other bytes than its string seems to spell."""
         return bool(self._corrected)
+
+    def describe(self) -> str:
+        """Return the tokenizer as JSON."""
+        return self._tokenizer.to_str()
+
+    def spell_ends(self, ends: Sequence[int]) -> "Vocabulary":
+        """Return the same vocabulary where each of `ends` stands for the byte 0xFF, the end of a conversation's turn.
+
+        That byte is spelled by the first of them, and by no other token; text has none.
+        """
+        spelling = copy.copy(self)
+        cached = [name for name, value in vars(Vocabulary).items() if isinstance(value, functools.cached_property)]
+        for name in cached:
+            spelling.__dict__.pop(name, None)
+        spelling._encoded = {}
+        spelling.token_bytes = [None if b == b"\xff" else b for b in self.token_bytes]
+        for end in ends:
+            spelling.token_bytes[end] = b"\xff"
+        spelling.id_by_bytes = {**spelling.id_by_bytes, b"\xff": ends[0]}
+        if self.merges is not None:
+            byte_ids = self.merges.byte_ids.copy()
+            byte_ids[0xFF] = ends[0]
+            spelling.merges = self.merges._replace(byte_ids=byte_ids)
+        return spelling
 
     @functools.cached_property
     def id_by_bytes(self) -> dict[bytes, int]:
