@@ -91,24 +91,94 @@ def _build_distributions(
 @no_type_check
 @compiled(nogil=True)
 def _mix(ids, logprobs, edges, weights):
+    tokens, sources = weights.shape
     out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
-    counts, written = np.zeros(len(weights), np.int64), 0
-    for i in range(len(weights)):
-        keys, values, who = _gather(i, ids, logprobs, edges, weights)
-        kept, begin = 0, 0
-        while begin < len(keys):
-            end = _find_run_end(keys, begin)
-            for n in range(begin, end):
-                values[n] += np.log(weights[i, who[n]])
-            total = values[begin]
-            if end - begin > 1:
-                part = np.sort(values[begin:end])
-                total = part[-1] + np.log(np.exp(part - part[-1]).sum())
-            keys[kept], values[kept] = keys[begin], total
-            kept, begin = kept + 1, end
-        counts[i] = kept
-        written = _write(keys[:kept], values[:kept], out_ids, out_logprobs, written)
+    counts, written = np.zeros(tokens, np.int64), 0
+    most = 1
+    for i in range(tokens):
+        total = 0
+        for s in range(sources):
+            total += edges[s, i + 1] - edges[s, i]
+        most = max(most, total)
+    bits = 1
+    while 1 << bits < 2 * most:
+        bits += 1
+    table = np.full(1 << bits, -1, np.int64)  # a hash table of the token's distinct ids: their places in `keys`
+    slots, keys, values = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float64)
+    given, parts = np.empty(most, np.int64), np.empty((most, sources), np.float64)  # what sources give an id
+    for i in range(tokens):
+        found = 0
+        for s in range(sources):
+            if weights[i, s] > 0:
+                log_weight = np.log(weights[i, s])
+                for entry in range(edges[s, i], edges[s, i + 1]):
+                    slot = _find_slot(table, bits, keys, ids[entry])
+                    place = table[slot]
+                    if place < 0:
+                        place = found
+                        table[slot], slots[place], keys[place], given[place] = place, slot, ids[entry], 0
+                        found += 1
+                    parts[place, given[place]] = logprobs[entry] + log_weight
+                    given[place] += 1
+        for place in range(found):
+            table[slots[place]] = -1
+            values[place] = _add_logs(parts[place], given[place])
+        _sort_by_probability(keys, values, found)
+        counts[i] = found
+        out_ids[written : written + found], out_logprobs[written : written + found] = keys[:found], values[:found]
+        written += found
     return counts, out_ids, out_logprobs
+
+
+@no_type_check
+@compiled(nogil=True)
+def _find_slot(table, bits, keys, key):
+    """Return the slot of a hash table that holds the place of `key` in `keys`, or the free one where it belongs."""
+    mask = (1 << bits) - 1
+    slot = (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
+    slot = np.int64(slot)
+    while table[slot] >= 0 and keys[table[slot]] != key:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@no_type_check
+@compiled(nogil=True)
+def _add_logs(logs, count):
+    """Return the log of the sum of exponentials of the first `count` values, which are sorted in place for that."""
+    for n in range(1, count):
+        value, at = logs[n], n
+        while at > 0 and logs[at - 1] > value:
+            logs[at] = logs[at - 1]
+            at -= 1
+        logs[at] = value
+    largest = logs[count - 1]
+    if count == 1:
+        return largest
+    total = 0.0
+    for n in range(count):
+        total += np.exp(logs[n] - largest)
+    return largest + np.log(total)
+
+
+@no_type_check
+@compiled(nogil=True)
+def _sort_by_probability(keys, values, count):
+    """Sort in place: the most probable entries first, and among equal ones the lowest id first (Shell 1959)."""
+    gap = 1
+    while gap < count // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for n in range(gap, count):
+            key, value, at = keys[n], values[n], n
+            while at >= gap:
+                before = values[at - gap]
+                if before > value or (before == value and keys[at - gap] < key):
+                    break
+                keys[at], values[at] = keys[at - gap], before
+                at -= gap
+            keys[at], values[at] = key, value
+        gap //= 3
 
 
 @no_type_check
@@ -151,7 +221,9 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
         log_total = best + np.log(np.exp(values[:kept] - best).sum() + np.exp(beyond - best))
         values[:kept] -= log_total
         counts[i], tails[i], log_totals[i] = kept, np.exp(beyond - log_total), log_total
-        written = _write(keys[:kept], values[:kept], out_ids, out_logprobs, written)
+        _sort_by_probability(keys, values, kept)
+        out_ids[written : written + kept], out_logprobs[written : written + kept] = keys[:kept], values[:kept]
+        written += kept
     return counts, out_ids, out_logprobs, tails, log_totals
 
 
@@ -183,13 +255,3 @@ def _find_run_end(keys, begin):
     while end < len(keys) and keys[end] == keys[begin]:
         end += 1
     return end
-
-
-@no_type_check
-@compiled(nogil=True)
-def _write(keys, values, out_ids, out_logprobs, written):
-    """Write the most probable entries first, and among equal ones the lowest id first."""
-    for n in np.argsort(-values, kind="mergesort"):
-        out_ids[written], out_logprobs[written] = keys[n], values[n]
-        written += 1
-    return written
