@@ -1,8 +1,8 @@
-"""Measure what fusion costs: `python benchmarks/fusion.py [RUN_FILE [NAME=VALUE ...]] [--json]`, microseconds a token on one core.
+"""Measure what fusion costs: `python benchmarks/fusion.py [RUN_FILE [NAME=VALUE ...]] [--json]`.
 
-The aligned stores are those of the run file, by default the demo's; they are made if they are not there. Every function
-and number of sources is timed in turn, in several rounds, and the least time of each counts. Reading the stores and
-writing the fused one are timed apart.
+Times are microseconds a token on one core. The aligned stores are those of the run file, by default the demo's, and are
+made if they are not there. Every function and number of sources is timed in turn, in several rounds, and the least time
+of each counts. Reading the stores and writing the fused one are timed apart.
 """
 
 import argparse
