@@ -19,6 +19,7 @@ from fuselm.cli import (
     inspection_cli,
     merge_cli,
     options_cli,
+    prune_cli,
     store_cli,
 )
 from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
@@ -40,6 +41,7 @@ app.add_typer(store_cli.app, name="store")
 app.add_typer(options_cli.app)
 app.add_typer(inspection_cli.app)
 app.command()(merge_cli.merge)
+app.command()(prune_cli.prune)
 app.command()(clean_cli.clean)
 app.command()(hub_cli.push)
 
