@@ -9,7 +9,9 @@ from fuselm.system.streams import print_line
 
 
 def merge(
-    file: Annotated[Path, typer.Argument(help="YAML file: mergekit's, or our shorter form.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="YAML file: mergekit's, our shorter form, or a run file.", show_default=False)
+    ],
     out: Annotated[
         Path | None, typer.Argument(help="Folder to make; the file's `output` if left out.", show_default=False)
     ] = None,
@@ -17,13 +19,15 @@ def merge(
         bool, typer.Option("--check", help="Say whether the models fit, and what the result will be; write nothing.")
     ] = False,
 ) -> None:
-    """Merge the weights of models that share an architecture into one model."""
-    from fuselm.models.merging.methods import METHODS
+    """Merge the weights of models that share an architecture into one model; of a run file, make its merge."""
+    from fuselm.models.merging.choices import METHODS
     from fuselm.runs.merging.merge import merge_models, plan_merge
     from fuselm.runs.merging.mergekit import merge_with_mergekit, require_method
-    from fuselm.runs.merging.recipe import load_recipe
+    from fuselm.runs.merging.recipe import is_run_file, load_recipe
     from fuselm.system import progress, terminal
 
+    if is_run_file(file):
+        return _merge_in_run(file, out, check=check)
     options, output = load_recipe(file)
     folder = out or (None if output is None else Path(output))
     if folder is None and not check:
@@ -52,3 +56,16 @@ def merge(
     with progress.show_progress(console, "merge") as shown:
         is_new = merge_models(plan, folder, shown)
     print_line(f"{'merged into' if is_new else 'nothing to do, it is in'} {folder}")
+
+
+def _merge_in_run(file: Path, out: Path | None, *, check: bool) -> None:
+    """Make the merge of a run, and the stages that it needs."""
+    from fuselm.cli.openings import open_checked_run
+
+    if out is not None or check:
+        raise ValueError(f"{file}: a run file, whose merge is in the run's folder; leave {out or '--check'} out")
+    pipeline = open_checked_run(file, None, "merge")
+    if pipeline.run.merging is None:
+        raise ValueError(f"{file}: merges nothing; set `fuse.pairwise: true`, or `merge` with other models")
+    if not (made := pipeline.merge()) or not pipeline.has_made_anything:
+        print_line(f"nothing to do, it is in {made['']}")

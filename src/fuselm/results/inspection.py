@@ -111,7 +111,9 @@ def show_document(
     aligned = {name: _read_trace(stages[f"align {name}"], chosen.id) for name in names}
     size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
     yield make_plain_text(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
-    if "fuse" not in stages:
+    if copies := _list_sources(stages, "fuse"):
+        yield make_plain_text(f"Fused pairwise: a copy of the target learns from each of {', '.join(copies)}.")
+    elif "fuse" not in stages:
         yield make_plain_text(
             f"Not fused yet: `fuselm fuse` or `fuselm run` does that. Aligned: {', '.join(names) or 'none'}."
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from fuselm.results.bootstrap import summarize_scores
@@ -27,18 +28,14 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
     }
     scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
     pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
-    fused = manifest.read(folders["fuse"])["counts"]
     summary = summarize_scores(scores, pairs) | {
         "heldout": _count_heldout(scores["base"]),
         "corpus": _summarize_corpus(folders),
         "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},
         "training": {method: _summarize_training(path) for method, path in folders["train"].items()},
+        **({"merge": _summarize_merge(folders["merge"][""])} if folders.get("merge") else {}),
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
-        "fusion": {
-            "way": _describe_fusion(manifest.read(folders["fuse"])["parameters"]),
-            "shares": {d: dict(zip(fused["sources"], values, strict=True)) for d, values in fused["shares"].items()},
-            "bits_per_byte": fused["bits_per_byte"],
-        },
+        "fusion": _summarize_fusion(folders["fuse"]),
         "stages": _collect_seconds(folders),
         "config": select_public_options(options),
         "version": metadata.version("fuselm"),
@@ -62,6 +59,50 @@ def _summarize_corpus(folders: Folders) -> dict:
     by_reader = [name for name in ("tokens", "unspelled") if name in counts]
     return counts | {
         name: {", ".join(readers[t]): of for t, of in counts[name].items() if t in readers} for name in by_reader
+    }
+
+
+def _summarize_fusion(folders: Path | Mapping[str, Path]) -> dict[str, Any]:
+    """Return how rows were fused, each source's share and the rows' bits per byte, by domain.
+
+    With a copy of the target for each source, these are means over the copies, and `copies` has those of each.
+    """
+    stores = {"": folders} if isinstance(folders, Path) else folders
+    records = {name: manifest.read(folder) for name, folder in stores.items()}
+    each = {name: _summarize_store(record["counts"]) for name, record in records.items()}
+    way = _describe_fusion(next(iter(records.values()))["parameters"])
+    if isinstance(folders, Path):
+        return {"way": way, **each[""]}
+    sources = list(dict.fromkeys(n for of in each.values() for shares in of["shares"].values() for n in shares))
+    domains = next(iter(each.values()))["bits_per_byte"]
+    return {
+        "way": f"{way}, each source for a copy of the target",
+        "shares": {
+            domain: {n: mean(of["shares"][domain].get(n, 0.0) for of in each.values()) for n in sources}
+            for domain in domains
+        },
+        "bits_per_byte": {domain: mean(of["bits_per_byte"][domain] for of in each.values()) for domain in domains},
+        "copies": each,
+    }
+
+
+def _summarize_store(counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shares": {d: dict(zip(counts["sources"], values, strict=True)) for d, values in counts["shares"].items()},
+        "bits_per_byte": counts["bits_per_byte"],
+    }
+
+
+def _summarize_merge(folder: Path) -> dict[str, Any]:
+    """Return how the fused model was merged, and bits per byte of the development split: its own, and each model's."""
+    record = manifest.read(folder)
+    return {
+        "method": record["parameters"]["method"],
+        "parameters": record["parameters"]["parameters"],
+        "by_model": record["parameters"].get("by_model", {}),
+        "models": [name.removeprefix("model ") for name in record["inputs"] if name.startswith("model ")],
+        "dev_bits_per_byte": record["counts"]["dev_bits_per_byte"],
+        "trained_dev_bits_per_byte": record["counts"]["models"],
     }
 
 

@@ -57,23 +57,25 @@ def gather_token_rows(
     vocabulary: Vocabulary,
     models: Mapping[str, ReadModel],
     aligned: Mapping[str, Path],
-    fused: Path,
+    fused: Path | None,
     *,
     progress: Progress,
 ) -> dict:
     """Return the tokens of a few documents, with what each source, the fusion and each model expect there.
 
-    `models` are models with the target's tokens, by name, `aligned` the aligned stores by source, and `fused` the fused
-    store. The result holds `names` in the order of showing, the `strings` of tokens that rows refer to by number,
-    and `documents`: their tokens' `pieces` of text, and for each name the `bits` of the token that came and the `top`
-    entries as string and probability, alternating, in thousandths. A token without a row has None.
+    `models` are models with the target's tokens, by name, `aligned` the aligned stores by source, and `fused` the
+    store of all sources' fused rows, if there is one. The result holds `names` in the order of showing, the `strings`
+    of tokens that rows refer to by number, and `documents`: their tokens' `pieces` of text, and for each name the
+    `bits` of the token that came and the `top` entries as string and probability, alternating, in thousandths. A token
+    without a row has None.
     """
     chosen = [document for split in SPLITS for document in choose_documents(documents, split)]
     chosen = [document for document in chosen if len(vocabulary.segment(document.text).ids)]
     whole = [vocabulary.segment(document.text) for document in chosen]
     cut = [_cut_segmentation(segmentation, MOST_TOKENS) for segmentation in whole]
     traces: list[dict[str, "Trace"]] = [{} for _ in chosen]
-    stores = {name: Store(folder) for name, folder in [*aligned.items(), (FUSION, fused)]}
+    stores = {name: Store(folder) for name, folder in aligned.items()}
+    stores |= {} if fused is None else {FUSION: Store(fused)}
     for name, store in stores.items():
         for document, segmentation, found in zip(chosen, whole, traces, strict=True):
             if document.id in store:

@@ -26,6 +26,10 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
 
         options = run.train.model_dump(include={"trackers", "lora_rank", "lora_modules", "quantize"})
         needs.check_training(inputs.target, **options)
+    if any(step.stage.merges for step in steps):
+        from fuselm.runs.stages import merge
+
+        merge.check_models(pipeline)
     if processes.rank() == 0 and any(step.stage.loads_models for step in steps):
         from fuselm.models import probe
 

@@ -20,7 +20,7 @@ from fuselm.runs.store_places import FOLDER, find_home
 from fuselm.stores.sharing import USERS, list_users
 from fuselm.system import file_lock
 
-STAGES = ("write", "capture", "align", "fuse", "train")  # folders of other stages are small
+STAGES = ("write", "capture", "align", "fuse", "train", "merge")  # folders of other stages are small
 PARTIAL, DELETED = ".partial", ".deleted"
 RUN_MARKS = (RUN_FILE, STUDY_FILE, RECORD, "config.yaml")
 

@@ -8,8 +8,9 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from fuselm.fusion.choices import NOT_LINEAR
 from fuselm.runs.options import files, problems
@@ -18,6 +19,7 @@ from fuselm.runs.options.base import Options, Seed
 from fuselm.runs.options.capture import CaptureOptions
 from fuselm.runs.options.evaluation import EvaluateOptions
 from fuselm.runs.options.fusion import FuseOptions
+from fuselm.runs.options.merging import FUSED, RunMergeOptions
 from fuselm.runs.options.sources import (
     ModelOptions,
     ServerOptions,
@@ -53,6 +55,7 @@ class RunOptions(Options):
     )
     fuse: FuseOptions = Field(FuseOptions(), description="Fuse the aligned distributions in this way.")
     train: TrainOptions = Field(TrainOptions(), description="Train the target in this way.")
+    merge: RunMergeOptions | None = Field(None, description="Merge what was trained into the fused model in this way.")
     evaluate: EvaluateOptions = Field(EvaluateOptions(), description="Score the models in this way.")
     seed: Seed = Field(
         0, description="Draw splits, texts and the order of training with this seed. Another one is another experiment."
@@ -103,10 +106,45 @@ class RunOptions(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_merge(self) -> "RunOptions":
+        """Raise `ValueError` on a merge that does nothing or cannot be, and on names that stand for two models."""
+        if self.merging is None:
+            return self
+        merge, pairwise = self.merging, self.fuse.pairwise
+        if not pairwise and not merge.models and not merge.changes_one:
+            raise ValueError(
+                f"merge: {merge.method} of one model is that model; name others in merge.models, set fuse.pairwise: "
+                "true, or take another method, such as slerp"
+            )
+        if not pairwise and not merge.keep_copies:
+            raise ValueError("merge.keep_copies: does nothing without fuse.pairwise; drop one or set the other")
+        if merge.base is not None and not merge.takes_base:
+            raise ValueError(f"merge.base: does nothing here, because {merge.method} takes no differences; drop it")
+        for name in merge.models:
+            if name in RESERVED or name in self.sources:
+                raise ValueError(f"merge.models.{name}: names something else in this run; take another name")
+        trained = [n for n, s in self.sources.items() if s.model != self.target.model] if pairwise else [FUSED]
+        merge.write_recipe({name: name for name in merge.name_models(trained)}, "base", self.seed)
+        return self
+
     def capture_options(self, source: str) -> CaptureOptions:
         """Return how that source is captured."""
         is_served = isinstance(self.sources[source], ServerOptions)
         return self.capture.adapt_to_server() if is_served else self.capture
+
+    @property
+    def merging(self) -> RunMergeOptions | None:
+        """Return how the fused model is merged, with defaults if `fuse.pairwise` asks for it; None if it is trained."""
+        return self.merge or (RunMergeOptions() if self.fuse.pairwise else None)
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_merge(self, write: Any) -> dict[str, Any]:
+        """Leave out `merge` where nothing is merged: reports made before this option existed keep their keys."""
+        written = write(self)
+        if self.merge is None:
+            written.pop("merge", None)
+        return written
 
     @property
     def is_linear_in_rows(self) -> bool:
@@ -159,12 +197,18 @@ def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
     def find_dataset(dataset: DatasetOptions | None) -> DatasetOptions | None:
         return dataset and dataset.model_copy(update={"path": find(dataset.path)})
 
+    def find_merged(merge: RunMergeOptions) -> RunMergeOptions:
+        models = {name: other.model_copy(update={"model": find(other.model)}) for name, other in merge.models.items()}
+        base = merge.base and merge.base.model_copy(update={"model": find(merge.base.model)})
+        return merge.model_copy(update={"models": models, "base": base})
+
     return run.model_copy(
         update={
             "output": files.expand_home(run.output, "output"),
             "store_dir": None if run.store_dir is None else files.expand_home(run.store_dir, "store_dir"),
             "target": find_model(run.target),
             "sources": {name: find_model(source) for name, source in run.sources.items()},
+            **({} if run.merge is None else {"merge": find_merged(run.merge)}),
             "corpus": run.corpus.model_copy(
                 update={"files": [find(f) for f in run.corpus.files], "dataset": find_dataset(run.corpus.dataset)}
             ),

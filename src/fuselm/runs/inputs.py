@@ -14,6 +14,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
+from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
 
@@ -44,6 +45,11 @@ class Inputs:
         }
         self._source_vocabularies: dict[str, Vocabulary] = {}
         self._check_sources()
+        self.copies = self._list_copies() if run.fuse.pairwise else []
+        merge = run.merging
+        self.merged = {} if merge is None else {n: _locate_other(other) for n, other in merge.models.items()}
+        self.merge_base = self.target if merge is None or merge.base is None else _locate_other(merge.base)
+        self._check_merge(run)
         self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
 
@@ -64,6 +70,10 @@ class Inputs:
             f"corrected {token_bytes.FORMAT} {model.tokenizer_fingerprint} {model.output_size}",
             lambda: load_vocabulary(model).is_corrected,
         )
+
+    def list_fused_sources(self, copy: str | None = None) -> list[str]:
+        """Return the sources that are fused: all, or for a copy of the target its own and the target itself."""
+        return [n for n, m in self.sources.items() if copy in (None, n) or m.fingerprint == self.target.fingerprint]
 
     @property
     def contexts(self) -> dict[str, str]:
@@ -164,15 +174,42 @@ class Inputs:
             if _count_window_tokens(run.write) <= self.sources[name].context_length
         ]
 
+    def _list_copies(self) -> list[str]:
+        """Return the sources that are not the target: each of them is fused into a copy of it."""
+        return [name for name, model in self.sources.items() if model.fingerprint != self.target.fingerprint]
+
+    def _check_merge(self, run: config.RunOptions) -> None:
+        if run.merging is None:
+            return
+        names = run.merging.name_models(self.copies or [config.FUSED])
+        if len(names) < 2 and not run.merging.changes_one:
+            raise ValueError(
+                f"fuse.pairwise: merges copies of the target, and there is one ({names[0]}); name another source, or "
+                "models in merge.models"
+            )
+        for name, model in self.merged.items():
+            if run.merging.takes_base and model.fingerprint == self.merge_base.fingerprint:
+                raise ValueError(
+                    f"merge.models.{name}: is the base, so it has no difference to merge; drop it, or name another "
+                    "merge.base"
+                )
+        run.merging.write_recipe({name: name for name in names}, "base", run.seed)
+
     def _check_weights(self, options: config.FuseOptions) -> None:
         given = options.weights if isinstance(options.weights, dict) else {}
-        priors.spread_weights(given, list(self.sources), self.domains)
+        for copy in self.copies or [None]:
+            names = self.list_fused_sources(copy)
+            priors.spread_weights({n: given[n] for n in names if n in given}, names, self.domains)
 
     def _check_sources(self) -> None:
         first: dict[str, str] = {}
         for name, model in self.sources.items():
             if (other := first.setdefault(model.fingerprint, name)) != name:
                 raise ValueError(f"sources.{name}: the same model as '{other}' ({model.name}); drop one")
+
+
+def _locate_other(other: OtherModelOptions) -> Model:
+    return locate_model(other.model, revision=other.revision)
 
 
 def _count_documents(file: Path, domain: str, columns: Mapping[str, str]) -> dict[str, dict[str, int]]:

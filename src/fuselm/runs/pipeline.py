@@ -17,7 +17,7 @@ from fuselm.runs import checks, config, run_precision, step_records
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
-from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, report, train, write
+from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, report, train, write
 from fuselm.runs.steps import Maker, Step, Steps
 from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
@@ -31,6 +31,7 @@ STAGES: dict[str, Stage] = {
         align.STAGE,
         fuse.STAGE,
         train.STAGE,
+        merge.STAGE,
         evaluate.STAGE,
         report.STAGE,
     )
@@ -129,17 +130,21 @@ class Pipeline:
         """Bring them to the target's vocabulary. Return folders by source. `draws`: see `stages.align.make`."""
         return align.make(self, draws=draws)
 
-    def fuse(self) -> Path:
-        """Make one distribution of all sources' for each token."""
+    def fuse(self) -> Made:
+        """Make one distribution of all sources' for each token; of each source's, by source, if they are pairwise."""
         return fuse.make(self)
 
     def train(self) -> dict[str, Path]:
-        """Train the target by each method. Return folders by method."""
+        """Make every training. Return folders by method, or for copies of the target by source."""
         return train.make(self)
 
+    def merge(self) -> dict[str, Path]:
+        """Merge what was trained. Return the merged model's folder under the empty name; nothing if none is merged."""
+        return merge.make(self)
+
     def train_method(self, method: str, *, needs_weights: bool = True) -> Path:
-        """Train the target by one method, `clm` or `fused`. See `stages.train.train_method`."""
-        return train.train_method(self, method, needs_weights=needs_weights)
+        """Make the model of one method, `clm` or `fused`. See `stages.merge.find_trained`."""
+        return merge.find_trained(self, method, needs_weights=needs_weights)
 
     def evaluate(self) -> dict[str, Path]:
         """Score every model on the held-out documents. Return folders by model."""

@@ -123,7 +123,8 @@ def read_record(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{path}: damaged; delete {path} and run again")
     sources = [stage.removeprefix("capture ") for stage in named if stage.startswith("capture ")]
     by_source = [f"{stage} {name}" for stage in ("align", "evaluate") for name in sources]
-    for stage in ("corpus", "fuse", "train clm", *by_source):
+    has_copies = any(stage.startswith("fuse ") for stage in named)  # each has a store of its own
+    for stage in ("corpus", *(() if has_copies else ("fuse",)), "train clm", *by_source):
         if stage not in named:
             raise ValueError(f"{path}: damaged (it has no folder of {stage}); delete {path} and run again")
     return {stage: step_records.expand(folder, place) for stage, place in named.items()}
@@ -152,7 +153,8 @@ def _find_recorded(folder: Path, steps: Sequence[RecordedStep]) -> dict[str, Pat
     """Return the newest folders of a record that were made from one another; none if nothing was captured yet."""
     by_folder = {step.folder: step for step in steps if manifest.is_finished(step.folder)}
     made = sorted(by_folder.values(), key=lambda step: (step.folder / "manifest.json").stat().st_mtime_ns)
-    fused = [step for step in made if step.stage == "fuse"][-1:]
+    fused = [step for step in made if step.stage == "fuse"]
+    fused = [step for step in fused if step.name] if fused and fused[-1].name else fused[-1:]
     inputs = {path for step in fused for path in step.inputs}
     aligned = [step for step in made if step.stage == "align" and (not fused or step.folder in inputs)]
     inputs = {path for step in aligned for path in step.inputs}

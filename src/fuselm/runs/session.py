@@ -62,13 +62,21 @@ class FusionRun:
         """Bring the captured distributions into the target's tokens; return the stores by source."""
         return {name: Store(path) for name, path in self._checked("align").align().items()}
 
-    def fuse(self) -> Store:
-        """Fuse the aligned distributions of all sources into one store."""
-        return Store(self._checked("fuse").fuse())
+    def fuse(self) -> Store | dict[str, Store]:
+        """Fuse the aligned distributions of all sources into one store; with `fuse.pairwise`, into one by source."""
+        made = self._checked("fuse").fuse()
+        return {name: Store(path) for name, path in made.items()} if isinstance(made, dict) else Store(made)
 
     def train(self) -> dict[str, Path]:
-        """Train the target on the fused distributions, and on the text alone; return the folders by method."""
+        """Train the target on the fused distributions, and on the text alone; return the folders by method.
+
+        With `fuse.pairwise` a copy is trained for each source, and the folders have the sources' names.
+        """
         return self._checked("train").train()
+
+    def merge(self) -> Path | None:
+        """Merge what was trained as `merge` says; return the merge's folder, or None if the run merges nothing."""
+        return self._checked("merge").merge().get("")
 
     def run(self) -> RunResult:
         """Make all stages, publish the model and the page in the run's folder, and return the result."""

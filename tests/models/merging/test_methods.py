@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm.models.merging.blocks import kth_largest
-from fuselm.models.merging.methods import METHODS, begin_merge, merge_tensors
+from fuselm.models.merging.choices import METHODS
+from fuselm.models.merging.methods import begin_merge, merge_tensors
 
 CASES = [
     ("linear", {"weight": [0.2, 0.5, 0.4]}),

@@ -1,86 +1,31 @@
-"""Name the merging methods, with what each needs and the parameters that it takes; merge tensors by one of them."""
+"""Merge tensors by a method's name. `choices` says what each method needs and takes."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fuselm.models.merging.blocks import Blocks, Merge
+from fuselm.models.merging.choices import METHODS, REQUIRED, Method
 from fuselm.models.merging.differences import dare_linear, dare_ties, linear, task_arithmetic, ties
 from fuselm.models.merging.scores import model_stock, sce, varm, widen
 from fuselm.models.merging.spherical import karcher, nuslerp, slerp
 
-REQUIRED = object()  # the default of a parameter that must be given
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """Describe a merging method: its function, what it needs, and its parameters with their defaults.
-
-    `per_model` parameters have a value for each model that is not the base. `choices` are the values that a parameter
-    may have where its type does not tell.
-    """
-
-    function: Callable[..., Merge]
-    base: Literal["needed", "optional", "unused"]
-    least: int = 1  # models besides the base
-    most: float | int = math.inf
-    per_model: Mapping[str, Any] = field(default_factory=dict)
-    shared: Mapping[str, Any] = field(default_factory=dict)
-    choices: Mapping[str, Sequence] = field(default_factory=dict)
-    draws: bool = False  # takes `generators`, one for each model
-    tells_embeddings: bool = False  # takes `by_row`, which is true for embeddings
-    tells_base: bool = False  # takes `has_base`
-
-
-_SPARSE = dict(weight=REQUIRED, density=1.0)
-_DARE = dict(
-    base="needed",
-    per_model=_SPARSE,
-    shared=dict(rescale=True, normalize=False, scale=1.0),
-    choices=dict(rescale=(True, False, "l1", "density")),
-    draws=True,
-)
-METHODS: dict[str, Method] = {
-    "linear": Method(function=linear, base="unused", per_model=dict(weight=REQUIRED), shared=dict(normalize=True)),
-    "slerp": Method(function=slerp, base="needed", most=1, shared=dict(t=REQUIRED)),
-    "nuslerp": Method(
-        function=nuslerp,
-        base="optional",
-        least=2,
-        most=2,
-        per_model=dict(weight=REQUIRED),
-        shared=dict(nuslerp_flatten=True, nuslerp_row_wise=False),
-        tells_base=True,
-    ),
-    "karcher": Method(function=karcher, base="unused", shared=dict(max_iter=10, tol=1e-5)),
-    "task_arithmetic": Method(
-        function=task_arithmetic,
-        base="needed",
-        per_model=dict(weight=REQUIRED),
-        shared=dict(normalize=False, scale=1.0),
-    ),
-    "ties": Method(function=ties, base="needed", per_model=_SPARSE, shared=dict(normalize=True, scale=1.0)),
-    "dare_linear": Method(function=dare_linear, **_DARE),
-    "dare_ties": Method(function=dare_ties, **_DARE),
-    "model_stock": Method(function=model_stock, base="needed", least=2, shared=dict(filter_wise=False)),
-    "sce": Method(
-        function=sce,
-        base="needed",
-        shared=dict(select_topk=1.0, select="deltas"),
-        choices=dict(select=("deltas", "weights_only")),
-    ),
-    "varm": Method(function=varm, base="needed"),
-    "widen": Method(
-        function=widen,
-        base="needed",
-        shared=dict(above_average_value_ratio=1.0, score_calibration_value=1.0),
-        tells_embeddings=True,
-    ),
+FUNCTIONS: dict[str, Callable[..., Merge]] = {
+    "linear": linear,
+    "slerp": slerp,
+    "nuslerp": nuslerp,
+    "karcher": karcher,
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "dare_linear": dare_linear,
+    "dare_ties": dare_ties,
+    "model_stock": model_stock,
+    "sce": sce,
+    "varm": varm,
+    "widen": widen,
 }
 
 
@@ -106,7 +51,7 @@ def begin_merge(
         told["by_row"] = is_embedding
     if described.tells_base:
         told["has_base"] = has_base
-    return described.function(blocks, **told)
+    return FUNCTIONS[method](blocks, **told)
 
 
 def merge_tensors(

@@ -41,6 +41,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: 
     return _render_for_run(
         "report.html.jinja",
         summary,
+        training_styles={name: styles[name] for name in summary["training"]},
         answer=ANSWERS[judge(summary["differences"]["fused-clm"]["average"])],
         headline=typeset(describe_outcome(summary)),
         judge=judge,
@@ -72,7 +73,7 @@ def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Ma
             "cross-entropy of the text, nats a token": "clm_loss",
             "divergence from the fused rows, nats a token": "fusion_loss",
         }.items()
-        if (lines := _draw_loss_term(histories, term))
+        if (lines := _draw_loss_term(histories, term, styles))
     }
     return {
         "models": {
@@ -82,8 +83,8 @@ def _draw_figures(summary: Mapping, histories: Mapping[str, Mapping], styles: Ma
         "fused-clm": _draw_difference(summary, "fused-clm", domains),
         "fused-base": _draw_difference(summary, "fused-base", domains),
         "dev": {
-            "all": _draw_dev_curves(summary, histories, ["average", *domains[:-1]]),
-            **{domain: _draw_dev_curves(summary, histories, [domain]) for domain in domains},
+            "all": _draw_dev_curves(summary, histories, ["average", *domains[:-1]], styles),
+            **{domain: _draw_dev_curves(summary, histories, [domain], styles) for domain in domains},
         },
         "losses": draw_for_all_widths(
             lambda width: figures.draw_curves(terms, columns=2, width=width, label="Terms of the loss by step")
@@ -137,11 +138,13 @@ def _draw_difference(summary: Mapping, pair: str, domains: Sequence[str]) -> str
     )
 
 
-def _draw_dev_curves(summary: Mapping, histories: Mapping[str, Mapping], domains: Sequence[str]) -> str:
+def _draw_dev_curves(
+    summary: Mapping, histories: Mapping[str, Mapping], domains: Sequence[str], styles: Mapping[str, str]
+) -> str:
     """Draw bits per byte of the development split by step, a panel for each domain."""
     panels = {
         domain: [
-            _draw_dev_line(method, history["dev"], domain, summary["training"][method]["best_step"])
+            _draw_dev_line(method, styles[method], history["dev"], domain, summary["training"][method]["best_step"])
             for method, history in histories.items()
         ]
         for domain in domains
@@ -150,21 +153,21 @@ def _draw_dev_curves(summary: Mapping, histories: Mapping[str, Mapping], domains
     return draw_for_all_widths(lambda width: figures.draw_curves(panels, width=width, label=label))
 
 
-def _draw_dev_line(method: str, rows: Sequence[Mapping], domain: str, best_step: int) -> figures.Line:
+def _draw_dev_line(name: str, style: str, rows: Sequence[Mapping], domain: str, best_step: int) -> figures.Line:
     points = [(float(row["step"]), float(row[domain])) for row in rows]
     best = next((p for p in points if p[0] == best_step), None)
-    return figures.Line(label=method, style=method, points=points, ring=best, dots=True)
+    return figures.Line(label=name, style=style, points=points, ring=best, dots=True)
 
 
-def _draw_loss_term(histories: Mapping[str, Mapping], term: str) -> list[figures.Line]:
+def _draw_loss_term(histories: Mapping[str, Mapping], term: str, styles: Mapping[str, str]) -> list[figures.Line]:
     """Draw each method's term of the loss by step, faint, under its moving mean."""
     lines = []
     for method, history in histories.items():
         points = figures.thin_points([(float(row["step"]), float(row[term])) for row in history["log"] if term in row])
         if any(y for _, y in points):
-            lines.append(figures.Line(label=f"{method}, by step", style=f"{method} faint", points=points))
+            lines.append(figures.Line(label=f"{method}, by step", style=f"{styles[method]} faint", points=points))
             lines.append(
-                figures.Line(label=f"{method}, moving mean", style=method, points=figures.smooth_points(points))
+                figures.Line(label=f"{method}, moving mean", style=styles[method], points=figures.smooth_points(points))
             )
     return lines
 
@@ -190,6 +193,7 @@ def _render_for_run(template: str, summary: Mapping, **context) -> str:
         summary=summary,
         config=summary["config"],
         domains=list(summary["heldout"]),
+        trained=next(of for name, of in summary["training"].items() if name != "clm"),
         prefix_tokens=_count_prefix_tokens(summary["config"]),
         fidelity_scale=FIDELITY_SCALE,
         targets=TARGETS,

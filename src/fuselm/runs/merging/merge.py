@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fuselm.models.loading import load_tokenizer
-from fuselm.models.locating import locate_model
+from fuselm.models.locating import Model, locate_model
 from fuselm.models.merging import tensor_files
 from fuselm.models.merging.blocks import Models
+from fuselm.models.merging.choices import METHODS
 from fuselm.models.merging.compatibility import compare_models, find_vocabulary_tensors
-from fuselm.models.merging.methods import METHODS, begin_merge
+from fuselm.models.merging.methods import begin_merge
 from fuselm.models.merging.tensor_files import Shard, TensorFolder
 from fuselm.models.merging.vocabularies import UnitedVocabulary, read_united_rows, unite_vocabularies
 from fuselm.models.tokenizer_files import digest_files
@@ -34,7 +35,8 @@ from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
 from fuselm.training.companions import copy_companions
 
-BLOCK = 1 << 22  # elements of a block of a model, 16 MiB in float32
+BLOCK = 1 << 18  # elements of a block of a model, 1 MiB in float32
+HELD = 1 << 26  # elements of a tensor of all models, 256 MiB in float32, that are read once and not for every pass
 LAYER = re.compile(r"\.(\d+)\.")  # the number of a tensor's layer, the first number in its name
 
 
@@ -48,6 +50,7 @@ class MergePlan:
     vocabulary_tensors: Sequence[str]
     embeddings: Sequence[str]
     tensors: dict[str, tuple[tuple[int, ...], str]]  # shape and type of those that are merged
+    like: TensorFolder  # its configuration, tokenizer and templates are the result's
     notes: Sequence[str]
 
     @property
@@ -61,8 +64,12 @@ class MergePlan:
         return sum(tensor_files.count_bytes(*described) for described in self.tensors.values())
 
 
-def plan_merge(options: MergeOptions) -> MergePlan:
-    """Open the models and compare them. Raises `ValueError`, one line, if they cannot be merged."""
+def plan_merge(options: MergeOptions, *, like: Model | None = None) -> MergePlan:
+    """Open the models and compare them. Raises `ValueError`, one line, if they cannot be merged.
+
+    The result has the configuration, tokenizer and templates of the first model, or of `like`, which must have the same
+    tokens then as all that are merged.
+    """
     folders = [
         TensorFolder(locate_model(m.model, revision=m.revision), None if m.adapter is None else Path(m.adapter))
         for m in options.inputs
@@ -77,6 +84,10 @@ def plan_merge(options: MergeOptions) -> MergePlan:
     if comparison.obstacles:
         raise ValueError(f"{'; '.join(comparison.obstacles)}: these cannot be merged; fuse them instead")
     vocabulary = unite_vocabularies([folder.model for folder in folders])
+    if like is not None:
+        alike = unite_vocabularies([like, *(folder.model for folder in folders)])
+        if not alike.is_shared:
+            raise ValueError(f"{like.name} and the models to merge have other tokens; merge models with the same ones")
     if options.tokenizer == "base":
         rows = folders[0].model.output_size
         vocabulary = UnitedVocabulary(rows=rows, places=[place[:rows] for place in vocabulary.places], added=[])
@@ -91,6 +102,7 @@ def plan_merge(options: MergeOptions) -> MergePlan:
         vocabulary_tensors=vocabulary_tensors,
         embeddings=embeddings,
         tensors=tensors,
+        like=folders[0] if like is None else TensorFolder(like),
         notes=comparison.notes,
     )
 
@@ -110,6 +122,25 @@ def merge_models(
     return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes))
 
 
+def write_merged_model(
+    plan: MergePlan, out: Path, progress: Progress, *, shard_bytes: int = tensor_files.SHARD_BYTES
+) -> None:
+    """Write weights, configuration, tokenizer and templates. Shards that are whole already are not made again."""
+    out.mkdir(parents=True, exist_ok=True)
+    shards, index = tensor_files.plan_shards(plan.tensors, shard_bytes)
+    progress.start(total=plan.parameters, unit="parameters")
+    for shard in shards:
+        path = out / shard.name
+        if not (path.exists() and atomic_files.is_whole(path)):
+            blocks = _merge_shard(plan, shard, progress)
+            atomic_files.write_file(path, lambda p, s=shard, b=blocks: tensor_files.write_shard(p, s, b), seal=True)
+    if index is not None:
+        atomic_files.write_text(out / "model.safetensors.index.json", json.dumps(index, indent=1))
+    _write_config(plan, out)
+    _write_tokenizer(plan, out)
+    copy_companions(plan.like.model.folder, out)
+
+
 def _pairs(plan: MergePlan) -> Iterable[tuple[TensorFolder, Any]]:
     return zip(plan.folders, plan.options.inputs, strict=True)
 
@@ -127,19 +158,7 @@ def _fingerprint(folder: TensorFolder, model: Any) -> str:
 
 
 def _build(plan: MergePlan, progress: Progress, shard_bytes: int, out: Path) -> dict[str, Any]:
-    first = plan.folders[0].model
-    shards, index = tensor_files.plan_shards(plan.tensors, shard_bytes)
-    progress.start(total=plan.parameters, unit="parameters")
-    for shard in shards:
-        path = out / shard.name
-        if not (path.exists() and atomic_files.is_whole(path)):
-            blocks = _merge_shard(plan, shard, progress)
-            atomic_files.write_file(path, lambda p, s=shard, b=blocks: tensor_files.write_shard(p, s, b), seal=True)
-    if index is not None:
-        atomic_files.write_text(out / "model.safetensors.index.json", json.dumps(index, indent=1))
-    _write_config(plan, out)
-    _write_tokenizer(plan, out)
-    copy_companions(first.folder, out)
+    write_merged_model(plan, out, progress, shard_bytes=shard_bytes)
     card = render_template(
         "merge_card.md.jinja",
         method=plan.options.method,
@@ -170,6 +189,9 @@ def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[
         layer = _layer_of(name)
         place = 0.0 if layer is None else layer / max(numbers) if max(numbers) else 1.0
         blocks = partial(_read_blocks, plan, name, shape or (1,))
+        if torch.Size(shape).numel() * len(plan.folders) <= HELD:
+            held = list(blocks())
+            blocks = partial(iter, held)
         has_base = METHODS[plan.options.method].base != "unused" and plan.options.base is not None
         merge = begin_merge(
             plan.options.method,
@@ -202,7 +224,7 @@ def _read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator
 
 
 def _write_config(plan: MergePlan, out: Path) -> None:
-    config = dict(plan.folders[0].config)
+    config = dict(plan.like.config)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     if plan.vocabulary_tensors:
         text["vocab_size"] = plan.vocabulary.rows
@@ -215,6 +237,6 @@ def _write_config(plan: MergePlan, out: Path) -> None:
 def _write_tokenizer(plan: MergePlan, out: Path) -> None:
     """Write the first model's tokenizer with the tokens that others add, if any."""
     if plan.vocabulary.added:
-        tokenizer = load_tokenizer(plan.folders[0].model)
+        tokenizer = load_tokenizer(plan.like.model)
         tokenizer.add_tokens(list(plan.vocabulary.added))
         atomic_files.write_file(out / "tokenizer.json", lambda path: tokenizer.save(str(path)))

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fuselm.models.merging.methods import METHODS
+from fuselm.models.merging.choices import METHODS
 from fuselm.runs.merging.recipe import MergedModel, MergeOptions
 from fuselm.system.temporaries import name_temporary
 

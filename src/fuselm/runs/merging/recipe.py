@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from fuselm.models.merging.methods import METHODS, REQUIRED
+from fuselm.models.merging.choices import METHODS, REQUIRED
 from fuselm.runs.options import files, problems
 from fuselm.runs.options.base import Options, Seed
 
@@ -156,6 +156,11 @@ class MergeOptions(Options):
         has_base = self.base is not None and (self.method not in METHODS or METHODS[self.method].base != "unused")
         return [self.base, *self.merged_models] if has_base else self.merged_models
 
+    @property
+    def draws(self) -> bool:
+        """Tell whether the method draws at random, by `seed`."""
+        return self.method in METHODS and METHODS[self.method].draws
+
     def find_parameters(self, tensor: str, place: float) -> dict[str, Any]:
         """Return the method's parameters for a tensor; `place` is 0 in the first layer and 1 in the last."""
         method = METHODS[self.method]
@@ -227,6 +232,11 @@ def _list_values(setting: Setting) -> list[Scalar]:
     if not isinstance(setting, list):
         return [setting]
     return [v for item in setting for v in (_list_values(item.value) if isinstance(item, Condition) else [item])]
+
+
+def is_run_file(path: Path) -> bool:
+    """Tell whether a file says how to run, not how to merge."""
+    return "target" in files.read_options(path, "merge", "a method and models")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[MergeOptions, str | None]:

@@ -1,8 +1,9 @@
 """Define the options of fusion."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from fuselm.fusion.choices import FUNCTIONS, LEVELLESS, LEVELS, SHARPENED
 from fuselm.fusion.priors import check_weights
@@ -45,6 +46,12 @@ class FuseOptions(Options):
         "below 1 sharpens them.",
     )
 
+    pairwise: bool = Field(
+        False,
+        description="Fuse each source by itself, with the target's own rows if the target is a source too, train a "
+        "copy of the target on each, and merge the copies as `merge` says: FuseChat's way.",
+    )
+
     @field_validator("function", mode="before")
     @classmethod
     def _refuse_oracle(cls, function: Any) -> Any:
@@ -75,10 +82,26 @@ class FuseOptions(Options):
             check_weights(self.weights)
         return self
 
+    @model_serializer(mode="wrap")
+    def _omit_pairwise(self, write: Any) -> dict[str, Any]:
+        """Leave out `pairwise` where it is off: reports made before this option existed keep their keys."""
+        written = write(self)
+        if not self.pairwise:
+            written.pop("pairwise", None)
+        return written
+
     @property
     def recipe(self) -> dict[str, Any]:
         """Return all that the outcome depends on, with every default filled in."""
         weights = self.weights
         if weights is None:
             weights = "learned" if self.function == "fixed" else {}
-        return self.model_dump() | {"weights": weights}
+        return self.model_dump(exclude={"pairwise"}) | {"weights": weights}
+
+    def select_sources(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the recipe of fusing some of the sources, without what it says of others."""
+        recipe = self.recipe
+        for option in ("weights", "temperatures"):
+            if isinstance(recipe[option], dict):
+                recipe[option] = {name: value for name, value in recipe[option].items() if name in names}
+        return recipe

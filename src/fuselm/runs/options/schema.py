@@ -9,7 +9,9 @@ from fuselm.runs.options.study import SECTIONS, StudyOptions
 DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest that yaml-language-server knows in full
 
 # Options that end in names that the user gives: sources.qwen, fuse.weights.qwen.python.
-OPEN_NAMES = r"^(sources|target|write\.ratio|fuse\.weights|fuse\.temperatures)(\.|$)"
+OPEN_NAMES = (
+    r"^(sources|target|write\.ratio|fuse\.weights|fuse\.temperatures|merge\.parameters|merge\.models|merge\.base)(\.|$)"
+)
 
 
 def build_run_schema() -> dict[str, Any]:

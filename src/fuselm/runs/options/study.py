@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from fuselm.runs.options.base import OneOf, Options, Seed
 from fuselm.training.choices import METHODS
 
-SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate")
+SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "merge", "evaluate")
 FIGURES: dict[str, str] = {
     "bars": "Draw a bar for each arm and domain.",
     "steps": "Draw the development split's bits per byte over the steps of training.",

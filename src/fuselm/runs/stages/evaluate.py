@@ -9,10 +9,11 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
-from fuselm.runs.stages import corpus, train
+from fuselm.runs.stages import corpus, merge, train
 from fuselm.system import atomic_files
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
+from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def make(pipeline: "Pipeline") -> dict[str, Path]:
     """Score the target as it was, every source, and every method's best model. Return their folders by name."""
     train.make(pipeline)
-    return {name: evaluate_model(pipeline, name) for name in ("base", *pipeline.inputs.sources, *train.METHODS)}
+    merge.make(pipeline)
+    return {name: evaluate_model(pipeline, name) for name in ("base", *pipeline.inputs.sources, *METHODS)}
 
 
 def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
@@ -31,8 +33,8 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
     inputs, run, precision = pipeline.inputs, pipeline.run, pipeline.precision
     model, role, dtype = inputs.target, "target", run.target.dtype
     fingerprint = model.fingerprint
-    if name in train.METHODS:
-        fingerprint = pipeline.steps.get_key(train.train_method(pipeline, name, needs_weights=False))
+    if name in METHODS:
+        fingerprint = pipeline.steps.get_key(merge.find_trained(pipeline, name, needs_weights=False))
     elif name in inputs.sources:
         source, source_dtype = inputs.sources[name], precision.read_option(f"source {name}")
         is_target = (source.fingerprint, source.tokenizer_fingerprint) == (fingerprint, model.tokenizer_fingerprint)
@@ -55,8 +57,8 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         from fuselm.results import bits_per_byte, scoring
 
         located = model
-        if name in train.METHODS:
-            located = locate_model(str(train.train_method(pipeline, name) / train.WEIGHTS))
+        if name in METHODS:
+            located = locate_model(str(merge.find_trained(pipeline, name) / train.WEIGHTS))
             vocabulary = load_vocabulary(located)
         else:
             vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary

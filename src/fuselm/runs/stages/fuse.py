@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_row_bytes, estimate_step
-from fuselm.runs.stage import Stage, TokenCounts
+from fuselm.runs.stage import Made, Stage, TokenCounts
 from fuselm.runs.stages import align, write
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 
-def declare(pipeline: "Pipeline") -> Path:
-    """Return the store of fused distributions; make nothing."""
-    aligned, size = align.declare(pipeline), pipeline.inputs.target.output_size
+def declare(pipeline: "Pipeline", copy: str | None = None) -> Path:
+    """Return the store of fused distributions, or of those that a copy of the target learns; make nothing."""
+    names, size = pipeline.inputs.list_fused_sources(copy), pipeline.inputs.target.output_size
+    aligned = {name: path for name, path in align.declare(pipeline).items() if name in names}
     recipe = Recipe(
         stage=STAGE.name,
-        parameters=pipeline.run.fuse.recipe | {"vocabulary_size": size},
+        parameters=pipeline.run.fuse.select_sources(names) | {"vocabulary_size": size},
         inputs={f"source {name}": pipeline.steps.get_key(path) for name, path in aligned.items()},
     )
 
@@ -41,24 +42,33 @@ def declare(pipeline: "Pipeline") -> Path:
         )
 
     written = write.declare(pipeline).values()
-    return pipeline.steps.declare(STAGE, "", recipe, build, inputs=[*aligned.values(), *written])
+    return pipeline.steps.declare(STAGE, copy or "", recipe, build, inputs=[*aligned.values(), *written])
 
 
-def make(pipeline: "Pipeline") -> Path:
-    """Fuse the aligned stores, and return the fused one."""
-    return pipeline.steps.make(declare(pipeline))
+def declare_all(pipeline: "Pipeline") -> Made:
+    """Return the store of fused distributions, or the one of each copy of the target; make nothing."""
+    copies = pipeline.inputs.copies
+    return {copy: declare(pipeline, copy) for copy in copies} if copies else declare(pipeline)
+
+
+def make(pipeline: "Pipeline") -> Made:
+    """Fuse the aligned stores. Return the fused one, or with `fuse.pairwise` the one of each copy."""
+    stores = declare_all(pipeline)
+    pipeline.steps.make_all(stores.values() if isinstance(stores, dict) else [stores])
+    return stores
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the fused store, whose rows may have the entries of all sources."""
     count, disk = align.estimate_aligned(pipeline, tokens)
-    return estimate_step(step, tokens=count, disk=disk * len(pipeline.inputs.sources))
+    return estimate_step(step, tokens=count, disk=disk * len(pipeline.inputs.list_fused_sources(step.name or None)))
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
     """Add the time of compiling and fusing, and the size of rows with the entries of all sources."""
     row = calibration.add_kernel_time(step, row)
-    measured = [calibration.time_reading(name) for name in calibration.pipeline.inputs.sources]
+    names = calibration.pipeline.inputs.list_fused_sources(step.name or None)
+    measured = [calibration.time_reading(name) for name in names]
     entries = sum((m.entries for m in measured if m is not None), start=0.0)
     return replace(row, kept=round(row.tokens * estimate_row_bytes(entries))) if all(measured) else row
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.models.locating import locate_model
-from fuselm.runs import publish
+from fuselm.runs import config, publish
 from fuselm.runs.estimates import Estimate
 from fuselm.runs.stage import Made, Stage, TokenCounts
-from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, train, write
+from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, train, write
 from fuselm.system import manifest, processes
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
+from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -32,8 +33,9 @@ def make(pipeline: "Pipeline") -> Path:
         write.STAGE.name: write.declare(pipeline),
         capture.STAGE.name: capture.declare(pipeline),
         align.STAGE.name: align.declare(pipeline),
-        fuse.STAGE.name: fuse.declare(pipeline),
+        fuse.STAGE.name: fuse.declare_all(pipeline),
         train.STAGE.name: train.make(pipeline),
+        merge.STAGE.name: merge.make(pipeline),
         evaluate.STAGE.name: evaluate.make(pipeline),
     }
     # The report has numbers of all of these except captures, which may be deleted.
@@ -53,7 +55,7 @@ def make(pipeline: "Pipeline") -> Path:
         publish.publish(
             pipeline.folder,
             path,
-            folder_of[train.STAGE.name, "fused"] / train.WEIGHTS,
+            _find_model(folder_of, config.FUSED) / train.WEIGHTS,
             key=pipeline.steps.get_key(path),
             folders={f"{stage} {name}".strip(): made for (stage, name), made in folder_of.items()},
         )
@@ -65,8 +67,8 @@ def _gather_token_rows(pipeline: "Pipeline", folder_of: Mapping[tuple[str, str],
     from fuselm.results.token_rows import ReadModel, gather_token_rows
 
     models = {"base": pipeline.inputs.target}
-    for method in train.METHODS:
-        weights = folder_of[train.STAGE.name, method] / train.WEIGHTS
+    for method in METHODS:
+        weights = _find_model(folder_of, method) / train.WEIGHTS
         if weights.is_dir():  # those of clm may have been deleted
             models[method] = locate_model(str(weights))
     return gather_token_rows(
@@ -77,9 +79,15 @@ def _gather_token_rows(pipeline: "Pipeline", folder_of: Mapping[tuple[str, str],
             for name, model in models.items()
         },
         {name: path for (stage, name), path in folder_of.items() if stage == align.STAGE.name},
-        folder_of[fuse.STAGE.name, ""],
+        folder_of.get((fuse.STAGE.name, "")),
         progress=shown,
     )
+
+
+def _find_model(folder_of: Mapping[tuple[str, str], Path], method: str) -> Path:
+    """Return the folder of a method's model: the merge's, where `fused` is merged."""
+    merged = folder_of.get((merge.STAGE.name, "")) if method == config.FUSED else None
+    return merged or folder_of[train.STAGE.name, method]
 
 
 def _find_dtype(evaluated: Path) -> str:
@@ -111,7 +119,7 @@ def estimate_published(pipeline: "Pipeline", tokens: TokenCounts) -> Estimate:
     counted = tokens[pipeline.inputs.target.tokenizer_fingerprint]
     most = token_rows.MOST_DOCUMENTS * token_rows.MOST_TOKENS
     read = sum(min(most, counted[split]) for split in token_rows.SPLITS)
-    return Estimate(title=STAGE.name, tokens=read * (1 + len(train.METHODS)), disk=size, scratch=size)
+    return Estimate(title=STAGE.name, tokens=read * (1 + len(METHODS)), disk=size, scratch=size)
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
@@ -124,7 +132,7 @@ def calibrate_published(calibration: "Calibration", row: Estimate) -> Estimate:
     measured = calibration.time_reading("")
     if measured is None:
         return replace(row, seconds=WRITING_SECONDS)
-    loading = (1 + len(train.METHODS)) * measured.loading
+    loading = (1 + len(METHODS)) * measured.loading
     return replace(row, seconds=WRITING_SECONDS + loading + row.tokens / measured.speed, memory=measured.memory)
 
 

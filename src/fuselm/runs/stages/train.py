@@ -1,5 +1,6 @@
 """Train the target: on the text alone (`clm`, the baseline), and on the fused distributions (`fused`)."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from fuselm.runs.stages import corpus, fuse, write
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
-from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -29,17 +29,26 @@ MEAN_BYTES = 4  # more for the mean of the weight, where there is one
 CHECKPOINTS = 3  # the best, the last, and the one being written
 
 
+def list_trainings(pipeline: "Pipeline") -> list[str]:
+    """Return the names of what is trained: the methods, or with `fuse.pairwise` the copies in place of `fused`."""
+    return ["clm", *(pipeline.inputs.copies or [config.FUSED])]
+
+
 def make(pipeline: "Pipeline") -> dict[str, Path]:
-    """Train by each method, and return the folder of each method's best model."""
-    fused = fuse.declare(pipeline)
-    folders = {method: _declare_rates(pipeline, method) for method in METHODS}
-    if pipeline.steps.makes_folders and not all(map(manifest.is_finished, folders["fused"])):
-        pipeline.steps.make(fused)  # before hours of training on the text alone, as a model or server may fail
-    return {method: train_method(pipeline, method) for method in METHODS}
+    """Make every training, and return the folder of each one's best model."""
+    names = list_trainings(pipeline)
+    fuse.declare_all(pipeline)
+    folders = {name: _declare_rates(pipeline, name) for name in names}
+    on_rows = [folder for name in names if name != "clm" for folder in folders[name]]
+    if pipeline.steps.makes_folders and not all(map(manifest.is_finished, on_rows)):
+        fuse.make(pipeline)  # before hours of training on the text alone, as a model or server may fail
+    return {name: train_method(pipeline, name, needs_weights=name not in pipeline.inputs.copies) for name in names}
 
 
 def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = True) -> Path:
     """Train with each of a method's learning rates, and return the folder of the best on the development split.
+
+    `method` is `clm`, `fused`, or the name of a copy of the target, which is trained as `fused` is.
 
     A model whose weights were dropped is trained again if the caller `needs_weights`.
     """
@@ -52,6 +61,15 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
         manifest.reopen_stage(folders[best])
         pipeline.steps.make(folders[best])
     return folders[best]
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete the weights of a training's model, whole or not at all; its numbers stay."""
+    dropped = folder / ".dropped"
+    shutil.rmtree(dropped, ignore_errors=True)
+    if (folder / WEIGHTS).is_dir():
+        (folder / WEIGHTS).rename(dropped)
+        shutil.rmtree(dropped)
 
 
 def collect_settings(pipeline: "Pipeline", method: str, rate: float, *, precision: str | None = None) -> dict[str, Any]:
@@ -71,7 +89,8 @@ def _declare_rates(pipeline: "Pipeline", method: str) -> list[Path]:
 
 
 def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
-    inputs, fused = pipeline.inputs, fuse.declare(pipeline) if method == "fused" else None
+    inputs, copy = pipeline.inputs, method if method in pipeline.inputs.copies else None
+    fused = None if method == "clm" else fuse.declare(pipeline, copy)
     settings = collect_settings(pipeline, method, rate)
     if fused is None:
         texts = {"corpus": corpus.identify(pipeline)}
@@ -79,7 +98,10 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
         texts = write.identify_fusion_documents(pipeline) | {"fused": pipeline.steps.get_key(fused)}
     recipe = Recipe(
         stage=STAGE.name,
-        parameters={"method": method, **{name: value for name, value in settings.items() if name != "trackers"}},
+        parameters={
+            "method": "clm" if fused is None else config.FUSED,
+            **{name: value for name, value in settings.items() if name != "trackers"},
+        },
         inputs={"model": inputs.target.fingerprint, "tokenizer": inputs.target.tokenizer_fingerprint, **texts},
     )
 
@@ -103,7 +125,7 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
             progress=shown,
         )
 
-    title = f"{method}, learning rate {rate:g}"
+    title = f"{method if copy is None else f'a copy on {copy}'}, learning rate {rate:g}"
     needed = [] if fused is None else [fused, *write.declare(pipeline).values()]
     return pipeline.steps.declare(STAGE, method, recipe, build, title, inputs=needed, together=True)
 
@@ -112,7 +134,7 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     """Estimate the tokens of all passes, the model, and the checkpoints while it is trained."""
     target, options = pipeline.inputs.target, pipeline.run.train.for_method(step.name)
     given = tokens[target.tokenizer_fingerprint]["train"]
-    read = round(given * write.compute_text_ratio(pipeline)) if step.name == "fused" else given
+    read = round(given * write.compute_text_ratio(pipeline)) if step.name != "clm" else given
     state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
     return estimate_step(
         step,
@@ -159,7 +181,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
 
 def count_passes(run: config.RunOptions, name: str, written: Mapping[str, float]) -> float:
     """Return the size of all text of all passes, for each byte of the training documents."""
-    return (1.0 + sum(written.values()) if name == "fused" else 1.0) * run.train.for_method(name).passes
+    return (1.0 + sum(written.values()) if name != "clm" else 1.0) * run.train.for_method(name).passes
 
 
 STAGE = Stage(

@@ -22,8 +22,8 @@ from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
 # Arms may differ in these. All of them hold out the same text: `trials.Grid.check_texts` makes sure of it.
-ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train")
-FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse")  # do nothing to clm
+ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train", "merge")
+FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse", "merge")  # do nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 
 

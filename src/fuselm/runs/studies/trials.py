@@ -5,7 +5,6 @@ resumes. Nothing else is remembered: what is done is what is there.
 """
 
 import gc
-import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from fuselm.documents.corpus import Document
 from fuselm.results.pages.formats import describe_settings
 from fuselm.runs import config, plan, reuse, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
-from fuselm.runs.stages import capture, evaluate, train, write
+from fuselm.runs.stages import capture, evaluate, merge, train, write
 from fuselm.runs.steps import Step
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
 from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.terminal import make_plain_text
+from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -44,8 +44,8 @@ class Trial:
 
     @property
     def training_step(self) -> Step | None:
-        """Return the step that trains, or None for a model as it is."""
-        return next((step for step in self.steps if step.stage is train.STAGE), None)
+        """Return the step that makes the trained model, the merge where there is one; None for a model as it is."""
+        return next((step for step in reversed(self.steps) if step.stage in (train.STAGE, merge.STAGE)), None)
 
     @property
     def scoring_step(self) -> Step:
@@ -247,16 +247,13 @@ def _drop_weights(grid: Grid, seed: int) -> None:
         if arm_seed != seed or arm.method is None:
             continue
         state = grid.read_state(arm, seed)
-        folders = {trial.training_step.folder for trial in state.trials if trial.training_step is not None}
+        steps = [step for trial in state.trials for step in trial.steps]
+        folders = {step.folder for step in steps if step.stage in (train.STAGE, merge.STAGE)}
         present |= folders
         if state.scores_folder is None:
             needed |= folders
     for folder in present - needed:
-        dropped = folder / ".dropped"
-        shutil.rmtree(dropped, ignore_errors=True)
-        if (folder / train.WEIGHTS).is_dir():
-            (folder / train.WEIGHTS).rename(dropped)  # whole or not at all
-            shutil.rmtree(dropped)
+        train.drop_weights(folder)
 
 
 def draw_progress(grid: Grid) -> Table:
@@ -357,9 +354,10 @@ def _count_work(step: Step, trial: Trial) -> float:
 
 def _name_kind(step: Step) -> str:
     """Name the steps that are equally fast. Trained models are all of one size, whatever they were trained on."""
-    if step.stage is evaluate.STAGE and step.name in train.METHODS:
+    if step.stage is evaluate.STAGE and step.name in METHODS:
         return "evaluate target"
-    return f"{step.stage.name} {step.name}"
+    name = config.FUSED if step.stage is train.STAGE and step.name != "clm" else step.name
+    return f"{step.stage.name} {name}"
 
 
 def _estimate_seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:
