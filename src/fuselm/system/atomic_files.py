@@ -50,6 +50,12 @@ def _locate_seal(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.sha256")
 
 
+def recall_hash(path: Path) -> str:
+    """Return the SHA-256 of a file: the one of its seal, if it has one, or else of its contents."""
+    seal = _locate_seal(path)
+    return seal.read_text(encoding="utf-8") if seal.is_file() else hash_file(path)
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's contents, in hex digits."""
     with open(path, "rb") as file:

@@ -180,7 +180,7 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
         "about": recipe.about,
         "counts": counts,
         "seconds": round(time.perf_counter() - started, 3),
-        "files": {str(p.relative_to(partial)): atomic_files.hash_file(p) for p in _list_product_files(partial)},
+        "files": {str(p.relative_to(partial)): atomic_files.recall_hash(p) for p in _list_product_files(partial)},
     }
     atomic_files.write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
 

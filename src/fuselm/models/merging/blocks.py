@@ -7,8 +7,9 @@ The result does not depend on the size of the blocks, up to rounding.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Models = Sequence[Float[Tensor, "*rows"]]  # the same rows of a tensor of every model; the base, if any, is the first
@@ -16,17 +17,44 @@ Blocks = Callable[[], Iterable[Models]]  # a new pass over all blocks
 Merge = Callable[[Models], Float[Tensor, "*rows"]]  # called once for each block, in order
 
 
+CHUNK = 1 << 16  # elements that a core keeps near it, in float64, of some models
+HELD = 1 << 25  # values that `kth_largest` holds; more are counted by their bits
+
+
 def gram(blocks: Blocks, *, from_first: bool = False) -> Float[Tensor, "models models"]:
     """Return the inner products of the models' tensors, in float64; with `from_first` those of their differences."""
     total: Tensor | None = None
     for models in blocks():
-        flat = torch.stack([model.flatten().double() for model in models])
-        if from_first:
-            flat = flat[1:] - flat[0]
-        total = flat @ flat.T if total is None else total + flat @ flat.T
+        for parts in zip(*(model.flatten().split(CHUNK) for model in models), strict=True):
+            wide = torch.stack(parts).double()
+            if from_first:
+                wide = wide[1:] - wide[0]
+            total = wide @ wide.T if total is None else total.addmm_(wide, wide.T)
     if total is None:
         raise ValueError("no block of a tensor to merge")
     return total
+
+
+def add_agreeing(
+    parts: Models, weight: Sequence[float], *, normalize: bool, is_positive: Bool[Tensor, "*rows"] | None = None
+) -> Float[Tensor, "*rows"]:
+    """Add those elements of weighted parts whose sign is that of the sum, 0 counting as above it.
+
+    With `normalize` an element is divided by the weights that were added there. `parts` are used up. `is_positive`
+    elects the sign otherwise.
+    """
+    weighted = [part.mul_(share) for part, share in zip(parts, weight, strict=True)]
+    if is_positive is None:
+        is_positive = sum(weighted[1:], weighted[0].clone()) >= 0
+    sign = torch.where(is_positive, 1.0, -1.0)
+    result, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for part, share in zip(weighted, weight, strict=True):
+        agreeing = part.mul_(sign).clamp_(min=0)
+        result.add_(agreeing)
+        if normalize:
+            divisor.add_(agreeing.sign_(), alpha=share)
+    result.mul_(sign)
+    return result.div_(divisor.masked_fill_(divisor == 0, 1.0)) if normalize else result
 
 
 def combine(weights: Sequence[float]) -> Merge:
@@ -47,11 +75,20 @@ def differences(models: Models) -> list[Float[Tensor, "*rows"]]:
 
 
 def kth_largest(values: Callable[[], Iterator[Float[Tensor, "*rows"]]], count: int) -> float:
-    """Return the `count`-th largest of non-negative float32 values, exactly, in two passes over them.
+    """Return the `count`-th largest of non-negative float32 values, exactly.
 
-    Bits of non-negative floats are ordered as the floats are. The first pass counts the upper half of the bits, the
-    second the lower half of those that share the upper half of the value sought.
+    Of many values two passes count the bits, because those of non-negative floats are ordered as the floats are: the
+    first pass counts the upper half, the second the lower half of those that share the upper half of the value sought.
     """
+    held: list[Tensor] = []
+    for block in values():
+        held.append(block.float().flatten())
+        if sum(map(len, held)) > HELD:
+            break
+    else:
+        every = torch.cat(held).numpy()
+        return float(np.partition(every, len(every) - count)[len(every) - count])
+    del held
     above, upper = _find_bin(_count_bits(values, lambda bits: bits >> 16), count)
     lower = _find_bin(_count_bits(values, lambda bits: bits[bits >> 16 == upper] & 0xFFFF), count - above)[1]
     return float(torch.tensor([(upper << 16) | lower], dtype=torch.int32).view(torch.float32))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuselm.models.merging.blocks import Blocks, Merge, Models, combine, differences, kth_largest
+from fuselm.models.merging.blocks import Blocks, Merge, Models, add_agreeing, combine, differences, kth_largest
 
 LEAST_SUM = 1e-8  # sums of weights below this do not normalise
 
@@ -49,7 +49,7 @@ def ties(
 
     def merge(models: Models) -> Float[Tensor, "*rows"]:
         trimmed = [d * (d.abs() >= own) for d, own in zip(differences(models), least, strict=True)]
-        return models[0] + scale * _add_agreeing(trimmed, weight, normalize)
+        return models[0] + scale * add_agreeing(trimmed, weight, normalize=normalize)
 
     return merge
 
@@ -85,7 +85,7 @@ def dare_ties(
 ) -> Merge:
     """Drop elements as `dare_linear` does, then add those that agree with the elected sign, as `ties` does."""
     drop = _Dropping(blocks, density, rescale, generators)
-    return lambda models: models[0] + scale * _add_agreeing(drop(models), weight, normalize)
+    return lambda models: models[0] + scale * add_agreeing(drop(models), weight, normalize=normalize)
 
 
 class _Dropping:
@@ -118,15 +118,3 @@ class _Dropping:
 def _add_up(parts: Models, weight: Sequence[float], normalize: bool) -> Float[Tensor, "*rows"]:
     total = sum(weight)
     return combine(weight)(parts) / (total if normalize and abs(total) >= LEAST_SUM else 1.0)
-
-
-def _add_agreeing(parts: Models, weight: Sequence[float], normalize: bool) -> Float[Tensor, "*rows"]:
-    """Add weighted differences whose sign is that of their sum, 0 counting as above it."""
-    weighted = [part * share for part, share in zip(parts, weight, strict=True)]
-    is_positive = sum(weighted[1:], weighted[0]) >= 0
-    result, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
-    for part, share in zip(weighted, weight, strict=True):
-        agrees = ((part > 0) == is_positive) & (part != 0)
-        result += part * agrees
-        divisor += share * agrees
-    return result / torch.where(divisor == 0, 1.0, divisor) if normalize else result

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fuselm.models.merging.blocks import Blocks, Merge, Models, combine, differences, gram, kth_largest
+from fuselm.models.merging.blocks import Blocks, Merge, Models, add_agreeing, combine, differences, gram, kth_largest
 
 
 def model_stock(blocks: Blocks, *, filter_wise: bool = False) -> Merge:
@@ -60,35 +60,39 @@ def sce(blocks: Blocks, *, select_topk: float = 1.0, select: str = "deltas") -> 
     differences are 0: mergekit makes them so below a sum of mean squares of 1e-6, which switches the weighting off for
     models that were tuned lightly.
     """
-    least = 0.0
+    least: float | None = None  # the smallest variance that is selected; None selects every element
     if select_topk < 1:
-        count = sum(int(torch.count_nonzero(_variance(models))) for models in blocks())
+        count = sum(int(torch.count_nonzero(_variance(differences(models)))) for models in blocks())
         count = int(select_topk * count)
-        least = kth_largest(lambda: (_variance(models) for models in blocks()), count) if count else torch.inf
-    squares = sum(
-        torch.stack([(d * (_variance(models) >= least)).double().square().sum() for d in differences(models)])
-        for models in blocks()
-    )
-    weights = _shares(squares)
+        variances = lambda: (_variance(differences(models)) for models in blocks())  # noqa: E731
+        least = kth_largest(variances, count) if count else torch.inf
+    if least is None:
+        weights = _shares(gram(blocks, from_first=True).diagonal())
+    else:
+        weights = _shares(sum(_sum_squares(_select(differences(models), least)) for models in blocks()))
 
     def merge(models: Models) -> Float[Tensor, "*rows"]:
         moved = differences(models)
-        if select == "deltas":
-            selected = _variance(models) >= least
-            moved = [d * selected for d in moved]
-        is_positive = sum(moved[1:], moved[0]) >= 0
-        result, divisor = torch.zeros_like(models[0]), torch.zeros_like(models[0])
-        for d, weight in zip(moved, weights, strict=True):
-            agrees = ((d > 0) == is_positive) & (d != 0)
-            result += weight * d * agrees
-            divisor += weight * agrees
-        return models[0] + result / torch.where(divisor == 0, 1.0, divisor)
+        if select == "deltas" and least is not None:
+            moved = _select(moved, least)
+        is_positive = sum(moved[1:], moved[0].clone()) >= 0
+        return models[0] + add_agreeing(moved, weights, normalize=True, is_positive=is_positive)
 
     return merge
 
 
-def _variance(models: Models) -> Float[Tensor, "*rows"]:
-    return torch.stack(differences(models)).var(dim=0, unbiased=False)
+def _variance(moved: Models) -> Float[Tensor, "*rows"]:
+    return torch.stack(list(moved)).var(dim=0, unbiased=False)
+
+
+def _select(moved: Models, least: float) -> Models:
+    """Return differences with 0 where the variance between models is below `least`."""
+    selected = _variance(moved) >= least
+    return [d.mul_(selected) for d in moved]
+
+
+def _sum_squares(moved: Models) -> Float[Tensor, "models"]:
+    return torch.stack([d.double().square().sum() for d in moved])
 
 
 def widen(
