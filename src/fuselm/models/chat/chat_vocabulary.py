@@ -172,6 +172,8 @@ class ChatVocabulary:
             tokens, starts = turns.choose_content_tokens(encoded, span, strings)
             if turns.is_merged(encoded, span, tokens, starts):
                 differences.append(Difference(message=item.place, what="merged"))
+            if turns.is_swallowed(encoded, span, tokens):
+                differences.append(Difference(message=item.place, what="trimmed" if tokens else "missing"))
             end = turns.find_end(encoded, span, set(self.end_ids), anywhere="tool_calls" in item.message.extra)
             if end is None:
                 end = turns.find_next(encoded, span, tokens)
@@ -204,7 +206,7 @@ class ChatVocabulary:
             assistant=assistant,
             segmentation=turns.join_turns(found),
             turns=tuple(found),
-            differences=tuple(differences),
+            differences=tuple(dict.fromkeys(differences)),
         )
 
     def _find_written_ends(self, probe: probing.Probe, known: Sequence[int]) -> list[int]:

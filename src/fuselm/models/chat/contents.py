@@ -79,7 +79,7 @@ def _interleave(text: str, around: Sequence[str], contents: Sequence[str]) -> li
 
 def _place(content: str, form: str, position: int) -> Placed:
     offset = content.find(form)
-    how = EXACT if form == content else TRIMMED if form or not content.strip() else MISSING
+    how = EXACT if form == content else TRIMMED if form else MISSING
     pieces = (Piece(content=offset, rendered=position, size=len(form)),) if form else ()
     return Placed(begin=position, end=position + len(form), how=how, pieces=pieces)
 

@@ -27,8 +27,8 @@ class Probe:
 
     @property
     def middle(self) -> tuple[str, ...]:
-        """Return what stands between contents."""
-        return self.parts[1:-1]
+        """Return what stands behind the first question and the first answer; a last answer may have more before it."""
+        return self.parts[1:3] if len(self.parts) > 3 else ()
 
 
 def probe_template(render: Render) -> Probe | None:

@@ -122,7 +122,9 @@ def limit_process() -> None:
 def main() -> None:
     """Answer requests until the parent closes the pipe."""
     environment = build_environment()
-    environment.from_string("{{ [1, 2]|map('string')|join|tojson }}").render()  # imports what rendering needs
+    for text in ("{{ [1, 2]|map('string')|join|tojson|upper|pprint|urlize }}", "{{ raise_exception('') }}", "{% if %}"):
+        with contextlib.suppress(jinja2.TemplateError):  # they import what rendering needs
+            environment.from_string(text).render()
     templates: dict[str, jinja2.Template] = {}
     limit_process()
     for line in sys.stdin:

@@ -125,7 +125,14 @@ def join_turns(turns: Sequence[Turn]) -> Segmentation:
 def is_merged(encoded: EncodedText, span: ByteSpan, tokens: Sequence[int], starts: Sequence[int]) -> bool:
     """Tell whether a content's first or last token has some of the template's text, except for the space before it."""
     early = starts[:1] != [-1] and any(encoded.begins[n] < span.pieces[0][1] for n in tokens[:1])
-    return early or any(encoded.ends[n] > sum(span.pieces[-1][1:]) for n in tokens[-1:])
+    return bool(early) or any(encoded.ends[n] > sum(span.pieces[-1][1:]) for n in tokens[-1:])
+
+
+def is_swallowed(encoded: EncodedText, span: ByteSpan, tokens: Sequence[int]) -> bool:
+    """Tell whether special tokens beside a content take white space of it, as those of Phi-3 do."""
+    if not span.pieces or not tokens:
+        return bool(span.pieces)
+    return bool(encoded.begins[tokens[0]] > span.pieces[0][1] or encoded.ends[tokens[-1]] < sum(span.pieces[-1][1:]))
 
 
 def mark_tokens(encoded: EncodedText, begin: int, end: int) -> Bool[ndarray, "tokens"]:

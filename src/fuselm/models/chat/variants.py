@@ -7,7 +7,7 @@ from fuselm.models.chat.message_forms import SYSTEM, TOOL, USER
 from fuselm.models.chat.messages import Message
 
 DIFFERENCES = {
-    "trimmed": "the template takes white space off the content's ends; the token beside it is not aligned",
+    "trimmed": "white space at the content's ends is left out; the token beside it is not aligned",
     "dropped": "the template leaves out a part of the content; the rest is aligned",
     "rewritten": "the template changes the content; what is left as it was is aligned",
     "missing": "the template leaves out the content; only the end of the turn is read",
