@@ -89,7 +89,7 @@ def score_ensemble(
     loaded = [load_model(model, dtype=dtype) for model in models]
     layers = [forward.find_output_layer(model) for model in loaded]
 
-    def gold_logprobs(inputs, mask, gold):
+    def gold_logprobs(inputs, mask, kept, gold):
         pairs = zip(loaded, layers, strict=True)
         hidden = [forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()] for model, layer in pairs]
         return MEANS[mean](hidden, layers, gold)

@@ -32,8 +32,8 @@ FIELDS = {
 def test_all_sections_are_found():
     names = [section.name for section in list_sections(RunOptions)]
     assert names == [
-        "", "target", "sources.NAME", "sources.NAME", "corpus", "corpus.dataset", "write", "capture", "align", "fuse",
-        "train", "train.clm", "merge", "merge.models.NAME", "merge.base", "evaluate",
+        "", "target", "sources.NAME", "sources.NAME", "corpus", "corpus.dataset", "chat", "write", "capture", "align",
+        "fuse", "train", "train.clm", "merge", "merge.models.NAME", "merge.base", "evaluate",
     ]  # fmt: skip
     assert [s.kind for s in list_sections(RunOptions) if s.kind] == ["model", "server"]
     assert [s.name for s in list_sections(StudyOptions)] == ["", "arms.NAME", "experiments.NAME"]

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm.alignment import maps, mined, span, spelling
+from fuselm.alignment import maps, mined, span, spelling, turns
 from fuselm.alignment.fidelity import Fidelity
 from fuselm.alignment.stretches import clear_rows
 from fuselm.documents.corpus import Document
+from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores.distributions import Distributions
@@ -53,7 +54,7 @@ class Aligner:
         *,
         method: str = "span",
         top_k: int = 64,
-        texts: Sequence[str] = (),
+        texts: Sequence[str | Dialogue] = (),
     ):
         self.source = source
         self.target = target
@@ -63,8 +64,10 @@ class Aligner:
         self._maps: dict[str, Int[ndarray, "source_vocabulary"]] = {}
         self._same_vocabulary = source.token_bytes == target.token_bytes
 
-    def align(self, trace: Trace, text: str) -> Trace:
+    def align(self, trace: Trace, text: str | Dialogue) -> Trace:
         """Return the trace in the target's tokens; if both models have the same tokens, return the trace itself.
+
+        A conversation is aligned response by response, each model having read it in its own template.
 
         Tokens that do not spell their bytes carry no information, and each such byte of the source adds to `nats`.
 
@@ -92,11 +95,15 @@ class Aligner:
             nats=nats,
             tokens=target.ids,
             starts=target.starts,
-            distributions=self._method(self, trace, target, data),
+            distributions=turns.align_by_turn(
+                lambda turn: self._method(self, turn.trace, turn.target, turn.data),
+                turns.pair_turns(self.source, self.target, trace, target, data),
+                len(target.ids),
+            ),
             weights=np.zeros((len(target.ids), 0), np.float32),
         )
 
-    def _require_spelled(self, trace: Trace, text: str, data: bytes) -> None:
+    def _require_spelled(self, trace: Trace, text: str | Dialogue, data: bytes) -> None:
         """Raise `ValueError` unless a trace's tokens spell its text or equal what the tokenizer makes of it."""
         spelled = [self.source.token_bytes[i] or b"" for i in trace.tokens.tolist()]
         joined = b"".join(spelled)
@@ -111,7 +118,7 @@ class Aligner:
                 "again"
             )
 
-    def count_unspelled(self, trace: Trace, text: str) -> int:
+    def count_unspelled(self, trace: Trace, text: str | Dialogue) -> int:
         """Count the bytes of a text that the source's tokens do not spell."""
         spelled = self.source.find_spelled(trace.tokens, trace.starts, text)
         return count_unspelled(trace.starts, spelled, trace.size)
@@ -124,7 +131,7 @@ class Aligner:
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
         """Return a map of source ids to target ids, which is built at the first use."""
         if name not in self._maps:
-            self._maps[name] = build()
+            self._maps[name] = _map_ends(self.source, self.target, build())
         return self._maps[name]
 
 
@@ -282,6 +289,19 @@ def _add_gold_entries(trace: Trace) -> Trace:
 def _map_equal_tokens(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "source_vocabulary"]:
     """Map each source id to the target id of the same bytes."""
     return np.array([target.id_by_bytes.get(s, UNMAPPED) if s else UNMAPPED for s in source.token_bytes], np.int64)
+
+
+def _map_ends(
+    source: Vocabulary, target: Vocabulary, ids: Int[ndarray, "source_vocabulary"]
+) -> Int[ndarray, "source_vocabulary"]:
+    """Return the map with the ends of a turn mapped to the target's, and nothing else to that."""
+    end = target.id_by_bytes.get(END_OF_TURN)
+    if source.read_dialogue is None or target.read_dialogue is None or end is None:
+        return ids
+    is_source_end = np.array([spelled == END_OF_TURN for spelled in source.token_bytes])
+    is_target_end = np.array([spelled == END_OF_TURN for spelled in target.token_bytes])
+    ends_wrongly = (ids != UNMAPPED) & is_target_end[ids]
+    return np.where(is_source_end, end, np.where(ends_wrongly, UNMAPPED, ids))
 
 
 def _list_token_bytes(vocabulary: Vocabulary, ids: Int[ndarray, "tokens"]) -> list[bytes | None]:

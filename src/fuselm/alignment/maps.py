@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from fuselm.alignment import mined
 from fuselm.alignment.nearest import find_nearest_tokens, find_tied_tokens
+from fuselm.models.chat.messages import Dialogue
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 from fuselm.system import atomic_files, fingerprints, index_checks
 from fuselm.system.compiling import compiled
@@ -45,7 +46,7 @@ def build_nearest_map(source: Vocabulary, target: Vocabulary) -> Int[ndarray, "s
 
 
 def build_cooccurrence_map(
-    source: Vocabulary, target: Vocabulary, texts: Iterable[str]
+    source: Vocabulary, target: Vocabulary, texts: Iterable[str | Dialogue]
 ) -> Int[ndarray, "source_vocabulary"]:
     """Map each token to the token of the most similar neighbors, among those at the least edit distance.
 
@@ -74,7 +75,7 @@ def build_cooccurrence_map(
 
 
 def build_statistics_map(
-    source: Vocabulary, target: Vocabulary, texts: Iterable[str]
+    source: Vocabulary, target: Vocabulary, texts: Iterable[str | Dialogue]
 ) -> Int[ndarray, "source_vocabulary"]:
     """Map each token to the token that the texts most often pair with it by position; the lowest id of several.
 
@@ -117,7 +118,7 @@ def _pair_with_neighbors(
 
 
 def _pair_by_position(
-    source: Vocabulary, target: Vocabulary, text: str
+    source: Vocabulary, target: Vocabulary, text: str | Dialogue
 ) -> tuple[Int[ndarray, "pairs"], Int[ndarray, "pairs"]]:
     """Pair source tokens with target tokens by their positions."""
     s, t = source.segment(text).ids, target.segment(text).ids

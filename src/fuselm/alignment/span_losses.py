@@ -13,14 +13,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from fuselm.alignment import span
+from fuselm.alignment import span, turns
 from fuselm.alignment.aligner import Aligner
+from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Trace
 
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")  # source tokens to target tokens
-CATEGORIES = ("words", "digits", "punctuation", "CJK", "emoji", "other", "white_space", "unknown_tokens")
+CATEGORIES = (
+    "words",
+    "digits",
+    "punctuation",
+    "CJK",
+    "emoji",
+    "other",
+    "white_space",
+    "unknown_tokens",
+    "ends_of_turns",
+)
+END_CHARACTER = END_OF_TURN.decode("utf-8", "surrogateescape")
 WHITE_SPACE, UNKNOWN = CATEGORIES.index("white_space"), CATEGORIES.index("unknown_tokens")
 # Reasons why mass reaches no target id: `span.CAUSES`; in methods that pair tokens, an entry whose token has no partner
 # or is beyond the largest `top_k`; and for positions without information, the reason why they have none.
@@ -40,7 +52,7 @@ class Spans:
     first span.
     """
 
-    text: str
+    text: str | Dialogue
     source_ids: Int[ndarray, "source_tokens"]
     source_starts: Int[ndarray, "source_tokens"]
     target_ids: Int[ndarray, "target_tokens"]
@@ -80,7 +92,7 @@ class Outcome:
     mass: Float[ndarray, "spans causes"]  # mass that reached no target id, summed over the span's target tokens
 
 
-def cut_spans(source: Trace, target: Trace, text: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
+def cut_spans(source: Trace, target: Trace, text: str | Dialogue, vocabularies: tuple[Vocabulary, Vocabulary]) -> Spans:
     """Cut a text into spans, using its trace in the source's tokens and any trace in the target's tokens."""
     size = source.size
     edges = np.intersect1d(np.append(source.starts.clip(0), size), np.append(target.starts.clip(0), size))
@@ -150,11 +162,11 @@ def compute_lost_mass(
         result[:, 0] = tails
     elif method == "span":
         segmentation = aligner.target.segment(spans.text)
-        data = spans.text.encode()
-        _, causes = span.follow_text(
-            aligner.source, aligner.target, aligner.spelling, source, segmentation, data, aligner.top_k
-        )
-        result[:, : len(span.CAUSES)] = causes
+        for turn in turns.pair_turns(aligner.source, aligner.target, source, segmentation, spans.text.encode()):
+            _, causes = span.follow_text(
+                aligner.source, aligner.target, aligner.spelling, turn.trace, turn.target, turn.data, aligner.top_k
+            )
+            result[turn.tokens, : len(span.CAUSES)] = causes
     elif len(source.tokens):
         rows = np.searchsorted(source.starts, aligned.starts.clip(0), side="right") - 1
         beyond = source.distributions.tail.astype(np.float64) - _find_unkept_gold_mass(source)
@@ -269,7 +281,7 @@ def _sum_bits(trace: Trace, span_of: Int[ndarray, "tokens"], count: int) -> Floa
 
 
 def _count_unspelled(
-    trace: Trace, span_of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str, count: int
+    trace: Trace, span_of: Int[ndarray, "tokens"], vocabulary: Vocabulary, text: str | Dialogue, count: int
 ) -> Int[ndarray, "spans"]:
     """Count the bytes that each span's tokens do not spell; without tokens, the first span has all bytes."""
     if not len(trace.tokens):
@@ -287,11 +299,12 @@ def _find_unkept_gold_mass(trace: Trace) -> Float[ndarray, "tokens"]:
     return np.where(outside, np.exp(d.gold.astype(np.float64)), 0.0)
 
 
-def _classify_spans(text: str, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
+def _classify_spans(text: str | Dialogue, edges: Int[ndarray, "edges"]) -> Int[ndarray, "spans"]:
     """Return each span's most frequent category by bytes; white space counts only where nothing else is."""
+    shown = text.encode().decode("utf-8", "surrogateescape")  # the end of a turn is no UTF-8
     category_of_byte = np.repeat(
-        np.fromiter(map(classify_character, text), np.int64, len(text)),
-        np.fromiter((len(c.encode()) for c in text), np.int64, len(text)),
+        np.fromiter(map(classify_character, shown), np.int64, len(shown)),
+        np.fromiter((len(c.encode("utf-8", "surrogateescape")) for c in shown), np.int64, len(shown)),
     )
     count = len(edges) - 1
     span_of_byte = np.repeat(np.arange(count), np.diff(edges))
@@ -308,7 +321,9 @@ _CJK = ((0x1100, 0x11FF), (0x2E80, 0x9FFF), (0xA960, 0xA97F), (0xAC00, 0xD7FF), 
 def classify_character(character: str) -> int:
     """Return the index in `CATEGORIES` of a character."""
     code, kind = ord(character), unicodedata.category(character)
-    if character.isspace():
+    if character == END_CHARACTER:
+        name = "ends_of_turns"
+    elif character.isspace():
         name = "white_space"
     elif any(low <= code <= high for low, high in _CJK) or 0x20000 <= code <= 0x3FFFF:
         name = "CJK"

@@ -2,22 +2,24 @@
 
 A document is drawn whole into one split, unless its row says which. A document too long for any model is then cut into
 pieces, the same for all models, at the last paragraph, line, sentence, word or else character that fits; joined again,
-the pieces are the document.
+the pieces are the document. Conversations are cut between turns (dialogue_cutting.py).
 """
 
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from fuselm.documents import cutting
+from fuselm.documents import cutting, dialogue_cutting
 from fuselm.documents.cutting import Reader
 from fuselm.documents.texts import SPLITS, TextRow, read_texts
+from fuselm.models.chat.messages import Dialogue, read_dialogue
 from fuselm.system import atomic_files
 from fuselm.system.progress import Progress
 
@@ -28,13 +30,21 @@ RESERVED_DOMAINS = ("average", "step")  # columns in the tables of results
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """Hold a piece of text that every model reads whole. Pieces of one document share one `origin`."""
+    """Hold a piece of text, or a conversation, that every model reads whole.
+
+    Pieces of one document share one `origin`.
+    """
 
     id: str
     origin: str
     domain: str
     split: str
-    text: str
+    text: str | Dialogue
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the document as a JSON object; a conversation has `messages` in place of `text`."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in ("id", "origin", "domain", "split")}
+        return row | ({"text": self.text} if isinstance(self.text, str) else self.text.as_row())
 
 
 def prepare_corpus(
@@ -50,35 +60,40 @@ def prepare_corpus(
     seed: int,
     progress: Progress,
     columns: Sequence[Mapping[str, str]] | None = None,
+    skip_bad: bool = False,
 ) -> dict:
     """Write `documents.jsonl` to `out`; return the counts of documents, bytes and tokens.
 
     `domains` gives, for each file, the domain of rows that name none. `dev` and `heldout` are shares of each domain's
     documents whose rows name no split; `share` is the share of its training documents that is kept. `columns` renames
-    each file's fields, as for `read_texts`. The counts include `unspelled` only if some reader's tokenizer cannot spell
-    all of the text.
+    each file's fields, as for `read_texts`. With `skip_bad`, conversations that cannot be used, or that a model's chat
+    template refuses, are left out and counted as `bad`. The counts include `unspelled` only if some reader's tokenizer
+    cannot spell all of the text.
 
     Raises `ValueError` if a file can't be read, or a domain is too small to hold documents out from.
     """
     named = zip(files, domains, columns or [{}] * len(files), strict=True)
-    rows = [row for file, domain, renamed in named for row in read_texts(file, domain, renamed)]
-    kept = [row for row in rows if row.text.strip()]
+    bad: list[str] = []
+    skip = bad.append if skip_bad else None
+    rows = [row for file, domain, renamed in named for row in read_texts(file, domain, renamed, skip=skip)]
+    filled = [row for row in rows if not is_empty(row.text)]
+    kept = [row for row in filled if dialogue_cutting.is_readable(row, readers, skip=skip)]
     check_domains(count_domains(kept), files, dev=dev, heldout=heldout)
     drawn = list(draw_splits(kept, dev=dev, heldout=heldout, seed=seed))
     unleaked = drop_leaked(drawn)
     whole = keep_share(unleaked, share, seed=seed)
-    progress.start(sum(len(d.text) for d in whole), unit="characters")
+    progress.start(sum(count_characters(d.text) for d in whole), unit="characters")
     pieces = list(cut_to_fit(whole, readers, max_bytes, advance=progress.advance))
     counts, unspelled = _count_tokens_and_unspelled(pieces, readers)
     read = counts.all(axis=0)
     documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     _check_splits_are_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
-    lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in documents)
-    atomic_files.write_text(out / DOCUMENTS_FILE, "".join(lines))
+    write_documents(out, documents)
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
-        "empty": len(rows) - len(kept) + len(pieces) - len(documents),
+        "empty": len(rows) - len(filled) + len(pieces) - len(documents),
+        **({"bad": len(bad)} if bad else {}),
         "repeated": len(drawn) - len(unleaked),
         "cut": len(pieces) - len(whole),
         "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},
@@ -143,18 +158,41 @@ def read_documents(folder: Path, split: str | None = None) -> list[Document]:
     """Return the documents that `prepare_corpus` wrote, either of one split or all."""
     try:
         with open(folder / DOCUMENTS_FILE, encoding="utf-8") as file:
-            documents = [Document(**json.loads(line)) for line in file]
-    except (ValueError, TypeError, FileNotFoundError) as error:
+            documents = [_read_document(json.loads(line)) for line in file]
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise ValueError(f"{folder / DOCUMENTS_FILE}: {what}; delete {folder} and run again") from None
     return [d for d in documents if split in (None, d.split)]
+
+
+def write_documents(folder: Path, documents: Iterable[Document]) -> None:
+    """Write documents as `read_documents` reads them."""
+    lines = (json.dumps(d.as_row(), ensure_ascii=False) + "\n" for d in documents)
+    atomic_files.write_text(folder / DOCUMENTS_FILE, "".join(lines))
+
+
+def _read_document(row: dict[str, Any]) -> Document:
+    if "messages" not in row:
+        return Document(**row)
+    names = ("id", "origin", "domain", "split")
+    return Document(**{name: row[name] for name in names}, text=read_dialogue(row))
+
+
+def is_empty(text: str | Dialogue) -> bool:
+    """Tell whether there is nothing in a text; a conversation has always something."""
+    return isinstance(text, str) and not text.strip()
+
+
+def count_characters(text: str | Dialogue) -> int:
+    """Count the characters of a text, or of all messages of a conversation."""
+    return len(text) if isinstance(text, str) else sum(len(message.content) for message in text.messages)
 
 
 def count_domains(rows: Iterable[TextRow]) -> dict[str, dict[str, int]]:
     """Count, by domain, the documents that are not empty and name each split, or none (`UNASSIGNED`)."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
-        if row.text.strip():
+        if not is_empty(row.text):
             counts.setdefault(row.domain, Counter())[row.split or UNASSIGNED] += 1
     return {domain: dict(said) for domain, said in counts.items()}
 
@@ -216,13 +254,20 @@ def drop_leaked(documents: Sequence[Document]) -> list[Document]:
     """
     texts: dict[str, set[str]] = {split: set() for split in SPLITS}
     for document in documents:
-        texts[document.split].add(document.text.strip())
+        texts[document.split].add(_identify_text(document.text))
     texts["dev"] -= texts["heldout"]
     texts["train"] -= texts["dev"] | texts["heldout"]
-    kept = [d for d in documents if d.text.strip() in texts[d.split]]
+    kept = [d for d in documents if _identify_text(d.text) in texts[d.split]]
     for domain, name in sorted({(d.domain, d.split) for d in documents} - {(d.domain, d.split) for d in kept}):
         raise ValueError(f"corpus: all texts of domain '{domain}' in {name} are held out too; drop the repeated ones")
     return kept
+
+
+def _identify_text(text: str | Dialogue) -> str:
+    """Return what texts and conversations share if they say the same, whatever white space is around it."""
+    if isinstance(text, str):
+        return text.strip()
+    return json.dumps([[message.role, message.content.strip()] for message in text.messages], ensure_ascii=False)
 
 
 def keep_share(documents: Sequence[Document], share: float, *, seed: int) -> list[Document]:
@@ -250,7 +295,11 @@ def cut_to_fit(
     `advance` is called with the number of characters of each piece.
     """
     for document in documents:
-        pieces = list(cutting.cut_text(document.text, readers, max_bytes, advance=advance))
+        if isinstance(document.text, str):
+            pieces: list[str | Dialogue] = list(cutting.cut_text(document.text, readers, max_bytes, advance=advance))
+        else:
+            pieces = list(dialogue_cutting.cut_dialogue(document.text, readers, max_bytes))
+            advance(count_characters(document.text))
         if len(pieces) == 1:
             yield document
             continue

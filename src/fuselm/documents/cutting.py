@@ -65,7 +65,7 @@ def _find_piece_length(text: str, begin: int, counters: "Sequence[_PrefixCounter
         longest = _find_longest_prefix(can_all_take, rest)
     if longest == rest and can_all_take(rest):
         return rest
-    length = _find_last_border(text, begin, longest)
+    length = find_last_border(text, begin, longest)
     if length == 1 and not can_all_take(1):
         character = text[begin : begin + 1]
         raise ValueError(f"corpus: max_bytes or a model's context is too small for the one character {character!r}")
@@ -89,7 +89,7 @@ def _count_characters_within(text: str, begin: int, max_bytes: int) -> int:
     return len(data[:max_bytes].decode(errors="ignore"))
 
 
-def _find_last_border(text: str, begin: int, longest: int) -> int:
+def find_last_border(text: str, begin: int, longest: int) -> int:
     for border in _BORDERS:
         ends = [m.end() for m in border.finditer(text, begin + longest // 2, begin + longest)]
         if ends:

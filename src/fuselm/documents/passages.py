@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -53,11 +54,17 @@ def fit_prefix(vocabulary: Vocabulary, context_length: int, tokens: int) -> Pref
     )
 
 
-def group_by_domain(domains: Iterable[str]) -> dict[str, list[int]]:
+def list_prefix_domains(documents: Iterable[Document]) -> list[str | None]:
+    """Return the domain whose documents may be read in front of each; None for conversations, which are read alone."""
+    return [document.domain if isinstance(document.text, str) else None for document in documents]
+
+
+def group_by_domain(domains: Iterable[str | None]) -> dict[str, list[int]]:
     """Return the numbers of each domain's documents, in order."""
     members: dict[str, list[int]] = {}
     for n, domain in enumerate(domains):
-        members.setdefault(domain, []).append(n)
+        if domain is not None:
+            members.setdefault(domain, []).append(n)
     return members
 
 
@@ -67,12 +74,14 @@ def plan_batches(
     """Batch the documents of `window` into rows of similar length.
 
     A batch has at most `batch_tokens` tokens including padding, or a single row. `lengths` and `members` (from
-    `group_by_domain`) cover all documents, because the documents in front may come from another window.
+    `group_by_domain`) cover all documents, because the documents in front may come from another window. A document that
+    is no member, as a conversation, is alone in its row.
     """
     if not prefix.tokens:
         batches = forward.group_into_batches(lengths[window], batch_tokens)
         return [put_each_alone(window.start + k for k in batch) for batch in batches]
     rows = [row for of_domain in members.values() for row in _plan_rows(of_domain, window, lengths, prefix)]
+    rows += put_each_alone(sorted(set(range(window.start, window.stop)).difference(*members.values())))
     sizes = [row.prefix + sum(lengths[n] + prefix.separator_tokens for n in row.documents) for row in rows]
     return [[rows[k] for k in batch] for batch in forward.group_into_batches(sizes, batch_tokens)]
 
@@ -113,15 +122,18 @@ def pack_documents(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[
 def join_tokens(
     passage: Passage, segmentations: Sequence[Segmentation], separator: Int[ndarray, "_"]
 ) -> tuple[Int[ndarray, "length"], Bool[ndarray, "length"]]:
-    """Return a row's tokens, with `separator` between documents, and flags for those of its own documents."""
+    """Return a row's tokens, with `separator` between documents, and flags for those of its own documents.
+
+    Of a conversation, which is alone in its row, the flags are set for the tokens of its responses.
+    """
     front = np.concatenate(
         [separator[:0], *(part for n in passage.before for part in (segmentations[n].ids, separator))]
     )
     parts, own = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
     for place, n in enumerate(passage.documents):
-        separator_here, ids = separator if place else separator[:0], segmentations[n].ids
+        separator_here, ids = separator if place else separator[:0], segmentations[n].read_ids
         parts += [separator_here, ids]
-        own += [np.zeros(len(separator_here), bool), np.ones(len(ids), bool)]
+        own += [np.zeros(len(separator_here), bool), segmentations[n].is_kept]
     return np.concatenate(parts), np.concatenate(own)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fuselm.documents import cutting
+from fuselm.documents.corpus import is_empty
 from fuselm.documents.text_files import find_files, name_domains, strip_endings
 from fuselm.documents.texts import TextRow, read_texts
 
@@ -29,7 +30,7 @@ def regroup_texts(names: Sequence[str | Path]) -> list[TextRow] | None:
     files = find_files(names)
     domains = name_domains(files, lambda file: {row.domain for row in read_texts(file, strip_endings(file))})
     rows = [row for file, domain in zip(files, domains, strict=True) for row in read_texts(file, domain)]
-    rows = [row for row in rows if row.text.strip()]
+    rows = [row for row in rows if not is_empty(row.text)]
     counts = Counter(row.domain for row in rows if row.split is None)
     small = {domain for domain, count in counts.items() if count < FEWEST}
     if not small and rows:
@@ -43,16 +44,27 @@ def regroup_texts(names: Sequence[str | Path]) -> list[TextRow] | None:
 
 def write_rows(rows: Sequence[TextRow]) -> str:
     """Return rows as JSON lines."""
-    lines = ({"domain": r.domain, "text": r.text} | ({"split": r.split} if r.split else {}) for r in rows)
+    lines = (
+        {"domain": r.domain}
+        | ({"text": r.text} if isinstance(r.text, str) else r.text.as_row())
+        | ({"split": r.split} if r.split else {})
+        for r in rows
+    )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _cut_rows(rows: Sequence[TextRow]) -> list[TextRow]:
-    """Cut documents into pieces, as long as there are enough of them."""
+    """Cut documents into pieces, as long as there are enough of them; conversations stay whole."""
     size = LONGEST
+    whole = [row for row in rows if not isinstance(row.text, str)]
     while True:
-        pieces = [replace(row, text=piece) for row in rows for piece in cutting.cut_text(row.text, [], size)]
-        pieces = [piece for piece in pieces if piece.text.strip()]
+        pieces = whole + [
+            replace(row, text=piece)
+            for row in rows
+            if isinstance(row.text, str)
+            for piece in cutting.cut_text(row.text, [], size)
+            if piece.strip()
+        ]
         if len(pieces) >= ENOUGH:
             return pieces
         if size <= SHORTEST:

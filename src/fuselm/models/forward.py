@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from fuselm.models import scan
 from fuselm.models.scan import BLOCK, Survey
+from fuselm.models.segmentation import Segmentation
 from fuselm.system.errors import name_model_errors
 
 LOGITS_PER_CHUNK = 1 << 25  # they take 128 MiB in float32
@@ -275,16 +276,41 @@ def _split_into_blocks(
 
 
 def pad_inputs(
-    token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]], context_token: int, device: torch.device | str = "cpu"
+    token_ids: Sequence[Sequence[int] | Int[ndarray, "_"]],
+    context_token: int,
+    device: torch.device | str = "cpu",
+    *,
+    firsts: Sequence[int | None] | None = None,
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    """Return inputs (context token first, last token left out), padded on the right, and their attention mask."""
+    """Return inputs (context token first, last token left out), padded on the right, and their attention mask.
+
+    `firsts` has the tokens that stand in place of the context token, or None where it stands itself.
+    """
     length = max(map(len, token_ids), default=0)
     inputs = np.full((len(token_ids), length), context_token, np.int64)
     mask = np.zeros((len(token_ids), length), np.int64)
     for row, ids in enumerate(token_ids):
+        if firsts is not None and length and (first := firsts[row]) is not None:
+            inputs[row, 0] = first
         inputs[row, 1 : len(ids)] = ids[:-1]
         mask[row, : len(ids)] = 1
     return torch.from_numpy(inputs).to(device), torch.from_numpy(mask).to(device)
+
+
+def pad_readings(
+    segmentations: Sequence[Segmentation], context_token: int, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Return inputs and mask as `pad_inputs` does, and flags for the tokens that belong to the texts."""
+    firsts = [None if s.reading is None else s.reading.first for s in segmentations]
+    inputs, mask = pad_inputs([s.read_ids for s in segmentations], context_token, device, firsts=firsts)
+    return inputs, mask, flag_kept(mask, [s.is_kept for s in segmentations])
+
+
+def flag_kept(mask: Int[Tensor, "batch length"], kept: Sequence[Bool[ndarray, "_"]]) -> Bool[Tensor, "batch length"]:
+    """Return flags for the kept ones of the tokens that a mask has."""
+    chosen = mask.bool()
+    chosen[chosen.clone()] = torch.from_numpy(np.concatenate([np.zeros(0, bool), *kept])).to(chosen.device)
+    return chosen
 
 
 def group_into_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

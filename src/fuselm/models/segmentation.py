@@ -1,12 +1,16 @@
 """Find the bytes of a text that each token covers, and whether it spells them; see docs/tokenizers.md."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
+
+from fuselm.models.chat.messages import END_OF_TURN
 
 BITS_PER_UNSPELLED_BYTE = 8  # as by the uniform code over bytes, which gives no credit
 COMPARABLE = 0.01  # a model that leaves a larger share of bytes unspelled gets no verdict
@@ -18,18 +22,44 @@ def compute_bits_per_byte(nats: float, size: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Hold all tokens that a model reads of a conversation: its template, what users say, and the responses.
+
+    Nothing predicts the `first` token, which stands where a text has the model's context token. Of `ids`, which follow
+    it, those that are `kept` are the tokens of the segmentation.
+    """
+
+    first: int
+    ids: Int[ndarray, "read"]
+    kept: Bool[ndarray, "read"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation:
     """Hold a text as tokens. Token i covers the bytes `starts[i]` to `starts[i+1]` (the last one: to `size`).
 
     `starts[0]` is -1 where the tokenizer puts a space of its own before the text. Spans tile the text; a token has
     an empty span where a normaliser made several tokens of one character. Token i is `spelled` if its own bytes are
     those that it covers.
+
+    A conversation is segmented by its response bytes. `reading` says what else the model reads of it.
     """
 
     ids: Int[ndarray, "tokens"]
     starts: Int[ndarray, "tokens"]  # bytes
     spelled: Bool[ndarray, "tokens"]
     size: int  # bytes of text
+    reading: Reading | None = None
+
+    @property
+    def read_ids(self) -> Int[ndarray, "read"]:
+        """Return all tokens that a model reads, except the one in place of the context token."""
+        return self.ids if self.reading is None else self.reading.ids
+
+    @property
+    def is_kept(self) -> Bool[ndarray, "read"]:
+        """Flag those of the tokens that are read which are tokens of the text."""
+        return np.ones(len(self.ids), bool) if self.reading is None else self.reading.kept
 
     @property
     def ends(self) -> Int[ndarray, "tokens"]:
@@ -76,6 +106,33 @@ def find_spelled(
     result = np.array([(b or b"") == part for b, part in zip(strings, covered, strict=True)])
     result[-1] |= strings[-1] == covered[-1] + b" "
     return result
+
+
+class Turn(NamedTuple):
+    """Describe a response within a segmentation: its tokens, where they begin in its own bytes, and these."""
+
+    tokens: slice
+    starts: Int[ndarray, "tokens"]
+    data: bytes
+
+
+def split_turns(strings: Sequence[bytes | None], starts: Int[ndarray, "tokens"], data: bytes) -> Iterator[Turn]:
+    """Yield the responses of a conversation, each with `END_OF_TURN`; a text without that byte is one of them.
+
+    A response's first token may begin with a space that is not of the response, as that of a text may.
+    """
+    ends = [n + 1 for n, byte in enumerate(data) if byte == END_OF_TURN[0]]
+    edges = [0, *ends] if ends and ends[-1] == len(data) else [0, *ends, len(data)]
+    for begin, end in itertools.pairwise(edges):
+        first, stop = np.searchsorted(starts.clip(0), (begin, end)).tolist()
+        if end == len(data):
+            stop = len(starts)
+        own = starts[first:stop] - np.int32(begin)
+        string = (strings[first] or b"") if stop > first else b""
+        is_at_begin = begin > 0 and len(own) > 0 and own[0] == 0
+        if is_at_begin and not data.startswith(string, begin) and (b" " + data[begin:end]).startswith(string):
+            own[0] = -1
+        yield Turn(slice(first, stop), own, data[begin:end])
 
 
 def count_bytes(starts: Int[ndarray, "tokens"], size: int) -> Int[ndarray, "tokens"]:

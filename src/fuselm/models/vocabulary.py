@@ -7,7 +7,7 @@ import bisect
 import copy
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -15,6 +15,7 @@ from numpy import ndarray
 from tokenizers import Tokenizer
 
 from fuselm.models import bpe, segmentation, token_bytes, token_strings, tokenizer_pipeline
+from fuselm.models.chat.messages import Dialogue
 from fuselm.models.segmentation import Segmentation
 from fuselm.system.errors import name_tokenizer_errors
 
@@ -55,6 +56,8 @@ class Vocabulary:
             i for i, pair in enumerate(zip(spelled, self.token_bytes, strict=True)) if pair[0] != pair[1]
         }
         self._encoded: dict[bytes, tuple[int, ...]] = {}
+        self.read_dialogue: Callable[[Dialogue], Segmentation] | None = None  # by a chat template, if there is one
+        self.chat_fingerprint: str | None = None  # of that template, and of all that it makes of a conversation
 
     @property
     def is_corrected(self) -> bool:
@@ -130,21 +133,38 @@ class Vocabulary:
         low = bisect.bisect_right(self._sorted_bytes, typed)
         return bisect.bisect_left(self._sorted_bytes, typed + b"\xff" * (self._most_bytes + 1)) - low
 
-    def segment(self, text: str) -> Segmentation:
-        """Tokenize, without special tokens, and find the bytes of `text` that each token covers."""
+    def segment(self, text: str | Dialogue) -> Segmentation:
+        """Tokenize, without special tokens, and find the bytes of `text` that each token covers.
+
+        A conversation is read in the model's chat template, and its response bytes stand for a text. Raises
+        `ValueError` if the model has no template, or the template refuses the conversation.
+        """
+        if isinstance(text, Dialogue):
+            return self._segment_dialogue(text)
         with name_tokenizer_errors():
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return segmentation.segment(text, encoding.ids, self.spell(encoding.ids), encoding.offsets)
+
+    def _segment_dialogue(self, dialogue: Dialogue) -> Segmentation:
+        if self.read_dialogue is None:
+            raise ValueError("a conversation needs a model with a chat template; set chat.template")
+        return self.read_dialogue(dialogue)
 
     def spell(self, ids: Iterable[int]) -> list[bytes | None]:
         """Return the bytes of each token."""
         return [self.token_bytes[i] for i in ids]
 
     def find_spelled(
-        self, ids: Int[ndarray, "tokens"], starts: Int[ndarray, "tokens"], text: str
+        self, ids: Int[ndarray, "tokens"], starts: Int[ndarray, "tokens"], text: str | Dialogue
     ) -> Bool[ndarray, "tokens"]:
         """Return one flag per token of a text: does it spell what it covers? `starts` are positions in bytes."""
-        return segmentation.find_spelled(self.spell(ids.tolist()), starts, text.encode())
+        strings, data = self.spell(ids.tolist()), text.encode()
+        if isinstance(text, str):
+            return segmentation.find_spelled(strings, starts, data)
+        flags = [np.zeros(0, bool)]
+        for turn in segmentation.split_turns(strings, starts, data):
+            flags.append(segmentation.find_spelled(strings[turn.tokens], turn.starts, turn.data))
+        return np.concatenate(flags)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode tokens to text by the tokenizer's decoder, or by the bytes that they spell if it has none."""
@@ -152,18 +172,26 @@ class Vocabulary:
             return b"".join(b or b"" for b in self.spell(ids)).decode("utf-8", "replace")
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        """Count the tokens of each text, without special tokens."""
+    def count_tokens(self, texts: Sequence[str | Dialogue]) -> list[int]:
+        """Count the tokens of each text without special tokens, or all that are read of a conversation."""
+        plain = [text for text in texts if isinstance(text, str)]
         with name_tokenizer_errors():
-            return [len(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            counts = iter([len(e.ids) for e in self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)])
+        return [next(counts) if isinstance(text, str) else len(self.segment(text).read_ids) for text in texts]
 
-    def count_tokens_and_unspelled(self, texts: list[str]) -> tuple[list[int], list[int]]:
-        """Count the tokens of each text, and those of its bytes that no token spells."""
+    def count_tokens_and_unspelled(self, texts: Sequence[str | Dialogue]) -> tuple[list[int], list[int]]:
+        """Count the tokens of each text as `count_tokens` does, and those of its bytes that no token spells."""
         tokens, unspelled = [], []
+        plain = [text for text in texts if isinstance(text, str)]
         with name_tokenizer_errors():
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids, data = encoding.ids, text.encode()
+            encodings = iter(self._tokenizer.encode_batch_fast(plain, add_special_tokens=False))
+        for text in texts:
+            if isinstance(text, Dialogue):
+                read = self.segment(text)
+                tokens.append(len(read.read_ids))
+                unspelled.append(read.unspelled_bytes)
+                continue
+            ids, data = next(encodings).ids, text.encode()
             joined = b"".join([self._covered_bytes[i] for i in ids])
             tokens.append(len(ids))
             unspelled.append(0 if joined in (data, b" " + data) else self.segment(text).unspelled_bytes)

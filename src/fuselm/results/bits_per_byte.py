@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fuselm.documents import corpus
-from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.command_texts import cut_documents, read_rows
+from fuselm.results.command_texts import cut_documents, load_vocabularies, read_rows
 from fuselm.system import progress
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def measure_bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: 
     rows = read_rows(texts, title, console)
     with progress.announce(f"reading {spec}"):
         model = locate_model(spec)
-    vocabulary = load_vocabulary(model)
+    (vocabulary,) = load_vocabularies(rows, [model])
     documents = cut_documents(rows, [(model, vocabulary)], title, console)
 
     with progress.announce("starting torch"):

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from fuselm.documents import corpus, text_files, texts
 from fuselm.documents.cutting import Reader
+from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import progress
@@ -40,7 +41,7 @@ def cut_documents(
     )
     readers = [Reader(name=m.name, vocabulary=v, max_tokens=m.context_length) for m, v in models]
     with progress.show_progress(console, f"{title}: cutting texts") as shown:
-        shown.start(sum(len(row.text) for row in rows), unit="characters")
+        shown.start(sum(corpus.count_characters(row.text) for row in rows), unit="characters")
         documents = list(corpus.cut_to_fit(whole, readers, advance=shown.advance))
         for reader in readers:
             _, unspelled = reader.vocabulary.count_tokens_and_unspelled([d.text for d in documents])
@@ -48,3 +49,18 @@ def cut_documents(
                 found = corpus.compute_unspelled_shares(documents, unspelled)
                 shown.note(notes.describe_unspelled_text(reader.name, found, is_trained_on=False))
     return documents
+
+
+def load_vocabularies(
+    rows: Sequence[texts.TextRow], models: Sequence[Model], template: str | None = None
+) -> list[Vocabulary]:
+    """Return each model's vocabulary, which reads conversations if any row is one.
+
+    Raises `ValueError` if one is and a model has no chat template.
+    """
+    from fuselm.models.chat.dialogue_reading import add_chat_template
+
+    found = [load_vocabulary(model) for model in models]
+    if all(isinstance(row.text, str) for row in rows):
+        return found
+    return [add_chat_template(m, v, template=template) for m, v in zip(models, found, strict=True)]

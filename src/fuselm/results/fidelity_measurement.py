@@ -13,11 +13,10 @@ from rich.console import Console
 
 from fuselm.alignment.choices import METHODS
 from fuselm.documents import corpus
-from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.command_texts import cut_documents, read_rows
+from fuselm.results.command_texts import cut_documents, load_vocabularies, read_rows
 from fuselm.results.report_path import check_report_path
 from fuselm.system import atomic_files, progress
 
@@ -67,7 +66,8 @@ def measure_fidelity(
     rows = read_rows(texts, title, console)
     with progress.announce(f"reading {source_spec} and {target_spec}"):
         source, target = locate_model(source_spec), locate_model(target_spec)
-    vocabularies = load_vocabulary(source), load_vocabulary(target)
+    own, other = load_vocabularies(rows, [source, target])
+    vocabularies = own, other
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
     with progress.announce("starting torch"):
@@ -198,6 +198,10 @@ def measure_conditionals(
     if not tokens:
         return {}
     with progress.show_progress(console, f"{title}: drawing texts") as shown:
+        documents = [document for document in documents if isinstance(document.text, str)]
+        if not documents:
+            shown.note("the source writes after texts, not in conversations, so there is no conditional fidelity")
+            return {}
         if not sampling.can_sample(reader):
             shown.note("the source cannot write text, so there is no conditional fidelity")
             return {}
@@ -231,8 +235,8 @@ def _trace_documents(
 
     by_id = {d.id: d for d in documents}
     policy = retention.Policy(policy="top_k", top_k=top_k)
-    lengths = [len(s.ids) for s in segmentations]
-    shown.start(sum(lengths), unit="tokens")
+    lengths = [len(s.read_ids) for s in segmentations]
+    shown.start(sum(len(s.ids) for s in segmentations), unit="tokens")
     for batch in forward.group_into_batches(lengths, BATCH_TOKENS):
         chosen = [documents[i] for i in batch], [segmentations[i] for i in batch]
         for trace in capture.trace_batch(reader, *chosen, policy=policy):

@@ -48,8 +48,8 @@ def score_documents(
 
     from fuselm.models import forward
 
-    def gold_logprobs(inputs, mask, gold):
-        hidden = forward.compute_hidden_states(model, layer, inputs, mask)[mask.bool()]
+    def gold_logprobs(inputs, mask, kept, gold):
+        hidden = forward.compute_hidden_states(model, layer, inputs, mask)[kept]
         return forward.compute_gold_logprobs(hidden, layer, gold)
 
     with torch.inference_mode():
@@ -78,10 +78,10 @@ def compute_document_bits(
 ) -> dict[str, float]:
     """Compute the bits of the tokens of each document, by its id.
 
-    `gold_logprobs` takes the inputs, the attention mask and the gold ids of a batch, and returns the natural
-    log-probability of each gold id. With `share` (n, m) only every m-th batch is computed, from the n-th on; all m
-    shares call `gold_logprobs` equally often, as processes that compute together must. Raises `ValueError` where the
-    model gives NaN.
+    `gold_logprobs` takes the inputs, the attention mask, flags for the tokens of documents, and their ids, and returns
+    the natural log-probability of each of these ids. With `share` (n, m) only every m-th batch is computed, from the
+    n-th on; all m shares call `gold_logprobs` equally often, as processes that compute together must. Raises
+    `ValueError` where the model gives NaN.
     """
     import torch
 
@@ -89,18 +89,18 @@ def compute_document_bits(
 
     segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}
-    batches = forward.group_into_batches([len(s.ids) for s in segmentations], batch_tokens)
+    batches = forward.group_into_batches([len(s.read_ids) for s in segmentations], batch_tokens)
     for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
         batch = batches[min(number, len(batches) - 1)]  # a share that is short of a batch computes the last one again
-        inputs, mask = forward.pad_inputs([segmentations[i].ids for i in batch], context_token, device)
+        inputs, mask, kept = forward.pad_readings([segmentations[i] for i in batch], context_token, device)
         gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=device).long()
-        logprobs = gold_logprobs(inputs, mask, gold).double()
+        logprobs = gold_logprobs(inputs, mask, kept, gold).double()
         for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
             nats = -float(own.sum())
             if math.isnan(nats):
                 raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
             bits[documents[i].id] = nats / math.log(2)
-        advance(sum(len(segmentations[i].ids) for i in batch))
+        advance(sum(len(segmentations[i].read_ids) for i in batch))
     return bits
 
 

@@ -187,7 +187,8 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
     source = capture.load_source(model, vocabulary, dtype=dtype)
     loading = time.perf_counter() - began
     prefix = passages.fit_prefix(vocabulary, model.context_length, options.prefix_tokens)
-    members, lengths = passages.group_by_domain(d.domain for d in documents), [len(s.ids) for s in segmentations]
+    members = passages.group_by_domain(passages.list_prefix_domains(documents))
+    lengths = [len(s.read_ids) for s in segmentations]
     window = slice(0, len(documents))
     planned = passages.plan_batches(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)
     batch = planned[len(planned) // 2]  # of usual length
@@ -196,7 +197,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
         began = time.perf_counter()
         kept = capture.read_batch(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
-    speed = (len(kept.counts) + sum(row.prefix for row in batch)) / seconds
+    speed = sum(row.prefix + sum(lengths[n] for n in row.documents) for row in batch) / seconds
     is_whole = len(documents) == sum(d.split == "train" for d in pipeline.documents)
     return Measured(
         speed=speed,

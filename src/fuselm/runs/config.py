@@ -17,6 +17,7 @@ from fuselm.runs.options import files, problems
 from fuselm.runs.options.alignment import AlignOptions
 from fuselm.runs.options.base import Options, Seed
 from fuselm.runs.options.capture import CaptureOptions
+from fuselm.runs.options.chat import ChatOptions
 from fuselm.runs.options.evaluation import EvaluateOptions
 from fuselm.runs.options.fusion import FuseOptions
 from fuselm.runs.options.merging import FUSED, RunMergeOptions
@@ -48,6 +49,7 @@ class RunOptions(Options):
         "be one of them."
     )
     corpus: CorpusOptions = Field(description="Train and measure on these texts.")
+    chat: ChatOptions = Field(ChatOptions(), description="Read conversations in this way.")
     write: WriteOptions = Field(WriteOptions(), description="Let sources write more text to learn from.")
     capture: CaptureOptions = Field(CaptureOptions(), description="Record the sources' distributions in this way.")
     align: AlignOptions = Field(
@@ -128,6 +130,14 @@ class RunOptions(Options):
         merge.write_recipe({name: name for name in merge.name_models(trained)}, "base", self.seed)
         return self
 
+    @model_serializer(mode="wrap")
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out `chat` where nothing is given in it: reports made before it existed keep their keys."""
+        written = write(self)
+        if self.chat == ChatOptions():
+            written.pop("chat", None)
+        return written
+
     def capture_options(self, source: str) -> CaptureOptions:
         """Return how that source is captured."""
         is_served = isinstance(self.sources[source], ServerOptions)
@@ -194,6 +204,9 @@ def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
         paths = {name: getattr(source, name, None) for name in names}
         return source.model_copy(update={name: find(path) for name, path in paths.items() if path is not None})
 
+    def find_template(template: str | None) -> str | None:
+        return template if template is None or "{" in template else find(template)
+
     def find_dataset(dataset: DatasetOptions | None) -> DatasetOptions | None:
         return dataset and dataset.model_copy(update={"path": find(dataset.path)})
 
@@ -204,6 +217,7 @@ def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
 
     return run.model_copy(
         update={
+            "chat": run.chat.model_copy(update={"template": find_template(run.chat.template)}),
             "output": files.expand_home(run.output, "output"),
             "store_dir": None if run.store_dir is None else files.expand_home(run.store_dir, "store_dir"),
             "target": find_model(run.target),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuselm.documents import corpus, fetched_datasets, text_files, texts
 from fuselm.documents.cutting import Reader
@@ -14,6 +14,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
+from fuselm.runs.dialogue_options import DialogueOptions, check_unused
 from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
@@ -50,19 +51,41 @@ class Inputs:
         self.merged = {} if merge is None else {n: _locate_other(other) for n, other in merge.models.items()}
         self.merge_base = self.target if merge is None or merge.base is None else _locate_other(merge.base)
         self._check_merge(run)
+        self._dialogues = DialogueOptions(run, self.target, self.sources) if self.has_dialogues else None
+        if self._dialogues is None:
+            check_unused(run)
         self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
 
     @cached_property
     def target_vocabulary(self) -> Vocabulary:
-        """Return the target's vocabulary."""
-        return load_vocabulary(self.target)
+        """Return the target's vocabulary, which reads conversations if the corpus has any."""
+        return self._load_vocabulary("target", self.target)
 
     def load_source_vocabulary(self, name: str) -> Vocabulary:
         """Return a source's vocabulary, which is loaded once: a large one takes seconds."""
         if name not in self._source_vocabularies:
-            self._source_vocabularies[name] = load_vocabulary(self.sources[name])
+            self._source_vocabularies[name] = self._load_vocabulary(f"source {name}", self.sources[name])
         return self._source_vocabularies[name]
+
+    def load_trained_vocabulary(self, model: Model) -> Vocabulary:
+        """Return the vocabulary of a model that was trained from the target."""
+        return self._load_vocabulary("target", model)
+
+    def _load_vocabulary(self, role: str, model: Model) -> Vocabulary:
+        vocabulary = load_vocabulary(model)
+        return vocabulary if self._dialogues is None else self._dialogues.add_template(role, model, vocabulary)
+
+    def identify_chat(self, role: str) -> dict[str, str]:
+        """Return what identifies how a model reads conversations, for recipes; nothing if there are none.
+
+        `role` is `target` or `source NAME`.
+        """
+        if self._dialogues is None:
+            return {}
+        name = role.removeprefix("source ")
+        vocabulary = self.target_vocabulary if role == "target" else self.load_source_vocabulary(name)
+        return {"chat": vocabulary.chat_fingerprint or ""}
 
     def is_corrected(self, model: Model) -> bool:
         """Tell whether tokens of a model stand for other bytes than their strings seem to spell; remembered."""
@@ -78,9 +101,13 @@ class Inputs:
     @property
     def contexts(self) -> dict[str, str]:
         """Return what identifies the readers of `list_readers`, for recipes."""
-        return {
+        found = {
             f"tokenizer {name}": str(model.context_length) for name, model in self._find_shortest_contexts().items()
         }
+        if self._dialogues is None:
+            return found
+        readers = self._list_dialogue_readers()
+        return found | {f"chat {r.vocabulary.chat_fingerprint}": str(r.max_tokens) for r in readers}
 
     @property
     def identities(self) -> dict[str, str]:
@@ -93,7 +120,9 @@ class Inputs:
         }
 
     def list_readers(self) -> list[Reader]:
-        """Return one reader for each tokenizer; every document must fit all of them."""
+        """Return one reader for each tokenizer, or for each way to read conversations; every document must fit all."""
+        if self._dialogues is not None:
+            return self._list_dialogue_readers()
         return [
             Reader(
                 name=name,
@@ -103,9 +132,23 @@ class Inputs:
             for name, model in self._find_shortest_contexts().items()
         ]
 
+    def _list_dialogue_readers(self) -> list[Reader]:
+        """Return one reader for each way to read conversations, the first of a tokenizer under its fingerprint."""
+        models = {"target": self.target} | {f"source {name}": model for name, model in self.sources.items()}
+        readers: dict[str, Reader] = {}
+        for role, model in models.items():
+            vocabulary = self.target_vocabulary if role == "target" else self.load_source_vocabulary(role[7:])
+            found = readers.get(vocabulary.chat_fingerprint or "")
+            length = model.context_length if found is None else min(model.context_length, found.max_tokens)
+            taken = {reader.name for key, reader in readers.items() if key != vocabulary.chat_fingerprint}
+            tokenizer = model.tokenizer_fingerprint
+            name = f"{tokenizer} {vocabulary.chat_fingerprint}" if tokenizer in taken else tokenizer
+            readers[vocabulary.chat_fingerprint or ""] = Reader(name=name, vocabulary=vocabulary, max_tokens=length)
+        return list(readers.values())
+
     def name_readers(self, tokenizer: str) -> str:
         """Name the target and the sources that have this tokenizer, given by its fingerprint."""
-        models = {"target": self.target} | self.sources
+        models, tokenizer = {"target": self.target} | self.sources, tokenizer.partition(" ")[0]
         return ", ".join(name for name, model in models.items() if model.tokenizer_fingerprint == tokenizer)
 
     def _find_shortest_contexts(self) -> dict[str, Model]:
@@ -127,12 +170,19 @@ class Inputs:
         columns = dict(zip(self.files, self.file_columns, strict=True))
         if options.columns and all(text_files.find_kind(f) in text_files.PLAIN for f in self.files if columns[f]):
             raise ValueError("corpus.columns: does nothing here, because every file is plain text; drop it")
+        is_lax = options.bad_rows == "skip"
         self.file_domains = text_files.name_domains(
-            self.files, lambda file: _count_documents(file, text_files.strip_endings(file), columns[file])
+            self.files,
+            lambda file: _count_documents(file, text_files.strip_endings(file), columns[file], is_lax)["domains"],
         )
+        self.has_dialogues, has_texts = False, False
         for file, domain in zip(self.files, self.file_domains, strict=True):
-            for name, in_file in _count_documents(file, domain, columns[file]).items():
+            found = _count_documents(file, domain, columns[file], is_lax)
+            self.has_dialogues |= found["dialogues"] > 0
+            has_texts |= found["texts"] > 0
+            for name, in_file in found["domains"].items():
                 counts.setdefault(name, Counter()).update(in_file)
+        self.has_texts = has_texts
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
         self.domains = sorted(counts)
 
@@ -212,12 +262,20 @@ def _locate_other(other: OtherModelOptions) -> Model:
     return locate_model(other.model, revision=other.revision)
 
 
-def _count_documents(file: Path, domain: str, columns: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Count a file's documents by domain, once for a file that stays as it is."""
-    renamed = f" {sorted(columns.items())}" if columns else ""
+def _count_documents(file: Path, domain: str, columns: Mapping[str, str], is_lax: bool) -> dict[str, Any]:
+    """Count a file's documents by domain, its texts and its dialogues, once for a file that stays as it is.
+
+    A lax count skips bad rows.
+    """
+    renamed = (f" {sorted(columns.items())}" if columns else "") + (" lax" if is_lax else "")
+
+    def count() -> dict[str, Any]:
+        rows = list(texts.read_texts(file, domain, columns, skip=(lambda problem: None) if is_lax else None))
+        dialogues = sum(not isinstance(row.text, str) for row in rows)
+        return {"domains": corpus.count_domains(rows), "dialogues": dialogues, "texts": len(rows) - dialogues}
+
     return fingerprints.recall_or_compute(
-        f"rows {file.name} {domain} {fingerprints.hash_file_once(file)}{renamed}",
-        lambda: corpus.count_domains(texts.read_texts(file, domain, columns)),
+        f"rows 2 {file.name} {domain} {fingerprints.hash_file_once(file)}{renamed}", count
     )
 
 
@@ -229,5 +287,5 @@ def _count_window_tokens(options: config.WriteOptions) -> int:
 def _build_server(options: config.ServerOptions) -> "Server":
     from fuselm.sources.servers.connection import find_server
 
-    rest = options.model_dump(exclude={"server", "model", "tokenizer"})
+    rest = options.model_dump(exclude={"server", "model", "tokenizer", "system"})
     return find_server(options.server, options.model, options.tokenizer, **rest)

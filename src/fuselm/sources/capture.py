@@ -93,7 +93,7 @@ def capture_from_model(
         for batch in batches:
             yield read_passages(source, documents, segmentations, batch, policy=policy)
 
-    lengths = [len(s.ids) for s in segmentations]
+    lengths = [len(s.read_ids) for s in segmentations]
     prefix = fit_prefix(source.vocabulary, source.context_length, prefix_tokens)
     counts = write_traces(
         read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
@@ -174,9 +174,9 @@ def read_batch(
     separator = passages.tokenize_separator(source.vocabulary)
     texts, of_documents = zip(*(passages.join_tokens(p, segmentations, separator) for p in batch), strict=True)
     with torch.inference_mode():
-        inputs, mask = forward.pad_inputs(texts, source.context_token, source.model.device)
-        chosen = mask.bool()
-        chosen[chosen.clone()] = torch.from_numpy(np.concatenate(of_documents)).to(chosen.device)
+        firsts = [_find_first_token(passage, segmentations) for passage in batch]
+        inputs, mask = forward.pad_inputs(texts, source.context_token, source.model.device, firsts=firsts)
+        chosen = forward.flag_kept(mask, of_documents)
         hidden = forward.compute_hidden_states(source.model, source.layer, inputs, mask)[chosen]
         ids = np.concatenate([s.ids for s in tokens_read])
         gold_ids = torch.as_tensor(ids, dtype=torch.long, device=hidden.device)
@@ -199,6 +199,12 @@ def read_batch(
         gold=np.concatenate(gold),
         vocabulary_size=source.vocabulary.size,
     )
+
+
+def _find_first_token(passage: Passage, segmentations: Sequence[Segmentation]) -> int | None:
+    """Return the token that stands first in a conversation's row; None for texts, behind the context token."""
+    reading = segmentations[passage.documents[0]].reading
+    return None if reading is None else reading.first
 
 
 def make_traces(batch: CapturedBatch) -> Iterator[Trace | None]:

@@ -65,7 +65,7 @@ def capture_on_ray(
         except ray.exceptions.RayError as error:
             raise ValueError(f"{model.name}: a Ray worker failed ({_find_cause(error)})") from error
 
-    lengths = vocabulary.count_tokens([d.text for d in documents])
+    lengths = [len(vocabulary.segment(d.text).read_ids) for d in documents]
     prefix = fit_prefix(vocabulary, model.context_length, prefix_tokens)
     counts = write_traces(
         read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress

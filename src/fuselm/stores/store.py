@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from numpy import ndarray
 
+from fuselm.models.chat.messages import Dialogue
 from fuselm.stores import parts, rules, trust
 from fuselm.stores.index import (
     INDEX,
@@ -52,9 +53,10 @@ __all__ = ["DAMAGED", "GROUP_TOKENS", "INDEX", "INDEX_SCHEMA", "PART_TOKENS", "S
 __all__ += ["build_table", "fingerprint_text", "part_path", "write_index", "write_part", "write_parts", "write_tables"]
 
 
-def fingerprint_text(text: str) -> str:
-    """Return the first 16 hex digits of a text's sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def fingerprint_text(text: str | Dialogue) -> str:
+    """Return the first 16 hex digits of a text's sha256; those of everything in a conversation."""
+    data = text.encode() if isinstance(text, str) else text.spell_whole().encode()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 class Store:
@@ -201,7 +203,7 @@ class Store:
         at = self._locate(document)
         return self._keep_group(int(self._groups[at]), TRAINING_COLUMNS).read_training_rows(int(self._rows[at]))
 
-    def require_inputs(self, wanted: Mapping[str, str], texts: Mapping[str, str], *, where: str) -> None:
+    def require_inputs(self, wanted: Mapping[str, str], texts: Mapping[str, str | Dialogue], *, where: str) -> None:
         """Raise `ValueError` unless the store was made from `wanted` and holds `texts`.
 
         `wanted` maps names of inputs to fingerprints, `texts` maps documents to their text. Documents that the capture

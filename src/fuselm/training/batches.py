@@ -1,5 +1,8 @@
 """Make the batches that a training step reads: documents, padded or packed, with their fused rows.
 
+Of a conversation, the tokens of its responses are learned, and everything else is context; with `learn_context`, all of
+its tokens are learned. Fused rows are those of responses.
+
 A padded batch has one document a row. A packed batch has all its documents in one row, without padding. Positions begin
 again at 0 with each document, so transformers keeps attention inside it: by a block-diagonal mask or, with flash
 attention, by the lengths of the sequences.
@@ -16,6 +19,7 @@ from numpy import ndarray
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import pack_documents
 from fuselm.models import forward
+from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows
 from fuselm.stores.store import Store
@@ -76,11 +80,13 @@ class Batches(torch.utils.data.Dataset):
         pack_tokens: int | None,
         seed: int,
         processes: int,
+        learn_context: bool = False,
     ) -> None:
         self._documents = documents
-        self._ids = [vocabulary.segment(d.text).ids for d in documents]
+        self._segmentations = [vocabulary.segment(d.text) for d in documents]
         self._fused = fused
-        lengths = list(map(len, self._ids))
+        self._learn_context = learn_context
+        lengths = [len(s.read_ids) for s in self._segmentations]
         self.packed = pack_tokens is not None
         if pack_tokens is not None:
             self._batches = pack_documents(lengths, shuffle_passes(lengths, passes=passes, seed=seed), pack_tokens)
@@ -95,24 +101,42 @@ class Batches(torch.utils.data.Dataset):
 
     def count_tokens(self, batches: int) -> int:
         """Count the tokens of the first `batches` batches."""
-        return sum(len(self._ids[i]) for batch in self._batches[:batches] for i in batch)
+        return sum(len(self._segmentations[i].read_ids) for batch in self._batches[:batches] for i in batch)
 
     @property
     def tokens_per_pass(self) -> int:
         """Count the tokens of one pass."""
-        return sum(map(len, self._ids))
+        return sum(len(s.read_ids) for s in self._segmentations)
 
     def __getitem__(self, index: int) -> list[dict]:
         return [self._read_document(i) for i in self._batches[index]]
 
     def _read_document(self, i: int) -> dict:
+        read = self._segmentations[i]
+        kept = np.ones(len(read.read_ids), bool) if self._learn_context else read.is_kept
+        item = {"tokens": read.read_ids, "kept": kept, "first": None if read.reading is None else read.reading.first}
         if self._fused is None:
-            return {"tokens": self._ids[i]}
+            return item
         fused = self._fused.read_for_training(self._documents[i].id)
-        if not np.array_equal(fused.tokens, self._ids[i]):
+        if not np.array_equal(fused.tokens, read.ids):
             name = self._documents[i].id
             raise ValueError(f"{self._fused.folder}: document {name}: other tokens than the target's; fuse again")
-        return {"tokens": self._ids[i], "fused": fused}
+        return item | {"fused": _insert_empty_rows(fused, read) if self._learn_context else fused}
+
+
+def _insert_empty_rows(rows: TrainingRows, read: Segmentation) -> TrainingRows:
+    """Return a row for each token that is read. Those of context have no entries, so only their token is learned."""
+    if read.reading is None:
+        return rows
+    counts, tail = np.zeros(len(read.read_ids), np.int64), np.ones(len(read.read_ids), np.float32)
+    counts[read.is_kept], tail[read.is_kept] = np.diff(rows.offsets), rows.tail
+    return TrainingRows(
+        tokens=read.read_ids,
+        offsets=np.append(0, np.cumsum(counts)),
+        ids=rows.ids,
+        logprobs=rows.logprobs,
+        tail=tail,
+    )
 
 
 class Collator:
@@ -124,11 +148,16 @@ class Collator:
 
     def __call__(self, batches: list[list[dict]]) -> dict[str, torch.Tensor]:
         (items,) = batches  # the Trainer's batch holds one batch of `Batches`
-        tokens = [item["tokens"] for item in items if len(item["tokens"])]
-        inputs, mask = forward.pad_inputs(tokens or [[self._context_token]], self._context_token)
+        full = [item for item in items if len(item["tokens"])]
+        tokens, firsts = [item["tokens"] for item in full], [item.get("first") for item in full]
+        inputs, mask = forward.pad_inputs(
+            tokens or [[self._context_token]], self._context_token, firsts=firsts if full else None
+        )
         is_token = mask.bool() if tokens else torch.zeros_like(mask, dtype=torch.bool)
         labels = torch.full_like(inputs, -100)
         labels[is_token] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens]))
+        if full:
+            labels[~forward.flag_kept(mask, [_flag_learned(item) for item in full])] = -100
         batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
         if self._packed:
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)
@@ -139,6 +168,11 @@ class Collator:
         if items and "fused" in items[0]:
             batch |= _pad_rows([item["fused"] for item in items])
         return batch
+
+
+def _flag_learned(item: dict) -> ndarray:
+    """Flag the tokens of a document that are learned, which are all unless the item says otherwise."""
+    return item["kept"] if "kept" in item else np.ones(len(item["tokens"]), bool)
 
 
 def _pad_rows(documents: Sequence[TrainingRows]) -> dict[str, torch.Tensor]:

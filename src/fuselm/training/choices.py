@@ -32,6 +32,10 @@ PRECISIONS: dict[str, str] = {
     "bf16": "Compute in bfloat16 by autocast, with weights in float32.",
     "float32": "Compute in float32.",
 }
+LEARNED: dict[str, str] = {
+    "assistant": "Learn what the assistant says, and where its turns end.",
+    "all": "Learn all tokens, those of users and of the chat template among them. Only responses have fused rows.",
+}
 TRACKERS: dict[str, str] = {
     "tensorboard": "Write event files into the `logs` folder of each training.",
     "wandb": "Report to Weights & Biases; needs `pip install 'fuselm[wandb]'`.",

@@ -50,9 +50,9 @@ def score_folder(
     loaded = load_model(replace(target, name=str(folder), folder=folder), dtype="float32", device=str(device))
     layer = forward.find_output_layer(loaded)
 
-    def gold_logprobs(inputs, mask, gold):
+    def gold_logprobs(inputs, mask, kept, gold):
         return forward.compute_gold_logprobs(
-            forward.compute_hidden_states(loaded, layer, inputs, mask)[mask.bool()], layer, gold
+            forward.compute_hidden_states(loaded, layer, inputs, mask)[kept], layer, gold
         )
 
     with torch.no_grad(), autocast:

@@ -76,6 +76,7 @@ def train_target(
         pack_tokens=settings.pack_tokens,
         seed=settings.seed,
         processes=processes.world_size(),
+        learn_context=settings.on == "all",
     )
     batches_of_step = processes.world_size() * settings.gradient_accumulation
     steps = -(-len(dataset) // batches_of_step)

@@ -55,6 +55,7 @@ class TrainingSettings:
     quantize: str | None
     trackers: Sequence[str]
     seed: int
+    on: str = "assistant"
 
     def build_divergence(self) -> Divergence:
         """Return the divergence that these settings name."""
@@ -134,13 +135,11 @@ class FusionTrainer(Trainer):
         model.eval()
         before = _count_changes(model)
 
-        def gold_logprobs(inputs, mask, gold):
-            token_mask = mask.bool()
-
+        def gold_logprobs(inputs, mask, kept, gold):
             def loss_fn(hidden, layer):
                 return {"gold_logprobs": forward.compute_gold_logprobs(hidden, layer, gold)}
 
-            return model(input_ids=inputs, attention_mask=mask, token_mask=token_mask, loss_fn=loss_fn)["gold_logprobs"]
+            return model(input_ids=inputs, attention_mask=mask, token_mask=kept, loss_fn=loss_fn)["gold_logprobs"]
 
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         with torch.no_grad(), self.accelerator.autocast():

@@ -38,6 +38,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         names: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value == "on":  # an option's name, which YAML 1.1 takes for `true`
+                key.tag = "tag:yaml.org,2002:str"
             if key.value in names:
                 raise yaml.MarkedYAMLError(
                     problem=f"'{key.value}' is given twice; drop one", problem_mark=key.start_mark

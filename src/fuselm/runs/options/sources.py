@@ -9,6 +9,8 @@ from fuselm.models.choices import DTYPES
 from fuselm.runs.options.base import OneOf, Options, Positive
 from fuselm.system import addresses
 
+SYSTEM = "Let this source read conversations behind this system prompt. The target never sees it."
+
 
 class ModelOptions(Options):
     """Name a model. A plain string in the file stands for its `model`."""
@@ -31,6 +33,15 @@ class LocalSourceOptions(ModelOptions):
         description="Use this folder, an earlier capture of the same documents by this model, instead of running the "
         "model.",
     )
+    system: str | None = Field(None, description=SYSTEM)
+
+    @model_serializer(mode="wrap")
+    def _omit_unused_system(self, write: Any) -> dict[str, Any]:
+        """Leave out `system` where it is not given: reports made before this option existed keep their keys."""
+        written = write(self)
+        if self.system is None:
+            written.pop("system", None)
+        return written
 
 
 class ServerOptions(Options):
@@ -62,6 +73,7 @@ class ServerOptions(Options):
     key_over_http: bool = Field(
         False, description="Send the key over plain http to another machine, where others may read it on its way."
     )
+    system: str | None = Field(None, description=SYSTEM)
 
     @field_validator("server")
     @classmethod
@@ -80,10 +92,12 @@ class ServerOptions(Options):
 
     @model_serializer(mode="wrap")
     def _omit_unused_key_option(self, write: Any) -> dict[str, Any]:
-        """Leave out `key_over_http` where it is off: reports made before this option existed keep their keys."""
+        """Leave out `key_over_http` and `system` where unused: reports made before they existed keep their keys."""
         written = write(self)
         if not self.key_over_http:
             written.pop("key_over_http", None)
+        if self.system is None:
+            written.pop("system", None)
         return written
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
-from fuselm.runs.options.base import NotNegative, Options
+from fuselm.documents.choices import BAD_ROWS
+from fuselm.runs.options.base import NotNegative, OneOf, Options
 
 
 def _expand_path(value: Any) -> Any:
@@ -12,6 +13,18 @@ def _expand_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+Column = Literal[
+    "text",
+    "domain",
+    "split",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -45,20 +58,24 @@ class CorpusOptions(Options):
 
     files: list[str] = Field(
         [],
-        description="Read these files, folders and patterns: rows with `text` and maybe `domain` and `split`, as JSON "
-        "lines or lists, CSV, TSV, Parquet or Arrow, and folders that `datasets` saved; or plain text, one document a "
-        "file. docs/texts.md has the details.",
+        description="Read these files, folders and patterns: rows with `text` or a conversation, and maybe `domain` "
+        "and `split`, as JSON lines or lists, CSV, TSV, Parquet or Arrow, and folders that `datasets` saved; or plain "
+        "text, one document a file. docs/texts.md has the details.",
     )
-    columns: dict[Literal["text", "domain", "split"], str] = Field(
+    columns: dict[Column, str] = Field(
         {},
-        description="Read `text`, `domain` and `split` from fields of the files that have other names, such as "
-        "`{text: body, domain: lang}`.",
+        description="Read `text`, `domain`, `split` and the fields of conversations from fields of the files that have "
+        "other names, such as `{text: body, domain: lang}` or `{prompt: question, completion: answer}`.",
     )
     dataset: Annotated[
         DatasetOptions | None, BeforeValidator(_expand_path, json_schema_input_type=str | DatasetOptions | None)
     ] = Field(
         None,
         description="Read this dataset, besides the `files` or without any. It is fetched once and kept in the cache.",
+    )
+    bad_rows: Annotated[str, OneOf(BAD_ROWS)] = Field(
+        "refuse",
+        description="Do this with rows whose conversation cannot be used, or that a model's chat template refuses.",
     )
     max_bytes: int = Field(
         4096,
@@ -96,8 +113,10 @@ class CorpusOptions(Options):
 
     @model_serializer(mode="wrap")
     def _omit_unused(self, write: Any) -> dict[str, Any]:
-        """Leave out `columns` and `dataset` if they are not given: what was made before they existed keeps its key."""
+        """Leave out what is not given if it once did not exist: what was made before keeps its key."""
         written = write(self)
+        if self.bad_rows == "refuse":
+            written.pop("bad_rows", None)
         for name in ("columns", "dataset"):
             if not getattr(self, name):
                 written.pop(name, None)

@@ -1,11 +1,20 @@
 """Define the options of training, `train` in a run file, and how training on the text alone differs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from fuselm.runs.options.base import NotNegative, OneOf, Options, Positive
-from fuselm.training.choices import CONFIDENCES, DIVERGENCES, PRECISIONS, QUANTIZERS, SCHEDULES, TAILS, TRACKERS
+from fuselm.training.choices import (
+    CONFIDENCES,
+    DIVERGENCES,
+    LEARNED,
+    PRECISIONS,
+    QUANTIZERS,
+    SCHEDULES,
+    TAILS,
+    TRACKERS,
+)
 
 Rates = Annotated[list[Positive], Field(min_length=1)]
 Average = Literal[False] | Positive
@@ -115,6 +124,7 @@ class TrainOptions(Options):
         ge=1,
         description="Stop after this many evaluations without a better one. If nothing is given, all passes are made.",
     )
+    on: Annotated[str, OneOf(LEARNED)] = Field("assistant", description="Train on this part of conversations.")
     weight_decay: NotNegative = Field(0.1, description="Decay the weights by AdamW with this factor.")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the norm of the gradient to this.")
     precision: Annotated[str, OneOf(PRECISIONS)] = Field("auto", description="Train in this precision.")
@@ -173,6 +183,14 @@ class TrainOptions(Options):
         if options.average is not None:
             return options
         return options.model_copy(update={"average": min(1.0, options.passes / 2)})
+
+    @model_serializer(mode="wrap")
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out `on` where it is the default: what was trained before it existed keeps its key."""
+        written = write(self)
+        if self.on == "assistant":
+            written.pop("on", None)
+        return written
 
     @property
     def learning_rates(self) -> list[float]:

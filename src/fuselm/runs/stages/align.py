@@ -42,7 +42,11 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
     recipe = Recipe(
         stage=STAGE.name,
         parameters=options | {"draws": draws} | ({"token_bytes": "decoded"} if is_corrected else {}),
-        inputs={"captured": pipeline.steps.get_key(captured), "tokenizer": inputs.target.tokenizer_fingerprint},
+        inputs={
+            "captured": pipeline.steps.get_key(captured),
+            "tokenizer": inputs.target.tokenizer_fingerprint,
+            **inputs.identify_chat("target"),
+        },
     )
 
     def build(out: Path, shown: Progress) -> dict:

@@ -54,6 +54,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
         inputs={
             "model": model.fingerprint,
             "tokenizer": model.tokenizer_fingerprint,
+            **pipeline.inputs.identify_chat(f"source {name}"),
             **write.identify_fusion_documents(pipeline),
         },
     )
@@ -110,6 +111,7 @@ def check_given_store(pipeline: "Pipeline", name: str) -> None:
     model = pipeline.inputs.sources[name]
     found = store.Store(folder, vocabulary_size=model.output_size)
     wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
+    wanted |= pipeline.inputs.identify_chat(f"source {name}")
     if all(manifest.is_finished(path) for path in write.declare(pipeline).values()):
         texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
         found.require_inputs(wanted, texts, where=f"sources.{name}.store")

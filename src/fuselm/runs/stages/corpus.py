@@ -39,7 +39,10 @@ def make(pipeline: "Pipeline") -> Path:
             seed=seed,
             progress=shown,
             columns=inputs.file_columns,
+            skip_bad=options.bad_rows == "skip",
         )
+        if bad := counts.get("bad"):
+            shown.note(f"{bad} conversations cannot be used; they are skipped")
         for tokenizer, found in counts.get("unspelled", {}).items():
             name = inputs.name_readers(tokenizer)
             shown.note(notes.describe_unspelled_text(name, found, is_trained_on=True))

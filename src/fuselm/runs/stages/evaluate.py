@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
@@ -38,6 +37,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
     elif name in inputs.sources:
         source, source_dtype = inputs.sources[name], precision.read_option(f"source {name}")
         is_target = (source.fingerprint, source.tokenizer_fingerprint) == (fingerprint, model.tokenizer_fingerprint)
+        is_target &= inputs.identify_chat(f"source {name}") == inputs.identify_chat("target")
         if is_target and source_dtype == dtype:
             name = "base"
         else:
@@ -49,6 +49,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         inputs={
             "model": fingerprint,
             "tokenizer": model.tokenizer_fingerprint,
+            **inputs.identify_chat(role),
             "corpus": corpus.identify(pipeline),
         },
     )
@@ -59,7 +60,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         located = model
         if name in METHODS:
             located = locate_model(str(merge.find_trained(pipeline, name) / train.WEIGHTS))
-            vocabulary = load_vocabulary(located)
+            vocabulary = inputs.load_trained_vocabulary(located)
         else:
             vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)

@@ -130,13 +130,12 @@ def _merge(pipeline: "Pipeline", options: MergeOptions, out: Path, shown: Progre
 
 def _summarize(pipeline: "Pipeline", out: Path, folders: Mapping[str, Path], shown: Progress) -> dict[str, Any]:
     """Score the merged model on the development split; return what a training counts, summed over those merged."""
-    from fuselm.models.loading import load_vocabulary
     from fuselm.results import bits_per_byte, scoring
 
     merged = locate_model(str(out / train.WEIGHTS))
     scores = bits_per_byte.score_model(
         merged,
-        load_vocabulary(merged),
+        pipeline.inputs.load_trained_vocabulary(merged),
         [d for d in pipeline.documents if d.split == "dev"],
         dtype=pipeline.precision.choose_dtype("target", merged),
         batch_tokens=pipeline.run.evaluate.batch_tokens,

@@ -102,7 +102,12 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
             "method": "clm" if fused is None else config.FUSED,
             **{name: value for name, value in settings.items() if name != "trackers"},
         },
-        inputs={"model": inputs.target.fingerprint, "tokenizer": inputs.target.tokenizer_fingerprint, **texts},
+        inputs={
+            "model": inputs.target.fingerprint,
+            "tokenizer": inputs.target.tokenizer_fingerprint,
+            **inputs.identify_chat("target"),
+            **texts,
+        },
     )
 
     def build(out: Path, shown: Progress) -> dict:

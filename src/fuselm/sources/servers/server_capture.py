@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix, list_documents
@@ -60,7 +61,7 @@ def capture_from_server(
                 lost, tokens = lost + unclear, tokens + len(trace.tokens)
                 yield [replace(trace, distributions=retention.drop_unwanted_entries(policy, trace.distributions))]
 
-        lengths = [len(s.ids) for s in segmentations]
+        lengths = [len(s.read_ids) for s in segmentations]
         counts = write_traces(
             read_batches, documents, lengths, out, prefix=Prefix(), batch_tokens=DOCUMENTS_PER_BATCH, progress=progress
         )
@@ -82,7 +83,7 @@ def compute_document_bits(
             if trace is None:
                 raise ValueError(f"{server.url}: document {document.id} ({document.domain}): gives NaN; leave it out")
             result[trace.document] = trace.nats / math.log(2)
-            advance(len(trace.tokens))
+            advance(len(vocabulary.segment(document.text).read_ids))
     return result
 
 
@@ -113,13 +114,15 @@ def trace_documents(
 def _trace_document(
     connection: Connection, document: Document, segmentation: Segmentation
 ) -> tuple[Trace | None, float]:
-    prompt = Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
+    prompt = _make_prompt(connection, document, segmentation)
     rows = read_rows(connection, prompt, ask_about_prompt(connection, prompt), top_k=connection.top_k)
     if rows.entries and rows.entries[0] is None:
         if connection.opening is None:
             raise ValueError("token 0 has no log-probabilities in the answer")
         rows = _add_first_row(connection, rows, prompt.ids[0])
         prompt_logprobs.check_rows(connection.api, rows, prompt, connection.vocabulary.size)
+    if segmentation.reading is not None:
+        rows = _keep_rows(rows, segmentation.reading.kept)
     distributions = prompt_logprobs.make_distributions(rows, connection.top_k)
     if np.isnan(distributions.gold).any() or np.isnan(distributions.logprobs).any():
         return None, 0.0
@@ -135,6 +138,25 @@ def _trace_document(
         weights=np.zeros((len(segmentation.ids), 0), np.float32),
     )
     return trace, rows.lost
+
+
+def _make_prompt(connection: Connection, document: Document, segmentation: Segmentation) -> Prompt:
+    """Return what is asked about a document; of a conversation, all tokens that the model reads."""
+    if segmentation.reading is not None:
+        if connection.api == "openai":
+            raise ValueError(
+                "a conversation must be asked for by token ids, which this server does not take; serve the model by "
+                "vLLM or SGLang, or load it here"
+            )
+        return Prompt(text="", ids=segmentation.reading.ids.tolist(), context=segmentation.reading.first)
+    assert isinstance(document.text, str)
+    return Prompt(text=document.text, ids=segmentation.ids.tolist(), context=connection.server.model.context_token)
+
+
+def _keep_rows(rows: PromptRows, kept: Bool[np.ndarray, "read"]) -> PromptRows:
+    """Return the rows of a conversation's responses."""
+    chosen = np.flatnonzero(kept).tolist()
+    return replace(rows, entries=[rows.entries[n] for n in chosen], gold=[rows.gold[n] for n in chosen])
 
 
 def _add_first_row(connection: Connection, rows: PromptRows, token: int) -> PromptRows:

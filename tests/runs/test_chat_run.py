@@ -1,0 +1,76 @@
+"""Run everything on conversations: from rows of messages to the table, each model in a template of its own."""
+
+import json
+from pathlib import Path
+
+import chat_models
+import numpy as np
+import pytest
+import tiny_run
+
+from fuselm.documents import corpus
+from fuselm.models.chat.messages import END_OF_TURN, Dialogue
+from fuselm.stores.store import Store
+
+
+@pytest.fixture(scope="module")
+def models(byte_level, sentence_piece, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "target": chat_models.add_template(byte_level, folder / "target"),
+        "other": chat_models.add_template(sentence_piece, folder / "other", chat_models.BRACKETS),
+        "base": byte_level,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(models, texts, tmp_path_factory) -> Path:
+    """Make a whole run of conversations, and some plain text beside them; return its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = chat_models.make_rows(texts) + [row | {"domain": "plain"} for row in tiny_run.short(texts, domains=1)]
+    sources = {"other": models["other"], "same": models["target"]}
+    file = tiny_run.write(folder, target=models["target"], sources=sources, rows=rows)
+    outcome = tiny_run.fuselm("run", file)
+    assert outcome.code == 0, outcome.err
+    return folder / "out"
+
+
+def find(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_a_run_scores_responses_and_texts_by_domain(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    scores = summary["models"]["fused"]
+    assert set(scores["domains"]) == {"english", "french", "plain"}
+    assert scores["average"]["bits_per_byte"] < summary["models"]["base"]["average"]["bits_per_byte"]
+
+
+def test_documents_keep_their_messages(finished):
+    documents = corpus.read_documents(find(finished, "corpus/*"))
+    kinds = {type(d.text) for d in documents}
+    assert kinds == {str, Dialogue}
+
+
+def test_stores_hold_responses_alone(finished):
+    documents = {d.id: d for d in corpus.read_documents(find(finished, "corpus/*"))}
+    for name in ("capture/other-*", "align/other-*", "fuse/*"):
+        store = Store(find(finished, name))
+        for trace in store:
+            text = documents[trace.document].text
+            data = text.encode()
+            assert trace.size == len(data)
+            assert int(trace.lengths.sum()) == trace.size
+            if isinstance(text, Dialogue):
+                assert data.count(END_OF_TURN) == len(text.responses)
+                assert trace.distributions.informed.all()
+        store.check()
+
+
+def test_a_source_that_is_the_target_is_fused_as_it_is(finished):
+    captured, aligned = (Store(find(finished, f"{stage}/same-*")) for stage in ("capture", "align"))
+    for trace in aligned:
+        own = captured.read(trace.document)
+        assert np.array_equal(trace.tokens, own.tokens)
+        assert np.array_equal(trace.distributions.gold, own.distributions.gold)
