@@ -213,7 +213,7 @@ def check_domains(
                 f"corpus: domain '{domain}' has no document in {' and '.join(missing)}, and each of its rows names "
                 "its 'split'; add some to each split, or 3 or more that name none"
             )
-        if count and count < sum(_count_held_out(count, dev, heldout)) + 1:
+        if count and count < sum(count_held_out(count, dev, heldout)) + 1:
             which = " that name no split" if count < sum(said.values()) else ""
             raise ValueError(
                 f"corpus: domain '{domain}' has {count} documents{which}, "
@@ -221,7 +221,7 @@ def check_domains(
             )
 
 
-def _count_held_out(count: int, dev: float, heldout: float) -> tuple[int, int]:
+def count_held_out(count: int, dev: float, heldout: float) -> tuple[int, int]:
     """Return how many of `count` documents are drawn for dev and for held-out, at least one each."""
     return max(1, round(dev * count)), max(1, round(heldout * count))
 
@@ -237,7 +237,7 @@ def draw_splits(rows: Sequence[TextRow], *, dev: float, heldout: float, seed: in
             members.setdefault(row.domain, []).append(i)
     splits = [row.split or "train" for row in rows]
     for domain, indices in members.items():
-        dev_count, heldout_count = _count_held_out(len(indices), dev, heldout)
+        dev_count, heldout_count = count_held_out(len(indices), dev, heldout)
         drawn = random.Random(f"{seed} {domain}").sample(indices, dev_count + heldout_count)
         for i in drawn[:dev_count]:
             splits[i] = "dev"

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,23 @@ def find_files(names: Sequence[str | Path]) -> list[Path]:
     for file in found:
         find_kind(file)
     return found
+
+
+def describe_unread_files(names: Sequence[str | Path]) -> str | None:
+    """Describe the files below the named folders that are left out because of their kind; None if there are none."""
+    found: Counter[str] = Counter()
+    for folder in (Path(os.path.expanduser(name)) for name in names):
+        below = folder.rglob("*") if folder.is_dir() else ()
+        left = [file for file in below if file.is_file() and not _is_text_file(file.relative_to(folder))]
+        visible = [file for file in left if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
+        found.update(file.suffix or file.name for file in visible if not _is_about_a_folder(file))
+    if not found:
+        return None
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.most_common(5)) + (", …" if len(found) > 5 else "")
+    return (
+        f"corpus.files: {found.total()} files in folders are left out, because their kind is not read ({kinds}); give "
+        "plain text the ending .txt, or name a folder without them"
+    )
 
 
 def check_file(file: Path) -> None:
@@ -99,13 +117,17 @@ def _expand_name(name: str) -> list[Path]:
 
 
 def _is_text_file(file: Path) -> bool:
-    if any(part.startswith(".") for part in file.parts) or file.name.lower().startswith(_ABOUT_A_FOLDER):
+    if any(part.startswith(".") for part in file.parts) or _is_about_a_folder(file):
         return False
     try:
         find_kind(file)
     except ValueError:
         return False
     return True
+
+
+def _is_about_a_folder(file: Path) -> bool:
+    return file.name.lower().startswith(_ABOUT_A_FOLDER)
 
 
 def strip_endings(file: Path) -> str:

@@ -184,6 +184,7 @@ class Inputs:
                 counts.setdefault(name, Counter()).update(in_file)
         self.has_texts = has_texts
         corpus.check_domains(counts, self.files, dev=options.dev, heldout=options.heldout)
+        self.domain_counts = counts
         self.domains = sorted(counts)
 
     def _resolve_writers(self, options: config.WriteOptions) -> dict[str, float | dict[str, float]]:

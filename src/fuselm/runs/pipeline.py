@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.models.locating import Model
-from fuselm.runs import checks, config, run_precision, step_records
+from fuselm.runs import checks, config, input_notes, run_precision, step_records
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
@@ -21,6 +21,7 @@ from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, re
 from fuselm.runs.steps import Maker, Step, Steps
 from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
+from fuselm.system.terminal import make_plain_text
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -72,10 +73,20 @@ class Pipeline:
         sources = {f"source {n}": m for n, m in self.inputs.sources.items() if n not in self.inputs.servers}
         return {"target": self.inputs.target} | sources
 
+    @cached_property
+    def notes(self) -> list[str]:
+        """Return what the user may want to change before anything is made, a line for each."""
+        return input_notes.describe_inputs(self.inputs, self.run)
+
     def start(self) -> None:
-        """Write down the options of the run. Raises `ValueError` if the run's folder can't be written to."""
+        """Write down the options of the run, and print its `notes`.
+
+        Raises `ValueError` if the run's folder can't be written to.
+        """
         if processes.rank() > 0:
             return
+        for note in self.notes:
+            self.console.print(make_plain_text(f"  note: {note}"), soft_wrap=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_files.write_text(

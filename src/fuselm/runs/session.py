@@ -50,6 +50,11 @@ class FusionRun:
         """Return the folder that everything is written to."""
         return self._pipeline.folder
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what you may want to change before anything is made, such as too few held-out documents."""
+        return self._pipeline.notes
+
     def texts(self) -> dict[str, str]:
         """Return the texts that distributions are captured of, by the names that documents have in stores."""
         return {document.id: document.text for document in write.fusion_documents(self._pipeline)}
