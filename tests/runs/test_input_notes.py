@@ -1,4 +1,4 @@
-"""What a result will lack is said before anything is made: intervals, files that are not read, a source to learn from."""
+"""What a result will lack is said before anything is made: intervals, files of other kinds, something to learn."""
 
 import json
 
