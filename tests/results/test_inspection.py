@@ -91,6 +91,30 @@ def test_as_many_expected_tokens_are_shown_as_asked_for(finished):
     assert few.code == many.code == 0 and len(few.out) < len(many.out)
 
 
+def test_a_range_of_tokens_fits_into_80_columns(finished, monkeypatch):
+    """Each candidate keeps its probability beside it, and what lies outside the range is not drawn."""
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = fuselm("inspect", finished, "--tokens", "1:2", "--top", 2)
+    assert outcome.code == 0, outcome.err
+    _, fused, by_source = parts(finished, 0)
+    rows = table(outcome.out)
+    assert all(len(line) <= 80 for line in outcome.out.splitlines() if "│" in line) and len(rows) == 2 * 3
+    for number, i in enumerate((1, 2)):
+        first, *candidates = rows[3 * number : 3 * number + 3]
+        golds = [by_source[name].distributions.gold[i] for name in ("alpha", "words", "zeta")]
+        assert first[1:] == [f"{math.exp(gold):.3f}" for gold in [*golds, fused.distributions.gold[i]]]
+        assert all(cell == "" or cell[-5:-2] == " 0." for row in candidates for cell in row[1:])
+
+
+@pytest.mark.parametrize(("tokens", "problem"), [("5", "no range of tokens"), ("9:3", "ends before it begins")])
+def test_a_range_that_is_none_is_refused_in_one_line(finished, tokens, problem):
+    outcome = fuselm("inspect", finished, "--tokens", tokens)
+    assert (outcome.code, outcome.err) == (
+        2,
+        f"fuselm: --tokens {tokens}: {problem}; write FIRST:LAST, as 0:20\n",
+    )
+
+
 @pytest.mark.parametrize("number", [-1, 997])
 def test_a_document_that_does_not_exist_is_refused_in_one_line(finished, number):
     outcome = fuselm("inspect", finished, "--doc", number)

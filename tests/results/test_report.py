@@ -262,8 +262,35 @@ def test_verdict_says_better_level_or_worse(make, run, fused, noise, word):
     value, low, high = (f"{difference[n]:+.4f}" for n in ("value", "low", "high"))
     assert verdicts.describe_outcome(summary) == (
         "fused is better than base on 3 of 3 domains; "
-        f"fused - clm = {value} [{low}, {high}] bits per byte on average: {word}"
+        f"fused - clm = {value} [{low}, {high}] bits per byte on average: {word}" + describe_best(summary)
     )
+
+
+def describe_best(summary: dict) -> str:
+    """Return the verdict's end, about the best source, in these runs always qwen or gemma and never the target."""
+    best = verdicts.find_best_source(summary)
+    difference = summary["differences"][f"fused-{best}"]["average"]
+    words = {"better": "is worse than fused", "worse": "is still better than fused", "level": "is level with fused"}
+    said = words.get(verdicts.judge(difference), "has no interval against fused")
+    value, low, high = (None if (n := difference[k]) is None else f"{n:+.4f}" for k in ("value", "low", "high"))
+    interval = "" if low is None else f" [{low}, {high}]"
+    return f"; the best single source, {best}, {said}: fused - {best} = {value}{interval}"
+
+
+@pytest.mark.parametrize(("fused", "is_said"), [(0.9, False), (1.05, True)])
+def test_a_source_that_is_better_than_fused_is_named_first(make, run, fused, is_said):
+    """The best source has one bit per byte in these runs."""
+    summary = run_summary.summarize_run(options_of(run), make(LEVELS | {"fused": fused}, 0.001))
+    best = verdicts.find_best_source(summary)
+    said = f"{best} alone is better" in verdicts.describe_answer(summary)
+    assert said == is_said == ("is still better than fused" in verdicts.describe_outcome(summary))
+    assert f"fused-{best}" in report_page.render_model_card(summary)
+
+
+def test_the_target_is_not_said_to_be_a_better_source(make, run):
+    folders = make(LEVELS | {"base": 0.5})
+    folders["evaluate"]["gemma"] = folders["evaluate"]["base"]
+    assert "source" not in verdicts.describe_outcome(run_summary.summarize_run(options_of(run), folders))
 
 
 def test_verdict_says_where_fused_is_not_better_than_base(make, run):
@@ -283,12 +310,13 @@ def test_nothing_is_judged_by_few_documents(run, tmp_path):
     assert verdicts.describe_outcome(summary) == (
         "fused is better than base on 1 of 2 domains (unknown on 1); "
         f"fused - clm = {summary['differences']['fused-clm']['average']['value']:+.4f} bits per byte on average: "
-        "unknown, because a domain has fewer than 6 held-out documents"
+        "unknown, because a domain has fewer than 6 held-out documents" + describe_best(summary)
     )
-    text = printed(results_table.draw_results(summary), 120)
+    text = printed(results_table.draw_results(summary), 80)
     assert "– fewer than 6 held-out documents, too few for an interval" in " ".join(text.split()) and "None" not in text
-    (fused,) = [line.split() for line in text.splitlines() if line.startswith("fused ") and "is" not in line.split()]
-    assert [cell.startswith("*") for cell in fused[1:]] == [True, False, False]  # enough, few, average
+    models = text[: text.index("fused - other")].splitlines()
+    starred = {line.split()[0]: line.split()[-1].startswith("*") for line in models if line[:1] in "efa" and line}
+    assert starred == {"enough": True, "few": False, "average": False}
     histories = {m: json.loads((p / "history.json").read_text()) for m, p in folders["train"].items()}
     page = report_page.render_page(summary, histories)
     assert "no interval: too few documents" in page and "None" not in page and "unknown" in page
@@ -319,7 +347,7 @@ def test_a_checkpoint_from_before_the_mean_began_is_no_mean(run, make):
     assert run_summary.summarize_run(options_of(run), stopped)["training"]["fused"]["average"] is False
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [80, 120, 200])
 def test_table_shows_every_number_whole(make, run, width):
     summary = run_summary.summarize_run(options_of(run), make())
     text = printed(results_table.draw_results(summary), width)
@@ -327,7 +355,8 @@ def test_table_shows_every_number_whole(make, run, width):
     for rows, form in ((summary["models"], "{:.3f}"), (summary["differences"], "{:+.4f}")):
         for name in set(rows) - {"fused-gemma", "clm-base"}:  # of sources, only the best has its difference here
             for cell in [*rows[name]["domains"].values(), rows[name]["average"]]:
-                assert all(form.format(number) in text for number in cell.values())
+                shown = [cell["bits_per_byte"]] if "bits_per_byte" in cell and width < 200 else cell.values()
+                assert all(form.format(number) in text for number in shown)
     assert " ".join(verdicts.describe_outcome(summary).split()) in " ".join(text.split())
     assert "1.0" in text and "…" not in text
 
@@ -335,7 +364,7 @@ def test_table_shows_every_number_whole(make, run, width):
 def test_table_marks_the_best_of_one_size(make, run):
     text = printed(results_table.draw_results(run_summary.summarize_run(options_of(run), make())), 120)
     marked = [line for line in text.splitlines() if "*" in line and not line.startswith("*")]
-    assert len(marked) == 1 and marked[0].startswith("fused")
+    assert len(marked) == 4 and all(line.split()[-1].startswith("*") for line in marked)  # domains and their average
 
 
 def printed(table, width: int) -> str:
@@ -392,7 +421,7 @@ def test_card_says_what_the_model_is(make, run, tmp_path):
     assert "arXiv" in body and "2401.10491" in body
     assert "The licences of the target and of the sources apply" in body and "license:" not in front
     rows = [line for line in body.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 5 + 2
+    assert len(rows) == 2 + 5 + 3
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(HELDOUT) + 3}
     first = next(iter(summary["models"]["fused"]["domains"].values()))["bits_per_byte"]
     assert f"| **fused** | {first:.3f} (" in body

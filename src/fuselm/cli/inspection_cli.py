@@ -1,6 +1,7 @@
 """Define the commands that look into a fusion: `inspect`, `diagnose` and `fidelity`."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,9 @@ def inspect(
     run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
+    tokens: Annotated[
+        str, typer.Option(help="Which tokens of the document, as FIRST:LAST, counted from 0.", show_default="all")
+    ] = ":",
 ) -> None:
     """Show one document, token by token: what sources and the fusion expect, and who raised the probability."""
     from fuselm.results import inspection
@@ -30,8 +34,27 @@ def inspect(
     folder = run_folders.resolve_folder(run)
     stages, load_vocabulary = run_folders.find_stages(folder), partial(run_folders.read_vocabulary, folder)
     target = run_folders.find_target(folder, stages)
-    for line in inspection.show_document(stages, doc, top=top, load_vocabulary=load_vocabulary, target=target):
+    for line in inspection.show_document(
+        stages,
+        doc,
+        top=top,
+        load_vocabulary=load_vocabulary,
+        target=target,
+        tokens=_read_range(tokens),
+        width=console.width,
+    ):
         console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _read_range(tokens: str) -> slice:
+    """Return the tokens that `FIRST:LAST` names, LAST among them. Raises `ValueError` if it is nothing like that."""
+    found = re.fullmatch(r"(\d*):(\d*)", tokens)
+    if found is None:
+        raise ValueError(f"--tokens {tokens}: no range of tokens; write FIRST:LAST, as 0:20")
+    first, last = (int(number) if number else None for number in found.groups())
+    if last is not None and last < (first or 0):
+        raise ValueError(f"--tokens {tokens}: ends before it begins; write FIRST:LAST, as 0:20")
+    return slice(first, None if last is None else last + 1)
 
 
 @app.command()

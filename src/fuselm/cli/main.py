@@ -27,6 +27,7 @@ from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.library_output import silence_libraries
+from fuselm.system.own_command import write_command
 from fuselm.system.streams import print_line
 
 app = typer.Typer(
@@ -93,7 +94,9 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     terminal.open_console().print(draw_results(summary))
     for name in ("model", "report.html", "summary.json"):
         print_line(f"{name:13s} {pipeline.folder / name}")
-    print_line(f"{'next':13s} open report.html; fuselm inspect {pipeline.folder} --doc 3")
+    print_line(f"{'next':13s} open {pipeline.folder / 'report.html'} in a browser, and try")
+    for arguments in (("inspect", pipeline.folder, "--tokens", "0:20"), ("diagnose", pipeline.folder)):
+        print_line(f"{'':13s} {write_command(*arguments)}")
 
 
 @app.command()

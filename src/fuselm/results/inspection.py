@@ -20,10 +20,12 @@ from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
-from fuselm.system.terminal import make_plain_text
+from fuselm.system.terminal import COLUMNS_OFF_TERMINAL, make_plain_text
 
 UNFUSED_TARGET = "the target"
 LEAST_SHIFT = 0.0005  # of a probability; a smaller one would be shown as 0.000
+MOST_CHARACTERS, FEWEST_CHARACTERS = 24, 5  # of a token that is shown; longer ones are cut
+TOKEN_COLUMN, NUMBER = 16, 5  # columns of a narrow terminal for a token and its mover; of a probability with a space
 VocabularyLoader = Callable[[str | None], Vocabulary]  # takes a source's name, or None for the target
 
 
@@ -81,6 +83,52 @@ class _Fusion:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawing:
+    """Hold how tokens are drawn: which of them, with how many candidates, on lines of how many columns."""
+
+    top: int
+    tokens: slice
+    width: int
+
+    def draw_table(self, traces: Mapping[str, Trace], vocabulary: Vocabulary, fusion: _Fusion | None) -> Table:
+        """Draw what models expect of each token, and who raised the fused probability."""
+        characters = MOST_CHARACTERS
+        is_narrow = self.width < 4 * TOKEN_COLUMN + len(traces) * (3 + NUMBER + self.top * (MOST_CHARACTERS // 2))
+        if is_narrow:
+            room = (self.width - TOKEN_COLUMN) // len(traces) - 3
+            characters = min(max(room - NUMBER, FEWEST_CHARACTERS), MOST_CHARACTERS)
+        first = ["token"] if is_narrow or fusion is None else ["token", "raised by"]
+        table = Table(*first, *traces, show_edge=False, pad_edge=False)
+        ids = next(iter(traces.values())).tokens.tolist()
+        for i in range(*self.tokens.indices(len(ids))):
+            cells = [self._describe_expected(t, i, vocabulary, characters, is_narrow) for t in traces.values()]
+            token = Text(_cut_token(vocabulary, ids[i], TOKEN_COLUMN - 2 if is_narrow else MOST_CHARACTERS))
+            mover = [] if fusion is None else [Text(fusion.describe(i))]
+            if is_narrow and mover:
+                token, mover = Text("\n").join([Text.assemble((token.plain, "bold")), *mover]), []
+            table.add_row(token, *mover, *cells)
+        return table
+
+    def _describe_expected(
+        self, trace: Trace, i: int, vocabulary: Vocabulary, characters: int, is_narrow: bool
+    ) -> Text:
+        if not trace.distributions.informed[i]:
+            return Text("unknown" if is_narrow else "nothing known", style="dim")
+        ids, logprobs = trace.distributions.row(i)
+        best = np.argsort(-logprobs, kind="stable")[: self.top]
+        gold = math.exp(trace.distributions.gold[i])
+        likely = [f"{_cut_token(vocabulary, int(ids[k]), characters)} {math.exp(logprobs[k]):.2f}" for k in best]
+        between, after = ("\n", "\n") if is_narrow else (" ", "  ")
+        return Text.assemble((f"{gold:.3f}", "bold"), after, (between.join(likely), "dim"), no_wrap=is_narrow)
+
+
+def _cut_token(vocabulary: Vocabulary, token: int, characters: int) -> str:
+    """Return a token's text, cut to so many characters."""
+    text = show_token(vocabulary.token_bytes[token])
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
 def _list_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
 
@@ -92,11 +140,14 @@ def show_document(
     top: int,
     load_vocabulary: VocabularyLoader,
     target: tuple[str | None, Path] | None = None,
+    tokens: slice = slice(None),
+    width: int = COLUMNS_OFF_TERMINAL,
 ) -> Iterator[RenderableType]:
     """Yield lines and a table for training document `number` of a run, whose `stages` are `run_folders.find_stages`.
 
     `target` is a store of the target's own distributions, if there is one, with its name as a source or None. A run
-    that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured.
+    that is not finished is shown as far as it has come: what each source expects, aligned or as it was captured. Only
+    the chosen `tokens` are drawn, each model's candidates below one another where lines of `width` columns demand it.
 
     Raises:
         ValueError: If there is no such document, or if the run's stores do not belong together.
@@ -120,16 +171,17 @@ def show_document(
     yield make_plain_text(
         f"Under each model: probability of the token that came, then the {top} most expected.", style="dim"
     )
+    drawing = _Drawing(top=top, tokens=tokens, width=width)
     if aligned:
         called, own = _read_target(target, aligned, chosen.id)
         fusion = None
         if "fuse" in stages:
             fusion = _attribute(_read_trace(stages["fuse"], chosen.id), aligned, called, own)
         beside = {"target, not fused": own} if own is not None and called == UNFUSED_TARGET else {}
-        yield from _draw_aligned(aligned | beside, fusion, load_vocabulary, top)
+        yield from _draw_aligned(aligned | beside, fusion, load_vocabulary, drawing)
     for name in _list_sources(stages, "capture"):
         if name not in aligned:
-            yield from _draw_captured(name, _read_trace(stages[f"capture {name}"], chosen.id), load_vocabulary, top)
+            yield from _draw_captured(name, _read_trace(stages[f"capture {name}"], chosen.id), load_vocabulary, drawing)
 
 
 def _read_target(
@@ -196,23 +248,17 @@ def _read_trace(store: Path, document: str) -> Trace:
 
 
 def _draw_aligned(
-    traces: Mapping[str, Trace], fusion: _Fusion | None, load_vocabulary: VocabularyLoader, top: int
+    traces: Mapping[str, Trace], fusion: _Fusion | None, load_vocabulary: VocabularyLoader, drawing: _Drawing
 ) -> Iterator[RenderableType]:
     """Yield what models expect of the target's tokens and, if they are fused, who raised the fused probability."""
     vocabulary = load_vocabulary(None)
     fused = [] if fusion is None else [fusion.fused]
     _check_tokens([*traces.values(), *fused])
     _check_ids([*traces.values(), *fused], vocabulary)
-    columns = ["raised by", *traces, "fused"] if fusion else list(traces)
-    table = Table("token", *columns, show_edge=False, pad_edge=False)
-    for i, token in enumerate(next(iter(traces.values())).tokens.tolist()):
-        cells = [_describe_expected(trace, i, vocabulary, top) for trace in traces.values()]
-        if fusion is not None:
-            cells = [Text(fusion.describe(i)), *cells, _describe_expected(fusion.fused, i, vocabulary, top)]
-        table.add_row(show_token(vocabulary.token_bytes[token]), *cells)
+    shown = {**traces, "fused": fusion.fused} if fusion else dict(traces)
     if fusion is not None:
         yield make_plain_text(fusion.explain(), style="dim")
-    yield table
+    yield drawing.draw_table(shown, vocabulary, fusion)
     if fusion is not None:
         yield make_plain_text(fusion.summarize())
     bits = ", ".join(f"{name} {compute_bits_per_byte(trace.nats, trace.size):.3f}" for name, trace in traces.items())
@@ -223,23 +269,12 @@ def _draw_aligned(
     yield make_plain_text(f"Bits per byte of this document: {bits}")
 
 
-def _draw_captured(name: str, trace: Trace, load_vocabulary: VocabularyLoader, top: int) -> Iterator[RenderableType]:
+def _draw_captured(
+    name: str, trace: Trace, load_vocabulary: VocabularyLoader, drawing: _Drawing
+) -> Iterator[RenderableType]:
     """Yield what a source expects of its own tokens."""
     vocabulary = load_vocabulary(name)
     _check_ids([trace], vocabulary)
     yield make_plain_text(f"{name}, captured and not aligned yet: {len(trace.tokens)} tokens of its own", style="bold")
-    table = Table("token", name, show_edge=False, pad_edge=False)
-    for i, token in enumerate(trace.tokens.tolist()):
-        table.add_row(show_token(vocabulary.token_bytes[token]), _describe_expected(trace, i, vocabulary, top))
-    yield table
+    yield drawing.draw_table({name: trace}, vocabulary, None)
     yield make_plain_text(f"Bits per byte of this document: {name} {compute_bits_per_byte(trace.nats, trace.size):.3f}")
-
-
-def _describe_expected(trace: Trace, i: int, vocabulary: Vocabulary, top: int) -> Text:
-    if not trace.distributions.informed[i]:
-        return Text("nothing known", style="dim")
-    ids, logprobs = trace.distributions.row(i)
-    best = np.argsort(-logprobs, kind="stable")[:top]
-    gold = math.exp(trace.distributions.gold[i])
-    likely = " ".join(f"{show_token(vocabulary.token_bytes[ids[k]])} {math.exp(logprobs[k]):.2f}" for k in best)
-    return Text.assemble((f"{gold:.3f}", "bold"), "  ", (likely, "dim"))

@@ -13,7 +13,7 @@ from fuselm.results.run_summary import Folders, summarize_run
 from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import write_json
 
-VERSION = 4
+VERSION = 5
 
 
 def write_report(

@@ -111,6 +111,7 @@ class FusionRun:
             top=top,
             load_vocabulary=partial(run_folders.read_vocabulary, self.folder),
             target=run_folders.find_target(self.folder, stages),
+            width=INSPECTED_WIDTH,
         )
         for line in lines:
             console.print(line, soft_wrap=True)

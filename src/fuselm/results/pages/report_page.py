@@ -17,16 +17,9 @@ from fuselm.results.pages.formats import format_bits, format_interval, format_mi
 from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
 from fuselm.results.pages.token_view import prepare_token_view
-from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
+from fuselm.results.verdicts import TARGETS, describe_answer, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
 from fuselm.system.public_names import is_hub_name
-
-ANSWERS = {
-    "better": "Fusion helped.",
-    "level": "Fusion made no difference that can be measured.",
-    "worse": "Fusion hurt.",
-    "unknown": "There are too few held-out documents to tell.",
-}
 
 
 def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: Mapping[str, Any] | None = None) -> str:
@@ -42,7 +35,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: 
         "report.html.jinja",
         summary,
         training_styles={name: styles[name] for name in summary["training"]},
-        answer=ANSWERS[judge(summary["differences"]["fused-clm"]["average"])],
+        answer=describe_answer(summary),
         headline=typeset(describe_outcome(summary)),
         judge=judge,
         interval=format_interval,
@@ -184,7 +177,9 @@ def render_model_card(summary: Mapping) -> str:
         "tags": ["fuselm", "knowledge-fusion"],
     }
     front_matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf)
-    return _render_for_run("card.md.jinja", summary, front_matter=front_matter, models=models)
+    best = find_best_source(summary)
+    pairs = list(dict.fromkeys(["fused-clm", "fused-base", f"fused-{best}"]))
+    return _render_for_run("card.md.jinja", summary, front_matter=front_matter, models=models, pairs=pairs)
 
 
 def _render_for_run(template: str, summary: Mapping, **context) -> str:
