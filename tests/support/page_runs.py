@@ -10,7 +10,7 @@ from tiny_run import fuselm
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, byte_level, sentence_piece, quickstart) -> dict[str, Path]:
-    """Return the pages by name: those of a finished run, of its diagnosis, of fidelity, and of a study."""
+    """Return the pages by name: those of a finished run, of its diagnosis, of fidelity, of a study, of a pruning."""
     folder = tmp_path_factory.mktemp("pages")
     rows = [row for domain in ("french", "python") for row in quickstart if row["domain"] == domain]
     rows = tiny_run.short([row for n, row in enumerate(rows) if n % 60 < 13], length=211)
@@ -50,6 +50,7 @@ def pages(tmp_path_factory, byte_level, sentence_piece, quickstart) -> dict[str,
             *("--method", "span", "--method", "mined", "--report", out / "fidelity.html"),
         ),
         ("study", folder / "study.yaml"),
+        ("prune", byte_level, out / "pruned", "--intermediate-size", 40, "--texts", texts, "--sensitivity"),
     ):
         outcome = fuselm(*arguments)
         assert outcome.code == 0, outcome.err
@@ -58,4 +59,5 @@ def pages(tmp_path_factory, byte_level, sentence_piece, quickstart) -> dict[str,
         "diagnosis": out / "diagnosis.html",
         "fidelity": out / "fidelity.html",
         "study": out / "study/study.html",
+        "pruning": out / "pruned/pruning.html",
     }

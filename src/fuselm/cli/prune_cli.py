@@ -36,6 +36,9 @@ def prune(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Read so many texts. By default, 32.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Read so many tokens of each text. By default, 128.")] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what each layer's loss costs, into pruning.html.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draw texts and random scores with this seed.")] = 0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what comes out, its memory and speed; write nothing.")
@@ -63,9 +66,12 @@ def prune(
         importance=importance,
         samples=samples,
         tokens=tokens,
+        sensitivity=sensitivity,
         seed=seed,
     )
     needs_texts = options.importance in BY_TEXT
+    if plan and sensitivity:
+        raise ValueError("--plan and --sensitivity: a plan reads no text; drop one")
     if texts is not None and run is not None:
         raise ValueError("--texts and --run: both name texts to score by; drop one")
     if not needs_texts and (texts is not None or run is not None):

@@ -75,6 +75,18 @@ def test_removing_nothing_writes_the_same_weights(byte_level, texts_file, tmp_pa
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
 
 
+def test_the_page_shows_what_each_layer_lost(byte_level, texts_file, tmp_path):
+    out = tmp_path / "small"
+    words = ("--layers", 1, "--intermediate-size", 40, "--texts", texts_file, "--samples", 3, "--sensitivity")
+    outcome = prune(byte_level, out, *words)
+    assert outcome.code == 0, outcome.err
+    measured = json.loads((out / "pruning.json").read_text())["sensitivity"]
+    assert {name: sorted(rises) for name, rises in measured.items()} == {"mlp": ["0", "1"], "layers": ["0", "1"]}
+    page = (out / "pruning.html").read_text()
+    assert "Sensitivity by layer" in page and f"{measured['mlp']['1']:.4f}" in page
+    assert "share of importance removed" in page and "is the most sensitive" in page
+
+
 @pytest.mark.parametrize("importance", ["param_second", "param_mix", "activations", "random"])
 def test_every_importance_and_structure(byte_level, texts_file, tmp_path, importance):
     texts = () if importance == "random" else ("--texts", texts_file, "--samples", 3, "--tokens", 17)
@@ -122,6 +134,8 @@ def test_the_plan_writes_nothing(byte_level, tmp_path):
         (("--ratio", 0.1, "--multiple", 8), "add --texts FILE or --run RUN.yaml"),
         (("--ratio", 0.1, "--multiple", 8, "--texts", "x", "--run", "y"), "both name texts"),
         (("--ratio", 0.1, "--multiple", 8, "--texts", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--ratio", 0.1, "--importance", "random", "--sensitivity"), "sensitivity: is measured on texts"),
+        (("--ratio", 0.1, "--plan", "--sensitivity"), "a plan reads no text"),
         (("--hidden-size", 23, "--texts", "x"), "transformers takes no hidden_size 23"),
     ],
 )

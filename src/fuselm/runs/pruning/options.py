@@ -42,6 +42,9 @@ class PruneOptions(Options):
     tokens: Size | None = Field(
         None, description=f"Read at most so many tokens of each text; {TOKENS} if nothing is given."
     )
+    sensitivity: bool = Field(
+        False, description="Measure by how much the loss rises if one layer alone loses what is removed."
+    )
     seed: Seed = Field(0, description="Draw texts, and the scores of `random`, with this seed.")
 
     @model_validator(mode="after")
@@ -63,6 +66,8 @@ class PruneOptions(Options):
         if self.importance not in BY_TEXT and (self.samples is not None or self.tokens is not None):
             name = "samples" if self.samples is not None else "tokens"
             raise ValueError(f"{name}: {self.importance} reads no text; drop it")
+        if self.sensitivity and self.importance not in BY_TEXT:
+            raise ValueError(f"sensitivity: is measured on texts, and {self.importance} reads none; drop it")
         return self
 
     @property

@@ -17,6 +17,8 @@ from fuselm.models.pruning.choices import BY_TEXT, IMPORTANCES
 from fuselm.models.pruning.gradients import Sample
 from fuselm.models.pruning.importance import choose_units
 from fuselm.models.pruning.removal import remove_units
+from fuselm.models.pruning.sensitivity import count_passes, measure_rises
+from fuselm.results.pages.pruning_page import render_page
 from fuselm.results.pages.rendering import render_template
 from fuselm.runs.pruning import scoring
 from fuselm.runs.pruning.calibration_texts import hash_samples
@@ -29,7 +31,8 @@ from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
 from fuselm.training.companions import copy_companions
 
-SHARES_FILE = "pruning.json"
+RESULT_FILE, PAGE_FILE = "pruning.json", "pruning.html"
+SENSITIVITY_SAMPLES = 8  # are read for each layer
 
 
 def prune_model(plan: PrunePlan, samples: Sequence[Sample], out: Path, progress: Progress) -> bool:
@@ -47,6 +50,7 @@ def prune_model(plan: PrunePlan, samples: Sequence[Sample], out: Path, progress:
             "sizes": {name: plan.after[name] for name in plan.removed_structures},
             "importance": plan.options.importance,
             "seed": plan.options.seed if plan.options.importance == "random" else None,
+            **({"sensitivity": True} if plan.options.sensitivity else {}),
         },
         inputs={"model": plan.model.fingerprint, **({"texts": hash_samples(samples)} if samples else {})},
         about={"model": name_publicly(plan.model.name), "before": plan.before},
@@ -71,14 +75,17 @@ def _build(plan: PrunePlan, samples: Sequence[Sample], recipe: Recipe, progress:
     if "layers" in plan.removed_structures:
         assert scores.layers is not None
         kept_layers = choose_units({(): scores.layers}, plan.after["layers"])[()].tolist()
+    rises = _measure_sensitivity(plan, kept, samples, progress) if plan.options.sensitivity else None
     model = load_model(plan.model, dtype=plan.dtype if plan.dtype in DTYPES else "auto", device="cpu")
     smaller = remove_units(model, plan.couplings, kept, kept_layers)
     del model
     with hide_library_output():
         smaller.save_pretrained(out)
     copy_companions(plan.model.folder, out)
-    shares = measure_removed_shares(plan, scores, kept, kept_layers)
-    atomic_files.write_text(out / SHARES_FILE, json.dumps(shares, indent=1))
+    result = measure_removed_shares(plan, scores, kept, kept_layers) | {"sensitivity": rises}
+    atomic_files.write_text(out / RESULT_FILE, json.dumps(result, indent=1))
+    page = render_page(json.loads(json.dumps(result)), model=name_publicly(plan.model.name), rows=describe_sizes(plan))
+    atomic_files.write_text(out / PAGE_FILE, page)
     atomic_files.write_text(out / "README.md", _write_card(plan, len(samples), out))
     return {"parameters": plan.parameters[1], "samples": len(samples)}
 
@@ -101,6 +108,19 @@ def _score(plan: PrunePlan, samples: Sequence[Sample], progress: Progress) -> Mo
     del model
     gc.collect()
     return scores
+
+
+def _measure_sensitivity(
+    plan: PrunePlan,
+    kept: Mapping[str, Mapping[tuple[int, ...], Tensor]],
+    samples: Sequence[Sample],
+    progress: Progress,
+) -> dict[str, dict[int, float]]:
+    model = load_model(plan.model, dtype="float32")
+    read, has_layers = samples[:SENSITIVITY_SAMPLES], "layers" in plan.removed_structures
+    passes = count_passes(plan.couplings, plan.before["layers"] if has_layers else None)
+    progress.start(passes * sum(len(sample) - 1 for sample in read), unit="tokens")
+    return measure_rises(model, plan.couplings, kept, read, with_layers=has_layers, advance=progress.advance)
 
 
 def measure_removed_shares(
