@@ -16,7 +16,7 @@ BITS_PER_UNSPELLED_BYTE = 8  # as by the uniform code over bytes, which gives no
 COMPARABLE = 0.01  # a model that leaves a larger share of bytes unspelled gets no verdict
 
 
-def compute_bits_per_byte(nats: float, size: int) -> float:
+def compute_bits_per_byte(nats: float, size: int | float) -> float:
     """Return the bits per byte of a text of `size` bytes to which a model gives `nats`; 0 if it is empty."""
     return nats / max(size, 1) / math.log(2)
 
