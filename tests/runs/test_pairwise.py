@@ -109,6 +109,18 @@ def test_copies_that_are_not_kept_are_made_again_for_another_merge(again, cache)
     assert (again / "out" / "model" / "model.safetensors").read_bytes() == before
 
 
+def test_a_soup_is_learned_on_the_development_split(again, cache):
+    outcome = fuselm(
+        "run", again / "run.yaml", "merge.method=soup", "merge.parameters={steps: 3, grid: 2}", cache=cache
+    )
+    assert outcome.code == 0, outcome.err
+    (soup,) = (again / "out").glob("merge/*/soup.json")
+    tried = [row["bits_per_byte"] for row in json.loads(soup.read_text())["tried"]]
+    numbers = summary(again / "out")["merge"]
+    assert numbers["dev_bits_per_byte"] == pytest.approx(min(tried), abs=2e-3)
+    assert numbers["dev_bits_per_byte"] <= max(numbers["trained_dev_bits_per_byte"].values())
+
+
 def test_the_plan_has_the_copies_and_the_merge(finished, tmp_path, cache):
     outcome = fuselm("plan", finished / "run.yaml", f"output={tmp_path / 'out'}", cache=cache)
     assert outcome.code == 0, outcome.err

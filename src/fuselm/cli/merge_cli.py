@@ -1,11 +1,17 @@
 """`fuselm merge`: one model from several of one architecture."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fuselm.system.streams import print_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fuselm.documents.corpus import Document
+    from fuselm.models.locating import Model
 
 
 def merge(
@@ -53,9 +59,18 @@ def merge(
         if folder.exists():
             raise ValueError(f"{folder}: is there already; name another folder, or move it away")
         return merge_with_mergekit(options, folder)
+    documents = _read_documents(options.texts, plan.like.model, console) if options.texts else ()
     with progress.show_progress(console, "merge") as shown:
-        is_new = merge_models(plan, folder, shown)
+        is_new = merge_models(plan, folder, shown, documents=documents)
     print_line(f"{'merged into' if is_new else 'nothing to do, it is in'} {folder}")
+
+
+def _read_documents(texts: str, model: "Model", console: "Console") -> "list[Document]":
+    from fuselm.models.loading import load_vocabulary
+    from fuselm.results.command_texts import cut_documents, read_rows
+
+    rows = read_rows(texts, "merge", console)
+    return cut_documents(rows, [(model, load_vocabulary(model))], "merge", console)
 
 
 def _merge_in_run(file: Path, out: Path | None, *, check: bool) -> None:

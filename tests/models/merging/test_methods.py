@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fuselm.models.merging.blocks import kth_largest
 from fuselm.models.merging.choices import METHODS
-from fuselm.models.merging.methods import begin_merge, merge_tensors
+from fuselm.models.merging.methods import FUNCTIONS, begin_merge, merge_tensors
 
 CASES = [
     ("linear", {"weight": [0.2, 0.5, 0.4]}),
@@ -195,7 +195,7 @@ def all_parameters(method: str, count: int) -> dict:
     return weights | ({"t": 0.4} if method == "slerp" else {})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FUNCTIONS)
 def test_models_equal_to_the_base_give_the_base(method):
     base, _ = draw((11, 7), 1)
     count = 1 if METHODS[method].most == 1 else 2
@@ -203,14 +203,14 @@ def test_models_equal_to_the_base_give_the_base(method):
     torch.testing.assert_close(merged, base, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].least == 1 and m not in ("slerp", "ties")])
+@pytest.mark.parametrize("method", [m for m in FUNCTIONS if METHODS[m].least == 1 and m not in ("slerp", "ties")])
 def test_one_model_alone_is_what_comes_out(method):
     base, (model,) = draw((11, 7), 1)
     merged = merge_tensors(method, [model], base=base, **all_parameters(method, 1))
     torch.testing.assert_close(merged, model, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].most > 2 and not METHODS[m].draws])
+@pytest.mark.parametrize("method", [m for m in FUNCTIONS if METHODS[m].most > 2 and not METHODS[m].draws])
 def test_the_order_of_models_does_not_matter(method):
     base, tensors = draw((11, 7), 3)
     one = merge_tensors(method, tensors, base=base, **all_parameters(method, 3))

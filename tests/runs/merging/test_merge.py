@@ -6,6 +6,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import tiny_run
 import torch
 import yaml
 from rich.console import Console
@@ -269,3 +270,28 @@ def test_a_method_that_nobody_knows_is_named_before_models_are_looked_for(tmp_pa
     file = write(tmp_path, {"method": "tie", "models": ["nowhere"]})
     assert run_command(lambda: app(["merge", str(file), "--check"], standalone_mode=False) or 0) == 2
     assert "method: tie is none of linear, slerp" in capsys.readouterr().err
+
+
+def test_a_soup_is_chosen_on_texts(tmp_path, models, texts):
+    """It is no worse on them than any of its models, and is the weighted mean that soup.json describes."""
+    tiny_run.write_rows(tmp_path / "dev.jsonl", tiny_run.short(texts, length=67))
+    recipe = {
+        "method": "soup",
+        "models": {name: models[name] for name in "ab"},
+        "parameters": {"grid": 2, "steps": 4},
+        "texts": str(tmp_path / "dev.jsonl"),
+        "output": str(tmp_path / "out"),
+    }
+    outcome = tiny_run.fuselm("merge", write(tmp_path, recipe))
+    assert outcome.code == 0, outcome.err
+    soup = json.loads((tmp_path / "out" / "soup.json").read_text())
+    scores = {str(tried.get("shares")): tried["bits_per_byte"] for tried in soup["tried"]}
+    assert len(soup["tried"]) == 3 + 4 and min(scores.values()) <= min(scores["[1.0, 0.0]"], scores["[0.0, 1.0]"])
+    a, b, merged = (load_file(f"{folder}/model.safetensors") for folder in (models["a"], models["b"], tmp_path / "out"))
+    for name, tensor in merged.items():
+        share, other = soup["shares"][soup["groups"][name]]
+        torch.testing.assert_close(tensor, share * a[name] + other * b[name], rtol=1e-5, atol=1e-6)
+    assert "nothing to do" in tiny_run.fuselm("merge", tmp_path / "merge.yaml").out
+    del recipe["texts"]
+    refused = tiny_run.fuselm("merge", write(tmp_path, recipe))
+    assert refused.code == 2 and "texts: soup chooses weights on texts; name a file" in refused.err

@@ -26,6 +26,7 @@ class Method:
     per_model: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Sequence] = field(default_factory=dict)
+    needs_texts: bool = False  # shares are chosen on texts
     changes_one: bool = False  # does something with one model besides the base
     draws: bool = False  # takes `generators`, one for each model
     tells_embeddings: bool = False  # takes `by_row`, which is true for embeddings
@@ -96,5 +97,12 @@ METHODS: dict[str, Method] = {
         base="needed",
         shared=dict(above_average_value_ratio=1.0, score_calibration_value=1.0),
         tells_embeddings=True,
+    ),
+    "soup": Method(
+        says="Take the weighted mean with the weights that are best on texts, learned for each linear map.",
+        base="unused",
+        least=2,
+        shared=dict(learn=True, grid=4, steps=100, learning_rate=0.01, pull=0.1),
+        needs_texts=True,
     ),
 }

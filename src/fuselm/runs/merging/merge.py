@@ -4,10 +4,11 @@ Memory holds a block of each model, whatever their size. A shard that was finish
 interruption. What cannot be merged is named before anything is written.
 """
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fuselm.models.loading import load_tokenizer
+from fuselm.documents.corpus import Document
+from fuselm.models.loading import load_tokenizer, load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.merging import tensor_files
 from fuselm.models.merging.blocks import Models
@@ -50,6 +52,7 @@ class MergePlan:
     vocabulary_tensors: Sequence[str]
     embeddings: Sequence[str]
     tensors: dict[str, tuple[tuple[int, ...], str]]  # shape and type of those that are merged
+    shares: Callable[[str], Sequence[float]] | None = None  # of a soup, by tensor
     like: TensorFolder  # its configuration, tokenizer and templates are the result's
     notes: Sequence[str]
 
@@ -108,18 +111,37 @@ def plan_merge(options: MergeOptions, *, like: Model | None = None) -> MergePlan
 
 
 def merge_models(
-    plan: MergePlan, out: Path, progress: Progress, *, shard_bytes: int = tensor_files.SHARD_BYTES
+    plan: MergePlan,
+    out: Path,
+    progress: Progress,
+    *,
+    documents: Sequence[Document] = (),
+    shard_bytes: int = tensor_files.SHARD_BYTES,
 ) -> bool:
-    """Write the merged model to `out`; return False if it is there already. Resume what was interrupted."""
+    """Write the merged model to `out`; return False if it is there already. Resume what was interrupted.
+
+    A soup's weights are chosen on `documents`.
+    """
     free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
     if free < plan.size:
         raise ValueError(f"{out}: needs {plan.size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB; free some space")
     recipe = Recipe(
         stage="merge",
-        parameters={**plan.options.model_dump(exclude={"models", "base"}), "models": _describe_models(plan.options)},
-        inputs={f"model {n}": _fingerprint(folder, m) for n, (folder, m) in enumerate(_pairs(plan))},
+        parameters={
+            **plan.options.model_dump(exclude={"models", "base", "texts"}),
+            "models": _describe_models(plan.options),
+        },
+        inputs={f"model {n}": _fingerprint(folder, m) for n, (folder, m) in enumerate(_pairs(plan))}
+        | ({"texts": _hash_texts(documents)} if documents else {}),
     )
-    return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes))
+    return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes, documents))
+
+
+def _hash_texts(documents: Sequence[Document]) -> str:
+    told = hashlib.sha256()
+    for document in documents:
+        told.update(f"{document.domain}\0{document.text}\0".encode(errors="surrogatepass"))
+    return told.hexdigest()[:16]
 
 
 def write_merged_model(
@@ -157,7 +179,13 @@ def _fingerprint(folder: TensorFolder, model: Any) -> str:
     return digest_files(files, folder.model.fingerprint)
 
 
-def _build(plan: MergePlan, progress: Progress, shard_bytes: int, out: Path) -> dict[str, Any]:
+def _build(
+    plan: MergePlan, progress: Progress, shard_bytes: int, documents: Sequence[Document], out: Path
+) -> dict[str, Any]:
+    if METHODS[plan.options.method].needs_texts:
+        from fuselm.runs.merging.soup import prepare_soup
+
+        plan = prepare_soup(plan, documents, load_vocabulary(plan.like.model), out, progress)
     write_merged_model(plan, out, progress, shard_bytes=shard_bytes)
     card = render_template(
         "merge_card.md.jinja",
@@ -193,10 +221,13 @@ def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[
             held = list(blocks())
             blocks = partial(iter, held)
         has_base = METHODS[plan.options.method].base != "unused" and plan.options.base is not None
+        method, parameters = plan.options.method, plan.options.find_parameters(name, place)
+        if plan.shares is not None:
+            method, parameters = "linear", {"weight": list(plan.shares(name)), "normalize": True}
         merge = begin_merge(
-            plan.options.method,
+            method,
             blocks,
-            parameters=plan.options.find_parameters(name, place),
+            parameters=parameters,
             has_base=has_base,
             seed=plan.options.seed * 1_000_003 + sorted(plan.tensors).index(name),
             is_embedding=name in plan.embeddings,
@@ -221,6 +252,13 @@ def _read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator
             yield read_united_rows(readers, plan.vocabulary, begin, end)
         else:
             yield [folder.read(name, begin, end) for folder in plan.folders]
+
+
+def read_tensors(plan: MergePlan, name: str) -> list[Float[Tensor, "*shape"]]:
+    """Return a tensor of every model, whole."""
+    shape = plan.tensors[name][0]
+    read = zip(*_read_blocks(plan, name, shape or (1,)), strict=True)
+    return [torch.cat(blocks).reshape(shape) for blocks in read]
 
 
 def _write_config(plan: MergePlan, out: Path) -> None:

@@ -87,7 +87,8 @@ class MergeOptions(Options):
     tokenizer: Literal["union", "base"] = Field(
         "union", description="Have every model's added tokens in the result, or the first model's alone."
     )
-    seed: Seed = Field(0, description="Draw what DARE drops from this seed.")
+    texts: str | None = Field(None, description="Choose the weights of `soup` on these texts, which nothing else used.")
+    seed: Seed = Field(0, description="Draw what DARE drops from this seed, and the batches of `soup`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +122,12 @@ class MergeOptions(Options):
             needed = f"{method.least}" if method.most == method.least else f"at least {method.least}"
             raise ValueError(
                 f"models: {self.method} needs {needed} besides the base (got {len(self.merged_models)}); name others"
+            )
+        if method.needs_texts != (self.texts is not None):
+            raise ValueError(
+                f"texts: {self.method} chooses weights on texts; name a file"
+                if method.needs_texts
+                else f"texts: does nothing here, because {self.method} takes no texts; drop it"
             )
         for where, settings in (("parameters", self.parameters), *((m.name, m.parameters) for m in self.models)):
             for name, setting in settings.items():
@@ -159,7 +166,7 @@ class MergeOptions(Options):
     @property
     def draws(self) -> bool:
         """Tell whether the method draws at random, by `seed`."""
-        return self.method in METHODS and METHODS[self.method].draws
+        return self.method in METHODS and (METHODS[self.method].draws or METHODS[self.method].needs_texts)
 
     def find_parameters(self, tensor: str, place: float) -> dict[str, Any]:
         """Return the method's parameters for a tensor; `place` is 0 in the first layer and 1 in the last."""
@@ -224,6 +231,8 @@ def _check_values(where: str, name: str, setting: Setting, choices: Sequence | N
                 raise ValueError(f"{where}: true or false (got {value!r}); write one of them")
         elif isinstance(value, bool | str):
             raise ValueError(f"{where}: needs a number (got {value!r}); write one")
+        elif isinstance(default, int) and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{where}: needs a whole number of at least 1 (got {value!r}); write one")
         elif name in ("density", "select_topk", "t") and not 0 <= value <= 1:
             raise ValueError(f"{where}: needs a share from 0 to 1 (got {value!r}); write one")
 
@@ -266,6 +275,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[MergeOptions
 
     changed = {
         "models": [find_model(model) for model in options.models],
+        "texts": None if options.texts is None else find(options.texts),
         "base": None if options.base is None else find_model(options.base),
     }
     return options.model_copy(update=changed), output

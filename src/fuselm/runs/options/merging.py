@@ -94,6 +94,7 @@ class RunMergeOptions(Options):
                 base=MergedModel(model=base) if self.takes_base else None,
                 parameters=shared,
                 tokenizer="base",
+                texts="the development split" if METHODS[self.method].needs_texts else None,
                 seed=seed,
             )
         except ValidationError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuselm.models.locating import Model, locate_model
+from fuselm.models.merging.choices import METHODS
 from fuselm.runs import config
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.merging.recipe import MergedModel, MergeOptions
@@ -85,8 +86,7 @@ def _declare(pipeline: "Pipeline") -> Path:
     def build(out: Path, shown: Progress) -> dict[str, Any]:
         folders = {name: train.train_method(pipeline, name) for name in names}
         models = {name: locate_model(str(folder / train.WEIGHTS)) for name, folder in folders.items()}
-        options = _write_recipe(pipeline, models | inputs.merged)
-        _merge(pipeline, options, out / train.WEIGHTS, shown)
+        _merge(pipeline, _write_recipe(pipeline, models | inputs.merged), out, shown)
         return _summarize(pipeline, out, folders, shown)
 
     return pipeline.steps.declare(STAGE, "", recipe, build, inputs=list(trained.values()))
@@ -125,7 +125,13 @@ def _merge(pipeline: "Pipeline", options: MergeOptions, out: Path, shown: Progre
     """Write the merged model with the target's configuration, tokenizer and templates."""
     from fuselm.runs.merging.merge import plan_merge, write_merged_model
 
-    write_merged_model(plan_merge(options, like=pipeline.inputs.target), out, shown)
+    plan = plan_merge(options, like=pipeline.inputs.target)
+    if METHODS[options.method].needs_texts:
+        from fuselm.runs.merging.soup import prepare_soup
+
+        dev = [d for d in pipeline.documents if d.split == "dev"]
+        plan = prepare_soup(plan, dev, pipeline.inputs.target_vocabulary, out, shown)
+    write_merged_model(plan, out / train.WEIGHTS, shown)
 
 
 def _summarize(pipeline: "Pipeline", out: Path, folders: Mapping[str, Path], shown: Progress) -> dict[str, Any]:
