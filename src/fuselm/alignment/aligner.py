@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from fuselm.alignment import maps, mined, span, spelling, turns
+from fuselm.alignment import branches, maps, mined, span, spelling, turns
 from fuselm.alignment.fidelity import Fidelity
+from fuselm.alignment.followers import Followers
 from fuselm.alignment.stretches import clear_rows
 from fuselm.documents.corpus import Document
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
@@ -37,7 +38,8 @@ class Aligner:
 
     `method` is one of `METHODS`, and `top_k` the largest number of entries of an aligned row. `cooccurrence` and
     `statistics` learn their maps from `texts`, which should resemble the texts that are aligned; without any, they map
-    as `mined` does. Maps are built once and kept.
+    as `mined` does. `branches` learns from `texts` what follows each of the source's tokens. Maps are built once and
+    kept.
 
     >>> source, target = (fuselm.load_vocabulary(fuselm.locate_model(f"models/{name}")) for name in ("other", "target"))
     >>> run = fuselm.load_run("mine.yaml", quiet=True)
@@ -128,6 +130,11 @@ class Aligner:
         """Return the source's tokens in the target's, which are spelled at the first use."""
         return spelling.spell_vocabulary(self.source, self.target)
 
+    @functools.cached_property
+    def branches(self) -> branches.BranchAligner:
+        """Return what makes rows by `branches`; it learns from the aligner's texts at the first use."""
+        return branches.BranchAligner(self.source, self.target, Followers(self.source, self.texts))
+
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
         """Return a map of source ids to target ids, which is built at the first use."""
         if name not in self._maps:
@@ -167,6 +174,12 @@ def align_span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes
     return span.follow_text(aligner.source, aligner.target, aligner.spelling, trace, target, data, aligner.top_k)[0]
 
 
+def align_branches(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
+    """Align as `align_span` does, but give the tokens that did not come what all branches say, whichever was taken."""
+    exact = align_span(aligner, trace, target, data)
+    return aligner.branches.align(trace, target, data, exact, aligner.top_k)
+
+
 def align_exact(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Align positions where both have a token of the same bytes, and map entries to tokens of the same bytes."""
     source_tokens = zip(trace.starts, _list_token_bytes(aligner.source, trace.tokens), strict=True)
@@ -204,6 +217,7 @@ def align_statistics(aligner: Aligner, trace: Trace, target: Segmentation, data:
 
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {
     "span": align_span,
+    "branches": align_branches,
     "mined": align_mined,
     "exact": align_exact,
     "cooccurrence": align_cooccurrence,

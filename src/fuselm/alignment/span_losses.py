@@ -20,6 +20,7 @@ from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Trace
 
+BY_BYTES = ("span", "branches")  # methods that inform every token that both tokenizers spell
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")  # source tokens to target tokens
 CATEGORIES = (
     "words",
@@ -152,7 +153,8 @@ def compute_lost_mass(
 ) -> Float[ndarray, "tokens causes"]:
     """Return the mass of each target position that reached no id, by `CAUSES`; a row sums to its tail.
 
-    `span` reports this mass itself. A method that pairs tokens loses the entries that map to nothing and the tail of
+    `span` reports this mass itself. `branches` leaves out what it does not know, so its rows lack only the source's
+    tail and what was cut. A method that pairs tokens loses the entries that map to nothing and the tail of
     the source's row, which is here the row of the token that covers the position's first byte.
     """
     d = aligned.distributions
@@ -167,13 +169,15 @@ def compute_lost_mass(
                 aligner.source, aligner.target, aligner.spelling, turn.trace, turn.target, turn.data, aligner.top_k
             )
             result[turn.tokens, : len(span.CAUSES)] = causes
+    elif method == "branches":
+        result[:, 0] = tails
     elif len(source.tokens):
         rows = np.searchsorted(source.starts, aligned.starts.clip(0), side="right") - 1
         beyond = source.distributions.tail.astype(np.float64) - _find_unkept_gold_mass(source)
         result[:, 0] = np.minimum(beyond.clip(0)[rows.clip(0)], tails)
         result[:, CAUSES.index("maps_to_no_token")] = tails - result[:, 0]
     result[~d.informed] = 0.0
-    lacking = ~d.informed & ((method == "span") | spans.unspelled.any(axis=0)[spans.of_target])
+    lacking = ~d.informed & ((method in BY_BYTES) | spans.unspelled.any(axis=0)[spans.of_target])
     result[lacking, CAUSES.index(UNSPELLED)] = 1.0
     is_one_to_one = spans.kinds[spans.of_target] == 0
     result[~d.informed & ~lacking & is_one_to_one, CAUSES.index(UNPAIRED)] = 1.0

@@ -33,7 +33,16 @@ STAGES = {
         "models.bpe",
         *(
             f"alignment.{module}"
-            for module in ("spelling", "continuation", "next_tokens", "span", "mined", "maps", "nearest")
+            for module in (
+                "spelling",
+                "continuation",
+                "next_tokens",
+                "span",
+                "branch_votes",
+                "mined",
+                "maps",
+                "nearest",
+            )
         ),
         "stores.rounding",
     ),

@@ -108,7 +108,9 @@ def write_advice(results: Mapping[str, Mapping], first: str) -> Iterator[str]:
     if results[best]["informed"]["own_bits"] > result["informed"]["own_bits"] + 0.01:
         share = results[best]["informed"]["own_bits"]
         yield f"Align with {best} instead of {first}: {share:.1%} of the source's bits arrive."
-    elif result["informed"]["own_bits"] < fidelity.VERDICTS["usable"][0] and "span" not in results:
+    elif result["informed"]["own_bits"] < fidelity.VERDICTS["usable"][0] and not set(span_losses.BY_BYTES) & set(
+        results
+    ):
         yield "Try `--method span`, which informs every position that both tokenizers spell."
     mass = result["causes"]["mass"]
     if mass["tail_of_the_source"] > 0.05:

@@ -1,0 +1,101 @@
+"""Check branches.py against explicit hypotheses, by hand, and against what every row must keep."""
+
+from collections import Counter
+
+import branch_rows
+import drawn
+import enumeration
+import numpy as np
+import pytest
+
+from fuselm.alignment.aligner import Aligner
+from fuselm.alignment.branch_splits import _find_joined_bytes
+from fuselm.alignment.followers import NOTHING, Followers, _choose, _cut_follower
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import locate_model
+
+LETTERS = enumeration.vocabulary([])
+AB = enumeration.vocabulary([("a", "b")])
+MERGES = [("a", "b"), ("ab", "c"), ("b", "c"), ("c", "a")]
+
+
+def rows_of(text: str, rows: list[dict[str, float]], texts: list[str]) -> list[dict[str, float]]:
+    """Return the target's rows of a source of letters, by the bytes of tokens."""
+    segmentation = LETTERS.segment(text)
+    by_id = [{LETTERS.id_by_bytes[c.encode()]: p for c, p in row.items()} for row in rows]
+    trace = enumeration.trace_of(segmentation, by_id)
+    aligned = Aligner(LETTERS, AB, method="branches", texts=texts).align(trace, text)
+    return [{AB.token_bytes[i].decode(): p for i, p in row.items()} for row in drawn.rows_of(aligned.distributions)]
+
+
+def test_the_branch_that_was_taken_is_lengthened_by_the_next_row():
+    first, second, *_ = rows_of(
+        "aacc", [{"a": 0.6, "b": 0.4}, {"a": 0.7, "b": 0.3}, {"c": 1.0}, {"c": 1.0}], ["ab" * 50]
+    )
+    assert first == pytest.approx({"a": 0.6 * 0.7, "ab": 0.6 * 0.3, "b": 0.4}, rel=1e-5)
+    assert second["a"] == pytest.approx(1.0)  # b would have made the token before it longer
+
+
+def test_branches_that_were_not_taken_go_on_as_texts_do():
+    texts = ["abcabcaccaccbb" * 20]  # a comes before b and before c, as often
+    first = rows_of("bbcc", [{"a": 0.6, "b": 0.4}, {"b": 1.0}, {"c": 1.0}, {"c": 1.0}], texts)[0]
+    assert first == pytest.approx({"ab": 0.3, "a": 0.3, "b": 0.4}, abs=0.02)
+
+
+def test_without_texts_a_branch_keeps_its_own_tokens():
+    first = rows_of("bbcc", [{"a": 0.6, "b": 0.4}, {"b": 1.0}, {"c": 1.0}, {"c": 1.0}], [])[0]
+    assert first == pytest.approx({"a": 0.6, "b": 0.4}, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_equal_explicit_hypotheses(seed):
+    source, target = AB, enumeration.vocabulary(MERGES)
+    chain = enumeration.random_chain(seed)
+    texts = [chain.write(40, np.random.default_rng(n)) for n in range(5)]
+    aligner, followers = Aligner(source, target, method="branches", texts=texts, top_k=50), Followers(source, texts)
+    for text, trace in enumeration.write_documents(chain, source, count=7, length=13):
+        segmentation = target.segment(text)
+        expected = branch_rows.branch_rows(source, target, trace, segmentation, text.encode(), followers.of)
+        found = drawn.rows_of(aligner.align(trace, text).distributions)
+        for row, slow in zip(found, expected, strict=True):
+            assert row == pytest.approx(slow, abs=1e-5)
+
+
+def test_the_gold_probability_is_that_of_span_and_as_many_tokens_are_informed(byte_level, sentence_piece, texts):
+    source, target = (load_vocabulary(locate_model(str(folder))) for folder in (byte_level, sentence_piece))
+    for row in texts[:5]:
+        trace = drawn.trace_of(source, row["text"], np.random.default_rng(0), top_k=5)
+        span, branches = (
+            Aligner(source, target, method=m, texts=[row["text"]]).align(trace, row["text"]).distributions
+            for m in ("span", "branches")
+        )
+        np.testing.assert_array_equal(branches.gold, span.gold)
+        np.testing.assert_array_equal(branches.informed, span.informed)
+
+
+def test_followers_are_shares_and_rare_tokens_borrow():
+    followers = Followers(LETTERS, ["abab" * 10, "acac" * 10])
+    for token in range(LETTERS.size):
+        assert sum(followers.of(token).values()) == pytest.approx(1.0)
+    a, b = LETTERS.id_by_bytes[b"a"], LETTERS.id_by_bytes[b"b"]
+    assert {follower[:1] for follower in followers.of(a)} >= {b"b", b"c"}
+    assert Followers(LETTERS, []).of(b) == {NOTHING: 1.0}
+
+
+def test_a_systematic_sample_has_the_shares_of_the_whole():
+    counts = Counter({bytes([n]): n for n in range(1, 101)})
+    chosen = _choose(counts, 10)
+    assert len(chosen) == 10 and sum(chosen.values()) == pytest.approx(1.0)
+    assert sum(p for s, p in chosen.items() if s[0] > 70) == pytest.approx(0.5, abs=0.11)
+    assert _choose(Counter({b"a": 3, b"b": 1}), 10) == {b"a": 0.75, b"b": 0.25}
+
+
+def test_bytes_are_joined_if_a_token_has_one_behind_the_other():
+    joined = _find_joined_bytes(enumeration.vocabulary([("a", "b"), ("ab", "c")]))
+    assert {(chr(x), chr(y)) for x, y in np.argwhere(joined)} >= {("a", "b"), ("b", "c")}
+    assert not joined[ord("b"), ord("a")] and not joined[ord("c"), ord("c")]
+
+
+def test_what_follows_ends_with_the_turn():
+    assert [_cut_follower(b"ab\xffabcdefgh", begin) for begin in (1, 2, 3, 11)] == [b"b\xff", b"\xff", b"", b""]
+    assert _cut_follower(b"a       bc", 1) == b"       b"
