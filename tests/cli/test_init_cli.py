@@ -85,10 +85,23 @@ def test_questions_are_asked_on_a_terminal(tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.txt").write_text("A text of some words.")
     code, said = talk(
-        tmp_path, "a.gguf\n", "org/target\n", "org/qwen\n", "two=org/other\n", "\n", "*.md\n", "*.txt\n", "\n", "\n"
+        tmp_path,
+        "a.gguf\n",
+        ".\n",
+        "org/target\n",
+        "org/qwen\n",
+        "two=org/other\n",
+        "\n",
+        "\n",
+        "*.md\n",
+        "*.txt\n",
+        "\n",
+        "\n",
     )
     assert code == 0, said
     assert "a.gguf: no such file or folder" in said and "*.md: no file matches" in said
+    assert ".: no config.json; needs a Hugging Face model folder" in said
+    assert "note: corpus: fewer than 6 documents are held out" in said
     written = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert written == {
         "output": "runs/run",

@@ -14,13 +14,14 @@ from fuselm.runs.new_run_file import Choices, name_sources, write_run_file
 
 
 @pytest.fixture
-def notes(tmp_path, monkeypatch):
+def notes(tmp_path, monkeypatch, byte_level):
     """Some text files in a folder of the current directory, and a model beside them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     for n in range(4):
         (tmp_path / "notes" / f"{n}.txt").write_text(f"Note {n}: the river rose again, and nobody saw it.\n" * 5)
-    (tmp_path / "models" / "a").mkdir(parents=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a").symlink_to(byte_level)
     return tmp_path
 
 
@@ -33,7 +34,7 @@ CHOICES = Choices(
 
 
 def test_the_file_holds_what_was_chosen_and_is_read_from_anywhere(notes, monkeypatch):
-    written = write_run_file(notes / "project" / "mine.yaml", CHOICES)
+    written, _ = write_run_file(notes / "project" / "mine.yaml", CHOICES)
     assert [path.name for path in written] == ["mine.yaml", "run.schema.json"]
     (notes / "elsewhere").mkdir()
     monkeypatch.chdir(notes / "elsewhere")
@@ -45,14 +46,14 @@ def test_the_file_holds_what_was_chosen_and_is_read_from_anywhere(notes, monkeyp
 
 
 def test_editors_find_the_schema_that_the_first_line_names(notes):
-    path = write_run_file(notes / "mine.yaml", CHOICES)[0]
+    path = write_run_file(notes / "mine.yaml", CHOICES)[0][0]
     named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())
     schema = json.loads((path.parent / named[1]).read_text())
     jsonschema.Draft7Validator(schema).validate(yaml.safe_load(path.read_text()))
 
 
 def test_what_is_commented_out_may_be_used(notes):
-    path = write_run_file(notes / "mine.yaml", CHOICES)[0]
+    path = write_run_file(notes / "mine.yaml", CHOICES)[0][0]
     text = re.sub(
         r"^( *)# (?=(heldout|train|  passes|  learning_rate|capture|  batch_tokens):)",
         r"\1",
@@ -64,14 +65,14 @@ def test_what_is_commented_out_may_be_used(notes):
 
 
 def test_nothing_is_overwritten(notes):
-    path = write_run_file(notes / "mine.yaml", CHOICES)[0]
+    path = write_run_file(notes / "mine.yaml", CHOICES)[0][0]
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"mine.yaml: exists already; nothing is overwritten, so name another file"):
         write_run_file(path, CHOICES)
     assert path.read_bytes() == before
     (notes / "one.txt").write_text("A paragraph.\n\n" * 300)
     (notes / "other-texts.jsonl").touch()
-    alone = Choices(target="models/a", sources={"a": "models/a"}, texts=["one.txt"], output="o")
+    alone = Choices(target="models/a", sources={"a": "org/a"}, texts=["one.txt"], output="o")
     with pytest.raises(ValueError, match=r"other-texts.jsonl: exists already"):
         write_run_file(notes / "other.yaml", alone)
     assert not (notes / "other.yaml").exists()
@@ -83,8 +84,11 @@ def test_nothing_is_overwritten(notes):
         ({"target": "models/b.gguf"}, "models/b.gguf: no such file or folder, and not a hub id"),
         ({"sources": {"b": "../b/c/d"}}, "../b/c/d: no such file or folder, and not a hub id"),
         ({"texts": ["nowhere"]}, "nowhere: no such file"),
-        ({"sources": {"base": "models/a"}}, "mine.yaml: sources.base: not a usable name"),
-        ({"sources": {"a": "models/a", "b": "models/a"}}, "mine.yaml: sources.b: models/a is listed twice"),
+        ({"sources": {"base": "org/a"}}, "mine.yaml: sources.base: not a usable name"),
+        ({"target": "notes"}, "notes: no config.json; needs a Hugging Face model folder"),
+        ({"target": "notes/1.txt"}, "notes/1.txt: not a model; needs a hub id, a folder with a model, or a GGUF file"),
+        ({"sources": {"a": "models/a"}}, "--source: the target is the only one, so there is nothing to learn from"),
+        ({"sources": {"a": "org/a", "b": "org/a"}}, "mine.yaml: sources.b: org/a is listed twice"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_nothing_is_written(notes, changes, message):
@@ -123,6 +127,8 @@ def test_one_text_file_is_enough_for_init_and_run(tmp_path, monkeypatch, byte_le
         "wrote book.yaml",
         "wrote book-texts.jsonl",
         "wrote .fuselm/run.schema.json",
+        "note: too few documents in book: these texts were copied to book-texts.jsonl, cut into pieces if they are "
+        "long, and later changes to their files do not count",
         "next: fuselm plan book.yaml, then fuselm run book.yaml",
     ]
     small = ["train.passes=1", "train.batch_documents=2", "train.precision=float32", "capture.batch_tokens=131"]

@@ -16,6 +16,26 @@ Overrides = Annotated[
 DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
 TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
+ColumnOption = typer.Option(
+    help="Field of the files that stands for `text` or `domain`, as text=content; may be repeated.", show_default=False
+)
+
+
+def read_columns(given: list[str] | None) -> dict[str, str]:
+    """Return fields of files by what they stand for, from options such as text=content."""
+    if not given:
+        return {}
+    from fuselm.documents import conversation_rows, texts
+
+    columns: dict[str, str] = {}
+    for text in given:
+        name, _, field = text.partition("=")
+        known = (*texts.FIELDS, *conversation_rows.FIELDS)
+        if name not in known or not field:
+            raise ValueError(f"--column {text}: write NAME=FIELD, as text=content; NAME is one of {', '.join(known)}")
+        columns[name] = field
+    return columns
+
 
 def open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
     """Open a run, and check all that can be checked before the stages up to `last` are made."""

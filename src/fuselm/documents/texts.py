@@ -67,7 +67,7 @@ def read_texts(
             if "\0" in content:
                 raise ValueError(f"{file}: has NUL characters, so it is no plain text; convert it")
             _check_domain(domain, f"{file}: its domain")
-            yield TextRow(domain=domain, text=content)
+            yield TextRow(domain=domain, text=content, where=str(file))
             return
         records = (
             _read_table(file, content, kind, names, renamed)
@@ -184,6 +184,8 @@ def _shorten(value: Any) -> str:
 
 def _decode(file: Path) -> str:
     data = _decompress(file)
+    if _is_binary(data):
+        raise ValueError(f"{file}: binary, not text; drop it, or name the texts without it")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise ValueError(f"{file}: UTF-16 or UTF-32, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     try:
@@ -194,6 +196,24 @@ def _decode(file: Path) -> str:
             f"{file}:{line}: not UTF-8 (byte {error.start} is {data[error.start]:#x}); convert it, say from Latin-1: "
             "iconv -f LATIN1 -t UTF-8"
         ) from None
+
+
+def _is_binary(data: bytes) -> bool:
+    """Tell whether a file's beginning is neither UTF-8 nor looks like text in another encoding.
+
+    Text in UTF-16 or UTF-32 has zero bytes in every second or fourth place, and other control characters nowhere.
+    """
+    begin = data[:4096]
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return False
+    controls = sum(byte < 32 and byte not in b"\0\t\n\f\r\x1b" for byte in begin)
+    if controls <= len(begin) // 50:
+        return False
+    try:
+        begin.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start < len(begin) - 4
+    return False
 
 
 def _decompress(file: Path) -> bytes:

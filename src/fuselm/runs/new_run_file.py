@@ -4,13 +4,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from fuselm.documents import regrouping, text_files
+from fuselm.documents import text_files
+from fuselm.models import checkpoints, fused_models
 from fuselm.runs import config
+from fuselm.runs.new_run_texts import PreparedTexts, prepare_texts
 from fuselm.runs.options import schema
 from fuselm.runs.options.sources import suggest_source_name
 from fuselm.system import atomic_files
@@ -27,6 +29,7 @@ class Choices:
     sources: Mapping[str, str]
     texts: Sequence[str]
     output: str
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_sources(given: Sequence[str], *, own: str | None = None) -> dict[str, str]:
@@ -64,58 +67,71 @@ def check_texts(name: str) -> None:
 
 
 def check_model(spec: str) -> None:
-    """Raise `ValueError` if a model is neither on this disk nor can be a hub id."""
+    """Raise `ValueError` if a model is neither on this disk, whole, nor can be a hub id."""
     path = Path(os.path.expanduser(spec))
-    if path.exists():
-        return
-    if path.suffix == ".gguf" or not HUB_ID.fullmatch(spec):
+    if path.is_dir():
+        folder = fused_models.find_model_folder(spec, path)
+        checkpoints.list_weight_files(folder, checkpoints.read_config(folder))
+    elif path.is_file() and path.suffix.lower() != ".gguf":
+        raise ValueError(f"{spec}: not a model; needs a hub id, a folder with a model, or a GGUF file")
+    elif not path.exists() and (path.suffix == ".gguf" or not HUB_ID.fullmatch(spec)):
         raise ValueError(f"{spec}: no such file or folder, and not a hub id such as Qwen/Qwen2.5-0.5B")
 
 
-def write_run_file(path: Path, choices: Choices) -> list[Path]:
+def write_run_file(path: Path, choices: Choices) -> tuple[list[Path], list[str]]:
     """Write a run file, the schema that it names, and rows of the texts if they have to be regrouped.
 
     Nothing that is there is overwritten, except an older schema. Returns the files that were written, the run file
-    first.
+    first, and what the user should know of the texts, a line each.
 
     Raises:
         ValueError: If there is such a file already, or a model or text cannot be used.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{path}: a run file's name ends in .yaml")
-    rows_file = path.with_name(f"{path.stem}-texts.jsonl")
     for spec in (choices.target, *choices.sources.values()):
         check_model(spec)
-    rows = regrouping.regroup_texts(choices.texts)
-    for file in (path, *([rows_file] if rows is not None else [])):
+    if set(choices.sources.values()) == {choices.target}:
+        raise ValueError("--source: the target is the only one, so there is nothing to learn from; add another model")
+    texts = prepare_texts(choices.texts, choices.columns, path.with_name(f"{path.stem}-texts.jsonl"))
+    made = [path, *([texts.rows_file] if texts.rows_file is not None else [])]
+    for file in made:
         if file.exists():
             raise ValueError(f"{file}: exists already; nothing is overwritten, so name another file")
-    texts = list(choices.texts) if rows is None else [str(rows_file)]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.draft.yaml")
     try:
-        atomic_files.write_text(draft, _compose(choices, texts, path.parent, is_regrouped=rows is not None))
+        atomic_files.write_text(draft, _compose(choices, texts, path.parent))
         config.load(draft)
         (path.parent / SCHEMA).parent.mkdir(exist_ok=True)
         atomic_files.write_text(path.parent / SCHEMA, json.dumps(schema.build_run_schema(), indent=1) + "\n")
-        if rows is not None:
-            atomic_files.write_text(rows_file, regrouping.write_rows(rows))
+        if texts.rows_file is not None:
+            atomic_files.write_text(texts.rows_file, texts.rows)
         os.link(draft, path)  # fails if another process has made it meanwhile
     except ValueError as error:
         raise ValueError(str(error).replace(str(draft), str(path))) from None
     finally:
         draft.unlink(missing_ok=True)
-    return [path, *([rows_file] if rows is not None else []), path.parent / SCHEMA]
+    return [*made, path.parent / SCHEMA], texts.notes
 
 
-def _compose(choices: Choices, texts: Sequence[str], folder: Path, *, is_regrouped: bool) -> str:
+def _compose(choices: Choices, texts: PreparedTexts, folder: Path) -> str:
     """Return the text of the run file in `folder`. Paths in it hold wherever it is run from."""
     sources = "\n".join(f"  {_quote(name)}: {_quote(_place(model, folder))}" for name, model in choices.sources.items())
-    files = "\n".join(f"    - {_quote(_place(text, folder))}" for text in texts)
+    files = "\n".join(f"    - {_quote(_place(name, folder))}" for name in texts.names)
     regrouped = (
-        "  # A domain needs three documents or more, so texts with fewer were put together in these rows.\n"
-        if is_regrouped
+        f"  # {texts.rows_file.name} has the texts of {', '.join(texts.copied)}, where files alone gave too few\n"
+        "  # documents. It is a copy: after a change of those files, delete it and this file, and run init again.\n"
+        if texts.rows_file is not None
         else ""
+    )
+    columns = "".join(f"    {_quote(name)}: {_quote(column)}\n" for name, column in texts.columns.items())
+    if columns:
+        columns = f"  columns:  # fields of the files that have other names\n{columns}"
+    heldout = (
+        "  # heldout: 0.25  # the share of each domain's documents that only the result sees"
+        if texts.heldout is None
+        else f"  heldout: {texts.heldout:.2f}  # of each domain's documents, so that intervals have the six they need"
     )
     return f"""\
 # yaml-language-server: $schema={SCHEMA.as_posix()}
@@ -136,7 +152,7 @@ corpus:
 {regrouped}  # Files, folders and patterns: plain text, or rows with `text` and maybe `domain` and `split`.
   files:
 {files}
-  # heldout: 0.25  # the share of each domain's documents that only the result sees
+{columns}{heldout}
 
 # train:
 #   passes: 4  # over the training documents

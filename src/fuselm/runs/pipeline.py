@@ -85,8 +85,6 @@ class Pipeline:
         """
         if processes.rank() > 0:
             return
-        for note in self.notes:
-            self.console.print(make_plain_text(f"  note: {note}"), soft_wrap=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_files.write_text(
@@ -94,6 +92,8 @@ class Pipeline:
             )
         except OSError as error:
             raise ValueError(f"{self.folder}: cannot write there ({error.strerror}); set another `output`") from None
+        for note in self.notes:
+            self.console.print(make_plain_text(f"  note: {note}"), soft_wrap=True)
 
     def dry_run(self, build: "Callable[[Pipeline], object] | None" = None) -> list[Step]:
         """List the steps of `build` and which of them are needed, without making them; None means the whole run.
