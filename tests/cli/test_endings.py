@@ -21,7 +21,8 @@ def command():
 sys.exit(endings.run_command(command))
 """
 WAIT = "print('begun', flush=True); time.sleep(60)"
-RESUMES = "\nfuselm: stopped; run the same command again and it resumes here\n"
+STOPPING = "\nfuselm: stopping; again, and it stops at once\n"
+STOPPED = f"{STOPPING}fuselm: stopped\n"
 
 
 def start(body: str, **options) -> subprocess.Popen:
@@ -41,7 +42,7 @@ def test_a_signal_stops_a_command_in_one_line(number, code):
     process = start(WAIT)
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
-    assert ended(process) == (code, "", RESUMES)
+    assert ended(process) == (code, "", STOPPED)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -51,7 +52,7 @@ def test_a_second_signal_stops_it_at_once(number, code):
         assert process.stdout.readline() == "begun\n"
         process.send_signal(number)
     began = time.monotonic()
-    assert ended(process) == (code, "", "") and time.monotonic() - began < 30
+    assert ended(process) == (code, "", STOPPING) and time.monotonic() - began < 30
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

@@ -91,18 +91,18 @@ def test_as_many_expected_tokens_are_shown_as_asked_for(finished):
     assert few.code == many.code == 0 and len(few.out) < len(many.out)
 
 
-def test_a_range_of_tokens_fits_into_80_columns(finished, monkeypatch):
+def test_a_range_of_tokens_fits_into_80_columns(finished):
     """Each candidate keeps its probability beside it, and what lies outside the range is not drawn."""
-    monkeypatch.setenv("COLUMNS", "80")
-    outcome = fuselm("inspect", finished, "--tokens", "1:2", "--top", 2)
+    outcome = fuselm("inspect", finished, "--tokens", "1:2", "--top", 2, columns=80)
     assert outcome.code == 0, outcome.err
     _, fused, by_source = parts(finished, 0)
     rows = table(outcome.out)
     assert all(len(line) <= 80 for line in outcome.out.splitlines() if "│" in line) and len(rows) == 2 * 3
     for number, i in enumerate((1, 2)):
         first, *candidates = rows[3 * number : 3 * number + 3]
-        golds = [by_source[name].distributions.gold[i] for name in ("alpha", "words", "zeta")]
-        assert first[1:] == [f"{math.exp(gold):.3f}" for gold in [*golds, fused.distributions.gold[i]]]
+        traces = [by_source[name] for name in ("alpha", "words", "zeta")] + [fused]
+        rows_of = [t.distributions for t in traces]
+        assert first[1:] == [f"{math.exp(d.gold[i]):.3f}" if d.informed[i] else "unknown" for d in rows_of]
         assert all(cell == "" or cell[-5:-2] == " 0." for row in candidates for cell in row[1:])
 
 

@@ -76,7 +76,7 @@ def test_captures_go_when_they_are_asked_for_and_the_run_stays_finished(beside):
         assert fuselm(command, beside / "mine").code == 0
     assert before and not list((beside / "stores/capture").iterdir())
     outcome = fuselm("run", beside / "run.yaml", "train.lambda_clm=0.5")
-    assert outcome.code == 0 and outcome.stages[0] == "train fused, learning rate 0.003"
+    assert outcome.code == 0 and outcome.stages[0] == "train fused at 0.003"
 
 
 def test_a_diagnosis_is_the_same_without_captures(made, beside):

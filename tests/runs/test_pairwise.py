@@ -103,7 +103,7 @@ def test_copies_that_are_not_kept_are_made_again_for_another_merge(again, cache)
     outcome = fuselm("run", again / "run.yaml", "merge.keep_copies=false", cache=cache)
     assert outcome.stages == [] and "Nothing to do" in outcome.err
     outcome = fuselm("run", again / "run.yaml", "merge.method=varm", cache=cache)
-    trained = [f"train a copy on {name}, learning rate 0.003" for name in ("first", "second")]
+    trained = [f"train a copy on {name} at 0.003" for name in ("first", "second")]
     assert outcome.stages == [*trained, "merge", "evaluate fused", "report"], outcome.err
     assert fuselm("run", again / "run.yaml", cache=cache).code == 0
     assert (again / "out" / "model" / "model.safetensors").read_bytes() == before

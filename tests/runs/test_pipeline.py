@@ -135,7 +135,7 @@ def test_another_lambda_trains_the_fused_model_again_and_nothing_else(finished, 
     before = files(again, ".")
     outcome = fuselm("run", finished / "run.yaml", f"output={again}", "train.lambda_clm=0.25")
     assert outcome.code == 0
-    assert outcome.stages == ["train fused, learning rate 0.003", "evaluate fused", "report"]
+    assert outcome.stages == ["train fused at 0.003", "evaluate fused", "report"]
     after = files(again, ".")
     unchanged = {name for name in before if after.get(name) == before[name]}
     replaced = ("config.yaml", "run.json", "steps.json", "summary.json", "report.html", "model/*")
@@ -162,7 +162,7 @@ def test_another_source_is_the_only_one_captured(finished, again, word_piece):
         "capture third",
         "align third",
         "fuse",
-        "train fused, learning rate 0.003",
+        "train fused at 0.003",
         "evaluate third",
         "evaluate fused",
         "report",

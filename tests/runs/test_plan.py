@@ -40,8 +40,8 @@ TITLES = [
     "align own",
     "align other",
     "fuse",
-    "train clm, learning rate 0.003",
-    "train fused, learning rate 0.003",
+    "train clm at 0.003",
+    "train fused at 0.003",
     "evaluate base",
     "evaluate other",
     "evaluate clm",
@@ -91,8 +91,8 @@ def test_estimates_are_of_the_steps_of_the_run_with_their_tokens(run_file):
     assert estimates["capture own"].tokens == own["train"] and estimates["capture other"].tokens == other["train"]
     assert estimates["align other"].tokens == estimates["fuse"].tokens == own["train"]
     passes = tiny_run.TRAIN["passes"]
-    assert estimates["train fused, learning rate 0.003"].tokens == own["train"] * passes
-    assert estimates["train clm, learning rate 0.003"].tokens == own["train"] * 2
+    assert estimates["train fused at 0.003"].tokens == own["train"] * passes
+    assert estimates["train clm at 0.003"].tokens == own["train"] * 2
     assert (
         estimates["evaluate other"].tokens == other["heldout"] and estimates["evaluate fused"].tokens == own["heldout"]
     )

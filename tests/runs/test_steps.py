@@ -62,10 +62,10 @@ def test_what_a_finished_run_was_made_from_may_be_deleted(finished, again, cache
 def test_training_again_needs_no_capture_and_its_report_only_what_is_left(finished, again, cache):
     shutil.rmtree(again / "capture")
     options = [f"output={again}", "train.lambda_clm=0.25"]
-    assert needed(finished / "run.yaml", *options) == ["train fused, learning rate 0.003", "evaluate fused"]
+    assert needed(finished / "run.yaml", *options) == ["train fused at 0.003", "evaluate fused"]
     outcome = fuselm("run", finished / "run.yaml", *options, cache=cache)
     assert outcome.code == 0, outcome.err
-    assert outcome.stages == ["train fused, learning rate 0.003", "evaluate fused", "report"]
+    assert outcome.stages == ["train fused at 0.003", "evaluate fused", "report"]
     assert not (again / "capture").exists()
     seconds = json.loads((again / "summary.json").read_text())["stages"]
     assert "align own" in seconds and "capture own" not in seconds
@@ -87,5 +87,5 @@ def test_a_deleted_text_is_written_again_when_something_is_trained_on_it(finishe
     shutil.rmtree(again / "write")
     outcome = fuselm("train", finished / "run.yaml", f"output={again}", "train.lambda_clm=0.25", cache=cache)
     assert outcome.code == 0, outcome.err
-    assert outcome.stages == ["write other", "train fused, learning rate 0.003"]
+    assert outcome.stages == ["write other", "train fused at 0.003"]
     assert summary(again) == summary(finished / "out")

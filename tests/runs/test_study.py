@@ -306,7 +306,7 @@ def test_weights_that_were_dropped_are_made_again_if_they_are_needed(finished, t
     )
     assert outcome.code == 0, outcome.err
     assert [s for s in outcome.stages if s.startswith("train")] == [
-        f"train {method}, learning rate 0.003" for method in ("clm", "fused")
+        f"train {method} at 0.003" for method in ("clm", "fused")
     ]
     assert (tmp_path / "study" / "seed-0" / "model" / "model.safetensors").is_file()
 

@@ -52,7 +52,12 @@ class Outcome:
     def stages(self) -> list[str]:
         """Return the names of the stages that did something, in order."""
         lines = self.err.splitlines()
-        return [line for line, after in itertools.pairwise(lines) if line[:1] not in ("", " ") if after[:1] == " "]
+        return [
+            line.partition("  (")[0]
+            for line, after in itertools.pairwise(lines)
+            if line[:1] not in ("", " ")
+            if after[:1] == " "
+        ]
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
@@ -85,13 +90,13 @@ def short(texts: Sequence[Mapping[str, str]], *, domains: int = 2, length: int =
     return [{"domain": row["domain"], "text": row["text"][:length]} for row in texts if row["domain"] in chosen]
 
 
-def fuselm(*arguments: object, cache: Path | None = None) -> Outcome:
-    """Run a command in this process."""
+def fuselm(*arguments: object, cache: Path | None = None, columns: int = 211) -> Outcome:
+    """Run a command in this process, with so many columns on a line."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in endings.STOPPING}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("TOKENIZERS_PARALLELISM", "true")
-        patch.setenv("COLUMNS", "211")
+        patch.setenv("COLUMNS", str(columns))
         patch.setattr(progress, "SECONDS_OF_SILENCE", 3600.0)  # what is said does not depend on how busy the machine is
         patch.setattr(sys, "warnoptions", ["error"])  # so that the command leaves warnings errors, as tests have them
         for name, value in library_output.QUIET.items():

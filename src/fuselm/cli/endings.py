@@ -1,8 +1,8 @@
 """End a command: with an exit code, and at most one line on stderr.
 
-Exit code 2 says that the user can fix it (`ValueError`, or the system refused). Ctrl-C and SIGTERM stop a command that
-the next call resumes (130, 143); a second one stops it at once. If nobody reads its output, a command ends in silence
-(141). Anything else is a bug of ours, and keeps its traceback.
+Exit code 2 says that the user can fix it (`ValueError`, or the system refused). Ctrl-C and SIGTERM stop a command (130,
+143), after a checkpoint where it trains, and the last line says what the next call does; a second one stops it at once.
+If nobody reads its output, a command ends in silence (141). Anything else is a bug of ours, and keeps its traceback.
 """
 
 import contextlib
@@ -12,16 +12,12 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from fuselm.system import processes
+from fuselm.system import processes, stopping
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.streams import OutputClosed, prepare_streams
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 LONGEST = 2000  # characters of a line; names that others chose may be endless
-
-
-class Stopped(BaseException):
-    """Report a signal that asks to stop. The command parser would handle a KeyboardInterrupt itself."""
 
 
 def run_command(command: Callable[[], int]) -> int:
@@ -39,9 +35,9 @@ def run_command(command: Callable[[], int]) -> int:
         return _fail(str(error))
     except MemoryError as error:
         return _fail(f"out of memory ({error or 'no details'}); make batches smaller, or take a larger machine")
-    except Stopped as stopped:
+    except stopping.Stopped as stopped:
         if processes.rank() == 0:
-            _print_line("stopped; run the same command again and it resumes here", before="\n")
+            _print_line(stopping.describe_resumption())
         return 128 + stopped.args[0]
     except (OutputClosed, BrokenPipeError):
         return 128 + signal.SIGPIPE
@@ -57,7 +53,7 @@ def run_command(command: Callable[[], int]) -> int:
 def _stop(number: int, _: FrameType | None) -> None:
     for other in STOPPING:
         signal.signal(other, _stop_at_once)
-    raise Stopped(number)
+    stopping.request(number)
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
@@ -69,12 +65,12 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _print_line(message: str, *, before: str = "") -> None:
+def _print_line(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
         line = put_on_one_line(message)
         if len(line) > LONGEST:
             line = f"{line[: LONGEST // 2]} […] {line[-LONGEST // 2 :]}"
-        print(f"{before}fuselm: {line}", file=sys.stderr, flush=True)
+        print(f"fuselm: {line}", file=sys.stderr, flush=True)
 
 
 def _flush_streams() -> None:

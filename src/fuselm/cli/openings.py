@@ -13,6 +13,9 @@ RunFile = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)
 ]
+ReadingOverrides = Annotated[
+    list[str] | None, typer.Argument(help="Options to override: align.top_k=32", show_default=False)
+]
 DTYPES_HELP = f"Number type to run the model in: {', '.join(DTYPES)}."
 TextsOption = typer.Option(help="File, folder or pattern: rows with `text` (JSON lines, CSV, Parquet), or .txt.")
 
@@ -44,7 +47,7 @@ def open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
     pipeline = open_run(run_file, overrides)
     plan.check_disk(pipeline)
     pipeline.check(last)
-    pipeline.record_steps()
+    pipeline.record_steps(last)
     return pipeline
 
 

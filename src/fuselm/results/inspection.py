@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -93,22 +93,25 @@ class _Drawing:
 
     def draw_table(self, traces: Mapping[str, Trace], vocabulary: Vocabulary, fusion: _Fusion | None) -> Table:
         """Draw what models expect of each token, and who raised the fused probability."""
-        characters = MOST_CHARACTERS
-        is_narrow = self.width < 4 * TOKEN_COLUMN + len(traces) * (3 + NUMBER + self.top * (MOST_CHARACTERS // 2))
-        if is_narrow:
-            room = (self.width - TOKEN_COLUMN) // len(traces) - 3
-            characters = min(max(room - NUMBER, FEWEST_CHARACTERS), MOST_CHARACTERS)
-        first = ["token"] if is_narrow or fusion is None else ["token", "raised by"]
-        table = Table(*first, *traces, show_edge=False, pad_edge=False)
         ids = next(iter(traces.values())).tokens.tolist()
-        for i in range(*self.tokens.indices(len(ids))):
-            cells = [self._describe_expected(t, i, vocabulary, characters, is_narrow) for t in traces.values()]
-            token = Text(_cut_token(vocabulary, ids[i], TOKEN_COLUMN - 2 if is_narrow else MOST_CHARACTERS))
-            mover = [] if fusion is None else [Text(fusion.describe(i))]
-            if is_narrow and mover:
-                token, mover = Text("\n").join([Text.assemble((token.plain, "bold")), *mover]), []
-            table.add_row(token, *mover, *cells)
-        return table
+        chosen = range(*self.tokens.indices(len(ids)))
+
+        def draw(characters: int, is_narrow: bool) -> Table:
+            first = ["token"] if is_narrow or fusion is None else ["token", "raised by"]
+            table = Table(*first, *traces, show_edge=False, pad_edge=False)
+            for i in chosen:
+                cells = [self._describe_expected(t, i, vocabulary, characters, is_narrow) for t in traces.values()]
+                token = _cut_token(vocabulary, ids[i], TOKEN_COLUMN - 2 if is_narrow else MOST_CHARACTERS)
+                mover = [] if fusion is None else [fusion.describe(i)]
+                begun = [Text("\n".join([token, *mover]))] if is_narrow else [Text(token), *map(Text, mover)]
+                table.add_row(*begun, *cells)
+            return table
+
+        wide = draw(MOST_CHARACTERS, is_narrow=False)
+        if Console(width=COLUMNS_OFF_TERMINAL, markup=False).measure(wide).maximum <= self.width:
+            return wide
+        room = (self.width - TOKEN_COLUMN) // len(traces) - 3
+        return draw(min(max(room - NUMBER, FEWEST_CHARACTERS), MOST_CHARACTERS), is_narrow=True)
 
     def _describe_expected(
         self, trace: Trace, i: int, vocabulary: Vocabulary, characters: int, is_narrow: bool

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fuselm.documents.corpus import Document
 from fuselm.models.locating import Model
-from fuselm.runs import checks, config, input_notes, run_precision, step_records
+from fuselm.runs import checks, config, input_notes, remaining_time, run_precision, step_records
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
@@ -115,11 +115,17 @@ class Pipeline:
         needed = set(order[: order.index(STAGES[last]) + 1])
         checks.check_needs(self, [step for step in self.dry_run(build) if step.is_needed and step.stage in needed])
 
-    def record_steps(self) -> None:
-        """Record what this run is to make, so that nothing it needs is deleted as useless before it is finished."""
+    def record_steps(self, last: str) -> None:
+        """Record what this run is to make, so that nothing it needs is deleted as useless before it is finished.
+
+        The steps up to the stage `last` are counted on the screen as they are made.
+        """
         if processes.rank() == 0:
-            step_records.write_steps(self.folder, self.dry_run())
+            steps, order = self.dry_run(), list(STAGES.values())
+            step_records.write_steps(self.folder, steps)
             self.places.register()
+            chosen = [step for step in steps if order.index(step.stage) <= order.index(STAGES[last])]
+            self._maker.remaining = remaining_time.foresee(self, chosen)
 
     def make(self, stage: str) -> Made:
         """Make a stage, given by its name in `STAGES`, and what it needs. Return its folders."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
+from fuselm.runs import remaining_time
 from fuselm.runs.estimates import Estimate, sum_disk
 from fuselm.runs.stage import TokenCounts
 from fuselm.runs.stages import report
@@ -61,6 +62,7 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
         step.stage.calibrate(calibration, step, row)
         for step, row in zip(todo, _estimate_steps(pipeline, todo), strict=True)
     ]
+    remaining_time.keep_plan(pipeline.folder, todo, rows)
     published = report.calibrate_published(calibration, report.estimate_published(pipeline, _count_tokens(pipeline)))
     return [*rows, published], calibration.chosen, calibration.failures
 

@@ -132,7 +132,7 @@ class FusionRun:
     def _checked(self, last: str) -> Pipeline:
         plan.check_disk(self._pipeline)
         self._pipeline.check(last)
-        self._pipeline.record_steps()
+        self._pipeline.record_steps(last)
         return self._pipeline
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fuselm.runs.remaining_time import RemainingTime
 from fuselm.runs.stage import Stage
 from fuselm.runs.store_places import StorePlaces
 from fuselm.stores import trust
-from fuselm.system import manifest, processes, progress
+from fuselm.system import manifest, processes, progress, stopping
+from fuselm.system.durations import format_duration
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import make_plain_text
@@ -172,15 +174,20 @@ class Maker:
         self._console = console
         self._choose_precision = choose_precision  # called before a stage that needs it
         self.has_made_anything = False
+        self.remaining = RemainingTime({}, is_measured=False)  # of the steps that are foreseen
 
     def make(self, declared: _Declared) -> None:
         """Make one folder whose inputs are there."""
         folder, recipe, build = declared.folder, declared.recipe, declared.build
         assert recipe is not None and build is not None
-        self._console.print(make_plain_text(declared.title, style="bold"))
+        which = self.remaining.describe(folder)
+        self._console.print(
+            make_plain_text(f"{declared.title}{which and f'  ({which})'}", style="bold"), soft_wrap=True
+        )
         if declared.stage.needs_precision:
             self._choose_precision()
         began = time.monotonic()
+        stopping.note_resumption(f"it resumes in {declared.title}")
         with progress.show_progress(self._console, declared.title) as shown:
             manifest.build_once(
                 folder,
@@ -190,7 +197,9 @@ class Maker:
                 on_wait=partial(_note_waiting, shown) if declared.stage.is_shared else None,
             )
             trust.remember_output(folder)
-        done_in = make_plain_text(f"  done in {time.monotonic() - began:,.1f} s  ")
+        stopping.note_resumption("it resumes after that")
+        self.remaining.count(folder, time.monotonic() - began)
+        done_in = make_plain_text(f"  done in {format_duration(time.monotonic() - began)}  ")
         self._console.print(done_in.append_text(make_plain_text(str(folder), style="dim")), soft_wrap=True)
         self.has_made_anything = True
 

@@ -31,6 +31,7 @@ class Progress:
         self._total = 0
         self._done = 0
         self._skipped = 0
+        self._is_warm = False
         self._unit = ""
         self._began = self._line = time.monotonic()
         self._compiled: set[str] = set()
@@ -40,6 +41,7 @@ class Progress:
     def start(self, total: int, *, unit: str, done: int = 0) -> None:
         """Begin to count up to `total`, of which an earlier run has done `done`."""
         self._total, self._done, self._skipped, self._unit = total, done, done, unit
+        self._is_warm = False
         self._began = self._line = time.monotonic()
         if done:
             self.note(f"resuming after {done:,.0f} of {total:,.0f} {unit}")
@@ -63,8 +65,9 @@ class Progress:
     def advance(self, amount: int, note: str = "") -> None:
         """Count `amount` more as done, and show `note` beside the bar until the next call."""
         self._done += amount
-        elapsed = time.monotonic() - self._began
-        speed = (self._done - self._skipped) / max(elapsed, 1e-9)
+        speed = (self._done - self._skipped) / max(time.monotonic() - self._began, 1e-9)
+        if not self._is_warm:  # the first of them is slower, and says little about the others
+            self._is_warm, self._skipped, self._began = True, self._done, time.monotonic()
         left = format_duration((self._total - self._done) / max(speed, 1e-9), decimals=0)
         text = f", {speed:,.{0 if speed >= 10 else 2}f}/s" + (f", {note}" if note else "") + f", {left} left"
         if self._bar is not None and self._task is not None:

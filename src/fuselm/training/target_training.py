@@ -27,7 +27,7 @@ from fuselm.models.loading import load_model
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store
-from fuselm.system import atomic_files, machine, processes
+from fuselm.system import atomic_files, machine, processes, stopping
 from fuselm.system.library_output import hide_library_output
 from fuselm.system.progress import Progress
 from fuselm.training import adapters, companions, needs, reload
@@ -99,7 +99,6 @@ def train_target(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    progress.start(steps, unit="steps", done=step)
     start = out / ".start.json"
     trainer.add_callback(
         ProgressReport(
@@ -110,7 +109,14 @@ def train_target(
         trainer.start_averaging(first=max(round(steps * settings.average / settings.passes), 1))
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None:
+        progress.note(f"reading the checkpoint of step {step}")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stopping.release()
+    progress.stop()
+    progress.note("writing the best model, and reading it again to check it")
     if "wandb" in settings.trackers and processes.rank() == 0:
         import wandb
 
@@ -233,13 +239,15 @@ def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Pat
             f"{out}: started by another number of processes, for which this is {state['max_steps']} steps and not "
             f"{steps}; resume with that number of processes, or delete {out}"
         )
+    waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
+    over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
+    if state["best_global_step"] is None:  # stopped before the first score
+        return checkpoint, state["global_step"], over
     best = checkpoint.with_name(f"checkpoint-{state['best_global_step']}")
     if find_last_checkpoint(out / "checkpoints", best.name) is None:
         raise ValueError(f"{best}: the best checkpoint so far is gone or damaged; delete {out} to train again")
     if state["best_model_checkpoint"] != str(best) and processes.rank() == 0:  # the folder was moved
         atomic_files.write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}))
-    waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
-    over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
     return checkpoint, state["global_step"], over
 
 

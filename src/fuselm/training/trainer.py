@@ -14,7 +14,7 @@ from fuselm.documents.corpus import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
-from fuselm.system import atomic_files
+from fuselm.system import atomic_files, stopping
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
@@ -199,23 +199,33 @@ class ProgressReport(TrainerCallback):
         self._steps = steps
         self._trainer = trainer
         self._start = start
-        self._dev = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Score the untrained target, unless an earlier attempt has."""
+        """Score the untrained target, unless an earlier attempt has, and begin to count."""
+        stopping.note_resumption(f"training resumes after step {state.global_step}")
         if state.global_step == 0:
             self._progress.note("scoring the target on the development split first")
             domains = self._trainer.score_dev_split()
             if state.is_world_process_zero:
                 atomic_files.write_text(self._start, json.dumps(domains))
+        self._progress.start(state.max_steps, unit="steps", done=state.global_step)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        stopping.hold()  # until the step is over, and what was learned can be kept
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = control.should_save = state.global_step in self._steps
+        if stopping.is_requested():
+            self._progress.note(f"writing a checkpoint of step {state.global_step}, to resume from")
+            control.should_save = True
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        self._dev = f"dev {metrics['eval_bits_per_byte']:.4f} bits/byte"
-        self._progress.note(f"step {state.global_step}: {self._dev}")
+        self._progress.note(f"step {state.global_step}: dev {metrics['eval_bits_per_byte']:.4f} bits/byte")
+
+    def on_save(self, args, state, control, **kwargs):
+        stopping.note_resumption(f"training resumes after step {state.global_step}")
+        stopping.raise_if_requested()
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "loss" in logs:
-            self._progress.advance(1, f"loss {logs['loss']:.3f}" + (f", {self._dev}" if self._dev else ""))
+            self._progress.advance(1, f"loss {logs['loss']:.3f}")

@@ -130,7 +130,7 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
             progress=shown,
         )
 
-    title = f"{method if copy is None else f'a copy on {copy}'}, learning rate {rate:g}"
+    title = f"{method if copy is None else f'a copy on {copy}'} at {rate:g}"
     needed = [] if fused is None else [fused, *write.declare(pipeline).values()]
     return pipeline.steps.declare(STAGE, method, recipe, build, title, inputs=needed, together=True)
 
