@@ -364,7 +364,10 @@ def test_without_json_there_is_a_table(byte_level, text_file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "MODEL"], "{model}: not a run file (.yaml); to evaluate a model, add --texts FILE.jsonl"),
+        (
+            ["evaluate", "MODEL"],
+            "{model}: no run file (.yaml) or finished run; to evaluate a model, add --texts FILE.jsonl",
+        ),
         (["evaluate", "MODEL", "--texts", "absent.jsonl"], "absent.jsonl: no such file"),
         (["evaluate", "absent", "--texts", "TEXTS"], "absent: no such folder or GGUF file, and not a hub id"),
         (

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from fuselm.alignment.choices import METHODS
-from fuselm.cli.openings import DTYPES_HELP, Overrides, TextsOption, open_checked_run, open_stderr
+from fuselm.cli.command_groups import DIAGNOSE_EXAMPLES, FIDELITY_EXAMPLES, INSPECT_EXAMPLES
+from fuselm.cli.openings import DTYPES_HELP, ReadingOverrides, TextsOption, open_checked_run, open_stderr
 from fuselm.cli.score_printing import print_fidelity_scale, print_scores
 from fuselm.system.streams import print_line
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog=INSPECT_EXAMPLES)
 def inspect(
     run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
@@ -57,10 +58,10 @@ def _read_range(tokens: str) -> slice:
     return slice(first, None if last is None else last + 1)
 
 
-@app.command()
+@app.command(epilog=DIAGNOSE_EXAMPLES)
 def diagnose(
     run: Annotated[Path, typer.Argument(help="A run file, or the folder of a finished run.", show_default=False)],
-    overrides: Overrides = None,
+    overrides: ReadingOverrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
@@ -93,13 +94,13 @@ def diagnose(
         print_line(report)
 
 
-@app.command()
+@app.command(epilog=FIDELITY_EXAMPLES)
 def fidelity(
     run: Annotated[
         Path | None,
         typer.Argument(help="A run file, or the folder of a run, whose sources are measured.", show_default=False),
     ] = None,
-    overrides: Overrides = None,
+    overrides: ReadingOverrides = None,
     source: Annotated[
         str | None,
         typer.Option(help="Hub id, folder or GGUF file; with a run, one of its sources.", show_default=False),

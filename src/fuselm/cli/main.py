@@ -22,6 +22,7 @@ from fuselm.cli import (
     prune_cli,
     store_cli,
 )
+from fuselm.cli.command_groups import EVALUATE_EXAMPLES, RUN_EXAMPLES, GroupedCommands
 from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
 from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
@@ -31,6 +32,7 @@ from fuselm.system.own_command import write_command
 from fuselm.system.streams import print_line
 
 app = typer.Typer(
+    cls=GroupedCommands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -78,7 +80,7 @@ def _make_stages(last: str, run_file: Path, overrides: list[str] | None) -> None
         pipeline.console.print(f"{last}: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=RUN_EXAMPLES)
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """Make all stages: from several models and a corpus to the fused model and its report."""
     pipeline = open_checked_run(run_file, overrides, "report")
@@ -107,25 +109,27 @@ def capture(run_file: RunFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def align(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Bring the captured distributions into the target's vocabulary."""
+    """Bring the captured distributions into the target's vocabulary. Capture what is missing."""
     _make_stages("align", run_file, overrides)
 
 
 @app.command()
 def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Fuse the distributions of all sources into one for each token."""
+    """Fuse the distributions of all sources into one for each token. Make what that needs."""
     _make_stages("fuse", run_file, overrides)
 
 
 @app.command()
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Train the target on the fused distributions, and the causal-LM baseline."""
+    """Train the target on the fused distributions, and the causal-LM baseline, after what that needs."""
     _make_stages("train", run_file, overrides)
 
 
-@app.command()
+@app.command(epilog=EVALUATE_EXAMPLES)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run file; or, with --texts, a model.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A run file or a run's folder; or, with --texts, a model.", show_default=False)
+    ],
     overrides: Overrides = None,
     texts: Annotated[str | None, TextsOption] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -134,10 +138,8 @@ def evaluate(
     """Score in bits per byte: a run's models on its held-out documents, or any model on any texts."""
     if texts is None:
         if as_json or dtype != "auto":
-            raise ValueError("--json and --dtype are for a model with --texts; `fuselm report` prints a run's table")
-        if not model.endswith((".yaml", ".yml")):
-            raise ValueError(f"{model}: not a run file (.yaml); to evaluate a model, add --texts FILE.jsonl")
-        return _make_stages("evaluate", Path(model), overrides)
+            raise ValueError("--json and --dtype are for a model with --texts; a run's numbers are in its summary.json")
+        return _evaluate_run(Path(model), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
     from fuselm.results import bits_per_byte
@@ -145,9 +147,30 @@ def evaluate(
     return print_scores(bits_per_byte.measure_bits_per_byte(model, texts, dtype=dtype, console=open_stderr()), as_json)
 
 
+def _evaluate_run(run: Path, overrides: list[str] | None) -> None:
+    """Print the scores of a finished run, by its folder, or make and print those of a run file."""
+    from fuselm.results.pages.results_table import draw_results
+    from fuselm.system import processes, terminal
+
+    if (run / "summary.json").is_file():
+        if overrides:
+            raise ValueError(f"{overrides[0]}: has no effect on a finished run; drop it, or name the run file")
+        from fuselm.results.run_result import load_result
+
+        terminal.open_console().print(draw_results(load_result(run).summary))
+        return
+    if run.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{run}: no run file (.yaml) or finished run; to evaluate a model, add --texts FILE.jsonl")
+    from fuselm.results.run_summary import summarize_evaluations
+
+    folders = open_checked_run(run, overrides, "evaluate").evaluate()
+    if processes.rank() == 0:
+        terminal.open_console().print(draw_results(summarize_evaluations(folders)))
+
+
 @app.command()
 def report(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Write the table, the HTML page and the fused model's folder."""
+    """Make what a run lacks, training included, and its page and the fused model's folder."""
     _make_stages("report", run_file, overrides)
 
 

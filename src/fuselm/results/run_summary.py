@@ -22,14 +22,7 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
 
     A number that is not finite, such as the fidelity of a method that gave the text no probability, is None.
     """
-    scores = {
-        name: [Score(**row) for row in manifest.read_json(path / "scores.json")]
-        for name, path in folders["evaluate"].items()
-    }
-    scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
-    pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
-    summary = summarize_scores(scores, pairs) | {
-        "heldout": _count_heldout(scores["base"]),
+    summary = summarize_evaluations(folders["evaluate"]) | {
         "corpus": _summarize_corpus(folders),
         "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},
         "training": {method: _summarize_training(path) for method, path in folders["train"].items()},
@@ -41,6 +34,16 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
         "version": metadata.version("fuselm"),
     }
     return replace_nonfinite(summary)
+
+
+def summarize_evaluations(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return `models`, `differences` and `heldout` of a summary, from the folders with every model's scores."""
+    scores = {
+        name: [Score(**row) for row in manifest.read_json(path / "scores.json")] for name, path in folders.items()
+    }
+    scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
+    pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
+    return summarize_scores(scores, pairs) | {"heldout": _count_heldout(scores["base"])}
 
 
 def select_public_options(options: Mapping[str, Any]) -> dict[str, Any]:
