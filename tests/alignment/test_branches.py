@@ -8,7 +8,7 @@ import enumeration
 import numpy as np
 import pytest
 
-from fuselm.alignment.aligner import Aligner
+from fuselm.alignment.aligner import Aligner, align_branches
 from fuselm.alignment.branch_splits import _find_joined_bytes
 from fuselm.alignment.followers import NOTHING, Followers, _choose, _cut_follower
 from fuselm.models.loading import load_vocabulary
@@ -99,3 +99,16 @@ def test_bytes_are_joined_if_a_token_has_one_behind_the_other():
 def test_what_follows_ends_with_the_turn():
     assert [_cut_follower(b"ab\xffabcdefgh", begin) for begin in (1, 2, 3, 11)] == [b"b\xff", b"\xff", b"", b""]
     assert _cut_follower(b"a       bc", 1) == b"       b"
+
+
+def test_the_end_of_a_turn_is_a_token_like_others():
+    source, target = LETTERS.spell_ends([0]), AB.spell_ends([0])
+    end, (a, b) = 0, (LETTERS.id_by_bytes[c] for c in (b"a", b"b"))
+    segmentation = drawn.Segmentation(
+        ids=np.array([a, end], np.int32), starts=np.array([0, 1], np.int32), spelled=np.ones(2, bool), size=2
+    )
+    trace = enumeration.trace_of(segmentation, [{a: 0.6, b: 0.4}, {end: 0.7, b: 0.3}])
+    aligned = align_branches(Aligner(source, target, method="branches"), trace, segmentation, b"a\xff")
+    first, second = drawn.rows_of(aligned)
+    assert first == pytest.approx({a: 0.6 * 0.7, AB.id_by_bytes[b"ab"]: 0.6 * 0.3, b: 0.4}, rel=1e-5)
+    assert second == pytest.approx({end: 1.0})
