@@ -107,6 +107,14 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         ) from None
 
 
+def fetch(package: str, sources: list[Source]) -> tuple[str, dict[str, bytes]]:
+    """Download a package; return its version, and the files that any source asks for, by their path below usr."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("apt-get", "download", package, cwd=Path(folder))
+        package_file = next(Path(folder).glob("*.deb"))
+        return run("dpkg-deb", "-f", package_file, "Version").strip(), read_package(package_file, sources)
+
+
 def read_package(package_file: Path, sources: list[Source]) -> dict[str, bytes]:
     """Read the files that any of the sources asks for, by their path below usr."""
     contents = {}
@@ -343,11 +351,7 @@ def build(sources: Iterable[Source], apart_from: Iterable[str] = ()) -> list[dic
     others = {gram for text in apart_from for gram in eight_grams(text)}
     rows, seen = [], set()
     for package, of_package in packages.items():
-        with tempfile.TemporaryDirectory() as folder:
-            run("apt-get", "download", package, cwd=Path(folder))
-            package_file = next(Path(folder).glob("*.deb"))
-            version = run("dpkg-deb", "-f", package_file, "Version").strip()
-            contents = read_package(package_file, of_package)
+        version, contents = fetch(package, of_package)
         for source in of_package:
             places: dict[str, list[str]] = {}
             for path in sorted(path for path in contents if wanted(path, source))[source.pages]:

@@ -36,6 +36,7 @@ NOT_RUN = {
     "accelerate launch": "needs 8 GPUs; tests/training/test_processes.py trains with two processes",
     "lm_eval ": "fetches a task from the Hub; tests/examples/test_tasks.py asks a task of ours",
     "python examples/tasks/run.py": "tests/examples/test_tasks.py",
+    "python examples/chat/": "needs a finished run of examples/chat.yaml; tests/examples/test_chat.py",
     "python benchmarks/": "measures for hours; tests/benchmarks/test_commands.py starts each",
     "python -m tests.fuzz": "tests/fuzz/test_fuzz.py",
     "fuselm run examples/": "the demo: `make demo`",

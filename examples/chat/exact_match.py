@@ -1,0 +1,175 @@
+"""Ask the models of a run questions with checkable answers, and count those they answer exactly.
+
+    python examples/chat/exact_match.py RUN [--models base,clm,fused] [--limit N] [--json]
+
+RUN is a finished run's folder. Each model is asked every question of `questions.jsonl` in its own chat template, by
+transformers alone, and answers greedily with at most `NEW_TOKENS` tokens. An answer is right if it is the expected one
+up to white space, upper case and a full stop at its end. A model without a chat template cannot be asked. Answers are
+kept in RUN/exact_match, so they are not asked for again; RUN/exact_match.json holds the numbers. Differences have 95%
+intervals of a bootstrap over questions, drawn within each task.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
+import run as tasks_run
+
+from fuselm.models.locating import Model
+from fuselm.system import atomic_files, fingerprints
+
+QUESTIONS = Path(__file__).with_name("questions.jsonl")
+NEW_TOKENS = 12  # the longest answer has 6 of SmolLM2's
+RESAMPLES = 10_000
+PAIRS = (("fused", "clm"), ("fused", "base"), ("clm", "base"))
+
+
+def normalize(answer: str) -> str:
+    """Return an answer without what does not make it another one."""
+    return " ".join(answer.split()).removesuffix(".").casefold()
+
+
+def ask(model: Model, prompts: Sequence[str], *, dtype: str, batch: int) -> list[str]:
+    """Return a model's greedy answers, in the order of the prompts.
+
+    Raises `ValueError` if it has no chat template.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.folder, padding_side="left")
+    if not tokenizer.chat_template:
+        raise ValueError(f"{model.folder}: has no chat template, so it cannot be asked; leave it out of --models")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=dtype).to(device).eval()
+    rendered = [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        for prompt in prompts
+    ]
+    order = sorted(range(len(prompts)), key=lambda n: len(rendered[n]))  # little padding
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch):
+        asked = order[start : start + batch]
+        inputs = tokenizer([rendered[n] for n in asked], return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = inputs.to(device)
+        with torch.inference_mode():
+            output = lm.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for n, answer in zip(asked, new, strict=True):
+            answers[n] = answer
+        print(f"\r  {start + len(asked)}/{len(order)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return answers
+
+
+def ask_or_recall(
+    name: str, model: Model, questions: Sequence[Mapping[str, str]], folder: Path, *, dtype: str, batch: int
+) -> list[str]:
+    """Return a model's answers, and ask for them if they are not there."""
+    prompts = [question["question"] for question in questions]
+    key = fingerprints.hash_lines([model.fingerprint, model.tokenizer_fingerprint, dtype, str(NEW_TOKENS), *prompts])
+    file = folder / f"{name}-{key}.json"
+    if not file.is_file():
+        folder.mkdir(exist_ok=True)
+        print(f"{name}: {model.folder}", file=sys.stderr)
+        answers = ask(model, prompts, dtype=dtype, batch=batch)
+        atomic_files.write_text(file, json.dumps(answers, ensure_ascii=False))
+    return json.loads(file.read_text())
+
+
+def resample_questions(tasks: Sequence[str], seed: int = 0) -> list[np.ndarray]:
+    """Return, for each task, the positions of its questions drawn `RESAMPLES` times."""
+    chance = np.random.default_rng(seed)
+    named = np.array(tasks)
+    members = [np.flatnonzero(named == task) for task in dict.fromkeys(tasks)]
+    return [chance.choice(of, (RESAMPLES, len(of))) for of in members]
+
+
+def summarize(questions: Sequence[Mapping[str, str]], answers: Mapping[str, Sequence[str]]) -> dict:
+    """Return each model's share of right answers by task and in all, and differences of models with intervals."""
+    tasks = [question["task"] for question in questions]
+    expected = [normalize(question["answer"]) for question in questions]
+    right = {
+        name: np.array([normalize(a) == e for a, e in zip(given, expected, strict=True)], float)
+        for name, given in answers.items()
+    }
+    drawn = resample_questions(tasks)
+    differences = {}
+    for first, second in PAIRS:
+        if first in right and second in right:
+            gain = right[first] - right[second]
+            samples = sum(gain[of].sum(axis=1) for of in drawn) / len(tasks)
+            low, high = np.quantile(samples, [0.025, 0.975])
+            differences[f"{first}-{second}"] = {"value": gain.mean(), "low": low, "high": high}
+    named = np.array(tasks)
+    return {
+        "questions": len(tasks),
+        "right": {
+            name: {task: of[named == task].mean() for task in dict.fromkeys(tasks)} | {"all": of.mean()}
+            for name, of in right.items()
+        },
+        "differences": differences,
+    }
+
+
+def render_table(summary: Mapping) -> str:
+    """Return the numbers as Markdown, in per cent of the questions."""
+    models = list(summary["right"])
+    lines = [f"| exactly right, % | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
+    for task in summary["right"][models[0]]:
+        cells = [f"{100 * summary['right'][name][task]:.1f}" for name in models]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    lines.append("")
+    for pair, of in summary["differences"].items():
+        lines.append(f"{pair}: {100 * of['value']:+.1f} [{100 * of['low']:+.1f}, {100 * of['high']:+.1f}]")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a finished run's folder")
+    parser.add_argument("--models", default="base,clm,fused", help="of the run, sources too, with commas between")
+    parser.add_argument("--limit", type=int, help="questions of each task, to try it out")
+    parser.add_argument("--batch", type=int, default=25, help="questions that are answered together")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    asked = parser.parse_args(arguments)
+    questions = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    if asked.limit is not None:
+        of_task: dict[str, list] = {}
+        for question in questions:
+            of_task.setdefault(question["task"], []).append(question)
+        questions = [question for of in of_task.values() for question in of[: asked.limit]]
+    try:
+        if not (asked.run / "run.json").is_file():
+            raise ValueError(f"{asked.run}: no finished run there; start it with `fuselm run`, or name another folder")
+        folders = json.loads((asked.run / "run.json").read_text())["folders"]
+        places = {name: asked.run / path for name, path in folders.items()}
+        models = tasks_run.find_models(asked.run, places, asked.models.split(","), set())
+        answers = {
+            name: ask_or_recall(name, model, questions, asked.run / "exact_match", dtype=dtype, batch=asked.batch)
+            for name, (model, dtype) in models.items()
+        }
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    summary = summarize(questions, answers)
+    atomic_files.write_text(asked.run / "exact_match.json", json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary, indent=1) if asked.json else render_table(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

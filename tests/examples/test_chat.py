@@ -1,0 +1,107 @@
+"""examples/chat: conversations that a run reads as they are, and questions that are counted when answered exactly."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fuselm.documents.texts import read_texts
+from fuselm.models.chat.messages import Dialogue
+
+CHAT = Path(__file__).parents[2] / "examples" / "chat"
+ROWS = [json.loads(line) for line in (CHAT / "conversations.jsonl").read_text(encoding="utf-8").splitlines()]
+QUESTIONS = [json.loads(line) for line in (CHAT / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def load(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"chat_{name}", CHAT / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+exact_match, build = load("exact_match"), load("build")
+
+
+def answers_of(row: dict) -> list[str]:
+    return [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+
+
+def test_files_are_small_and_every_row_is_read_as_a_conversation():
+    assert sum((CHAT / name).stat().st_size for name in ("conversations.jsonl", "questions.jsonl")) < 1_000_000
+    read = read_texts(CHAT / "conversations.jsonl", "chat", {})
+    assert [(row.domain, row.split) for row in read] == [(row["domain"], row["split"]) for row in ROWS]
+    assert all(isinstance(row.text, Dialogue) for row in read)
+    assert {len(answers_of(row)) for row in ROWS} == {1, 2, 3}
+    assert any(row["messages"][0]["role"] == "system" for row in ROWS)
+    assert all(row["license"] and row["source"] for row in ROWS + QUESTIONS)
+
+
+def test_a_source_is_in_one_split():
+    splits: dict[str, set[str]] = {}
+    for row in ROWS:
+        splits.setdefault(row["source"], set()).add(row["split"])
+    assert all(len(of) == 1 for of in splits.values())
+
+
+def test_languages_take_different_pages():
+    pages = [
+        {r["source"].split("/text/")[1] for r in ROWS if r["domain"] == d} for d in ("english", "french", "german")
+    ]
+    assert not pages[0] & pages[1] and not pages[0] & pages[2] and not pages[1] & pages[2]
+
+
+def test_no_question_of_reasoning_is_asked_twice():
+    asked = [m["content"] for r in ROWS if r["domain"] == "reasoning" for m in r["messages"] if m["role"] == "user"]
+    asked = [question.removesuffix(f"\n{build.ANSWER_ONLY}") for question in asked]
+    asked += [question["question"].removesuffix(f"\n{build.ANSWER_ONLY}") for question in QUESTIONS]
+    assert len(set(asked)) == len(asked)
+    assert len(QUESTIONS) == 50 * len(build.TASKS)
+
+
+def test_answers_have_the_size_that_the_readme_says():
+    sizes = [len(a.encode()) for row in ROWS if row["domain"] != "reasoning" for a in answers_of(row)]
+    assert min(sizes) >= 100 and max(sizes) <= 600
+
+
+def test_a_section_is_its_paragraphs_and_numbered_steps_up_to_the_first_table():
+    page = build.HelpPage(
+        "<h1>Moving<br>Things</h1><p>First <b>bold</b> words.</p><ol><li><p>Do this.</p></li><li><p>Then that.</p></li>"
+        "</ol><p>Last.</p><table><tr><td><p>Cell.</p></td></tr></table><p>After the table.</p><h2>Next</h2><p>More.</p>"
+    )
+    assert page.sections == [
+        ("Moving Things", ["First bold words.", "1. Do this.", "2. Then that.", "Last."]),
+        ("Next", ["More."]),
+    ]
+
+
+def test_a_function_is_asked_by_signature_and_docstring_and_answered_by_the_rest():
+    body = "    value = thing + 1\n" * 6
+    code = f'class A:\n    def f(self, thing):\n        """Return it."""\n{body.replace("    v", "        v")}\n'
+    [turn] = build.python_turns(code, "m", build.random.Random(0))
+    assert turn.prompt.endswith('def f(self, thing):\n    """Return it."""')
+    assert turn.answer == "\n".join(["value = thing + 1"] * 6)
+
+
+@pytest.mark.parametrize(
+    ("given", "right"), [(" yes.\n", True), ("Yes", True), ("Yes, it does", False), ("", False), ("No", False)]
+)
+def test_an_answer_is_right_up_to_space_case_and_a_full_stop(given, right):
+    assert (exact_match.normalize(given) == exact_match.normalize("Yes")) is right
+
+
+def test_summary_counts_by_task_and_compares_the_same_questions():
+    questions = [{"task": t, "answer": f"{n}"} for t in "ab" for n in range(20)]
+    wrong, half = ["x"] * 40, [f"{n}" for n in range(20)] + ["x"] * 20
+    summary = exact_match.summarize(questions, {"base": wrong, "clm": half, "fused": half})
+    assert summary["right"]["clm"] == {"a": 1, "b": 0, "all": 0.5}
+    assert summary["differences"]["fused-clm"] == {"value": 0, "low": 0, "high": 0}
+    assert summary["differences"]["fused-base"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # drawn within each task
+    assert "fused-base: +50.0 [+50.0, +50.0]" in exact_match.render_table(summary)
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert exact_match.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no finished run there")
