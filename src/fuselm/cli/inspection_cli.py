@@ -60,12 +60,19 @@ def _read_range(tokens: str) -> slice:
 
 @app.command(epilog=DIAGNOSE_EXAMPLES)
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a finished run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="A run file, the folder of a finished run, or a merge file.", show_default=False)
+    ],
     overrides: ReadingOverrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
-    """Tell before any training whether fusing can help: the bits per byte of each source and each way to fuse."""
+    """Tell before any training whether fusing can help, or before a merge how far models are apart."""
+    if run.is_file():
+        from fuselm.runs.merging import recipe
+
+        if recipe.is_merge_file(run):
+            return _diagnose_merge(run, overrides, as_json=as_json, report=report)
     from fuselm.results import diagnosis
     from fuselm.results.pages.diagnosis_table import draw_diagnosis
     from fuselm.results.report_path import check_report_path
@@ -90,6 +97,32 @@ def diagnose(
         print_line(json.dumps(result))
         return
     terminal.open_console().print(draw_diagnosis(result))
+    if report is not None:
+        print_line(report)
+
+
+def _diagnose_merge(file: Path, overrides: list[str] | None, *, as_json: bool, report: Path | None) -> None:
+    """Print how far the models of a merge are apart, layer by layer."""
+    from fuselm.results.pages import merge_page
+    from fuselm.results.report_path import check_report_path
+    from fuselm.runs.merging.diagnosis import diagnose_merge
+    from fuselm.runs.merging.merge import plan_merge
+    from fuselm.runs.merging.recipe import load_recipe
+    from fuselm.system import atomic_files, progress, terminal
+
+    if report is not None:
+        check_report_path(report)
+    console = open_stderr()
+    with progress.announce("reading the models"):
+        plan = plan_merge(load_recipe(file, overrides or [])[0])
+    with progress.show_progress(console, "diagnose") as shown:
+        result = diagnose_merge(plan, shown)
+    if report is not None:
+        atomic_files.write_text(report, merge_page.render_page(result))
+    if as_json:
+        print_line(json.dumps(result))
+        return
+    terminal.open_console().print(merge_page.draw_distances(result))
     if report is not None:
         print_line(report)
 

@@ -295,3 +295,25 @@ def test_a_soup_is_chosen_on_texts(tmp_path, models, texts):
     del recipe["texts"]
     refused = tiny_run.fuselm("merge", write(tmp_path, recipe))
     assert refused.code == 2 and "texts: soup chooses weights on texts; name a file" in refused.err
+
+
+def test_a_merge_is_diagnosed_layer_by_layer(tmp_path, models):
+    recipe = {"method": "sce", "base": models["base"], "models": [models["a"], models["b"], models["a"]]}
+    path, page = write(tmp_path, recipe), tmp_path / "apart.html"
+    outcome = tiny_run.fuselm("diagnose", path, "--json", "--report", page)
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert list(result["layers"]) == ["embeddings", "0", "1", "others"] and len(result["models"]) == 3
+    (first, same, last) = result["all"]["pairs"]
+    assert same["cosine"] == pytest.approx(1) and same["sign_agreement"] == 1
+    assert abs(first["cosine"]) < 0.1 and first["sign_agreement"] == pytest.approx(0.5, abs=0.05)
+    assert first == {**last, "models": first["models"]}
+    base, moved = (load_file(f"{models[name]}/model.safetensors") for name in ("base", "a"))
+    layer = [name for name in base if ".layers.1." in name]
+    length = sum((moved[n] - base[n]).square().sum() for n in layer) / sum(base[n].square().sum() for n in layer)
+    assert result["layers"]["1"]["relative_lengths"][result["models"][0]] == pytest.approx(
+        float(length) ** 0.5, rel=1e-5
+    )
+    assert "How far models are apart" in page.read_text() and "<svg" in page.read_text()
+    shown = tiny_run.fuselm("diagnose", path)
+    assert shown.code == 0 and "1, 2 cosine" in shown.out and "others" in shown.out

@@ -212,11 +212,11 @@ def _find_hub_name(name: str) -> str | None:
 
 
 def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[Float[Tensor, "rows *rest"]]:
-    numbers = {number for name in plan.tensors if (number := _layer_of(name)) is not None}
+    numbers = {number for name in plan.tensors if (number := find_layer(name)) is not None}
     for name, (shape, _) in shard.tensors.items():
-        layer = _layer_of(name)
+        layer = find_layer(name)
         place = 0.0 if layer is None else layer / max(numbers) if max(numbers) else 1.0
-        blocks = partial(_read_blocks, plan, name, shape or (1,))
+        blocks = partial(read_blocks, plan, name, shape or (1,))
         if torch.Size(shape).numel() * len(plan.folders) <= HELD:
             held = list(blocks())
             blocks = partial(iter, held)
@@ -238,12 +238,14 @@ def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[
             yield merged
 
 
-def _layer_of(name: str) -> int | None:
+def find_layer(name: str) -> int | None:
+    """Return the number of a tensor's layer, the first in its name; None of a tensor outside of layers."""
     found = LAYER.search(name)
     return int(found[1]) if found else None
 
 
-def _read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator[Models]:
+def read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator[Models]:
+    """Yield blocks of rows of a tensor, of every model."""
     rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
     for begin in range(0, shape[0], rows):
         end = min(begin + rows, shape[0])
@@ -257,7 +259,7 @@ def _read_blocks(plan: MergePlan, name: str, shape: tuple[int, ...]) -> Iterator
 def read_tensors(plan: MergePlan, name: str) -> list[Float[Tensor, "*shape"]]:
     """Return a tensor of every model, whole."""
     shape = plan.tensors[name][0]
-    read = zip(*_read_blocks(plan, name, shape or (1,)), strict=True)
+    read = zip(*read_blocks(plan, name, shape or (1,)), strict=True)
     return [torch.cat(blocks).reshape(shape) for blocks in read]
 
 

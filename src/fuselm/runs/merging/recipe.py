@@ -248,6 +248,12 @@ def is_run_file(path: Path) -> bool:
     return "target" in files.read_options(path, "merge", "a method and models")
 
 
+def is_merge_file(path: Path) -> bool:
+    """Tell whether a file says how to merge, not how to run."""
+    given = files.read_options(path, "run", "options such as target, sources and corpus")
+    return "target" not in given and bool({"method", "merge_method"} & set(given))
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[MergeOptions, str | None]:
     """Read a merge file; return it, and its `output` if it names one.
 
