@@ -38,6 +38,11 @@ class EncodedText:
     ends: Int[ndarray, "tokens"]
     controls: Bool[ndarray, "tokens"]
 
+    @property
+    def own_begins(self) -> Int[ndarray, "tokens"]:
+        """Return where each token begins, without a space that the tokenizer put before it."""
+        return np.maximum(self.begins, np.append(0, self.ends)[:-1])
+
 
 class ControlTokens:
     """Know the strings that are special tokens when a template writes them, and text when a message does."""
@@ -101,9 +106,11 @@ class ControlTokens:
             ends[first:n] += byte
             byte += size
             if n < len(ids):
+                behind = offsets[n + 1][0] if n + 1 < len(ids) else len(text)  # the token may claim white space that
+                character, first = max(until, min(offsets[n][1], behind)), n + 1  # others read
                 begins[n] = byte
-                byte += len(text[until : offsets[n][1]].encode())
-                ends[n], character, first = byte, offsets[n][1], n + 1
+                byte += len(text[until:character].encode())
+                ends[n] = byte
         numbers = np.array([aliases.get(i, i) for i in ids], np.int32)
         is_control = np.zeros(len(ids), bool)
         is_control[controls] = True

@@ -132,9 +132,15 @@ def is_swallowed(encoded: EncodedText, span: ByteSpan, tokens: Sequence[int]) ->
     """Tell whether special tokens beside a content take white space of it, as those of Phi-3 do."""
     if not span.pieces or not tokens:
         return bool(span.pieces)
-    return bool(encoded.begins[tokens[0]] > span.pieces[0][1] or encoded.ends[tokens[-1]] < sum(span.pieces[-1][1:]))
+    return bool(
+        encoded.own_begins[tokens[0]] > span.pieces[0][1] or encoded.ends[tokens[-1]] < sum(span.pieces[-1][1:])
+    )
 
 
 def mark_tokens(encoded: EncodedText, begin: int, end: int) -> Bool[ndarray, "tokens"]:
-    """Return one flag per token: whether it covers any of these bytes."""
-    return (encoded.begins < end) & (encoded.ends > begin)
+    """Return one flag per token: whether it is among those that cover these bytes, from the first to the last."""
+    flags = np.zeros(len(encoded.ids), bool)
+    own = encoded.own_begins
+    if len(inside := np.flatnonzero((own < end) & (encoded.ends > begin) & (own < encoded.ends))):
+        flags[inside[0] : inside[-1] + 1] = True
+    return flags
