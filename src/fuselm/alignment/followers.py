@@ -36,17 +36,19 @@ class Followers:
                 if follower := _cut_follower(data, end):
                     self._by_token[token][follower] += 1
                     self._by_class[_classify_end(self._token_bytes[token])][follower] += 1
+        self._pools = {kind: _choose(found, MOST_POOLED) for kind, found in self._by_class.items() if kind != "letter"}
         self.of = functools.cache(self._find)
 
     def _find(self, token: int) -> dict[bytes, float]:
         """Return what may follow a token, with probabilities that sum to 1."""
-        own, kind = self._by_token.get(token, Counter()), _classify_end(self._token_bytes[token])
-        pooled = Counter() if kind == "letter" else self._by_class.get(kind, Counter())
+        pooled = self._pools.get(_classify_end(self._token_bytes[token])) or {NOTHING: 1.0}
+        if (own := self._by_token.get(token)) is None:
+            return pooled
         share = own.total() / (own.total() + PRIOR)
-        result = Counter({follower: p * share for follower, p in _choose(own, MOST_FOLLOWERS).items()})
-        for follower, p in (_choose(pooled, MOST_POOLED) or {NOTHING: 1.0}).items():
-            result[follower] += p * (1 - share)
-        return dict(result)
+        result = {follower: p * share for follower, p in _choose(own, MOST_FOLLOWERS).items()}
+        for follower, p in pooled.items():
+            result[follower] = result.get(follower, 0.0) + p * (1 - share)
+        return result
 
 
 def _choose(counts: Counter[bytes], most: int) -> dict[bytes, float]:
