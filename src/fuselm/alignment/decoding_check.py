@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuselm.models.chat.messages import END_OF_TURN
 from fuselm.models.token_bytes import LOST
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Trace
@@ -57,7 +58,7 @@ def decodes_to_its_bytes(vocabulary: Vocabulary, before: list[int], token: int) 
     """
     strings = vocabulary.spell([*before, token])
     text = vocabulary.decode([*before, token])
-    if None in strings or LOST in text:
+    if None in strings or END_OF_TURN in strings or LOST in text:
         return None
     joined = b"".join(b or b"" for b in strings)
     begun = joined.removeprefix(b" ")

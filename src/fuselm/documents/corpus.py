@@ -67,8 +67,8 @@ def prepare_corpus(
     `domains` gives, for each file, the domain of rows that name none. `dev` and `heldout` are shares of each domain's
     documents whose rows name no split; `share` is the share of its training documents that is kept. `columns` renames
     each file's fields, as for `read_texts`. With `skip_bad`, conversations that cannot be used, or that a model's chat
-    template refuses, are left out and counted as `bad`. The counts include `unspelled` only if some reader's tokenizer
-    cannot spell all of the text.
+    template refuses, are left out and counted as `bad`. The counts include `dialogues` only if there are any, and
+    `unspelled` only if some reader's tokenizer cannot spell all of the text.
 
     Raises `ValueError` if a file can't be read, or a domain is too small to hold documents out from.
     """
@@ -90,10 +90,12 @@ def prepare_corpus(
     _check_splits_are_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
     write_documents(out, documents)
+    dialogues = sum(isinstance(document.text, Dialogue) for document in documents)
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
         "empty": len(rows) - len(filled) + len(pieces) - len(documents),
         **({"bad": len(bad)} if bad else {}),
+        **({"dialogues": dialogues} if dialogues else {}),
         "repeated": len(drawn) - len(unleaked),
         "cut": len(pieces) - len(whole),
         "bytes": {s: sum(len(d.text.encode()) for d in documents if d.split == s) for s in SPLITS},

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fuselm.documents import conversation_rows
 from fuselm.documents.arrow_folders import SPLITS, is_saved_dataset
 from fuselm.system import atomic_files, fingerprints, progress
 from fuselm.system.errors import summarize_error
@@ -112,24 +113,35 @@ def _open_dataset(request: DatasetRequest, folder: Path) -> Any:
         ) from None
 
 
-def _read_rows(request: DatasetRequest, dataset: Any) -> Iterator[dict[str, str]]:
-    """Yield each row's text and domain. A class label stands for its name, and a missing text for an empty one."""
-    names = {"text": request.text} | ({} if request.domain is None else {"domain": request.domain})
+def _read_rows(request: DatasetRequest, dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield each row's text or conversation, and its domain.
+
+    A class label stands for its name, and a missing text for an empty one. A row is a conversation if it has the fields
+    of one, and has no column of texts.
+    """
+    asked = {"text": request.text} | ({} if request.domain is None else {"domain": request.domain})
     feature = (dataset.features or {}).get(request.domain)
     spell = getattr(feature, "int2str", None)
     for number, row in enumerate(itertools.islice(_iterate(request, dataset), request.limit), 1):
         where = f"corpus.dataset: {request.path}: row {number}"
+        form = None if request.text in row else conversation_rows.find_form(row, {})
+        names = asked if form is None else {name: of for name, of in asked.items() if name != "text"}
         for option, name in names.items():
             if name not in row:
                 raise ValueError(f"{where}: no column '{name}' (found {', '.join(row)}); set corpus.dataset.{option}")
-        text, domain = row[request.text], None if request.domain is None else row[request.domain]
+        text, domain = row.get(request.text), None if request.domain is None else row[request.domain]
         if not isinstance(text, str | None):
             raise ValueError(f"{where}: '{request.text}' is a {type(text).__name__}, and needs to be a string")
         if spell is not None and isinstance(domain, int) and domain >= 0:
             domain = spell(domain)
         if not isinstance(domain, str | int | float | None):
             raise ValueError(f"{where}: '{request.domain}' is a {type(domain).__name__}, and needs to be a name")
-        yield {"text": text or ""} | ({} if domain is None else {"domain": str(domain)})
+        if form is None:
+            content: dict[str, Any] = {"text": text or ""}
+        else:
+            fields = (*conversation_rows.FORMS[form], *conversation_rows.BESIDE)
+            content = {name: row[name] for name in fields if row.get(name) is not None}
+        yield content | ({} if domain is None else {"domain": str(domain)})
 
 
 def _iterate(request: DatasetRequest, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -145,6 +157,6 @@ def _iterate(request: DatasetRequest, dataset: Iterable[Mapping[str, Any]]) -> I
         yield row
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

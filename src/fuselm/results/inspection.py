@@ -15,14 +15,17 @@ from rich.text import Text
 
 from fuselm.documents import corpus
 from fuselm.fusion.attribution import compute_shifts
+from fuselm.models.chat.messages import Dialogue
 from fuselm.models.segmentation import compute_bits_per_byte
 from fuselm.models.token_text import show_token
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 from fuselm.system import manifest
+from fuselm.system.foreign_text import escape_controls
 from fuselm.system.terminal import COLUMNS_OFF_TERMINAL, make_plain_text
 
 UNFUSED_TARGET = "the target"
+MOST_SHOWN = 120  # characters of a message
 LEAST_SHIFT = 0.0005  # of a probability; a smaller one would be shown as 0.000
 MOST_CHARACTERS, FEWEST_CHARACTERS = 24, 5  # of a token that is shown; longer ones are cut
 TOKEN_COLUMN, NUMBER = 16, 5  # columns of a narrow terminal for a token and its mover; of a probability with a space
@@ -165,6 +168,8 @@ def show_document(
     aligned = {name: _read_trace(stages[f"align {name}"], chosen.id) for name in names}
     size = f", {len(next(iter(aligned.values())).tokens)} tokens" if aligned else ""
     yield make_plain_text(f"Document {number} of {len(documents)}: {chosen.id}, {chosen.domain}{size}")
+    if isinstance(chosen.text, Dialogue):
+        yield from _draw_dialogue(chosen.text)
     if copies := _list_sources(stages, "fuse"):
         yield make_plain_text(f"Fused pairwise: a copy of the target learns from each of {', '.join(copies)}.")
     elif "fuse" not in stages:
@@ -185,6 +190,17 @@ def show_document(
     for name in _list_sources(stages, "capture"):
         if name not in aligned:
             yield from _draw_captured(name, _read_trace(stages[f"capture {name}"], chosen.id), load_vocabulary, drawing)
+
+
+def _draw_dialogue(dialogue: Dialogue) -> Iterator[RenderableType]:
+    """Yield a line for each message; those that are learned are numbered as turns."""
+    turn = 0
+    for message in dialogue.messages:
+        turn += message.is_response
+        name = f"{message.role}, turn {turn}" if message.is_response else message.role
+        shown = " ".join(message.content.split())
+        shown = shown if len(shown) <= MOST_SHOWN else shown[: MOST_SHOWN - 1] + "…"
+        yield make_plain_text(f"  {name}: {escape_controls(shown)}", style="dim")
 
 
 def _read_target(

@@ -35,7 +35,8 @@ def gather_from_folder(folder: Path, console: Console) -> dict[str, Any]:
     local = [] if run_folders.has_given_store(folder) else sorted(captured.keys() - {*own, *servers})
     beside = None
     if not own and (model := _locate_target(folder, target, console)) is not None:
-        beside = Store(target_capture.capture_target(model, documents, folder, console))
+        vocabulary = run_folders.read_vocabulary(folder, None)
+        beside = Store(target_capture.capture_target(model, vocabulary, documents, folder, console))
     return {
         "stores": aligned,
         "documents": documents,
@@ -62,7 +63,11 @@ def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
     own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
     beside = None
     if not own:
-        beside = Store(target_capture.capture_target(inputs.target, documents, pipeline.folder, pipeline.console))
+        beside = Store(
+            target_capture.capture_target(
+                inputs.target, inputs.target_vocabulary, documents, pipeline.folder, pipeline.console
+            )
+        )
     readers = [n for n, s in run.sources.items() if isinstance(s, LocalSourceOptions) and s.store is None]
     return {
         "stores": {name: Store(path) for name, path in sorted(aligned.items())},

@@ -1,6 +1,6 @@
 """Say how each model of a run reads conversations: in its own chat template, or in the one that the run file gives."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from fuselm.models.chat import dialogue_reading, templates
@@ -12,14 +12,16 @@ from fuselm.runs import config
 class DialogueOptions:
     """Hold the templates and system prompts of a run whose corpus has conversations.
 
-    Raises `ValueError` if the run file gives a template that no model needs, or that cannot be found.
+    Raises `ValueError` if the run file gives a template that cannot be found.
     """
 
-    def __init__(self, run: config.RunOptions, target: Model, sources: Mapping[str, Model]):
+    def __init__(self, run: config.RunOptions, target: Model):
         self._systems = {f"source {name}": source.system for name, source in run.sources.items()}
         self._template = _read_template(run.chat.template, target)
-        models = [target, *sources.values()]
-        if run.chat.template is not None and all(map(has_template, models)):
+
+    def check_use(self, models: Iterable[Model]) -> None:
+        """Raise `ValueError` if the run file gives a template and every model has one of its own."""
+        if self._template is not None and all(map(has_template, models)):
             raise ValueError("chat.template: does nothing here, because every model has a template of its own; drop it")
 
     def add_template(self, role: str, model: Model, vocabulary: Vocabulary) -> Vocabulary:

@@ -51,9 +51,11 @@ class Inputs:
         self.merged = {} if merge is None else {n: _locate_other(other) for n, other in merge.models.items()}
         self.merge_base = self.target if merge is None or merge.base is None else _locate_other(merge.base)
         self._check_merge(run)
-        self._dialogues = DialogueOptions(run, self.target, self.sources) if self.has_dialogues else None
+        self._dialogues = DialogueOptions(run, self.target) if self.has_dialogues else None
         if self._dialogues is None:
             check_unused(run)
+        else:
+            self._dialogues.check_use([self.target, *self.sources.values()])
         self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
 
@@ -198,6 +200,10 @@ class Inputs:
                     "write.ratio: no source can write, because all are servers or the target; name one, {name: 1}"
                 )
             writers = {name: options.ratio / len(candidates) for name in candidates if options.ratio}
+        if writers and not self.has_texts:
+            raise ValueError(
+                "write.ratio: sources write after plain texts, and all rows are conversations; leave it out"
+            )
         for name, ratio in writers.items():
             for domain in set(ratio if isinstance(ratio, dict) else ()) - set(self.domains):
                 known = ", ".join(self.domains)

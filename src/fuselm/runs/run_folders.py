@@ -9,6 +9,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config, step_records
+from fuselm.runs.dialogue_options import DialogueOptions
 from fuselm.runs.step_records import RecordedStep
 from fuselm.system import manifest
 
@@ -133,12 +134,14 @@ def read_record(folder: Path) -> dict[str, Path]:
 def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
     """Return the vocabulary of a source of the run in `folder`; None means the target.
 
-    Raises `ValueError` if the run file has no such source.
+    It reads conversations if the run's corpus has any. Raises `ValueError` if the run file has no such source.
     """
+    has_dialogues = _has_dialogues(folder)
+    run = config.load(folder / "config.yaml") if has_dialogues or source or not (folder / "model").is_dir() else None
     if source is None and (folder / "model").is_dir():
         model = locate_model(str(folder / "model"))
     else:
-        run = config.load(folder / "config.yaml")
+        assert run is not None
         if source is not None and source not in run.sources:
             raise ValueError(f"{folder}: its run file has no source '{source}' any more; run the same command again")
         options = run.target if source is None else run.sources[source]
@@ -146,7 +149,19 @@ def read_vocabulary(folder: Path, source: str | None) -> Vocabulary:
             model = locate_model(options.tokenizer)
         else:
             model = locate_model(options.model, revision=options.revision)
-    return load_vocabulary(model)
+    vocabulary = load_vocabulary(model)
+    if run is None or not has_dialogues:
+        return vocabulary
+    role = "target" if source is None else f"source {source}"
+    return DialogueOptions(run, locate_model(run.target.model, revision=run.target.revision)).add_template(
+        role, model, vocabulary
+    )
+
+
+def _has_dialogues(folder: Path) -> bool:
+    """Tell whether the corpus of the run in `folder` has conversations."""
+    made = manifest.read(find_stages(folder)["corpus"])
+    return any(name.startswith("chat ") for name in made["inputs"])
 
 
 def _find_recorded(folder: Path, steps: Sequence[RecordedStep]) -> dict[str, Path]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fuselm.documents.corpus import Document
-from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import run_folders
 from fuselm.system import fingerprints, manifest, progress
 from fuselm.system.manifest import Recipe
@@ -21,16 +21,18 @@ TOP_K = 64  # entries kept of each row
 BATCH_TOKENS = 1024
 
 
-def capture_target(model: Model, documents: Sequence[Document], folder: Path, console: Console) -> Path:
+def capture_target(
+    model: Model, vocabulary: Vocabulary, documents: Sequence[Document], folder: Path, console: Console
+) -> Path:
     """Return the aligned store of the target's distributions over `documents`, which is made if it is not there."""
     from fuselm.alignment.aligner import Aligner, align_store
     from fuselm.sources import capture
     from fuselm.stores.retention import Policy
     from fuselm.stores.store import Store, fingerprint_text
 
-    vocabulary = load_vocabulary(model)
     texts = fingerprints.hash_lines(f"{d.id} {fingerprint_text(d.text)}" for d in documents)
     inputs = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint, "texts": texts}
+    inputs |= {} if vocabulary.chat_fingerprint is None else {"chat": vocabulary.chat_fingerprint}
     recipe = Recipe(stage="capture", parameters={"policy": "top_k", "top_k": TOP_K}, inputs=inputs)
     captured = folder / run_folders.DIAGNOSIS / "capture" / f"target-{recipe.key}"
     aligned = folder / run_folders.DIAGNOSIS / "align" / f"target-{recipe.key}"

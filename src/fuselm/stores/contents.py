@@ -143,6 +143,8 @@ def show_documents(
     found = Store(folder, draws=False)
     model = find_tokenizer(folder, found.manifest, tokenizer)
     vocabulary = None if model is None else load_vocabulary(model)
+    if model is not None and vocabulary is not None and "chat" in found.manifest["inputs"]:
+        vocabulary = _spell_ends(model, vocabulary)
     if vocabulary is None:
         yield make_plain_text("Token ids, for its tokenizer is not here; --tokenizer names it.", style="dim")
     for document in found.documents[:documents]:
@@ -155,6 +157,16 @@ def show_documents(
         for i in range(min(rows, len(trace.tokens))):
             shown.add_row(*_make_cells(trace, i, vocabulary, top))
         yield shown
+
+
+def _spell_ends(model: Model, vocabulary: Vocabulary) -> Vocabulary:
+    """Return a vocabulary that knows which tokens end a conversation's turn, if the model's files say so."""
+    from fuselm.models.chat.chat_vocabulary import load_chat_vocabulary
+
+    try:
+        return load_chat_vocabulary(model, vocabulary, template="plain").vocabulary
+    except ValueError:
+        return vocabulary
 
 
 def _make_cells(trace: Trace, i: int, vocabulary: Vocabulary | None, top: int) -> list[Text]:

@@ -59,7 +59,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
 
         dtype = pipeline.precision.resume_dtype(role, model, out)
         source = capture.load_source(model, inputs.load_source_vocabulary(name), dtype=dtype)
-        documents = [d for d in pipeline.documents if d.split == "train"]
+        documents = [d for d in pipeline.documents if d.split == "train" and isinstance(d.text, str)]
         counts = writing.write_texts(
             source, documents, out, readers=inputs.list_readers(), name=name, **asked, progress=shown
         )

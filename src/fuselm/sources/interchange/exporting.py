@@ -44,7 +44,7 @@ def export_store(
     if ahead is not None and chosen.is_fixed:
         raise ValueError(f"--rows: the rows of {layout} are each token's own; drop it")
     tokens = foreign.load_layout_tokenizer(tokenizer)
-    texts = {} if documents is None else {d.id: d.text for d in documents}
+    texts = {} if documents is None else {d.id: d.text for d in documents if isinstance(d.text, str)}
     progress.start(len(found), unit="documents")
 
     def convert_traces() -> Iterator[dict[str, Any]]:

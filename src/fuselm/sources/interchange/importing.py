@@ -74,7 +74,7 @@ def import_files(
     name, fingerprint = (name_publicly(model[0]), model[1]) if model else (None, None)
     if fingerprint is not None:
         inputs["model"] = fingerprint
-    ids = None if documents is None else {d.text: d.id for d in documents}
+    ids = None if documents is None else {d.text: d.id for d in documents if isinstance(d.text, str)}
     if ids is not None:
         inputs["documents"] = fingerprints.hash_lines(itertools.chain.from_iterable(sorted(ids.items())))
     parameters = {
