@@ -2,11 +2,11 @@
 
     python benchmarks/merging.py [MODEL] [--methods linear,slerp] [--limit SECONDS] [--json]
 
-MODEL is a model to copy with noise of a hundredth on its weights (by default the demo's SmolLM2), or `1.5b` for random
-weights in the shapes of Qwen2.5-1.5B. Each merge has three models in bfloat16, the base among them. Memory is the most
-that a process holds above what it held before the merge, pages of files included. The tools take turns. A merge that
-takes longer than the limit is stopped, and its seconds are at least that: mergekit's `ties` sorts every difference
-whole.
+MODEL is a model to copy with noise of a hundredth on its weights (by default the demo's SmolLM2), or `1.5b` for
+random weights in the shapes of Qwen2.5-1.5B. Each merge has three models in bfloat16, the base among them. Memory
+is the most that a process holds above an interpreter with torch, pages of files included; seconds count from there,
+too, so a tool's own imports are in both. The tools take turns. A merge that takes longer than the limit is stopped,
+and its seconds are at least that: mergekit's `ties` sorts every difference whole.
 """
 
 import argparse
@@ -130,6 +130,8 @@ def resident() -> int:
 
 def merge(tool: str, recipe: Path, out: Path, queue: multiprocessing.Queue) -> None:
     """Merge once, and put seconds and bytes into the queue."""
+    before, most, is_done = resident(), 0, threading.Event()
+    began = time.perf_counter()
     if tool == "mergekit":
         from mergekit.config import MergeConfiguration
         from mergekit.merge import run_merge
@@ -140,15 +142,13 @@ def merge(tool: str, recipe: Path, out: Path, queue: multiprocessing.Queue) -> N
         def work() -> None:
             run_merge(configuration, str(out), options=MergeOptions(copy_tokenizer=True, lazy_unpickle=True))
     else:
-        from fuselm.runs.merging.merge import merge_models, plan_merge
+        from fuselm.runs.merging.merge import make_merge, plan_merge
         from fuselm.runs.merging.recipe import load_recipe
         from fuselm.system.progress import Progress
 
         def work() -> None:
             plan = plan_merge(load_recipe(recipe)[0])
-            merge_models(plan, out, Progress(Console(quiet=True), "merge"))
-
-    before, most, is_done = resident(), 0, threading.Event()
+            make_merge(plan, out, Progress(Console(quiet=True), "merge"))
 
     def watch() -> None:
         nonlocal most
@@ -157,7 +157,6 @@ def merge(tool: str, recipe: Path, out: Path, queue: multiprocessing.Queue) -> N
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
     work()
     seconds = time.perf_counter() - began
     is_done.set()

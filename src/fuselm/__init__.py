@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from fuselm.fusion.fuse import fuse
     from fuselm.models.loading import load_model, load_tokenizer, load_vocabulary
     from fuselm.models.locating import Model, locate_model
+    from fuselm.models.merging.methods import merge_tensors
     from fuselm.models.vocabulary import Vocabulary
     from fuselm.results.measurements import measure_fidelity, score_texts
     from fuselm.results.run_result import RunResult, load_result
+    from fuselm.runs.merging.session import merge_models
     from fuselm.runs.session import FusionRun, load_run
     from fuselm.stores.distributions import Distributions
     from fuselm.stores.store import Store, Trace
@@ -48,6 +50,8 @@ _MODULES = {
     "load_vocabulary": "models.loading",
     "locate_model": "models.locating",
     "measure_fidelity": "results.measurements",
+    "merge_models": "runs.merging.session",
+    "merge_tensors": "models.merging.methods",
     "score_texts": "results.measurements",
 }
 
@@ -70,6 +74,8 @@ __all__ = [
     "load_vocabulary",
     "locate_model",
     "measure_fidelity",
+    "merge_models",
+    "merge_tensors",
     "score_texts",
 ]
 __version__ = version("fuselm")

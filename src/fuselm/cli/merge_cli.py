@@ -1,17 +1,11 @@
 """`fuselm merge`: one model from several of one architecture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fuselm.system.streams import print_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from fuselm.documents.corpus import Document
-    from fuselm.models.locating import Model
 
 
 def merge(
@@ -27,9 +21,10 @@ def merge(
 ) -> None:
     """Merge the weights of models that share an architecture into one model; of a run file, make its merge."""
     from fuselm.models.merging.choices import METHODS
-    from fuselm.runs.merging.merge import merge_models, plan_merge
+    from fuselm.runs.merging.merge import make_merge, plan_merge
     from fuselm.runs.merging.mergekit import merge_with_mergekit, require_method
     from fuselm.runs.merging.recipe import is_run_file, load_recipe
+    from fuselm.runs.merging.session import read_documents
     from fuselm.system import progress, terminal
 
     if is_run_file(file):
@@ -59,18 +54,10 @@ def merge(
         if folder.exists():
             raise ValueError(f"{folder}: is there already; name another folder, or move it away")
         return merge_with_mergekit(options, folder)
-    documents = _read_documents(options.texts, plan.like.model, console) if options.texts else ()
+    documents = read_documents(options.texts, plan.like.model, console) if options.texts else ()
     with progress.show_progress(console, "merge") as shown:
-        is_new = merge_models(plan, folder, shown, documents=documents)
+        is_new = make_merge(plan, folder, shown, documents=documents)
     print_line(f"{'merged into' if is_new else 'nothing to do, it is in'} {folder}")
-
-
-def _read_documents(texts: str, model: "Model", console: "Console") -> "list[Document]":
-    from fuselm.models.loading import load_vocabulary
-    from fuselm.results.command_texts import cut_documents, read_rows
-
-    rows = read_rows(texts, "merge", console)
-    return cut_documents(rows, [(model, load_vocabulary(model))], "merge", console)
 
 
 def _merge_in_run(file: Path, out: Path | None, *, check: bool) -> None:

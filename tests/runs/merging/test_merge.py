@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fuselm.cli.endings import run_command
 from fuselm.models.merging import tensor_files
 from fuselm.models.merging.methods import merge_tensors
-from fuselm.runs.merging.merge import merge_models, plan_merge
+from fuselm.runs.merging.merge import make_merge, plan_merge
 from fuselm.runs.merging.recipe import load_recipe
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
@@ -56,7 +56,7 @@ def write(folder: Path, recipe: dict) -> Path:
 def merge(folder: Path, recipe: dict, **options) -> Path:
     """Merge in this process, and return the result's folder."""
     plan = plan_merge(load_recipe(write(folder, recipe))[0])
-    merge_models(plan, folder / "out", Progress(Console(quiet=True), "merge"), **options)
+    make_merge(plan, folder / "out", Progress(Console(quiet=True), "merge"), **options)
     return folder / "out"
 
 

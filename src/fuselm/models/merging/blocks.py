@@ -46,7 +46,7 @@ def add_agreeing(
     weighted = [part.mul_(share) for part, share in zip(parts, weight, strict=True)]
     if is_positive is None:
         is_positive = sum(weighted[1:], weighted[0].clone()) >= 0
-    sign = torch.where(is_positive, 1.0, -1.0)
+    sign = is_positive.to(torch.float32).mul_(2).sub_(1)
     result, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for part, share in zip(weighted, weight, strict=True):
         agreeing = part.mul_(sign).clamp_(min=0)

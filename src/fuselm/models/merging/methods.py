@@ -66,6 +66,10 @@ def merge_tensors(
     """Merge tensors of one shape by a method's name, with its own parameters; the others have their defaults.
 
     The work is done in float32. Raises `ValueError` if the method needs a base, more models, or another parameter.
+
+    >>> import torch
+    >>> fuselm.merge_tensors("task_arithmetic", [torch.ones(2), -torch.ones(2)], base=torch.zeros(2), weight=[1, 0.5])
+    tensor([0.5000, 0.5000])
     """
     described = METHODS[method]
     if described.base == "needed" and base is None:

@@ -33,10 +33,14 @@ def unite_vocabularies(models: Sequence[Model]) -> UnitedVocabulary:
 
     Raises `ValueError` if two tokenizers differ in more than their added tokens.
     """
-    tokenizers = [load_tokenizer(model) for model in models]
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
+    loaded = {model.tokenizer_fingerprint: load_tokenizer(model) for model in models}
+    spelled = {fingerprint: tokenizer.get_vocab() for fingerprint, tokenizer in loaded.items()}
+    tokenizers = [loaded[model.tokenizer_fingerprint] for model in models]
+    vocabularies = [spelled[model.tokenizer_fingerprint] for model in models]
     ids, added = dict(vocabularies[0]), []
     for model, tokenizer, vocabulary in zip(models[1:], tokenizers[1:], vocabularies[1:], strict=True):
+        if tokenizer is tokenizers[0]:
+            continue
         _check_same_core(models[0], tokenizers[0], model, tokenizer)
         own = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
         for token in sorted(set(vocabulary) - set(ids), key=vocabulary.__getitem__):

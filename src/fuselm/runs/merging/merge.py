@@ -110,7 +110,7 @@ def plan_merge(options: MergeOptions, *, like: Model | None = None) -> MergePlan
     )
 
 
-def merge_models(
+def make_merge(
     plan: MergePlan,
     out: Path,
     progress: Progress,
