@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import chat_models
 import pytest
+import tiny_run
 
 from fuselm.documents.texts import read_texts
 from fuselm.models.chat.messages import Dialogue
@@ -105,3 +107,51 @@ def test_summary_counts_by_task_and_compares_the_same_questions():
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     assert exact_match.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no finished run there")
+
+
+@pytest.fixture(scope="module")
+def finished(byte_level, sentence_piece, tmp_path_factory) -> Path:
+    """Fuse tiny models over some conversations of each domain and split; return the run's folder."""
+    folder = tmp_path_factory.mktemp("chat")
+    target = chat_models.add_template(byte_level, folder / "target")
+    other = chat_models.add_template(sentence_piece, folder / "other", chat_models.BRACKETS)
+    counts: dict[tuple[str, str], int] = {}
+    rows = []
+    for row in ROWS:
+        key = row["domain"], row["split"]
+        if row["domain"] in ("french", "reasoning") and row["messages"][0]["role"] != "system":
+            counts[key] = counts.get(key, 0) + 1
+            if counts[key] <= 3:
+                rows.append(row)
+    file = tiny_run.write(folder, target=target, sources={"other": other}, rows=rows)
+    outcome = tiny_run.fuselm("run", file)
+    assert outcome.code == 0, outcome.err
+    return folder / "out"
+
+
+def test_models_of_a_run_are_asked_in_their_own_templates(finished, capsys):
+    arguments = [str(finished), "--models", "base,other,clm,fused", "--limit", "2"]
+    assert exact_match.main([*arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["questions"] == 2 * len(build.TASKS)
+    assert set(summary["right"]) == {"base", "other", "clm", "fused"}
+    assert set(summary["differences"]) == {"fused-clm", "fused-base", "clm-base"}
+    kept = sorted((finished / "exact_match").iterdir())
+    assert exact_match.main([*arguments, "--batch", "3"]) == 0
+    assert sorted((finished / "exact_match").iterdir()) == kept  # not asked again
+    assert "| exactly right, % | other | base | clm | fused |" in capsys.readouterr().out
+
+
+def test_answers_are_the_same_one_by_one_and_together(finished):
+    folders = json.loads((finished / "run.json").read_text())["folders"]
+    places = {name: finished / path for name, path in folders.items()}
+    [(model, dtype)] = exact_match.tasks_run.find_models(finished, places, ["fused"], set()).values()
+    prompts = [question["question"] for question in QUESTIONS[::83]]
+    alone = exact_match.ask(model, prompts, dtype=dtype, batch=1)
+    assert exact_match.ask(model, prompts, dtype=dtype, batch=5) == alone
+
+
+def test_a_model_without_a_template_is_named(byte_level):
+    model = exact_match.tasks_run.locate_model(str(byte_level))
+    with pytest.raises(ValueError, match="has no chat template"):
+        exact_match.ask(model, ["Hello?"], dtype="auto", batch=1)
