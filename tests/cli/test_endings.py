@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from fuselm.cli import endings
+
 PRELUDE = """
 import sys, time
 from fuselm.cli import endings
@@ -43,6 +45,34 @@ def test_a_signal_stops_a_command_in_one_line(number, code):
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
     assert ended(process) == (code, "", STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resumes"),
+    [
+        ("run mine.yaml train.passes=2", True),
+        ("store push a b", True),
+        ("store verify a", False),
+        ("study --plan s.yaml", False),
+        ("merge --check m.yaml", False),
+        ("evaluate m --texts=t.jsonl", False),
+        ("plan mine.yaml", False),
+        ("init", False),
+        ("", False),
+    ],
+)
+def test_it_is_known_whose_work_is_resumed(arguments, resumes):
+    assert endings.is_resumed(arguments.split()) == resumes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_command_leaves_no_traceback(number):
+    """The interpreter still closes files then, which takes a while after torch."""
+    body = "import atexit\natexit.register(lambda: (print('begun', flush=True), time.sleep(60)))"
+    process = start(body)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    assert ended(process) == (128 + number, "", "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from fuselm.system import processes, stopping
@@ -17,16 +17,29 @@ from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.streams import OutputClosed, prepare_streams
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+RESUMED = ("run", "capture", "align", "fuse", "train", "evaluate", "report", "study", "diagnose", "fidelity")
+RESUMED += ("merge", "prune", "push", "store push", "store pull")  # commands whose work the same command resumes
+WRITES_NOTHING = ("--check", "--plan", "--texts", "--dry-run")  # options with which they leave nothing to resume
 LONGEST = 2000  # characters of a line; names that others chose may be endless
 
 
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command that returns an exit code, and return the code to end with, whatever happens."""
-    prepare_streams()
-    for number in STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup and `&` set
-            signal.signal(number, _stop)
+def is_resumed(arguments: Sequence[str]) -> bool:
+    """Tell whether the command of these arguments leaves work that the same command resumes."""
+    words = " ".join(argument for argument in arguments[:2] if not argument.startswith("-"))
+    is_known = any(words == name or words.startswith(f"{name} ") for name in RESUMED)
+    return is_known and not any(argument.partition("=")[0] in WRITES_NOTHING for argument in arguments)
+
+
+def run_command(command: Callable[[], int], *, resumes: bool = True) -> int:
+    """Run a command that returns an exit code, and return the code to end with, whatever happens.
+
+    `resumes` says whether the same command resumes its work once the system's refusal is dealt with.
+    """
     try:
+        prepare_streams()
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup and `&` set
+                signal.signal(number, _stop)
         code = command()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -45,8 +58,12 @@ def run_command(command: Callable[[], int]) -> int:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{os.strerror(error.errno)}; fix this and run the same command again; it resumes here")
+        again = "fix this and run the same command again" + ("; it resumes here" if resumes else "")
+        return _fail(f"{where}{os.strerror(error.errno)}; {again}")
     finally:
+        for number in STOPPING:  # nothing catches `Stopped` any more
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, _stop_at_once)
         _flush_streams()
 
 

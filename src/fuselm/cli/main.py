@@ -59,7 +59,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     silence_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells whoever imports it which kernels it lacks
-    sys.exit(endings.run_command(_run_command))
+    sys.exit(endings.run_command(_run_command, resumes=endings.is_resumed(sys.argv[1:])))
 
 
 def _run_command() -> int:
