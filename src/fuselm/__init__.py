@@ -7,9 +7,11 @@ A run file says which models and texts; `load_run` reads it, and its object make
 >>> result.model.is_dir()
 True
 
-What a run is made of is here, too: stores of distributions (`Store`), vocabularies (`load_vocabulary`), alignment
-(`Aligner`), fusion (`fuse`), the loss (`fusion_loss`), and measurements (`score_texts`, `measure_fidelity`). Names are
-imported when they are first used, so that `import fuselm` is quick.
+Examples in docstrings run where `mine.yaml` is a run file whose target is `models/target` and whose one source,
+`other`, is `models/other`; its texts are in `texts.jsonl`. What a run is made of is here, too: stores of distributions
+(`Store`), vocabularies (`load_vocabulary`), alignment (`Aligner`), fusion (`fuse`), the loss (`fusion_loss`), and
+measurements (`score_texts`, `measure_fidelity`). Names are imported when they are first used, so that `import fuselm`
+is quick.
 """
 
 from importlib import import_module

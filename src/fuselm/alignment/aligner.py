@@ -23,6 +23,8 @@ from fuselm.alignment.followers import Followers
 from fuselm.alignment.stretches import clear_rows
 from fuselm.documents.corpus import Document
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
+from fuselm.models.loading import load_vocabulary
+from fuselm.models.locating import Model
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores.distributions import Distributions
@@ -36,35 +38,40 @@ BLOCK_DOCUMENTS = 64  # documents that threads align at a time
 class Aligner:
     """Align traces of one source to one target's tokens, document by document.
 
-    `method` is one of `METHODS`, and `top_k` the largest number of entries of an aligned row. `cooccurrence` and
-    `statistics` learn their maps from `texts`, which should resemble the texts that are aligned; without any, they map
-    as `mined` does. `branches` learns from `texts` what follows each of the source's tokens. Maps are built once and
-    kept.
+    Each model is given by its vocabulary, or named as for `locate_model`. `method` is `span`, `branches`, `mined`,
+    `exact`, `cooccurrence` or `statistics` (choices.py says what each does), and `top_k` the largest number of entries
+    of an aligned row. `cooccurrence` and `statistics` learn their maps from `texts`, which should resemble the texts
+    that are aligned; without any, they map as `mined` does. `branches` learns from `texts` what follows each of the
+    source's tokens. Maps are built once and kept.
 
-    >>> source, target = (fuselm.load_vocabulary(fuselm.locate_model(f"models/{name}")) for name in ("other", "target"))
     >>> run = fuselm.load_run("mine.yaml", quiet=True)
     >>> document, text = next(iter(run.texts().items()))
-    >>> aligned = fuselm.Aligner(source, target).align(run.capture()["other"].read(document), text)
-    >>> len(aligned.tokens) == len(target.segment(text).ids)
+    >>> aligner = fuselm.Aligner("models/other", "models/target")
+    >>> aligned = aligner.align(run.capture()["other"].read(document), text)
+    >>> len(aligned.tokens) == len(aligner.target.segment(text).ids)
     True
     """
 
     def __init__(
         self,
-        source: Vocabulary,
-        target: Vocabulary,
+        source: Vocabulary | Model | Path | str,
+        target: Vocabulary | Model | Path | str,
         *,
         method: str = "span",
         top_k: int = 64,
         texts: Sequence[str | Dialogue] = (),
     ):
-        self.source = source
-        self.target = target
+        if method not in METHODS:
+            raise ValueError(f"method {method!r}: unknown; needs one of {', '.join(METHODS)}")
+        if top_k < 1:
+            raise ValueError(f"top_k {top_k}: must be 1 or more, so that a row keeps an entry")
+        self.source = source if isinstance(source, Vocabulary) else load_vocabulary(source)
+        self.target = target if isinstance(target, Vocabulary) else load_vocabulary(target)
         self.texts = texts
         self.top_k = top_k
         self._method = METHODS[method]
         self._maps: dict[str, Int[ndarray, "source_vocabulary"]] = {}
-        self._same_vocabulary = source.token_bytes == target.token_bytes
+        self._same_vocabulary = self.source.token_bytes == self.target.token_bytes
 
     def align(self, trace: Trace, text: str | Dialogue) -> Trace:
         """Return the trace in the target's tokens; if both models have the same tokens, return the trace itself.

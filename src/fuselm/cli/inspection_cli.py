@@ -10,7 +10,15 @@ import typer
 
 from fuselm.alignment.choices import METHODS
 from fuselm.cli.command_groups import DIAGNOSE_EXAMPLES, FIDELITY_EXAMPLES, INSPECT_EXAMPLES
-from fuselm.cli.openings import DTYPES_HELP, ReadingOverrides, TextsOption, open_checked_run, open_stderr
+from fuselm.cli.openings import (
+    DTYPES_HELP,
+    ColumnOption,
+    ReadingOverrides,
+    TextsOption,
+    open_checked_run,
+    open_stderr,
+    read_columns,
+)
 from fuselm.cli.score_printing import print_fidelity_scale, print_scores
 from fuselm.system.streams import print_line
 
@@ -165,10 +173,12 @@ def fidelity(
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
+    column: Annotated[list[str] | None, ColumnOption] = None,
 ) -> None:
     """Measure how much of a source survives alignment to a target, on any texts or those of a run, before training."""
     if run is not None:
         refused = {"--target": target, "--texts": texts, "--sampled-tokens": sampled_tokens}
+        refused["--column"] = column
         if given := next((name for name, value in refused.items() if value is not None), None):
             raise ValueError(f"{given}: has no effect on a run, whose own captures are measured; drop it")
         return _measure_run_fidelity(run, overrides, source, _select_given(method, top_k), as_json, report)
@@ -184,6 +194,7 @@ def fidelity(
         sampled_tokens=8192 if sampled_tokens is None else sampled_tokens,
         dtype=dtype,
         console=open_stderr(),
+        columns=read_columns(column),
         report=report,
     )
     print_scores(result, as_json)

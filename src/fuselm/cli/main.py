@@ -23,7 +23,17 @@ from fuselm.cli import (
     store_cli,
 )
 from fuselm.cli.command_groups import EVALUATE_EXAMPLES, RUN_EXAMPLES, GroupedCommands
-from fuselm.cli.openings import DTYPES_HELP, Overrides, RunFile, TextsOption, open_checked_run, open_run, open_stderr
+from fuselm.cli.openings import (
+    DTYPES_HELP,
+    ColumnOption,
+    Overrides,
+    RunFile,
+    TextsOption,
+    open_checked_run,
+    open_run,
+    open_stderr,
+    read_columns,
+)
 from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
 from fuselm.system.foreign_text import escape_controls
@@ -134,17 +144,23 @@ def evaluate(
     texts: Annotated[str | None, TextsOption] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
+    column: Annotated[list[str] | None, ColumnOption] = None,
 ) -> None:
     """Score in bits per byte: a run's models on its held-out documents, or any model on any texts."""
     if texts is None:
-        if as_json or dtype != "auto":
-            raise ValueError("--json and --dtype are for a model with --texts; a run's numbers are in its summary.json")
+        if as_json or dtype != "auto" or column:
+            raise ValueError(
+                "--json, --dtype and --column are for a model with --texts; a run's numbers are in summary.json"
+            )
         return _evaluate_run(Path(model), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
     from fuselm.results import bits_per_byte
 
-    return print_scores(bits_per_byte.measure_bits_per_byte(model, texts, dtype=dtype, console=open_stderr()), as_json)
+    scores = bits_per_byte.measure_bits_per_byte(
+        model, texts, dtype=dtype, console=open_stderr(), columns=read_columns(column)
+    )
+    return print_scores(scores, as_json)
 
 
 def _evaluate_run(run: Path, overrides: list[str] | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fuselm.documents.corpus import Document
 from fuselm.fusion import pooling, tails
+from fuselm.fusion.choices import LEVELS
 from fuselm.fusion.priors import spread_weights
 from fuselm.fusion.weights import WEIGHT_FUNCTIONS, Evidence, learn_weights
 from fuselm.models.segmentation import COMPARABLE, compute_bits_per_byte, describe_shares
@@ -49,7 +50,8 @@ def fuse(
         traces: One trace for each source: `tokens` is Int[tokens], its distributions' `gold` and `tail` are
             Float[tokens], their `ids` and `logprobs` Int[entries] and Float[entries].
         vocabulary_size: The number of ids in the target's output layer.
-        function: The name of a function in weights.py that computes the sources' weights.
+        function: How sources are weighed: "min_ce", "avg_ce", "log_linear", "entropy", "bayes" or "fixed"; choices.py
+            says what each does.
         level: The part of the text that cross-entropies are averaged over: "document", "window" or "token".
         window: The size of a window in bytes.
         sharpness: The factor of the cross-entropy in `avg_ce` and the functions like it.
@@ -62,8 +64,9 @@ def fuse(
         each token; they are all 0 where no source has information, and there the gold token has all the mass.
 
     Raises:
-        ValueError: If the traces are aligned to different tokens.
+        ValueError: If the traces are aligned to different tokens, or an argument cannot be used.
     """
+    _check_arguments(traces, function, level, window, sharpness, switch, prior, temperatures)
     first = traces[0]
     for other in traces[1:]:
         if other.document != first.document or not np.array_equal(other.tokens, first.tokens):
@@ -96,6 +99,31 @@ def fuse(
         distributions=_fill_unknown_rows(pooled, first),
         weights=given.astype(np.float32),
     )
+
+
+def _check_arguments(
+    traces: Sequence[Trace],
+    function: str,
+    level: str,
+    window: int,
+    sharpness: float,
+    switch: float,
+    prior: Sequence[float] | None,
+    temperatures: Sequence[float] | None,
+) -> None:
+    if not traces:
+        raise ValueError("traces: there are none; needs one for each source")
+    for name, value, known in (("function", function, WEIGHT_FUNCTIONS), ("level", level, LEVELS)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r}: unknown; needs one of {', '.join(known)}")
+    if window < 1 or sharpness < 0 or not 0 <= switch <= 1:
+        raise ValueError(
+            f"window {window}, sharpness {sharpness}, switch {switch}: needs a window of 1 or more, a sharpness of 0 "
+            "or more, and a switch from 0 to 1"
+        )
+    for name, values in (("prior", prior), ("temperatures", temperatures)):
+        if values is not None and len(values) != len(traces):
+            raise ValueError(f"{name}: {len(values)} values for {len(traces)} sources; needs one for each")
 
 
 def _apply_temperature(trace: Trace, temperature: float, vocabulary_size: int) -> Trace:

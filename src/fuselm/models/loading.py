@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from fuselm.models import config_claims, tokenizer_files
 from fuselm.models.choices import DTYPES
-from fuselm.models.locating import Model
+from fuselm.models.locating import Model, locate_model, locate_tokenizer
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.system.errors import summarize_error
 from fuselm.system.library_output import hide_library_output
@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model: Model | Path | str) -> Tokenizer:
-    """Return the model's fast tokenizer, which neither truncates nor pads.
+    """Return the fast tokenizer of a model or of a folder, which neither truncates nor pads.
 
     >>> tokenizer = fuselm.load_tokenizer("models/target")
     >>> tokenizer.decode(tokenizer.encode("a text").ids)
     'a text'
     """
-    return tokenizer_files.load_fast_tokenizer(model.folder if isinstance(model, Model) else Path(model))
+    if isinstance(model, Model):
+        return tokenizer_files.load_fast_tokenizer(model.folder)
+    folder = Path(model).expanduser()
+    if not folder.is_dir() or not any(folder.glob("*token*")):  # a GGUF file, a hub id, or the folder of a run
+        folder = locate_tokenizer(model).folder
+    return tokenizer_files.load_fast_tokenizer(folder)
 
 
-def load_vocabulary(model: Model) -> Vocabulary:
+def load_vocabulary(model: Model | Path | str) -> Vocabulary:
     """Return the model's vocabulary: the bytes of every id of its output layer, and how text becomes ids.
+
+    `model` is a located model, or what `locate_model` takes.
 
     Raises:
         ValueError: If the bytes of tokens cannot be known, or the tokenizer has more ids than the output layer.
@@ -36,14 +43,22 @@ def load_vocabulary(model: Model) -> Vocabulary:
     >>> b"".join(vocabulary.token_bytes[i] for i in vocabulary.segment("a text").ids)
     b'a text'
     """
+    model = as_model(model)
     try:
         return Vocabulary(load_tokenizer(model), model.output_size)
     except ValueError as error:
         raise error if model.name in str(error) else ValueError(f"{model.name}: {error}") from None
 
 
-def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "transformers.PreTrainedModel":
-    """Load a model, ready to evaluate.
+def as_model(model: Model | Path | str) -> Model:
+    """Return the model that is named, or the model itself."""
+    return model if isinstance(model, Model) else locate_model(model)
+
+
+def load_model(
+    model: Model | Path | str, *, dtype: str = "auto", device: str = "auto"
+) -> "transformers.PreTrainedModel":
+    """Load a model, ready to evaluate. It is a located one, or what `locate_model` takes.
 
     dtype "auto" chooses the fastest type on this machine that is as precise as the checkpoint's (precision.py); device
     "auto" chooses the first of cuda, mps and cpu.
@@ -63,6 +78,7 @@ def load_model(model: Model, *, dtype: str = "auto", device: str = "auto") -> "t
     from fuselm.models import precision
     from fuselm.system import progress
 
+    model = as_model(model)
     config_claims.check_size(model)
     if dtype == "auto":
         dtype = precision.choose_reading_dtype(model, device=device)

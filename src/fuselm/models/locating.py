@@ -32,7 +32,7 @@ class Model:
     parameters_bytes: int  # size of the weight files
 
 
-def locate_model(spec: str, *, revision: str | None = None) -> Model:
+def locate_model(spec: str | Path, *, revision: str | None = None) -> Model:
     """Return the model that `spec` names: a folder, a GGUF file or a hub id.
 
     The folder of a finished run stands for its fused model. A GGUF file is converted at its first use, and a hub id is
@@ -44,6 +44,7 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
     >>> fuselm.locate_model("models/target").folder.name
     'target'
     """
+    spec = str(spec)
     path = Path(os.path.expanduser(spec))
     if revision is not None and path.exists():
         raise ValueError(f"{spec}: a local path has no revision (got {revision!r}); leave `revision` out")
@@ -54,12 +55,13 @@ def locate_model(spec: str, *, revision: str | None = None) -> Model:
     return _describe_folder(spec, hub.download_snapshot(spec, revision))
 
 
-def locate_tokenizer(spec: str) -> Model:
+def locate_tokenizer(spec: str | Path) -> Model:
     """Return a model that a server holds, described by its tokenizer here: a folder, a GGUF file or a hub id.
 
     Its fingerprint is empty. The output layer has the size that config.json says; without one, the tokenizer's.
     Raises `ValueError` if there is no such tokenizer.
     """
+    spec = str(spec)
     path = Path(os.path.expanduser(spec))
     folder = (
         gguf_files.convert_gguf_file(path)

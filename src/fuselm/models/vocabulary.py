@@ -59,6 +59,9 @@ class Vocabulary:
         self.read_dialogue: Callable[[Dialogue], Segmentation] | None = None  # by a chat template, if there is one
         self.chat_fingerprint: str | None = None  # of that template, and of all that it makes of a conversation
 
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.size:,} ids, {self.count_with_bytes():,} stand for text)"
+
     @property
     def is_corrected(self) -> bool:
         """Tell whether a token stands for other bytes than its string seems to spell."""

@@ -1,7 +1,6 @@
 """Measure the bits per byte of any model on any texts, in a run or outside."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.console import Console
 from fuselm.documents import corpus
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.command_texts import cut_documents, load_vocabularies, read_rows
+from fuselm.results.command_texts import Named, cut_documents, load_vocabularies, read_rows
 from fuselm.system import progress
 
 if TYPE_CHECKING:
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 1024
 
 
-def measure_bits_per_byte(spec: str, texts: str | Path, *, dtype: str, console: Console) -> dict:
+def measure_bits_per_byte(
+    spec: str, texts: Named, *, dtype: str, console: Console, columns: Mapping[str, str] | None = None
+) -> dict:
     """Return bits per byte, documents and bytes by domain and on average, and any unspelled share."""
     title = f"evaluate {spec}"
-    rows = read_rows(texts, title, console)
+    rows = read_rows(texts, title, console, columns)
     with progress.announce(f"reading {spec}"):
         model = locate_model(spec)
     (vocabulary,) = load_vocabularies(rows, [model])

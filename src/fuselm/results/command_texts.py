@@ -1,6 +1,6 @@
 """Read the texts of a command that measures models, as documents that all the models can take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,19 +13,28 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.system import progress
 from fuselm.system.terminal import make_plain_text
 
+Named = str | Path | Sequence[str | Path]  # files, folders and patterns
 
-def read_rows(named: str | Path, title: str, console: Console) -> list[texts.TextRow]:
-    """Read the texts that `named` stands for: a file, a folder or a pattern."""
-    files = text_files.find_files([named])
+
+def read_rows(
+    named: Named, title: str, console: Console, columns: Mapping[str, str] | None = None
+) -> list[texts.TextRow]:
+    """Read the texts that `named` stands for: a file, a folder or a pattern, or several of these.
+
+    `columns` says which fields of the files are the text, the domain and so on, if they have other names.
+    """
+    named = [named] if isinstance(named, str | Path) else list(named)
+    files = text_files.find_files(named)
+    shown = ", ".join(map(str, named))
     rows: list[texts.TextRow] = []
     with console.status(make_plain_text(f"{title}: reading texts")):
-        domains = text_files.name_domains(files, lambda file: {row.domain for row in texts.read_texts(file)})
+        domains = text_files.name_domains(files, lambda file: {r.domain for r in texts.read_texts(file, None, columns)})
         for file, domain in zip(files, domains, strict=True):
-            rows += [row for row in texts.read_texts(file, domain) if row.text]
+            rows += [row for row in texts.read_texts(file, domain, columns) if row.text]
     if not rows:
-        raise ValueError(f"{named}: no text in it; each line needs a 'text' that is not empty")
+        raise ValueError(f"{shown}: no text in it; each line needs a 'text' that is not empty")
     if "average" in {row.domain for row in rows}:
-        raise ValueError(f"{named}: a domain is named 'average', which results use for themselves; rename it")
+        raise ValueError(f"{shown}: a domain is named 'average', which results use for themselves; rename it")
     return rows
 
 

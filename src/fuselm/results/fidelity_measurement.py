@@ -16,7 +16,7 @@ from fuselm.documents import corpus
 from fuselm.models.locating import locate_model
 from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.results.command_texts import cut_documents, load_vocabularies, read_rows
+from fuselm.results.command_texts import Named, cut_documents, load_vocabularies, read_rows
 from fuselm.results.report_path import check_report_path
 from fuselm.system import atomic_files, progress
 
@@ -41,13 +41,14 @@ class _MethodSums:
 def measure_fidelity(
     source_spec: str,
     target_spec: str,
-    texts: str | Path,
+    texts: Named,
     *,
     methods: Sequence[str],
     top_k: int,
     sampled_tokens: int,
     dtype: str,
     console: Console,
+    columns: Mapping[str, str] | None = None,
     report: Path | None = None,
 ) -> dict:
     """Return how much of one source survives alignment to one target's tokens, by each method; write a page of it.
@@ -63,7 +64,7 @@ def measure_fidelity(
     if report is not None:
         check_report_path(report)
     title = f"fidelity {source_spec}"
-    rows = read_rows(texts, title, console)
+    rows = read_rows(texts, title, console, columns)
     with progress.announce(f"reading {source_spec} and {target_spec}"):
         source, target = locate_model(source_spec), locate_model(target_spec)
     own, other = load_vocabularies(rows, [source, target])

@@ -1,19 +1,28 @@
 """Measure models on texts from Python: bits per byte, and what of a source survives alignment to a target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fuselm.results import bits_per_byte, fidelity_measurement
+from fuselm.results.command_texts import Named
 from fuselm.system import progress, terminal
 
 
-def score_texts(model: str | Path, texts: str | Path, *, dtype: str = "auto", quiet: bool = False) -> dict[str, Any]:
+def score_texts(
+    model: str | Path,
+    texts: Named,
+    *,
+    columns: Mapping[str, str] | None = None,
+    dtype: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Score a model on texts, in bits per byte: the fewer, the better it predicts them.
 
-    `model` is a hub id, a folder, or a GGUF file. `texts` names files as `fuselm evaluate --texts` does: a file, a
-    folder, or a pattern. Returns `domains`, with `bits_per_byte`, `documents` and `bytes` by domain, and the `average`
-    over domains.
+    `model` is a hub id, a folder, a GGUF file or a run's folder. `texts` names files as `fuselm evaluate --texts` does:
+    a file, a folder, a pattern, or a list of these. `columns` says which fields of them are `text` and `domain`, if
+    they have other names. On texts that a model was trained on, it looks better than it is. Returns `domains`, with
+    `bits_per_byte`, `documents` and `bytes` by domain, and the `average` over domains.
 
     Raises:
         ValueError: If the model or a text cannot be used; the message is one line that says what to do.
@@ -24,14 +33,17 @@ def score_texts(model: str | Path, texts: str | Path, *, dtype: str = "auto", qu
     >>> 0 < scores["average"]["bits_per_byte"] < 20
     True
     """
-    return bits_per_byte.measure_bits_per_byte(str(model), texts, dtype=dtype, console=_open_console(quiet))
+    return bits_per_byte.measure_bits_per_byte(
+        str(model), texts, dtype=dtype, console=_open_console(quiet), columns=columns
+    )
 
 
 def measure_fidelity(
     source: str | Path,
     target: str | Path,
-    texts: str | Path,
+    texts: Named,
     *,
+    columns: Mapping[str, str] | None = None,
     methods: Sequence[str] = ("span",),
     top_k: int = 64,
     sampled_tokens: int = 8192,
@@ -60,6 +72,7 @@ def measure_fidelity(
         sampled_tokens=sampled_tokens,
         dtype=dtype,
         console=_open_console(quiet),
+        columns=columns,
     )
 
 

@@ -64,6 +64,10 @@ class RunResult:
             for row in _flatten_cells(self.summary["differences"][pair])
         ]
 
+    def __repr__(self) -> str:
+        average = self.summary["models"]["fused"]["average"]["bits_per_byte"]
+        return f"RunResult({str(self.folder)!r}, fused: {average:.4f} bits per byte on average)"
+
     def __str__(self) -> str:
         """Return the table that `fuselm run` ends with."""
         text = StringIO()

@@ -4,9 +4,10 @@ The modules of `options` define the sections. `load` looks for models and texts 
 the run file's folder.
 """
 
+import copy
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +165,25 @@ class RunOptions(Options):
         return is_averaged and (train.divergence, train.temperature, train.confidence) == ("forward_kl", 1, "none")
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> RunOptions:
+def load(path: Path, overrides: files.Overrides = ()) -> RunOptions:
     """Read a run file. Raises `ValueError`, one line, on whatever is wrong with it."""
     given = files.read_options(path, "run", "options such as target, sources and corpus")
-    for override in overrides:
-        files.override_option(given, override)
+    return check(given, overrides, where=f"{path}: ", folder=path.parent)
+
+
+def check(
+    given: Mapping[str, Any], overrides: files.Overrides = (), *, where: str = "", folder: Path = Path()
+) -> RunOptions:
+    """Return the options that a mapping gives, with paths that are found from here or from `folder`.
+
+    Raises `ValueError`, one line that begins with `where`, on whatever is wrong with it.
+    """
+    files.override_options(given := copy.deepcopy(dict(given)), overrides)
     try:
         run = RunOptions.model_validate(given)
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe_problem(error)}") from None
-    return _find_paths(run, path.parent)
+        raise ValueError(f"{where}{describe_problem(error)}") from None
+    return _find_paths(run, folder)
 
 
 def describe_problem(error: ValidationError) -> str:

@@ -4,7 +4,7 @@ Python and the command line go through the same stages, so each finds what the o
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 from fuselm.results import diagnosis, fidelity_measurement, inspection
 from fuselm.results.run_result import RunResult, load_result
 from fuselm.runs import config, diagnosis_inputs, fidelity_inputs, plan, run_folders
+from fuselm.runs.options.files import Overrides
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import write
 from fuselm.stores.store import Store
@@ -44,6 +45,9 @@ class FusionRun:
         progress.use_console(self._console)
         self._pipeline = Pipeline(options, self._console)
         self._pipeline.start()
+
+    def __repr__(self) -> str:
+        return f"FusionRun({str(self.folder)!r}, {', '.join(self.options.sources)} into {self.options.target.model})"
 
     @property
     def folder(self) -> Path:
@@ -136,11 +140,12 @@ class FusionRun:
         return self._pipeline
 
 
-def load_run(run_file: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> FusionRun:
+def load_run(run_file: str | Path | Mapping[str, Any], overrides: Overrides = (), *, quiet: bool = False) -> FusionRun:
     """Read and check a run file, its texts and its models; nothing expensive is made.
 
-    `overrides` are those of the command line, such as `train.learning_rate=1e-4`. Progress is shown on stderr unless
-    `quiet`.
+    `run_file` may also be a mapping with the options that a file would hold. `overrides` are those of the command line,
+    one such as `"train.learning_rate=1e-4"` or several, or a mapping from names to values. Progress is shown on stderr
+    unless `quiet`.
 
     Raises:
         ValueError: If the run file, a text or a model cannot be used; the message is one line that says what to do.
@@ -149,4 +154,6 @@ def load_run(run_file: str | Path, overrides: Sequence[str] = (), *, quiet: bool
     >>> run.folder.name
     'mine'
     """
-    return FusionRun(config.load(Path(run_file), overrides), quiet=quiet)
+    given = isinstance(run_file, Mapping)
+    options = config.check(run_file, overrides) if given else config.load(Path(run_file), overrides)
+    return FusionRun(options, quiet=quiet)

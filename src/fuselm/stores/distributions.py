@@ -52,6 +52,9 @@ class Distributions:
     def __len__(self) -> int:
         return len(self.gold)
 
+    def __repr__(self) -> str:
+        return f"Distributions({len(self):,} rows, {len(self.ids):,} entries)"
+
     @property
     def counts(self) -> Int[ndarray, "tokens"]:
         return np.diff(self.offsets)
@@ -108,7 +111,13 @@ class Distributions:
         )
 
     def row(self, i: int) -> tuple[Int[ndarray, "k"], Float[ndarray, "k"]]:
-        """Return the ids and natural-log probabilities of row i, in the order in which they are stored."""
+        """Return the ids and natural-log probabilities of row i, in the order in which they are stored.
+
+        Row -1 is the last. Raises `IndexError` if there is no such row.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i}: there are {len(self)} rows")
+        i %= len(self)
         entries = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.ids[entries], self.logprobs[entries]
 

@@ -70,6 +70,13 @@ class Trace:
     distributions: Distributions
     weights: Float[ndarray, "tokens sources"]
 
+    def __repr__(self) -> str:
+        sources = f", {self.weights.shape[1]} sources" if self.weights.shape[1] else ""
+        return (
+            f"Trace({self.document!r}, {len(self.tokens):,} tokens, {self.size:,} bytes, "
+            f"{len(self.distributions.ids):,} entries{sources})"
+        )
+
     @property
     def lengths(self) -> Int[ndarray, "tokens"]:
         """Count the bytes of text that each token covers."""

@@ -63,7 +63,8 @@ class Store:
     """Read a finished store, by document or from its beginning to its end.
 
     `documents` lists the ids, and `len(store)` counts them. `read(id)` returns a `Trace`: per token, its id, its start
-    in bytes, and a distribution in natural logs. Iterating yields the trace of every document, in the order on disk.
+    in bytes, and a distribution in natural logs. Iterating yields the trace of every document, in the order on disk, in
+    which `store[0]` is the first.
 
     - `folder`: the folder of the store, as a string or a `Path`.
     - `draws`: let entries that were sampled from a row's tail share its probability; if false, they are left out and
@@ -155,6 +156,18 @@ class Store:
     def __contains__(self, document: str) -> bool:
         return self._find(document) is not None
 
+    def __getitem__(self, number: int) -> Trace:
+        """Read the document at that place on disk; -1 is the last. Raises `IndexError` if there is none."""
+        if not isinstance(number, int):
+            raise TypeError(f"store[{number!r}]: needs a number; `read` takes the id of a document")
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"document {number}: the store has {len(self)}")
+        return self.read(self._names[int(self._order[number])].as_py())
+
+    def __repr__(self) -> str:
+        stage = self.manifest["stage"]
+        return f"Store({str(self.folder)!r}, {stage}, {len(self):,} documents, {int(self._lengths.sum()):,} tokens)"
+
     def __iter__(self) -> Iterator[Trace]:
         for group in np.unique(self._groups).tolist():
             yield from self._read_group(group)
@@ -235,6 +248,8 @@ class Store:
                 )
 
     def _locate(self, document: str) -> int:
+        if not isinstance(document, str):
+            raise TypeError(f"document {document!r}: needs an id, a string of `documents`; `store[0]` takes a number")
         if (at := self._find(document)) is None:
             raise KeyError(document)
         return at

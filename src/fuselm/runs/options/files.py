@@ -1,10 +1,13 @@
 """Read files of options: YAML in which nothing is given twice, and overrides from the command line."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+Overrides = str | Sequence[str] | Mapping[str, Any]  # `section.option=value`, one or several; or values by name
 
 
 def read_options(path: Path, command: str, needs: str) -> dict[str, Any]:
@@ -48,17 +51,32 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def override_options(options: dict[str, Any], overrides: Overrides) -> None:
+    """Put overrides into the options, in their order."""
+    if isinstance(overrides, Mapping):
+        for name, value in overrides.items():
+            put_option(options, name, value)
+        return
+    for given in [overrides] if isinstance(overrides, str) else overrides:
+        override_option(options, given)
+
+
 def override_option(options: dict[str, Any], given: str) -> None:
     """Put `option.name=value` into the options."""
     name, equals, value = given.partition("=")
     if not equals or not name:
         raise ValueError(f"{given}: not an override; write option.name=value")
+    try:
+        put_option(options, name, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ValueError(f"{given}: the value is not YAML") from None
+
+
+def put_option(options: dict[str, Any], name: str, value: Any) -> None:
+    """Put the value of an option, named as `section.option`, into the options."""
     *parents, last = name.split(".")
     for parent in parents:
         if not isinstance(options.get(parent), dict):
             options[parent] = {"model": options[parent]} if isinstance(options.get(parent), str) else {}
         options = options[parent]
-    try:
-        options[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"{given}: the value is not YAML") from None
+    options[last] = value
