@@ -150,7 +150,7 @@ def evaluate(
     if texts is None:
         if as_json or dtype != "auto" or column:
             raise ValueError(
-                "--json, --dtype and --column are for a model with --texts; a run's numbers are in summary.json"
+                "--json, --dtype, --column: for a model with --texts; a run's numbers are in its summary.json"
             )
         return _evaluate_run(Path(model), overrides)
     if overrides:
