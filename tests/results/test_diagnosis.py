@@ -229,7 +229,7 @@ def test_a_source_hardly_better_than_the_target_should_write_nothing(tmp_path):
 def test_a_target_that_knows_best_cannot_learn(tmp_path):
     result = diagnosed(*make(tmp_path, own=(0.97, 0.97), other=(0.01, 0.01)), own="own")
     assert result["verdict"][0].startswith("Fusing cannot help: ")
-    assert "<b>& nothing to speak of" in result["verdict"][1]
+    assert "<b>& too little to matter" in result["verdict"][1]
 
 
 def test_one_source_that_knows_all_is_enough(tmp_path):
@@ -402,7 +402,7 @@ def test_a_run_file_is_diagnosed_before_any_training_and_its_folder_after(run_fi
     of_folder = json.loads(after.out)
     assert page.read_text(encoding="utf-8") == diagnosis_page.render_page(of_folder)
     # The run itself has aligned what was drawn, the diagnosis of its run file the tails.
-    assert (result["drawn"], of_folder["drawn"]) == (False, True) and "hold draws from their tails" in page.read_text()
+    assert (result["drawn"], of_folder["drawn"]) == (False, True) and "draws from the tails of rows" in page.read_text()
     assert set(result["ways"]) - set(of_folder["ways"]) == set(diagnosis.NEED_WHOLE_TAILS)
     for name, row in result["sources"].items():
         other = of_folder["sources"][name]

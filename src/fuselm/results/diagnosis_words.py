@@ -10,9 +10,15 @@ from fuselm.models.segmentation import COMPARABLE
 
 # What the share of the target's own bits that it could save means; a smaller share does not help.
 LEAST_GAINS = {"helps": 0.02, "hardly helps": 0.005}
+COLUMNS_NOTE = (
+    "Below the sources are ways to fuse, by the names that `fuselm options fuse.function` explains, and the oracle, "
+    "which takes the best source at every token. expected: the average that rows expect of themselves; where it is "
+    "far below the average that came, they are too sure."
+)
 DRAWN_NOTE = (
-    "These rows hold draws from their tails, so the loss that they expect is too small. `entropy` and `log_linear` "
-    "need whole tails and are left out; diagnose the run file to include them."
+    "The run kept draws from the tails of rows, and not whole tails. So `expected` is too small here, and `entropy` "
+    "and `log_linear`, which need whole tails, are left out: `fuselm diagnose` with the run file, in place of its "
+    "folder, aligns whole rows."
 )
 
 
@@ -42,7 +48,7 @@ def describe_diagnosis(result: Mapping) -> list[str]:
         )
         order = sorted(result["domains"], key=lambda domain: -found[domain]["over_target"])
         parts = [
-            f"{domain} nothing to speak of"
+            f"{domain} too little to matter"
             if judged[domain] == "does not help"
             else f"{domain} at most {found[domain]['over_target']:.3f} ({found[domain]['best_source']} knows most)"
             for domain in order

@@ -186,7 +186,7 @@ class _Listener(event.Listener):
             module = event.data["dispatcher"].py_func.__module__.removeprefix("fuselm.")
             for stage, modules in STAGES.items():
                 if module in modules:
-                    progress.note_compilation(stage, SECONDS[stage])
+                    progress.note_compilation(stage, estimate_seconds(stage))
 
     def on_end(self, event: Any) -> None:
         self._depth -= 1

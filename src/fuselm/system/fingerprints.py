@@ -51,7 +51,7 @@ def hash_file_once(path: Path) -> str:
         return atomic_files.hash_file(path)
     from fuselm.system import progress
 
-    with progress.announce(f"hashing {path.name}, once"):
+    with progress.announce(f"hashing the weights {path.parent.name}/{path.name}, once, to know them again"):
         return recall_or_compute(key, lambda: atomic_files.hash_file(path))
 
 

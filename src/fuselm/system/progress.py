@@ -20,6 +20,7 @@ SECONDS_OF_SILENCE = 1.0  # after which what is being done is said, before there
 
 _shown: "list[Progress]" = []  # stages that are on the screen, the innermost last
 _screen: Console | None = None  # of the command, for what is done outside of any stage
+_compiled: set[str] = set()  # stages of the command whose compilation was announced
 
 
 class Progress:
@@ -34,7 +35,6 @@ class Progress:
         self._is_warm = False
         self._unit = ""
         self._began = self._line = time.monotonic()
-        self._compiled: set[str] = set()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -86,10 +86,14 @@ class Progress:
         self._console.print(make_plain_text(f"  {self._title}: {text}", style="dim"), soft_wrap=True)
 
     def note_compilation(self, stage: str, seconds: float) -> None:
-        """Say, once a stage, that its kernels are compiled."""
-        if stage not in self._compiled:
-            self._compiled.add(stage)
+        """Say, once a command and stage, that kernels are compiled; 0 seconds if most of the stage's are kept."""
+        if stage in _compiled:
+            return
+        _compiled.add(stage)
+        if seconds >= 1:
             self.note(f"compiling once for this machine, about {format_duration(seconds, decimals=0)}")
+        else:
+            self.note("compiling another kernel once for this machine, a few seconds at most")
 
     def leave_out_of_rate(self, seconds: float) -> None:
         """Leave seconds that happen once, as those of a compilation, out of the rate and of the time left."""
@@ -124,6 +128,7 @@ def use_console(console: Console) -> None:
     """Let `announce` print to this console where no stage is on the screen."""
     global _screen
     _screen = console
+    _compiled.clear()
 
 
 @contextmanager

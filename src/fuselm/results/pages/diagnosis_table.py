@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fuselm.results.diagnosis import ORACLE, TARGET
-from fuselm.results.diagnosis_words import DRAWN_NOTE, describe_compared_share, describe_unspelled_sources
+from fuselm.results.diagnosis_words import COLUMNS_NOTE, DRAWN_NOTE, describe_compared_share, describe_unspelled_sources
 from fuselm.system.terminal import make_plain_text
 
 
@@ -48,7 +48,12 @@ def draw_diagnosis(result: Mapping) -> Group:
         )
         for pair in result["agreement"]
     ]
-    lines = [describe_compared_share(result), describe_unspelled_sources(result), DRAWN_NOTE if result["drawn"] else ""]
+    lines = [
+        COLUMNS_NOTE,
+        describe_compared_share(result),
+        describe_unspelled_sources(result),
+        DRAWN_NOTE if result["drawn"] else "",
+    ]
     notes = [make_plain_text(line, style="dim") for line in lines if line]
     verdict = [make_plain_text(line, style="bold") for line in result["verdict"]]
     verdict += [Text(), make_plain_text("Source by source:", style="bold")]
