@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chat_models
 import pytest
 import tiny_run
 import torch
@@ -213,3 +214,21 @@ def test_models_that_do_not_fit_are_named_before_anything_is_captured(
     outcome = fuselm("run", run_file, cache=cache)
     assert outcome.code == 2 and "architectures llama and gemma3_text" in outcome.err
     assert not (tmp_path / "out" / "capture").exists()
+
+
+def test_a_soup_of_chat_models_is_learned_on_responses(tmp_path, byte_level, sentence_piece, texts, cache):
+    target = chat_models.add_template(byte_level, tmp_path / "target")
+    run_file = tiny_run.write(
+        tmp_path / "run",
+        target=target,
+        sources={"other": chat_models.add_template(sentence_piece, tmp_path / "other", chat_models.BRACKETS)},
+        rows=chat_models.make_rows(texts),
+        train=tiny_run.TRAIN | {"passes": 1},
+        merge={"method": "soup", "models": {"before": str(target)}, "parameters": {"steps": 2, "grid": 2}},
+    )
+    outcome = fuselm("run", run_file, cache=cache)
+    assert outcome.code == 0, outcome.err
+    (soup,) = (tmp_path / "run" / "out").glob("merge/*/soup.json")
+    tried = [row["bits_per_byte"] for row in json.loads(soup.read_text())["tried"]]
+    assert len(tried) == 3 + 2
+    assert summary(tmp_path / "run" / "out")["merge"]["dev_bits_per_byte"] == pytest.approx(min(tried), abs=2e-3)

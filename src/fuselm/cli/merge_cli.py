@@ -54,9 +54,9 @@ def merge(
         if folder.exists():
             raise ValueError(f"{folder}: is there already; name another folder, or move it away")
         return merge_with_mergekit(options, folder)
-    documents = read_documents(options.texts, plan.like.model, console) if options.texts else ()
+    chosen_on = read_documents(options.texts, plan.like.model, console) if options.texts else {}
     with progress.show_progress(console, "merge") as shown:
-        is_new = make_merge(plan, folder, shown, documents=documents)
+        is_new = make_merge(plan, folder, shown, **chosen_on)
     print_line(f"{'merged into' if is_new else 'nothing to do, it is in'} {folder}")
 
 

@@ -29,6 +29,7 @@ from fuselm.models.merging.methods import begin_merge
 from fuselm.models.merging.tensor_files import Shard, TensorFolder
 from fuselm.models.merging.vocabularies import UnitedVocabulary, read_united_rows, unite_vocabularies
 from fuselm.models.tokenizer_files import digest_files
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.pages.rendering import render_template
 from fuselm.runs.merging.recipe import MergeOptions
 from fuselm.system import atomic_files, manifest
@@ -116,11 +117,12 @@ def make_merge(
     progress: Progress,
     *,
     documents: Sequence[Document] = (),
+    vocabulary: Vocabulary | None = None,
     shard_bytes: int = tensor_files.SHARD_BYTES,
 ) -> bool:
     """Write the merged model to `out`; return False if it is there already. Resume what was interrupted.
 
-    A soup's weights are chosen on `documents`.
+    A soup's weights are chosen on `documents`, which `vocabulary` reads.
     """
     free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
     if free < plan.size:
@@ -134,7 +136,7 @@ def make_merge(
         inputs={f"model {n}": _fingerprint(folder, m) for n, (folder, m) in enumerate(_pairs(plan))}
         | ({"texts": _hash_texts(documents)} if documents else {}),
     )
-    return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes, documents))
+    return manifest.build_once(out, recipe, partial(_build, plan, progress, shard_bytes, documents, vocabulary))
 
 
 def _hash_texts(documents: Sequence[Document]) -> str:
@@ -180,12 +182,17 @@ def _fingerprint(folder: TensorFolder, model: Any) -> str:
 
 
 def _build(
-    plan: MergePlan, progress: Progress, shard_bytes: int, documents: Sequence[Document], out: Path
+    plan: MergePlan,
+    progress: Progress,
+    shard_bytes: int,
+    documents: Sequence[Document],
+    vocabulary: Vocabulary | None,
+    out: Path,
 ) -> dict[str, Any]:
     if METHODS[plan.options.method].needs_texts:
         from fuselm.runs.merging.soup import prepare_soup
 
-        plan = prepare_soup(plan, documents, load_vocabulary(plan.like.model), out, progress)
+        plan = prepare_soup(plan, documents, vocabulary or load_vocabulary(plan.like.model), out, progress)
     write_merged_model(plan, out, progress, shard_bytes=shard_bytes)
     card = render_template(
         "merge_card.md.jinja",

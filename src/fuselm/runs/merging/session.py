@@ -7,11 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from fuselm.documents.corpus import Document
-from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model
 from fuselm.models.merging.choices import METHODS
-from fuselm.results.command_texts import cut_documents, read_rows
+from fuselm.results.command_texts import cut_documents, load_vocabularies, read_rows
 from fuselm.runs.merging.merge import make_merge, plan_merge
 from fuselm.runs.merging.recipe import MergeOptions
 from fuselm.runs.options import problems
@@ -72,13 +70,17 @@ def merge_models(
         raise ValueError(problems.describe_first_problem(error, "merge", MergeOptions)) from None
     console = terminal.open_console(stderr=True, quiet=quiet)
     plan = plan_merge(options)
-    documents = read_documents(options.texts, plan.like.model, console) if options.texts else ()
+    chosen_on = read_documents(options.texts, plan.like.model, console) if options.texts else {}
     with progress.show_progress(console, "merge") as shown:
-        make_merge(plan, Path(out), shown, documents=documents)
+        make_merge(plan, Path(out), shown, **chosen_on)
     return Path(out)
 
 
-def read_documents(texts: str, model: Model, console: Console) -> list[Document]:
-    """Return the documents that a soup is chosen on, cut to what the model can read."""
+def read_documents(texts: str, model: Model, console: Console) -> dict[str, Any]:
+    """Return the `documents` that a soup is chosen on, cut to what the model can read, and its `vocabulary`.
+
+    Raises `ValueError` if there are conversations and the model has no chat template.
+    """
     rows = read_rows(texts, "merge", console)
-    return cut_documents(rows, [(model, load_vocabulary(model))], "merge", console)
+    (vocabulary,) = load_vocabularies(rows, [model])
+    return {"documents": cut_documents(rows, [(model, vocabulary)], "merge", console), "vocabulary": vocabulary}
