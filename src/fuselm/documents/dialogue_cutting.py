@@ -29,8 +29,8 @@ def is_readable(row: TextRow, readers: Sequence[Reader], *, skip: Callable[[str]
             reader.vocabulary.segment(row.text)
         except ValueError as error:
             if skip is None:
-                raise ValueError(f"{row.where}: {reader.name}: {error}") from None
-            skip(f"{row.where}: {reader.name}: {error}")
+                raise ValueError(f"{row.where}: {error}") from None
+            skip(f"{row.where}: {error}")
             return False
     return True
 
