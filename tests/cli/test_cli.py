@@ -377,7 +377,8 @@ def test_without_json_there_is_a_table(byte_level, text_file):
         (["evaluate", "MODEL", "--texts", "TEXTS", "--dtype", "int8"], "dtype 'int8': unknown; needs one of auto, "),
         (
             ["fidelity", "--source", "MODEL", "--target", "MODEL", "--texts", "TEXTS", "--method", "spam"],
-            "--method spam: unknown; take one of span, mined, exact, cooccurrence, statistics; did you mean 'span'?",
+            "--method spam: unknown; take one of span, branches, mined, exact, cooccurrence, statistics; "
+            "did you mean 'span'?",
         ),
         (
             [

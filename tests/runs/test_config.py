@@ -230,8 +230,8 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
         ("train.passes=0", "run.yaml: train.passes: input should be greater than or equal to 1 (got 0)"),
         (
             "align.method=spam",
-            "run.yaml: align.method: input should be 'span', 'mined', 'exact', 'cooccurrence' or 'statistics' "
-            "(got 'spam')",
+            "run.yaml: align.method: input should be 'span', 'branches', 'mined', 'exact', 'cooccurrence' or "
+            "'statistics' (got 'spam')",
         ),
         ("capture.batch_tokens=many", "run.yaml: capture.batch_tokens: input should be a valid integer"),
         ("train.learning_rate=0", "run.yaml: train.learning_rate: input should be greater than 0 (got 0)"),
