@@ -60,6 +60,16 @@ def test_files_of_other_kinds_are_counted(tmp_path):
     assert text_files.describe_unread_files([tmp_path / "a.txt", f"{tmp_path}/*.txt"]) is None
 
 
+def test_passes_of_the_fused_model_alone_are_noted(tmp_path, byte_level, texts):
+    path = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=tiny_run.short(texts))
+
+    def notes(*overrides: str) -> list[str]:
+        return [n for n in package.load_run(path, overrides, quiet=True).notes if n.startswith("train.passes")]
+
+    assert "1 is for the fused model, and the baseline makes 2" in notes("train.passes=1")[0]
+    assert notes("train.passes=3") == notes("train.passes=1", "train.clm.passes=null") == []
+
+
 def test_plan_and_load_run_say_it_before_anything_is_made(tmp_path, byte_level, texts):
     rows = [*tiny_run.short(texts), {"domain": "tiny", "text": "One."}, {"domain": "tiny", "text": "Two."}]
     rows += [{"domain": "tiny", "text": "Three."}]

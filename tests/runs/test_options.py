@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import fuselm
 
 from fuselm.alignment import aligner, choices
 from fuselm.fusion import choices as fusion_choices
@@ -152,3 +153,34 @@ def test_weights_of_sources_are_checked_wherever_they_come_from():
     assert spread_weights(given, ["a", "b", "c"], ["en", "fr"]) == {"en": [1.0, 3.0, 1.0], "fr": [0.0, 3.0, 1.0]}
     with pytest.raises(ValueError, match=r"fuse.weights.a: a weight is 0 or more \(got -1\)"):
         spread_weights({"a": -1.0}, ["a"], ["en"])
+
+
+RUN = "output: o\ntarget: t\nsources: {a: b}\ncorpus: {files: t.txt}\n"
+STUDY = "run: r.yaml\noutput: o\nexperiments: []\n"
+MERGE = "method: linear\nmodels: [a, b]\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "other"),
+    [
+        ("run", STUDY, "study"),
+        ("run", MERGE, "merge"),
+        ("study", RUN, "run"),
+        ("study", MERGE, "merge"),
+        ("merge", STUDY, "study"),
+    ],
+)
+def test_a_file_of_another_command_is_named_as_one(tmp_path, command, text, other):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    outcome = fuselm(command, path)
+    assert outcome.code == 2 and outcome.err.startswith(
+        f"fuselm: {path}: this is a {other} file; take `fuselm {other}`"
+    )
+
+
+def test_one_file_of_texts_needs_no_list(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(RUN)
+    assert config.load(path).corpus.files == ["t.txt"]
+    assert config.load(path, ["corpus.files=u.txt"]).corpus.files == ["u.txt"]

@@ -29,6 +29,8 @@ def merge(
 
     if is_run_file(file):
         return _merge_in_run(file, out, check=check)
+    if out is not None and "=" in out.name:
+        raise ValueError(f"{out}: a merge file's options are not overridden here; write them there, or name a folder")
     options, output = load_recipe(file)
     folder = out or (None if output is None else Path(output))
     if folder is None and not check:

@@ -23,6 +23,7 @@ from fuselm.models.chat.messages import Dialogue
 FIELDS = ("text", "domain", "split")
 SPLITS = ("train", "dev", "heldout")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}
+TEXT_COLUMN_NEEDED = "set corpus.columns.text to the one that has the text"
 LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column
 
 
@@ -286,7 +287,7 @@ def _read_parquet(file: Path, names: Mapping[str, str], renamed: Mapping[str, st
     try:
         with pq.ParquetFile(file) as opened:
             there = opened.schema_arrow.names
-            _require_columns(file, there, names, renamed, "add one")
+            _require_columns(file, there, names, renamed, TEXT_COLUMN_NEEDED)
             columns = _choose_columns(names, there)
             batches = opened.iter_batches(columns=columns, batch_size=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
@@ -309,7 +310,7 @@ def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]
                 table = pyarrow.ipc.open_stream(mapped).read_all()
             except pyarrow.ArrowInvalid:
                 table = pyarrow.ipc.open_file(mapped).read_all()
-            _require_columns(file, table.column_names, names, renamed, "add one")
+            _require_columns(file, table.column_names, names, renamed, TEXT_COLUMN_NEEDED)
             wanted = _choose_columns(names, table.column_names)
             batches = table.select(wanted).to_batches(max_chunksize=1024)
             for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):

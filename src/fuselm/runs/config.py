@@ -168,6 +168,7 @@ class RunOptions(Options):
 def load(path: Path, overrides: files.Overrides = ()) -> RunOptions:
     """Read a run file. Raises `ValueError`, one line, on whatever is wrong with it."""
     given = files.read_options(path, "run", "options such as target, sources and corpus")
+    files.refuse_other_kind(path, "run", given)
     return check(given, overrides, where=f"{path}: ", folder=path.parent)
 
 

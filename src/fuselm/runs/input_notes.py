@@ -23,6 +23,12 @@ def describe_inputs(inputs: "Inputs", run: config.RunOptions) -> list[str]:
     notes = [few, text_files.describe_unread_files(run.corpus.files)]
     if all(model.fingerprint == inputs.target.fingerprint for model in inputs.sources.values()):
         notes.append("sources: the target is the only one, so there is nothing to learn from others; add another model")
+    train = run.train
+    if train.clm.passes is not None and train.passes < train.clm.passes:
+        notes.append(
+            f"train.passes: {train.passes} is for the fused model, and the baseline makes {train.clm.passes}; set "
+            "train.clm.passes, too, if both should be short"
+        )
     return [note for note in notes if note]
 
 

@@ -260,6 +260,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[MergeOptions
     Paths of models are found from here, or from the file's folder. Raises `ValueError`, one line, on whatever is wrong.
     """
     given = files.read_options(path, "merge", "a method and models")
+    files.refuse_other_kind(path, "merge", given)
     for override in overrides:
         files.override_option(given, override)
     output = given.pop("output", None)

@@ -1,13 +1,19 @@
 """Read files of options: YAML in which nothing is given twice, and overrides from the command line."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 Overrides = str | Sequence[str] | Mapping[str, Any]  # `section.option=value`, one or several; or values by name
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {  # commands, and how their files are told apart
+    "run": lambda options: "target" in options and "sources" in options,
+    "study": lambda options: "run" in options and ("experiments" in options or "arms" in options),
+    "merge": lambda options: "merge_method" in options or {"method", "models"} <= set(options),
+}
 
 
 def read_options(path: Path, command: str, needs: str) -> dict[str, Any]:
@@ -25,6 +31,13 @@ def read_options(path: Path, command: str, needs: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{path}: not a {command} file; it needs {needs}")
     return options
+
+
+def refuse_other_kind(path: Path, command: str, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if the options in a file are clearly those of another command's file."""
+    other = next((kind for kind, is_one in KINDS.items() if is_one(options)), command)
+    if other != command and not KINDS[command](options):
+        raise ValueError(f"{path}: this is a {other} file; take `fuselm {other}`, or name a {command} file")
 
 
 def expand_home(path: str, name: str) -> str:

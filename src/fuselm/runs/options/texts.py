@@ -13,6 +13,11 @@ def _expand_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _list_one(value: Any) -> Any:
+    """Return the list that a plain string stands for."""
+    return [value] if isinstance(value, str) else value
+
+
 Column = Literal[
     "text",
     "domain",
@@ -56,7 +61,7 @@ class CorpusOptions(Options):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["files"]}, {"required": ["dataset"]}]})
 
-    files: list[str] = Field(
+    files: Annotated[list[str], BeforeValidator(_list_one, json_schema_input_type=str | list[str])] = Field(
         [],
         description="Read these files, folders and patterns: rows with `text` or a conversation, and maybe `domain` "
         "and `split`, as JSON lines or lists, CSV, TSV, Parquet or Arrow, and folders that `datasets` saved; or plain "

@@ -89,7 +89,12 @@ class TrainOptions(Options):
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Raise the learning rate linearly from 0 over this share of the steps."
     )
-    passes: int = Field(4, ge=1, description="Train for this many passes over the training documents.")
+    passes: int = Field(
+        4,
+        ge=1,
+        description="Train for this many passes over the training documents. The baseline has a number of its own, "
+        "`clm.passes`.",
+    )
     average: Average | None = Field(
         None,
         description="Keep the mean of the weights since this many passes instead of the last weights; false keeps the "

@@ -87,6 +87,7 @@ def list_arms(experiment: ExperimentOptions) -> list[str]:
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file. Raises `ValueError`, one line, on whatever is wrong with it or any of its runs."""
     given = files.read_options(path, "study", "options such as run, output, arms and experiments")
+    files.refuse_other_kind(path, "study", given)
     for override in overrides:
         files.override_option(given, override)
     try:
@@ -102,8 +103,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _count_from_one(location: list[str]) -> list[str]:
-    """Return an option's place, `experiments.0.name`, with experiments counted from 1."""
-    return [str(int(part) + 1) if part.isdigit() and n == 1 else part for n, part in enumerate(location)]
+    """Return an option's place, `experiments.0.arms.0`, with the members of lists counted from 1."""
+    return [str(int(part) + 1) if part.isdigit() else part for part in location]
 
 
 def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:

@@ -283,7 +283,7 @@ def draw_progress(grid: Grid) -> Table:
         unknown += None in times
         total += known
         trained = sum(t.training_step is not None and t.training_step.done for t in state.trials)
-        done = "done" if state.scores_folder is not None else f"{trained} trained" if trained else ""
+        done = "done" if state.scores_folder is not None else f"{trained} trained" if trained else "to do"
         time = "" if not times else "unknown" if None in times else format_duration(known)
         result.add_row(str(seed), make_plain_text(arm.name), str(len(state.trials)) if arm.method else "", done, time)
     result.add_section()
