@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from browser import browser, open_page  # noqa: F401  a fixture, too
 
 import fuselm
 from fuselm.cli.main import app
@@ -63,3 +64,11 @@ def test_links_out_of_the_folder_of_documentation_lead_to_copies(site):
     assert (site / "files" / "docs").exists() is False
     security = (site / "security.html").read_text(encoding="utf-8")
     assert 'href="project/SECURITY.html"' in security and (site / "project" / "SECURITY.html").is_file()
+
+
+def test_the_search_works_in_a_page_that_is_opened_from_a_folder(site, browser):
+    opened = open_page(browser, site / "index.html")
+    opened.page.keyboard.press("/")
+    opened.page.locator("input[name=query]").fill("learning rate")
+    opened.page.locator(".md-search-result__item").first.wait_for(timeout=60_000)
+    assert not [address for address in opened.requests if address.startswith("http")]

@@ -1,5 +1,6 @@
 """Test cleaning.py and `fuselm clean`: only what nothing needs may go, and what is deleted was listed before."""
 
+import fcntl
 import io
 import os
 import shutil
@@ -137,6 +138,46 @@ def test_a_folder_that_is_being_made_stays_and_a_begun_one_while_its_run_is_ther
     assert reason() == (False, "begun; second resumes it")
     shutil.rmtree(beside / "second")
     assert reason() == (True, "begun, and no run is to make it")
+
+
+def test_what_other_options_began_stays_until_it_is_asked_for(beside):
+    """The command with those options would resume it, as it said when it was stopped."""
+    (trained,) = (beside / "mine/train").glob("fused-*")
+    begun = trained.with_name("fused-0123456789abcdef.partial")
+    begun.mkdir()
+    (begun / "checkpoint").write_text("half")
+
+    def judge(**options) -> tuple[bool, str]:
+        (found,) = [folder for folder in cleaning.survey(beside, **options) if folder.path == begun]
+        return found.is_useless, found.reason
+
+    reason = "begun by mine with other options, which would resume it"
+    assert judge() == (False, reason) and judge(begun=True) == (True, reason)
+    assert "Nothing to delete" in fuselm("clean", beside, "--yes").out and begun.is_dir()
+    assert "Deleted 1 folder" in fuselm("clean", beside, "--begun", "--yes").out and not begun.exists()
+
+
+def test_converted_models_are_counted_and_go_when_they_are_asked_for(beside, tmp_path):
+    cache = tmp_path / "cache"
+    converted = cache / "gguf" / "0123456789abcdef-1"
+    converted.mkdir(parents=True)
+    (converted / "config.json").write_text('{"model_type": "llama"}')
+    (converted / "model.safetensors").write_bytes(bytes(3 << 20))
+    shown = fuselm("clean", beside, "--dry-run", cache=cache).out
+    assert f"3.0 MiB in {cache / 'gguf'}" in shown and "`fuselm clean --converted` deletes them" in shown
+    assert f"{beside} takes " in shown
+    shown = fuselm("clean", "--converted", "--dry-run", cache=cache).out
+    assert "llama; made again when its GGUF file is read" in shown and "Would delete 1 folder, 3.0 MiB" in shown
+    with open(converted.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Nothing to delete" in fuselm("clean", "--converted", "--yes", cache=cache).out
+    assert "Deleted 1 folder" in fuselm("clean", "--converted", "--yes", cache=cache).out and not converted.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["somewhere", "--converted"], ["--converted", "--captures"]])
+def test_clean_is_of_runs_or_of_converted_models(arguments):
+    outcome = fuselm("clean", *arguments)
+    assert outcome.code == 2 and "--converted" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_a_run_of_an_earlier_version_that_is_not_finished_keeps_everything(beside):

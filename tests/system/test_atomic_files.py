@@ -42,3 +42,19 @@ def test_a_file_without_a_seal_does_not_count_as_whole(tmp_path):
     path = tmp_path / "a"
     atomic_files.write_text(path, "text")
     assert not atomic_files.is_whole(path)
+
+
+def test_files_get_the_readers_of_their_folder(tmp_path):
+    """Whoever may read the folder may read what is in it; who may write stays, and links are left alone."""
+    outside = tmp_path / "outside"
+    outside.touch(0o600)
+    for mode, expected in ((0o755, 0o644), (0o700, 0o600)):
+        folder = tmp_path / f"{mode:o}"
+        (folder / "below").mkdir(parents=True)
+        folder.chmod(mode)
+        for file in (folder / "model.safetensors", folder / "below" / "config.json"):
+            file.touch(0o600)
+        (folder / "link").symlink_to(outside)
+        atomic_files.share_modes(folder)
+        assert {file.stat().st_mode & 0o777 for file in folder.rglob("*.*")} == {expected}
+    assert outside.stat().st_mode & 0o777 == 0o600

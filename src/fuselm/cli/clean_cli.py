@@ -13,9 +13,17 @@ UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
 
 
 def clean(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, or one that runs are in.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A run's folder, or one that runs are in.", show_default=False)
+    ] = None,
     captures: Annotated[
         bool, typer.Option("--captures", help="Delete captures, too, that all their runs have aligned.")
+    ] = False,
+    begun: Annotated[
+        bool, typer.Option("--begun", help="Delete, too, what a command with other options began and would resume.")
+    ] = False,
+    converted: Annotated[
+        bool, typer.Option("--converted", help="Delete the folders that GGUF files were converted to, of all runs.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the folders; delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
@@ -23,18 +31,40 @@ def clean(
     """List the folders of runs with what still needs each, ask, and delete those that nothing needs."""
     if dry_run and yes:
         raise ValueError("--dry-run and --yes: take one, as --dry-run deletes nothing")
+    if converted == (folder is not None):
+        raise ValueError("clean: name a run's folder, or one that runs are in; or give --converted without a folder")
+    if converted and (captures or begun):
+        raise ValueError("--converted: takes no --captures or --begun, which are for runs")
+    from rich import box
     from rich.table import Column, Table
 
-    from fuselm.runs import cleaning, plan
+    from fuselm.runs import cleaning, converted_models, plan
     from fuselm.system import terminal
 
-    found = cleaning.survey(folder, captures=captures)
-    table = Table("", "folder", *(Column(name, justify="right") for name in ("size", "age")), "needed by")
+    def survey() -> list[cleaning.Folder]:
+        if folder is None:
+            return converted_models.survey()
+        return cleaning.survey(folder, captures=captures, begun=begun)
+
+    found, place = survey(), converted_models.find_folder() if folder is None else folder
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("size", "age"))
+    table = Table("", Column("folder", overflow="fold"), *numbers, "needed by", box=box.SIMPLE_HEAD, pad_edge=False)
     for each in found:
-        name = os.path.relpath(each.path, folder.resolve())
+        name = os.path.relpath(each.path, place.resolve())
         verdict = "delete" if each.is_useless else "keep"
         table.add_row(verdict, name, plan.format_size(each.size), _describe_age(each.seconds), each.reason)
     terminal.open_console().print(table)
+    listed = plan.format_size(sum(each.size for each in found)) or "0 MiB"
+    if folder is None:
+        print_line(f"In all {listed} in {place}.")
+    else:
+        whole = plan.format_size(cleaning.measure(folder)) or "0 MiB"
+        print_line(f"In all {listed} in these folders; {folder} takes {whole}, with models, scores and pages.")
+        if size := converted_models.measure():
+            print_line(
+                f"Beside that, {plan.format_size(size)} in {converted_models.find_folder()}: GGUF files as ordinary "
+                "folders, for all runs; `fuselm clean --converted` deletes them."
+            )
     useless = [each for each in found if each.is_useless]
     if not useless:
         print_line("Nothing to delete.")
@@ -47,7 +77,7 @@ def clean(
     if not yes and not _ask(f"Delete {what}?"):
         print_line("Nothing was deleted.")
         return
-    still_useless = {each.path for each in cleaning.survey(folder, captures=captures) if each.is_useless}
+    still_useless = {each.path for each in survey() if each.is_useless}
     for each in useless:  # what a run began to use while the user was asked stays
         if each.path in still_useless:
             cleaning.delete(each.path)

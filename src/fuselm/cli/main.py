@@ -22,7 +22,7 @@ from fuselm.cli import (
     prune_cli,
     store_cli,
 )
-from fuselm.cli.command_groups import EVALUATE_EXAMPLES, RUN_EXAMPLES, GroupedCommands
+from fuselm.cli.command_groups import CLEAN_EXAMPLES, EVALUATE_EXAMPLES, RUN_EXAMPLES, GroupedCommands
 from fuselm.cli.openings import (
     DTYPES_HELP,
     ColumnOption,
@@ -55,7 +55,7 @@ app.add_typer(options_cli.app)
 app.add_typer(inspection_cli.app)
 app.command()(merge_cli.merge)
 app.command()(prune_cli.prune)
-app.command()(clean_cli.clean)
+app.command(epilog=CLEAN_EXAMPLES)(clean_cli.clean)
 app.command()(hub_cli.push)
 
 
@@ -179,7 +179,10 @@ def _evaluate_run(run: Path, overrides: list[str] | None) -> None:
         raise ValueError(f"{run}: no run file (.yaml) or finished run; to evaluate a model, add --texts FILE.jsonl")
     from fuselm.results.run_summary import summarize_evaluations
 
-    folders = open_checked_run(run, overrides, "evaluate").evaluate()
+    pipeline = open_checked_run(run, overrides, "evaluate")
+    folders = pipeline.evaluate()
+    if not pipeline.has_made_anything:
+        pipeline.console.print(f"evaluate: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
     if processes.rank() == 0:
         terminal.open_console().print(draw_results(summarize_evaluations(folders)))
 

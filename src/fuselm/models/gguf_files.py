@@ -116,6 +116,7 @@ def _convert_file(path: Path, reader: "gguf.GGUFReader", folder: Path) -> None:
             (Path(alone) / "model.gguf").symlink_to(path.resolve())
             _convert_model(alone, reader).save_pretrained(folder)
             _convert_tokenizer(alone, reader, folder)
+            atomic_files.share_modes(folder)
     except Exception as error:  # the disk may be full, and an unknown model may raise anything
         raise ValueError(
             f"{path}: cannot be converted ({summarize_error(error)}); use the original model's folder"

@@ -55,11 +55,11 @@ class _Run:
         return bool(self.made)
 
 
-def survey(path: Path, *, captures: bool = False) -> list[Folder]:
+def survey(path: Path, *, captures: bool = False, begun: bool = False) -> list[Folder]:
     """List the folders of one run, of a study, or of all runs in a folder, the useless ones first.
 
-    With `captures`, captures count as useless if every run that used them has aligned them. Raises `ValueError` if
-    there is no run.
+    With `captures`, captures count as useless if every run that used them has aligned them. With `begun`, so does what
+    an earlier command began with other options, and would resume. Raises `ValueError` if there is no run.
     """
     chosen, shared = _find_runs(path)
     stores = {shared_folder for run in chosen for shared_folder in _find_stores(run)} | set(shared)
@@ -71,7 +71,7 @@ def survey(path: Path, *, captures: bool = False) -> list[Folder]:
     found = []
     for folder in _list_folders([*chosen, *(run / DIAGNOSIS for run in chosen), *sorted(stores)]):
         if folder.is_relative_to(path.resolve()) or _base(folder) in own:
-            found.append(_judge(folder, runs, captures))
+            found.append(_judge(folder, runs, captures, begun))
     return sorted(found, key=lambda folder: (not folder.is_useless, folder.path))
 
 
@@ -86,7 +86,13 @@ def delete(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _judge(path: Path, runs: Sequence[_Run], captures: bool) -> Folder:
+def measure(path: Path) -> int:
+    """Return the bytes of all files in a folder; a file that has two names counts once."""
+    files = [file.lstat() for file in path.rglob("*") if not file.is_symlink() and file.is_file()]
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in files}.values())
+
+
+def _judge(path: Path, runs: Sequence[_Run], captures: bool, begun: bool) -> Folder:
     """Say whether anything needs a folder."""
     base, stage = _base(path), path.parent.name
     users = [run for run in runs if base in run.made]
@@ -100,8 +106,13 @@ def _judge(path: Path, runs: Sequence[_Run], captures: bool) -> Folder:
     elif unknown:
         reason = f"{_name(unknown)} is not finished, and an earlier version began it"
     elif path.name.endswith(PARTIAL):
-        reason = f"begun; {_name(users)} resumes it" if users else "begun, and no run is to make it"
-        is_useless = not users
+        home = [run for run in runs if path.is_relative_to(run.folder)]
+        if users:
+            reason = f"begun; {_name(users)} resumes it"
+        elif home:
+            reason, is_useless = f"begun by {_name(home)} with other options, which would resume it", begun
+        else:
+            reason, is_useless = "begun, and no run is to make it", True
     elif waiting:
         reason = f"needed to finish {_name(waiting)}"
     elif path.parent.parent.name == DIAGNOSIS:

@@ -50,6 +50,7 @@ def _copy_results(
     place, fresh, old = run / "model", run / FRESH, run / OLD
     shutil.copytree(model, fresh)
     shutil.copyfile(reported / "README.md", fresh / "README.md")
+    atomic_files.share_modes(fresh)
     ours = sorted(path.name for path in fresh.iterdir())
     if place.exists():
         for path in place.iterdir():

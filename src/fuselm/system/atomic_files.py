@@ -62,6 +62,13 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def share_modes(folder: Path) -> None:
+    """Let whoever may read a folder read the files in it; libraries write some of them for their owner alone."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o444))
+
+
 def fsync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

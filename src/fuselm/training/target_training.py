@@ -307,6 +307,7 @@ def save_model_folder(model: torch.nn.Module, weights: dict[str, torch.Tensor], 
     with hide_library_output():
         product.save_pretrained(folder)
     companions.copy_companions(target.folder, folder)
+    atomic_files.share_modes(folder)
 
 
 def choose_dev_steps(steps: int, evaluations: int) -> set[int]:

@@ -82,6 +82,7 @@ def _build(plan: PrunePlan, samples: Sequence[Sample], recipe: Recipe, progress:
     with hide_library_output():
         smaller.save_pretrained(out)
     copy_companions(plan.model.folder, out)
+    atomic_files.share_modes(out)
     result = measure_removed_shares(plan, scores, kept, kept_layers) | {"sensitivity": rises}
     atomic_files.write_text(out / RESULT_FILE, json.dumps(result, indent=1))
     page = render_page(json.loads(json.dumps(result)), model=name_publicly(plan.model.name), rows=describe_sizes(plan))
