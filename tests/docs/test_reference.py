@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from fuselm.alignment.choices import METHODS
 from fuselm.fusion.choices import FUNCTIONS
+from fuselm.models.chat.variants import DIFFERENCES
 from fuselm.sources.interchange import foreign
 from fuselm.stores import policies, rounding, rows
 from fuselm.system import manifest
@@ -57,3 +58,8 @@ def test_pages_have_every_layout_function_and_method():
     assert named | {"fixed"} == set(FUNCTIONS)
     alignment = markdown_pages.read(Path("docs/alignment.md"))
     assert all(f"`{method}`" in alignment for method in METHODS)
+
+
+def test_the_page_of_conversations_has_every_difference():
+    page = markdown_pages.read(Path("docs/explanation/conversations.md"))
+    assert dict(table_after(page, "## What a template does to a conversation")) == DIFFERENCES

@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from fuselm.models.chat.message_forms import SYSTEM, TOOL, USER
 from fuselm.models.chat.messages import Message
 
+# docs/explanation/conversations.md has the same table.
 DIFFERENCES = {
-    "trimmed": "white space at the content's ends is left out; the token beside it is not aligned",
-    "dropped": "the template leaves out a part of the content; the rest is aligned",
-    "rewritten": "the template changes the content; what is left as it was is aligned",
-    "missing": "the template leaves out the content; only the end of the turn is read",
-    "no end": "the template writes no end token behind the content; this end is not aligned",
-    "end added": "the template writes nothing behind the content; the model's end token was put there",
+    "trimmed": "white space at a content's ends is left out; the token beside it is not aligned",
+    "dropped": "a part of the content is left out, such as `<think>`; the rest is aligned",
+    "rewritten": "the content is changed; what is left as it was is aligned",
+    "missing": "the content is left out; the end of the turn is read, and not aligned",
     "merged": "a token has some of the template's text and some of the content's; it is not aligned",
-    "control tokens": "the message has the name of a special token, which is read as text",
-    "tool calls": "the template does not write the tool calls",
-    "tool arguments": "the template reads arguments of tool calls as strings",
-    "roles merged": "the template refuses neighbours of one role; they are read as one message",
-    "tool as user": "the template knows no tool results; they are read as a user's message",
-    "system in user": "the template knows no system role; the system prompt is in front of the first user's message",
+    "no end": "no end token stands behind the content; this end is not aligned",
+    "end added": "nothing stands behind the last content; the model's end token is put there",
+    "control tokens": "a message has the name of a special token, which is read as text",
+    "tool arguments": "the template wants arguments of tool calls as strings, and gets them",
+    "roles merged": "neighbours of one role are refused, so they are read as one message",
+    "tool as user": "tool results are refused, so they are read as a user's message",
+    "system in user": "there is no system role, so the prompt stands before the first question",
 }
 
 
