@@ -7,7 +7,7 @@ from browser import browser, open_page
 from page_runs import pages
 
 __all__ = ["browser", "pages"]  # fixtures
-PAGES = ("report", "diagnosis", "fidelity", "study", "pruning")
+PAGES = ("report", "diagnosis", "fidelity", "study", "pruning", "merge")
 LARGEST = 2_000_000  # bytes
 
 

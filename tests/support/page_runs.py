@@ -10,7 +10,7 @@ from tiny_run import fuselm
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, byte_level, sentence_piece, quickstart) -> dict[str, Path]:
-    """Return the pages by name: those of a finished run, of its diagnosis, of fidelity, of a study, of a pruning."""
+    """Return the pages by name: those of a finished run, its diagnosis, fidelity, a study, a pruning, and a merge."""
     folder = tmp_path_factory.mktemp("pages")
     rows = [row for domain in ("french", "python") for row in quickstart if row["domain"] == domain]
     rows = tiny_run.short([row for n, row in enumerate(rows) if n % 60 < 13], length=211)
@@ -54,10 +54,15 @@ def pages(tmp_path_factory, byte_level, sentence_piece, quickstart) -> dict[str,
     ):
         outcome = fuselm(*arguments)
         assert outcome.code == 0, outcome.err
+    trained = [str(path) for path in sorted((out / "train").glob("*/model"))]
+    (folder / "merge.yaml").write_text(yaml.safe_dump({"method": "sce", "base": str(byte_level), "models": trained}))
+    outcome = fuselm("diagnose", folder / "merge.yaml", "--report", out / "apart.html")
+    assert outcome.code == 0, outcome.err
     return {
         "report": out / "report.html",
         "diagnosis": out / "diagnosis.html",
         "fidelity": out / "fidelity.html",
         "study": out / "study/study.html",
         "pruning": out / "pruned/pruning.html",
+        "merge": out / "apart.html",
     }

@@ -317,3 +317,4 @@ def test_a_merge_is_diagnosed_layer_by_layer(tmp_path, models):
     assert "How far models are apart" in page.read_text() and "<svg" in page.read_text()
     shown = tiny_run.fuselm("diagnose", path)
     assert shown.code == 0 and "1, 2 cosine" in shown.out and "others" in shown.out
+    assert "The mean cosine of their differences is 0.3" in shown.out and "agree in part" in page.read_text()

@@ -19,6 +19,29 @@ EXPLANATION = (
 )
 
 
+ALIKE, APART = 0.5, 0.2  # cosines from which differences agree, and below which they are nearly independent
+
+
+def describe_distances(result: Mapping) -> str:
+    """Say in a sentence how far the models moved, and whether their differences agree."""
+    lengths = result["all"]["relative_lengths"]
+    moved = ", ".join(f"{name} by {_format(value, '{:.2%}')}" for name, value in lengths.items())
+    said = f"Of the base's length moved {moved}"
+    cosines = [pair["cosine"] for pair in result["all"]["pairs"] if pair["cosine"] is not None]
+    if not cosines:
+        return f"{said}."
+    mean = sum(cosines) / len(cosines)
+    if mean >= ALIKE:
+        advice = "they agree, so average them: a sum would go too far"
+    elif mean >= APART:
+        advice = "they agree in part"
+    elif mean > -APART:
+        advice = "they are nearly independent, so they may be added up"
+    else:
+        advice = "they oppose each other, so a merge loses much of both"
+    return f"{said}. The mean cosine of their differences is {mean:.2f}: {advice}."
+
+
 def draw_distances(result: Mapping) -> Table:
     """Draw a row for each layer: how far each model moved, and how far each pair agrees."""
     numbered = {name: str(n + 1) for n, name in enumerate(result["models"])}
@@ -29,7 +52,7 @@ def draw_distances(result: Mapping) -> Table:
     table = Table("layer", *(Column(name, justify="right") for name in columns), box=box.SIMPLE_HEAD, pad_edge=False)
     told = "; ".join(f"{number} {name}" for name, number in numbered.items())
     table.title = make_plain_text(f"base {result['base']}; {told}")
-    table.caption = make_plain_text(EXPLANATION)
+    table.caption = make_plain_text(f"{describe_distances(result)}\n{EXPLANATION}")
     for layer, row in result["layers"].items():
         table.add_row(layer, *list_cells(row))
     table.add_section()
@@ -70,6 +93,7 @@ def render_page(result: Mapping) -> str:
         "merge.html.jinja",
         result=result,
         explanation=EXPLANATION,
+        verdict=describe_distances(result),
         cells=list_cells,
         styles=of_models,
         pair_styles=of_pairs,
