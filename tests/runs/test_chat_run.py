@@ -10,6 +10,7 @@ import tiny_run
 
 from fuselm.documents import corpus
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
+from fuselm.runs import config
 from fuselm.stores.store import Store
 
 
@@ -74,3 +75,64 @@ def test_a_source_that_is_the_target_is_fused_as_it_is(finished):
         own = captured.read(trace.document)
         assert np.array_equal(trace.tokens, own.tokens)
         assert np.array_equal(trace.distributions.gold, own.distributions.gold)
+
+
+COMMANDS = (
+    ("inspect", "{out}", "--doc", "1"),
+    ("fidelity", "{out}"),
+    ("fidelity", "--source", "{other}", "--target", "{target}", "--texts", "{texts}", "--sampled-tokens", "0"),
+    ("diagnose", "{out}"),
+    ("evaluate", "{target}", "--texts", "{texts}"),
+    ("plan", "{run}"),
+    ("plan", "{run}", "train.passes=2"),  # what is not done is timed
+    ("store", "head", "{aligned}", "--rows", "300"),
+    ("store", "verify", "{fused}"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_read_conversations(finished, models, command):
+    places = {"out": finished, "run": finished.parent / "run.yaml", "texts": finished.parent / "corpus.jsonl"}
+    places |= {"aligned": find(finished, "align/other-*"), "fused": find(finished, "fuse/*"), **models}
+    outcome = tiny_run.fuselm(*(part.format(**places) for part in command))
+    assert outcome.code == 0, outcome.err
+    if command[0] == "inspect":
+        assert "assistant, turn 1: " in outcome.out
+    if command[0] == "inspect" or command[:2] == ("store", "head"):
+        assert "(end)" in outcome.out
+
+
+def test_the_model_keeps_its_template_and_its_card_shows_how_to_talk_to_it(finished, models):
+    name = "tokenizer_config.json"
+    assert json.loads((finished / "model" / name).read_text())["chat_template"] == chat_models.LINES
+    assert "apply_chat_template" in (finished / "model" / "README.md").read_text()
+
+
+def test_a_source_without_a_template_gets_one_and_a_system_prompt(models, texts, tmp_path):
+    rows = chat_models.make_rows(texts)
+    train = tiny_run.TRAIN | {"on": "all", "passes": 1, "average": False}
+    sources = {"other": models["other"], "untaught": models["base"]}
+    file = tiny_run.write(tmp_path, target=models["target"], sources=sources, rows=rows, train=train)
+    refused = tiny_run.fuselm("capture", file)
+    assert refused.code == 2
+    assert "has no chat template" in refused.err.splitlines()[-1]
+    outcome = tiny_run.fuselm("run", file, "chat.template=plain", "sources.other.system=Speak.")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    "option", ["chat.template=plain", "train.on=all", "corpus.bad_rows=skip", "sources.other.system=Speak."]
+)
+def test_an_option_of_conversations_is_refused_without_any(models, texts, tmp_path, option):
+    rows = tiny_run.short(texts)
+    file = tiny_run.write(tmp_path, target=models["target"], sources={"other": models["other"]}, rows=rows)
+    outcome = tiny_run.fuselm("run", file, option)
+    assert outcome.code == 2
+    assert f"{option.partition('=')[0]}: does nothing here, because the texts have no conversation" in outcome.err
+
+
+def test_a_run_file_may_say_what_to_train_on(models, texts, tmp_path):
+    rows = chat_models.make_rows(texts)
+    file = tiny_run.write(tmp_path, target=models["target"], sources={"other": models["other"]}, rows=rows)
+    file.write_text(file.read_text().replace("train:\n", "train:\n  on: all\n"))
+    assert config.load(file).train.on == "all"
