@@ -71,7 +71,8 @@ def test_a_split_of_saved_ones_is_chosen(tmp_path):
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     assert read(tmp_path / "saved") == [{"text": "train"}]
     assert read(tmp_path / "saved", split="test") == [{"text": "test"}]
-    assert "cannot load split 'dev'" in explain(tmp_path / "saved", split="dev")
+    message = explain(tmp_path / "saved", split="dev")
+    assert "cannot load split 'dev'" in message and message.endswith("; its splits are train, test")
 
 
 def test_it_is_fetched_once_until_its_files_change(folder, monkeypatch):
@@ -92,7 +93,8 @@ def test_a_missing_text_is_empty_and_another_type_refused(tmp_path):
 
 
 def test_a_dataset_that_cannot_be_loaded_is_one_line(folder, monkeypatch):
-    assert "cannot load split 'dev'" in explain(folder, split="dev")
+    message = explain(folder, split="dev")
+    assert "cannot load split 'dev'" in message and message.endswith("; its splits are train, test")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = explain("nobody/no-such-dataset")

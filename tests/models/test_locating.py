@@ -210,7 +210,10 @@ def test_a_folder_of_gguf_files_is_refused_with_the_file_to_name(tmp_path):
 
 def test_an_adapter_is_refused(tmp_path):
     write_json(tmp_path / "adapter_config.json", {})
-    assert "an adapter without its base model" in message(locate_model, str(tmp_path))
+    assert "an adapter (PEFT) without its base model" in message(locate_model, str(tmp_path))
+    assert f"models: ['BASE+{tmp_path}']" in message(locate_model, str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    assert f"models: ['org/base+{tmp_path}']" in message(locate_model, str(tmp_path))
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "LlamaForSequenceClassification", "LlamaModel"])
@@ -237,7 +240,7 @@ def test_a_damaged_tokenizer_is_refused(folder):
 
 def test_other_files_are_refused(folder):
     path = folder / "model.safetensors"
-    assert message(locate_model, str(path)).startswith(f"{path}: not a GGUF file (begins with b'")
+    assert message(locate_model, str(path)) == f"{path}: not a GGUF file; needs a model folder or a .gguf file"
 
 
 # ---- hub ids

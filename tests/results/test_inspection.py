@@ -119,7 +119,7 @@ def test_a_range_that_is_none_is_refused_in_one_line(finished, tokens, problem):
 def test_a_document_that_does_not_exist_is_refused_in_one_line(finished, number):
     outcome = fuselm("inspect", finished, "--doc", number)
     assert outcome.code == 2 and outcome.out == ""
-    assert outcome.err.startswith(f"fuselm: --doc {number}: the run has training documents 0 to ")
+    assert outcome.err.startswith(f"fuselm: document {number}: the run has training documents 0 to ")
 
 
 @pytest.fixture(scope="module")

@@ -233,7 +233,7 @@ def test_an_unknown_option_is_named_with_what_was_meant(run_file, override, mess
             "run.yaml: align.method: input should be 'span', 'branches', 'mined', 'exact', 'cooccurrence' or "
             "'statistics' (got 'spam')",
         ),
-        ("capture.batch_tokens=many", "run.yaml: capture.batch_tokens: input should be a valid integer"),
+        ("capture.batch_tokens=many", "run.yaml: capture.batch_tokens: needs a whole number (got 'many')"),
         ("train.learning_rate=0", "run.yaml: train.learning_rate: input should be greater than 0 (got 0)"),
         ("train.learning_rate=[1e-4, -1]", "run.yaml: train.learning_rate.1: input should be greater than 0 (got -1)"),
         ("train.learning_rate=[]", "run.yaml: train.learning_rate: list should have at least 1 item"),

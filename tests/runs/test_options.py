@@ -107,6 +107,7 @@ def test_a_name_of_ours_is_no_other_name_of_the_same_section():
         ("sources.a.torch_dtype", "did you mean 'dtype'?"),
         ("sources.a.path", "did you mean 'model'?"),
         ("evaluate.zzz", "known: batch_tokens"),
+        ("train.lam", "did you mean 'lambda_clm'?"),
     ],
 )
 def test_what_was_meant_is_found_by_other_names_and_in_other_sections(given, hint):
@@ -184,3 +185,24 @@ def test_one_file_of_texts_needs_no_list(tmp_path):
     path.write_text(RUN)
     assert config.load(path).corpus.files == ["t.txt"]
     assert config.load(path, ["corpus.files=u.txt"]).corpus.files == ["u.txt"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.passes=few", "train.passes: needs a whole number (got 'few')"),
+        ("target=[a]", "target: needs options, as name: value (got ['a'])"),
+        ("train=3", "train: needs options, as name: value (got 3)"),
+        ("fuse.sharpness=high", "fuse.sharpness: needs a number (got 'high')"),
+        ("corpus.files={a: b}", "corpus.files: needs a list (got {'a': 'b'})"),
+    ],
+)
+def test_what_a_value_should_have_been_is_said_in_words(tmp_path, override, said):
+    path = tmp_path / "a.yaml"
+    path.write_text(RUN)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config.load(path, [override])
+
+
+def test_an_option_is_suggested_with_its_section():
+    assert "did you mean 'train.lambda_clm'?" in fuselm("options", "train.lam").err

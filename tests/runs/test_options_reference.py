@@ -151,7 +151,7 @@ def test_a_section_is_printed_with_all_within_it(name, shown, hidden):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.lr"], "train.lr: no such option; did you mean 'learning_rate'?"),
+        (["train.lr"], "train.lr: no such option; did you mean 'train.learning_rate'?"),
         (["tarin"], "tarin: no such option; did you mean 'train'?"),
         (["study.arm"], "study.arm: no such option; did you mean 'arms'?"),
         (["train", "--markdown"], "--markdown: prints the whole page; drop it or the name"),

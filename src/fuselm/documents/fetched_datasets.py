@@ -107,10 +107,26 @@ def _open_dataset(request: DatasetRequest, folder: Path) -> Any:
         return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
     except Exception as error:  # the library raises errors of any type, and quotes answers of the hub
         said = hide_key(summarize_error(error), get_token() or "")
+        there = _list_splits(request, folder)
+        fix = f"its splits are {', '.join(there)}" if there else "check path, name, split and the network"
         raise ValueError(
-            f"corpus.dataset: {request.path}: `datasets` cannot load split '{split}' ({said}); check path, name, split "
-            "and the network"
+            f"corpus.dataset: {request.path}: `datasets` cannot load split '{split}' ({said}); {fix}"
         ) from None
+
+
+def _list_splits(request: DatasetRequest, folder: Path) -> list[str]:
+    """Return the splits of a dataset that lacks the one asked for, or none if they are not known."""
+    import datasets
+
+    try:
+        if is_saved_dataset(folder):
+            there = list(datasets.load_from_disk(str(folder)))
+        else:
+            there = datasets.get_dataset_split_names(request.path, request.name, revision=request.revision)
+    except Exception:  # the library raises errors of any type
+        return []
+    asked = (request.split or "train").partition("[")[0]
+    return [] if asked in there else [str(split) for split in there]
 
 
 def _read_rows(request: DatasetRequest, dataset: Any) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: empty folder; {NEEDED}")
     if "config.json" not in files:
         ggufs = [file for file in files if file.endswith(".gguf")]
-        hint = "an adapter without its base model; merge it first" if "adapter_config.json" in files else NEEDED
+        hint = _describe_adapter(folder) if "adapter_config.json" in files else NEEDED
         raise ValueError(f"{folder}: no config.json; {f'name the file: {folder / ggufs[0]}' if ggufs else hint}")
     if "adapter_config.json" in files:  # transformers would add the adapter to the weights, silently
         raise ValueError(
@@ -59,6 +59,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             "needs one that predicts the next token (...ForCausalLM)"
         )
     return config
+
+
+def _describe_adapter(folder: Path) -> str:
+    """Say how an adapter becomes a model, by the base model that it names."""
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    named = base if isinstance(base, str) and base else "BASE"
+    return (
+        "an adapter (PEFT) without its base model; merge both first: `fuselm merge FILE.yaml FOLDER` with FILE "
+        f"{{method: linear, parameters: {{weight: 1}}, models: ['{named}+{folder}']}}"
+    )
 
 
 def _is_causal(architecture: str) -> bool:

@@ -40,7 +40,7 @@ def convert_gguf_file(path: Path) -> Path:
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise ValueError(f"{path}: not a GGUF file (begins with {magic!r}); needs a model folder or a .gguf file")
+        raise ValueError(f"{path}: not a GGUF file; needs a model folder or a .gguf file")
     folder = fingerprints.find_cache_folder() / "gguf" / f"{fingerprints.hash_file_once(path)[:16]}-{CONVERSION}"
     if folder.is_dir():
         return folder

@@ -160,7 +160,7 @@ def show_document(
     """
     documents = corpus.read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):
-        raise ValueError(f"--doc {number}: the run has training documents 0 to {len(documents) - 1}")
+        raise ValueError(f"document {number}: the run has training documents 0 to {len(documents) - 1}")
     chosen = documents[number]
     names = _list_sources(stages, "align")
     if "fuse" in stages:
@@ -262,7 +262,7 @@ def _check_ids(traces: Iterable[Trace], vocabulary: Vocabulary) -> None:
 def _read_trace(store: Path, document: str) -> Trace:
     opened = Store(store)
     if document not in opened:
-        raise ValueError(f"{store}: does not have document {document}; take another --doc")
+        raise ValueError(f"{store}: does not have document {document}; take another")
     return opened.read(document)
 
 

@@ -9,6 +9,15 @@ from fuselm.runs.options.other_names import OTHER_NAMES
 from fuselm.runs.options.outline import NAME, Section, list_sections
 
 CLOSE, VAGUE = 0.8, 0.5  # how like another name one is, by difflib's ratio
+NEEDED = {  # what pydantic's types of errors say that a value should have been
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "options, as name: value"),
+    "list_type": "a list",
+    "string_type": "a text",
+}
+SHORTEST_BEGINNING = 3  # letters of a name's beginning that suggest it
 
 
 def describe_first_problem(
@@ -32,6 +41,8 @@ def describe_first_problem(
         return f"{name}: unknown option; {suggest_option(shorten(location), options, kind)}"
     if problem["type"] == "missing":
         return f"{name}: missing; every {command} needs it"
+    if (needed := NEEDED.get(problem["type"])) is not None:
+        return f"{name}: needs {needed} (got {problem['input']!r})"
     if problem["type"] == "value_error":
         return ": ".join([*([name] if name.endswith(".server") else []), str(problem["ctx"]["error"])])
     return f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
@@ -57,6 +68,8 @@ def suggest_option(location: Sequence[str], options: type[BaseModel], kind: str 
         return f"did you mean '{close[0]}'?"
     if not is_of_a_model and (elsewhere := _find_elsewhere(sections, name)):
         return f"did you mean '{elsewhere[0]}'?"
+    if len(name) >= SHORTEST_BEGINNING and (begun := [option for option in known if option.startswith(name)]):
+        return f"did you mean '{begun[0]}'?"
     return suggest_name(name, known)
 
 

@@ -85,6 +85,9 @@ def select_groups(name: str | None) -> list[Group]:
     if not any(g.options for g in found):
         is_study = name.startswith(f"{STUDY}.")
         hint = suggest_option(name.removeprefix(f"{STUDY}.").split("."), StudyOptions if is_study else RunOptions)
+        place = name.removeprefix(f"{STUDY}.").rpartition(".")[0]
+        if place and "." not in hint:
+            hint = hint.replace("did you mean '", f"did you mean '{place}.")
         raise ValueError(f"{name}: no such option; {hint}")
     return [g for g in found if g.options]
 
