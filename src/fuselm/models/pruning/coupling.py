@@ -110,11 +110,12 @@ def find_coupling(config: PreTrainedConfig, structure: str) -> Coupling:
     if not axes:
         raise ValueError(f"{config.model_type}: {OBSTACLES[structure]}")
     twin = twins.make_twin(config)
-    small_axes = shapes.find_axes(twin.config, structure)
+    small_axes, small_units = shapes.find_axes(twin.config, structure), configs.read_size(twin.config, structure)
+    assert small_units is not None
     layouts = _list_layouts(config, structure, axes)
     for chosen in itertools.islice(itertools.product(*layouts.values()), MOST_TRIALS):
         parts = dict(zip(layouts, chosen, strict=True))
-        small = Coupling(structure=structure, units=units, slices=_place_slices(small_axes, parts, structure))
+        small = Coupling(structure=structure, units=small_units, slices=_place_slices(small_axes, parts, structure))
         if twins.is_unmoved(twin, small):
             return Coupling(structure=structure, units=units, slices=_place_slices(axes, parts, structure))
     raise ValueError(

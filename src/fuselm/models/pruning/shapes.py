@@ -29,9 +29,15 @@ class Axis:
 
 
 def read_shapes(config: PreTrainedConfig) -> Shapes:
-    """Return the shape of each parameter of a model; tied parameters are there once."""
-    with torch.device("meta"), hide_library_output():
-        model = AutoModelForCausalLM.from_config(config)
+    """Return the shape of each parameter of a model; tied parameters are there once.
+
+    Raises `ValueError`, one line, if transformers cannot build it.
+    """
+    try:
+        with torch.device("meta"), hide_library_output():
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a model's class may raise anything on a configuration
+        raise ValueError(f"{config.model_type}: transformers cannot build it ({summarize_error(error)})") from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from fuselm.models.pruning.coupling import Coupling
 
 TOKENS = 61  # of a twin's vocabulary
+MLP_WIDTH = 64  # of a twin, whatever the model's
 LENGTH = 13  # tokens that a twin reads
 TOLERANCE = 1e-4  # of logits in float32, relative to the largest
 _TOKEN_IDS = re.compile(r".*token_(id|index)")
 
 
 def make_twin(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model with random weights and the same sizes, but one layer of each kind, at least two, and few tokens.
+    """Return a model with random weights: one layer of each kind, at least two, narrow MLPs and few tokens.
 
-    Its weights are far from the usual ones, so that every norm, bias and head matters.
+    Its weights are far from the usual ones, so that every norm, bias and head matters. Other sizes stay, because
+    configurations demand much of them.
     """
     small = _shrink(config)
     with torch.random.fork_rng(devices=[]):
@@ -67,6 +69,9 @@ def _shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     if layers is not None:
         kept = _choose_layers(config, layers)
         config = resize_config(config, {"layers": len(kept)}, kept)
+    width = read_size(config, "mlp")
+    if width is not None and width > MLP_WIDTH:
+        config = resize_config(config, {"mlp": MLP_WIDTH})
     given = config.to_dict()
     text = given["text_config"] if isinstance(given.get("text_config"), dict) else given
     text |= {name: 0 for name, value in text.items() if _TOKEN_IDS.fullmatch(name) and isinstance(value, int | list)}

@@ -48,8 +48,13 @@ class PrunePlan:
 
 def plan_pruning(model: Model, options: PruneOptions) -> PrunePlan:
     """Choose the sizes and find what is coupled. Raises `ValueError`, one line, if that cannot be done."""
-    with hide_library_output():
-        config = AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
+    try:
+        with hide_library_output():
+            config = AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged or unknown configuration may raise anything
+        raise ValueError(
+            f"{model.name}: transformers cannot read its config.json ({summarize_error(error)})"
+        ) from error
     if getattr(config, "quantization_config", None):
         raise ValueError(
             f"{model.name}: its weights are quantised; load it with transformers, dequantize() and save it"
