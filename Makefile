@@ -1,6 +1,6 @@
 # `make demo`: set up, fetch three language models, fuse them. `make test`: set up, run every test.
 # `make docs`: build the documentation's site into site/.
-# `make results`: all experiments that docs/measured.tar.xz has not, many hours, into docs/results.md and docs/parts.md; again, it goes on.
+# `make results`: all experiments that docs/measured.tar.xz has not, many hours, into docs/results.md, parts.md and pruning.md; again, it goes on.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -26,6 +26,8 @@ results: models examples/corpus/larger.jsonl
 	$(BIN)/fuselm study examples/study.yaml
 	$(BIN)/fuselm study examples/study-tokens.yaml
 	$(BIN)/fuselm study examples/study-parts.yaml
+	$(BIN)/fuselm prune models/smollm2-135m-instruct.gguf runs/pruned --ratio 0.2 --run examples/prune.yaml
+	$(BIN)/fuselm study examples/study-prune.yaml
 	$(BIN)/python benchmarks/measured.py keep
 	$(BIN)/python benchmarks/results.py
 

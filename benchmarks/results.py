@@ -1,10 +1,10 @@
-"""Write docs/results.md and docs/parts.md with their figures from what the experiments left in a folder.
+"""Write docs/results.md, docs/parts.md and docs/pruning.md with their figures from what experiments left in a folder.
 
 `make results` runs the experiments first.
 
     python benchmarks/results.py [RUNS]
 
-Takes RUNS/study, RUNS/study-tokens and RUNS/study-parts (`fuselm study`), RUNS/full/tasks
+Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts and RUNS/study-prune (`fuselm study`), RUNS/full/tasks
 (`examples/tasks/run.py`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names
 with `--json`). What is not there is left out, and the page says so; a page of which nothing is there stays as it is.
 """
@@ -86,6 +86,7 @@ def main() -> None:
             "training": read(runs / "training.json"),
         },
         "parts": {"parts": study(runs / "study-parts")},
+        "pruning": {"recovery": study(runs / "study-prune")},
     }
     if not any(of for found in of_pages.values() for of in found.values()):
         sys.exit(f"results: nothing of an experiment in {runs}; `make results` runs them")
