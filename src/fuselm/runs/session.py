@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fuselm.models.chat.messages import Dialogue
 from fuselm.results import diagnosis, fidelity_measurement, inspection
 from fuselm.results.run_result import RunResult, load_result
 from fuselm.runs import config, diagnosis_inputs, fidelity_inputs, plan, run_folders
@@ -59,7 +60,7 @@ class FusionRun:
         """Return what you may want to change before anything is made, such as too few held-out documents."""
         return self._pipeline.notes
 
-    def texts(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str | Dialogue]:
         """Return the texts that distributions are captured of, by the names that documents have in stores."""
         return {document.id: document.text for document in write.fusion_documents(self._pipeline)}
 

@@ -51,7 +51,7 @@ def capture_on_ray(
     def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
         if not batches:
             return
-        rows = [{"batch": pickle.dumps(passages.extract_batch(batch, documents))} for batch in batches]
+        rows = [{"batch": pickle.dumps(passages.extract_batch(batch, read))} for batch in batches]
         made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             CaptureWorker,
             fn_constructor_args=(model, revision, dtype, policy),
@@ -65,7 +65,11 @@ def capture_on_ray(
         except ray.exceptions.RayError as error:
             raise ValueError(f"{model.name}: a Ray worker failed ({_find_cause(error)})") from error
 
-    lengths = [len(vocabulary.segment(d.text).read_ids) for d in documents]
+    # Workers tokenize texts; conversations are read here, where the run file's templates are known.
+    dialogues = {d.id: vocabulary.segment(d.text) for d in documents if not isinstance(d.text, str)}
+    read = [(document, dialogues.get(document.id)) for document in documents]
+    counts_of_texts = iter(vocabulary.count_tokens([d.text for d in documents if isinstance(d.text, str)]))
+    lengths = [next(counts_of_texts) if found is None else len(found.read_ids) for _, found in read]
     prefix = fit_prefix(vocabulary, model.context_length, prefix_tokens)
     counts = write_traces(
         read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
@@ -85,8 +89,9 @@ class CaptureWorker:
         self._source = load_source(here, load_vocabulary(here), dtype=dtype)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        documents, batch = pickle.loads(row["batch"])
-        segmentations = [self._source.vocabulary.segment(d.text) for d in documents]
+        read, batch = pickle.loads(row["batch"])
+        documents = [document for document, _ in read]
+        segmentations = [found or self._source.vocabulary.segment(document.text) for document, found in read]
         traces = read_passages(self._source, documents, segmentations, batch, policy=self._policy)
         return {"traces": pickle.dumps(list(traces))}
 
