@@ -229,16 +229,16 @@ class ChatVocabulary:
 
 def _probe(name: str, template: templates.Template) -> tuple[Prompting, probing.Probe]:
     """Return how to render a template, and what it writes. Raises `ValueError` if it writes no contents."""
+    refusal = None
     for in_parts in (False, True):
         prompting = Prompting(name, template, in_parts=in_parts)
         try:
             if (probe := probing.probe_template(prompting.render)) is not None:
                 return prompting, probe
         except TemplateRefusal as error:
-            if in_parts:
-                raise ValueError(
-                    f"{name}: its chat template refuses a question and its answer ({error}); correct it"
-                ) from None
+            refusal = refusal or error
+    if refusal is not None:
+        raise ValueError(f"{name}: its chat template refuses a question and its answer ({refusal}); correct it")
     raise ValueError(f"{name}: its chat template does not write what messages say; correct it")
 
 
