@@ -479,3 +479,10 @@ def test_a_run_without_its_target_among_the_sources_is_diagnosed_with_it(
     after = fuselm("inspect", run_file, cache=cache)
     assert after.code == 0, after.err
     assert "Against the target: " in after.out and "target, not fused" in after.out
+
+    # The folder of the finished run is diagnosed with it, too.
+    finished = fuselm("run", run_file, "train.passes=1", "train.average=0", cache=cache)
+    assert finished.code == 0, finished.err
+    of_folder = json.loads(fuselm("diagnose", tmp_path / "out", "--json", cache=cache).out)
+    assert of_folder["target"] is None and list(of_folder["sources"]) == ["alpha", "words"]
+    assert of_folder["own"]["bits_per_byte"]["average"] == pytest.approx(own, rel=0.01)

@@ -112,7 +112,8 @@ def train_target(
     if checkpoint is not None:
         progress.note(f"reading the checkpoint of step {step}")
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with hide_library_output():  # of every checkpoint's shards
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stopping.release()
     progress.stop()
