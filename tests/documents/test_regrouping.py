@@ -51,14 +51,15 @@ def test_only_regrouped_texts_are_copied_and_the_other_files_are_named(tmp_path)
     for folder, count in (("man", 12), ("mixed", 12), ("legal", 2)):
         (tmp_path / folder).mkdir()
         for n in range(count):
-            (tmp_path / folder / f"{n}.txt").write_text(paragraphs(100, n))
+            (tmp_path / folder / f"{n}.txt").write_text(f"{folder}\n{paragraphs(100, n)}")
     (tmp_path / "mixed" / "README.txt").write_text("About these texts.")
-    found = regroup_texts([tmp_path, tmp_path / "man" / "3.txt"])
-    pattern, *mixed, given = found.names
-    assert pattern == f"{tmp_path}/man/*.txt" and given == str(tmp_path / "man" / "3.txt")
+    (tmp_path / "man" / "copy.txt").write_bytes((tmp_path / "man" / "3.txt").read_bytes())
+    found = regroup_texts([tmp_path])
+    pattern, *mixed = found.names
+    assert pattern == f"{tmp_path}/man/*.txt"
     assert sorted(mixed) == sorted(str(tmp_path / "mixed" / f"{n}.txt") for n in range(12))
     assert {row.domain for row in found.rows} == {"legal"} == set(found.domains)
-    everything = "".join(paragraphs(100, n) for n in range(2))
+    everything = "".join(f"legal\n{paragraphs(100, n)}" for n in range(2))
     assert "".join(row.text for row in found.rows) == everything
 
 

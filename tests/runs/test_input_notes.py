@@ -82,3 +82,19 @@ def test_plan_and_load_run_say_it_before_anything_is_made(tmp_path, byte_level, 
         "".join(json.dumps({"text": f"text {n}", "domain": "a"}) + "\n" for n in range(22))
     )
     assert len(package.load_run(path, quiet=True).notes) == 1
+
+
+def test_copies_in_a_folder_are_left_out_and_noted(tmp_path, byte_level, texts):
+    """Folders of people's texts have copies; only a file that is named itself is refused as one."""
+    rows = tiny_run.short(texts)
+    path = tiny_run.write(tmp_path, target=byte_level, sources={"own": byte_level}, rows=rows)
+    (tmp_path / "notes").mkdir()
+    for n in range(24):
+        (tmp_path / "notes" / f"{n:02d}.txt").write_text(rows[0]["text"] + str(n % 22), encoding="utf-8")
+    run = package.load_run(path, {"corpus.files": [str(tmp_path / "notes")]}, quiet=True)
+    folder = tmp_path / "notes"
+    assert (
+        f"corpus.files: 2 files are left out, because they are copies ({folder}/22.txt, {folder}/23.txt)" in run.notes
+    )
+    with pytest.raises(ValueError, match=r"00\.txt and .*22\.txt are the same; drop one"):
+        package.load_run(path, {"corpus.files": [str(folder), str(folder / "22.txt")]}, quiet=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fuselm.documents import cutting
 from fuselm.documents.corpus import is_empty
-from fuselm.documents.text_files import find_files, name_domains, strip_endings
+from fuselm.documents.text_files import find_copies, find_files, name_domains, strip_endings
 from fuselm.documents.texts import TextRow, read_texts
 
 FEWEST = 3  # documents of a domain without splits: one to train on, one for dev, one held out
@@ -43,7 +43,9 @@ def regroup_texts(names: Sequence[str | Path], columns: Mapping[str, str] | None
     Raises:
         ValueError: If a file cannot be read, or if there is too little text for any split.
     """
-    rows = _read_files(find_files(names), columns)
+    found = find_files(names)
+    copies = find_copies(found, names)
+    rows = _read_files([file for file in found if file not in copies], columns)
     together = [row for of_file in rows.values() for row in of_file]
     counts = Counter(row.domain for row in together if row.split is None)
     tiny = sorted(domain for domain, count in counts.items() if count < FEWEST)
@@ -70,14 +72,17 @@ def regroup_texts(names: Sequence[str | Path], columns: Mapping[str, str] | None
     copied = [row for row in copied if row.domain not in touched or row.split is not None]
     return Regrouped(
         rows=copied + [row for found in changed.values() for row in found],
-        names=_name_files(names, {file for file, is_one in is_copied.items() if not is_one}),
+        names=_name_files(names, {file for file, is_one in is_copied.items() if not is_one}, copies),
         domains=sorted(changed),
     )
 
 
 def read_rows(names: Sequence[str | Path], columns: Mapping[str, str] | None = None) -> list[TextRow]:
     """Return the rows of the named files that hold something. `columns` renames fields, as for `read_texts`."""
-    return [row for of_file in _read_files(find_files(names), columns).values() for row in of_file]
+    found = find_files(names)
+    copies = find_copies(found, names)
+    read = _read_files([file for file in found if file not in copies], columns)
+    return [row for of_file in read.values() for row in of_file]
 
 
 def write_rows(rows: Sequence[TextRow]) -> str:
@@ -108,20 +113,23 @@ def _are_domains_kept(
     return all(of_file == rows[file] for file, of_file in alone.items())
 
 
-def _name_files(names: Sequence[str | Path], kept: set[Path]) -> list[str]:
-    """Return names that stand for those files of `names` that are kept: as they were given, patterns, or files."""
+def _name_files(names: Sequence[str | Path], kept: set[Path], copies: set[Path]) -> list[str]:
+    """Return names that stand for those files of `names` that are kept: as they were given, patterns, or files.
+
+    A pattern may stand for `copies`, too, because a run does not read them.
+    """
     result: list[str] = []
     for name in names:
         files = find_files([name])
-        if kept.issuperset(files):
-            result.append(str(name))
+        if (kept | copies).issuperset(files):
+            result += [str(name)] if kept.intersection(files) else []
             continue
         groups: dict[str, list[Path]] = {}
         for file in files:
             if file in kept:
                 groups.setdefault(f"{glob.escape(str(file.parent))}/*{file.suffix}", []).append(file)
         for pattern, members in groups.items():
-            is_pattern_exact = len(members) > 1 and find_files([pattern]) == sorted(members)
+            is_pattern_exact = len(members) > 1 and set(find_files([pattern])) - copies == set(members)
             result += [pattern] if is_pattern_exact else map(str, members)
     return result
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fuselm.documents.arrow_folders import ARROW, holds_rows, name_dataset
+from fuselm.system import fingerprints
 
 JSON = (".jsonl", ".jsonlines", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -45,6 +46,24 @@ def describe_unread_files(names: Sequence[str | Path]) -> str | None:
         f"corpus.files: {found.total()} files in folders are left out, because their kind is not read ({kinds}); give "
         "plain text the ending .txt, or name a folder without them"
     )
+
+
+def find_copies(files: Sequence[Path], names: Sequence[str | Path]) -> set[Path]:
+    """Return the files, found below folders and by patterns, that are the same as one before them.
+
+    Raises `ValueError` if one of `names` is itself the same as a file before it.
+    """
+    named = {Path(os.path.expanduser(name)) for name in names}
+    first: dict[str, Path] = {}
+    copies: set[Path] = set()
+    for file in files:
+        same = first.setdefault(fingerprints.hash_file_once(file), file)
+        if same is file or not file.stat().st_size:
+            continue
+        if file in named:
+            raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
+        copies.add(file)
+    return copies
 
 
 def check_file(file: Path) -> None:

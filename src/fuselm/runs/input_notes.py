@@ -23,6 +23,13 @@ def describe_inputs(inputs: "Inputs", run: config.RunOptions) -> list[str]:
     notes = [few, text_files.describe_unread_files(run.corpus.files)]
     if all(model.fingerprint == inputs.target.fingerprint for model in inputs.sources.values()):
         notes.append("sources: the target is the only one, so there is nothing to learn from others; add another model")
+    if inputs.repeated_files:
+        named = ", ".join(str(path) for path in sorted(inputs.repeated_files)[:3]) + (
+            ", …" if len(inputs.repeated_files) > 3 else ""
+        )
+        notes.append(
+            f"corpus.files: {len(inputs.repeated_files)} files are left out, because they are copies ({named})"
+        )
     train = run.train
     if train.clm.passes is not None and train.passes < train.clm.passes:
         notes.append(

@@ -27,7 +27,9 @@ class Inputs:
     """Hold a run's texts, target and sources. Creating it raises `ValueError` if any of them cannot be used."""
 
     def __init__(self, run: config.RunOptions):
-        self.files = text_files.find_files(run.corpus.files)
+        found = text_files.find_files(run.corpus.files)
+        self.repeated_files = text_files.find_copies(found, run.corpus.files)  # which are not read
+        self.files = [file for file in found if file not in self.repeated_files]
         self.file_columns = [run.corpus.columns] * len(self.files)
         if run.corpus.dataset is not None:
             request = fetched_datasets.DatasetRequest(**run.corpus.dataset.model_dump())
@@ -165,10 +167,6 @@ class Inputs:
     def _check_texts(self, options: config.CorpusOptions) -> None:
         """Check the files of texts before any model is opened. A file's counts are remembered by its hash."""
         counts: dict[str, Counter[str]] = {}
-        hashes: dict[str, Path] = {}
-        for file in self.files:
-            if (same := hashes.setdefault(fingerprints.hash_file_once(file), file)) is not file and file.stat().st_size:
-                raise ValueError(f"corpus.files: {same} and {file} are the same; drop one")
         columns = dict(zip(self.files, self.file_columns, strict=True))
         if options.columns and all(text_files.find_kind(f) in text_files.PLAIN for f in self.files if columns[f]):
             raise ValueError("corpus.columns: does nothing here, because every file is plain text; drop it")
