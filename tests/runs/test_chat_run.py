@@ -1,11 +1,13 @@
 """Run everything on conversations: from rows of messages to the table, each model in a template of its own."""
 
 import json
+import sys
 from pathlib import Path
 
 import chat_models
 import numpy as np
 import pytest
+import same_stores
 import tiny_run
 
 from fuselm.documents import corpus
@@ -136,3 +138,17 @@ def test_a_run_file_may_say_what_to_train_on(models, texts, tmp_path):
     file = tiny_run.write(tmp_path, target=models["target"], sources={"other": models["other"]}, rows=rows)
     file.write_text(file.read_text().replace("train:\n", "train:\n  on: all\n"))
     assert config.load(file).train.on == "all"
+
+
+@pytest.mark.filterwarnings("default")  # Ray warns of itself
+def test_workers_of_ray_capture_what_one_process_does(models, texts, tmp_path):
+    pytest.importorskip("ray")
+    rows, sources = chat_models.make_rows(texts), {"other": models["other"]}
+    stores = []
+    for name, overrides in (("here", []), ("ray", ["capture.engine=ray", "capture.workers=2"])):
+        file = tiny_run.write(tmp_path / name, target=models["target"], sources=sources, rows=rows)
+        outcome = tiny_run.fuselm("capture", file, "sources.other.system=Speak.", *overrides)
+        assert outcome.code == 0, outcome.err
+        stores.append(find(tmp_path / name / "out", "capture/other-*"))
+    sys.modules["ray"].shutdown()
+    same_stores.assert_same(*stores)
