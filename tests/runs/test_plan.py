@@ -1,6 +1,7 @@
 """Test plan.py: what a run will take is counted before, and is enough."""
 
 import io
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -48,6 +49,16 @@ TITLES = [
     "evaluate fused",
     "report",
 ]
+
+
+def test_plan_prints_json_of_the_same_stages(run_file):
+    outcome = fuselm("plan", run_file, "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert [stage["title"] for stage in found["stages"]] == TITLES
+    assert set(found["tokens"]) == {"target", "own", "other"} and found["problems"] == []
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    assert found["disk_bytes"] > 0 and len(found["captures"]) == 2
 
 
 def test_plan_prints_a_table_of_what_is_to_come(run_file):

@@ -1,6 +1,7 @@
 """Define the commands: what each takes, and which functions it calls."""
 
 import io
+import json
 import logging
 import os
 import sys
@@ -194,7 +195,11 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def plan(run_file: RunFile, overrides: Overrides = None) -> None:
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Estimate what a run will take: tokens, disk, memory and time, from a short calibration."""
     from fuselm.runs import plan, reuse
     from fuselm.system import terminal
@@ -207,15 +212,22 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
             check()
         except ValueError as error:
             failed.append(str(error))
-    console.print(plan.draw_token_counts(pipeline))
+    if not as_json:
+        console.print(plan.draw_token_counts(pipeline))
     rows, chosen, not_calibrated = plan.calibrate(pipeline)
-    if chosen:
-        console.print(plan.draw_machine(chosen))
-    console.print(plan.draw_estimates(rows))
-    for line in reuse.explain_captures(pipeline, pipeline.dry_run()):
-        console.print(line, soft_wrap=True)
-    console.print(f"planned in {format_duration(time.monotonic() - began, decimals=0)}")
-    if failed := [*failed, *not_calibrated]:
+    failed += not_calibrated
+    captures = reuse.explain_captures(pipeline, pipeline.dry_run())
+    if as_json:
+        described = plan.describe_estimates(pipeline, rows, chosen)
+        print_line(json.dumps(described | {"captures": captures, "problems": failed}))
+    else:
+        if chosen:
+            console.print(plan.draw_machine(chosen))
+        console.print(plan.draw_estimates(rows))
+        for line in captures:
+            console.print(line, soft_wrap=True)
+        console.print(f"planned in {format_duration(time.monotonic() - began, decimals=0)}")
+    if failed:
         raise ValueError(failed[0])  # below the tables, which say what can be said
 
 

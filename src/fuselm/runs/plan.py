@@ -7,7 +7,7 @@ a short calibration.
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Column, Table
@@ -120,6 +120,32 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
         format_duration(sum((e.seconds or 0.0 for e in rows), start=0.0), decimals=0),
     )
     return result
+
+
+def describe_estimates(pipeline: "Pipeline", rows: Sequence[Estimate], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the tables of `fuselm plan` show, for JSON: bytes, seconds and tokens, None where unknown."""
+    counted = _count_tokens(pipeline)
+    models = {"target": pipeline.inputs.target} | pipeline.inputs.sources
+    return {
+        "tokens": {name: counted[model.tokenizer_fingerprint] for name, model in models.items()},
+        "dtypes": dict(chosen),
+        "stages": [
+            {
+                "title": e.title,
+                "keeps": e.keeps,
+                "tokens": e.tokens,
+                "disk_bytes": e.disk + e.scratch,
+                "kept_bytes": e.disk if e.kept is None else e.kept,
+                "memory_bytes": e.memory,
+                "seconds": e.seconds,
+            }
+            for e in rows
+        ],
+        "disk_bytes": sum_disk(rows),
+        "memory_bytes": max((e.memory or 0 for e in rows), default=0),
+        "seconds": sum((e.seconds or 0.0 for e in rows), start=0.0),
+        "notes": pipeline.notes,
+    }
 
 
 def draw_token_counts(pipeline: "Pipeline") -> Table:
