@@ -434,6 +434,9 @@ def test_card_of_a_local_target_names_no_base_model(make, run, tmp_path):
     run = run.model_copy(update={"target": run.target.model_copy(update={"model": str(local)})})
     _, front, body = report_page.render_model_card(run_summary.summarize_run(options_of(run), make())).split("---\n", 2)
     assert "base_model" not in yaml.safe_load(front) and "**Target:** local-model\n" in body
+    run = run.model_copy(update={"target": run.target.model_copy(update={"model": f"{local}.gguf"})})
+    card = report_page.render_model_card(run_summary.summarize_run(options_of(run), make()))
+    assert "**Target:** local-model, read from a GGUF file, whose weights may have been quantised\n" in card
 
 
 def test_thinned_points_keep_their_mean():
