@@ -41,6 +41,7 @@ NOT_RUN = {
     "python -m tests.fuzz": "tests/fuzz/test_fuzz.py",
     "fuselm run examples/": "the demo: `make demo`",
     "fuselm inspect runs/quickstart": "needs the demo's run",
+    "fuselm prune models/": "scores one of the demo's models for a minute; tests/runs/pruning",
     "fuselm store convert teacher.jsonl": "needs a server's answers; tests/sources/test_foreign.py",
     "fuselm store merge merged": "needs two captures; tests/stores/test_merging.py",
     "fuselm store push": "needs the Hub; tests/stores/test_hub_transfer.py has a stand-in",
