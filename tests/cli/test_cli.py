@@ -222,8 +222,8 @@ def test_a_fault_of_our_own_is_not_hidden(run_file, monkeypatch):
 def test_the_table_and_its_verdict_come_once_on_stdout(run_file):
     outcome = fuselm("run", run_file)
     assert outcome.code == 0
-    assert outcome.out.count("bits per byte of held-out text") == 1 and outcome.out.count("fused is ") == 1
-    for name in ("own", "other", "base", "clm", "fused", "fused-clm", "english", "french", "average"):
+    assert outcome.out.count("bits per byte of held-out text") == 1 and outcome.out.count("\nfused is ") == 1
+    for name in ("own", "other", "base", "clm", "fused", "fused - other", "english", "french", "average"):
         assert name in outcome.out
     for name in ("model", "report.html", "summary.json"):
         assert str(run_file.parent / "out" / name) in outcome.out
