@@ -24,7 +24,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-exact_match, build = load("exact_match"), load("build")
+exact_match, build, choose, write_answers = map(load, ("exact_match", "build", "choose", "write_answers"))
 
 
 def answers_of(row: dict) -> list[str]:
@@ -33,7 +33,7 @@ def answers_of(row: dict) -> list[str]:
 
 def test_files_are_small_and_every_row_is_read_as_a_conversation():
     assert sum((CHAT / name).stat().st_size for name in ("conversations.jsonl", "questions.jsonl")) < 1_000_000
-    read = read_texts(CHAT / "conversations.jsonl", "chat", {})
+    read = list(read_texts(CHAT / "conversations.jsonl", "chat", {}))
     assert [(row.domain, row.split) for row in read] == [(row["domain"], row["split"]) for row in ROWS]
     assert all(isinstance(row.text, Dialogue) for row in read)
     assert {len(answers_of(row)) for row in ROWS} == {1, 2, 3}
@@ -155,3 +155,41 @@ def test_a_model_without_a_template_is_named(byte_level):
     model = exact_match.tasks_run.locate_model(str(byte_level))
     with pytest.raises(ValueError, match="has no chat template"):
         exact_match.ask(model, ["Hello?"], dtype="auto", batch=1)
+
+
+def test_best_answers_are_rows_and_best_and_worst_are_pairs(finished, tmp_path):
+    model = json.loads((finished / "run.json").read_text())["folders"]["train fused"]
+    chosen = tmp_path / "longest.py"
+    chosen.write_text("def longest(answer, row):\n    return len(answer)\n")
+    best, pairs, asked = tmp_path / "best.jsonl", tmp_path / "pairs.jsonl", tmp_path / "rows.jsonl"
+    rows = [row for row in ROWS if row["domain"] == "reasoning" and row["split"] == "train"][:7]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # A tiny model seldom ends its turn: its end is drawn in enough of many short answers.
+    arguments = [str(finished / model / "model"), str(best), "--rows", str(asked), "--tokens", "40", "--answers", "60"]
+    assert write_answers.main([*arguments, "--choose", f"{chosen}:longest", "--pairs", str(pairs)]) == 0
+    written = [json.loads(line) for line in best.read_text().splitlines()]
+    assert written and len(list(read_texts(best, "chat", {}))) == len(written)
+    prompts = [[m["content"] for m in row["messages"][:-1]] for row in rows]
+    assert all([m["content"] for m in row["messages"][:-1]] in prompts for row in written)
+    of_pairs = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert of_pairs
+    assert all(len(p["chosen"][0]["content"]) > len(p["rejected"][0]["content"]) for p in of_pairs)
+
+
+def test_the_best_answer_is_the_one_with_the_highest_number():
+    row = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes"}],
+        "domain": "reasoning",
+    }
+    rows = [row | {"source": "a page"}] * 3
+    answers = iter([["No", "yes."], [], ["No", "no"]])
+    best, pairs = write_answers.choose_answers(rows, answers, choose.closest, "a model")
+    assert [r["messages"][-1]["content"] for r in best] == ["yes.", "no"]
+    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs] == [("yes.", "No")]
+
+
+def test_a_function_that_is_not_there_is_one_line(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("")
+    for name in (f"{tmp_path}/a.py:f", f"{tmp_path}/b.py:f", "f"):
+        assert write_answers.main(["models/any", str(tmp_path / "best.jsonl"), "--choose", name]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --choose {name}: ")
