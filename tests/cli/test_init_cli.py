@@ -83,7 +83,7 @@ def talk(folder, *answers: str) -> tuple[int, str]:
 
 def test_questions_are_asked_on_a_terminal(tmp_path):
     for n in range(3):
-        (tmp_path / f"{n}.txt").write_text("A text of some words.")
+        (tmp_path / f"{n}.txt").write_text(f"A text of some {n} words.")
     code, said = talk(
         tmp_path,
         "a.gguf\n",

@@ -36,7 +36,9 @@ def test_every_page_has_its_image(run_script, pages, tmp_path):
     named = [part for name in ("diagnosis", "fidelity", "study") for part in (f"--{name}", pages[name])]
     run(pages["report"].parent, *named, "--out", tmp_path / "images")
     images = {path.name: read_image(path) for path in (tmp_path / "images").iterdir()}
-    assert set(images) == {f"{name}.png" for name in (*pages, "report-phone", "tokens")}
+    assert set(images) == {
+        f"{name}.png" for name in ("report", "diagnosis", "fidelity", "study", "report-phone", "tokens")
+    }
     assert images["report.png"].shape == (820, 1200) and images["report-phone.png"].shape == (820, 400)
     assert all(len(np.unique(image)) > 10 for image in images.values())  # none is blank
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,9 +19,16 @@ QUESTIONS = [json.loads(line) for line in (CHAT / "questions.jsonl").read_text(e
 
 
 def load(name: str) -> ModuleType:
+    """Load a script of the example with the modules of its own folders, whatever other tests have imported."""
     specification = importlib.util.spec_from_file_location(f"chat_{name}", CHAT / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        for short in ("run", "items", "results"):
+            patch.delitem(sys.modules, short, raising=False)
+        patch.setattr(sys, "path", list(sys.path))
+        specification.loader.exec_module(module)
+        for short in ("run", "items", "results"):
+            sys.modules.pop(short, None)
     return module
 
 

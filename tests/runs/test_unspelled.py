@@ -96,4 +96,4 @@ def test_what_a_corrected_tokenizer_had_aligned_is_aligned_again(tmp_path, byte_
     monkeypatch.setattr(Inputs, "is_corrected", lambda self, model: False)
     before = folders()
     changed = {title.partition(",")[0] for title in now if now[title] != before.get(title)}
-    assert now.keys() == before.keys() and changed == {"align joined", "fuse", "train fused", "evaluate fused"}
+    assert now.keys() == before.keys() and changed == {"align joined", "fuse", "train fused at 0.003", "evaluate fused"}

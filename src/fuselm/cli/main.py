@@ -212,6 +212,7 @@ def plan(
             check()
         except ValueError as error:
             failed.append(str(error))
+    pipeline.print_notes()
     if not as_json:
         console.print(plan.draw_token_counts(pipeline))
     rows, chosen, not_calibrated = plan.calibrate(pipeline)

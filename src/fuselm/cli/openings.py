@@ -46,7 +46,8 @@ def open_checked_run(run_file: Path, overrides: list[str] | None, last: str):
 
     pipeline = open_run(run_file, overrides)
     plan.check_disk(pipeline)
-    pipeline.check(last)
+    if pipeline.check(last):
+        pipeline.print_notes()
     pipeline.record_steps(last)
     return pipeline
 

@@ -79,10 +79,7 @@ class Pipeline:
         return input_notes.describe_inputs(self.inputs, self.run)
 
     def start(self) -> None:
-        """Write down the options of the run, and print its `notes`.
-
-        Raises `ValueError` if the run's folder can't be written to.
-        """
+        """Write down the options of the run. Raises `ValueError` if the run's folder can't be written to."""
         if processes.rank() > 0:
             return
         try:
@@ -92,7 +89,10 @@ class Pipeline:
             )
         except OSError as error:
             raise ValueError(f"{self.folder}: cannot write there ({error.strerror}); set another `output`") from None
-        for note in self.notes:
+
+    def print_notes(self) -> None:
+        """Print the run's `notes`."""
+        for note in self.notes if processes.rank() == 0 else []:
             self.console.print(make_plain_text(f"  note: {note}"), soft_wrap=True)
 
     def dry_run(self, build: "Callable[[Pipeline], object] | None" = None) -> list[Step]:
@@ -106,14 +106,17 @@ class Pipeline:
         (build or Pipeline.evaluate)(dry)
         return dry.steps.list_steps()
 
-    def check(self, last: str, build: "Callable[[Pipeline], object] | None" = None) -> None:
+    def check(self, last: str, build: "Callable[[Pipeline], object] | None" = None) -> list[Step]:
         """Try what the stages up to `last` need of the machine and of servers before hours of work begin.
 
-        `build` is that of `dry_run`. Raises `ValueError` on what can't do what is asked of it.
+        `build` is that of `dry_run`. Returns the steps that are to be made. Raises `ValueError` on what can't do what
+        is asked of it.
         """
         order = list(STAGES.values())
         needed = set(order[: order.index(STAGES[last]) + 1])
-        checks.check_needs(self, [step for step in self.dry_run(build) if step.is_needed and step.stage in needed])
+        steps = [step for step in self.dry_run(build) if step.is_needed and step.stage in needed]
+        checks.check_needs(self, steps)
+        return steps
 
     def record_steps(self, last: str) -> None:
         """Record what this run is to make, so that nothing it needs is deleted as useless before it is finished.

@@ -136,7 +136,8 @@ class FusionRun:
 
     def _checked(self, last: str) -> Pipeline:
         plan.check_disk(self._pipeline)
-        self._pipeline.check(last)
+        if self._pipeline.check(last):
+            self._pipeline.print_notes()
         self._pipeline.record_steps(last)
         return self._pipeline
 
