@@ -19,6 +19,7 @@ from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import check_distributions
+from fuselm.stores.store import Trace
 
 TINY = ["byte_level", "sentence_piece", "word_piece"]
 PAIRS = list(itertools.product(TINY, repeat=2))
@@ -56,12 +57,27 @@ def test_span_equals_the_reference_on_random_vocabularies(source_kind, target_ki
         trace = drawn.trace_of(source, text, random, top_k=top_k)
         aligned = Aligner(source, target, top_k=EVERYTHING).align(trace, text)
         check_distributions(aligned.distributions, target.size)
-        if aligned is trace:
-            return  # with the same tokens there is nothing to compare
+        if source.token_bytes == target.token_bytes and np.array_equal(aligned.tokens, trace.tokens):
+            assert_rows_of_spelled_tokens_stay(source, trace, aligned, text)
+            return
         rows, tails = span_rows(source, target, trace, text)
         drawn.assert_same(aligned.distributions, rows, tails)
 
     equal()
+
+
+def assert_rows_of_spelled_tokens_stay(source: Vocabulary, trace: Trace, aligned: Trace, text: str) -> None:
+    """Check that with the same tokens a row is the source's own, or has no entries if its token is not spelled."""
+    for i, is_spelled in enumerate(source.find_spelled(trace.tokens, trace.starts, text)):
+        kept, own = aligned.distributions.row(i), trace.distributions.row(i)
+        assert all(map(np.array_equal, kept, own)) if is_spelled else not len(kept[0])
+
+
+def test_the_same_vocabulary_keeps_even_the_entries_that_spell_nothing():
+    vocabulary = drawn.word_pieces(["aa"], lower_case=True)
+    trace = drawn.trace_of(vocabulary, "aé", np.random.default_rng(0), top_k=1)
+    aligned = Aligner(vocabulary, drawn.word_pieces(["aa"], lower_case=True)).align(trace, "aé")
+    assert_rows_of_spelled_tokens_stay(vocabulary, trace, aligned, "aé")
 
 
 @pytest.mark.parametrize(("source_kind", "target_kind"), PAIRS)
