@@ -3,7 +3,7 @@
 `span` refines only the branch that the text takes, by rows that begin inside its token. Here all branches are alike. An
 entry of a row leaves the text together with what may follow it (followers.py), is split as the target's tokenizer
 splits it after the text before it (branch_splits.py), and votes where its first other token is (branch_votes.py). That
-may be a token before the row, which it makes longer. docs/paper.md, "Branches", has the formulas.
+may be a token before the row, which it makes longer. docs/paper.md, "`branches` alignment", has the formulas.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ from numpy import ndarray
 from fuselm.alignment.branch_splits import Splitter
 from fuselm.alignment.branch_votes import BranchRows, sum_votes
 from fuselm.alignment.followers import Followers
-from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
-from fuselm.models.segmentation import Segmentation, find_spelled
+from fuselm.alignment.stretches import cut_into_stretches, place_rows
+from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
@@ -34,24 +34,10 @@ class BranchAligner:
         What is unknown after a branch is left out, and a row is divided by what is known. Tokens to which `exact` gives
         no information get none.
         """
-        stream = np.frombuffer(b" " + data, np.uint8)
-        begins = trace.starts.astype(np.int64) + 1
-        target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
-        spelled = find_spelled(self._source.spell(trace.tokens.tolist()), trace.starts, data)
-        parts = []
-        for rows, tokens in find_stretches(
-            np.append(begins, len(stream)), spelled, target_begins, segmentation.spelled
-        ):
-            part = self._align_stretch(
-                trace.tokens[rows],
-                begins[rows],
-                take_rows(trace.distributions, rows),
-                segmentation.ids[tokens],
-                target_begins[tokens.start : tokens.stop + 1],
-                stream,
-                top_k,
-            )
-            parts.append((tokens, part))
+        parts = [
+            (tokens, self._align_stretch(*stretch, top_k))
+            for tokens, stretch in cut_into_stretches(self._source, trace, segmentation, data)
+        ]
         d = place_rows(len(segmentation.ids), parts)
         return Distributions(offsets=d.offsets, ids=d.ids, logprobs=d.logprobs, gold=exact.gold, tail=d.tail)
 

@@ -17,8 +17,8 @@ from fuselm.alignment import continuation
 from fuselm.alignment.continuation import Continuations, lengthen
 from fuselm.alignment.next_tokens import NextTokens, find_slot, new_next_tokens, sort_by_mass
 from fuselm.alignment.spelling import Spelling, find_child
-from fuselm.alignment.stretches import find_stretches, place_rows, take_rows
-from fuselm.models.segmentation import Segmentation, find_spelled
+from fuselm.alignment.stretches import cut_into_stretches, place_rows
+from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
@@ -73,25 +73,9 @@ def follow_text(
     index_checks.require_ascending("target tokens", segmentation.starts)
     index_checks.require_lengths("spelling", source.size, spelling.begins)
     index_checks.require_lengths("spelling", target.size, spelling.ids_begun)
-    stream = np.frombuffer(b" " + data, np.uint8)  # byte p of the text is stream[p + 1]; a space may be put at -1
-    begins = trace.starts.astype(np.int64) + 1
-    target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
-    spelled = find_spelled(source.spell(trace.tokens.tolist()), trace.starts, data)
-    ends = np.append(begins, len(stream))
     parts, lost = [], np.zeros((len(segmentation.ids), len(CAUSES)), np.float32)
-    for rows, tokens in find_stretches(ends, spelled, target_begins, segmentation.spelled):
-        part, lost[tokens] = _follow_stretch(
-            source,
-            target,
-            spelling,
-            trace.tokens[rows],
-            begins[rows],
-            take_rows(trace.distributions, rows),
-            segmentation.ids[tokens],
-            target_begins[tokens.start : tokens.stop + 1],
-            stream,
-            top_k,
-        )
+    for tokens, stretch in cut_into_stretches(source, trace, segmentation, data):
+        part, lost[tokens] = _follow_stretch(source, target, spelling, *stretch, top_k)
         parts.append((tokens, part))
     return place_rows(len(segmentation.ids), parts), lost
 

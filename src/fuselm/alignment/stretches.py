@@ -7,12 +7,53 @@ begins at the same byte. docs/tokenizers.md explains this.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
+from fuselm.models.segmentation import Segmentation, find_spelled
+from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
+from fuselm.stores.store import Trace
+
+
+class Stretch(NamedTuple):
+    """Hold a stretch: the source's tokens and rows, and the target's tokens, with the bytes where they begin.
+
+    Byte p of the text is `stream[p + 1]`, because a tokenizer may put a space at -1; `begins` count bytes of `stream`.
+    """
+
+    tokens: Int[ndarray, "rows"]
+    begins: Int[ndarray, "rows"]
+    distributions: Distributions
+    target_ids: Int[ndarray, "tokens"]
+    target_begins: Int[ndarray, "tokens+1"]
+    stream: UInt8[ndarray, "bytes"]
+
+
+def cut_into_stretches(
+    source: Vocabulary, trace: Trace, segmentation: Segmentation, data: bytes
+) -> Iterator[tuple[slice, Stretch]]:
+    """Yield the stretches of a trace and the target's segmentation of its text, each with its slice of the latter."""
+    stream = np.frombuffer(b" " + data, np.uint8)
+    begins = trace.starts.astype(np.int64) + 1
+    target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
+    spelled = find_spelled(source.spell(trace.tokens.tolist()), trace.starts, data)
+    edges = np.append(begins, len(stream))
+    for rows, tokens in find_stretches(edges, spelled, target_begins, segmentation.spelled):
+        yield (
+            tokens,
+            Stretch(
+                tokens=trace.tokens[rows],
+                begins=begins[rows],
+                distributions=take_rows(trace.distributions, rows),
+                target_ids=segmentation.ids[tokens],
+                target_begins=target_begins[tokens.start : tokens.stop + 1],
+                stream=stream,
+            ),
+        )
 
 
 def find_stretches(
