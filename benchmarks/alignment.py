@@ -25,7 +25,7 @@ from rapidfuzz.process import cdist
 from rich.console import Console
 
 from fuselm.alignment import mined, nearest
-from fuselm.alignment.aligner import METHODS, Aligner, align_span
+from fuselm.alignment.aligner import METHODS, Aligner, align_branches, align_span
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.loading import load_model, load_vocabulary
@@ -115,8 +115,29 @@ def speed() -> dict:
             segmentation, data = aligner.target.segment(text), text.encode()
             took = median(lambda args=(aligner, trace, segmentation, data): align_span(*args))
             row[f"us_per_token_of_{length}_tokens"] = took / len(segmentation.ids) * 1e6
-        result[f"{source}-{target}"] = row
+        result[f"{source}-{target}"] = row | branches_speed(source, target, traces, texts, segmentations, tokens)
     return result | {"startup_seconds": startup_seconds()}
+
+
+def branches_speed(
+    source: str, target: str, traces: list[Trace], texts: dict[str, str], segmentations: dict, tokens: int
+) -> dict:
+    """Measure `branches` on the same rows: when it reads them first, and when it remembers how strings are split."""
+    aligner = Aligner(vocabulary(source), vocabulary(target), method="branches", top_k=KEPT, texts=list(texts.values()))
+
+    def align() -> None:
+        for trace in traces:
+            align_branches(aligner, trace, segmentations[trace.document], texts[trace.document].encode())
+
+    for trace in traces[:1]:  # compiles
+        align_branches(aligner, trace, segmentations[trace.document], texts[trace.document].encode())
+    began = time.perf_counter()
+    align()
+    first = time.perf_counter() - began
+    return {
+        "us_per_token_by_branches_at_first": first / tokens * 1e6,
+        "us_per_token_by_branches": median(align) / tokens * 1e6,
+    }
 
 
 def repeated(traces: list[Trace], texts: dict[str, str], length: int) -> tuple[Trace, str]:
