@@ -139,7 +139,7 @@ def share_modes(folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk. A remote one is there when it was written."""
+    """Wait until a file, or the list of names in a folder, is on the disk; a remote one is there once written."""
     if isinstance(path, RemotePath):
         return
     handle = os.open(path, os.O_RDONLY)
