@@ -1,14 +1,17 @@
 """passages.py: rows hold every document once, behind others of its domain and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuselm.documents import passages
-from fuselm.documents.passages import Passage, Prefix, fit_prefix
+from fuselm.documents.passages import Group, Passage, Prefix, fit_prefix
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
+from fuselm.models.segmentation import Reading
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 
 DOMAINS = ("english", "french")
@@ -16,7 +19,9 @@ documents = st.lists(st.tuples(st.integers(0, 23), st.sampled_from(DOMAINS)), ma
 
 
 def planned(lengths, domains, *, batch_tokens=61, window=None, context_length=9973, **prefix) -> list[list[Passage]]:
-    window, members = window or slice(0, len(lengths)), passages.group_by_domain(domains)
+    window = window or slice(0, len(lengths))
+    groups = [domain if isinstance(domain, Group) else Group(domain) for domain in domains]
+    members = {of: [n for n, group in enumerate(groups) if group == of] for of in dict.fromkeys(groups)}
     return passages.plan_batches(
         window, lengths, members, prefix=Prefix(context_length=context_length, **prefix), batch_tokens=batch_tokens
     )
@@ -46,6 +51,41 @@ def test_rows_hold_each_document_once_behind_others_of_its_domain(documents, tok
         assert row[kept].tolist() == [i for n in passage.documents for i in texts[n].ids]
         assert set(row[: passage.prefix].tolist()) <= {-1, *passage.before}
         assert 1 + len(row) <= max(context_length, 1 + max(lengths))
+
+
+def conversation(first: int, ids: list[int]) -> Segmentation:
+    """Return a conversation that the model begins with `first`, all of whose other tokens are the response's."""
+    read = np.array(ids, np.int32)
+    return replace(segmentation(ids), reading=Reading(first=first, ids=read, kept=np.ones(len(ids), bool)))
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 23), max_size=19), tokens=st.integers(0, 61), context_length=st.integers(31, 97))
+def test_conversations_are_read_whole_behind_whole_conversations(lengths, tokens, context_length):
+    groups = [Group("english", n % 2 == 0) for n in range(len(lengths))]
+    batches = planned(lengths, groups, tokens=tokens, separator_tokens=2, context_length=context_length)
+    assert sorted(n for batch in batches for n in passages.list_documents(batch)) == list(range(len(lengths)))
+    for passage in (p for batch in batches for p in batch):
+        chain = [*passage.before, *passage.documents]
+        assert len({groups[n] for n in chain}) == 1
+        if not groups[chain[0]].is_conversations:
+            continue
+        texts = [conversation(-n - 1, [n] * length) for n, length in enumerate(lengths)]
+        row, kept = passages.join_tokens(passage, texts, np.full(2, 99, np.int32))
+        whole = [i for n in chain for i in (-n - 1, *[n] * lengths[n])]
+        assert row.tolist() == whole[1:] and passage.prefix <= tokens
+        assert row[kept].tolist() == [n for n in passage.documents for _ in range(lengths[n])]
+        assert 1 + len(row) <= max(context_length, 1 + max(lengths))
+
+
+def test_a_conversation_that_is_too_long_for_a_prefix_is_left_out_of_it():
+    chats = [Group("english", True)] * 4
+    rows = [p for batch in planned([40, 3, 90, 9], chats, tokens=15) for p in batch]
+    assert {tuple(p.documents): (p.before, p.prefix) for p in rows} == {
+        (0, 1): ([3], 10),
+        (2,): ([3, 1], 14),
+        (3,): ([1], 4),
+    }
 
 
 def test_without_a_prefix_each_document_is_a_row():

@@ -133,14 +133,6 @@ def test_an_option_of_conversations_is_refused_without_any(models, texts, tmp_pa
     assert f"{option.partition('=')[0]}: does nothing here, because the texts have no conversation" in outcome.err
 
 
-def test_a_prefix_is_refused_if_there_are_conversations_alone(models, texts, tmp_path):
-    rows, sources = chat_models.make_rows(texts), {"other": models["other"]}
-    file = tiny_run.write(tmp_path, target=models["target"], sources=sources, rows=rows)
-    outcome = tiny_run.fuselm("run", file, "capture.prefix_tokens=31")
-    assert outcome.code == 2
-    assert "capture.prefix_tokens: does nothing here, because conversations are read alone; drop it" in outcome.err
-
-
 def test_a_run_file_may_say_what_to_train_on(models, texts, tmp_path):
     rows = chat_models.make_rows(texts)
     file = tiny_run.write(tmp_path, target=models["target"], sources={"other": models["other"]}, rows=rows)

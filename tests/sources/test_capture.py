@@ -183,7 +183,7 @@ def test_rows_are_those_of_a_document_behind_the_ones_before_it(tmp_path, source
     plan = passages.plan_batches(
         slice(0, len(documents)),
         [len(ids[d.id]) for d in documents],
-        passages.group_by_domain(d.domain for d in documents),
+        passages.group_documents(documents),
         prefix=passages.fit_prefix(source.vocabulary, source.context_length, PREFIX),
         batch_tokens=509,
     )

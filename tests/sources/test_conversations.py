@@ -67,17 +67,30 @@ def test_rows_are_those_of_the_model_behind_all_that_it_reads(source, folder, do
         assert np.allclose(found.distributions.gold, expected, atol=1e-4)
 
 
-def test_a_conversation_is_never_read_behind_another_document(documents):
-    domains = passages.list_prefix_domains(documents)
-    assert domains == [None] * 5 + ["a"]
-    lengths = [11] * 6
-    prefix = passages.Prefix(tokens=7, separator_tokens=1, context_length=512)
-    planned = passages.plan_batches(
-        slice(0, 6), lengths, passages.group_by_domain(domains), prefix=prefix, batch_tokens=99
-    )
-    rows = [row for batch in planned for row in batch]
-    assert sorted(n for row in rows for n in row.documents) == list(range(6))
-    assert all(len(row.documents) == 1 and not row.before for row in rows)
+def test_conversations_are_read_behind_others_of_their_domain(source, folder, documents):
+    groups = passages.group_documents(documents)
+    assert list(groups.values()) == [[0, 1, 2, 3, 4], [5]]
+    read = [source.vocabulary.segment(document.text) for document in documents]
+    lengths = [len(of.read_ids) for of in read]
+    prefix = passages.fit_prefix(source.vocabulary, source.context_length, max(lengths) + 1)
+    planned = passages.plan_batches(slice(0, 6), lengths, groups, prefix=prefix, batch_tokens=99)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    behind = 0
+    for batch in planned:
+        traces = list(capture.read_passages(source, documents, read, batch, policy=POLICY))
+        for passage in (row for row in batch if 5 not in row.documents):
+            whole, places = [], {}
+            for n in (*passage.before, *passage.documents):
+                places[n] = len(whole) + np.flatnonzero(read[n].is_kept)
+                whole += [read[n].reading.first, *read[n].read_ids.tolist()]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+            for n in passage.documents:
+                expected = logprobs[places[n], torch.as_tensor(read[n].ids).long()].numpy()
+                found = next(trace for trace in traces if trace.document == documents[n].id)
+                assert np.allclose(found.distributions.gold, expected, atol=1e-4)
+                behind += places[n][0] > 0 and n != (*passage.before, *passage.documents)[0]
+    assert behind
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])

@@ -6,13 +6,16 @@ for a document then come closer to the text; and the target, trained on them wit
 
 Documents that share a prefix are put one behind another in one row, each after all that is before it, so the prefix
 costs little: a row has one part of prefix to four of documents, or to one document that is longer.
+
+Conversations are read behind conversations, which are whole: each begins as it begins alone, with its own system
+message. What a model reads is then what few-shot prompting shows it, in its own template.
 """
 
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -25,6 +28,14 @@ from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 # What rows hold depends on these two, which are in no key: when they change, raise manifest.FORMAT.
 SEPARATOR = b"\n\n"  # stands between the documents of one row
 DOCUMENTS_PER_PREFIX = 4  # tokens of documents in a row, per token of the prefix
+MOST_TRIED = 16  # conversations that may be too long for what is left of a prefix
+
+
+class Group(NamedTuple):
+    """Name documents that may be read behind each other: texts, or conversations, of a domain."""
+
+    domain: str
+    is_conversations: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,35 +65,31 @@ def fit_prefix(vocabulary: Vocabulary, context_length: int, tokens: int) -> Pref
     )
 
 
-def list_prefix_domains(documents: Iterable[Document]) -> list[str | None]:
-    """Return the domain whose documents may be read in front of each; None for conversations, which are read alone."""
-    return [document.domain if isinstance(document.text, str) else None for document in documents]
-
-
-def group_by_domain(domains: Iterable[str | None]) -> dict[str, list[int]]:
-    """Return the numbers of each domain's documents, in order."""
-    members: dict[str, list[int]] = {}
-    for n, domain in enumerate(domains):
-        if domain is not None:
-            members.setdefault(domain, []).append(n)
+def group_documents(documents: Iterable[Document]) -> dict[Group, list[int]]:
+    """Return the numbers of each group's documents, in order."""
+    members: dict[Group, list[int]] = {}
+    for n, document in enumerate(documents):
+        members.setdefault(Group(document.domain, not isinstance(document.text, str)), []).append(n)
     return members
 
 
 def plan_batches(
-    window: slice, lengths: Sequence[int], members: Mapping[str, Sequence[int]], *, prefix: Prefix, batch_tokens: int
+    window: slice, lengths: Sequence[int], members: Mapping[Group, Sequence[int]], *, prefix: Prefix, batch_tokens: int
 ) -> list[list[Passage]]:
     """Batch the documents of `window` into rows of similar length.
 
     A batch has at most `batch_tokens` tokens including padding, or a single row. `lengths` and `members` (from
-    `group_by_domain`) cover all documents, because the documents in front may come from another window. A document that
-    is no member, as a conversation, is alone in its row.
+    `group_documents`) cover all documents, because the documents in front may come from another window.
     """
     if not prefix.tokens:
         batches = forward.group_into_batches(lengths[window], batch_tokens)
         return [put_each_alone(window.start + k for k in batch) for batch in batches]
-    rows = [row for of_domain in members.values() for row in _plan_rows(of_domain, window, lengths, prefix)]
-    rows += put_each_alone(sorted(set(range(window.start, window.stop)).difference(*members.values())))
-    sizes = [row.prefix + sum(lengths[n] + prefix.separator_tokens for n in row.documents) for row in rows]
+    rows, sizes = [], []
+    for group, of_group in members.items():
+        between = 1 if group.is_conversations else prefix.separator_tokens
+        for row in _plan_rows(of_group, window, lengths, prefix, between=between, whole=group.is_conversations):
+            rows.append(row)
+            sizes.append(row.prefix + sum(lengths[n] + between for n in row.documents))
     return [[rows[k] for k in batch] for batch in forward.group_into_batches(sizes, batch_tokens)]
 
 
@@ -122,19 +129,26 @@ def pack_documents(lengths: Sequence[int] | Mapping[int, int], stream: Iterable[
 def join_tokens(
     passage: Passage, segmentations: Sequence[Segmentation], separator: Int[ndarray, "_"]
 ) -> tuple[Int[ndarray, "length"], Bool[ndarray, "length"]]:
-    """Return a row's tokens, with `separator` between documents, and flags for those of its own documents.
+    """Return a row's tokens, with `separator` between texts, and flags for those of its own documents.
 
-    Of a conversation, which is alone in its row, the flags are set for the tokens of its responses.
+    Between conversations stands the token with which the latter begins. Of a conversation, the flags are set for the
+    tokens of its responses.
     """
-    front = np.concatenate(
-        [separator[:0], *(part for n in passage.before for part in (segmentations[n].ids, separator))]
-    )
-    parts, own = [front[len(front) - passage.prefix :]], [np.zeros(passage.prefix, bool)]
-    for place, n in enumerate(passage.documents):
-        separator_here, ids = separator if place else separator[:0], segmentations[n].read_ids
-        parts += [separator_here, ids]
-        own += [np.zeros(len(separator_here), bool), segmentations[n].is_kept]
-    return np.concatenate(parts), np.concatenate(own)
+    parts, own, front = [], [], 0
+    for place, n in enumerate((*passage.before, *passage.documents)):
+        found = segmentations[n]
+        lead = separator if found.reading is None else np.array([found.reading.first])
+        if place == 0:
+            lead = separator[:0]
+        parts += [lead, found.read_ids]
+        is_own = place >= len(passage.before)
+        own += [np.zeros(len(lead), bool), found.is_kept if is_own else np.zeros(len(found.read_ids), bool)]
+        if place <= len(passage.before):
+            front += len(lead)
+        if not is_own:
+            front += len(found.read_ids)
+    begin = front - passage.prefix
+    return np.concatenate(parts)[begin:], np.concatenate(own)[begin:]
 
 
 def tokenize_separator(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
@@ -143,15 +157,17 @@ def tokenize_separator(vocabulary: Vocabulary) -> Int[ndarray, "_"]:
     return np.array([] if UNMAPPED in ids else ids, np.int64)
 
 
-def _plan_rows(members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix) -> Iterator[Passage]:
-    """Yield the rows for those documents of a domain that are in the window.
+def _plan_rows(
+    members: Sequence[int], window: slice, lengths: Sequence[int], prefix: Prefix, *, between: int, whole: bool
+) -> Iterator[Passage]:
+    """Yield the rows for those documents of a group that are in the window, with `between` tokens before each.
 
-    In front of a row stand as many of the domain's preceding documents as it takes; if there are too few, documents
-    that follow it are used too.
+    In front of a row stand as many of the group's preceding documents as it takes; if there are too few, documents
+    that follow it are used too. If they must be `whole`, those that are too long are left out.
     """
 
     def size(k: int) -> int:
-        return lengths[members[k]] + prefix.separator_tokens
+        return lengths[members[k]] + between
 
     read = range(bisect_left(members, window.start), bisect_left(members, window.stop))
     room = prefix.context_length - 1  # one for the context token
@@ -162,9 +178,12 @@ def _plan_rows(members: Sequence[int], window: slice, lengths: Sequence[int], pr
         wanted = max(min(prefix.tokens, room - sum(map(size, pack))), 0)
         others = itertools.chain(range(pack[0] - 1, -1, -1), range(pack[-1] + 1, len(members)))
         before, tokens = [], 0
-        while tokens < wanted and (k := next(others, None)) is not None:
-            before.append(k)
-            tokens += size(k)
+        for k in itertools.islice(others, MOST_TRIED if whole else None):
+            if tokens >= wanted:
+                break
+            if not whole or tokens + size(k) <= wanted:
+                before.append(k)
+                tokens += size(k)
         before.sort(key=lambda k: (k < pack[0], k))  # the preceding document stands right in front
         yield Passage(
             documents=[members[k] for k in pack],

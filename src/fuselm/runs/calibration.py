@@ -187,7 +187,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
     source = capture.load_source(model, vocabulary, dtype=dtype)
     loading = time.perf_counter() - began
     prefix = passages.fit_prefix(vocabulary, model.context_length, options.prefix_tokens)
-    members = passages.group_by_domain(passages.list_prefix_domains(documents))
+    members = passages.group_documents(documents)
     lengths = [len(s.read_ids) for s in segmentations]
     window = slice(0, len(documents))
     planned = passages.plan_batches(window, lengths, members, prefix=prefix, batch_tokens=BATCH_TOKENS)

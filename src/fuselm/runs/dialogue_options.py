@@ -43,13 +43,6 @@ def check_unused(run: config.RunOptions) -> None:
         raise ValueError(f"{option}: does nothing here, because the texts have no conversation; drop it")
 
 
-def check_prefix(run: config.RunOptions, *, has_texts: bool) -> None:
-    """Raise `ValueError` if a number of prefix tokens is given and nothing is read behind any."""
-    default = config.CaptureOptions.model_fields["prefix_tokens"].default
-    if not has_texts and run.capture.prefix_tokens not in (0, default):
-        raise ValueError("capture.prefix_tokens: does nothing here, because conversations are read alone; drop it")
-
-
 def has_template(model: Model) -> bool:
     """Tell whether a model has a chat template of its own."""
     try:

@@ -14,7 +14,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
-from fuselm.runs.dialogue_options import DialogueOptions, check_prefix, check_unused
+from fuselm.runs.dialogue_options import DialogueOptions, check_unused
 from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
@@ -58,7 +58,6 @@ class Inputs:
             check_unused(run)
         else:
             self._dialogues.check_use([self.target, *self.sources.values()])
-            check_prefix(run, has_texts=self.has_texts)
         self.writers = self._resolve_writers(run.write)
         self._check_weights(run.fuse)
 

@@ -203,7 +203,7 @@ def read_batch(
 
 def _find_first_token(passage: Passage, segmentations: Sequence[Segmentation]) -> int | None:
     """Return the token that stands first in a conversation's row; None for texts, behind the context token."""
-    reading = segmentations[passage.documents[0]].reading
+    reading = segmentations[(*passage.before, *passage.documents)[0]].reading
     return None if reading is None else reading.first
 
 

@@ -43,7 +43,7 @@ def write_traces(
     None for a document that can have none. A thread writes them as they come.
     """
     writer = ResumableWriter(out, documents, progress)
-    members = passages.group_by_domain(passages.list_prefix_domains(documents))
+    members = passages.group_documents(documents)
     windows = list(split_windows(lengths, max(WINDOW_TOKENS, WINDOW_BATCHES * batch_tokens)))
     resumed = {w: writer.resume(w, documents[window]) for w, window in enumerate(windows)}
     done = set().union(*resumed.values())

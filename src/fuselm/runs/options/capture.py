@@ -46,7 +46,8 @@ class CaptureOptions(Options):
         256,
         ge=0,
         description="Let a source read this many tokens of other documents of the domain in front of each document, at "
-        "most a fifth of its context, so that it knows what texts are like there. Servers read none. 0 turns it off.",
+        "most a fifth of its context, so that it knows what texts are like there. Conversations are read behind whole "
+        "conversations. Servers read none. 0 turns it off.",
     )
     batch_tokens: int = Field(
         1024,

@@ -42,10 +42,13 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
         return pipeline.steps.declare_existing(
             STAGE, name, given, fingerprints.hash_file_once(given / "manifest.json")[:16]
         )
+    captured = pipeline.run.capture_options(name)
+    reads_conversations_first = pipeline.inputs.has_dialogues and captured.prefix_tokens > 0
     recipe = Recipe(
         stage=STAGE.name,
         parameters={
-            **pipeline.run.capture_options(name).recipe,
+            **captured.recipe,
+            **({"prefix_conversations": True} if reads_conversations_first else {}),  # once, they were read alone
             "temperature": 1.0,
             "dtype": pipeline.precision.read_option(f"source {name}"),
             "split": "train",
