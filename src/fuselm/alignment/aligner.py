@@ -8,9 +8,9 @@ no information from the source. docs/paper.md and docs/alignment.md explain the 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,14 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, Segmentation, count_unspelled, find_spelled
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
+from fuselm.stores import part_writing
 from fuselm.stores.distributions import Distributions
-from fuselm.stores.store import Store, Trace, write_parts
+from fuselm.stores.store import Store, Trace
 from fuselm.system import machine
 from fuselm.system.progress import Progress
 
 BLOCK_DOCUMENTS = 64  # documents that threads align at a time
+LEARNED = ("branches", "cooccurrence", "statistics")  # methods that learn from an aligner's texts
 
 
 class Aligner:
@@ -151,29 +153,53 @@ class Aligner:
 
 def align_store(
     aligner: Aligner, captured: Store, documents: Sequence[Document], out: Path, *, progress: Progress
-) -> dict:
-    """Write the aligned traces of `documents` to parts in `out`; return the counts and the fidelity of each domain."""
-    by_id = {d.id: d for d in documents if d.id in captured}
-    progress.start(len(by_id), unit="documents")
-    measured: dict[str, Fidelity] = {}
+) -> dict | None:
+    """Write the aligned traces of `documents` to parts in `out`; return the counts and the fidelity of each domain.
 
-    def align_documents() -> Iterator[Trace]:
-        traces = (trace for trace in captured if trace.document in by_id)
-        with ThreadPoolExecutor(machine.count_worker_threads()) as threads:
-            while block := list(itertools.islice(traces, BLOCK_DOCUMENTS)):
-                if not measured:  # this builds the maps before several threads ask for them
-                    aligner.align(block[0], by_id[block[0].document].text)
-                results = threads.map(aligner.align, block, [by_id[trace.document].text for trace in block])
-                for trace, result in zip(block, results, strict=True):
-                    document = by_id[trace.document]
-                    unspelled = aligner.count_unspelled(trace, document.text)
-                    measured.setdefault(document.domain, Fidelity()).add(trace, result, unspelled)
-                    progress.advance(1)
-                    yield result
+    Several processes may do this together; it returns None in those that did not finish.
+    """
 
-    counts = write_parts(out, align_documents())
-    fidelity = {domain: sums.summarize() for domain, sums in sorted(measured.items())}
+    def align_window(window: Sequence[Document]) -> tuple[Iterator[Trace], Callable[[], dict]]:
+        sums: dict[str, Fidelity] = {}
+        traces = align_documents(aligner, captured, window, sums, progress=progress)
+        return traces, lambda: {domain: asdict(of) for domain, of in sums.items()}
+
+    made = part_writing.write_windows(out, documents, align_window, progress=progress)
+    if made is None:
+        return None
+    counts, measured = made
+    fidelity = {domain: sums.summarize() for domain, sums in sorted(sum_by_domain(measured).items())}
     return {**counts, "fidelity": fidelity, "vocabulary_size": aligner.target.size}
+
+
+def align_documents(
+    aligner: Aligner, captured: Store, documents: Sequence[Document], sums: dict[str, Fidelity], *, progress: Progress
+) -> Iterator[Trace]:
+    """Yield the aligned traces of those documents that are captured, and measure them in `sums`, by domain."""
+    by_id = {d.id: d for d in documents}
+    traces, left = captured.read_in_order(by_id), len(by_id)
+    with ThreadPoolExecutor(machine.count_worker_threads()) as threads:
+        while block := list(itertools.islice(traces, BLOCK_DOCUMENTS)):
+            if not sums:  # this builds the maps before several threads ask for them
+                aligner.align(block[0], by_id[block[0].document].text)
+            results = threads.map(aligner.align, block, [by_id[trace.document].text for trace in block])
+            for trace, result in zip(block, results, strict=True):
+                document = by_id[trace.document]
+                unspelled = aligner.count_unspelled(trace, document.text)
+                sums.setdefault(document.domain, Fidelity()).add(trace, result, unspelled)
+                yield result
+            progress.advance(len(block))
+            left -= len(block)
+    progress.advance(left)  # those that the source could not read
+
+
+def sum_by_domain(measured: Iterable[Mapping[str, Mapping[str, int | float]]]) -> dict[str, Fidelity]:
+    """Add up the fidelity of each domain over all parts, in order."""
+    total: dict[str, Fidelity] = {}
+    for part in measured:
+        for domain, sums in part.items():
+            total.setdefault(domain, Fidelity()).add_sums(Fidelity(**sums))
+    return total
 
 
 def align_span(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:

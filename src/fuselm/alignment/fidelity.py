@@ -44,6 +44,11 @@ class Fidelity:
         self.informed += int(d.informed.sum())
         self.tail += float(d.tail[d.informed].astype(np.float64).sum())
 
+    def add_sums(self, other: "Fidelity") -> None:
+        """Add the sums of other documents."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def summarize(self) -> dict[str, float]:
         """Return bits per byte, fidelity, coverage and the mass lost, of all documents.
 

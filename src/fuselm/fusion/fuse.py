@@ -4,21 +4,23 @@ weights.py computes each source's weight, and pooling.py makes one row of severa
 token has weight 0 there; where no source has information, the gold token gets all the mass.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fuselm.documents.corpus import Document
-from fuselm.fusion import pooling, tails
+from fuselm.fusion import fused_sums, pooling, tails
 from fuselm.fusion.choices import LEVELS
 from fuselm.fusion.priors import spread_weights
 from fuselm.fusion.weights import WEIGHT_FUNCTIONS, Evidence, learn_weights
-from fuselm.models.segmentation import COMPARABLE, compute_bits_per_byte, describe_shares
+from fuselm.models.segmentation import COMPARABLE, describe_shares
+from fuselm.stores import part_writing
 from fuselm.stores.distributions import Distributions
-from fuselm.stores.store import Store, Trace, write_parts
+from fuselm.stores.store import Store, Trace
+from fuselm.system import part_work
 from fuselm.system.progress import Progress
 
 LEARNED = "learned"
@@ -163,66 +165,76 @@ def fuse_stores(
     switch: float,
     weights: str | Mapping[str, float | Mapping[str, float]],
     temperatures: Mapping[str, float],
-    learn_from: Set[str] | None = None,
+    learn_from: Sequence[Document] | None = None,
     progress: Progress,
-) -> dict:
+) -> dict | None:
     """Write the fused traces of those `documents` that all stores have to parts in `out`; return the counts.
 
     `weights` are the sources' initial weights, in all domains or by domain, and 1 where none is given. If they are
-    `learned`, they are learned from the documents with the ids `learn_from`, or else from all documents; text that a
-    source wrote itself should be kept out, because the source predicts it best. `temperatures` are given by source and
-    default to 1. In the counts, `shares` holds each source's mean weight in a domain, and `lacking` the number of
-    documents that were left out because a source does not have them.
+    `learned`, they are learned from the documents `learn_from`, or else from all documents; text that a source wrote
+    itself should be kept out, because the source predicts it best. `temperatures` are given by source and default to 1.
+    In the counts, `shares` holds each source's mean weight in a domain, and `lacking` the number of documents that were
+    left out because a source does not have them. Several processes may do this together; it returns None in those that
+    did not finish.
     """
-    lacking = {
-        name: sum(any(d.id in s for s in stores.values()) and d.id not in store for d in documents)
-        for name, store in stores.items()
-    }
-    documents = [d for d in documents if all(d.id in store for store in stores.values())]
-    for name, count in lacking.items():
-        if count:
-            progress.note(f"{count} documents are not in {stores[name].folder}; they are left out")
     tempered = [temperatures.get(name, 1.0) for name in stores]
-    priors = spread_weights({} if weights == LEARNED else weights, list(stores), sorted({d.domain for d in documents}))
+    domains = sorted({d.domain for d in documents if all(d.id in store for store in stores.values())})
+    priors = spread_weights({} if weights == LEARNED else weights, list(stores), domains)
     if weights == LEARNED:
-        learned_from = [d for d in documents if learn_from is None or d.id in learn_from]
-        priors = learn_domain_weights(stores, learned_from, priors, tempered, vocabulary_size)
+        learned_from = documents if learn_from is None else learn_from
+        priors = part_work.prepare_once(
+            out, lambda: learn_domain_weights(stores, learned_from, priors, tempered, vocabulary_size)
+        )
         for name, store in stores.items():
             if lacking_text := describe_shares(read_unspelled_shares(store)):
                 progress.note(f"{name} cannot spell {lacking_text}; it has no learned weight there")
-    progress.start(len(documents), unit="documents")
-    given = {d.domain: np.zeros(len(stores)) for d in documents}
-    tokens, size, nats = Counter[str](), Counter[str](), dict.fromkeys(given, 0.0)
+    options = {"vocabulary_size": vocabulary_size, "function": function, "level": level, "window": window}
+    options |= {"sharpness": sharpness, "switch": switch, "temperatures": tempered}
 
-    def fuse_documents() -> Iterator[Trace]:
-        for document in documents:
-            trace = fuse(
-                [store.read(document.id) for store in stores.values()],
-                vocabulary_size=vocabulary_size,
-                function=function,
-                level=level,
-                window=window,
-                sharpness=sharpness,
-                switch=switch,
-                prior=priors[document.domain],
-                temperatures=tempered,
-            )
-            given[document.domain] += trace.weights.sum(axis=0, dtype=float)
-            tokens[document.domain] += len(trace.tokens)
-            size[document.domain] += int(trace.lengths[trace.distributions.informed].sum())
-            nats[document.domain] -= float(trace.distributions.gold.sum(dtype=float))
-            progress.advance(1)
-            yield trace
+    def fuse_window(of_window: Sequence[Document]) -> tuple[Iterator[Trace], Callable[[], dict]]:
+        sums = fused_sums.FusedSums([0] * len(stores))
+        return fuse_documents(stores, of_window, priors, sums, progress=progress, **options), sums.as_row
 
-    counts = write_parts(out, fuse_documents())
+    made = part_writing.write_windows(out, documents, fuse_window, progress=progress)
+    if made is None:
+        return None
+    counts, by_window = made
+    total = fused_sums.add_up(list(stores), by_window)
+    for name, count in zip(stores, total.lacking, strict=True):
+        if count:
+            progress.note(f"{count} documents are not in {stores[name].folder}; they are left out")
     return {
         **counts,
-        "lacking": lacking,
+        "lacking": dict(zip(stores, total.lacking, strict=True)),
         "sources": list(stores),
         "weights": priors,
-        "shares": {domain: (sums / max(tokens[domain], 1)).tolist() for domain, sums in given.items()},
-        "bits_per_byte": {domain: compute_bits_per_byte(nats[domain], size[domain]) for domain in nats},
+        **total.summarize(),
     }
+
+
+def fuse_documents(
+    stores: Mapping[str, Store],
+    documents: Sequence[Document],
+    priors: Mapping[str, Sequence[float]],
+    sums: fused_sums.FusedSums,
+    *,
+    progress: Progress,
+    **options: Any,
+) -> Iterator[Trace]:
+    """Yield the fused traces of those documents that all stores have, and count them in `sums`.
+
+    `options` are those of `fuse`, except the prior, which is given by domain.
+    """
+    for document in documents:
+        has = [document.id in store for store in stores.values()]
+        if all(has):
+            traces = [store.read(document.id) for store in stores.values()]
+            fused = fuse(traces, prior=priors[document.domain], **options)
+            sums.add(document.domain, fused)
+            yield fused
+        elif any(has):
+            sums.lacking = [count + (not is_there) for count, is_there in zip(sums.lacking, has, strict=True)]
+        progress.advance(1)
 
 
 def read_unspelled_shares(store: Store) -> dict[str, float]:
@@ -250,6 +262,8 @@ def learn_domain_weights(
         for document in (d for d in documents if d.domain == domain):
             if tokens >= LEARNED_ON:
                 break
+            if any(document.id not in store for store in stores.values()):
+                continue
             rows = [
                 tails.apply_temperature(store.read(document.id).distributions, temperature, vocabulary_size)
                 for store, temperature in zip(stores.values(), temperatures, strict=True)

@@ -18,13 +18,14 @@ from fuselm.runs.remaining_time import RemainingTime
 from fuselm.runs.stage import Stage
 from fuselm.runs.store_places import StorePlaces
 from fuselm.stores import trust
-from fuselm.system import manifest, processes, progress, stopping
+from fuselm.system import manifest, part_work, processes, progress, stopping
 from fuselm.system.durations import format_duration
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import make_plain_text
 
-Build = Callable[[Path, Progress], dict]  # fills a folder, and returns the counts for its manifest
+# fills a folder, and returns the counts for its manifest; None if it is made by parts and another process finished it
+Build = Callable[[Path, Progress], dict | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,8 @@ class _Declared:
     recipe: Recipe | None
     build: Build | None
     inputs: Sequence[Path]
-    together: bool
+    together: bool = False
+    by_parts: bool = False
 
 
 class Steps:
@@ -82,10 +84,12 @@ class Steps:
         *,
         inputs: Sequence[Path] = (),
         together: bool = False,
+        by_parts: bool = False,
     ) -> Path:
         """Return the folder of a recipe, which `build` fills from other declared folders, `inputs`; make nothing.
 
-        All processes of a run build it `together`, or only the first.
+        All processes of a run build it `together`, or each makes some of its parts (part_work.py), or only the first
+        builds it.
         """
         folder = self._places.find(stage, name, recipe.key)
         self._keys[folder] = recipe.key
@@ -98,6 +102,7 @@ class Steps:
             build=build,
             inputs=tuple(inputs),
             together=together,
+            by_parts=by_parts,
         )
         return folder
 
@@ -112,7 +117,6 @@ class Steps:
             recipe=None,
             build=None,
             inputs=(),
-            together=False,
         )
         return folder
 
@@ -189,13 +193,17 @@ class Maker:
         began = time.monotonic()
         stopping.note_resumption(f"it resumes in {declared.title}")
         with progress.show_progress(self._console, declared.title) as shown:
-            manifest.build_once(
-                folder,
-                recipe,
-                lambda out: build(out, shown),
-                together=declared.together,
-                on_wait=partial(_note_waiting, shown) if declared.stage.is_shared else None,
-            )
+            on_wait = partial(_note_waiting, shown)
+            if declared.by_parts:
+                part_work.build_by_parts(folder, recipe, lambda out: build(out, shown), on_wait=on_wait)
+            else:
+                manifest.build_once(
+                    folder,
+                    recipe,
+                    lambda out: build(out, shown),
+                    together=declared.together,
+                    on_wait=on_wait if declared.stage.is_shared else None,
+                )
             trust.remember_output(folder)
         stopping.note_resumption("it resumes after that")
         self.remaining.count(folder, time.monotonic() - began)

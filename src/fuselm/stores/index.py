@@ -60,7 +60,8 @@ def write_index(folder: Path) -> dict[str, int]:
     """
     columns: list[pa.Table] = []
     entries = 0
-    for number, path in enumerate(sorted(folder.glob("part-*.parquet"))):
+    for path in sorted(folder.glob("part-*.parquet"), key=read_part_number):
+        number = read_part_number(path)
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=["document", "text", "bytes", "counts"])

@@ -9,7 +9,7 @@ import bisect
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +210,13 @@ class Store:
         for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
             traces[at] = self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
         return [traces[at] for at in found]
+
+    def read_in_order(self, documents: Iterable[str]) -> Iterator[Trace]:
+        """Yield the traces of those `documents` that are there, in the order in which they are read fastest."""
+        found = np.array([at for document in documents if (at := self._find(document)) is not None], np.int64)
+        groups = self._groups[found]
+        for at in found[np.lexsort((self._rows[found], groups))].tolist():
+            yield self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
 
     def read_for_training(self, document: str) -> TrainingRows:
         """Read what training needs of a document, in three quarters of the time. Raises as `read` does."""

@@ -2,6 +2,7 @@
 
 - What stages write: `manifest` (the stage contract), `atomic_files`, `remote_paths` (object
   stores), `temporaries`, `file_lock`, `fingerprints` and `disk_errors`.
+- Who writes it: `part_work` (a folder made by parts, in several processes) and `claims` (each part once).
 - The machine: `machine` (cores, memory), `processes` (of one run), `background` (a thread that writes), `compiling`
   (kernels, compiled once) and `index_checks` (checks of what they index with).
 - What people see: `terminal`, `streams`, `progress`, `durations`, `foreign_text`, `public_names`.

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ from fuselm.system.disk_errors import name_disk_errors
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SCAFFOLD = re.compile(r"\.(claim|worker|fragment|block|part)-.*|\.(dtype|prepared\.json)|\..+\.(tmp|sha256)")
 FIELDS = {  # of a manifest, with their types
     "stage": str,
     "key": str,
@@ -131,22 +132,21 @@ def build_once(
     """
     if is_finished(folder):
         return False
-    if folder.exists() and not is_finished(folder):
-        raise ValueError(f"{folder}: in the way, for it has no manifest.json; move it elsewhere or delete it")
+    refuse_unfinished(folder)
     partial = folder.with_name(folder.name + ".partial")
     if processes.rank() > 0:
         if together:
             processes.wait_until(lambda: (partial / ".lock").exists() or is_finished(folder))
-            is_built = _is_built(partial, recipe)  # before the other question, for the folder may be renamed just now
-            if not is_built and not is_finished(folder):
+            was_built = is_built(partial, recipe)  # before the other question, for the folder may be renamed just now
+            if not was_built and not is_finished(folder):
                 build(partial)
         processes.wait_until(lambda: is_finished(folder))
         return True
-    with name_disk_errors(partial), _lock_folder(partial, on_wait):
+    with name_disk_errors(partial), lock_folder(partial, on_wait):
         if is_finished(folder):  # another process did it while this one waited to begin
             shutil.rmtree(partial, ignore_errors=True)
             return False
-        if not _is_built(partial, recipe):  # else it was cut off while its name was changed
+        if not is_built(partial, recipe):  # else it was cut off while its name was changed
             _build(partial, recipe, build)
         for scaffold in partial.glob(".*"):
             if scaffold.name != ".lock":
@@ -157,9 +157,33 @@ def build_once(
     return True
 
 
+def refuse_unfinished(folder: Path) -> None:
+    """Raise `ValueError` if there is a folder of the final name that is not a finished stage."""
+    if folder.exists() and not is_finished(folder):
+        raise ValueError(f"{folder}: in the way, for it has no manifest.json; move it elsewhere or delete it")
+
+
+def locate_final(partial: Path) -> Path:
+    """Return the folder that a partial folder becomes."""
+    return partial.with_name(partial.name.removesuffix(".partial"))
+
+
+def sweep_scaffolds(folder: Path) -> None:
+    """Remove from a finished stage what was only needed while it was made, its lock last."""
+    for scaffold in sorted(folder.glob(".*"), key=lambda path: path.name == ".lock"):
+        if scaffold.is_file():
+            scaffold.unlink(missing_ok=True)
+
+
 def remove_stale_lock(folder: Path) -> None:
-    """Remove what a kill may have left in a finished stage: the lock of who renamed it."""
-    file_lock.remove_stale_lock(folder / ".lock")
+    """Remove what a kill may have left in a finished stage: the lock of who renamed it, and what was to be swept."""
+    lock = folder / ".lock"
+    if lock.exists() and not file_lock.is_held(lock):
+        with contextlib.suppress(OSError):  # we may not write there
+            for path in folder.glob(".*"):
+                if _SCAFFOLD.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+            file_lock.remove_stale_lock(lock)
 
 
 def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]]) -> None:
@@ -168,7 +192,18 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
     (partial / "manifest.json").unlink(missing_ok=True)
     for leftover in partial.rglob(".*.tmp"):
         leftover.unlink()
-    counts = build(partial)
+    write_manifest(partial, recipe, build(partial), time.perf_counter() - started)
+
+
+def write_manifest(
+    partial: Path,
+    recipe: Recipe,
+    counts: dict[str, Any],
+    seconds: float,
+    *,
+    parts: list[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the manifest of what is in a partial folder, when the disk has all of it."""
     for product in _list_product_files(partial):
         atomic_files.fsync(product)
     manifest = {
@@ -179,13 +214,14 @@ def _build(partial: Path, recipe: Recipe, build: Callable[[Path], dict[str, Any]
         "inputs": recipe.inputs,
         "about": recipe.about,
         "counts": counts,
-        "seconds": round(time.perf_counter() - started, 3),
+        **({"parts": list(parts)} if parts else {}),
+        "seconds": round(seconds, 3),
         "files": {str(p.relative_to(partial)): atomic_files.recall_hash(p) for p in _list_product_files(partial)},
     }
     atomic_files.write_text(partial / "manifest.json", json.dumps(manifest, indent=1))
 
 
-def _is_built(partial: Path, recipe: Recipe) -> bool:
+def is_built(partial: Path, recipe: Recipe) -> bool:
     """Tell whether a partial folder has its manifest, which is written last, and every file of it."""
     try:
         made = json.loads((partial / "manifest.json").read_bytes())
@@ -210,8 +246,12 @@ def _list_product_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _lock_folder(partial: Path, on_wait: Callable[[], object] | None) -> Iterator[None]:
-    """Make and lock a partial folder. Whoever held the lock may have renamed the folder, so it may be made again."""
+def lock_folder(partial: Path, on_wait: Callable[[], object] | None, *, shared: bool = False) -> Iterator[None]:
+    """Make and lock a partial folder, alone or `shared` with others.
+
+    Whoever held the lock may have renamed the folder, so it may be made again.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         partial.mkdir(parents=True, exist_ok=True)
         try:
@@ -220,14 +260,14 @@ def _lock_folder(partial: Path, on_wait: Callable[[], object] | None) -> Iterato
             continue
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait is None:
                     raise ValueError(
                         f"{partial}: another fuselm process is working on it; wait for it to end"
                     ) from None
                 on_wait()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                fcntl.flock(lock, kind)
             if _has_name(lock, partial / ".lock"):
                 yield
                 return

@@ -17,6 +17,25 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+_shard: tuple[int, int] | None = None
+
+
+def set_worker(number: int, count: int) -> None:
+    """Say that this process is one of several that were started apart and share the parts of every stage."""
+    global _shard
+    _shard = number, count
+
+
+def worker_number() -> int:
+    """Return this process's number among those that share the parts of a stage."""
+    return rank() if _shard is None else _shard[0]
+
+
+def worker_count() -> int:
+    """Return how many processes share the parts of a stage, as far as is known."""
+    return world_size() if _shard is None else _shard[1]
+
+
 def wait_until(done: Callable[[], bool]) -> None:
     """Wait until `done()` is true.
 

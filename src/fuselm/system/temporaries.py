@@ -15,7 +15,7 @@ _NAME = re.compile(r"\..+\.(\d+)(?:-([0-9a-f]{8}))?\.tmp")
 
 def name_temporary(path: Path) -> Path:
     """Return the name under which this process writes what becomes `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_identify_machine()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{identify_machine()}.tmp")
 
 
 def sweep_temporaries(path: Path) -> None:
@@ -29,7 +29,7 @@ def _is_leftover(path: Path) -> bool:
     found = _NAME.fullmatch(path.name)
     if found is None:
         return False
-    if found[2] == _identify_machine():
+    if found[2] == identify_machine():
         return not _is_alive(int(found[1]))
     try:
         return time.time() - path.stat().st_mtime > SECONDS_OF_OTHERS
@@ -47,8 +47,17 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def read_start_of_process(process: int) -> int | None:
+    """Return when a process began, in the system's ticks; None if there is none, or if the system does not say."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in (b"Z", b"X") else int(fields[19])  # a dead one that nobody has waited for
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 @cache
-def _identify_machine() -> str:
+def identify_machine() -> str:
     """Return a digest of where process numbers are unique: this host, and this container on it."""
     namespace = Path("/proc/self/ns/pid")
     inode = namespace.stat().st_ino if namespace.exists() else 0

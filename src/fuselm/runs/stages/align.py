@@ -49,23 +49,23 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
         },
     )
 
-    def build(out: Path, shown: Progress) -> dict:
+    def build(out: Path, shown: Progress) -> dict | None:
         from fuselm.alignment import aligner
         from fuselm.stores import store
 
         capture.check_given_store(pipeline, name)
         source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
-        documents = [d for d in write.fusion_documents(pipeline) if d.id in source]
+        documents = write.fusion_documents(pipeline)
         to_target = aligner.Aligner(
             inputs.load_source_vocabulary(name),
             inputs.target_vocabulary,
             **options,
-            texts=[d.text for d in documents],
+            texts=[d.text for d in documents if d.id in source] if options["method"] in aligner.LEARNED else (),
         )
         return aligner.align_store(to_target, source, documents, out, progress=shown)
 
     written = write.declare(pipeline).values()
-    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=[captured, *written])
+    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=[captured, *written], by_parts=True)
 
 
 def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def declare(pipeline: "Pipeline", copy: str | None = None) -> Path:
         inputs={f"source {name}": pipeline.steps.get_key(path) for name, path in aligned.items()},
     )
 
-    def build(out: Path, shown: Progress) -> dict:
+    def build(out: Path, shown: Progress) -> dict | None:
         from fuselm.fusion import fuse
         from fuselm.stores import store
 
@@ -36,13 +36,14 @@ def declare(pipeline: "Pipeline", copy: str | None = None) -> Path:
             {name: store.Store(path, vocabulary_size=size) for name, path in sorted(aligned.items())},
             write.fusion_documents(pipeline),
             out,
-            learn_from={d.id for d in pipeline.documents},
+            learn_from=[d for d in pipeline.documents if d.split == "train"],
             **recipe.parameters,
             progress=shown,
         )
 
     written = write.declare(pipeline).values()
-    return pipeline.steps.declare(STAGE, copy or "", recipe, build, inputs=[*aligned.values(), *written])
+    inputs = [*aligned.values(), *written]
+    return pipeline.steps.declare(STAGE, copy or "", recipe, build, inputs=inputs, by_parts=True)
 
 
 def declare_all(pipeline: "Pipeline") -> Made:
