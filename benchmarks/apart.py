@@ -43,6 +43,7 @@ from fuselm.results.scoring import Score
 from fuselm.runs import config
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages import corpus as corpus_stage
 from fuselm.runs.stages.train import WEIGHTS
 from fuselm.system import atomic_files, manifest, progress
 from fuselm.training import target_training
@@ -204,7 +205,7 @@ class Experiment:
             parameters={**options, **mean, "split": "heldout"},
             inputs={
                 **_fingerprints(models),
-                "corpus": atomic_files.hash_file(self.whole.make_corpus() / corpus.DOCUMENTS_FILE),
+                "corpus": corpus_stage.identify(self.whole),
             },
         )
 

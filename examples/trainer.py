@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import Trainer, TrainingArguments
 
 import fuselm
-from fuselm.documents.corpus import read_documents
+from fuselm.documents.document_list import read_documents
 from fuselm.models.forward import find_output_layer
 from fuselm.training.batches import Batches, Collator
 from fuselm.training.trainable import compute_loss_in_forward

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import items
 import results
 
-from fuselm.documents import corpus
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import read_documents
 from fuselm.models.locating import Model, locate_model
 from fuselm.system import atomic_files, fingerprints
 
@@ -50,7 +51,7 @@ def evaluate(
     models = find_models(run, folders, chosen, set(added))
     models |= {name: (locate_model(spec), "auto") for name, spec in added.items()}
     out = run / "tasks"
-    tasks = write_tasks(corpus.read_documents(folders["corpus"], "heldout"), out)
+    tasks = write_tasks(read_documents(folders["corpus"], "heldout"), out)
     answers = {}
     for name, (model, dtype) in models.items():
         answers[name] = remembered(name, model, tasks, out, dtype=dtype, limit=limit, batch=batch)
@@ -84,7 +85,7 @@ def find_models(
     return found
 
 
-def write_tasks(documents: Sequence[corpus.Document], out: Path) -> results.Tasks:
+def write_tasks(documents: Sequence[Document], out: Path) -> results.Tasks:
     """Write questions and a task file for each kind and domain that has at least two.
 
     Raises `ValueError` if there are none at all.

@@ -12,15 +12,14 @@ from rich.console import Console
 
 from fuselm.documents import corpus
 from fuselm.documents.corpus import (
-    DOCUMENTS_FILE,
     RESERVED_DOMAINS,
-    SPLITS,
-    Document,
     cut_to_fit,
     prepare_corpus,
-    read_documents,
 )
 from fuselm.documents.cutting import Reader
+from fuselm.documents.document import SPLITS, Document
+from fuselm.documents.document_list import read_documents
+from fuselm.documents.document_writing import ONE_PART
 from fuselm.documents.texts import TextRow, read_texts
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
@@ -133,7 +132,7 @@ def test_the_seed_decides_the_split(tmp_path):
     file = write(tmp_path / "a.jsonl", rows_of(en=40))
     for out, seed in (("one", 0), ("same", 0), ("other", 1)):
         prepared(file, out=tmp_path / out, seed=seed)
-    one, same, other = ((tmp_path / out / DOCUMENTS_FILE).read_bytes() for out in ("one", "same", "other"))
+    one, same, other = ((tmp_path / out / ONE_PART).read_bytes() for out in ("one", "same", "other"))
     assert one == same != other
 
 
@@ -302,7 +301,7 @@ def test_a_domain_too_small_to_hold_out_from_is_named(tmp_path, count, dev, held
         f"corpus: domain 'de' has {count} documents, too few to hold some out; "
         "it needs 3 or more, and dev and heldout shares that leave some to train on"
     )
-    assert not (tmp_path / "out" / DOCUMENTS_FILE).exists()
+    assert not (tmp_path / "out" / ONE_PART).exists()
 
 
 @pytest.mark.parametrize("name", RESERVED_DOMAINS)

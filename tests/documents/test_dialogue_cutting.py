@@ -10,7 +10,7 @@ import tiny_run
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from fuselm.documents import corpus
+from fuselm.documents import corpus, document_list, document_writing
 from fuselm.documents.cutting import Reader
 from fuselm.documents.dialogue_cutting import cut_dialogue, split_exchanges
 from fuselm.models.chat.messages import Dialogue, Message
@@ -110,11 +110,11 @@ def make_row(n: int, **fields: str) -> dict:
 
 def test_a_corpus_keeps_conversations_and_counts_them(tmp_path):
     counts = prepare(tmp_path, [make_row(n) for n in range(7)])
-    documents = corpus.read_documents(tmp_path)
+    documents = document_list.read_documents(tmp_path)
     assert counts["dialogues"] == len(documents) == 7
     assert {document.text for document in documents if isinstance(document.text, str)} == set()
     assert make(3) in [document.text for document in documents]
-    assert "text" not in json.loads((tmp_path / corpus.DOCUMENTS_FILE).read_text().splitlines()[0])
+    assert "text" not in json.loads((tmp_path / document_writing.ONE_PART).read_text().splitlines()[0])
     assert counts["bytes"]["train"] == sum(len(d.text.encode()) for d in documents if d.split == "train")
 
 

@@ -15,7 +15,7 @@ import tiny_run
 from rich.console import Console
 from tiny_run import fuselm
 
-from fuselm.documents import corpus
+from fuselm.documents import document_list
 from fuselm.documents.corpus import Document
 from fuselm.results import diagnosis, diagnosis_sources, diagnosis_words
 from fuselm.results.pages import diagnosis_page, diagnosis_table, figures
@@ -470,7 +470,7 @@ def test_a_run_without_its_target_among_the_sources_is_diagnosed_with_it(
     assert diagnosed_run.code == 0, diagnosed_run.err
     result = json.loads(diagnosed_run.out)
     assert result["target"] is None and list(result["sources"]) == ["alpha", "words"]
-    documents = corpus.read_documents(run_folders.find_stages(tmp_path / "out")["corpus"], "train")
+    documents = document_list.read_documents(run_folders.find_stages(tmp_path / "out")["corpus"], "train")
     tiny_run.write_rows(tmp_path / "training.jsonl", [{"domain": d.domain, "text": d.text} for d in documents])
     scored = fuselm("evaluate", byte_level, "--texts", tmp_path / "training.jsonl", "--json", cache=cache)
     own = json.loads(scored.out)["average"]["bits_per_byte"]

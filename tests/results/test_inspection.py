@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
-from fuselm.documents import corpus
+from fuselm.documents import corpus, document_list
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -37,7 +37,7 @@ def finished(tmp_path_factory, byte_level, sentence_piece, word_piece, texts) ->
 def parts(out: Path, number: int):
     """Return a training document, its fused trace, and its aligned traces by source."""
     folders = json.loads((out / "run.json").read_text())["folders"]
-    document = corpus.read_documents(out / folders["corpus"], "train")[number]
+    document = document_list.read_documents(out / folders["corpus"], "train")[number]
     aligned = {
         name.removeprefix("align "): store.Store(out / folder).read(document.id)
         for name, folder in folders.items()
@@ -171,7 +171,7 @@ def test_the_newest_stages_that_belong_together_are_shown(unfinished, tmp_path_f
 def training(run_file: Path, cache: Path) -> list[corpus.Document]:
     assert fuselm("capture", run_file, cache=cache).code == 0
     (folder,) = (run_file.parent / "out" / "corpus").iterdir()
-    return corpus.read_documents(folder, "train")
+    return document_list.read_documents(folder, "train")
 
 
 def vocabulary_of(folder: Path) -> Vocabulary:
@@ -225,7 +225,7 @@ def test_without_the_target_the_source_that_adds_most_is_shown(
     assert outcome.code == 0, outcome.err
     assert "Tokens by the source that adds most to them: " in outcome.out
     stages = run_folders.find_stages(tmp_path / "out")
-    document = corpus.read_documents(stages["corpus"], "train")[0]
+    document = document_list.read_documents(stages["corpus"], "train")[0]
     fused = store.Store(stages["fuse"]).read(document.id)
     gold = [store.Store(stages[f"align {name}"]).read(document.id).distributions.gold for name in ("alpha", "words")]
     for row, weights, golds in zip(

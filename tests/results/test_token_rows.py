@@ -10,7 +10,8 @@ import torch
 from page_runs import pages
 from transformers import AutoModelForCausalLM
 
-from fuselm.documents.corpus import Document, read_documents
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import read_documents
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.token_text import show_token

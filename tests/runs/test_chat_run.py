@@ -10,7 +10,7 @@ import pytest
 import same_stores
 import tiny_run
 
-from fuselm.documents import corpus
+from fuselm.documents import document_list
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.runs import config
 from fuselm.stores.store import Store
@@ -51,13 +51,13 @@ def test_a_run_scores_responses_and_texts_by_domain(finished):
 
 
 def test_documents_keep_their_messages(finished):
-    documents = corpus.read_documents(find(finished, "corpus/*"))
+    documents = document_list.read_documents(find(finished, "corpus/*"))
     kinds = {type(d.text) for d in documents}
     assert kinds == {str, Dialogue}
 
 
 def test_stores_hold_responses_alone(finished):
-    documents = {d.id: d for d in corpus.read_documents(find(finished, "corpus/*"))}
+    documents = {d.id: d for d in document_list.read_documents(find(finished, "corpus/*"))}
     for name in ("capture/other-*", "align/other-*", "fuse/*"):
         store = Store(find(finished, name))
         for trace in store:

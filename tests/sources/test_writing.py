@@ -11,7 +11,7 @@ import tiny_run
 import torch
 from rich.console import Console
 
-from fuselm.documents import corpus, passages
+from fuselm.documents import corpus, document_list, document_writing, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.models.loading import load_tokenizer
@@ -49,8 +49,8 @@ def write(source: capture.LoadedSource, documents: list[Document], out: Path, **
         "seed": 0,
     } | options
     writing.write_texts(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
-    assert [p.name for p in out.iterdir()] == [corpus.DOCUMENTS_FILE]
-    return corpus.read_documents(out)
+    assert {p.name for p in out.iterdir()} == {document_writing.ONE_PART, document_writing.INDEX}
+    return document_list.read_documents(out)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,8 +147,8 @@ def test_interrupted_writing_resumes_and_ends_with_the_same_bytes(tmp_path, byte
     assert len(list((tmp_path / "cut").iterdir())) == 2
     write(source, documents, tmp_path / "cut")
     assert drawn[2] == drawn[3] and len(set(drawn)) == len(drawn) - 1  # no batch is written twice
-    assert (tmp_path / "cut" / corpus.DOCUMENTS_FILE).read_bytes() == (
-        tmp_path / "whole" / corpus.DOCUMENTS_FILE
+    assert (tmp_path / "cut" / document_writing.ONE_PART).read_bytes() == (
+        tmp_path / "whole" / document_writing.ONE_PART
     ).read_bytes()
 
 
@@ -197,7 +197,7 @@ def test_a_run_trains_on_text_that_its_sources_wrote(tmp_path, byte_level, sente
     out = tmp_path / "out"
     folders = json.loads((out / "run.json").read_text())["folders"]
     assert [name for name in folders if name.startswith("write")] == ["write other"]  # the target has nothing to add
-    written = corpus.read_documents(out / folders["write other"])
+    written = document_list.read_documents(out / folders["write other"])
     tokens = {m: manifest.read(out / folders[f"train {m}"])["counts"]["text_tokens"] for m in ("clm", "fused")}
     vocabulary = Vocabulary(load_tokenizer(locate_model(str(byte_level))), locate_model(str(byte_level)).output_size)
     assert tokens["fused"] - tokens["clm"] == sum(vocabulary.count_tokens([d.text for d in written])) > 0

@@ -9,42 +9,22 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from fuselm.documents import cutting, dialogue_cutting
 from fuselm.documents.cutting import Reader
-from fuselm.documents.texts import SPLITS, TextRow, read_texts
-from fuselm.models.chat.messages import Dialogue, read_dialogue
-from fuselm.system import atomic_files
+from fuselm.documents.document import SPLITS, Document
+from fuselm.documents.document_writing import DocumentWriter
+from fuselm.documents.texts import TextRow, read_texts
+from fuselm.models.chat.messages import Dialogue
 from fuselm.system.progress import Progress
 
 UNASSIGNED = "drawn"  # in counts, the split of rows that name none
-DOCUMENTS_FILE = "documents.jsonl"
 RESERVED_DOMAINS = ("average", "step")  # columns in the tables of results
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """Hold a piece of text, or a conversation, that every model reads whole.
-
-    Pieces of one document share one `origin`.
-    """
-
-    id: str
-    origin: str
-    domain: str
-    split: str
-    text: str | Dialogue
-
-    def as_row(self) -> dict[str, Any]:
-        """Return the document as a JSON object; a conversation has `messages` in place of `text`."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in ("id", "origin", "domain", "split")}
-        return row | ({"text": self.text} if isinstance(self.text, str) else self.text.as_row())
 
 
 def prepare_corpus(
@@ -89,7 +69,11 @@ def prepare_corpus(
     documents = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
     _check_splits_are_read(pieces, documents)
     splits = np.array([d.split for d in pieces])
-    write_documents(out, documents)
+    writer = DocumentWriter(out, [reader.name for reader in readers])
+    for piece, given, of_all in zip(pieces, counts.T.tolist(), read.tolist(), strict=True):
+        if of_all:
+            writer.add(piece, given)
+    writer.finish()
     dialogues = sum(isinstance(document.text, Dialogue) for document in documents)
     return {
         "documents": {f"{d}/{s}": n for (d, s), n in sorted(Counter((d.domain, d.split) for d in documents).items())},
@@ -154,30 +138,6 @@ def _check_splits_are_read(pieces: Sequence[Document], documents: Sequence[Docum
         raise ValueError(
             f"corpus: all of domain '{domain}' in {name} is text that a model's tokenizer has no tokens for; drop it"
         )
-
-
-def read_documents(folder: Path, split: str | None = None) -> list[Document]:
-    """Return the documents that `prepare_corpus` wrote, either of one split or all."""
-    try:
-        with open(folder / DOCUMENTS_FILE, encoding="utf-8") as file:
-            documents = [_read_document(json.loads(line)) for line in file]
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise ValueError(f"{folder / DOCUMENTS_FILE}: {what}; delete {folder} and run again") from None
-    return [d for d in documents if split in (None, d.split)]
-
-
-def write_documents(folder: Path, documents: Iterable[Document]) -> None:
-    """Write documents as `read_documents` reads them."""
-    lines = (json.dumps(d.as_row(), ensure_ascii=False) + "\n" for d in documents)
-    atomic_files.write_text(folder / DOCUMENTS_FILE, "".join(lines))
-
-
-def _read_document(row: dict[str, Any]) -> Document:
-    if "messages" not in row:
-        return Document(**row)
-    names = ("id", "origin", "domain", "split")
-    return Document(**{name: row[name] for name in names}, text=read_dialogue(row))
 
 
 def is_empty(text: str | Dialogue) -> bool:

@@ -17,11 +17,11 @@ from typing import Any
 from fuselm.documents import conversation_rows, json_rows
 from fuselm.documents.arrow_folders import ARROW
 from fuselm.documents.conversation_rows import BadRow
+from fuselm.documents.document import SPLITS
 from fuselm.documents.text_files import COMPRESSED, JSON, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
 from fuselm.models.chat.messages import Dialogue
 
 FIELDS = ("text", "domain", "split")
-SPLITS = ("train", "dev", "heldout")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}
 TEXT_COLUMN_NEEDED = "set corpus.columns.text to the one that has the text"
 LONGEST_DOMAIN = 200  # characters; a longer one is text in the wrong column

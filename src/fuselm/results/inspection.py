@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fuselm.documents import corpus
+from fuselm.documents.document_list import read_documents
 from fuselm.fusion.attribution import compute_shifts
 from fuselm.models.chat.messages import Dialogue
 from fuselm.models.segmentation import compute_bits_per_byte
@@ -158,7 +158,7 @@ def show_document(
     Raises:
         ValueError: If there is no such document, or if the run's stores do not belong together.
     """
-    documents = corpus.read_documents(stages["corpus"], "train")
+    documents = read_documents(stages["corpus"], "train")
     if not 0 <= number < len(documents):
         raise ValueError(f"document {number}: the run has training documents 0 to {len(documents) - 1}")
     chosen = documents[number]

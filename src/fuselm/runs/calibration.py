@@ -85,7 +85,7 @@ class Calibration:
 
     @cached_property
     def _documents(self) -> list[Document]:
-        return pick_evenly([d for d in self.pipeline.documents if d.split == "train"], DOCUMENTS)
+        return pick_evenly(self.pipeline.documents.select("train"), DOCUMENTS)
 
     def time_reading(self, name: str) -> Measured | None:
         """Measure a source, or the target for an empty name, reading one batch; None if it can't be tried."""
@@ -198,7 +198,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
         kept = capture.read_batch(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
     speed = sum(row.prefix + sum(lengths[n] for n in row.documents) for row in batch) / seconds
-    is_whole = len(documents) == sum(d.split == "train" for d in pipeline.documents)
+    is_whole = len(documents) == len(pipeline.documents.select("train"))
     return Measured(
         speed=speed,
         capture_speed=speed * _find_share_of_documents(prefix, planned, lengths, is_whole=is_whole),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fuselm.documents import corpus
+from fuselm.documents.document_list import read_documents
 from fuselm.models.locating import Model, locate_model
 from fuselm.runs import config, run_folders, target_capture
 from fuselm.runs.options.sources import LocalSourceOptions
@@ -28,7 +28,7 @@ def gather_from_folder(folder: Path, console: Console) -> dict[str, Any]:
     names = [stage.removeprefix("capture ") for stage in stages if stage.startswith("capture ")]
     captured = {name: run_folders.read_capture(folder, stages, name) for name in names}
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
-    documents = corpus.read_documents(stages["corpus"], "train")
+    documents = read_documents(stages["corpus"], "train")
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, record in captured.items() if record["inputs"]["model"] == target]
     servers = [name for name, record in captured.items() if record["parameters"].get("dtype") == "the server's"]
@@ -59,7 +59,7 @@ def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
     """
     aligned = pipeline.align(draws=False)  # entropies need whole rows
     inputs, run = pipeline.inputs, pipeline.run
-    documents = [d for d in pipeline.documents if d.split == "train"]
+    documents = pipeline.documents.select("train")
     own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
     beside = None
     if not own:

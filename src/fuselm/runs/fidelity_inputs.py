@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuselm.documents import corpus
+from fuselm.documents.document_list import read_documents
 from fuselm.runs import config, run_folders
 from fuselm.stores.store import Store
 from fuselm.system import manifest
@@ -21,7 +21,7 @@ def gather_from_folder(folder: Path, only: str | None) -> dict[str, dict[str, An
     stages = run_folders.find_stages(folder)
     captured = {s.removeprefix("capture "): path for s, path in stages.items() if s.startswith("capture ")}
     target = run_folders.find_target(folder, stages)
-    documents, vocabulary = corpus.read_documents(stages["corpus"], "train"), run_folders.read_vocabulary(folder, None)
+    documents, vocabulary = read_documents(stages["corpus"], "train"), run_folders.read_vocabulary(folder, None)
     gathered = {}
     for name in _choose(sorted(captured), only, None if target is None else target[0], folder):
         options = _read_align_options(folder, stages.get(f"align {name}"))
@@ -45,7 +45,7 @@ def gather_from_pipeline(pipeline: "Pipeline", only: str | None) -> dict[str, di
     return {
         name: {
             "captured": Store(captured[name], draws=run.is_linear_in_rows),
-            "documents": [d for d in pipeline.documents if d.split == "train"],
+            "documents": pipeline.documents.select("train"),
             "vocabularies": (inputs.load_source_vocabulary(name), inputs.target_vocabulary),
             "names": (name, "the target"),
             "methods": [run.align.method],

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document_list import DocumentList
 from fuselm.models.locating import Model
 from fuselm.runs import checks, config, input_notes, remaining_time, run_precision, step_records
 from fuselm.runs.inputs import Inputs
@@ -58,7 +58,7 @@ class Pipeline:
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
 
     @cached_property
-    def documents(self) -> list[Document]:
+    def documents(self) -> DocumentList:
         """Return the documents of all splits, which are made if they are not there."""
         return corpus.read(self)
 

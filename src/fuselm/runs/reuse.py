@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuselm.documents.corpus import DOCUMENTS_FILE
+from fuselm.documents.document_list import identify_documents
 from fuselm.runs.stages import capture, corpus
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
@@ -70,8 +70,8 @@ def _describe_differences(pipeline: "Pipeline", step: "Step", other: Mapping[str
 
 def _describe_corpus(pipeline: "Pipeline", documents: str | None) -> list[str]:
     """Say in what the documents differ from those with another hash, if the corpus of these is there."""
-    for other in _read_manifests(pipeline.places.list_finished(corpus.STAGE)).values():
-        if other["files"].get(DOCUMENTS_FILE) == documents:
+    for folder, other in _read_manifests(pipeline.places.list_finished(corpus.STAGE)).items():
+        if documents is not None and identify_documents(folder, other["files"]) == documents:
             own = manifest.read(pipeline.make_corpus())
             found = _find_differences(Recipe(stage="corpus", parameters=own["parameters"], inputs=own["inputs"]), other)
             options = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fuselm.documents import corpus
+from fuselm.documents.document_list import identify_documents
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -215,4 +215,4 @@ def _find_corpus(folder: Path, stages: dict[str, Path]) -> Path | None:
     texts = _list_finished(folder, "corpus")
     if not wanted:
         return texts[-1] if texts else None
-    return next((t for t in reversed(texts) if manifest.read(t)["files"].get(corpus.DOCUMENTS_FILE) in wanted), None)
+    return next((t for t in reversed(texts) if identify_documents(t, manifest.read(t)["files"]) in wanted), None)

@@ -10,7 +10,6 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from transformers import GenerationConfig
 from fuselm.documents import corpus, passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
+from fuselm.documents.document_writing import DocumentWriter
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.capture import LoadedSource
 from fuselm.system import atomic_files
@@ -84,10 +84,14 @@ def write_texts(
                 )
                 written.append(document)
     pieces = list(corpus.cut_to_fit(written, readers))
-    read = corpus.count_tokens(pieces, readers).all(axis=0)
-    written = [d for d, of_all in zip(pieces, read, strict=True) if of_all]
-    lines = (json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in written)
-    atomic_files.write_text(out / corpus.DOCUMENTS_FILE, "".join(lines))
+    counts = corpus.count_tokens(pieces, readers)
+    written = []
+    writer = DocumentWriter(out, [reader.name for reader in readers])
+    for piece, given, of_all in zip(pieces, counts.T.tolist(), counts.all(axis=0), strict=True):
+        if of_all:
+            writer.add(piece, given)
+            written.append(piece)
+    writer.finish()
     for path in paths:
         path.unlink()
     return {

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.documents import corpus
+from fuselm.documents.document_list import DocumentList, identify_documents, read_documents
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.system import manifest
@@ -51,14 +52,15 @@ def make(pipeline: "Pipeline") -> Path:
     return pipeline.steps.make(pipeline.steps.declare(STAGE, "", recipe, build))
 
 
-def read(pipeline: "Pipeline") -> list[corpus.Document]:
+def read(pipeline: "Pipeline") -> DocumentList:
     """Return the documents of all splits."""
-    return corpus.read_documents(make(pipeline))
+    return read_documents(make(pipeline))
 
 
 def identify(pipeline: "Pipeline") -> str:
     """Return the hash of the documents, for recipes of later stages."""
-    return manifest.read(make(pipeline))["files"][corpus.DOCUMENTS_FILE]
+    folder = make(pipeline)
+    return identify_documents(folder, manifest.read(folder)["files"])
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

@@ -67,7 +67,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         scores = bits_per_byte.score_model(
             located,
             vocabulary,
-            [d for d in pipeline.documents if d.split == "heldout"],
+            pipeline.documents.select("heldout"),
             dtype=read_in,
             batch_tokens=run.evaluate.batch_tokens,
             progress=shown,

@@ -129,7 +129,7 @@ def _merge(pipeline: "Pipeline", options: MergeOptions, out: Path, shown: Progre
     if METHODS[options.method].needs_texts:
         from fuselm.runs.merging.soup import prepare_soup
 
-        dev = [d for d in pipeline.documents if d.split == "dev"]
+        dev = pipeline.documents.select("dev")
         plan = prepare_soup(plan, dev, pipeline.inputs.target_vocabulary, out, shown)
     write_merged_model(plan, out / train.WEIGHTS, shown)
 
@@ -142,7 +142,7 @@ def _summarize(pipeline: "Pipeline", out: Path, folders: Mapping[str, Path], sho
     scores = bits_per_byte.score_model(
         merged,
         pipeline.inputs.load_trained_vocabulary(merged),
-        [d for d in pipeline.documents if d.split == "dev"],
+        pipeline.documents.select("dev"),
         dtype=pipeline.precision.choose_dtype("target", merged),
         batch_tokens=pipeline.run.evaluate.batch_tokens,
         progress=shown,

@@ -115,7 +115,7 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
         from fuselm.training import batches, target_training
 
         if fused is None:
-            rows, documents = None, [d for d in pipeline.documents if d.split == "train"]
+            rows, documents = None, pipeline.documents.select("train")
         else:
             rows = store.Store(fused, keep_tokens=batches.KEPT_TOKENS, vocabulary_size=inputs.target.output_size)
             documents = [d for d in write.fusion_documents(pipeline) if d.id in rows]
@@ -123,7 +123,7 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
             inputs.target,
             inputs.target_vocabulary,
             documents,
-            [d for d in pipeline.documents if d.split == "dev"],
+            pipeline.documents.select("dev"),
             out,
             fused=rows,
             settings=target_training.TrainingSettings(**settings),

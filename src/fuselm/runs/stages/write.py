@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.documents.corpus import Document, read_documents
+from fuselm.documents.document_list import DocumentList, read_documents
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
@@ -59,7 +59,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
 
         dtype = pipeline.precision.resume_dtype(role, model, out)
         source = capture.load_source(model, inputs.load_source_vocabulary(name), dtype=dtype)
-        documents = [d for d in pipeline.documents if d.split == "train" and isinstance(d.text, str)]
+        documents = _choose_prompts(pipeline.documents.select("train"))
         counts = writing.write_texts(
             source, documents, out, readers=inputs.list_readers(), name=name, **asked, progress=shown
         )
@@ -68,10 +68,17 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
     return pipeline.steps.declare(STAGE, name, recipe, build)
 
 
-def fusion_documents(pipeline: "Pipeline") -> list[Document]:
+def _choose_prompts(documents: DocumentList) -> DocumentList:
+    """Return the plain texts, which sources write after."""
+    return documents.take(~documents.is_dialogue)
+
+
+def fusion_documents(pipeline: "Pipeline") -> DocumentList:
     """Return the training documents and the texts that sources wrote: those that distributions are fused for."""
-    written = [document for folder in make(pipeline).values() for document in read_documents(folder)]
-    return [document for document in pipeline.documents if document.split == "train"] + written
+    documents = pipeline.documents.select("train")
+    for folder in make(pipeline).values():
+        documents += read_documents(folder)
+    return documents
 
 
 def identify_fusion_documents(pipeline: "Pipeline") -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from fuselm.documents import corpus
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import SPLITS
+from fuselm.documents.document_list import DocumentList, read_documents
 from fuselm.results.pages.formats import describe_settings
 from fuselm.runs import config, plan, reuse, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
@@ -113,12 +113,13 @@ class Grid:
         Raises:
             ValueError: If two arms differ.
         """
-        first: dict[int, tuple[str, Path, list[Document]]] = {}
+        first: dict[int, tuple[str, Path, DocumentList]] = {}
         for seed, arm in self.iterate_arms():
             for folder in dict.fromkeys(self.open_once(arm, seed, n).make_corpus() for n in range(len(arm.trials))):
                 if seed in first and folder == first[seed][1]:
                     continue
-                not_trained_on = [d for d in corpus.read_documents(folder) if d.split != "train"]
+                documents = read_documents(folder)
+                not_trained_on = documents.take(documents.splits != SPLITS.index("train"))
                 name, _, expected = first.setdefault(seed, (arm.name, folder, not_trained_on))
                 if not_trained_on != expected:
                     raise ValueError(
