@@ -204,6 +204,17 @@ def test_pieces_of_a_document_are_added_up(tiny, texts):
     assert score.bits == pytest.approx(sum(s.bits for s in apart), rel=1e-9)
 
 
+@pytest.mark.parametrize("window_bytes", [1, 997])
+def test_documents_are_read_a_window_at_a_time(tiny, texts, window_bytes, monkeypatch):
+    model, loaded, layer, vocabulary = tiny
+    documents = documents_of([row["text"] for row in texts[::6]])
+    whole = scoring.score_documents(loaded, layer, vocabulary, model.context_token, documents)
+    monkeypatch.setattr(scoring, "WINDOW_BYTES", window_bytes)
+    read = scoring.score_documents(loaded, layer, vocabulary, model.context_token, documents)
+    assert [s.document for s in read] == [s.document for s in whole]
+    assert [s.bits for s in read] == pytest.approx([s.bits for s in whole], rel=1e-5)
+
+
 def test_progress_hears_of_every_token(tiny, texts):
     model, loaded, layer, vocabulary = tiny
     documents, heard = documents_of([row["text"] for row in texts[::6]]), []

@@ -5,13 +5,15 @@ domains. Every byte that the model's tokenizer cannot spell adds 8 bits to those
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fuselm.documents.corpus import Document
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
+
+WINDOW_BYTES = 1 << 22  # of text are in memory, tokenized, and grouped into batches by length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +89,36 @@ def compute_document_bits(
 
     from fuselm.models import forward
 
-    segmentations = [vocabulary.segment(d.text) for d in documents]
     bits: dict[str, float] = {}
-    batches = forward.group_into_batches([len(s.read_ids) for s in segmentations], batch_tokens)
-    for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
-        batch = batches[min(number, len(batches) - 1)]  # a share that is short of a batch computes the last one again
-        inputs, mask, kept = forward.pad_readings([segmentations[i] for i in batch], context_token, device)
-        gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=device).long()
-        logprobs = gold_logprobs(inputs, mask, kept, gold).double()
-        for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
-            nats = -float(own.sum())
-            if math.isnan(nats):
-                raise ValueError(f"document {documents[i].id} ({documents[i].domain}): the model gives NaN")
-            bits[documents[i].id] = nats / math.log(2)
-        advance(sum(len(segmentations[i].read_ids) for i in batch))
+    for window in _cut_into_windows(documents):
+        segmentations = [vocabulary.segment(d.text) for d in window]
+        batches = forward.group_into_batches([len(s.read_ids) for s in segmentations], batch_tokens)
+        for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
+            batch = batches[min(number, len(batches) - 1)]  # a share that is short of one computes the last one again
+            inputs, mask, kept = forward.pad_readings([segmentations[i] for i in batch], context_token, device)
+            gold = torch.as_tensor(np.concatenate([segmentations[i].ids for i in batch]), device=device).long()
+            logprobs = gold_logprobs(inputs, mask, kept, gold).double()
+            for i, own in zip(batch, logprobs.split([len(segmentations[i].ids) for i in batch]), strict=True):
+                nats = -float(own.sum())
+                if math.isnan(nats):
+                    raise ValueError(f"document {window[i].id} ({window[i].domain}): the model gives NaN")
+                bits[window[i].id] = nats / math.log(2)
+            advance(sum(len(segmentations[i].read_ids) for i in batch))
     return bits
+
+
+def _cut_into_windows(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Yield neighbouring documents whose texts are in memory together."""
+    window: list[Document] = []
+    size = 0
+    for document in documents:
+        window.append(document)
+        size += len(document.text.encode())
+        if size >= WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
 
 
 def count_unspelled(vocabulary, documents: Sequence[Document]) -> dict[str, int]:
