@@ -37,7 +37,8 @@ from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 from fuselm.stores import store
 from fuselm.system import manifest
-from fuselm.training import batches, target_training
+from fuselm.training import target_training
+from fuselm.training.order import order_documents
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {"qwen": "qwen2.5-coder-0.5b-instruct.gguf", "gemma": "gemma-3-270m.gguf"}
@@ -146,7 +147,7 @@ def train(way: str, pipeline: Pipeline, options: argparse.Namespace, out: Path) 
     dev = [d for d in pipeline.documents if d.split == "dev"]
     fused = store.Store(pipeline.fuse()) if way == "fused" else None
     lengths = vocabulary.count_tokens([d.text for d in documents])
-    order = batches.order_documents(lengths, passes=settings.passes, batch=settings.batch_documents, seed=settings.seed)
+    order = order_documents(lengths, passes=settings.passes, batch=settings.batch_documents, seed=settings.seed)
     if way in GOLD:
         import peers_gold
 

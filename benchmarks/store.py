@@ -226,10 +226,10 @@ def reading() -> dict:
     folder, (model, vocabulary) = copied(), model_of("gemma")
     chosen = [replace(d, id=f"{n:02d} {d.id}") for n in range(COPIES) for d in documents()]
     tokens, collate = manifest.read(folder)["counts"]["tokens"], Collator(model.context_token, packed=False)
-    dataset = Batches(chosen, vocabulary, None, passes=1, batch_documents=4, pack_tokens=None, seed=0, processes=1)
+    options = {"passes": 1, "batch_documents": 4, "pack_tokens": None, "seed": 0, "processes": 1}
 
     def one_pass() -> None:
-        dataset._fused = Store(folder, keep_tokens=KEPT_TOKENS)  # which holds nothing yet
+        dataset = Batches(chosen, vocabulary, Store(folder, keep_tokens=KEPT_TOKENS), **options)
         for n in range(len(dataset)):
             collate([dataset[n]])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def train(out: Path, target: Model, documents: list[Document], fused: Path | Non
         settings=dataclasses.replace(SETTINGS, **settings),
         progress=Progress(Console(file=io.StringIO()), "train"),
     )
+
+
+def read_losses(out: Path) -> dict:
+    """Return the history of a training without its speed, which is another each time."""
+    history = json.loads((out / "history.json").read_text())
+    assert len(history.pop("speed")) == len(history["log"])
+    return history
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -1,24 +1,18 @@
 """Test batches.py: a training step reads what is in a store, and in which order it reads documents."""
 
-import itertools
-import random
 from dataclasses import replace
 
 import drawn
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import pack_documents
 from fuselm.stores import parts
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, write_parts
 from fuselm.system.manifest import Recipe, build_once
-from fuselm.training import batches
-from fuselm.training.batches import Batches, Collator, shuffle_passes
+from fuselm.training.batches import Batches, Collator
 
 VOCABULARY = drawn.byte_pairs([(0, 1), (2, 0)])
 TEXTS = ["abba", "", "a bé b", " ", "ba" * 7, "é"]
@@ -82,37 +76,34 @@ def test_a_batch_has_the_rows_of_its_documents(fused, options):
 
 def test_other_tokens_than_the_targets_are_refused(fused):
     other = [*DOCUMENTS[:1], *(replace(DOCUMENTS[1], text=text) for text in ["abab"])]
-    dataset = Batches(other, VOCABULARY, fused, passes=1, batch_documents=2, pack_tokens=None, seed=0, processes=1)
+    options = {"passes": 1, "batch_documents": 2, "pack_tokens": None, "seed": 0, "processes": 1}
     with pytest.raises(ValueError, match="store: document d1: other tokens than the target's; fuse again"):
-        dataset[0]
+        Batches(other, VOCABULARY, fused, **options)
+    with pytest.raises(ValueError, match="store: document d0: other tokens than the target's; fuse again"):
+        Batches(DOCUMENTS, drawn.byte_pairs([(1, 1)]), fused, **options)
 
 
-@given(st.lists(st.integers(0, 97), max_size=67), st.integers(1, 3), st.integers(0, 9))
-def test_a_small_corpus_is_shuffled_as_one(lengths, passes, seed):
-    expected = [
-        i for n in range(passes) for i in random.Random(f"{seed} {n}").sample(range(len(lengths)), len(lengths))
-    ]
-    assert shuffle_passes(lengths, passes=passes, seed=seed) == expected
+def test_tokens_are_read_from_the_store_and_not_made_again(fused, monkeypatch):
+    dataset, made_again = made(fused), []
+    monkeypatch.setattr(type(VOCABULARY), "segment", lambda _, text: made_again.append(text))
+    monkeypatch.setattr(type(VOCABULARY), "tokenize", lambda _, texts: made_again.append(texts))
+    assert sum(len(item["tokens"]) for n in range(len(dataset)) for item in dataset[n]) == 2 * dataset.tokens_per_pass
+    assert not made_again
 
 
-def test_a_large_corpus_is_read_some_blocks_at_a_time(monkeypatch):
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 31)
-    monkeypatch.setattr(batches, "MIXED_BLOCKS", 3)
-    lengths = np.random.default_rng(0).integers(0, 13, 211).tolist()
-    blocks = pack_documents(lengths, range(len(lengths)), 31)
-    block_of = {i: n for n, block in enumerate(blocks) for i in block}
-    stream = shuffle_passes(lengths, passes=2, seed=0)
-    first, second = stream[: len(lengths)], stream[len(lengths) :]
-    assert sorted(first) == sorted(second) == list(range(len(lengths))) and first != second
-    for order in (first, second):
-        windows = []
-        for i in order:  # a window is over once its blocks are
-            if not windows or sum(len(blocks[n]) for n in {block_of[k] for k in windows[-1]}) == len(windows[-1]):
-                windows.append([])
-            windows[-1].append(i)
-        sizes = [len({block_of[k] for k in window}) for window in windows]
-        assert max(sizes) <= 3 and len(sizes) > len(blocks) / 4
-        assert any(abs(block_of[a] - block_of[b]) > 3 for a, b in itertools.pairwise(order[:31])), "from all over"
+@pytest.mark.parametrize("batches_of_step", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_a_step_reads_the_same_documents_whatever_the_number_of_processes(fused, batches_of_step, processes):
+    options = {"batch_documents": 1, "batches_of_step": batches_of_step}
+    alone, dataset = made(fused, **options), made(fused, processes=processes, **options)
+    assert dataset.count_steps() == alone.count_steps() == -(-2 * len(DOCUMENTS) // batches_of_step)
+    assert len(dataset) % processes == 0 and -(-len(dataset) // processes) <= dataset.count_steps() * batches_of_step
+    for step in range(alone.count_steps()):
+        found = [
+            [i for n in range(of.count_slots(step), of.count_slots(step + 1)) for i in of.list_documents(n)]
+            for of in (alone, dataset)
+        ]
+        assert found[0] == found[1] and len(found[0]) >= 1
 
 
 @pytest.mark.parametrize("keep_tokens", [0, 7, 1000])

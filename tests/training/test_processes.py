@@ -15,9 +15,11 @@ from trainings import documents, fused, python_path, target, train, weights  # n
 
 from fuselm.runs import config
 from fuselm.system import processes
+from fuselm.training import trainer
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+MIDDLE = 7  # a step within a pass
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
@@ -44,7 +46,7 @@ def stop(report, arguments, state, control, **_):
         raise KeyboardInterrupt
 
 
-for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[1]).read_bytes()):
+for arguments, settings, environment, interrupted, resumes in pickle.loads(Path(sys.argv[1]).read_bytes()):
     os.environ.update(environment)
     target_training.load_target = sharded if environment else load_target
     if interrupted:
@@ -55,7 +57,7 @@ for arguments, settings, environment, interrupted in pickle.loads(Path(sys.argv[
             pass
         del trainer.ProgressReport.on_save
         torch.distributed.barrier()
-    assert (trainings.train(*arguments, **settings)["resumed_at_step"] > 0) == interrupted
+    assert (trainings.train(*arguments, **settings)["resumed_at_step"] > 0) == resumes
 """
 
 
@@ -65,6 +67,24 @@ def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedPr
     ended = subprocess.run([*LAUNCH, *command], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended
+
+
+def begin_alone(*arguments, **settings) -> None:
+    """Train with one process until a step in the middle of a pass, and write a checkpoint of it."""
+    end_step = trainer.ProgressReport.on_step_end
+
+    def save_early(report, arguments, state, control, **options):
+        end_step(report, arguments, state, control, **options)
+        control.should_save |= state.global_step == MIDDLE
+
+    def stop(report, arguments, state, control, **_):
+        if state.global_step == MIDDLE:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.ProgressReport, "on_step_end", save_early)
+        patch.setattr(trainer.ProgressReport, "on_save", stop)
+        train(*arguments, **settings)
 
 
 def test_the_only_process_is_the_first_of_one():
@@ -85,13 +105,17 @@ def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_o
     ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
     ways["sharded"] = ways["padded"] | {"gradient_checkpointing": True}
     ways["interrupted"], ways["sharded-interrupted"] = ways["padded"], ways["sharded"]
+    ways["joined"] = ways["padded"]  # begun by one process, and resumed by two
     jobs = []
     for name, settings in ways.items():
         one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
         train(one, target, documents, fused, gradient_accumulation=2, **common, **settings)
         two.mkdir()
+        if name == "joined":
+            begin_alone(two, target, documents, fused, gradient_accumulation=2, **common, **settings)
         environment = fsdp if name.startswith("sharded") else {}
-        jobs.append(((two, target, documents, fused), common | settings, environment, name.endswith("interrupted")))
+        stops = name.endswith("interrupted")
+        jobs.append(((two, target, documents, fused), common | settings, environment, stops, stops or name == "joined"))
     jobs.sort(key=lambda job: bool(job[2]))  # what the sharded ones are told stays
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from trainings import documents, fused, target, train  # noqa: F401  fixtures, too
+from trainings import documents, fused, read_losses, target, train  # noqa: F401  fixtures, too
 
 from fuselm.system import stopping
 from fuselm.training.target_training import find_last_checkpoint
@@ -52,8 +52,9 @@ def test_a_training_that_was_asked_to_stop_resumes_after_that_step(
         assert not (out / "model").exists() and not stopping.is_requested()
         monkeypatch.undo()
     assert train(out, target, documents, fused, average=average)["resumed_at_step"] == 4
-    for name in ("model/model.safetensors", "history.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    model = "model/model.safetensors"
+    assert (out / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+    assert read_losses(out) == read_losses(tmp_path / "whole")
 
 
 def test_a_signal_outside_of_a_step_stops_at_once(capfd):

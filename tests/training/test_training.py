@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import SETTINGS, documents, fused, python_path, target, train, vocabulary_of, weights  # noqa: F401
+from trainings import SETTINGS, documents, fused, python_path, read_losses, target, train, vocabulary_of, weights  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from fuselm.documents.passages import pack_documents
@@ -29,55 +29,12 @@ from fuselm.models.loading import load_model
 from fuselm.models.locating import locate_model
 from fuselm.results import scoring
 from fuselm.training import adapters, target_training, trainer
-from fuselm.training.batches import Collator, order_documents, shuffle_passes
+from fuselm.training.batches import Collator
 from fuselm.training.objective import fusion_loss
+from fuselm.training.order import order_documents, shuffle_passes
 from fuselm.training.target_training import choose_dev_steps, find_last_checkpoint
 from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import TERMS
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 3), st.sampled_from([1, 2, 5]), st.integers(0, 9))
-def test_every_pass_reads_every_document_once(lengths, passes, batch, seed):
-    order = order_documents(lengths, passes=passes, batch=batch, seed=seed)
-    assert sorted(order) == sorted(list(range(len(lengths))) * passes)
-    assert order == order_documents(lengths, passes=passes, batch=batch, seed=seed)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 97), min_size=1, max_size=16), st.integers(0, 9))
-def test_a_pass_that_fits_a_window_is_a_permutation(lengths, seed):
-    order = order_documents(lengths, passes=1, batch=2, seed=seed)
-    assert sorted(order) == list(range(len(lengths)))
-
-
-def test_a_batch_has_documents_of_like_length():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 997, size=64).tolist()
-    order = order_documents(lengths, passes=1, batch=4, seed=0)
-
-    def padding(indices: list[int]) -> int:
-        batches = [[lengths[i] for i in indices[k : k + 4]] for k in range(0, 64, 4)]
-        return sum(max(b) * len(b) - sum(b) for b in batches)
-
-    assert padding(order) < padding(list(range(64))) / 3
-
-
-def test_another_seed_reads_in_another_order():
-    orders = [order_documents([5] * 31, passes=1, batch=2, seed=seed) for seed in (0, 1)]
-    assert orders[0] != orders[1]
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 97), max_size=67), st.integers(1, 211), st.integers(0, 9))
-def test_packs_hold_the_stream_in_order_and_no_more_tokens_than_they_may(lengths, tokens, seed):
-    stream = shuffle_passes(lengths, passes=2, seed=seed)
-    result = pack_documents(lengths, stream, tokens)
-    assert [i for pack in result for i in pack] == stream
-    totals = [sum(lengths[i] for i in pack) for pack in result]
-    assert all(total <= tokens or len(pack) == 1 for total, pack in zip(totals, result, strict=True))
-    for total, (_, after) in zip(totals, itertools.pairwise(result), strict=False):
-        assert total + lengths[after[0]] > tokens  # as many as fit
 
 
 @settings(deadline=None)
@@ -122,10 +79,19 @@ def test_lambda_1_trains_bit_for_bit_like_clm(tmp_path, target, documents, fused
     assert histories[0]["dev"] == histories[1]["dev"]
 
 
-def test_training_twice_gives_the_same_bytes(tmp_path, trained, target, documents, fused):
+def test_training_twice_gives_the_same_model_and_losses(tmp_path, trained, target, documents, fused):
     train(tmp_path / "again", target, documents, fused)
-    for name in ("model/model.safetensors", "history.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+    model = "model/model.safetensors"
+    assert (tmp_path / "again" / model).read_bytes() == (trained / model).read_bytes()
+    assert read_losses(tmp_path / "again") == read_losses(trained)
+
+
+def test_the_history_says_how_fast_each_step_was(trained):
+    history = json.loads((trained / "history.json").read_text())
+    assert [row["step"] for row in history["speed"]] == [row["step"] for row in history["log"]]
+    for row in history["speed"]:
+        assert row["tokens_per_second"] > 0 and row["memory_bytes"] > 1 << 20
+        assert 0 < row["data_wait"] < 1 and row["seconds"] > 0
 
 
 def test_fused_rows_change_what_is_learned(tmp_path, trained, target, documents):
@@ -139,7 +105,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_first_documents(tmp_p
     train(tmp_path, target, documents, None, lambda_clm=1.0, gradient_accumulation=accumulation)
     vocabulary, chosen = vocabulary_of(target), [d for d in documents if d.split == "train"]
     lengths = vocabulary.count_tokens([d.text for d in chosen])
-    order = order_documents(lengths, passes=2, batch=3, seed=0)[: 3 * accumulation]
+    order = order_documents(lengths, passes=2, batch=3, seed=0).tolist()[: 3 * accumulation]
     model = load_model(target, dtype="float32")
     scores = scoring.score_documents(
         model, forward.find_output_layer(model), vocabulary, target.context_token, [chosen[i] for i in order]
@@ -212,7 +178,7 @@ def test_documents_are_packed_up_to_so_many_tokens_a_step(tmp_path, target, docu
     counts = train(tmp_path, target, documents, fused, batch_documents=None, pack_tokens=211, passes=1)
     chosen = [d for d in documents if d.split == "train"]
     lengths = vocabulary_of(target).count_tokens([d.text for d in chosen])
-    expected = pack_documents(lengths, shuffle_passes(lengths, passes=1, seed=0), 211)
+    expected = pack_documents(lengths, shuffle_passes(lengths, passes=1, seed=0).tolist(), 211)
     assert counts["steps"] == len(expected) < len(chosen)
     assert all(math.isfinite(loss) for loss in logged(tmp_path))
 
@@ -235,7 +201,7 @@ def test_patience_ends_training_that_gets_no_better(tmp_path, target, documents)
     assert len(dev) == dev.index(min(dev)) + 3 < 9 * SETTINGS.evaluations_per_pass
     assert counts["dev_bits_per_byte"] == min(dev)
     lengths = vocabulary_of(target).count_tokens([d.text for d in documents if d.split == "train"])
-    order = order_documents(lengths, passes=9, batch=3, seed=0)
+    order = order_documents(lengths, passes=9, batch=3, seed=0).tolist()
     assert counts["tokens"] == sum(lengths[i] for i in order[: 3 * counts["steps"]]) < 9 * sum(lengths)
 
 
@@ -397,18 +363,19 @@ def test_a_process_trains_on_one_of_several_gpus(tmp_path, trained, target, docu
     assert_same_weights(tmp_path, trained)
 
 
-def test_another_number_of_processes_does_not_resume(tmp_path, target, documents, monkeypatch):
+def test_a_training_of_an_earlier_version_does_not_resume_with_other_processes(
+    tmp_path, target, documents, monkeypatch
+):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer.ProgressReport, "on_save", stop, raising=False)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, target, documents, None)
+    (tmp_path / ".steps.json").unlink()
     steps = json.loads((find_last_checkpoint(tmp_path / "checkpoints") / "trainer_state.json").read_text())["max_steps"]
     monkeypatch.setattr(target_training.processes, "world_size", lambda: 2)
-    with pytest.raises(
-        ValueError, match=f"started by another number of processes, for which this is {steps} steps and "
-    ):
+    with pytest.raises(ValueError, match=f"with another number of processes, for which this is {steps} steps and "):
         train(tmp_path, target, documents, None)
 
 

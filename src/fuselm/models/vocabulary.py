@@ -148,6 +148,12 @@ class Vocabulary:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return segmentation.segment(text, encoding.ids, self.spell(encoding.ids), encoding.offsets)
 
+    def tokenize(self, texts: Sequence[str]) -> list[Int[ndarray, "_"]]:
+        """Return the tokens of texts as `segment` does, in half the time, without the bytes that they cover."""
+        with name_tokenizer_errors():
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
     def _segment_dialogue(self, dialogue: Dialogue) -> Segmentation:
         if self.read_dialogue is None:
             raise ValueError("a conversation needs a model with a chat template; set chat.template")

@@ -259,6 +259,16 @@ def read_traces(table: pa.Table, *, draws: bool = True) -> list[Trace]:
     return list(RowGroup(flatten_columns(table), draws=draws))
 
 
+def round_trace(trace: Trace) -> Trace:
+    """Return a trace as it is read after it was written."""
+    return read_traces(build_table([trace]))[0]
+
+
+def round_training_rows(trace: Trace) -> TrainingRows:
+    """Return what training reads of a trace after it was written."""
+    return RowGroup(flatten_columns(build_table([trace]))).read_training_rows(0)
+
+
 def join_chunks(table: pa.Table, name: str) -> pa.Array:
     chunks = table[name].chunks
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], table.schema.field(name).type)])

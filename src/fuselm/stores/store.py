@@ -220,8 +220,25 @@ class Store:
 
     def read_for_training(self, document: str) -> TrainingRows:
         """Read what training needs of a document, in three quarters of the time. Raises as `read` does."""
-        at = self._locate(document)
-        return self._keep_group(int(self._groups[at]), TRAINING_COLUMNS).read_training_rows(int(self._rows[at]))
+        return self.read_for_training_at(self._locate(document))
+
+    def read_for_training_at(self, place: int) -> TrainingRows:
+        """Read what training needs of the document at a place that `find_documents` returns."""
+        return self._keep_group(int(self._groups[place]), TRAINING_COLUMNS).read_training_rows(int(self._rows[place]))
+
+    def find_documents(self, documents: pa.Array) -> Int[ndarray, "documents"]:
+        """Return the place of each document in the index, with which `token_counts` begins; -1 if it isn't there."""
+        return pc.fill_null(pc.index_in(documents, value_set=self._names), -1).to_numpy(zero_copy_only=False)
+
+    @property
+    def token_counts(self) -> Int[ndarray, "documents"]:
+        """Return the tokens of each document, in the order of the index."""
+        return self._lengths
+
+    @property
+    def byte_counts(self) -> Int[ndarray, "documents"]:
+        """Return the bytes of each document's text, in the order of the index."""
+        return self._sizes
 
     def require_inputs(self, wanted: Mapping[str, str], texts: Mapping[str, str | Dialogue], *, where: str) -> None:
         """Raise `ValueError` unless the store was made from `wanted` and holds `texts`.

@@ -8,7 +8,6 @@ again at 0 with each document, so transformers keeps attention inside it: by a b
 attention, by the lengths of the sequences.
 """
 
-import random
 from collections.abc import Sequence
 from typing import no_type_check
 
@@ -17,63 +16,36 @@ import torch
 from numpy import ndarray
 
 from fuselm.documents.corpus import Document
-from fuselm.documents.passages import pack_documents
 from fuselm.models import forward
-from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows
 from fuselm.stores.store import Store
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
+from fuselm.training import loader_processes, reading
+from fuselm.training.fusing import FusingReader, RowFusion
+from fuselm.training.order import BLOCK_TOKENS, MIXED_BLOCKS, Order
 
-BATCH_DOCUMENTS = 4  # by default
-WINDOW = 8  # documents of so many batches are grouped by length
-BLOCK_TOKENS = 1 << 15  # neighbours of so many tokens are read together
-MIXED_BLOCKS = 16  # documents of so many blocks are shuffled; a smaller corpus is shuffled as a whole
 KEPT_TOKENS = 5 * MIXED_BLOCKS * BLOCK_TOKENS // 4  # a store keeps those, and the row groups at their ends
-
-
-def order_documents(lengths: Sequence[int], *, passes: int, batch: int, seed: int) -> list[int]:
-    """Return the documents of all passes in training order: shuffled, with similar lengths in one batch."""
-    stream = shuffle_passes(lengths, passes=passes, seed=seed)
-    order: list[int] = []
-    for begin in range(0, len(stream), WINDOW * batch):
-        window = sorted(stream[begin : begin + WINDOW * batch], key=lambda i: lengths[i])
-        batches = [window[k : k + batch] for k in range(0, len(window), batch)]
-        whole, rest = [b for b in batches if len(b) == batch], [b for b in batches if len(b) < batch]
-        random.Random(f"{seed} {begin}").shuffle(whole)
-        order.extend(i for b in whole + rest for i in b)
-    return order
-
-
-def shuffle_passes(lengths: Sequence[int], *, passes: int, seed: int) -> list[int]:
-    """Shuffle blocks of neighbours, and the documents of some blocks at a time.
-
-    A store's row groups are read as a whole, so in this order they are read once a pass, not once a document.
-    """
-    blocks = pack_documents(lengths, range(len(lengths)), BLOCK_TOKENS)
-    stream: list[int] = []
-    for n in range(passes):
-        generator = random.Random(f"{seed} {n}")
-        order = blocks if len(blocks) <= MIXED_BLOCKS else generator.sample(blocks, len(blocks))
-        for begin in range(0, len(order), MIXED_BLOCKS):
-            mixed = [i for block in order[begin : begin + MIXED_BLOCKS] for i in block]
-            stream.extend(generator.sample(mixed, len(mixed)))
-    return stream
 
 
 class Batches(torch.utils.data.Dataset):
     """List the batches of all passes in order, each a list of documents with their tokens and fused rows.
 
-    `fused` is a store of fused distributions, or None for the texts alone. `processes` share the batches evenly, so
-    the last batches may be empty.
+    `fused` is a store of fused distributions, a way to make them, or None for the texts alone. Nothing is read before
+    a batch is asked for; what is in memory of all documents is a few numbers. `reader` is the name under which the
+    corpus has the target's token counts, if it has them.
+
+    `processes` take the batches of a step in turn. A step has `batches_of_step` batches, whatever the number of
+    processes; where they are not a multiple of it, a step has empty batches, and so has the end. If None, a step has a
+    batch for each process.
     """
 
     def __init__(
         self,
         documents: Sequence[Document],
         vocabulary: Vocabulary,
-        fused: Store | None,
+        fused: Store | RowFusion | None,
         *,
         passes: int,
         batch_documents: int | None,
@@ -81,62 +53,61 @@ class Batches(torch.utils.data.Dataset):
         seed: int,
         processes: int,
         learn_context: bool = False,
+        batches_of_step: int | None = None,
+        reader: str | None = None,
     ) -> None:
-        self._documents = documents
-        self._segmentations = [vocabulary.segment(d.text) for d in documents]
-        self._fused = fused
+        self._reader = _open_reader(documents, vocabulary, fused, reader)
         self._learn_context = learn_context
-        lengths = [len(s.read_ids) for s in self._segmentations]
         self.packed = pack_tokens is not None
-        if pack_tokens is not None:
-            self._batches = pack_documents(lengths, shuffle_passes(lengths, passes=passes, seed=seed), pack_tokens)
-        else:
-            size = batch_documents or BATCH_DOCUMENTS
-            order = order_documents(lengths, passes=passes, batch=size, seed=seed)
-            self._batches = [order[k : k + size] for k in range(0, len(order), size)]
-        self._batches += [[]] * (-len(self._batches) % processes)
+        self.order = Order(
+            self._reader.lengths, passes=passes, batch_documents=batch_documents, pack_tokens=pack_tokens, seed=seed
+        )
+        self._processes, self._batches_of_step = processes, batches_of_step or processes
+        self._slots = -(-self._batches_of_step // processes) * processes  # of a step, some of them empty
 
     def __len__(self) -> int:
-        return len(self._batches)
+        whole, rest = divmod(len(self.order), self._batches_of_step)
+        return whole * self._slots + -(-rest // self._processes) * self._processes
+
+    def count_steps(self) -> int:
+        """Count the steps of all passes."""
+        return -(-len(self.order) // self._batches_of_step)
+
+    def count_slots(self, steps: int) -> int:
+        """Count the batches of the first steps, with those that are empty."""
+        return min(steps * self._slots, len(self))
 
     def count_tokens(self, batches: int) -> int:
-        """Count the tokens of the first `batches` batches."""
-        return sum(len(self._segmentations[i].read_ids) for batch in self._batches[:batches] for i in batch)
+        """Count the tokens of the first `batches` batches, without those that are empty."""
+        return self.order.count_tokens(batches)
 
     @property
     def tokens_per_pass(self) -> int:
         """Count the tokens of one pass."""
-        return sum(len(s.read_ids) for s in self._segmentations)
+        return int(self._reader.lengths.sum(dtype=np.int64))
+
+    def list_documents(self, index: int) -> list[int]:
+        """Return the numbers of the documents of a batch, without reading them."""
+        step, place = divmod(index, self._slots)
+        number = step * self._batches_of_step + place
+        if place >= self._batches_of_step or number >= len(self.order):
+            return []
+        return self.order.find_batch(number).tolist()
 
     def __getitem__(self, index: int) -> list[dict]:
-        return [self._read_document(i) for i in self._batches[index]]
-
-    def _read_document(self, i: int) -> dict:
-        read = self._segmentations[i]
-        kept = np.ones(len(read.read_ids), bool) if self._learn_context else read.is_kept
-        item = {"tokens": read.read_ids, "kept": kept, "first": None if read.reading is None else read.reading.first}
-        if self._fused is None:
-            return item
-        fused = self._fused.read_for_training(self._documents[i].id)
-        if not np.array_equal(fused.tokens, read.ids):
-            name = self._documents[i].id
-            raise ValueError(f"{self._fused.folder}: document {name}: other tokens than the target's; fuse again")
-        return item | {"fused": _insert_empty_rows(fused, read) if self._learn_context else fused}
+        loader_processes.prepare_process()
+        items = self._reader.read(self.list_documents(index))
+        return list(map(reading.insert_empty_rows, items)) if self._learn_context else items
 
 
-def _insert_empty_rows(rows: TrainingRows, read: Segmentation) -> TrainingRows:
-    """Return a row for each token that is read. Those of context have no entries, so only their token is learned."""
-    if read.reading is None:
-        return rows
-    counts, tail = np.zeros(len(read.read_ids), np.int64), np.ones(len(read.read_ids), np.float32)
-    counts[read.is_kept], tail[read.is_kept] = np.diff(rows.offsets), rows.tail
-    return TrainingRows(
-        tokens=read.read_ids,
-        offsets=np.append(0, np.cumsum(counts)),
-        ids=rows.ids,
-        logprobs=rows.logprobs,
-        tail=tail,
-    )
+def _open_reader(
+    documents: Sequence[Document], vocabulary: Vocabulary, fused: Store | RowFusion | None, reader: str | None
+) -> reading.TextReader | reading.StoreReader | FusingReader:
+    if fused is None:
+        return reading.TextReader(documents, vocabulary, reader=reader)
+    if isinstance(fused, RowFusion):
+        return FusingReader(documents, vocabulary, fused, reader=reader)
+    return reading.StoreReader(documents, vocabulary, fused, reader=reader)
 
 
 class Collator:

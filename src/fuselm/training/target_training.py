@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,8 +31,9 @@ from fuselm.stores.store import Store
 from fuselm.system import atomic_files, machine, processes, stopping
 from fuselm.system.library_output import hide_library_output
 from fuselm.system.progress import Progress
-from fuselm.training import adapters, companions, needs, reload
+from fuselm.training import adapters, companions, needs, reload, sharded_checkpoints
 from fuselm.training.batches import Batches, Collator
+from fuselm.training.fusing import RowFusion
 from fuselm.training.scalar_log import ScalarLog
 from fuselm.training.trainable import compute_loss_in_forward
 from fuselm.training.trainer import FusionTrainer, ProgressReport, TrainingSettings
@@ -42,6 +44,10 @@ SCHEDULES = {  # our names, and those of transformers, whose own `constant` has 
     "constant": "constant_with_warmup",
     "inverse_sqrt": "inverse_sqrt",
 }
+FUSING_WORKERS = 2  # read batches ahead where they align and fuse, if nothing else is asked for
+PREFETCHED = 4  # batches of each such process
+LOSS = ("step", "loss", "clm_loss", "fusion_loss", "lambda", "learning_rate")  # of each step, in the history
+SPEED = ("step", "seconds", "tokens_per_second", "data_wait", "memory_bytes")
 
 
 def train_target(
@@ -51,14 +57,16 @@ def train_target(
     dev_documents: Sequence[Document],
     out: Path,
     *,
-    fused: Store | None,
+    fused: Store | RowFusion | None,
     settings: TrainingSettings,
     progress: Progress,
+    reader: str | None = None,
 ) -> dict:
     """Write the best checkpoint to `out/model`, an ordinary folder, and its history to `out/history.json`.
 
-    Training resumes from the last whole checkpoint in `out/checkpoints`. Returns what was counted. All processes call
-    this, and the first one writes.
+    Training resumes from the last whole checkpoint in `out/checkpoints`, also with another number of processes: its
+    steps are those of the first start. `reader` is the name under which the documents have the target's token counts.
+    Returns what was counted. All processes call this, and the first one writes.
     """
     checkpoints, ended = out / "checkpoints", out / ".ended.json"
     if ended.is_file():  # only the checkpoints are left to delete
@@ -67,6 +75,8 @@ def train_target(
     transformers.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     needs.check_trackers(settings.trackers)
+    world = processes.world_size()
+    batches_of_step = _fix_batches_of_step(out, world * settings.gradient_accumulation)
     dataset = Batches(
         train_documents,
         vocabulary,
@@ -75,14 +85,16 @@ def train_target(
         batch_documents=settings.batch_documents,
         pack_tokens=settings.pack_tokens,
         seed=settings.seed,
-        processes=processes.world_size(),
+        processes=world,
         learn_context=settings.on == "all",
+        batches_of_step=batches_of_step,
+        reader=reader,
     )
-    batches_of_step = processes.world_size() * settings.gradient_accumulation
-    steps = -(-len(dataset) // batches_of_step)
-    arguments = _build_arguments(out, settings, steps)
+    steps = dataset.count_steps()
+    settings = replace(settings, gradient_accumulation=-(-batches_of_step // world))
+    arguments = _build_arguments(out, settings, steps, workers=_choose_workers(settings, fused))
     checkpoint, step, over = _find_resume_point(out, steps, settings.patience)
-    batches = Subset(dataset, range(step * batches_of_step)) if over else dataset
+    batches = Subset(dataset, range(dataset.count_slots(step))) if over else dataset
     arguments.device  # noqa: B018  starts the group of processes, and gives each its device
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher only the first GPU is used, without DataParallel
     machine.use_free_cores()
@@ -115,6 +127,7 @@ def train_target(
         with hide_library_output():  # of every checkpoint's shards
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        trainer.finish_saving()
         stopping.release()
     progress.stop()
     progress.note("writing the best model, and reading it again to check it")
@@ -128,7 +141,11 @@ def train_target(
     if processes.rank() == 0:
         dev = [{"step": 0, **json.loads(start.read_text(encoding="utf-8"))}]
         dev += [{"step": r["step"], **r["eval_domains"]} for r in state.log_history if "eval_domains" in r]
-        history = {"dev": dev, "log": _list_loss_rows(state.log_history)}
+        history = {
+            "dev": dev,
+            "log": _list_rows(state.log_history, LOSS),
+            "speed": _list_rows(state.log_history, SPEED),
+        }
         (out / "history.json").write_text(json.dumps(history, sort_keys=True))
         save_model_folder(trainer.accelerator.unwrap_model(trainer.model), weights, target, out / "model")
     _check_saved_folder(trainer, target, vocabulary, dev_documents, out / "model", settings)
@@ -147,7 +164,24 @@ def train_target(
     return counts
 
 
-def _build_arguments(out: Path, settings: TrainingSettings, steps: int) -> TrainingArguments:
+def _fix_batches_of_step(out: Path, batches: int) -> int:
+    """Return how many batches a step has: as many as at the first start, whatever processes there are now."""
+    file = out / ".steps.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["batches"]
+    if processes.rank() == 0:
+        atomic_files.write_text(file, json.dumps({"batches": batches}))
+    return batches
+
+
+def _choose_workers(settings: TrainingSettings, fused: Store | RowFusion | None) -> int:
+    """Return how many processes read batches ahead."""
+    if settings.loader_workers is not None:
+        return settings.loader_workers
+    return FUSING_WORKERS if isinstance(fused, RowFusion) else int(torch.cuda.is_available())
+
+
+def _build_arguments(out: Path, settings: TrainingSettings, steps: int, *, workers: int = 0) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=1,  # the dataset holds all passes
@@ -177,6 +211,9 @@ def _build_arguments(out: Path, settings: TrainingSettings, steps: int) -> Train
         report_to=[],
         run_name=out.name.removesuffix(".partial"),
         seed=settings.seed,
+        dataloader_num_workers=workers,
+        dataloader_prefetch_factor=PREFETCHED if workers else None,
+        dataloader_multiprocessing_context="fork" if workers else None,  # they share the arrays of all documents
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
@@ -237,8 +274,8 @@ def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Pat
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["max_steps"] != steps:
         raise ValueError(
-            f"{out}: started by another number of processes, for which this is {state['max_steps']} steps and not "
-            f"{steps}; resume with that number of processes, or delete {out}"
+            f"{out}: begun by an earlier version with another number of processes, for which this is "
+            f"{state['max_steps']} steps and not {steps}; resume with that number of processes, or delete {out}"
         )
     waited = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     over = patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience
@@ -253,13 +290,14 @@ def _find_resume_point(out: Path, steps: int, patience: int | None) -> tuple[Pat
 
 
 def find_last_checkpoint(folder: Path, name: str = "checkpoint-*") -> Path | None:
-    """Return the latest checkpoint that was written whole, so that its last file, the trainer's state, can be read."""
+    """Return the latest checkpoint that was written whole, so that its trainer's state can be read."""
     for path in sorted(folder.glob(name), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        return path
+        if sharded_checkpoints.is_whole(path):
+            return path
     return None
 
 
@@ -316,6 +354,5 @@ def choose_dev_steps(steps: int, evaluations: int) -> set[int]:
     return {round(steps * (n + 1) / evaluations) for n in range(evaluations)} - {0}
 
 
-def _list_loss_rows(history: list[dict]) -> list[dict]:
-    names = ("step", "loss", "clm_loss", "fusion_loss", "lambda", "learning_rate")
+def _list_rows(history: list[dict], names: Sequence[str]) -> list[dict]:
     return [{n: row[n] for n in names if n in row} for row in history if "loss" in row]

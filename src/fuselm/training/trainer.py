@@ -1,7 +1,7 @@
 """Train by `transformers.Trainer` with the fusion loss, its terms in the log, and scores on the development split."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
 from fuselm.documents.corpus import Document
 from fuselm.models import forward
@@ -18,7 +19,10 @@ from fuselm.system import atomic_files, stopping
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
+from fuselm.training.loader_processes import name_worker_errors
 from fuselm.training.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
+from fuselm.training.sharded_checkpoints import ShardedCheckpoints
+from fuselm.training.speed import SpeedCounts
 
 TERMS = ("clm_loss", "fusion_loss")
 
@@ -56,6 +60,7 @@ class TrainingSettings:
     trackers: Sequence[str]
     seed: int
     on: str = "assistant"
+    loader_workers: int | None = None
 
     def build_divergence(self) -> Divergence:
         """Return the divergence that these settings name."""
@@ -77,6 +82,8 @@ class FusionTrainer(Trainer):
         self._terms = torch.zeros(len(TERMS))
         self._lambda = settings.lambda_clm
         self._averaging: Averaging | None = None
+        self._speed = SpeedCounts()
+        self._sharded = ShardedCheckpoints(self)
 
     def start_averaging(self, *, first: int) -> None:
         """Score and save the mean of the weights since step `first` in their place."""
@@ -95,6 +102,11 @@ class FusionTrainer(Trainer):
         if end is None:
             return start
         return start + (end - start) * self.state.global_step / max(self.state.max_steps - 1, 1)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        self._speed.begin()
+        with name_worker_errors():
+            return super().get_batch_samples(self._speed.time_waits(epoch_iterator), num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._lambda, divergence = self.compute_lambda(), self._settings.build_divergence()
@@ -118,14 +130,42 @@ class FusionTrainer(Trainer):
         self._terms = self._terms.to(result["terms"].device) + result["terms"]
         return result["loss"]
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the optimizer and the schedule, and the model if its checkpoints are sharded."""
+        if not self._sharded.is_used:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self._sharded.save(Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _save_checkpoint(self, *arguments) -> None:
+        limit = self.args.save_total_limit
+        if self._sharded.is_used:
+            self.args.save_total_limit = None  # older ones are deleted when this one is whole
+        try:
+            super()._save_checkpoint(*arguments)
+        finally:
+            self.args.save_total_limit = limit
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is written."""
+        self._sharded.wait()
+
+    def _load_best_model(self) -> None:
+        self.finish_saving()
+        super()._load_best_model()
+
     def training_step(self, model, *arguments, **options):
         with name_model_errors(self.accelerator.unwrap_model(model).name_or_path, "training"):
             return super().training_step(model, *arguments, **options)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # the step is over
-            terms = self.accelerator.reduce(self._terms, "mean").tolist()
-            logs = {**logs, **dict(zip(TERMS, terms, strict=True)), "lambda": self._lambda}
+            counts = torch.tensor(self._speed.end(), device=self._terms.device)
+            terms = self.accelerator.reduce(torch.cat([self._terms, counts]), "mean").tolist()
+            logs = {**logs, **dict(zip(TERMS, terms, strict=False)), "lambda": self._lambda}
+            logs |= self._speed.describe(*terms[len(TERMS) :], processes=self.accelerator.num_processes)
             self._terms = torch.zeros(len(TERMS))
         super().log(logs, start_time)
 
