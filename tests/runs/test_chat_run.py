@@ -13,6 +13,7 @@ import tiny_run
 from fuselm.documents import document_list
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.runs import config
+from fuselm.sources import answering
 from fuselm.stores.store import Store
 
 
@@ -152,3 +153,52 @@ def test_workers_of_ray_capture_what_one_process_does(models, texts, tmp_path):
         stores.append(find(tmp_path / name / "out", "capture/other-*"))
     sys.modules["ray"].shutdown()
     same_stores.assert_same(*stores)
+
+
+def test_a_source_answers_and_the_target_is_trained_on_its_best_answers(models, texts, tmp_path, monkeypatch):
+    said = ["Yes, indeed it is.", "Yes it is.", "Perhaps, perhaps not."]
+    monkeypatch.setattr(answering, "_answer", lambda source, prompts, count, seed: [said[:count]] * len(prompts))
+    rows = chat_models.make_rows(texts)[:30]
+    sources = {"other": models["other"]}
+    file = tiny_run.write(tmp_path, target=models["target"], sources=sources, rows=rows)
+    (tmp_path / "mine.py").write_text("def shortest(answer, row):\n    return -len(answer)\n")
+    asked = ["write.answers={other: 3}", "train.passes=1"]
+    asked += ["train.clm.passes=1", f"write.choose={tmp_path}/mine.py:shortest"]
+    assert tiny_run.fuselm("plan", file, *asked).code == 0
+    outcome = tiny_run.fuselm("train", file, *asked)
+    assert outcome.code == 0, outcome.err
+    folder = find(tmp_path, "**/write/other+answers-*")
+    documents, written = (
+        document_list.read_documents(find(tmp_path, "out/corpus/*")),
+        document_list.read_documents(folder),
+    )
+    asked_again = {document.id: document for document in documents if document.split == "train"}
+    assert written and {document.origin for document in written} <= {d.origin for d in asked_again.values()}
+    assert {m.content for document in written for m in document.text.responses} == {"Yes it is."}
+    store = Store(find(tmp_path, "out/fuse/*"))
+    assert all(document.id in store for document in written)
+    assert tiny_run.fuselm("train", file, *asked).stages == []
+
+
+def test_a_run_without_a_source_that_can_answer_is_refused(models, word_piece, texts, tmp_path):
+    rows, options = chat_models.make_rows(texts), ["chat.template=target", "write.answers=2"]
+    file = tiny_run.write(tmp_path, target=models["target"], sources={"plain": word_piece}, rows=rows)
+    outcome = tiny_run.fuselm("plan", file, *options)
+    assert outcome.code == 2
+    assert "write.answers: no source can answer, because none of those that run here has a chat" in outcome.err
+
+
+def test_answers_to_texts_are_refused(models, texts, tmp_path):
+    rows, sources = tiny_run.short(texts, domains=1), {"other": models["other"]}
+    file = tiny_run.write(tmp_path, target=models["target"], sources=sources, rows=rows)
+    outcome = tiny_run.fuselm("plan", file, "write.answers={other: 1}")
+    assert outcome.code == 2
+    assert "write.answers: does nothing here, because the texts have no conversation; drop it" in outcome.err
+
+
+def test_a_choice_among_one_answer_is_refused(models, texts, tmp_path):
+    rows = chat_models.make_rows(texts)
+    file = tiny_run.write(tmp_path, target=models["target"], sources={"other": models["other"]}, rows=rows)
+    for option in ("write.answers=1", "write.answers=0"):
+        outcome = tiny_run.fuselm("plan", file, option, "write.choose=majority")
+        assert outcome.code == 2 and "write.choose: does nothing here, because write.answers is below 2" in outcome.err

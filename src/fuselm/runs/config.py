@@ -84,13 +84,15 @@ class RunOptions(Options):
             "fuse.temperatures": self.fuse.temperatures,
             "fuse.weights": self.fuse.weights,
             "write.ratio": self.write.ratio,
+            "write.answers": self.write.answers,
         }
         for option, given in by_source.items():
             for name in set(given if isinstance(given, dict) else ()) - set(self.sources):
                 raise ValueError(f"{option}.{name}: no such source; there are {', '.join(self.sources)}")
-        for name in self.write.ratio if isinstance(self.write.ratio, dict) else ():
-            if isinstance(self.sources[name], ServerOptions):
-                raise ValueError(f"write.ratio.{name}: a server can't write; leave it out")
+        for option in ("ratio", "answers"):
+            for name in given if isinstance(given := getattr(self.write, option), dict) else ():
+                if isinstance(self.sources[name], ServerOptions):
+                    raise ValueError(f"write.{option}.{name}: a server can't write; leave it out")
         return self
 
     @model_validator(mode="after")

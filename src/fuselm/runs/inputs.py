@@ -14,7 +14,7 @@ from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
-from fuselm.runs.dialogue_options import DialogueOptions, check_unused
+from fuselm.runs.dialogue_options import DialogueOptions, check_unused, has_template
 from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints
@@ -59,6 +59,7 @@ class Inputs:
         else:
             self._dialogues.check_use([self.target, *self.sources.values()])
         self.writers = self._resolve_writers(run.write)
+        self.answerers = self._resolve_answerers(run.write)
         self._check_weights(run.fuse)
 
     @cached_property
@@ -192,7 +193,7 @@ class Inputs:
         if isinstance(options.ratio, dict):
             writers = {name: ratio for name, ratio in sorted(options.ratio.items()) if ratio}
         else:
-            candidates = self._list_local_sources()
+            candidates = self.list_local_sources()
             if options.ratio and not candidates:
                 raise ValueError(
                     "write.ratio: no source can write, because all are servers or the target; name one, {name: 1}"
@@ -214,7 +215,23 @@ class Inputs:
                 )
         return writers
 
-    def _list_local_sources(self) -> list[str]:
+    def _resolve_answerers(self, options: config.WriteOptions) -> dict[str, int]:
+        """Return how often each source answers each training conversation."""
+        if isinstance(options.answers, dict):
+            found = {name: count for name, count in sorted(options.answers.items()) if count}
+        else:
+            candidates = [name for name in self.list_local_sources() if has_template(self.sources[name])]
+            if options.answers and not candidates:
+                raise ValueError(
+                    "write.answers: no source can answer, because none of those that run here has a chat template; "
+                    "name one, {name: 4}"
+                )
+            found = dict.fromkeys(candidates, options.answers) if options.answers else {}
+        if found and not self.has_dialogues:
+            raise ValueError("write.answers: does nothing here, because the texts have no conversation; drop it")
+        return found
+
+    def list_local_sources(self) -> list[str]:
         """Return the sources that are neither servers nor the target."""
         others = [n for n, m in self.sources.items() if m.fingerprint != self.target.fingerprint]
         return sorted(set(others) - set(self.servers))
@@ -225,7 +242,7 @@ class Inputs:
             return []
         return [
             name
-            for name in self._list_local_sources()
+            for name in self.list_local_sources()
             if _count_window_tokens(run.write) <= self.sources[name].context_length
         ]
 

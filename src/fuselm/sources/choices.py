@@ -7,4 +7,8 @@ ENGINES: dict[str, str] = {
     "local": "Run the model in the process of the run.",
     "ray": "Run the model in several processes: on the cluster at RAY_ADDRESS, or on this machine without one.",
 }
+CHOICES: dict[str, str] = {
+    "mixture": "Take the answer that is the most probable per byte to all sources that run here, mixed equally.",
+    "majority": "Take an answer that says what most of them say, in short.",
+}
 LAYOUTS = ("vllm", "openai", "axolotl", "distillkit")

@@ -40,7 +40,7 @@ def write_texts(
     size: float | Mapping[str, float],
     prompt_tokens: int,
     tokens: int,
-    min_p: float,
+    min_p: float | None,
     seed: int,
     progress: Progress,
 ) -> dict:
@@ -84,14 +84,7 @@ def write_texts(
                 )
                 written.append(document)
     pieces = list(corpus.cut_to_fit(written, readers))
-    counts = corpus.count_tokens(pieces, readers)
-    written = []
-    writer = DocumentWriter(out, [reader.name for reader in readers])
-    for piece, given, of_all in zip(pieces, counts.T.tolist(), counts.all(axis=0), strict=True):
-        if of_all:
-            writer.add(piece, given)
-            written.append(piece)
-    writer.finish()
+    written = write_readable(pieces, out, readers)
     for path in paths:
         path.unlink()
     return {
@@ -101,6 +94,19 @@ def write_texts(
             for domain in sorted({d.domain for d in documents})
         },
     }
+
+
+def write_readable(pieces: Sequence[Document], out: Path, readers: Sequence[Reader]) -> list[Document]:
+    """Write those documents to a folder that have tokens for all readers, and return them."""
+    counts = corpus.count_tokens(pieces, readers)
+    written = []
+    writer = DocumentWriter(out, [reader.name for reader in readers])
+    for piece, given, of_all in zip(pieces, counts.T.tolist(), counts.all(axis=0), strict=True):
+        if of_all:
+            writer.add(piece, given)
+            written.append(piece)
+    writer.finish()
+    return written
 
 
 def _make_prompt_batches(
@@ -131,26 +137,19 @@ def _make_prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng
     return order[0][0], ids[len(ids) - length :]
 
 
-def make_generation_config(source: LoadedSource, *, tokens: int, min_p: float) -> GenerationConfig:
+def make_generation_config(source: LoadedSource, *, tokens: int, min_p: float | None) -> GenerationConfig:
     """Return the settings to draw from the model's own distribution until it ends the text.
 
     Of the ids that are not text, only those that end the text may be drawn; and no id may be that has less than `min_p`
-    of the most probable one's probability.
+    of the most probable one's probability. If `min_p` is None, the model's own settings say how to draw.
     """
     known = source.model.generation_config.eos_token_id
     ends = {known} if isinstance(known, int) else set(known or ())
     silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if spelled is None and i not in ends]
-    return GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=min_p,
-        max_new_tokens=tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=source.context_token,
-        suppress_tokens=silent or None,
-    )
+    whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": min_p}
+    drawn = source.model.generation_config.to_diff_dict() if min_p is None else whole
+    drawn |= {"max_length": None, "max_new_tokens": tokens, "do_sample": True, "eos_token_id": sorted(ends) or None}
+    return GenerationConfig(**{**drawn, "pad_token_id": source.context_token, "suppress_tokens": silent or None})
 
 
 def _generate(source: LoadedSource, prompts: Sequence[list[int]], *, seed: int) -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model
 
 from fuselm.documents.choices import BAD_ROWS
 from fuselm.runs.options.base import NotNegative, OneOf, Options
+from fuselm.sources import answer_choice
 
 
 def _expand_path(value: Any) -> Any:
@@ -30,6 +31,7 @@ Column = Literal[
     "input",
     "output",
 ]
+Answers = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -141,9 +143,42 @@ class WriteOptions(Options):
         256, ge=1, description="Let a source read this many tokens of the domain's documents before it writes a text."
     )
     tokens: int = Field(200, ge=1, description="End a written text after at most this many tokens.")
-    min_p: float = Field(
+    min_p: float | None = Field(
         0.05,
         ge=0,
         le=1,
-        description="Never write a token whose probability is below this share of the most probable token's.",
+        description="Never write a token whose probability is below this share of the most probable token's, and "
+        "change no other probability. null draws as the source's own generation settings say.",
     )
+    answers: Answers | dict[str, Answers] = Field(
+        0,
+        description="Let sources answer each training conversation up to its last answer this many times, and train on "
+        "the best answer, too. A number is for every source with a chat template of its own except servers and the "
+        "target itself; `{qwen: 4}` is for one source.",
+    )
+    choose: str | None = Field(
+        None,
+        description="Choose the best of several answers so: `mixture`, the one that is the most probable per byte to "
+        "all local sources, mixed equally, which is the default; `majority`, one that says what most say in short; or "
+        "a Python function, FILE.py:FUNCTION, that gets an answer and the conversation's row and gives a number.",
+    )
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> "WriteOptions":
+        """Raise `ValueError` if there is nothing to choose from, or nothing that chooses."""
+        most = max([0, *self.answers.values()]) if isinstance(self.answers, dict) else self.answers
+        if self.choose is not None and most < 2:
+            raise ValueError("write.choose: does nothing here, because write.answers is below 2; drop it")
+        if self.choose is not None:
+            answer_choice.check_choice(self.choose)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out `answers` and `choose` where unused: reports made before they existed keep their keys."""
+        written = write(self)
+        if not self.answers:
+            written.pop("answers", None)
+        if self.choose is None:
+            written.pop("choose", None)
+        return written

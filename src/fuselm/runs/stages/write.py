@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.documents.document_list import DocumentList, read_documents
+from fuselm.runs import answers
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def declare(pipeline: "Pipeline") -> dict[str, Path]:
-    """Return the folder of each source that writes; make nothing but the corpus."""
+    """Return the folder of each source that writes, and of each that answers; make nothing but the corpus."""
     corpus.make(pipeline)
-    return {name: _declare_for_source(pipeline, name) for name in pipeline.inputs.writers}
+    texts = {name: _declare_for_source(pipeline, name) for name in pipeline.inputs.writers}
+    return texts | answers.declare(pipeline, STAGE)
 
 
 def make(pipeline: "Pipeline") -> dict[str, Path]:
@@ -92,6 +94,8 @@ def compute_written_ratio(pipeline: "Pipeline", name: str) -> float:
 
     Documents of a domain count as equally long.
     """
+    if name.endswith(answers.SUFFIX):
+        return answers.compute_ratio(pipeline)
     size = pipeline.inputs.writers.get(name, 0.0)
     if not isinstance(size, dict):
         return float(size)
@@ -102,14 +106,20 @@ def compute_written_ratio(pipeline: "Pipeline", name: str) -> float:
 
 def compute_text_ratio(pipeline: "Pipeline") -> float:
     """Return the size of `fusion_documents` for each byte of the training documents: 1 and what sources write."""
-    return 1.0 + sum(compute_written_ratio(pipeline, name) for name in pipeline.inputs.writers)
+    return 1.0 + sum(compute_written_ratio(pipeline, name) for name in list_steps(pipeline))
+
+
+def list_steps(pipeline: "Pipeline") -> list[str]:
+    """Return the names of the steps in which sources write or answer."""
+    return [*pipeline.inputs.writers, *(f"{name}{answers.SUFFIX}" for name in pipeline.inputs.answerers)]
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens that a source writes. Nobody knows before it is tried how fast a model writes."""
-    model = pipeline.inputs.sources[step.name]
-    given = tokens[model.tokenizer_fingerprint]["train"]
-    return estimate_step(step, tokens=round(given * compute_written_ratio(pipeline, step.name)))
+    name = step.name.removesuffix(answers.SUFFIX)
+    given = tokens[pipeline.inputs.sources[name].tokenizer_fingerprint]["train"]
+    times = 1 if step.name == name else pipeline.inputs.answerers[name]
+    return estimate_step(step, tokens=round(given * times * compute_written_ratio(pipeline, step.name)))
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:

@@ -172,7 +172,7 @@ class Grid:
                 settings=settings,
                 run=pipeline.run,
                 given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
-                written={name: write.compute_written_ratio(pipeline, name) for name in pipeline.inputs.writers},
+                written={name: write.compute_written_ratio(pipeline, name) for name in write.list_steps(pipeline)},
                 steps=steps,
             )
             trials.append(trial)
