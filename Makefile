@@ -22,7 +22,7 @@ docs: setup
 
 results: models examples/corpus/larger.jsonl
 	$(BIN)/python benchmarks/measured.py unpack
-	$(MAKE) runs/apart.json runs/peers.json runs/training.json runs/full/tasks/results.md
+	$(MAKE) runs/apart.json runs/peers.json runs/training.json runs/full/tasks.md
 	$(BIN)/fuselm study examples/study.yaml
 	$(BIN)/fuselm study examples/study-tokens.yaml
 	$(BIN)/fuselm study examples/study-parts.yaml
@@ -39,9 +39,9 @@ runs/training.json: | models
 	$(BIN)/python benchmarks/training.py --json > $@.partial
 	mv $@.partial $@
 
-runs/full/tasks/results.md: | models
+runs/full/tasks.md: | models
 	$(BIN)/fuselm run examples/full.yaml
-	$(BIN)/python examples/tasks/run.py runs/full --models base,clm,fused
+	$(BIN)/fuselm evaluate runs/full --tasks offline
 
 runs/peers.json: | models
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'

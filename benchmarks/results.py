@@ -4,9 +4,10 @@
 
     python benchmarks/results.py [RUNS]
 
-Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts and RUNS/study-prune (`fuselm study`), RUNS/full/tasks
-(`examples/tasks/run.py`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the benchmarks of these names
-with `--json`). What is not there is left out, and the page says so; a page of which nothing is there stays as it is.
+Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts and RUNS/study-prune (`fuselm study`), RUNS/full/tasks.md
+(`fuselm evaluate RUNS/full --tasks offline`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the
+benchmarks of these names with `--json`). What is not there is left out, and the page says so; a page of which nothing
+is there stays as it is.
 """
 
 import json
@@ -56,8 +57,8 @@ def wrap(page: str) -> str:
     return "\n".join(lines)
 
 
-def tasks(folder: Path) -> str | None:
-    return page.read_text().strip() if (page := folder / "results.md").is_file() else None
+def tasks(page: Path) -> str | None:
+    return page.read_text().strip() if page.is_file() else None
 
 
 def minus(pair: str, models: Collection[str]) -> str:
@@ -80,7 +81,7 @@ def main() -> None:
         "results": {
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
-            "tasks": tasks(runs / "full/tasks"),
+            "tasks": tasks(runs / "full/tasks.md"),
             "apart": read(runs / "apart.json"),
             "peers": read(runs / "peers.json"),
             "training": read(runs / "training.json"),

@@ -38,6 +38,8 @@ Examples:
   fuselm evaluate runs/mine                            the scores of a finished run
   fuselm evaluate runs/mine --texts held-out.jsonl     of its fused model on other texts
   fuselm evaluate Qwen/Qwen2.5-0.5B --texts held-out.jsonl
+  fuselm evaluate runs/mine --tasks arc_easy,hellaswag --limit 500    of all its models
+  fuselm evaluate runs/mine --tasks offline            what needs no network
 """
 INSPECT_EXAMPLES = """\b
 Examples:

@@ -15,6 +15,7 @@ from fuselm.cli import (
     clean_cli,
     doctor_cli,
     endings,
+    evaluate_cli,
     hub_cli,
     init_cli,
     inspection_cli,
@@ -25,17 +26,12 @@ from fuselm.cli import (
 )
 from fuselm.cli.command_groups import CLEAN_EXAMPLES, EVALUATE_EXAMPLES, RUN_EXAMPLES, GroupedCommands
 from fuselm.cli.openings import (
-    DTYPES_HELP,
-    ColumnOption,
     Overrides,
     RunFile,
-    TextsOption,
     open_checked_run,
     open_run,
     open_stderr,
-    read_columns,
 )
-from fuselm.cli.score_printing import print_scores
 from fuselm.cli.version import VersionOption
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.library_output import silence_libraries
@@ -58,6 +54,7 @@ app.command()(merge_cli.merge)
 app.command()(prune_cli.prune)
 app.command(epilog=CLEAN_EXAMPLES)(clean_cli.clean)
 app.command()(hub_cli.push)
+app.command(epilog=EVALUATE_EXAMPLES)(evaluate_cli.evaluate)
 
 
 @app.callback()
@@ -134,58 +131,6 @@ def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
 def train(run_file: RunFile, overrides: Overrides = None) -> None:
     """Train the target on the fused distributions, and the causal-LM baseline, after what that needs."""
     _make_stages("train", run_file, overrides)
-
-
-@app.command(epilog=EVALUATE_EXAMPLES)
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A run file or a run's folder; or, with --texts, a model.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    texts: Annotated[str | None, TextsOption] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
-    column: Annotated[list[str] | None, ColumnOption] = None,
-) -> None:
-    """Score in bits per byte: a run's models on its held-out documents, or any model on any texts."""
-    if texts is None:
-        if as_json or dtype != "auto" or column:
-            raise ValueError(
-                "--json, --dtype, --column: for a model with --texts; a run's numbers are in its summary.json"
-            )
-        return _evaluate_run(Path(model), overrides)
-    if overrides:
-        raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
-    from fuselm.results import bits_per_byte
-
-    scores = bits_per_byte.measure_bits_per_byte(
-        model, texts, dtype=dtype, console=open_stderr(), columns=read_columns(column)
-    )
-    return print_scores(scores, as_json)
-
-
-def _evaluate_run(run: Path, overrides: list[str] | None) -> None:
-    """Print the scores of a finished run, by its folder, or make and print those of a run file."""
-    from fuselm.results.pages.results_table import draw_results
-    from fuselm.system import processes, terminal
-
-    if (run / "summary.json").is_file():
-        if overrides:
-            raise ValueError(f"{overrides[0]}: has no effect on a finished run; drop it, or name the run file")
-        from fuselm.results.run_result import load_result
-
-        terminal.open_console().print(draw_results(load_result(run).summary))
-        return
-    if run.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"{run}: no run file (.yaml) or finished run; to evaluate a model, add --texts FILE.jsonl")
-    from fuselm.results.run_summary import summarize_evaluations
-
-    pipeline = open_checked_run(run, overrides, "evaluate")
-    folders = pipeline.evaluate()
-    if not pipeline.has_made_anything:
-        pipeline.console.print(f"evaluate: nothing to do, all of it is in {pipeline.folder}", soft_wrap=True)
-    if processes.rank() == 0:
-        terminal.open_console().print(draw_results(summarize_evaluations(folders)))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from fuselm.results.bootstrap import summarize_scores
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
+from fuselm.results.tasks.summary import summarize_answers
 from fuselm.results.verdicts import TARGETS
 from fuselm.system import manifest
 from fuselm.system.public_names import name_options_publicly
@@ -27,6 +28,7 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
         "written": {name: manifest.read(path)["counts"] for name, path in folders["write"].items()},
         "training": {method: _summarize_training(path) for method, path in folders["train"].items()},
         **({"merge": _summarize_merge(folders["merge"][""])} if folders.get("merge") else {}),
+        **({"tasks": summarize_answers(folders["tasks"])} if folders.get("tasks") else {}),
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
         "fusion": _summarize_fusion(folders["fuse"]),
         "stages": _collect_seconds(folders),
@@ -44,6 +46,11 @@ def summarize_evaluations(folders: Mapping[str, Path]) -> dict[str, Any]:
     scores = {name: scores[name] for name in [*(n for n in scores if n not in TARGETS), *TARGETS]}
     pairs = [("fused", "clm"), ("fused", "base"), ("clm", "base"), *(("fused", n) for n in scores if n not in TARGETS)]
     return summarize_scores(scores, pairs) | {"heldout": _count_heldout(scores["base"])}
+
+
+def summarize_measurements(scored: Mapping[str, Path], asked: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what `summarize_evaluations` does, and `tasks` if there are any."""
+    return summarize_evaluations(scored) | ({"tasks": summarize_answers(asked)} if asked else {})
 
 
 def select_public_options(options: Mapping[str, Any]) -> dict[str, Any]:

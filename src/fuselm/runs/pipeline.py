@@ -17,7 +17,7 @@ from fuselm.runs import checks, config, input_notes, remaining_time, run_precisi
 from fuselm.runs.inputs import Inputs
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
-from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, report, train, write
+from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, report, tasks, train, write
 from fuselm.runs.steps import Maker, Step, Steps
 from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
@@ -34,6 +34,7 @@ STAGES: dict[str, Stage] = {
         train.STAGE,
         merge.STAGE,
         evaluate.STAGE,
+        tasks.STAGE,
         report.STAGE,
     )
 }
@@ -103,7 +104,7 @@ class Pipeline:
         self.make_corpus()
         dry = copy.copy(self)
         dry.steps = Steps(self.places)
-        (build or Pipeline.evaluate)(dry)
+        (build or Pipeline.measure)(dry)
         return dry.steps.list_steps()
 
     def check(self, last: str, build: "Callable[[Pipeline], object] | None" = None) -> list[Step]:
@@ -173,6 +174,20 @@ class Pipeline:
     def evaluate_model(self, name: str) -> Path:
         """Score `base`, a source or a method's best model on the held-out documents."""
         return evaluate.evaluate_model(self, name)
+
+    def ask_tasks(self) -> dict[str, Path]:
+        """Ask every model the run's tasks. Return folders by model and task; nothing if there are no tasks."""
+        return tasks.make(self)
+
+    def ask_model(self, name: str) -> dict[str, Path]:
+        """Ask `base`, a source or a method's best model the run's tasks."""
+        return tasks.ask_model(self, name)
+
+    def measure(self) -> dict[str, Path]:
+        """Score every model on the held-out documents, and ask it the run's tasks. Return the folders of the scores."""
+        scored = evaluate.make(self)
+        tasks.make(self)
+        return scored
 
     def report(self) -> Path:
         """Write `summary.json`, `report.html` and `model` into the run's folder."""

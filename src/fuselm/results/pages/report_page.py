@@ -16,6 +16,7 @@ from fuselm.results.pages.figures import draw_for_all_widths
 from fuselm.results.pages.formats import format_bits, format_interval, format_minus, typeset
 from fuselm.results.pages.rendering import render_template
 from fuselm.results.pages.styles import style_source
+from fuselm.results.pages.tasks_table import describe_rows, write_markdown
 from fuselm.results.pages.token_view import prepare_token_view
 from fuselm.results.verdicts import TARGETS, describe_answer, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.durations import format_duration
@@ -52,6 +53,7 @@ def render_page(summary: Mapping, histories: Mapping[str, Mapping], token_rows: 
             f"fused − {best}": ("the best single source", summary["differences"][f"fused-{best}"]["average"]),
         },
         figures=_draw_figures(summary, histories, styles),
+        tasks=describe_rows(summary.get("tasks", [])),
         resolved=yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True),
     )
 
@@ -179,7 +181,8 @@ def render_model_card(summary: Mapping) -> str:
     front_matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=math.inf)
     best = find_best_source(summary)
     pairs = list(dict.fromkeys(["fused-clm", "fused-base", f"fused-{best}"]))
-    return _render_for_run("card.md.jinja", summary, front_matter=front_matter, models=models, pairs=pairs)
+    tasks = write_markdown(summary["tasks"]) if summary.get("tasks") else ""
+    return _render_for_run("card.md.jinja", summary, front_matter=front_matter, models=models, pairs=pairs, tasks=tasks)
 
 
 def _render_for_run(template: str, summary: Mapping, **context) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
 from fuselm.results.notes import describe_unspelled, mark_incomparable, select_unspelled_shares
 from fuselm.results.pages.formats import format_bits, format_interval, format_signed
+from fuselm.results.pages.tasks_table import draw_tasks
 from fuselm.results.verdicts import TARGETS, describe_outcome, find_best_source, judge, select_cell
 from fuselm.system.terminal import make_plain_text
 
@@ -36,6 +37,9 @@ class ResultsTable:
         yield Text("\nfused - other, with 95% intervals; below zero fused is better", style="bold")
         yield _draw_differences(self.summary, options.max_width >= LABEL + 3 * DIFFERENCE)
         yield from _write_notes(self.summary)
+        if self.summary.get("tasks"):
+            yield Text("")
+            yield from draw_tasks(self.summary["tasks"]).__rich_console__(console, options)
         yield Text(f"\n{describe_outcome(self.summary)}", style="bold")
 
 

@@ -45,7 +45,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         model, fingerprint, dtype = source, source.fingerprint, source_dtype
     recipe = Recipe(
         stage=STAGE.name,
-        parameters={**run.evaluate.model_dump(), "dtype": dtype, "split": "heldout"},
+        parameters={"batch_tokens": run.evaluate.batch_tokens, "dtype": dtype, "split": "heldout"},
         inputs={
             "model": fingerprint,
             "tokenizer": model.tokenizer_fingerprint,

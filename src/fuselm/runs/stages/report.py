@@ -9,7 +9,7 @@ from fuselm.models.locating import locate_model
 from fuselm.runs import config, publish
 from fuselm.runs.estimates import Estimate
 from fuselm.runs.stage import Made, Stage, TokenCounts
-from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, train, write
+from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, tasks, train, write
 from fuselm.system import manifest, processes
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
@@ -37,6 +37,7 @@ def make(pipeline: "Pipeline") -> Path:
         train.STAGE.name: train.make(pipeline),
         merge.STAGE.name: merge.make(pipeline),
         evaluate.STAGE.name: evaluate.make(pipeline),
+        **({tasks.STAGE.name: asked} if (asked := tasks.make(pipeline)) else {}),
     }
     # The report has numbers of all of these except captures, which may be deleted.
     needed = [path for stage in (write, align, fuse) for path in _list_folders(folders[stage.STAGE.name])]
