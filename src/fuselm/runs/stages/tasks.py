@@ -62,7 +62,7 @@ def find_tasks(pipeline: "Pipeline") -> FoundTasks:
     names = choices.expand_presets(options.tasks, run_code=options.run_code, has_documents=True)
     own: Mapping[str, Any] = {}
     if set(names) & set(choices.HELDOUT):
-        heldout = [d for d in pipeline.documents if d.split == "heldout" and isinstance(d.text, str)]
+        heldout = [d for d in pipeline.documents.select("heldout") if isinstance(d.text, str)]
         own = {n: s for n, s in heldout_questions.write_settings(heldout).items() if n in names}
     found = catalogue.find_tasks(
         names, include_path=options.include_path, limit=options.limit, num_fewshot=options.num_fewshot, own=own
