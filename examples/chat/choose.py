@@ -1,4 +1,4 @@
-"""Give answers numbers, for `write_answers.py --choose`: the higher, the better."""
+"""Give answers numbers, for `write.choose: examples/chat/choose.py:closest`: the higher, the better."""
 
 import difflib
 from collections.abc import Mapping

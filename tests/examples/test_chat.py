@@ -12,6 +12,7 @@ import tiny_run
 
 from fuselm.documents.texts import read_texts
 from fuselm.models.chat.messages import Dialogue
+from fuselm.sources.answering import PAIRS_FILE
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
 ROWS = [json.loads(line) for line in (CHAT / "conversations.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -32,7 +33,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-exact_match, build, choose, write_answers = map(load, ("exact_match", "build", "choose", "write_answers"))
+exact_match, build, choose, prefer = map(load, ("exact_match", "build", "choose", "prefer"))
 
 
 def answers_of(row: dict) -> list[str]:
@@ -165,39 +166,39 @@ def test_a_model_without_a_template_is_named(byte_level):
         exact_match.ask(model, ["Hello?"], dtype="auto", batch=1)
 
 
-def test_best_answers_are_rows_and_best_and_worst_are_pairs(finished, tmp_path):
-    model = json.loads((finished / "run.json").read_text())["folders"]["train fused"]
-    chosen = tmp_path / "longest.py"
-    chosen.write_text("def longest(answer, row):\n    return len(answer)\n")
-    best, pairs, asked = tmp_path / "best.jsonl", tmp_path / "pairs.jsonl", tmp_path / "rows.jsonl"
-    rows = [row for row in ROWS if row["domain"] == "reasoning" and row["split"] == "train"][:7]
-    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # A tiny model seldom ends its turn: its end is drawn in enough of many short answers.
-    arguments = [str(finished / model / "model"), str(best), "--rows", str(asked), "--tokens", "40", "--answers", "60"]
-    assert write_answers.main([*arguments, "--choose", f"{chosen}:longest", "--pairs", str(pairs)]) == 0
-    written = [json.loads(line) for line in best.read_text().splitlines()]
-    assert written and len(list(read_texts(best, "chat", {}))) == len(written)
-    prompts = [[m["content"] for m in row["messages"][:-1]] for row in rows]
-    assert all([m["content"] for m in row["messages"][:-1]] in prompts for row in written)
-    of_pairs = [json.loads(line) for line in pairs.read_text().splitlines()]
-    assert of_pairs
-    assert all(len(p["chosen"][0]["content"]) > len(p["rejected"][0]["content"]) for p in of_pairs)
+def test_the_closest_answer_is_that_of_the_corpus():
+    row = {"messages": [{"role": "assistant", "content": "Yes"}], "domain": "reasoning"}
+    assert [choose.closest(answer, row) for answer in (" yes.", "No")] == [1, 0]
+    code = {"messages": [{"role": "assistant", "content": "return a + b"}], "domain": "python"}
+    assert choose.closest("return a", code) > choose.closest("pass", code)
 
 
-def test_the_best_answer_is_the_one_with_the_highest_number():
-    row = {
-        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes"}],
-        "domain": "reasoning",
-    }
-    rows = [row | {"source": "a page"}] * 3
-    answers = iter([["No", "yes."], [], ["No", "no"]])
-    best, pairs = write_answers.choose_answers(rows, answers, choose.closest, "a model")
-    assert [r["messages"][-1]["content"] for r in best] == ["yes.", "no"]
-    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs] == [("yes.", "No")]
+@pytest.fixture
+def answered(finished, tmp_path) -> Path:
+    """Return a finished run of which a source has answered three questions."""
+    folder = tmp_path / "run"
+    (folder / "answers").mkdir(parents=True)
+    (folder / "model").symlink_to(finished / "model")
+    said = {kind: [{"role": "assistant", "content": kind}] for kind in ("chosen", "rejected")}
+    pair = {"prompt": [{"role": "user", "content": "Which?"}], **said, "domain": "a"}
+    (folder / "answers" / PAIRS_FILE).write_text((json.dumps(pair) + "\n") * 3)
+    (folder / "run.json").write_text(json.dumps({"folders": {"write other+answers": "answers"}}))
+    return folder
 
 
-def test_a_function_that_is_not_there_is_one_line(tmp_path, capsys):
-    (tmp_path / "a.py").write_text("")
-    for name in (f"{tmp_path}/a.py:f", f"{tmp_path}/b.py:f", "f"):
-        assert write_answers.main(["models/any", str(tmp_path / "best.jsonl"), "--choose", name]) == 2
-        assert capsys.readouterr().err.startswith(f"error: --choose {name}: ")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_run_learns_to_prefer_the_best_answers(answered, capsys):
+    pytest.importorskip("trl")
+    assert prefer.main([str(answered), "--rate", "0.01", "--passes", "3"]) == 0
+    found = json.loads((answered / "preferred.json").read_text())
+    assert found["pairs"] == 3 and found["margin before"] == 0 < found["margin after"]
+    assert found["loss after"] < found["loss before"]
+    assert "chat_template" in "".join(path.read_text() for path in (answered / "preferred").glob("*.json")) or list(
+        (answered / "preferred").glob("chat_template*")
+    )
+
+
+def test_a_run_in_which_no_source_answered_is_one_line(finished, tmp_path, capsys):
+    for folder, said in ((finished, "no source answered there"), (tmp_path, "no finished run there")):
+        assert prefer.main([str(folder)]) == 2
+        assert f"error: {folder}: {said}" in capsys.readouterr().err
