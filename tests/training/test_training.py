@@ -94,6 +94,21 @@ def test_the_history_says_how_fast_each_step_was(trained):
         assert 0 < row["data_wait"] < 1 and row["seconds"] > 0
 
 
+def test_a_long_training_logs_the_means_of_several_steps(tmp_path, trained, target, documents, fused, monkeypatch):
+    steps = json.loads((trained / "history.json").read_text())["log"]
+    monkeypatch.setattr(target_training, "LOGGED", len(steps) // 3)
+    train(tmp_path, target, documents, fused)
+    history, between = json.loads((tmp_path / "history.json").read_text()), -(-len(steps) // (len(steps) // 3))
+    assert [row["step"] for row in history["log"]] == [*range(between, len(steps), between), len(steps)]
+    last = 0
+    for row, speed in zip(history["log"], history["speed"], strict=True):
+        for name in ("loss", *TERMS):
+            own = [of[name] for of in steps[last : row["step"]]]
+            assert row[name] == pytest.approx(sum(own) / len(own), rel=1e-4)
+        assert speed["tokens_per_second"] > 0
+        last = row["step"]
+
+
 def test_fused_rows_change_what_is_learned(tmp_path, trained, target, documents):
     train(tmp_path / "clm", target, documents, None, lambda_clm=1.0)
     a, b = weights(trained), weights(tmp_path / "clm")

@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.models import forward, probe
 from fuselm.models.choices import DTYPES
 from fuselm.models.loading import load_model
@@ -45,6 +45,7 @@ SCHEDULES = {  # our names, and those of transformers, whose own `constant` has 
     "inverse_sqrt": "inverse_sqrt",
 }
 FUSING_WORKERS = 2  # read batches ahead where they align and fuse, if nothing else is asked for
+LOGGED = 20_000  # rows of the history at most: each is the mean of as many steps as that takes
 PREFETCHED = 4  # batches of each such process
 LOSS = ("step", "loss", "clm_loss", "fusion_loss", "lambda", "learning_rate")  # of each step, in the history
 SPEED = ("step", "seconds", "tokens_per_second", "data_wait", "memory_bytes")
@@ -206,7 +207,7 @@ def _build_arguments(out: Path, settings: TrainingSettings, steps: int, *, worke
         load_best_model_at_end=True,
         metric_for_best_model="bits_per_byte",
         greater_is_better=False,
-        logging_steps=1,
+        logging_steps=-(-steps // LOGGED) or 1,
         disable_tqdm=True,
         report_to=[],
         run_name=out.name.removesuffix(".partial"),

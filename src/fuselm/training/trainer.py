@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results import scoring
@@ -83,6 +83,7 @@ class FusionTrainer(Trainer):
         self._lambda = settings.lambda_clm
         self._averaging: Averaging | None = None
         self._speed = SpeedCounts()
+        self._logged_step: int | None = None  # the last one
         self._sharded = ShardedCheckpoints(self)
 
     def start_averaging(self, *, first: int) -> None:
@@ -105,6 +106,8 @@ class FusionTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         self._speed.begin()
+        if self._logged_step is None:
+            self._logged_step = self.state.global_step
         with name_worker_errors():
             return super().get_batch_samples(self._speed.time_waits(epoch_iterator), num_batches, device)
 
@@ -161,9 +164,11 @@ class FusionTrainer(Trainer):
             return super().training_step(model, *arguments, **options)
 
     def log(self, logs, start_time=None):
-        if "loss" in logs:  # the step is over
+        if "loss" in logs:  # steps are over, one or more
             counts = torch.tensor(self._speed.end(), device=self._terms.device)
-            terms = self.accelerator.reduce(torch.cat([self._terms, counts]), "mean").tolist()
+            steps = self.state.global_step - (self._logged_step or 0)
+            self._logged_step = self.state.global_step
+            terms = (self.accelerator.reduce(torch.cat([self._terms, counts]), "mean") / max(steps, 1)).tolist()
             logs = {**logs, **dict(zip(TERMS, terms, strict=False)), "lambda": self._lambda}
             logs |= self._speed.describe(*terms[len(TERMS) :], processes=self.accelerator.num_processes)
             self._terms = torch.zeros(len(TERMS))
@@ -239,6 +244,7 @@ class ProgressReport(TrainerCallback):
         self._steps = steps
         self._trainer = trainer
         self._start = start
+        self._shown = 0  # steps
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Score the untrained target, unless an earlier attempt has, and begin to count."""
@@ -249,12 +255,14 @@ class ProgressReport(TrainerCallback):
             if state.is_world_process_zero:
                 atomic_files.write_text(self._start, json.dumps(domains))
         self._progress.start(state.max_steps, unit="steps", done=state.global_step)
+        self._shown = state.global_step
 
     def on_step_begin(self, args, state, control, **kwargs):
         stopping.hold()  # until the step is over, and what was learned can be kept
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_evaluate = control.should_save = state.global_step in self._steps
+        control.should_log |= state.global_step == state.max_steps
         if stopping.is_requested():
             self._progress.note(f"writing a checkpoint of step {state.global_step}, to resume from")
             control.should_save = True
@@ -268,4 +276,5 @@ class ProgressReport(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "loss" in logs:
-            self._progress.advance(1, f"loss {logs['loss']:.3f}")
+            self._progress.advance(state.global_step - self._shown, f"loss {logs['loss']:.3f}")
+            self._shown = state.global_step
