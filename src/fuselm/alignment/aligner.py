@@ -34,7 +34,6 @@ from fuselm.system import machine
 from fuselm.system.progress import Progress
 
 BLOCK_DOCUMENTS = 64  # documents that threads align at a time
-LEARNED = ("branches", "cooccurrence", "statistics")  # methods that learn from an aligner's texts
 
 
 class Aligner:

@@ -16,6 +16,11 @@ LEVELS: dict[str, str] = {
     "window": "Decide once for each window of `window` bytes.",
     "token": "Decide again at each token.",
 }
+WHENS: dict[str, str] = {
+    "stage": "Align and fuse in stages of their own, into stores that training reads.",
+    "load": "Align and fuse each document when training reads it, and store only those of a sample.",
+}
+SAMPLE = "sample_tokens"  # in the recipe of an aligned store: it has the first tokens of each domain alone, so many
 LEVELLESS = ("bayes", "fixed")  # functions that do not average over a part of the text, so they ignore `level`
 SHARPENED = ("avg_ce", "log_linear", "entropy")  # functions that use `sharpness`
 NOT_LINEAR = ("log_linear", "entropy")  # functions whose results are not linear in the rows

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
 
+from fuselm.fusion.choices import SAMPLE
 from fuselm.results.bootstrap import summarize_scores
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
@@ -30,7 +31,7 @@ def summarize_run(options: Mapping[str, Any], folders: Folders) -> dict[str, Any
         **({"merge": _summarize_merge(folders["merge"][""])} if folders.get("merge") else {}),
         **({"tasks": summarize_answers(folders["tasks"])} if folders.get("tasks") else {}),
         "alignment": {name: manifest.read(path)["counts"]["fidelity"] for name, path in folders["align"].items()},
-        "fusion": _summarize_fusion(folders["fuse"]),
+        "fusion": _name_sample(_summarize_fusion(folders["fuse"]), folders["align"]),
         "stages": _collect_seconds(folders),
         "config": select_public_options(options),
         "version": metadata.version("fuselm"),
@@ -94,6 +95,15 @@ def _summarize_fusion(folders: Path | Mapping[str, Path]) -> dict[str, Any]:
         "bits_per_byte": {domain: mean(of["bits_per_byte"][domain] for of in each.values()) for domain in domains},
         "copies": each,
     }
+
+
+def _name_sample(fusion: dict[str, Any], aligned: Mapping[str, Path]) -> dict[str, Any]:
+    """Say of how many documents the numbers are, if training fuses what it reads (`fuse.when: load`)."""
+    records = [manifest.read(path) for path in aligned.values()]
+    if not any(SAMPLE in record["parameters"] for record in records):
+        return fusion
+    count = min(record["counts"]["documents"] for record in records)
+    return fusion | {"way": f"{fusion['way']}, when training reads; numbers are of a sample of {count:,} documents"}
 
 
 def _summarize_store(counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
 
 WINDOW_BYTES = 1 << 22  # of text are in memory, tokenized, and grouped into batches by length

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
+from fuselm.alignment.choices import LEARNED
 from fuselm.fusion.choices import NOT_LINEAR
 from fuselm.runs.options import files, problems
 from fuselm.runs.options.alignment import AlignOptions
@@ -103,6 +104,11 @@ class RunOptions(Options):
         if tokens not in (0, default) and not reads_prefix:
             raise ValueError(
                 "capture.prefix_tokens: does nothing here, because every source is a server or has a store; drop it"
+            )
+        if self.fuse.when == "load" and self.align.method in LEARNED:
+            raise ValueError(
+                f"fuse.when: load aligns documents as they are read, and align.method {self.align.method} learns from "
+                "all of them first; take align.method: span, or fuse.when: stage"
             )
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fuselm.documents.document_list import read_documents
 from fuselm.models.locating import Model, locate_model
-from fuselm.runs import config, run_folders, target_capture
+from fuselm.runs import config, row_fusion, run_folders, target_capture
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.stores.store import Store
 from fuselm.system import manifest
@@ -28,7 +28,7 @@ def gather_from_folder(folder: Path, console: Console) -> dict[str, Any]:
     names = [stage.removeprefix("capture ") for stage in stages if stage.startswith("capture ")]
     captured = {name: run_folders.read_capture(folder, stages, name) for name in names}
     aligned = {name: Store(stages[f"align {name}"]) for name in sorted(captured)}
-    documents = read_documents(stages["corpus"], "train")
+    documents = row_fusion.keep_aligned(read_documents(stages["corpus"], "train"), aligned)
     target = manifest.read(stages["train clm"])["inputs"]["model"]
     own = [name for name, record in captured.items() if record["inputs"]["model"] == target]
     servers = [name for name, record in captured.items() if record["parameters"].get("dtype") == "the server's"]
@@ -57,9 +57,10 @@ def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
 
     The target is captured, too, if it is not among the sources.
     """
-    aligned = pipeline.align(draws=False)  # entropies need whole rows
+    folders = pipeline.align(draws=False)  # entropies need whole rows
+    aligned = {name: Store(path) for name, path in sorted(folders.items())}
     inputs, run = pipeline.inputs, pipeline.run
-    documents = pipeline.documents.select("train")
+    documents = row_fusion.keep_aligned(pipeline.documents.select("train"), aligned)
     own = [name for name, model in inputs.sources.items() if model.fingerprint == inputs.target.fingerprint]
     beside = None
     if not own:
@@ -70,7 +71,7 @@ def gather_from_pipeline(pipeline: "Pipeline") -> dict[str, Any]:
         )
     readers = [n for n, s in run.sources.items() if isinstance(s, LocalSourceOptions) and s.store is None]
     return {
-        "stores": {name: Store(path) for name, path in sorted(aligned.items())},
+        "stores": aligned,
         "documents": documents,
         "own": next(iter(own), None),
         "target_store": beside,

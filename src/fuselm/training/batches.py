@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.models import forward
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fuselm.alignment.aligner import Aligner
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.fusion.fuse import fuse
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows, round_trace, round_training_rows

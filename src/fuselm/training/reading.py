@@ -11,7 +11,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import DocumentList
 from fuselm.models.chat.messages import Dialogue
 from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
@@ -56,10 +57,10 @@ class StoreReader:
         if len(wrong := np.flatnonzero(sizes != self._store.byte_counts[self._places])):
             self._refuse(int(wrong[0]))
         plain = np.flatnonzero(~self._is_dialogue)
-        for i in plain[np.unique(np.linspace(0, len(plain) - 1, TRIED).astype(int))] if len(plain) else []:
+        for i in plain[:: max(len(plain) // TRIED, 1)].tolist():
             (ids,) = self._vocabulary.tokenize([self._documents[i].text])
             if not np.array_equal(ids, self._store.read_for_training_at(int(self._places[i])).tokens):
-                self._refuse(int(i))
+                self._refuse(i)
 
     def _refuse(self, number: int) -> None:
         name = self._documents[number].id
@@ -125,9 +126,8 @@ def count_tokens(
 
     They were counted when the corpus was made, under the name of the `reader`. Other documents are counted by blocks.
     """
-    counted = getattr(documents, "token_counts", None)
-    known = counted(reader) if counted is not None and reader is not None else None
-    if known is not None:
+    is_listed = isinstance(documents, DocumentList) and reader is not None
+    if is_listed and (known := documents.token_counts(reader)) is not None:
         return (known if only is None else known[only]).astype(np.int32)
     counts = [np.zeros(0, np.int32)]
     for block in _walk_blocks(documents, only):
@@ -149,30 +149,27 @@ def take(documents: Sequence[Document], chosen: Bool[ndarray, "documents"]) -> S
     """Return the documents that are chosen, in order."""
     if chosen.all():
         return documents
-    if hasattr(documents, "take"):
+    if isinstance(documents, DocumentList):
         return documents.take(chosen)
     return [document for document, is_chosen in zip(documents, chosen.tolist(), strict=True) if is_chosen]
 
 
 def list_ids(documents: Sequence[Document]) -> pa.Array:
     """Return the ids of documents."""
-    found = getattr(documents, "ids", None)
-    if found is None:
-        return pa.array([document.id for document in documents], pa.string())
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    if isinstance(documents, DocumentList):
+        return pa.concat_arrays([pa.array([], pa.string()), *documents.ids.chunks])
+    return pa.array([document.id for document in documents], pa.string())
 
 
 def list_sizes(documents: Sequence[Document]) -> Int[ndarray, "documents"]:
     """Return the bytes of each document's text, or of a conversation's responses."""
-    sizes = getattr(documents, "sizes", None)
-    if sizes is not None:
-        return sizes
+    if isinstance(documents, DocumentList):
+        return documents.sizes
     return np.array([len(document.text.encode()) for document in documents], np.int32)
 
 
 def flag_dialogues(documents: Sequence[Document]) -> Bool[ndarray, "documents"]:
     """Flag the conversations."""
-    flags = getattr(documents, "is_dialogue", None)
-    if flags is not None:
-        return flags
+    if isinstance(documents, DocumentList):
+        return documents.is_dialogue
     return np.array([isinstance(document.text, Dialogue) for document in documents], bool)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
 from fuselm.models import forward
 from fuselm.models.loading import load_model
 from fuselm.models.locating import Model

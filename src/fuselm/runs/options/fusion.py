@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from fuselm.fusion.choices import FUNCTIONS, LEVELLESS, LEVELS, SHARPENED
+from fuselm.fusion.choices import FUNCTIONS, LEVELLESS, LEVELS, SHARPENED, WHENS
 from fuselm.fusion.priors import check_weights
 from fuselm.runs.options.base import NotNegative, OneOf, Options, Positive
 
@@ -52,6 +52,12 @@ class FuseOptions(Options):
         "copy of the target on each, and merge the copies as `merge` says: FuseChat's way.",
     )
 
+    when: Annotated[str, OneOf(WHENS)] = Field(
+        "stage",
+        description="Align and fuse at this time. Training sees the same rows either way; weights that are learned, "
+        "and what reports show of alignment and fusion, come from the sample with `load`.",
+    )
+
     @field_validator("function", mode="before")
     @classmethod
     def _refuse_oracle(cls, function: Any) -> Any:
@@ -83,11 +89,12 @@ class FuseOptions(Options):
         return self
 
     @model_serializer(mode="wrap")
-    def _omit_pairwise(self, write: Any) -> dict[str, Any]:
-        """Leave out `pairwise` where it is off: reports made before this option existed keep their keys."""
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out `pairwise` and `when` at their defaults: reports made before they existed keep their keys."""
         written = write(self)
-        if not self.pairwise:
-            written.pop("pairwise", None)
+        for name in ("pairwise", "when"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                written.pop(name, None)
         return written
 
     @property
@@ -96,7 +103,7 @@ class FuseOptions(Options):
         weights = self.weights
         if weights is None:
             weights = "learned" if self.function == "fixed" else {}
-        return self.model_dump(exclude={"pairwise"}) | {"weights": weights}
+        return self.model_dump(exclude={"pairwise", "when"}) | {"weights": weights}
 
     def select_sources(self, names: Collection[str]) -> dict[str, Any]:
         """Return the recipe of fusing some of the sources, without what it says of others."""

@@ -156,6 +156,12 @@ class TrainOptions(Options):
         description="Quantize the target's weights beside the adapters (QLoRA). This needs "
         "`pip install 'fuselm[qlora]'`.",
     )
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Let so many processes beside each that trains read batches ahead; 0 reads them between steps. If "
+        "nothing is given, 2 do with `fuse.when: load`, 1 on a GPU, and none otherwise.",
+    )
     trackers: list[Annotated[str, OneOf(TRACKERS)]] = Field(
         ["tensorboard"], description="Report every term of the loss to these trackers."
     )
@@ -191,10 +197,11 @@ class TrainOptions(Options):
 
     @model_serializer(mode="wrap")
     def _omit_unused(self, write: Any) -> dict[str, Any]:
-        """Leave out `on` where it is the default: what was trained before it existed keeps its key."""
+        """Leave out `on` and `loader_workers` at their defaults: what was trained before they existed keeps its key."""
         written = write(self)
-        if self.on == "assistant":
-            written.pop("on", None)
+        for name in ("on", "loader_workers"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                written.pop(name, None)
         return written
 
     @property

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuselm.alignment.choices import LEARNED
+from fuselm.runs import row_fusion
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
@@ -41,7 +43,10 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
     is_corrected = any(map(inputs.is_corrected, (inputs.sources[name], inputs.target)))
     recipe = Recipe(
         stage=STAGE.name,
-        parameters=options | {"draws": draws} | ({"token_bytes": "decoded"} if is_corrected else {}),
+        parameters=options
+        | {"draws": draws}
+        | ({"token_bytes": "decoded"} if is_corrected else {})
+        | row_fusion.describe_sample(pipeline),
         inputs={
             "captured": pipeline.steps.get_key(captured),
             "tokenizer": inputs.target.tokenizer_fingerprint,
@@ -55,12 +60,12 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
 
         capture.check_given_store(pipeline, name)
         source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
-        documents = write.fusion_documents(pipeline)
+        documents = row_fusion.choose_sample(pipeline, write.fusion_documents(pipeline))
         to_target = aligner.Aligner(
             inputs.load_source_vocabulary(name),
             inputs.target_vocabulary,
             **options,
-            texts=[d.text for d in documents if d.id in source] if options["method"] in aligner.LEARNED else (),
+            texts=[d.text for d in documents if d.id in source] if options["method"] in LEARNED else (),
         )
         return aligner.align_store(to_target, source, documents, out, progress=shown)
 
@@ -71,6 +76,8 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
 def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, int]:
     """Return the target's tokens of one aligned store, and its bytes at most."""
     count = round(tokens[pipeline.inputs.target.tokenizer_fingerprint]["train"] * write.compute_text_ratio(pipeline))
+    if pipeline.run.fuse.when == "load":
+        count = min(count, row_fusion.SAMPLE_TOKENS * len(pipeline.inputs.domains))
     return count, int(count * (ROW_BYTES + ENTRY_BYTES * pipeline.run.align.top_k))
 
 
@@ -91,9 +98,9 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     return replace(row, kept=round(row.tokens * estimate_row_bytes(entries)))
 
 
-def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
-    """Return the size of all text that is aligned, for each byte of the training documents."""
-    return 1.0 + sum(written.values())
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float | None:
+    """Return the size of all text that is aligned, for each byte of the training documents; None if it is a sample."""
+    return 1.0 + sum(written.values()) if run.fuse.when == "stage" else None
 
 
 STAGE = Stage(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fuselm.runs import row_fusion
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.stage import Made, Stage, TokenCounts
@@ -34,9 +35,9 @@ def declare(pipeline: "Pipeline", copy: str | None = None) -> Path:
 
         return fuse.fuse_stores(
             {name: store.Store(path, vocabulary_size=size) for name, path in sorted(aligned.items())},
-            write.fusion_documents(pipeline),
+            row_fusion.choose_sample(pipeline, write.fusion_documents(pipeline)),
             out,
-            learn_from=[d for d in pipeline.documents if d.split == "train"],
+            learn_from=row_fusion.choose_sample(pipeline, pipeline.documents.select("train")),
             **recipe.parameters,
             progress=shown,
         )
@@ -74,9 +75,9 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     return replace(row, kept=round(row.tokens * estimate_row_bytes(entries))) if all(measured) else row
 
 
-def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
-    """Return the size of all text that is fused, for each byte of the training documents."""
-    return 1.0 + sum(written.values())
+def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float | None:
+    """Return the size of all text that is fused, for each byte of the training documents; None if it is a sample."""
+    return 1.0 + sum(written.values()) if run.fuse.when == "stage" else None
 
 
 STAGE = Stage(name="fuse", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from fuselm.models.locating import Model
-from fuselm.runs import config
+from fuselm.runs import config, row_fusion
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
-from fuselm.runs.stages import corpus, fuse, write
+from fuselm.runs.stages import capture, corpus, fuse, write
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fuselm.runs.steps import Step
 
 FUSED_ONLY_OPTIONS = ("lambda_final", "confidence", "divergence", "jsd_beta", "temperature", "tail")
+NOT_IN_KEYS = ("trackers", "loader_workers")  # options that change nothing of what is trained
 WEIGHTS = "model"  # folder of a trained model in its stage's folder
 STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
 MEAN_BYTES = 4  # more for the mean of the weight, where there is one
@@ -100,7 +101,7 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
         stage=STAGE.name,
         parameters={
             "method": "clm" if fused is None else config.FUSED,
-            **{name: value for name, value in settings.items() if name != "trackers"},
+            **{name: value for name, value in settings.items() if name not in NOT_IN_KEYS},
         },
         inputs={
             "model": inputs.target.fingerprint,
@@ -112,13 +113,17 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
 
     def build(out: Path, shown: Progress) -> dict:
         from fuselm.stores import store
-        from fuselm.training import batches, target_training
+        from fuselm.training import batches, reading, target_training
 
         if fused is None:
             rows, documents = None, pipeline.documents.select("train")
+        elif pipeline.run.fuse.when == "load":
+            rows = row_fusion.open_row_fusion(pipeline, fused)
+            documents = rows.choose_documents(write.fusion_documents(pipeline))
         else:
             rows = store.Store(fused, keep_tokens=batches.KEPT_TOKENS, vocabulary_size=inputs.target.output_size)
-            documents = [d for d in write.fusion_documents(pipeline) if d.id in rows]
+            documents = write.fusion_documents(pipeline)
+            documents = documents.take(rows.find_documents(reading.list_ids(documents)) >= 0)
         return target_training.train_target(
             inputs.target,
             inputs.target_vocabulary,
@@ -128,10 +133,14 @@ def _declare_rate(pipeline: "Pipeline", method: str, rate: float) -> Path:
             fused=rows,
             settings=target_training.TrainingSettings(**settings),
             progress=shown,
+            reader=inputs.target.tokenizer_fingerprint,
         )
 
     title = f"{method if copy is None else f'a copy on {copy}'} at {rate:g}"
     needed = [] if fused is None else [fused, *write.declare(pipeline).values()]
+    if fused is not None and pipeline.run.fuse.when == "load":
+        names = inputs.list_fused_sources(copy)
+        needed += [path for name, path in capture.declare(pipeline).items() if name in names]
     return pipeline.steps.declare(STAGE, method, recipe, build, title, inputs=needed, together=True)
 
 

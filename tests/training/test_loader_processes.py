@@ -1,0 +1,27 @@
+"""Test loader_processes.py: what goes wrong in a process that reads ahead is said in one line, as it is here."""
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from fuselm.training.loader_processes import name_worker_errors, prepare_process
+
+
+class Damaged(Dataset):
+    """Raise an error for the second item."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> int:
+        prepare_process()
+        if index == 1:
+            raise ValueError("stores/a: damaged; delete it")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_is_one_line_whichever_process_meets_it(workers):
+    batches = iter(DataLoader(Damaged(), num_workers=workers, multiprocessing_context="fork" if workers else None))
+    next(batches)
+    with pytest.raises(ValueError, match=r"^stores/a: damaged; delete it$"), name_worker_errors():
+        next(batches)
