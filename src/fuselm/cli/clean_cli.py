@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
 UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
@@ -14,7 +15,8 @@ UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
 
 def clean(
     folder: Annotated[
-        Path | None, typer.Argument(help="A run's folder, or one that runs are in.", show_default=False)
+        Path | None,
+        typer.Argument(help="A run's folder, or one that runs are in.", show_default=False, parser=open_path),
     ] = None,
     captures: Annotated[
         bool, typer.Option("--captures", help="Delete captures, too, that all their runs have aligned.")
@@ -50,7 +52,8 @@ def clean(
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("size", "age"))
     table = Table("", Column("folder", overflow="fold"), *numbers, "needed by", box=box.SIMPLE_HEAD, pad_edge=False)
     for each in found:
-        name = os.path.relpath(each.path, place.resolve())
+        whole = each.path.is_relative_to(place.resolve())
+        name = str(each.path.relative_to(place.resolve())) if whole else os.path.relpath(each.path, place.resolve())
         verdict = "delete" if each.is_useless else "keep"
         table.add_row(verdict, name, plan.format_size(each.size), _describe_age(each.seconds), each.reason)
     terminal.open_console().print(table)

@@ -16,6 +16,7 @@ from fuselm.cli.openings import (
     read_columns,
 )
 from fuselm.cli.score_printing import print_scores
+from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
 TASKS_HELP = "Ask tasks of lm-eval, with commas between: names of tasks, groups or tags; offline; paper."
@@ -64,7 +65,7 @@ def evaluate(
             raise ValueError(
                 "--json, --dtype, --column: for a model with --texts; a run's numbers are in its summary.json"
             )
-        return _evaluate_run(Path(model), overrides)
+        return _evaluate_run(open_path(model), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: has no effect on a model with --texts; drop it")
     from fuselm.results import bits_per_byte
@@ -79,7 +80,7 @@ def _ask_tasks(model: str, asked: dict[str, Any], overrides: list[str] | None, *
     """Ask a run's models, or one model, and print the numbers."""
     from fuselm.runs import task_runs
 
-    path = Path(model)
+    path = open_path(model)
     if path.suffix in (".yaml", ".yml") or (path / "config.yaml").is_file():
         if dtype != "auto":
             raise ValueError("--dtype: has no effect on a run, whose models have their own; drop it")

@@ -6,11 +6,15 @@ from typing import Annotated
 import typer
 
 from fuselm.cli.store_cli import Private, Repo
+from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or its run file.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="The folder of a finished run, or its run file.", show_default=False, parser=open_path),
+    ],
     repo: Repo,
     private: Private = False,
 ) -> None:

@@ -20,6 +20,7 @@ from fuselm.cli.openings import (
     read_columns,
 )
 from fuselm.cli.score_printing import print_fidelity_scale, print_scores
+from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
 app = typer.Typer()
@@ -27,7 +28,9 @@ app = typer.Typer()
 
 @app.command(epilog=INSPECT_EXAMPLES)
 def inspect(
-    run: Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="A run file, or the folder of a run.", show_default=False, parser=open_path)
+    ],
     doc: Annotated[int, typer.Option(help="Number of a training document, from 0.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Expected tokens to show for each distribution.")] = 3,
     tokens: Annotated[
@@ -69,7 +72,10 @@ def _read_range(tokens: str) -> slice:
 @app.command(epilog=DIAGNOSE_EXAMPLES)
 def diagnose(
     run: Annotated[
-        Path, typer.Argument(help="A run file, the folder of a finished run, or a merge file.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A run file, the folder of a finished run, or a merge file.", show_default=False, parser=open_path
+        ),
     ],
     overrides: ReadingOverrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -139,7 +145,11 @@ def _diagnose_merge(file: Path, overrides: list[str] | None, *, as_json: bool, r
 def fidelity(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run file, or the folder of a run, whose sources are measured.", show_default=False),
+        typer.Argument(
+            help="A run file, or the folder of a run, whose sources are measured.",
+            show_default=False,
+            parser=open_path,
+        ),
     ] = None,
     overrides: ReadingOverrides = None,
     source: Annotated[

@@ -6,9 +6,13 @@ from typing import Annotated
 import typer
 
 from fuselm.models.choices import DTYPES
+from fuselm.system.remote_paths import open_path
 
 RunFile = Annotated[
-    Path, typer.Argument(help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False)
+    Path,
+    typer.Argument(
+        help="YAML file with the options of the run; `fuselm options` lists them.", show_default=False, parser=open_path
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Options to override: train.learning_rate=1e-4", show_default=False)

@@ -10,6 +10,7 @@ import typer
 
 from fuselm.sources.choices import LAYOUTS
 from fuselm.stores.policies import CUTS
+from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
 if TYPE_CHECKING:
@@ -20,13 +21,23 @@ app = typer.Typer(
     help="Inspect, check, merge, cut, convert and share stores.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Folder = Annotated[Path, typer.Argument(help="The folder of a store.", show_default=False)]
-Out = Annotated[Path, typer.Argument(help="What to make; nothing is overwritten.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(help="The folder of a store; also s3://bucket/store.", show_default=False, parser=open_path)
+]
+Out = Annotated[
+    Path, typer.Argument(help="What to make; nothing is overwritten.", show_default=False, parser=open_path)
+]
 Repo = Annotated[str, typer.Option(help="Repository on the Hub, owner/name; made if it is not there.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Documents = Annotated[
-    Path | None, typer.Option(help="A run's documents.jsonl, or the ids of documents, one a line.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="A run's documents.jsonl, or the ids of documents, one a line.",
+        show_default=False,
+        parser=open_path,
+        metavar="PATH",
+    ),
 ]
 
 
@@ -95,7 +106,10 @@ def head(
 
 @app.command()
 def merge(
-    out: Out, stores: Annotated[list[Path], typer.Argument(help="Stores of different documents.", show_default=False)]
+    out: Out,
+    stores: Annotated[
+        list[Path], typer.Argument(help="Stores of different documents.", show_default=False, parser=open_path)
+    ],
 ) -> None:
     """Merge the shards of several machines into one store."""
     from fuselm.stores import merging
@@ -142,7 +156,10 @@ def subset(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Others' file or folder; or, with --to, a store.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Others' file or folder; or, with --to, a store.", show_default=False, parser=open_path),
+    ],
     out: Out,
     layout: Annotated[str | None, typer.Option("--from", help=f"{', '.join(LAYOUTS)}.")] = None,
     to: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)}.")] = None,
@@ -161,7 +178,10 @@ def convert(
     renormalise: Annotated[bool, typer.Option(help="With --to: let each row's entries sum to 1.")] = False,
     compression: Annotated[Path | None, typer.Option(help="DistillKit's compression_config.yaml.")] = None,
     documents: Annotated[
-        Path | None, typer.Option(help="A run's documents.jsonl: ids by text, or with --to, texts by id.")
+        Path | None,
+        typer.Option(
+            help="A run's documents.jsonl: ids by text, or with --to, texts by id.", parser=open_path, metavar="PATH"
+        ),
     ] = None,
 ) -> None:
     """Convert others' files to a store (--from), or a store to files for others (--to)."""
@@ -260,7 +280,7 @@ def _import(
     from fuselm.sources.interchange import importing
     from fuselm.system import manifest
 
-    here = locate_model(model) if model is not None and Path(model).expanduser().exists() else None
+    here = locate_model(model) if model is not None and open_path(model).exists() else None
     if tokenizer is None and here is None:
         raise ValueError("convert: the tokenizer is unknown; name its folder, hub id or GGUF file with --tokenizer")
     made_by = None if model is None else (model, None if here is None else here.fingerprint)
@@ -303,7 +323,7 @@ def _read_documents(path: Path) -> "list[Document]":
 
     check_file(path)
     try:
-        with open(path, encoding="utf-8") as file:  # whose lines end at line feeds alone, unlike those of splitlines
+        with path.open(encoding="utf-8") as file:  # whose lines end at line feeds alone, unlike those of splitlines
             return [Document(**json.loads(line)) for line in file]
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path}: not a run's documents.jsonl (corpus/<key>/documents.jsonl)") from None
@@ -316,7 +336,7 @@ def _read_ids(path: Path, domains: list[str], folder: Path) -> set[str]:
 
     check_file(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as file:
             lines = [line for line in file if line.strip()]
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8; needs a document's id a line, or a run's documents.jsonl") from None

@@ -20,6 +20,7 @@ from numpy import ndarray
 
 from fuselm.documents.document import SPLITS, Document, parse_line
 from fuselm.documents.document_writing import INDEX, ONE_PART, IndexBuilder
+from fuselm.system import local_copies
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,6 +43,7 @@ class DocumentFolder:
 
     def __init__(self, folder: Path):
         self.path = folder
+        folder = local_copies.fetch_folder(folder)
         index = folder / INDEX
         table = _open_index(folder) if index.is_file() else _scan_documents(folder)
         described = json.loads((table.schema.metadata or {}).get(b"documents", b"{}"))

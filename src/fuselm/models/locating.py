@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fuselm.models import checkpoints, fused_models, gguf_files, hub, tokenizer_files
 from fuselm.models.checkpoints import UNLIMITED
+from fuselm.system import local_copies
+from fuselm.system.remote_paths import is_remote, open_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Model:
 
 
 def locate_model(spec: str | Path, *, revision: str | None = None) -> Model:
-    """Return the model that `spec` names: a folder, a GGUF file or a hub id.
+    """Return the model that `spec` names: a folder, a GGUF file or a hub id; also `s3://bucket/folder`.
 
     The folder of a finished run stands for its fused model. A GGUF file is converted at its first use, and a hub id is
     downloaded.
@@ -45,7 +47,7 @@ def locate_model(spec: str | Path, *, revision: str | None = None) -> Model:
     'target'
     """
     spec = str(spec)
-    path = Path(os.path.expanduser(spec))
+    path = _find_path(spec)
     if revision is not None and path.exists():
         raise ValueError(f"{spec}: a local path has no revision (got {revision!r}); leave `revision` out")
     if path.is_dir():
@@ -62,7 +64,7 @@ def locate_tokenizer(spec: str | Path) -> Model:
     Raises `ValueError` if there is no such tokenizer.
     """
     spec = str(spec)
-    path = Path(os.path.expanduser(spec))
+    path = _find_path(spec)
     folder = (
         gguf_files.convert_gguf_file(path)
         if path.is_file()
@@ -83,6 +85,19 @@ def locate_tokenizer(spec: str | Path) -> Model:
         context_token=context_token,
         parameters_bytes=0,
     )
+
+
+def _find_path(spec: str) -> Path:
+    """Return where a model would be on this machine; a remote one is copied there."""
+    if not is_remote(spec):
+        return Path(os.path.expanduser(spec))
+    path = open_path(spec)
+    try:
+        if path.is_file():
+            return local_copies.fetch_file(path)
+        return local_copies.fetch_folder(fused_models.find_model_folder(spec, path))
+    except FileNotFoundError:
+        raise ValueError(f"{spec}: no model there; name a folder with its weights, config.json and tokenizer") from None
 
 
 def _describe_folder(name: str, folder: Path) -> Model:

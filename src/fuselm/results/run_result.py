@@ -9,6 +9,7 @@ from typing import Any
 
 from fuselm.results.pages.results_table import draw_results
 from fuselm.system import manifest
+from fuselm.system.remote_paths import open_path
 from fuselm.system.terminal import open_console
 
 
@@ -87,10 +88,10 @@ def load_result(folder: str | Path) -> RunResult:
     >>> print(fuselm.load_result("runs/mine").summary["version"])
     0.1.0
     """
-    path = Path(folder) / "summary.json"
+    path = open_path(folder) / "summary.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no finished run there (it has no summary.json); run its run file first")
-    return RunResult(folder=Path(folder), summary=manifest.read_json(path, drop=path))
+    return RunResult(folder=path.parent, summary=manifest.read_json(path, drop=path))
 
 
 def _flatten_cells(cells: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from fuselm.sources.servers import server_capture
 from fuselm.sources.servers.connection import connect
 from fuselm.stores import retention
 from fuselm.system import compiling, machine, manifest
+from fuselm.system.local_copies import find_disk
 from fuselm.system.progress import Progress
 from fuselm.system.terminal import make_plain_text
 from fuselm.training import batches, target_training
@@ -293,7 +294,7 @@ def measure_training(pipeline: "Pipeline", documents: Sequence[Document], *, set
 def measure_writing(folder: Path) -> float:
     """Return the bytes a second at which torch writes a checkpoint into a folder."""
     content = torch.zeros(WRITTEN_BYTES, dtype=torch.uint8)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=find_disk(folder)) as file:
         began = time.perf_counter()
         torch.save(content, file)
         return WRITTEN_BYTES / (time.perf_counter() - began)

@@ -1,11 +1,11 @@
 """Try what the steps of a run need, before the first of them begins: servers, stores, training, models."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import processes
+from fuselm.system.remote_paths import open_path
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
@@ -44,4 +44,4 @@ def _check_stores(pipeline: "Pipeline") -> None:
     for name, options in pipeline.run.sources.items():
         if isinstance(options, LocalSourceOptions) and options.store is not None:
             size = pipeline.inputs.sources[name].output_size
-            store.Store(Path(options.store), vocabulary_size=size).check()
+            store.Store(open_path(options.store), vocabulary_size=size).check()

@@ -19,6 +19,8 @@ from fuselm.runs.step_records import RUN_FILE, STUDY_FILE
 from fuselm.runs.store_places import FOLDER, find_home
 from fuselm.stores.sharing import USERS, list_users
 from fuselm.system import file_lock
+from fuselm.system.remote_paths import RemotePath
+from fuselm.system.remote_stages import remove_folder
 
 STAGES = ("write", "capture", "align", "fuse", "train", "merge")  # folders of other stages are small
 PARTIAL, DELETED = ".partial", ".deleted"
@@ -77,6 +79,10 @@ def survey(path: Path, *, captures: bool = False, begun: bool = False) -> list[F
 
 def delete(folder: Path) -> None:
     """Delete a folder of a stage. A kill leaves nothing under its name that could be taken for whole."""
+    if isinstance(folder, RemotePath):
+        (folder / "manifest.json").unlink(missing_ok=True)
+        remove_folder(folder)
+        return
     if folder.name.endswith(DELETED):
         hidden = folder
     else:

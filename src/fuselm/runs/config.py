@@ -31,6 +31,7 @@ from fuselm.runs.options.sources import (
 )
 from fuselm.runs.options.texts import CorpusOptions, DatasetOptions, WriteOptions
 from fuselm.runs.options.training import TrainOptions
+from fuselm.system.remote_paths import is_remote, open_path
 
 RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 
@@ -207,13 +208,17 @@ def _drop_tag(location: list[str]) -> list[str]:
 
 def _is_there(path: Path) -> bool:
     """Return whether there is such a file or folder, or one that matches the pattern."""
-    return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
+    return path.exists() or (
+        not is_remote(path) and glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True))
+    )
 
 
 def _find_paths(run: RunOptions, folder: Path) -> RunOptions:
     """Return the options with paths that are found from here, those beside the run file among them."""
 
     def find(spec: str) -> str:
+        if is_remote(spec):
+            return str(open_path(spec))
         spec = os.path.expanduser(spec)
         beside = folder / spec
         return str(beside) if not _is_there(Path(spec)) and _is_there(beside) else spec

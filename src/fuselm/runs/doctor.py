@@ -15,6 +15,8 @@ from typing import Any
 from fuselm.models import precision
 from fuselm.runs import config
 from fuselm.system import compiling, fingerprints, machine
+from fuselm.system.local_copies import find_disk
+from fuselm.system.remote_paths import open_path
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "numba", "pyarrow", "pydantic")
 OWN_EXTRAS = ("test", "docs", "peers")  # for work on fuselm itself
@@ -35,7 +37,7 @@ def examine(run_file: Path | None = None) -> dict[str, Any]:
         "machine": examine_machine(),
         "devices": examine_devices(),
         "precision": examine_precision(),
-        "disk": examine_disk(Path(run.output) if run is not None else Path.cwd()),
+        "disk": examine_disk(open_path(run.output) if run is not None else Path.cwd()),
         "caches": measure_caches(),
         "kernels": {"seconds_to_compile": sum(map(compiling.estimate_seconds, compiling.STAGES))},
         "extras": examine_extras(),
@@ -86,7 +88,7 @@ def examine_disk(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def _examine_folder(path: Path) -> dict[str, Any]:
-    above = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    above = find_disk(path)
     is_writable = above.is_dir() and os.access(above, os.W_OK)
     return {"folder": str(path), "free": shutil.disk_usage(above).free, "is_writable": is_writable}
 

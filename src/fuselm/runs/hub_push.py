@@ -6,7 +6,8 @@ from fuselm.models.locating import locate_model
 from fuselm.results.run_result import load_result
 from fuselm.runs import config
 from fuselm.runs.publish import RECORD
-from fuselm.system import hub_repositories, manifest
+from fuselm.system import hub_repositories, local_copies, manifest
+from fuselm.system.remote_paths import open_path
 
 
 def push_model(run: Path, repository: str, *, private: bool) -> str:
@@ -16,8 +17,8 @@ def push_model(run: Path, repository: str, *, private: bool) -> str:
     the user's. Raises `ValueError` if the run is not finished, its model is not whole, or the Hub refuses.
     """
     hub_repositories.check_name(repository)
-    folder = Path(config.load(run).output) if run.is_file() else run
-    model = load_result(folder).model
+    folder = open_path(config.load(run).output) if run.is_file() else run
+    model = local_copies.fetch_folder(load_result(folder).model)
     record = manifest.read_json(folder / RECORD, drop=folder / RECORD)
     names = record.get("model") if isinstance(record, dict) else None
     if not isinstance(names, list) or (missing := [name for name in names if not (model / name).is_file()]):

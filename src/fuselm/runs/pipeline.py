@@ -21,6 +21,7 @@ from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, re
 from fuselm.runs.steps import Maker, Step, Steps
 from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
+from fuselm.system.remote_paths import open_path
 from fuselm.system.terminal import make_plain_text
 
 STAGES: dict[str, Stage] = {
@@ -49,7 +50,7 @@ class Pipeline:
 
     def __init__(self, run: config.RunOptions, console: Console, *, precision_file: Path | None = None):
         self.run = run
-        self.folder = Path(run.output)
+        self.folder = open_path(run.output)
         self.console = console
         self.inputs = Inputs(run)
         self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
@@ -89,7 +90,9 @@ class Pipeline:
                 self.folder / "config.yaml", yaml.safe_dump(self.run.model_dump(mode="json"), sort_keys=False)
             )
         except OSError as error:
-            raise ValueError(f"{self.folder}: cannot write there ({error.strerror}); set another `output`") from None
+            raise ValueError(
+                f"{self.folder}: cannot write there ({error.strerror or error}); set another `output`"
+            ) from None
 
     def print_notes(self) -> None:
         """Print the run's `notes`."""

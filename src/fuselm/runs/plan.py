@@ -18,6 +18,7 @@ from fuselm.runs.stage import TokenCounts
 from fuselm.runs.stages import report
 from fuselm.system import manifest
 from fuselm.system.durations import format_duration
+from fuselm.system.local_copies import find_disk
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
@@ -70,11 +71,12 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
 def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> None:
     """Raise `ValueError` if a disk has less room than the steps that are not done may need on it."""
     rows = estimate(pipeline, steps)
-    shared = None if pipeline.places.shared is None else _find_existing(pipeline.places.shared)
-    if shared is None or shared.stat().st_dev == pipeline.folder.stat().st_dev:
-        _check_room(pipeline, "output", pipeline.folder, rows)
+    folder = find_disk(pipeline.folder)
+    shared = None if pipeline.places.shared is None else find_disk(pipeline.places.shared)
+    if shared is None or shared.stat().st_dev == folder.stat().st_dev:
+        _check_room(pipeline, "output", folder, rows)
     else:
-        _check_room(pipeline, "output", pipeline.folder, [row for row in rows if not row.is_shared])
+        _check_room(pipeline, "output", folder, [row for row in rows if not row.is_shared])
         _check_room(pipeline, "store_dir", shared, [row for row in rows if row.is_shared])
 
 
@@ -86,11 +88,6 @@ def _check_room(pipeline: "Pipeline", option: str, folder: Path, rows: Sequence[
             f"{folder}: {free / GIB:.2f} GiB free, but the run may need {needed / GIB:,.2f} GiB; make room, "
             f"set another `{option}`, {less}or keep fewer entries (capture.draws, align.top_k)"
         )
-
-
-def _find_existing(folder: Path) -> Path:
-    """Return a folder, or the one that it will be made in."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def draw_estimates(rows: Sequence[Estimate]) -> Table:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fuselm.runs import step_records
-from fuselm.system import atomic_files, file_lock
+from fuselm.system import atomic_files, file_lock, local_copies
 from fuselm.system.disk_errors import name_disk_errors
+from fuselm.system.remote_paths import RemotePath
 
 RECORD = "run.json"  # names the folders of the last run file; for this machine only, as they may be elsewhere
 PAGES = ("summary.json", "report.html")
@@ -25,13 +26,15 @@ def publish(run: Path, reported: Path, model: Path, *, key: str, folders: Mappin
     `model` stay there.
     """
     with name_disk_errors(run), file_lock.hold_lock(run / LOCK):
-        _clean_up(run)
+        if not isinstance(run, RemotePath):
+            _clean_up(run)
         try:
             before = json.loads((run / RECORD).read_bytes())
         except (FileNotFoundError, ValueError):
             before = {}
         if before.get("report") != key or not all((run / name).exists() for name in (*PAGES, "model")):
-            _copy_results(run, reported, model, before.get("model"), key, folders)
+            copy = _send_results if isinstance(run, RemotePath) else _copy_results
+            copy(run, reported, model, before.get("model"), key, folders)
 
 
 def _clean_up(run: Path) -> None:
@@ -40,6 +43,23 @@ def _clean_up(run: Path) -> None:
         (run / OLD).rename(run / "model")
     for leftover in (run / FRESH, run / OLD):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _send_results(
+    run: RemotePath, reported: Path, model: Path, before: Sequence[str] | None, key: str, folders: Mapping[str, Path]
+) -> None:
+    """Copy to a remote folder, where nothing can be renamed: without its record, a model is not whole."""
+    (run / RECORD).unlink(missing_ok=True)
+    weights = local_copies.fetch_folder(model)
+    files = {str(path.relative_to(weights)): path for path in sorted(weights.rglob("*")) if path.is_file()}
+    for name in PAGES:
+        (run / name).write_bytes((reported / name).read_bytes())
+    for name in set(before or ()) - {*files, "README.md"}:
+        (run / "model" / name).unlink(missing_ok=True)
+    for name, path in files.items():
+        (run / "model" / name).send(path)
+    (run / "model" / "README.md").write_bytes((reported / "README.md").read_bytes())
+    _record(run, sorted({*(name.split("/")[0] for name in files), "README.md"}), key, folders)
 
 
 def _copy_results(
@@ -59,5 +79,9 @@ def _copy_results(
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+    _record(run, ours, key, folders)
+
+
+def _record(run: Path, ours: Sequence[str], key: str, folders: Mapping[str, Path]) -> None:
     made = {name: step_records.shorten(path, run) for name, path in folders.items()}
-    atomic_files.write_text(run / RECORD, json.dumps({"report": key, "model": ours, "folders": made}, indent=1))
+    atomic_files.write_text(run / RECORD, json.dumps({"report": key, "model": list(ours), "folders": made}, indent=1))

@@ -12,6 +12,7 @@ from fuselm.runs import config, step_records
 from fuselm.runs.dialogue_options import DialogueOptions
 from fuselm.runs.step_records import RecordedStep
 from fuselm.system import manifest
+from fuselm.system.remote_paths import open_path
 
 RECORD = "run.json"  # the record of a finished run
 SERVED = "the server's"  # the dtype of a source that a server has
@@ -20,7 +21,7 @@ DIAGNOSIS = "diagnosis"  # the folder, in a run's folder, of what only a diagnos
 
 def resolve_folder(run: Path) -> Path:
     """Return the folder of a run, which is given by its folder or by its run file."""
-    return Path(config.load(run).output) if run.is_file() else run
+    return open_path(config.load(run).output) if run.is_file() else run
 
 
 def find_target(folder: Path, stages: dict[str, Path]) -> tuple[str | None, Path] | None:

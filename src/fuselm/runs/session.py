@@ -20,6 +20,7 @@ from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import write
 from fuselm.stores.store import Store
 from fuselm.system import processes, progress, terminal
+from fuselm.system.remote_paths import open_path
 
 INSPECTED_WIDTH = 160  # characters of a line of `FusionRun.inspect`
 
@@ -157,5 +158,5 @@ def load_run(run_file: str | Path | Mapping[str, Any], overrides: Overrides = ()
     'mine'
     """
     given = isinstance(run_file, Mapping)
-    options = config.check(run_file, overrides) if given else config.load(Path(run_file), overrides)
+    options = config.check(run_file, overrides) if given else config.load(open_path(run_file), overrides)
     return FusionRun(options, quiet=quiet)

@@ -14,6 +14,7 @@ from typing import Any
 from fuselm.runs.steps import Step
 from fuselm.runs.store_places import FOLDER, find_home
 from fuselm.system import atomic_files, manifest
+from fuselm.system.remote_paths import is_remote, open_path
 
 RUN_FILE = "steps.json"  # of the last command on a run
 STUDY_FILE = "study-steps.json"  # of all arms of a study with the seed of this folder
@@ -82,12 +83,14 @@ def find_needed(steps: Iterable[RecordedStep]) -> set[Path]:
 
 def shorten(path: Path, folder: Path) -> str:
     """Return a path for a record in `folder`: relative if it is in there, else absolute."""
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else os.path.abspath(path)
+    if path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return str(path) if is_remote(path) else os.path.abspath(path)
 
 
 def expand(folder: Path, recorded: str) -> Path:
     """Return a path of a record in `folder`. A shared folder that was moved with its runs is found beside them."""
-    path = folder / recorded
+    path = open_path(recorded) if is_remote(recorded) else folder / recorded
     moved = find_home(folder) / FOLDER / path.parent.name / path.name
     return moved if not path.exists() and moved.exists() else path
 

@@ -13,6 +13,7 @@ from fuselm.runs.config import RunOptions
 from fuselm.runs.stage import Stage
 from fuselm.stores import sharing
 from fuselm.system import manifest
+from fuselm.system.remote_paths import open_path
 
 FOLDER = "stores"  # beside the runs
 STUDY_FILE = "study.json"  # in a study's folder, whose runs are in folders named after their seeds
@@ -85,6 +86,6 @@ class StorePlaces:
 
 def locate_stores(run: RunOptions) -> StorePlaces:
     """Return where the folders of a run are, by its options `output` and `store_dir`."""
-    output = Path(run.output)
+    output = open_path(run.output)
     shared = find_home(output) / FOLDER if run.store_dir == "auto" else run.store_dir
-    return StorePlaces(run=output, shared=None if shared is None else Path(shared))
+    return StorePlaces(run=output, shared=None if shared is None else open_path(shared))

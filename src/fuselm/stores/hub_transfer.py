@@ -7,8 +7,9 @@ from pathlib import Path
 from fuselm.stores import contents, rules
 from fuselm.stores.store_card import write_card
 from fuselm.stores.verification import Verdict, verify_store
-from fuselm.system import atomic_files, file_lock, hub_repositories, manifest
+from fuselm.system import atomic_files, file_lock, hub_repositories, local_copies, manifest
 from fuselm.system.progress import Progress
+from fuselm.system.remote_paths import RemotePath
 
 MANIFEST, CARD = "manifest.json", "README.md"
 
@@ -23,6 +24,7 @@ def push_store(folder: Path, repository: str, *, private: bool, progress: Progre
     if verdict.problems:
         raise ValueError(f"{_list_problems(verdict)}; `fuselm store subset` makes a whole store of what is left")
     facts = contents.read_facts(folder)
+    folder = local_copies.fetch_folder(folder)
     files = {name: folder / name for name in [*manifest.read(folder)["files"], MANIFEST]}
     with tempfile.TemporaryDirectory() as temporary:
         card = Path(temporary) / CARD
@@ -38,6 +40,8 @@ def pull_store(repository: str, out: Path, *, revision: str | None, progress: Pr
     The next call resumes what was cut off. Raises `ValueError` if `out` is there, if the repository holds no store, or
     if what arrived is not what the manifest says.
     """
+    if isinstance(out, RemotePath):
+        raise ValueError(f"{out}: is remote; pull to a folder of this machine and copy that")
     if out.exists():
         raise ValueError(f"{out}: there already, and nothing is overwritten; name another folder")
     commit = hub_repositories.find_revision(repository, "dataset", revision)

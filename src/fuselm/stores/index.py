@@ -62,7 +62,8 @@ def write_index(folder: Path) -> dict[str, int]:
     entries = 0
     for path in sorted(folder.glob("part-*.parquet"), key=read_part_number):
         number = read_part_number(path)
-        file = pq.ParquetFile(path)
+        with atomic_files.hold_locally(path) as here:
+            file = pq.ParquetFile(here)
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=["document", "text", "bytes", "counts"])
             entries += pc.sum(pc.list_flatten(rows["counts"])).as_py() or 0

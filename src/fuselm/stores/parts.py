@@ -107,7 +107,8 @@ def open_parquet(path: Path, schema: pa.Schema, *, page_checksums: bool = True) 
     try:
         if not path.is_file():
             raise ValueError("is missing" if not path.exists() else "is no file")
-        file = pq.ParquetFile(path, buffer_size=BUFFER_BYTES, page_checksum_verification=page_checksums)
+        with atomic_files.hold_locally(path) as here:  # once open, it needs no name
+            file = pq.ParquetFile(here, buffer_size=BUFFER_BYTES, page_checksum_verification=page_checksums)
         if not file.schema_arrow.equals(schema):
             raise ValueError("other columns than such a file has")
         for group in range(file.num_row_groups):

@@ -45,6 +45,7 @@ from fuselm.stores.rows import (
 )
 from fuselm.system import atomic_files, manifest
 from fuselm.system.errors import summarize_error
+from fuselm.system.remote_paths import open_path
 
 OPEN_FILES = 64
 NAMES_STEP = 32  # every 32nd name of the index is kept as a Python string
@@ -66,7 +67,8 @@ class Store:
     in bytes, and a distribution in natural logs. Iterating yields the trace of every document, in the order on disk, in
     which `store[0]` is the first.
 
-    - `folder`: the folder of the store, as a string or a `Path`.
+    - `folder`: the folder of the store, as a string or a `Path`; also a remote one, such as `s3://bucket/store`, whose
+      parts are copied to a temporary file each when they are first read.
     - `draws`: let entries that were sampled from a row's tail share its probability; if false, they are left out and
       the probability stays in the tail.
     - `keep_tokens`: keep recently read row groups of up to this many tokens in memory, for documents that are read in
@@ -102,7 +104,7 @@ class Store:
         vocabulary_size: int | None = None,
         salvage: bool = False,
     ):
-        self.folder = folder = Path(folder).expanduser()
+        self.folder = folder = open_path(folder)
         self._draws, self._salvage = draws, salvage
         self.manifest = manifest.read(folder)
         try:

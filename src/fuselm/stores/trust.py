@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.system import fingerprints, manifest
+from fuselm.system.remote_paths import RemotePath
 
 VERSION = 2  # of the rules; raise it when a rule is added
 
@@ -35,9 +36,10 @@ def remember_output(folder: Path) -> None:
 
 def _make_key(folder: Path, made: Mapping[str, Any]) -> str:
     lines = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()]
+    known = folder.list_stats() if isinstance(folder, RemotePath) else {}
     for name in sorted(made["files"]):
         try:
-            stat = (folder / name).stat()
+            stat = known[name] if name in known else (folder / name).stat()
             lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
         except OSError:
             lines.append(f"{name} is missing")

@@ -62,6 +62,22 @@ def make_scratch_file(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
+@contextlib.contextmanager
+def hold_locally(path: Path) -> Iterator[Path]:
+    """Yield a path of this machine with what `path` holds: itself, or a copy that is removed after the block."""
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    from fuselm.system import local_copies
+
+    if (copy := local_copies.find_copy(path)) is not None:
+        yield copy
+        return
+    with make_scratch_file(path.name) as scratch:
+        path.fetch(scratch)
+        yield scratch
+
+
 def create_exclusively(path: Path, data: bytes) -> bool:
     """Write a file, whole, unless there is one; return whether this call wrote it. Of several at once, one does.
 
@@ -122,12 +138,15 @@ def _locate_seal(path: Path) -> Path:
 def recall_hash(path: Path) -> str:
     """Return the SHA-256 of a file: the one of its seal, if it has one, or else of its contents."""
     seal = _locate_seal(path)
-    return seal.read_text(encoding="utf-8") if seal.is_file() else hash_file(path)
+    try:
+        return seal.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return hash_file(path)
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's contents, in hex digits."""
-    with path.open("rb") as file:
+    with hold_locally(path) as here, open(here, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from fuselm.system.remote_paths import RemotePath
+
 
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Wait for a lock file, hold it within the `with` block, and remove it."""
+    """Wait for a lock file, hold it within the `with` block, and remove it. Remote file systems have no locks."""
+    if isinstance(path, RemotePath):
+        yield
+        return
     with _lock_newest(path):
         yield
         path.unlink(missing_ok=True)
@@ -18,6 +23,8 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 def is_held(path: Path) -> bool:
     """Tell whether a live process holds a lock file."""
+    if isinstance(path, RemotePath):
+        return False
     try:
         with open(path, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

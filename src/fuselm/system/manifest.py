@@ -2,7 +2,8 @@
 
 `build_once` runs the function in `<folder>.partial` and, once it is done, writes `manifest.json` there and renames the
 folder to its final name. So a folder with its final name is complete, a `.partial` one can be resumed, and a folder
-that has the recipe's key in its name never has to be overwritten: another recipe is another folder.
+that has the recipe's key in its name never has to be overwritten: another recipe is another folder. Remote folders have
+no partial ones: they are sent, manifest last (remote_stages.py).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 from fuselm.system import atomic_files, file_lock, processes
 from fuselm.system.disk_errors import name_disk_errors
+from fuselm.system.remote_paths import RemotePath
 
 FORMAT = 3  # of every folder that fuselm writes; docs/store.md
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -110,6 +112,10 @@ def is_finished(folder: Path) -> bool:
 
 def measure_partial(folder: Path) -> int:
     """Return the bytes of what an interrupted call left of a stage."""
+    if isinstance(folder, RemotePath):
+        from fuselm.system.local_copies import locate_copy
+
+        folder = locate_copy(folder)
     partial = folder.with_name(folder.name + ".partial")
     return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
 
@@ -130,6 +136,10 @@ def build_once(
     other has built it, or builds it if the other ends before; without `on_wait`, `ValueError` is raised. Raises
     `OSError`, which names a file or folder, if the disk takes no more.
     """
+    if isinstance(folder, RemotePath):
+        from fuselm.system import remote_stages
+
+        return remote_stages.build_remotely(folder, recipe, build, together=together, on_wait=on_wait)
     if is_finished(folder):
         return False
     refuse_unfinished(folder)
@@ -170,6 +180,9 @@ def locate_final(partial: Path) -> Path:
 
 def sweep_scaffolds(folder: Path) -> None:
     """Remove from a finished stage what was only needed while it was made, its lock last."""
+    if isinstance(folder, RemotePath):
+        folder.remove_files(list(folder.glob(".*")))
+        return
     for scaffold in sorted(folder.glob(".*"), key=lambda path: path.name == ".lock"):
         if scaffold.is_file():
             scaffold.unlink(missing_ok=True)
@@ -177,6 +190,8 @@ def sweep_scaffolds(folder: Path) -> None:
 
 def remove_stale_lock(folder: Path) -> None:
     """Remove what a kill may have left in a finished stage: the lock of who renamed it, and what was to be swept."""
+    if isinstance(folder, RemotePath):
+        return
     lock = folder / ".lock"
     if lock.exists() and not file_lock.is_held(lock):
         with contextlib.suppress(OSError):  # we may not write there
@@ -232,7 +247,12 @@ def is_built(partial: Path, recipe: Recipe) -> bool:
 
 def reopen_stage(folder: Path) -> None:
     """Let a finished stage be built again from the files it has. If there are several processes, the first does it."""
-    if processes.rank() == 0:
+    if isinstance(folder, RemotePath):
+        from fuselm.system import remote_stages
+
+        if processes.rank() == 0:
+            remote_stages.reopen_remotely(folder)
+    elif processes.rank() == 0:
         partial = folder.with_name(folder.name + ".partial")
         os.rename(folder, partial)
         (partial / "manifest.json").unlink()
@@ -240,9 +260,8 @@ def reopen_stage(folder: Path) -> None:
 
 
 def _list_product_files(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "manifest.json"
-    )
+    found = (p for p in folder.rglob("*") if not p.name.startswith(".") and p != folder / "manifest.json")
+    return sorted(p for p in found if isinstance(p, RemotePath) or p.is_file())
 
 
 @contextlib.contextmanager

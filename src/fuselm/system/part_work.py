@@ -20,6 +20,7 @@ from fuselm.system.claims import MOST_SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LOO
 from fuselm.system.disk_errors import name_disk_errors
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
+from fuselm.system.remote_paths import RemotePath
 
 FRAGMENT, PREPARED = ".fragment-", ".prepared.json"
 SECONDS_BETWEEN_LISTINGS = 1.0  # of the folder, to see what others have done
@@ -42,6 +43,9 @@ def build_by_parts(
     """
     if manifest.is_finished(folder):
         return False
+    if isinstance(folder, RemotePath):
+        _build_in_place(folder, recipe, build)
+        return True
     manifest.refuse_unfinished(folder)
     partial, began = folder.with_name(folder.name + ".partial"), time.perf_counter()
     with name_disk_errors(partial), manifest.lock_folder(partial, on_wait, shared=True), open_claims(partial) as claims:
@@ -65,6 +69,17 @@ def build_by_parts(
         manifest.sweep_scaffolds(folder)
         atomic_files.fsync(folder.parent)
     return True
+
+
+def _build_in_place(folder: RemotePath, recipe: Recipe, build: Callable[[Path], dict | None]) -> None:
+    """Fill a remote folder under its own name, because nothing can be renamed there; its manifest makes it finished."""
+    began = time.perf_counter()
+    with open_claims(folder):
+        if (counts := build(folder)) is not None:
+            seconds = time.perf_counter() - began
+            manifest.write_manifest(folder, recipe, counts, seconds, parts=list(_list_fragments(folder)))
+    if manifest.is_finished(folder):
+        manifest.sweep_scaffolds(folder)
 
 
 def make_parts(
@@ -125,6 +140,7 @@ class _Parts:
         first = processes.worker_number() * len(sizes) // processes.worker_count()  # so that workers seldom meet
         self._missing = dict.fromkeys([*range(first, len(sizes)), *range(first)])
         self._listed = 0.0
+        self._final = manifest.locate_final(out)
 
     def drop_damaged(self) -> None:
         """Remove the fragments of files that are not what was written, so that they are made again."""
@@ -186,7 +202,7 @@ class _Parts:
     def _take(self, claims: Claims, number: int) -> bool:
         if not claims.take(_name(number)):
             return False
-        if self._locate(number).exists():  # its maker ended between the two
+        if self._locate(number).exists() or manifest.is_finished(self._final):  # its maker ended between the two
             return False
         del self._missing[number]
         return True
@@ -218,6 +234,8 @@ def _list_fragments(out: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _has_hash(path: Path, sha256: str) -> bool:
+    if isinstance(path, RemotePath):  # object stores check what they are sent, and take it whole
+        return path.is_file()
     return path.is_file() and atomic_files.hash_file(path) == sha256
 
 

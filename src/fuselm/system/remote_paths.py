@@ -17,7 +17,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path, PosixPath
 from typing import Any
@@ -128,6 +128,11 @@ class RemotePath(PosixPath):
         """Return the path itself, because there is no home folder."""
         return self
 
+    @property
+    def parent(self) -> Path:
+        """Return the folder of this path; a bucket is its own, as the root of a disk is."""
+        return self if len(self.parts) == 2 and self.protocol else super().parent
+
     def as_uri(self) -> str:
         """Return the address."""
         return str(self)
@@ -141,15 +146,14 @@ class RemotePath(PosixPath):
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return size and time; the inode is another number wherever the file system says that the file is another."""
-        found = self.info()
-        mode = stat.S_IFDIR | 0o755 if found["type"] == "directory" else stat.S_IFREG | 0o644
-        version = next((found[k] for k in ("ETag", "etag", "md5Hash", "content_md5", "blob_id") if found.get(k)), "")
-        inode = int(hashlib.sha256(str(version).encode()).hexdigest()[:12], 16)
-        seconds = _read_time(next((found[name] for name in _TIMES if found.get(name) is not None), 0))
-        times = {f"st_{kind}time_ns": int(seconds * 1e9) for kind in "amc"}
-        whole = int(seconds)
-        ten = (mode, inode, 0, 1, os.getuid(), os.getgid(), int(found.get("size") or 0), whole, whole, whole)
-        return os.stat_result((*ten, *(seconds,) * 3, *times.values()))
+        return _make_stat(self.info())
+
+    def list_stats(self) -> dict[str, os.stat_result]:
+        """Return what `stat` does of every file below this path, by its path in there, in one request or a few."""
+        with _name_errors(self):
+            found = self.filesystem.find(self.key, detail=True)
+        base = self.key.rstrip("/") + "/"
+        return {name[len(base) :]: _make_stat(found[name]) for name in sorted(found) if name.startswith(base)}
 
     def lstat(self) -> os.stat_result:
         """Return what `stat` does."""
@@ -288,6 +292,12 @@ class RemotePath(PosixPath):
             if not missing_ok:
                 raise
 
+    def remove_files(self, paths: "list[RemotePath]") -> None:
+        """Remove files of this folder in as few requests as the file system takes; those that are gone are no error."""
+        if paths:
+            with contextlib.suppress(FileNotFoundError), _name_errors(self):
+                self.filesystem.rm([path.key for path in paths])
+
     def remove_tree(self) -> None:
         """Remove everything below this path; do nothing if nothing is there."""
         with contextlib.suppress(FileNotFoundError), _name_errors(self):
@@ -307,6 +317,18 @@ class RemotePath(PosixPath):
         raise RemoteError(f"{self}: cannot be renamed there")
 
     replace = rename
+
+
+def _make_stat(found: Mapping[str, Any]) -> os.stat_result:
+    """Return what a file system says of a file as the system would."""
+    mode = stat.S_IFDIR | 0o755 if found["type"] == "directory" else stat.S_IFREG | 0o644
+    version = next((found[k] for k in ("ETag", "etag", "md5Hash", "content_md5", "blob_id") if found.get(k)), "")
+    inode = int(hashlib.sha256(f"{found.get('name')} {version}".encode()).hexdigest()[:12], 16)
+    seconds = _read_time(next((found[name] for name in _TIMES if found.get(name) is not None), 0))
+    times = {f"st_{kind}time_ns": int(seconds * 1e9) for kind in "amc"}
+    whole = int(seconds)
+    ten = (mode, inode, 0, 1, os.getuid(), os.getgid(), int(found.get("size") or 0), whole, whole, whole)
+    return os.stat_result((*ten, *(seconds,) * 3, *times.values()))
 
 
 def _read_time(value: Any) -> float:

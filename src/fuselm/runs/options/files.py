@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from fuselm.system.remote_paths import EXCLUSIVE, RemotePath, is_remote, open_path
+
 Overrides = str | Sequence[str] | Mapping[str, Any]  # `section.option=value`, one or several; or values by name
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {  # commands, and how their files are told apart
@@ -41,11 +43,25 @@ def refuse_other_kind(path: Path, command: str, options: Mapping[str, Any]) -> N
 
 
 def expand_home(path: str, name: str) -> str:
-    """Return a path with `~` as the home folder it stands for. Raises `ValueError` if there is no such user."""
+    """Return a path with `~` as the home folder it stands for; a remote one is checked.
+
+    Raises `ValueError` if there is no such user, or the remote path cannot be used.
+    """
+    if is_remote(path):
+        return str(_check_shared(open_path(path), name))
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         raise ValueError(f"{name}: no home folder is known for {path.split('/')[0]} (got {path}); write the whole path")
     return expanded
+
+
+def _check_shared(path: Path, name: str) -> Path:
+    """Return a remote path that processes can write to together. Raises `ValueError` for others."""
+    if isinstance(path, RemotePath) and path.protocol not in EXCLUSIVE:
+        raise ValueError(
+            f"{name}: {path} can be read, and is no place that a run can write to; take s3://, gs:// or az://"
+        )
+    return path
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,6 +14,7 @@ from fuselm.system import fingerprints, manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
+from fuselm.system.remote_paths import open_path
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -97,7 +98,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
 def _find_given_store(options: LocalSourceOptions | ServerOptions) -> Path | None:
     """Return the store that the user has of a source, if any."""
     store = options.store if isinstance(options, LocalSourceOptions) else None
-    return None if store is None else Path(store)
+    return None if store is None else open_path(store)
 
 
 def check_given_store(pipeline: "Pipeline", name: str) -> None:

@@ -16,6 +16,8 @@ from fuselm.runs.stages import capture, corpus, fuse, write
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
+from fuselm.system.remote_paths import RemotePath
+from fuselm.system.remote_stages import remove_folder
 
 if TYPE_CHECKING:
     from fuselm.runs.calibration import Calibration
@@ -66,6 +68,9 @@ def train_method(pipeline: "Pipeline", method: str, *, needs_weights: bool = Tru
 
 def drop_weights(folder: Path) -> None:
     """Delete the weights of a training's model, whole or not at all; its numbers stay."""
+    if isinstance(folder, RemotePath):
+        remove_folder(folder / WEIGHTS)
+        return
     dropped = folder / ".dropped"
     shutil.rmtree(dropped, ignore_errors=True)
     if (folder / WEIGHTS).is_dir():
