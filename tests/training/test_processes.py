@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 import trainings
 import os
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from fuselm.training import trainer
 from fuselm.training import target_training
@@ -48,7 +49,9 @@ def stop(report, arguments, state, control, **_):
 
 for arguments, settings, environment, interrupted, resumes in pickle.loads(Path(sys.argv[1]).read_bytes()):
     os.environ.update(environment)
+    AcceleratorState._reset_state()  # so that it reads what this training is told
     target_training.load_target = sharded if environment else load_target
+    split = environment.get("FSDP_STATE_DICT_TYPE") == "SHARDED_STATE_DICT"
     if interrupted:
         trainer.ProgressReport.on_save = stop
         try:
@@ -57,6 +60,8 @@ for arguments, settings, environment, interrupted, resumes in pickle.loads(Path(
             pass
         del trainer.ProgressReport.on_save
         torch.distributed.barrier()
+        shards = list(arguments[0].glob("checkpoints/*/pytorch_model_fsdp_0/__1_*.distcp" if split else "nothing"))
+        assert bool(shards) == split and len(shards) <= 2, shards
     assert (trainings.train(*arguments, **settings)["resumed_at_step"] > 0) == resumes
 """
 
@@ -91,11 +96,13 @@ def test_the_only_process_is_the_first_of_one():
     assert (processes.rank(), processes.world_size()) == (0, 1)
 
 
-def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_one_over_20_steps(
+@pytest.mark.parametrize("is_sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_padded_packed_or_interrupted_have_the_losses_of_one_over_20_steps(
     tmp_path,
     target,
     documents,
     fused,
+    is_sharded,
 ):
     accelerated = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp-8gpu.yaml"))
     fsdp = {name.upper(): str(value) for name, value in accelerated.fsdp_config.items()} | {
@@ -104,8 +111,9 @@ def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_o
     common = {"passes": 5, "evaluations_per_pass": 1, "lambda_final": 0.1, "average": 2.0}
     ways = {"padded": {"batch_documents": 2}, "packed": {"batch_documents": None, "pack_tokens": 131}}
     ways["sharded"] = ways["padded"] | {"gradient_checkpointing": True}
-    ways["interrupted"], ways["sharded-interrupted"] = ways["padded"], ways["sharded"]
+    ways["interrupted"], ways["split-interrupted"] = ways["padded"], ways["sharded"]  # split: checkpoints, too
     ways["joined"] = ways["padded"]  # begun by one process, and resumed by two
+    ways = {name: way for name, way in ways.items() if name.startswith(("sharded", "split")) == is_sharded}
     jobs = []
     for name, settings in ways.items():
         one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
@@ -113,10 +121,11 @@ def test_two_processes_padded_packed_sharded_or_interrupted_have_the_losses_of_o
         two.mkdir()
         if name == "joined":
             begin_alone(two, target, documents, fused, gradient_accumulation=2, **common, **settings)
-        environment = fsdp if name.startswith("sharded") else {}
+        environment = fsdp if name.startswith("split") else {}
+        if name == "sharded":
+            environment = fsdp | {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
         stops = name.endswith("interrupted")
         jobs.append(((two, target, documents, fused), common | settings, environment, stops, stops or name == "joined"))
-    jobs.sort(key=lambda job: bool(job[2]))  # what the sharded ones are told stays
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
     in_two_processes([str(tmp_path / "script.py"), str(tmp_path / "jobs")], tmp_path)

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fuselm.documents.document import Document
 from fuselm.models import forward
@@ -146,6 +147,8 @@ class FusionTrainer(Trainer):
         limit = self.args.save_total_limit
         if self._sharded.is_used:
             self.args.save_total_limit = None  # older ones are deleted when this one is whole
+            folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)  # the Trainer looks for it before anything is in it
         try:
             super()._save_checkpoint(*arguments)
         finally:
