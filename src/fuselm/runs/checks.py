@@ -21,6 +21,10 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
         check_server(inputs.servers[name], inputs.load_source_vocabulary(name), top_k=run.capture_options(name).top_k)
     if any(step.stage.fills_stores for step in steps):
         _check_stores(pipeline)
+    if run.capture.engine == "vllm" and any(step.stage.fills_stores for step in steps):
+        from fuselm.sources import vllm_engine
+
+        vllm_engine.check_installed()
     if any(step.stage.trains for step in steps):
         from fuselm.training import needs
 

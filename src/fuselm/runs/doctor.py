@@ -189,6 +189,7 @@ def list_problems(found: Mapping[str, Any], run: config.RunOptions | None) -> It
         "qlora": ("train.quantize", run.train.quantize is not None),
         "wandb": ("train.trackers", "wandb" in run.train.trackers),
         "ray": ("capture.engine", run.capture.engine == "ray"),
+        "vllm": ("capture.engine", run.capture.engine == "vllm"),
     }
     for extra, (option, is_used) in needs.items():
         of = found["extras"].get(extra, {"missing": []})

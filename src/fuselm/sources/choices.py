@@ -5,6 +5,7 @@
 
 ENGINES: dict[str, str] = {
     "local": "Run the model in the process of the run.",
+    "vllm": "Run the model in vLLM, on this machine's GPUs, with policy `threshold` or `top_k`. Unproved on a GPU.",
     "ray": "Run the model in several processes: on the cluster at RAY_ADDRESS, or on this machine without one.",
 }
 CHOICES: dict[str, str] = {

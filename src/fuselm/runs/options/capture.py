@@ -68,6 +68,15 @@ class CaptureOptions(Options):
             raise ValueError(f"capture.workers: an option of engine ray (got engine '{self.engine}'); drop it")
         return self
 
+    @model_validator(mode="after")
+    def _check_engine(self) -> "CaptureOptions":
+        if self.engine == "vllm" and self.policy not in ("threshold", "top_k"):
+            raise ValueError(
+                f"capture.policy: vLLM gives the most probable entries only (got policy '{self.policy}'); set "
+                "capture.policy to threshold or top_k, or take another capture.engine"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_policy(cls, options: Any) -> Any:

@@ -91,6 +91,11 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
         asked |= {"workers": run.capture.process_count, "revision": run.sources[name].revision}
         counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
         return counts | {"dtype": dtype}
+    if run.capture.engine == "vllm":
+        from fuselm.sources import vllm_engine
+
+        counts = vllm_engine.capture_with_vllm(model, vocabulary, documents, out, dtype=dtype, **asked)
+        return counts and counts | {"dtype": dtype}
     source = capture.load_source(model, vocabulary, dtype=dtype)
     return capture.capture_from_model(source, documents, out, **asked) | {"dtype": dtype}
 
