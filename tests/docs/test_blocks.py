@@ -40,6 +40,8 @@ NOT_RUN = {
     "python examples/chat/": "needs a finished run of examples/chat.yaml; tests/examples/test_chat.py",
     "python benchmarks/": "measures for hours; tests/benchmarks/test_commands.py starts each",
     "python -m tests.fuzz": "tests/fuzz/test_fuzz.py",
+    "fuselm run my.yaml output=s3": "needs a bucket; tests/runs/test_remote_run.py has an S3 server",
+    "fuselm store info s3": "needs a bucket; tests/runs/test_remote_run.py has an S3 server",
     "fuselm run examples/": "the demo: `make demo`",
     "fuselm inspect runs/quickstart": "needs the demo's run",
     "fuselm prune models/": "scores one of the demo's models for a minute; tests/runs/pruning",

@@ -39,7 +39,10 @@ RESERVED = {"base", "clm", "fused", "average"}  # names of rows in the result
 class RunOptions(Options):
     """Hold all options of a run."""
 
-    output: str = Field(description="Write the results of the run, and what only it needs, into this folder.")
+    output: str = Field(
+        description="Write the results of the run, and what only it needs, into this folder, "
+        "which may be on an object store: s3://bucket/run."
+    )
     store_dir: str | None = Field(
         "auto",
         description="Keep texts that sources wrote, captured and aligned stores in this folder, where every run and "

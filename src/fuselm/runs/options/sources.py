@@ -17,7 +17,7 @@ class ModelOptions(Options):
 
     model: str = Field(
         description="Load this model: a hub id, a folder, a GGUF file, or a run's folder, which "
-        "stands for its fused model."
+        "stands for its fused model. Folders and files may be on an object store: s3://bucket/model."
     )
     revision: str | None = Field(
         None, description="Take this branch, tag or commit of a hub id; `main` if nothing is given."
@@ -31,7 +31,7 @@ class LocalSourceOptions(ModelOptions):
     store: str | None = Field(
         None,
         description="Use this folder, an earlier capture of the same documents by this model, instead of running the "
-        "model.",
+        "model. It may be on an object store.",
     )
     system: str | None = Field(None, description=SYSTEM)
 
