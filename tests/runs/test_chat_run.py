@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import same_stores
 import tiny_run
+from rich.console import Console
 
 from fuselm.documents import document_list
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.runs import config
+from fuselm.runs.estimates import estimate_row_bytes
+from fuselm.runs.pipeline import Pipeline
 from fuselm.sources import answering
 from fuselm.stores.store import Store
 
@@ -202,3 +205,17 @@ def test_a_choice_among_one_answer_is_refused(models, texts, tmp_path):
     for option in ("write.answers=1", "write.answers=0"):
         outcome = tiny_run.fuselm("plan", file, option, "write.choose=majority")
         assert outcome.code == 2 and "write.choose: does nothing here, because write.answers is below 2" in outcome.err
+
+
+def test_plan_expects_stores_of_the_responses_alone(finished):
+    file = finished.parent / "run.yaml"
+    outcome = tiny_run.fuselm("plan", file, "capture.draws=7", "--json")
+    assert outcome.code == 0, outcome.err
+    (expected,) = [row for row in json.loads(outcome.out)["stages"] if row["title"] == "capture other"]
+    documents = document_list.read_documents(find(finished, "corpus/*"), "train")
+    vocabulary = Pipeline(config.load(file), Console(quiet=True)).inputs.load_source_vocabulary("other")
+    read = [vocabulary.segment(document.text) for document in documents]
+    rows, tokens = sum(len(s.ids) for s in read), sum(len(s.read_ids) for s in read)
+    assert expected["tokens"] == tokens and rows < 0.8 * tokens
+    entries = float(expected["keeps"].split(": ")[1].split(",")[0])
+    assert expected["kept_bytes"] == pytest.approx(rows * estimate_row_bytes(entries), rel=0.1)

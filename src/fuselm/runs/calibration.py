@@ -67,6 +67,7 @@ class Measured:
     loading: float = 0.0  # seconds until the model is in memory
     entries: float = 0.0
     mass: float = 0.0  # probability of the kept entries
+    row_share: float = 1.0  # of the tokens that are read, those that have a row: of conversations, the responses'
     memory: int = 0  # the most bytes that this process has held so far
 
 
@@ -206,6 +207,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
         loading=loading,
         entries=float(kept.counts.mean()),
         mass=1 - float(kept.tail.mean()),
+        row_share=sum(len(s.ids) for s in segmentations) / max(sum(lengths), 1),
     )
 
 

@@ -95,7 +95,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     if (measured := calibration.time_reading(step.name)) is None:
         return row
     entries = float(min(measured.entries, calibration.pipeline.run.align.top_k))
-    return replace(row, kept=round(row.tokens * estimate_row_bytes(entries)))
+    return replace(row, kept=round(row.tokens * measured.row_share * estimate_row_bytes(entries)))
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float | None:

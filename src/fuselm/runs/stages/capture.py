@@ -156,7 +156,7 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     return replace(
         row,
         keeps=f"{' '.join(map(str, run.capture_options(name).retention.values()))}: {kept}",
-        kept=round(row.tokens * estimate_row_bytes(measured.entries)),
+        kept=round(row.tokens * measured.row_share * estimate_row_bytes(measured.entries)),
         seconds=measured.loading + row.tokens / speed,
         memory=measured.memory,
     )

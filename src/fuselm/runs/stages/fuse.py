@@ -71,8 +71,11 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     row = calibration.add_kernel_time(step, row)
     names = calibration.pipeline.inputs.list_fused_sources(step.name or None)
     measured = [calibration.time_reading(name) for name in names]
-    entries = sum((m.entries for m in measured if m is not None), start=0.0)
-    return replace(row, kept=round(row.tokens * estimate_row_bytes(entries))) if all(measured) else row
+    found = [m for m in measured if m is not None]
+    if not found or len(found) < len(measured):
+        return row
+    tokens = row.tokens * max(m.row_share for m in found)
+    return replace(row, kept=round(tokens * estimate_row_bytes(sum(m.entries for m in found))))
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float | None:
