@@ -39,6 +39,7 @@ from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.training.batches import KEPT_TOKENS, Batches, Collator
 from fuselm.training.fusing import FUSE_OPTIONS, RowFusion
+from fuselm.training.loader_processes import BatchesAhead
 from fuselm.training.speed import measure_memory
 from fuselm.training.target_training import FUSING_WORKERS, PREFETCHED
 
@@ -81,11 +82,12 @@ def measure_waiting(rate: int) -> dict:
         fused, fusion = make_both(Path(temporary), target, vocabulary, vocabularies, chosen)
         ways = {"stored, 0 processes": (fused, 0), "stored, 1 process": (fused, 1)}
         ways |= {f"load, {n} process{'es' * (n > 1)}": (fusion, n) for n in (1, FUSING_WORKERS)}
-        result = {}
+        result, microseconds = {}, {}
         for name, (rows, workers) in ways.items():
             dataset = Batches(fusion.choose_documents(chosen), vocabulary, rows, **ORDER | {"passes": 99})
             result[name] = time_steps(dataset, target.context_token, workers, rate)
-    return {"tokens_per_second": rate, "share_of_time": result}
+            microseconds[name.partition(",")[0]] = time_reading(dataset)
+    return {"tokens_per_second": rate, "share_of_time": result, "microseconds_a_token": microseconds}
 
 
 def make_both(folder: Path, target, vocabulary, vocabularies, chosen) -> tuple[Store, RowFusion]:
@@ -120,6 +122,7 @@ def time_steps(dataset: Batches, context_token: int, workers: int, rate: int) ->
     ahead = {"prefetch_factor": PREFETCHED, "multiprocessing_context": "fork"} if workers else {}
     collate = Collator(context_token, packed=False)
     batches = iter(DataLoader(dataset, collate_fn=collate, num_workers=workers, **ahead))
+    batches = BatchesAhead(batches) if workers else batches
     waited = began = 0.0
     for step in range(STEPS):
         if step == WARM_UP:
@@ -128,7 +131,20 @@ def time_steps(dataset: Batches, context_token: int, workers: int, rate: int) ->
         batch = next(batches)
         waited += time.perf_counter() - asked
         time.sleep(int(batch["attention_mask"].sum()) / rate)
-    return waited / (time.perf_counter() - began)
+    took = time.perf_counter() - began
+    if workers:
+        batches.stop()
+    return waited / took
+
+
+def time_reading(dataset: Batches) -> float:
+    """Return the microseconds of one core that it takes to make a batch, for each of its tokens."""
+    for step in range(WARM_UP):
+        dataset[step]
+    began, tokens = time.process_time(), 0
+    for step in range(WARM_UP, STEPS):
+        tokens += sum(len(item["tokens"]) for item in dataset[step])
+    return 1e6 * (time.process_time() - began) / tokens
 
 
 # ---- start

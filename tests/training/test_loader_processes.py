@@ -3,7 +3,7 @@
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from fuselm.training.loader_processes import name_worker_errors, prepare_process
+from fuselm.training.loader_processes import BatchesAhead, name_worker_errors, prepare_process
 
 
 class Damaged(Dataset):
@@ -25,3 +25,21 @@ def test_an_error_is_one_line_whichever_process_meets_it(workers):
     next(batches)
     with pytest.raises(ValueError, match=r"^stores/a: damaged; delete it$"), name_worker_errors():
         next(batches)
+
+
+def test_batches_that_are_taken_in_a_thread_come_in_order_and_end_once():
+    ahead = BatchesAhead(iter(range(7)))
+    assert list(ahead) == list(range(7)) and list(ahead) == []
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for():
+    def fail():
+        yield 1
+        raise ValueError("stores/a: damaged; delete it")
+
+    ahead = BatchesAhead(fail())
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match=r"^stores/a: damaged; delete it$"):
+        next(ahead)
+    ahead.stop()
+    assert list(ahead) == []

@@ -94,6 +94,12 @@ def test_the_history_says_how_fast_each_step_was(trained):
         assert 0 < row["data_wait"] < 1 and row["seconds"] > 0
 
 
+def test_processes_that_read_ahead_change_nothing(tmp_path, trained, target, documents, fused):
+    train(tmp_path, target, documents, fused, loader_workers=2)
+    assert_same_weights(tmp_path, trained)
+    assert read_losses(tmp_path) == read_losses(trained)
+
+
 def test_a_long_training_logs_the_means_of_several_steps(tmp_path, trained, target, documents, fused, monkeypatch):
     steps = json.loads((trained / "history.json").read_text())["log"]
     monkeypatch.setattr(target_training, "LOGGED", len(steps) // 3)

@@ -128,6 +128,7 @@ def train_target(
         with hide_library_output():  # of every checkpoint's shards
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        trainer.stop_reading()
         trainer.finish_saving()
         stopping.release()
     progress.stop()

@@ -20,7 +20,7 @@ from fuselm.system import atomic_files, stopping
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
-from fuselm.training.loader_processes import name_worker_errors
+from fuselm.training.loader_processes import BatchesAhead, name_worker_errors
 from fuselm.training.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.training.sharded_checkpoints import ShardedCheckpoints
 from fuselm.training.speed import SpeedCounts
@@ -85,6 +85,7 @@ class FusionTrainer(Trainer):
         self._averaging: Averaging | None = None
         self._speed = SpeedCounts()
         self._logged_step: int | None = None  # the last one
+        self._ahead: BatchesAhead | None = None
         self._sharded = ShardedCheckpoints(self)
 
     def start_averaging(self, *, first: int) -> None:
@@ -109,8 +110,11 @@ class FusionTrainer(Trainer):
         self._speed.begin()
         if self._logged_step is None:
             self._logged_step = self.state.global_step
+        if self.args.dataloader_num_workers and self._ahead is None:
+            self._ahead = BatchesAhead(epoch_iterator)
         with name_worker_errors():
-            return super().get_batch_samples(self._speed.time_waits(epoch_iterator), num_batches, device)
+            batches = self._speed.time_waits(self._ahead or epoch_iterator)
+            return super().get_batch_samples(batches, num_batches, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._lambda, divergence = self.compute_lambda(), self._settings.build_divergence()
@@ -157,6 +161,11 @@ class FusionTrainer(Trainer):
     def finish_saving(self) -> None:
         """Wait until the last checkpoint is written."""
         self._sharded.wait()
+
+    def stop_reading(self) -> None:
+        """Read no more batches ahead."""
+        if self._ahead is not None:
+            self._ahead.stop()
 
     def _load_best_model(self) -> None:
         self.finish_saving()
