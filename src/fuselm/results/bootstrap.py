@@ -1,4 +1,4 @@
-"""Find 95% intervals of bits per byte, by a bootstrap over documents.
+"""Find 95% intervals of bits per byte, by a bootstrap over documents; `seed_intervals` adds those over seeds.
 
 Documents are resampled within each domain. A difference of two models resamples the same documents for both.
 """
@@ -69,6 +69,13 @@ class Bootstrap:
             n: Interval(value=v, low=None if n in unknown else lo, high=None if n in unknown else hi)
             for n, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
         }
+
+    def compute_errors(self, first: Resampled, *others: Resampled) -> dict[str, float]:
+        """Return the standard errors over documents of the first minus all others, by domain and `average`."""
+        samples = first.samples
+        for other in others:
+            samples = samples - other.samples
+        return dict(zip([*self.domains, "average"], samples.std(axis=0).tolist(), strict=True))
 
     def resample(self, scores: Sequence[Score]) -> Resampled:
         """Return one model's bits per byte by domain and on average, on all documents and on each resample."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-STEPS = 200_000  # of an integral over angles; the quantiles are good to five digits
+STEPS = 20_000  # of an integral over angles; the quantiles are good to four digits
 LARGEST = 1e6  # degrees of freedom beyond which Student's distribution is the normal one
 
 

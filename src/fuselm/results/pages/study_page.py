@@ -15,6 +15,7 @@ from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Line, Mark
 from fuselm.results.pages.formats import describe_settings, format_bits, format_interval, format_minus
 from fuselm.results.pages.styles import style_source
+from fuselm.results.pages.tasks_table import describe_rows, write_markdown
 from fuselm.results.verdicts import judge
 from fuselm.system import atomic_files
 from fuselm.system.foreign_text import escape_controls
@@ -108,6 +109,8 @@ def _show_experiment(experiment: Mapping[str, Any], result: Mapping[str, Any]) -
         "differences": [
             _show_difference(name, rival, experiment, columns) for name, rival in experiment["against"].items()
         ],
+        "tasks": describe_rows(experiment.get("tasks", [])),
+        "tasks_markdown": write_markdown(experiment["tasks"]) if experiment.get("tasks") else "",
         "needed": _list_needed_tokens(experiment),
         "trials": _list_trials(experiment["arms"], result["arms"]),
         "figures": {kind: draw for kind, draw in draws.items() if draw(figures.WIDTH)},
@@ -151,7 +154,12 @@ def _show_difference(name: str, rival: str, experiment: Mapping[str, Any], colum
         "name": f"{name} − {rival}",
         "cells": [cells[c] if cells else None for c in columns],
         "by_seed": [value - of[rival][seed] for seed, value in of[name].items()] if cells else [],
+        "p": _format_p(experiment["p_adjusted"].get(name)),
     }
+
+
+def _format_p(p: float | None) -> str:
+    return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _list_needed_tokens(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:

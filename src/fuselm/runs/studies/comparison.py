@@ -2,6 +2,7 @@
 
 An experiment uses the seeds that all its arms have; arms without any scores are left out of that. An arm's bits per
 byte are those of these seeds' held-out documents together; a resample draws a document with its scores of all seeds.
+Intervals of several seeds are over seeds and documents together. Those of one seed are over its documents alone.
 """
 
 import itertools
@@ -18,6 +19,8 @@ from fuselm.results import bootstrap, scoring
 from fuselm.results.bootstrap import Bootstrap, Interval, Resampled
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
+from fuselm.results.seed_intervals import adjust_for_comparisons, find_seed_interval
+from fuselm.results.tasks.summary import summarize_seeds
 from fuselm.runs.options.study import ExperimentOptions
 from fuselm.runs.studies import trials
 from fuselm.runs.studies.study import Study, list_arms
@@ -33,12 +36,15 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
     study = grid.study
     arms: dict[str, Any] = {}
     scores: dict[str, dict[int, list[Score]]] = {}
+    answers: dict[str, dict[int, list[Path]]] = {}
     for name, arm in study.arms.items():
-        scores[name], seeds = {}, {}
+        scores[name], answers[name], seeds = {}, {}, {}
         for seed in arm.seeds:
             state = grid.read_state(arm, seed)
             if state.scores_folder is not None:
                 scores[name][seed] = [Score(**row) for row in manifest.read_json(state.scores_folder / "scores.json")]
+            if state.is_measured and state.answers_folders:
+                answers[name][seed] = state.answers_folders
             seeds[str(seed)] = {
                 "trials": [_summarize_trial(trial, state) for trial in state.trials if trial.training_step is not None],
                 "bits_per_byte": scoring.compute_bits_per_byte(scores[name][seed]) if seed in scores[name] else None,
@@ -61,7 +67,7 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
             "domains": pools.domains,
             "heldout": _count_heldout(scores),
             "arms": arms,
-            "experiments": [_compute_experiment(experiment, arms, pools) for experiment in study.experiments],
+            "experiments": [_compute_experiment(experiment, arms, pools, answers) for experiment in study.experiments],
             "version": metadata.version("fuselm"),
         }
     )
@@ -86,9 +92,11 @@ class Pools:
         names = [name for name in (arm, against) if name is not None]
         if not seeds or not all(self._scores[name] for name in names):
             return None
-        return _list_intervals(
-            self._build_bootstrap(seeds, arm).compare(*(self._resample(name, seeds) for name in names))
-        )
+        resampled, drawn = [self._resample(name, seeds) for name in names], self._build_bootstrap(seeds, arm)
+        intervals, errors = drawn.compare(*resampled), drawn.compute_errors(*resampled)
+        each = [[scoring.compute_bits_per_byte(self._scores[name][seed]) for name in names] for seed in seeds]
+        by_seed = {n: [of[0][n] - sum(rival[n] for rival in of[1:]) for of in each if n in of[0]] for n in intervals}
+        return {name: _widen(interval, by_seed[name], errors[name]) for name, interval in intervals.items()}
 
     def compute_averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """Return an arm's average bits per byte, by seed."""
@@ -160,11 +168,30 @@ def _count_heldout(scores: Scores) -> dict[str, dict[str, int]]:
     return {str(s): {"documents": len(r), "bytes": sum(score.bytes for score in r)} for s, r in sorted(rows.items())}
 
 
-def _list_intervals(intervals: Mapping[str, Interval]) -> dict[str, Any]:
-    return {name: asdict(interval) for name, interval in intervals.items()}
+def _widen(interval: Interval, by_seed: Sequence[float], error: float) -> dict[str, Any]:
+    """Return the interval over seeds and documents, that over `documents` alone, and the p-value of its value."""
+    cell = asdict(interval)
+    if interval.low is None:
+        return cell
+    found = find_seed_interval(interval.value, by_seed, error)
+    cell["p"] = found.p
+    if len(by_seed) == 1:
+        return cell  # the bootstrap's own is exact in its tails
+    return cell | {"low": found.low, "high": found.high, "documents": [interval.low, interval.high]}
 
 
-def _compute_experiment(options: ExperimentOptions, arms: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
+def _adjust_p_values(differences: Mapping[str, Any]) -> dict[str, float]:
+    """Return the p-values of the averages' differences, adjusted for the number of comparisons in the experiment."""
+    found = {name: cells["average"]["p"] for name, cells in differences.items() if cells and "p" in cells["average"]}
+    return adjust_for_comparisons(found)
+
+
+def _compute_experiment(
+    options: ExperimentOptions,
+    arms: Mapping[str, Any],
+    pools: Pools,
+    answers: Mapping[str, Mapping[int, Sequence[Path]]],
+) -> dict[str, Any]:
     names, rivals = list_arms(options), _find_rivals(options)
     seeds = pools.find_shared_seeds(names)
     values = {name: pools.compute_intervals(seeds, name) for name in names}
@@ -178,9 +205,24 @@ def _compute_experiment(options: ExperimentOptions, arms: Mapping[str, Any], poo
         "spread": {n: float(np.std(list(v.values()), ddof=1)) if len(v) > 1 else None for n, v in averages.items()},
         "differences": {name: pools.compute_intervals(seeds, name, rival) for name, rival in rivals.items()},
     }
+    if rows := _compare_answers(names, rivals, answers):
+        result["tasks"] = rows
+    result["p_adjusted"] = _adjust_p_values(result["differences"])
     shares = {name: found for name in names if (found := pools.compute_unspelled_shares(seeds, name))}
     result |= {"unspelled": shares} if shares else {}
     return result | {"curves": _compute_curves(options, arms, values)} if options.lines else result
+
+
+def _compare_answers(
+    names: Sequence[str], rivals: Mapping[str, str], answers: Mapping[str, Mapping[int, Sequence[Path]]]
+) -> list[dict[str, Any]]:
+    """Return a row for each task that all arms with answers were asked, over the seeds that all of them have."""
+    asked = [name for name in names if answers[name]]
+    seeds = [seed for seed in answers[asked[0]] if all(seed in answers[name] for name in asked)] if asked else []
+    if not seeds:
+        return []
+    pairs = [(name, rival) for name, rival in rivals.items() if name in asked and rival in asked]
+    return summarize_seeds([{name: answers[name][seed] for name in asked} for seed in seeds], pairs)
 
 
 def _find_rivals(options: ExperimentOptions) -> dict[str, str]:

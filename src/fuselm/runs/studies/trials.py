@@ -19,7 +19,7 @@ from fuselm.documents.document_list import DocumentList, read_documents
 from fuselm.results.pages.formats import describe_settings
 from fuselm.runs import config, plan, reuse, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
-from fuselm.runs.stages import capture, evaluate, merge, train, write
+from fuselm.runs.stages import capture, evaluate, merge, tasks, train, write
 from fuselm.runs.steps import Step
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
@@ -53,6 +53,11 @@ class Trial:
         return next(step for step in self.steps if step.stage is evaluate.STAGE)
 
     @property
+    def task_steps(self) -> list[Step]:
+        """Return the steps that ask the model tasks."""
+        return [step for step in self.steps if step.stage is tasks.STAGE]
+
+    @property
     def dev_bits_per_byte(self) -> float | None:
         """Return the best score on the development split, or None before the trial is trained."""
         if self.training_step is None or not self.training_step.done:
@@ -76,6 +81,17 @@ class State:
         scores = [trial.dev_bits_per_byte for trial in self.trials]
         known = [score for score in scores if score is not None]
         return self.trials[scores.index(min(known))] if len(known) == len(scores) else None
+
+    @property
+    def is_measured(self) -> bool:
+        """Tell whether the best trial has its scores, and was asked all tasks."""
+        return self.scores_folder is not None and len(self.answers_folders) == len(self.trials[0].task_steps)
+
+    @property
+    def answers_folders(self) -> list[Path]:
+        """Return the folders of what the best trial answered, as far as they are there."""
+        asked = [] if self.best_trial is None else self.best_trial.task_steps
+        return [step.folder for step in asked if step.done]
 
     @property
     def scores_folder(self) -> Path | None:
@@ -133,7 +149,7 @@ class Grid:
         for number in range(len(arm.trials)):
             pipeline = self.open_once(arm, seed, number)
             try:
-                pipeline.check(evaluate.STAGE.name, _build_scores(arm))
+                pipeline.check(tasks.STAGE.name, _build_scores(arm))
             except ValueError as error:
                 raise ValueError(f"{self.study.file}: arms.{arm.name}: {error}") from None
 
@@ -181,7 +197,12 @@ class Grid:
 
 def _build_scores(arm: Arm) -> Callable[[Pipeline], object]:
     """Return a function that makes the scores of an arm, for a dry run."""
-    return lambda pipeline: pipeline.evaluate_model(arm.method or arm.name)
+
+    def measure(pipeline: Pipeline) -> None:
+        pipeline.evaluate_model(arm.method or arm.name)
+        pipeline.ask_model(arm.method or arm.name)
+
+    return measure
 
 
 def make_output_folder(study: Study) -> None:
@@ -204,10 +225,10 @@ def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
     failed = []
     grid.record_steps()
     for seed, arm in grid.iterate_arms():
-        if grid.read_state(arm, seed).scores_folder is None:
+        if not grid.read_state(arm, seed).is_measured:
             grid.check_needs(arm, seed)
     for seed, arm in grid.iterate_arms():
-        if grid.read_state(arm, seed).scores_folder is not None:
+        if grid.read_state(arm, seed).is_measured:
             continue
         same_seed = [a for s, a in grid.iterate_arms() if s == seed]
         title = f"arm {same_seed.index(arm) + 1} of {len(same_seed)}, seed {seed}: {arm.name}"
@@ -237,7 +258,7 @@ def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     state = grid.read_state(arm, seed)
     assert state.best_trial is not None
-    grid.open_pipeline(arm, seed, state.trials.index(state.best_trial)).evaluate_model(arm.method or arm.name)
+    _build_scores(arm)(grid.open_pipeline(arm, seed, state.trials.index(state.best_trial)))
     gc.collect()
 
 
@@ -251,7 +272,7 @@ def _drop_weights(grid: Grid, seed: int) -> None:
         steps = [step for trial in state.trials for step in trial.steps]
         folders = {step.folder for step in steps if step.stage in (train.STAGE, merge.STAGE)}
         present |= folders
-        if state.scores_folder is None:
+        if not state.is_measured:
             needed |= folders
     for folder in present - needed:
         train.drop_weights(folder)
@@ -270,10 +291,14 @@ def draw_progress(grid: Grid) -> Table:
     total, unknown = 0.0, 0
     for seed, arm, state in rows:
         trial_steps = [
-            (step, trial) for trial in state.trials for step in trial.steps if step.stage is not evaluate.STAGE
+            (step, trial)
+            for trial in state.trials
+            for step in trial.steps
+            if step.stage not in (evaluate.STAGE, tasks.STAGE)
         ]
         scored = state.best_trial or state.trials[0]
-        makes = [*trial_steps, (scored.scoring_step, scored)] if state.scores_folder is None else []
+        measuring = [(step, scored) for step in (scored.scoring_step, *scored.task_steps)]
+        makes = [] if state.is_measured else [*trial_steps, *measuring]
         left = {s.folder: (s, t) for s, t in makes if s.is_needed and s.folder not in planned}
         planned |= left.keys()
         times = [
@@ -284,11 +309,11 @@ def draw_progress(grid: Grid) -> Table:
         unknown += None in times
         total += known
         trained = sum(t.training_step is not None and t.training_step.done for t in state.trials)
-        done = "done" if state.scores_folder is not None else f"{trained} trained" if trained else "to do"
+        done = "done" if state.is_measured else f"{trained} trained" if trained else "to do"
         time = "" if not times else "unknown" if None in times else format_duration(known)
         result.add_row(str(seed), make_plain_text(arm.name), str(len(state.trials)) if arm.method else "", done, time)
     result.add_section()
-    count = f"{sum(state.scores_folder is not None for _, _, state in rows)} of {len(rows)} done"
+    count = f"{sum(state.is_measured for _, _, state in rows)} of {len(rows)} done"
     result.add_row("", "in all", "", count, format_duration(total) + (" without what is unknown" if unknown else ""))
     if calibrations.failures:
         result.caption = f"unknown: {calibrations.failures[0]}"
@@ -326,7 +351,7 @@ def explain_captures(grid: Grid) -> list[str]:
     lines: dict[Path, str] = {}
     for seed, arm in grid.iterate_arms():
         state = grid.read_state(arm, seed)
-        for number, trial in enumerate(state.trials if state.scores_folder is None else ()):
+        for number, trial in enumerate(() if state.is_measured else state.trials):
             missing = [s for s in trial.steps if s.is_needed and s.stage is capture.STAGE and s.folder not in lines]
             pipeline = grid.open_once(arm, seed, number)
             explained = reuse.explain_captures(pipeline, missing) if missing else []
