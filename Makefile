@@ -40,6 +40,7 @@ runs/training.json: | models
 	mv $@.partial $@
 
 runs/full/tasks.md: | models
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks]'
 	$(BIN)/fuselm run examples/full.yaml
 	$(BIN)/fuselm evaluate runs/full --tasks offline
 

@@ -22,7 +22,7 @@ KEPT = ROOT / "docs/measured.tar.xz"
 STUDIES = ("study", "study-tokens", "study-parts", "study-prune")
 NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl")
 STAGES = ("corpus", "train", "evaluate")  # the others' manifests would say that their stores are there
-BENCHMARKS = ("apart.json", "peers.json", "training.json", "full/tasks.md")
+BENCHMARKS = ("apart.json", "peers.json", "training.json", "full/tasks.md", "full/tasks/results.md")
 
 
 def measured(runs: Path) -> Iterator[Path]:

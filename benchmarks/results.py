@@ -58,7 +58,8 @@ def wrap(page: str) -> str:
 
 
 def tasks(page: Path) -> str | None:
-    return page.read_text().strip() if page.is_file() else None
+    """Return the tables of tasks, one level of headings lower."""
+    return re.sub(r"^###(?= )", "####", page.read_text().strip(), flags=re.MULTILINE) if page.is_file() else None
 
 
 def minus(pair: str, models: Collection[str]) -> str:
@@ -82,6 +83,7 @@ def main() -> None:
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
             "tasks": tasks(runs / "full/tasks.md"),
+            "earlier_tasks": tasks(runs / "full/tasks/results.md"),
             "apart": read(runs / "apart.json"),
             "peers": read(runs / "peers.json"),
             "training": read(runs / "training.json"),

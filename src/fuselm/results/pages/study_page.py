@@ -159,7 +159,7 @@ def _show_difference(name: str, rival: str, experiment: Mapping[str, Any], colum
 
 
 def _format_p(p: float | None) -> str:
-    return DASH if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return DASH if p is None else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _list_needed_tokens(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
