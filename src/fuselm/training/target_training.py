@@ -172,6 +172,7 @@ def _fix_batches_of_step(out: Path, batches: int) -> int:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["batches"]
     if processes.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
         atomic_files.write_text(file, json.dumps({"batches": batches}))
     return batches
 
