@@ -1,6 +1,7 @@
 """Merge models as a base and their differences from it: added, trimmed, dropped at random, or as far as they agree."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -54,9 +55,10 @@ def ties(
     return merge
 
 
-def dare_linear(
+def dare(
     blocks: Blocks,
     *,
+    elects_sign: bool,
     weight: Sequence[float],
     density: Sequence[float],
     rescale: str | bool = True,
@@ -66,26 +68,13 @@ def dare_linear(
 ) -> Merge:
     """Drop elements of the differences at random, rescale the rest, and add them (arXiv 2311.03099).
 
-    `rescale` is "density" for the paper's 1/density; true or "l1" keeps the sum of absolute values of each difference;
-    false does neither. Each model's elements are drawn by a generator of its own.
+    With `elects_sign` only those are added that agree with the elected sign, as `ties` does. `rescale` is "density" for
+    the paper's 1/density; true or "l1" keeps the sum of absolute values of each difference; false does neither. Each
+    model's elements are drawn by a generator of its own.
     """
     drop = _Dropping(blocks, density, rescale, generators)
-    return lambda models: models[0] + scale * _add_up(drop(models), weight, normalize)
-
-
-def dare_ties(
-    blocks: Blocks,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    rescale: str | bool = True,
-    normalize: bool = False,
-    scale: float = 1.0,
-    generators: Sequence[torch.Generator],
-) -> Merge:
-    """Drop elements as `dare_linear` does, then add those that agree with the elected sign, as `ties` does."""
-    drop = _Dropping(blocks, density, rescale, generators)
-    return lambda models: models[0] + scale * add_agreeing(drop(models), weight, normalize=normalize)
+    add = partial(add_agreeing if elects_sign else _add_up, weight=weight, normalize=normalize)
+    return lambda models: models[0] + scale * add(drop(models))
 
 
 class _Dropping:

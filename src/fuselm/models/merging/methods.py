@@ -1,6 +1,7 @@
 """Merge tensors by a method's name. `choices` says what each method needs and takes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fuselm.models.merging.blocks import Blocks, Merge
 from fuselm.models.merging.choices import METHODS, REQUIRED, Method
-from fuselm.models.merging.differences import dare_linear, dare_ties, linear, task_arithmetic, ties
+from fuselm.models.merging.differences import dare, linear, task_arithmetic, ties
 from fuselm.models.merging.scores import model_stock, sce, varm, widen
 from fuselm.models.merging.spherical import karcher, nuslerp, slerp
 
@@ -20,8 +21,8 @@ FUNCTIONS: dict[str, Callable[..., Merge]] = {
     "karcher": karcher,
     "task_arithmetic": task_arithmetic,
     "ties": ties,
-    "dare_linear": dare_linear,
-    "dare_ties": dare_ties,
+    "dare_linear": partial(dare, elects_sign=False),
+    "dare_ties": partial(dare, elects_sign=True),
     "model_stock": model_stock,
     "sce": sce,
     "varm": varm,
