@@ -28,23 +28,23 @@ def write_text(path: Path, text: str) -> None:
 def write_file(path: Path, write: Callable[[Path], Any], *, seal: bool = False) -> None:
     """Let `write` fill a file beside `path`; then fsync it and rename it into place.
 
-    With `seal`, its checksum is written to a hidden file beside it, which `is_whole` reads until the stage is done.
-    Raises `OSError`, which names `path`.
+    With `seal`, its checksum is written to a hidden file beside it, which `is_whole` reads until the stage is done. The
+    file is read for it unless `write` returns it. Raises `OSError`, which names `path`.
     """
     if isinstance(path, RemotePath):
         with make_scratch_file(path.name) as scratch:
-            write(scratch)
+            checksum = write(scratch)
             if seal:
-                write_text(_locate_seal(path), hash_file(scratch))
+                write_text(_locate_seal(path), checksum if isinstance(checksum, str) else hash_file(scratch))
             path.send(scratch)
         return
     temporary = name_temporary(path)
     try:
         sweep_temporaries(path)
-        write(temporary)
+        checksum = write(temporary)
         fsync(temporary)
         if seal:
-            write_text(_locate_seal(path), hash_file(temporary))
+            write_text(_locate_seal(path), checksum if isinstance(checksum, str) else hash_file(temporary))
         os.replace(temporary, path)
         fsync(path.parent)
     except OSError as error:

@@ -1,10 +1,14 @@
-"""Work in a thread of its own, so that the disk is written while the model reads the next batch."""
+"""Work in a thread of its own, so that the disk is read and written while something is computed."""
 
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Background:
@@ -48,3 +52,13 @@ class Background:
                 self._work(item)
             except BaseException as error:
                 self._error = error
+
+
+def read_ahead(items: Iterator[Item], ahead: int = 2) -> Iterator[Item]:
+    """Yield the items of an iterator that a thread advances, at most `ahead` items before they are wanted."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item

@@ -1,7 +1,9 @@
 """Merge tiny models whole: results load, equal their definition and mergekit, and survive interruptions."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import peft
@@ -158,6 +160,37 @@ def test_an_interrupted_merge_resumes_and_ends_in_the_same_bytes(models, tmp_pat
     assert names == sorted(p.name for p in cut.iterdir() if p.name != "manifest.json" and not p.name.startswith("."))
     assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in names)
     AutoModelForCausalLM.from_pretrained(cut)
+
+
+def test_a_merge_killed_in_the_middle_of_a_shard_ends_in_the_same_bytes(models, tmp_path, monkeypatch):
+    recipe = {"method": "ties", "base": models["base"], "models": [{"model": models[n], "weight": 1} for n in "ab"]}
+    for folder in (tmp_path / "whole", tmp_path / "cut"):
+        folder.mkdir()
+    whole = merge(tmp_path / "whole", recipe, shard_bytes=20_000)
+    if not (pid := os.fork()):
+        torch.set_num_threads(1)
+        write_shard, shards = tensor_files.write_shard, []
+
+        def write_and_die(path, shard, blocks):
+            def yield_one():
+                yield next(blocks)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            shards.append(path)
+            return write_shard(path, shard, yield_one() if len(shards) == 3 else blocks)
+
+        monkeypatch.setattr(tensor_files, "write_shard", write_and_die)
+        merge(tmp_path / "cut", recipe, shard_bytes=20_000)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    (left,) = (path for path in (tmp_path / "cut").iterdir() if path.is_dir())
+    kept = {path.name: path.stat().st_ino for path in left.glob("*.safetensors")}
+    assert len(kept) == 2 and not (tmp_path / "cut/out").exists()
+    cut = merge(tmp_path / "cut", recipe, shard_bytes=20_000)
+    assert {name: (cut / name).stat().st_ino for name in kept} == kept
+    names = [path.name for path in whole.iterdir() if path.name != "manifest.json"]
+    assert sorted(names) == sorted(path.name for path in cut.iterdir() if path.name != "manifest.json")
+    assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in names)
 
 
 def test_added_tokens_are_united_by_token(byte_level, tmp_path):

@@ -3,6 +3,7 @@
 A LoRA adapter may stand on a model: then its tensors are read as if it had been merged into them.
 """
 
+import hashlib
 import json
 import math
 import struct
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fuselm.models import checkpoints
 from fuselm.models.locating import Model
+from fuselm.system.background import Background
 
 DTYPES = {
     "float32": ("F32", torch.float32),
@@ -26,6 +28,7 @@ DTYPES = {
     "bfloat16": ("BF16", torch.bfloat16),
     "float64": ("F64", torch.float64),
 }
+AHEAD = 4  # blocks that wait to be written
 SHARD_BYTES = 2 << 30  # a shard is written whole or not at all, so this is what an interruption costs at most
 _WHOLE = {"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"}
 _BY_CODE = {code: name for name, (code, _) in DTYPES.items()}
@@ -75,12 +78,12 @@ class TensorFolder:
         shape = info.shape or (1,)
         stop = shape[0] if end is None else min(end, shape[0])
         row = math.prod(shape[1:]) * DTYPES[info.dtype][1].itemsize
-        data = bytearray((stop - begin) * row)
+        data = torch.empty((stop - begin) * row, dtype=torch.uint8)
         with open(info.file, "rb", buffering=0) as file:
             file.seek(info.begin + begin * row)
-            if _fill(file, data) < len(data):
+            if _fill(file, data.numpy().data) < len(data):
                 raise ValueError(f"{info.file}: ends inside of {name}; download the model again")
-        rows = torch.frombuffer(data, dtype=DTYPES[info.dtype][1]).reshape(stop - begin, *shape[1:]).float()
+        rows = data.view(DTYPES[info.dtype][1]).reshape(stop - begin, *shape[1:]).float()
         return rows if self._adapter is None else self._adapter.add(name, rows, begin)
 
 
@@ -94,10 +97,10 @@ def _read_header(file: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
             yield name, described, 8 + length + described["data_offsets"][0]
 
 
-def _fill(file: RawIOBase, data: bytearray) -> int:
+def _fill(file: RawIOBase, data: memoryview) -> int:
     """Fill `data` from a file, which returns at most 2 GiB at a time; return how many bytes there were."""
-    view, done = memoryview(data), 0
-    while done < len(data) and (count := file.readinto(view[done:])):
+    done = 0
+    while done < len(data) and (count := file.readinto(data[done:])):
         done += count
     return done
 
@@ -188,8 +191,11 @@ def count_bytes(shape: Iterable[int], dtype: str) -> int:
     return math.prod(shape) * DTYPES[dtype][1].itemsize
 
 
-def write_shard(path: Path, shard: Shard, blocks: Iterator[Float[Tensor, "rows *rest"]]) -> None:
-    """Write a safetensors file from the blocks of its tensors, in order; raise `ValueError` if they do not fit."""
+def write_shard(path: Path, shard: Shard, blocks: Iterator[Float[Tensor, "rows *rest"]]) -> str:
+    """Write a safetensors file from the blocks of its tensors, in order, and return its SHA-256 in hex digits.
+
+    A thread writes and hashes while the next blocks are made. Raises `ValueError` if they do not fit.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in shard.tensors.items():
@@ -198,13 +204,21 @@ def write_shard(path: Path, shard: Shard, blocks: Iterator[Float[Tensor, "rows *
         end += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
+    checksum = hashlib.sha256()
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name, (shape, dtype) in shard.tensors.items():
-            left = count_bytes(shape, dtype)
-            while left > 0:
-                data = next(blocks).to(DTYPES[dtype][1]).contiguous().view(torch.uint8).numpy()
-                file.write(data.data)
-                left -= data.nbytes
-            if left:
-                raise ValueError(f"{path}: {name} has more rows than its shape {shape} says")
+
+        def write(data: bytes | memoryview) -> None:
+            file.write(data)
+            checksum.update(data)
+
+        with Background(write, ahead=AHEAD) as writer:
+            writer.put(struct.pack("<Q", len(encoded)) + encoded)
+            for name, (shape, dtype) in shard.tensors.items():
+                left = count_bytes(shape, dtype)
+                while left > 0:
+                    data = next(blocks).to(DTYPES[dtype][1]).contiguous().view(torch.uint8).numpy()
+                    writer.put(data.data)
+                    left -= data.nbytes
+                if left:
+                    raise ValueError(f"{path}: {name} has more rows than its shape {shape} says")
+    return checksum.hexdigest()

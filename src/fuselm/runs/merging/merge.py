@@ -33,6 +33,7 @@ from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.pages.rendering import render_template
 from fuselm.runs.merging.recipe import MergeOptions
 from fuselm.system import atomic_files, manifest
+from fuselm.system.background import read_ahead
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.system.public_names import name_publicly
@@ -223,10 +224,8 @@ def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[
     for name, (shape, _) in shard.tensors.items():
         layer = find_layer(name)
         place = 0.0 if layer is None else layer / max(numbers) if max(numbers) else 1.0
-        blocks = partial(read_blocks, plan, name, shape or (1,))
-        if torch.Size(shape).numel() * len(plan.folders) <= HELD:
-            held = list(blocks())
-            blocks = partial(iter, held)
+        is_small = torch.Size(shape).numel() * len(plan.folders) <= HELD
+        blocks = _Passes(partial(read_blocks, plan, name, shape or (1,)), is_held=is_small)
         has_base = METHODS[plan.options.method].base != "unused" and plan.options.base is not None
         method, parameters = plan.options.method, plan.options.find_parameters(name, place)
         if plan.shares is not None:
@@ -239,10 +238,32 @@ def _merge_shard(plan: MergePlan, shard: Shard, progress: Progress) -> Iterator[
             seed=plan.options.seed * 1_000_003 + sorted(plan.tensors).index(name),
             is_embedding=name in plan.embeddings,
         )
-        for block in blocks():
+        for block in blocks.end():
             merged = merge(block)
             progress.advance(merged.numel(), name)
             yield merged
+
+
+class _Passes:
+    """Pass over a tensor's blocks as often as a method needs; with `is_held` the first pass keeps them in memory."""
+
+    def __init__(self, read: Callable[[], Iterator[Models]], *, is_held: bool):
+        self._read, self._is_held = read, is_held
+        self._held: list[Models] | None = None
+
+    def __call__(self) -> Iterator[Models]:
+        return self._hold() if self._held is None and self._is_held else self.end()
+
+    def end(self) -> Iterator[Models]:
+        """Pass over the blocks for the last time: they are not kept."""
+        return read_ahead(self._read()) if self._held is None else iter(self._held)
+
+    def _hold(self) -> Iterator[Models]:
+        held = []
+        for models in read_ahead(self._read()):
+            held.append(models)
+            yield models
+        self._held = held
 
 
 def find_layer(name: str) -> int | None:
