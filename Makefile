@@ -26,7 +26,8 @@ results: models examples/corpus/larger.jsonl
 	$(BIN)/fuselm study examples/study.yaml
 	$(BIN)/fuselm study examples/study-tokens.yaml
 	$(BIN)/fuselm study examples/study-parts.yaml
-	$(BIN)/fuselm prune models/smollm2-135m-instruct.gguf runs/pruned --ratio 0.2 --run examples/prune.yaml
+	$(BIN)/fuselm study examples/study-pairwise.yaml
+	$(BIN)/fuselm prune models/smollm2-135m-instruct.gguf runs/pruned --ratio 0.2 --importance param_first --run examples/prune.yaml
 	$(BIN)/fuselm study examples/study-prune.yaml
 	$(BIN)/python benchmarks/measured.py keep
 	$(BIN)/python benchmarks/results.py

@@ -27,7 +27,7 @@ def prune(
     multiple: Annotated[
         int | None, typer.Option(help="With --ratio or --params, make widths a multiple of this. By default, 64.")
     ] = None,
-    importance: Annotated[str, typer.Option(help=f"Score what may go by: {', '.join(IMPORTANCES)}.")] = "param_first",
+    importance: Annotated[str, typer.Option(help=f"Score what may go by: {', '.join(IMPORTANCES)}.")] = "activations",
     texts: Annotated[
         str | None, typer.Option(help="File, folder or pattern of texts to score by: the kind that matters to you.")
     ] = None,

@@ -35,7 +35,7 @@ class PruneOptions(Options):
         None,
         description=f"Make the MLPs' and the hidden width a multiple of this; of {MULTIPLE} if nothing is given.",
     )
-    importance: Annotated[str, OneOf(IMPORTANCES)] = Field("param_first", description="Score what may go in this way.")
+    importance: Annotated[str, OneOf(IMPORTANCES)] = Field("activations", description="Score what may go in this way.")
     samples: Size | None = Field(
         None, description=f"Read so many texts to score by; {SAMPLES} if nothing is given, or as many as there are."
     )
