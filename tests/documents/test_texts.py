@@ -8,15 +8,18 @@ import json
 import lzma
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuselm.documents import text_files, text_streams
 from fuselm.documents.text_files import PLAIN, check_file, find_files, name_domains
 from fuselm.documents.texts import LONGEST_DOMAIN, TextRow, read_texts
 
@@ -376,3 +379,31 @@ def test_plain_files_named_from_within_their_folder_share_its_name(tmp_path, mon
         put(tmp_path, f"songs/{name}", "x")
     monkeypatch.chdir(tmp_path / "songs")
     assert name_domains([Path("a.txt"), Path("b.txt")], lambda file: ()) == ["songs", "songs"]
+
+
+def test_files_of_a_remote_file_system_are_found_and_read_as_those_here(tmp_path):
+    memory = fsspec.filesystem("memory")
+    lines = "".join(json.dumps({"text": f"Text {n}"}) + "\n" for n in range(5)).encode()
+    memory.pipe("/texts-of-a-test/a.jsonl", lines)
+    memory.pipe("/texts-of-a-test/b/c.jsonl.gz", gzip.compress(lines))
+    found = text_files.find_files(["memory://texts-of-a-test"])
+    assert list(map(str, found)) == ["memory://texts-of-a-test/a.jsonl", "memory://texts-of-a-test/b/c.jsonl.gz"]
+    assert text_files.find_files(["memory://texts-of-a-test/**/*.gz"]) == found[1:]
+    for file in found:
+        assert [row.text for row in read_texts(file)] == [f"Text {n}" for n in range(5)]
+    with pytest.raises(ValueError, match=re.escape("memory://texts-of-a-test/x.jsonl: no such file")):
+        text_files.find_files(["memory://texts-of-a-test/x.jsonl"])
+
+
+def test_a_long_file_is_read_in_blocks_with_the_right_line_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_streams, "BLOCK", 7)
+    lines = [json.dumps({"text": f"é {n} " * (n % 5)}, ensure_ascii=False) for n in range(41)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    found = list(read_texts(file))
+    assert [row.text for row in found] == [f"é {n} " * (n % 5) for n in range(41)]
+    assert [row.where for row in found] == [f"{file}:{n + 2}" for n in range(41)]
+    file.write_bytes(file.read_bytes().replace("é 37".encode(), b"\xe9 37", 1))
+    place = file.read_bytes().index(b"\xe9 ")
+    with pytest.raises(ValueError, match=re.escape(f"{file}:39: not UTF-8 (byte {place} is 0xe9); convert it")):
+        list(read_texts(file))

@@ -298,7 +298,7 @@ def _scan_documents(folder: Path) -> "pyarrow.Table":
     path = folder / ONE_PART
     builder, offset, rows = IndexBuilder(), 0, 0
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             for line in file:
                 builder.add(parse_line(line), offset)
                 offset, rows = offset + len(line), rows + 1

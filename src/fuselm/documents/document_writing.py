@@ -110,6 +110,7 @@ class DocumentWriter:
         if self._lines and self._offset + len(line) > self._part_bytes:
             self._write_part(name_part(len(self._parts)))
         self._index.add(document, self._offset, token_counts)
+        self._hash.update(line)
         self._lines.append(line)
         self._offset += len(line)
 
@@ -119,10 +120,12 @@ class DocumentWriter:
         write_index(self._folder / INDEX, self._index.build(self._parts, self._hash.hexdigest()))
 
     def _write_part(self, name: str) -> None:
-        data = b"".join(self._lines)
-        self._hash.update(data)
-        atomic_files.write_file(self._folder / name, lambda path: path.write_bytes(data))
-        self._parts.append((name, len(self._lines), len(data)))
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.writelines(self._lines)
+
+        atomic_files.write_file(self._folder / name, write)
+        self._parts.append((name, len(self._lines), self._offset))
         self._lines, self._offset = [], 0
 
 
@@ -131,7 +134,7 @@ def write_index(path: Path, table: "pyarrow.Table") -> None:
     import pyarrow as pa
 
     def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        with temporary.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
     atomic_files.write_file(path, write)

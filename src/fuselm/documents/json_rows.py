@@ -1,8 +1,9 @@
 """Read JSON as people write rows: one object per line, or one list of objects, however it is laid out."""
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,36 @@ def _parse_integer(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_int=_parse_integer)
 
 
-def read_records(file: Path, content: str, *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
-    """Yield each value with its file and line.
+def read_records(file: Path, blocks: Iterable[str], *, may_span_lines: bool) -> Iterator[tuple[str, Any]]:
+    """Yield each value with its file and line, from a file's text in blocks that end where a line ends.
 
-    `may_span_lines` says whether a single object may fill the whole file. Raises `ValueError`, with the line, if
-    something is not JSON.
+    A list is read whole. `may_span_lines` says whether a single object may fill the whole file. Raises `ValueError`,
+    with the line, if something is not JSON.
     """
-    begin = _skip_space(content, 0)
+    blocks, content, begin = iter(blocks), "", 0
+    for block in blocks:
+        content += block
+        begin = _skip_space(content, 0)
+        if begin < len(content):
+            break
     if content.startswith("[", begin):
-        yield from _read_list(file, content, begin + 1)
+        yield from _read_list(file, content + "".join(blocks), begin + 1)
     elif may_span_lines and _spans_lines(content, begin):
-        yield _read_whole(file, content, begin)
+        yield _read_whole(file, content + "".join(blocks), begin)
     else:
-        yield from _read_lines(file, content)
+        yield from _read_lines(file, itertools.chain([content], blocks))
 
 
-def _read_lines(file: Path, content: str) -> Iterator[tuple[str, Any]]:
+def _split_lines(blocks: Iterable[str]) -> Iterator[str]:
+    for block in blocks:
+        if "\r" in block:  # never within a JSON string
+            block = block.replace("\r\n", "\n").replace("\r", "\n")
+        yield from block.removesuffix("\n").split("\n")
+
+
+def _read_lines(file: Path, blocks: Iterable[str]) -> Iterator[tuple[str, Any]]:
     needed = "one object a line is needed"
-    if "\r" in content:  # never within a JSON string
-        content = content.replace("\r\n", "\n").replace("\r", "\n")
-    for number, line in enumerate(content.split("\n"), 1):
+    for number, line in enumerate(_split_lines(blocks), 1):
         line = line.strip("\ufeff")  # concatenated files each have a byte order mark
         if line.strip():
             value, end = _parse(file, line, _skip_space(line, 0), needed, first_line=number)

@@ -1,13 +1,13 @@
 """Find the text files that a user names by files, folders and patterns, and the domain of rows that name none."""
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fuselm.documents.arrow_folders import ARROW, holds_rows, name_dataset
 from fuselm.system import fingerprints
+from fuselm.system.remote_paths import RemotePath, open_path
 
 JSON = (".jsonl", ".jsonlines", ".ndjson", ".json")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -25,7 +25,7 @@ def find_files(names: Sequence[str | Path]) -> list[Path]:
     folder or a dataset that was saved in it. Raises `ValueError` if a name does not exist, stands for nothing, or is of
     another kind.
     """
-    found = [file for name in names for file in _expand_name(os.path.expanduser(name))]
+    found = [file for name in names for file in _expand_name(str(open_path(name)) if name else "")]
     for file in found:
         find_kind(file)
     return found
@@ -34,7 +34,7 @@ def find_files(names: Sequence[str | Path]) -> list[Path]:
 def describe_unread_files(names: Sequence[str | Path]) -> str | None:
     """Describe the files below the named folders that are left out because of their kind; None if there are none."""
     found: Counter[str] = Counter()
-    for folder in (Path(os.path.expanduser(name)) for name in names):
+    for folder in map(open_path, names):
         below = folder.rglob("*") if folder.is_dir() else ()
         left = [file for file in below if file.is_file() and not _is_text_file(file.relative_to(folder))]
         visible = [file for file in left if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
@@ -53,7 +53,7 @@ def find_copies(files: Sequence[Path], names: Sequence[str | Path]) -> set[Path]
 
     Raises `ValueError` if one of `names` is itself the same as a file before it.
     """
-    named = {Path(os.path.expanduser(name)) for name in names}
+    named = set(map(open_path, names))
     first: dict[str, Path] = {}
     copies: set[Path] = set()
     for file in files:
@@ -115,7 +115,7 @@ def name_domains(files: Sequence[Path], list_domains: Callable[[Path], Iterable[
 def _expand_name(name: str) -> list[Path]:
     if not name:
         raise ValueError("texts: an empty name (got ''); name a file, a folder or a pattern")
-    path = Path(name)
+    path = open_path(name)
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -126,13 +126,21 @@ def _expand_name(name: str) -> list[Path]:
         return found
     if not glob.has_magic(name):
         raise ValueError(f"{path}: {'no ordinary file' if path.exists() else 'no such file'}")
-    matched = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+    matched = _match(path, name)
     files = [match for match in matched if match.is_file()] or [
         f for match in matched for f in _expand_name(str(match))
     ]
     if not files:
         raise ValueError(f"{path}: no file matches")
     return files
+
+
+def _match(path: Path, pattern: str) -> list[Path]:
+    """Return what a pattern stands for, sorted, on this machine or on a remote file system."""
+    if isinstance(path, RemotePath):
+        found = path.filesystem.glob(path.key)
+        return [open_path(f"{path.protocol}://{str(key).removeprefix(f'{path.protocol}://')}") for key in sorted(found)]
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
 
 
 def _is_text_file(file: Path) -> bool:

@@ -9,17 +9,21 @@ import functools
 import io
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fuselm.documents import conversation_rows, json_rows
+from fuselm.documents import conversation_rows, json_rows, text_streams
 from fuselm.documents.arrow_folders import ARROW
 from fuselm.documents.conversation_rows import BadRow
 from fuselm.documents.document import SPLITS
-from fuselm.documents.text_files import COMPRESSED, JSON, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
+from fuselm.documents.text_files import JSON, PARQUET, PLAIN, TABLES, check_file, find_kind, strip_endings
 from fuselm.models.chat.messages import Dialogue
+from fuselm.system.remote_paths import is_remote
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FIELDS = ("text", "domain", "split")
 SYNONYMS = {"validation": "dev", "valid": "dev", "val": "dev", "development": "dev", "eval": "dev", "test": "heldout"}
@@ -63,17 +67,18 @@ def read_texts(
     elif kind in ARROW:
         records = _read_arrow(file, names, renamed)
     else:
-        content = _decode(file)
+        blocks = text_streams.read_text_blocks(file)
         if kind in PLAIN:
+            content = "".join(blocks)
             if "\0" in content:
                 raise ValueError(f"{file}: has NUL characters, so it is no plain text; convert it")
             _check_domain(domain, f"{file}: its domain")
             yield TextRow(domain=domain, text=content, where=str(file))
             return
         records = (
-            _read_table(file, content, kind, names, renamed)
+            _read_table(file, blocks, kind, names, renamed)
             if kind in TABLES
-            else json_rows.read_records(file, content, may_span_lines=kind == ".json")
+            else json_rows.read_records(file, blocks, may_span_lines=kind == ".json")
         )
     unseen = set(renamed.values()) if kind in JSON else set()
     where = ""
@@ -183,63 +188,6 @@ def _shorten(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _decode(file: Path) -> str:
-    data = _decompress(file)
-    if _is_binary(data):
-        raise ValueError(f"{file}: binary, not text; drop it, or name the texts without it")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
-        raise ValueError(f"{file}: UTF-16 or UTF-32, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{file}:{line}: not UTF-8 (byte {error.start} is {data[error.start]:#x}); convert it, say from Latin-1: "
-            "iconv -f LATIN1 -t UTF-8"
-        ) from None
-
-
-def _is_binary(data: bytes) -> bool:
-    """Tell whether a file's beginning is neither UTF-8 nor looks like text in another encoding.
-
-    Text in UTF-16 or UTF-32 has zero bytes in every second or fourth place, and other control characters nowhere.
-    """
-    begin = data[:4096]
-    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return False
-    controls = sum(byte < 32 and byte not in b"\0\t\n\f\r\x1b" for byte in begin)
-    if controls <= len(begin) // 50:
-        return False
-    try:
-        begin.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start < len(begin) - 4
-    return False
-
-
-def _decompress(file: Path) -> bytes:
-    """Return a file's bytes, decompressed if it is compressed."""
-    how = COMPRESSED.get(file.suffix.lower())
-    if how is None:
-        return file.read_bytes()
-    try:
-        if how == "xz":
-            import lzma
-
-            with lzma.open(file) as opened:
-                return opened.read()
-        import pyarrow
-
-        with pyarrow.input_stream(str(file), compression=how) as opened:
-            return opened.read()
-    except PermissionError:
-        raise
-    except Exception as error:  # each library has errors of its own for damage
-        raise ValueError(
-            f"{file}: cannot be decompressed as {how} ({_first_line(error)}); write the file again"
-        ) from None
-
-
 def _require_columns(
     file: Path, there: Sequence[str], names: Mapping[str, str], renamed: Mapping[str, str], needed: str
 ) -> None:
@@ -257,13 +205,14 @@ def _choose_columns(names: Mapping[str, str], there: Sequence[str]) -> list[str]
 
 
 def _read_table(
-    file: Path, content: str, kind: str, names: Mapping[str, str], renamed: Mapping[str, str]
+    file: Path, blocks: Iterable[str], kind: str, names: Mapping[str, str], renamed: Mapping[str, str]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the rows of CSV or TSV, whose first row names the columns; an empty domain or split counts as none."""
     before = csv.field_size_limit(sys.maxsize)
     row = 0
     try:
-        rows = csv.reader(io.StringIO(content, newline=""), delimiter=TABLES[kind], strict=True)
+        lines = (line for block in blocks for line in io.StringIO(block, newline=""))
+        rows = csv.reader(lines, delimiter=TABLES[kind], strict=True)
         header = [name.strip() for name in next(rows, [])]
         needed = f"its first row needs to name the columns, separated by {'tabs' if kind == '.tsv' else 'commas'}"
         _require_columns(file, header, names, renamed, needed)
@@ -285,7 +234,7 @@ def _read_parquet(file: Path, names: Mapping[str, str], renamed: Mapping[str, st
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file.open("rb") if is_remote(file) else file) as opened:
             there = opened.schema_arrow.names
             _require_columns(file, there, names, renamed, TEXT_COLUMN_NEEDED)
             columns = _choose_columns(names, there)
@@ -305,20 +254,30 @@ def _read_arrow(file: Path, names: Mapping[str, str], renamed: Mapping[str, str]
     import pyarrow
 
     try:
-        with pyarrow.memory_map(str(file)) as mapped:
-            try:
-                table = pyarrow.ipc.open_stream(mapped).read_all()
-            except pyarrow.ArrowInvalid:
-                table = pyarrow.ipc.open_file(mapped).read_all()
-            _require_columns(file, table.column_names, names, renamed, TEXT_COLUMN_NEEDED)
-            wanted = _choose_columns(names, table.column_names)
-            batches = table.select(wanted).to_batches(max_chunksize=1024)
-            for row, record in enumerate((record for batch in batches for record in batch.to_pylist()), 1):
+        with file.open("rb") if is_remote(file) else pyarrow.memory_map(str(file)) as mapped:
+            schema, batches = _open_arrow(mapped)
+            _require_columns(file, schema.names, names, renamed, TEXT_COLUMN_NEEDED)
+            wanted = _choose_columns(names, schema.names)
+            chosen = (batch.select(wanted) for batch in batches)
+            pieces = (of.slice(begin, 1024) for of in chosen for begin in range(0, len(of), 1024))
+            for row, record in enumerate((record for piece in pieces for record in piece.to_pylist()), 1):
                 yield f"{file}: row {row}", record
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{file}: damaged, or no Arrow ({_first_line(error)}); write the file again") from None
+
+
+def _open_arrow(mapped: Any) -> "tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]":
+    import pyarrow
+
+    try:
+        stream = pyarrow.ipc.open_stream(mapped)
+        return stream.schema, iter(stream)
+    except pyarrow.ArrowInvalid:
+        mapped.seek(0)
+        whole = pyarrow.ipc.open_file(mapped)
+        return whole.schema, map(whole.get_batch, range(whole.num_record_batches))
 
 
 def _first_line(error: Exception) -> str:

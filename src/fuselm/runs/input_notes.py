@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fuselm.documents import corpus, text_files
+from fuselm.documents import corpus, splitting, text_files
 from fuselm.results.bootstrap import FEWEST_DOCUMENTS
 from fuselm.runs import config
 
@@ -42,7 +42,7 @@ def describe_inputs(inputs: "Inputs", run: config.RunOptions) -> list[str]:
 def count_heldout(counts: Mapping[str, int], *, dev: float, heldout: float) -> int:
     """Count the documents of a domain that are held out, from how many name each split or none."""
     drawn = counts.get(corpus.UNASSIGNED, 0)
-    return counts.get("heldout", 0) + (corpus.count_held_out(drawn, dev, heldout)[1] if drawn else 0)
+    return counts.get("heldout", 0) + (splitting.count_held_out(drawn, dev, heldout)[1] if drawn else 0)
 
 
 def suggest_heldout(counts: Counts, *, dev: float) -> float | None:

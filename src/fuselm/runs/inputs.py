@@ -1,7 +1,7 @@
 """Read what a run is made of, its texts, its target and its sources, before anything is made of them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from fuselm.runs import config
 from fuselm.runs.dialogue_options import DialogueOptions, check_unused, has_template
 from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
-from fuselm.system import fingerprints
+from fuselm.system import fingerprints, progress
 
 if TYPE_CHECKING:
     from fuselm.sources.servers.connection import Server
@@ -292,13 +292,20 @@ def _count_documents(file: Path, domain: str, columns: Mapping[str, str], is_lax
     renamed = (f" {sorted(columns.items())}" if columns else "") + (" lax" if is_lax else "")
 
     def count() -> dict[str, Any]:
-        rows = list(texts.read_texts(file, domain, columns, skip=(lambda problem: None) if is_lax else None))
-        dialogues = sum(not isinstance(row.text, str) for row in rows)
-        return {"domains": corpus.count_domains(rows), "dialogues": dialogues, "texts": len(rows) - dialogues}
+        rows = texts.read_texts(file, domain, columns, skip=(lambda problem: None) if is_lax else None)
+        kinds: Counter[bool] = Counter()
 
-    return fingerprints.recall_or_compute(
-        f"rows 2 {file.name} {domain} {fingerprints.hash_file_once(file)}{renamed}", count
-    )
+        def count_kinds() -> Iterator[texts.TextRow]:
+            for row in rows:
+                kinds[isinstance(row.text, str)] += 1
+                yield row
+
+        return {"domains": corpus.count_domains(count_kinds()), "dialogues": kinds[False], "texts": kinds[True]}
+
+    with progress.announce(f"reading {file.name}, once, to count its documents"):
+        return fingerprints.recall_or_compute(
+            f"rows 2 {file.name} {domain} {fingerprints.hash_file_once(file)}{renamed}", count
+        )
 
 
 def _count_window_tokens(options: config.WriteOptions) -> int:

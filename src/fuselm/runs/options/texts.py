@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
-from fuselm.documents.choices import BAD_ROWS
+from fuselm.documents.choices import BAD_ROWS, NEAR_REPEATS, SPLITTING
 from fuselm.runs.options.base import NotNegative, OneOf, Options
 from fuselm.sources import answer_choice
 
@@ -100,6 +100,14 @@ class CorpusOptions(Options):
         description="Draw this share of each domain's documents into the held-out split, which only the result sees. "
         "Rows with a `split` of their own are not drawn and do not count.",
     )
+    split: Annotated[str, OneOf(SPLITTING)] = Field(
+        "draw", description="Choose the documents of the development and held-out splits in this way."
+    )
+    near_repeats: Annotated[str, OneOf(NEAR_REPEATS)] = Field(
+        "ignore",
+        description="Do this with training texts of which about three quarters or more are also in a text of the "
+        "development or held-out split, by MinHash over five words at a time. Needs `pip install 'fuselm[repeats]'`.",
+    )
     share: float = Field(
         1.0,
         gt=0,
@@ -122,8 +130,9 @@ class CorpusOptions(Options):
     def _omit_unused(self, write: Any) -> dict[str, Any]:
         """Leave out what is not given if it once did not exist: what was made before keeps its key."""
         written = write(self)
-        if self.bad_rows == "refuse":
-            written.pop("bad_rows", None)
+        for name in ("bad_rows", "split", "near_repeats"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                written.pop(name, None)
         for name in ("columns", "dataset"):
             if not getattr(self, name):
                 written.pop(name, None)

@@ -41,7 +41,12 @@ def make(pipeline: "Pipeline") -> Path:
             progress=shown,
             columns=inputs.file_columns,
             skip_bad=options.bad_rows == "skip",
+            split=options.split,
+            near_repeats=options.near_repeats,
         )
+        if near := counts.get("near_repeats"):
+            done = "are dropped" if options.near_repeats == "drop" else "stay; corpus.near_repeats=drop leaves them out"
+            shown.note(f"{near} training texts are nearly the same as one of dev or held-out; they {done}")
         if bad := counts.get("bad"):
             shown.note(f"{bad} conversations cannot be used; they are skipped")
         for tokenizer, found in counts.get("unspelled", {}).items():
