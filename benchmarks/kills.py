@@ -3,7 +3,8 @@
     python benchmarks/kills.py [--kills 200]
 
 The summary and all files are compared, from the corpus to what is published. With `--capture`, one capture is killed
-again and again, and must end in the same bytes.
+again and again, and must end in the same bytes. With `--shards`, four processes share the stages up to fusion, and are
+killed and started again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
+import shards
 import tiny_run
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -40,11 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--capture", action="store_true", help="over one capture")
+    parser.add_argument("--shards", action="store_true", help="over four shards of the stages up to fusion")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FUSELM_CACHE"] = f"{folder}/cache"
-        result = (measure if options.capture else measure_runs)(Path(folder), options.kills)
+        chosen = measure if options.capture else measure_shards if options.shards else measure_runs
+        result = chosen(Path(folder), options.kills)
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 
 
@@ -158,6 +162,42 @@ def measure(folder: Path, kills: int) -> dict:
         "documents_lost": len(set(Store(whole).documents) - set(documents)),
         "same_bytes": all((whole / name).read_bytes() == (cut / name).read_bytes() for name in whole_files),
         "verified": all(atomic_files.hash_file(cut / n) == s for n, s in manifest.read(cut)["files"].items()),
+    }
+
+
+def measure_shards(folder: Path, kills: int) -> dict:
+    """Kill four shards of a run's stages up to fusion until there are as many kills, in one run after the other."""
+    run_file, began = run_of_all_stages(folder), time.monotonic()
+    alone = shards.start("fuse", run_file, f"output={folder / 'whole'}", log=folder / "whole.log")
+    alone.join()
+    assert alone.exitcode == 0
+    killed = runs = same = twice = 0
+    while killed < kills:
+        cut, log = folder / f"cut-{runs}", folder / f"cut-{runs}.log"
+        killed += shards.kill_and_restart(
+            4, "fuse", run_file, f"output={cut}", kills=kills - killed, log=log, seed=runs
+        )
+        runs += 1
+        same += hash_stores(cut) == hash_stores(folder / "whole")
+        made = collections.Counter(tuple(line.split()[:2]) for line in log.read_text().splitlines())
+        twice += sum(count > 1 for count in made.values())
+    return {
+        "killed": killed,
+        "runs": runs,
+        "runs_with_the_bytes_of_one_process": same,
+        "parts_of_a_run": len((folder / "whole.log").read_text().splitlines()),
+        "parts_finished_twice": twice,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def hash_stores(out: Path) -> dict[str, dict[str, str]]:
+    """Return the hashes of all files of the stages up to fusion, as their manifests have them."""
+    stages = ("corpus", "write", "capture", "align", "fuse")
+    return {
+        path.parent.name: manifest.read(path.parent)["files"]
+        for s in stages
+        for path in out.glob(f"{s}/*/manifest.json")
     }
 
 
