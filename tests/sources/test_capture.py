@@ -157,13 +157,6 @@ def test_a_damaged_block_is_read_again(tmp_path, byte_level, documents, monkeypa
     assert (tmp_path / "cut" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
 
 
-def test_windows_hold_all_documents_in_order():
-    lengths = [3, 0, 11, 2, 5, 7, 1]
-    windows = list(resumable_writing.split_windows(lengths, 10))
-    assert [n for w in windows for n in range(w.start, w.stop)] == list(range(len(lengths)))
-    assert [sum(lengths[w]) for w in windows] == [14, 14, 1] and list(resumable_writing.split_windows([], 10)) == []
-
-
 def test_no_documents_make_an_empty_store(tmp_path, byte_level):
     counts = captured(tmp_path / "none", source_of(byte_level), [])["counts"]
     assert (counts["documents"], counts["tokens"]) == (0, 0) and len(store.Store(tmp_path / "none")) == 0

@@ -84,7 +84,7 @@ def workers() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"ray::") and b"MapWorker" in path.read_bytes():
+            if path.read_bytes().startswith(b"ray::") and b"CaptureWorker" in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:  # it has just ended
             continue

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import shards
 import tiny_run
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from trainings import documents, fused, python_path, target, train, weights  # noqa: F401
 
 from fuselm.runs import config
-from fuselm.system import processes
+from fuselm.system import manifest, processes
 from fuselm.training import trainer
 
 ROOT = Path(__file__).parents[2]
@@ -145,9 +146,23 @@ def test_the_example_for_8_gpus_is_one_that_accelerate_and_fuselm_take():
     assert config.load(ROOT / "examples" / "fsdp-run.yaml").train.pack_tokens == 8192
 
 
-def test_a_run_in_two_processes_is_that_of_one(tmp_path, byte_level, sentence_piece, texts):
-    rows = tiny_run.short(texts)
-    summaries = []
+RUN = """
+import sys
+import torch
+torch.set_num_threads(1)
+import shards
+from fuselm.cli import main
+shards.make_parts_small()
+sys.argv = ["fuselm", "run", *sys.argv[1:]]
+main.main()
+"""
+
+
+def test_two_processes_share_every_stage_of_a_run_and_end_with_what_one_has(
+    tmp_path, byte_level, sentence_piece, texts, monkeypatch
+):
+    (tmp_path / "script.py").write_text(RUN)
+    rows, summaries, files = tiny_run.short(texts), [], []
     for name, options in (("one", {"gradient_accumulation": 2}), ("two", {})):
         run_file = tiny_run.write(
             tmp_path / name,
@@ -156,14 +171,26 @@ def test_a_run_in_two_processes_is_that_of_one(tmp_path, byte_level, sentence_pi
             rows=rows,
             train=tiny_run.TRAIN | options,
         )
+        command = [str(tmp_path / "script.py"), str(run_file)]
+        monkeypatch.setenv(shards.LOG, str(tmp_path / f"{name}.log"))
         if name == "one":
-            assert tiny_run.fuselm("run", run_file, cache=tmp_path / "cache").code == 0
+            environment = os.environ | {"PYTHONPATH": python_path(), "FUSELM_CACHE": str(tmp_path / "cache")}
+            subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
         else:
-            ended = in_two_processes(["-m", "fuselm.cli.main", "run", str(run_file)], tmp_path)
+            ended = in_two_processes(command, tmp_path)
             assert ended.stdout.count("\nreport.html") == 1  # one of them speaks
-        summaries.append(tiny_run.summary(tmp_path / name / "out"))
+        out = tmp_path / name / "out"
+        summaries.append(tiny_run.summary(out))
+        made = [path for stage in ("corpus", "capture", "align", "fuse") for path in (out / stage).iterdir()]
+        files.append({path.name: manifest.read(path)["files"] for path in made})
     one, two = summaries
     for model, row in one["models"].items():
         assert row["average"]["bits_per_byte"] == pytest.approx(
             two["models"][model]["average"]["bits_per_byte"], rel=1e-4
         )
+    assert one["models"]["base"] == two["models"]["base"] and files[0] == files[1]
+    alone, shared = (
+        [line.split() for line in (tmp_path / f"{name}.log").read_text().splitlines()] for name in ("one", "two")
+    )
+    assert len(alone) == len(shared) == len({(folder, part) for folder, part, _ in shared})
+    assert len({process for _, _, process in shared}) == 2

@@ -30,10 +30,11 @@ from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores import part_writing
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Store, Trace
-from fuselm.system import machine
+from fuselm.system import machine, part_work
 from fuselm.system.progress import Progress
 
 BLOCK_DOCUMENTS = 64  # documents that threads align at a time
+SLOWLY_LEARNED = ("cooccurrence", "statistics")  # methods that learn from all of an aligner's texts
 
 
 class Aligner:
@@ -70,6 +71,7 @@ class Aligner:
         self.target = target if isinstance(target, Vocabulary) else load_vocabulary(target)
         self.texts = texts
         self.top_k = top_k
+        self.method = method
         self._method = METHODS[method]
         self._maps: dict[str, Int[ndarray, "source_vocabulary"]] = {}
         self._same_vocabulary = self.source.token_bytes == self.target.token_bytes
@@ -143,6 +145,15 @@ class Aligner:
         """Return what makes rows by `branches`; it learns from the aligner's texts at the first use."""
         return branches.BranchAligner(self.source, self.target, Followers(self.source, self.texts))
 
+    def learn_map(self) -> Int[ndarray, "source_vocabulary"]:
+        """Return the map that `cooccurrence` or `statistics` learn from all texts, at the first use."""
+        build = {"cooccurrence": maps.build_cooccurrence_map, "statistics": maps.build_statistics_map}[self.method]
+        return self.map_once(self.method, lambda: build(self.source, self.target, self.texts))
+
+    def adopt_map(self, ids: Sequence[int]) -> None:
+        """Take what another process learned as this one's learned map."""
+        self._maps[self.method] = np.array(ids, np.int64)
+
     def map_once(self, name: str, build: Callable[[], Int[ndarray, "ids"]]) -> Int[ndarray, "source_vocabulary"]:
         """Return a map of source ids to target ids, which is built at the first use."""
         if name not in self._maps:
@@ -157,6 +168,8 @@ def align_store(
 
     Several processes may do this together; it returns None in those that did not finish.
     """
+    if aligner.method in SLOWLY_LEARNED:
+        aligner.adopt_map(part_work.prepare_once(out, lambda: aligner.learn_map().tolist()))
 
     def align_window(window: Sequence[Document]) -> tuple[Iterator[Trace], Callable[[], dict]]:
         sums: dict[str, Fidelity] = {}
@@ -233,18 +246,12 @@ def align_mined(aligner: Aligner, trace: Trace, target: Segmentation, data: byte
 
 def align_cooccurrence(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Align as `align_mined` does, but break ties of edit distance by the neighbors of tokens in its texts."""
-    ids = aligner.map_once(
-        "cooccurrence", lambda: maps.build_cooccurrence_map(aligner.source, aligner.target, aligner.texts)
-    )
-    return _align_by_pairs(aligner, trace, target, data, ids)
+    return _align_by_pairs(aligner, trace, target, data, aligner.learn_map())
 
 
 def align_statistics(aligner: Aligner, trace: Trace, target: Segmentation, data: bytes) -> Distributions:
     """Align as `align_mined` does, but with the map that pairs of positions in its texts suggest (FuseChat)."""
-    ids = aligner.map_once(
-        "statistics", lambda: maps.build_statistics_map(aligner.source, aligner.target, aligner.texts)
-    )
-    return _align_by_pairs(aligner, trace, target, data, ids)
+    return _align_by_pairs(aligner, trace, target, data, aligner.learn_map())
 
 
 METHODS: dict[str, Callable[[Aligner, Trace, Segmentation, bytes], Distributions]] = {

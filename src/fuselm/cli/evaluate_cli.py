@@ -16,6 +16,7 @@ from fuselm.cli.openings import (
     read_columns,
 )
 from fuselm.cli.score_printing import print_scores
+from fuselm.cli.sharding import ShardOption, join_shards
 from fuselm.system.remote_paths import open_path
 from fuselm.system.streams import print_line
 
@@ -40,8 +41,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
     column: Annotated[list[str] | None, ColumnOption] = None,
+    shard: ShardOption = None,
 ) -> None:
     """Score in bits per byte, or on tasks: a run's models, or any model on any texts."""
+    if shard is not None and (texts is not None or tasks is not None):
+        raise ValueError("--shard: has no effect with --texts or --tasks; drop it")
+    join_shards(shard)
     asked = {
         "limit": limit,
         "num_fewshot": num_fewshot,

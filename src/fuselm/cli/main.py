@@ -32,6 +32,7 @@ from fuselm.cli.openings import (
     open_run,
     open_stderr,
 )
+from fuselm.cli.sharding import ShardOption, join_shards
 from fuselm.cli.version import VersionOption
 from fuselm.system.foreign_text import escape_controls
 from fuselm.system.library_output import silence_libraries
@@ -110,20 +111,23 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def capture(run_file: RunFile, overrides: Overrides = None) -> None:
+def capture(run_file: RunFile, overrides: Overrides = None, shard: ShardOption = None) -> None:
     """Capture every source's next-token distributions over the training documents."""
+    join_shards(shard)
     _make_stages("capture", run_file, overrides)
 
 
 @app.command()
-def align(run_file: RunFile, overrides: Overrides = None) -> None:
+def align(run_file: RunFile, overrides: Overrides = None, shard: ShardOption = None) -> None:
     """Bring the captured distributions into the target's vocabulary. Capture what is missing."""
+    join_shards(shard)
     _make_stages("align", run_file, overrides)
 
 
 @app.command()
-def fuse(run_file: RunFile, overrides: Overrides = None) -> None:
+def fuse(run_file: RunFile, overrides: Overrides = None, shard: ShardOption = None) -> None:
     """Fuse the distributions of all sources into one for each token. Make what that needs."""
+    join_shards(shard)
     _make_stages("fuse", run_file, overrides)
 
 

@@ -12,6 +12,7 @@ message. What a model reads is then what few-shot prompting shows it, in its own
 """
 
 import itertools
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import DocumentList
 from fuselm.models import forward
 from fuselm.models.vocabulary import UNMAPPED, Segmentation, Vocabulary
 
@@ -65,11 +67,23 @@ def fit_prefix(vocabulary: Vocabulary, context_length: int, tokens: int) -> Pref
     )
 
 
-def group_documents(documents: Iterable[Document]) -> dict[Group, list[int]]:
-    """Return the numbers of each group's documents, in order."""
+def group_documents(documents: Iterable[Document]) -> Mapping[Group, Sequence[int]]:
+    """Return the numbers of each group's documents, in order; a list of documents on disk reads none of them."""
     members: dict[Group, list[int]] = {}
+    if isinstance(documents, DocumentList):
+        return _group_by_index(documents)
     for n, document in enumerate(documents):
         members.setdefault(Group(document.domain, not isinstance(document.text, str)), []).append(n)
+    return members
+
+
+def _group_by_index(documents: DocumentList) -> dict[Group, Sequence[int]]:
+    codes = documents.domain_codes.astype(np.int64) * 2 + documents.is_dialogue
+    found, first = np.unique(codes, return_index=True)
+    members: dict[Group, Sequence[int]] = {}
+    for code in found[np.argsort(first)].tolist():
+        numbers = np.flatnonzero(codes == code).astype(np.int32)
+        members[Group(documents.domain_names[code // 2], bool(code % 2))] = array("i", numbers.tobytes())
     return members
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fuselm.documents.corpus import Document
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import DocumentList
 from fuselm.fusion import fused_sums, pooling, tails
 from fuselm.fusion.choices import LEVELS
 from fuselm.fusion.priors import spread_weights
@@ -178,7 +179,7 @@ def fuse_stores(
     did not finish.
     """
     tempered = [temperatures.get(name, 1.0) for name in stores]
-    domains = sorted({d.domain for d in documents if all(d.id in store for store in stores.values())})
+    domains = _list_shared_domains(stores, documents)
     priors = spread_weights({} if weights == LEARNED else weights, list(stores), domains)
     if weights == LEARNED:
         learned_from = documents if learn_from is None else learn_from
@@ -237,6 +238,16 @@ def fuse_documents(
         progress.advance(1)
 
 
+def _list_shared_domains(stores: Mapping[str, Store], documents: Sequence[Document]) -> list[str]:
+    """Return the domains of the documents that all stores have, in alphabetical order."""
+    if not isinstance(documents, DocumentList):
+        return sorted({d.domain for d in documents if all(d.id in store for store in stores.values())})
+    is_shared = np.ones(len(documents), bool)
+    for store in stores.values():
+        is_shared &= store.has_documents(documents.ids)
+    return sorted({documents.domain_names[code] for code in np.unique(documents.domain_codes[is_shared]).tolist()})
+
+
 def read_unspelled_shares(store: Store) -> dict[str, float]:
     """Return by domain the share of bytes that an aligned store's source does not spell, where there are any."""
     fidelity = store.manifest["counts"].get("fidelity", {})
@@ -259,7 +270,9 @@ def learn_domain_weights(
     unspelled = [read_unspelled_shares(store) for store in stores.values()]
     for domain, prior in priors.items():
         gold, allowed, tokens = [], [], 0
-        for document in (d for d in documents if d.domain == domain):
+        is_indexed = isinstance(documents, DocumentList)
+        of_domain = documents.select(domain=domain) if is_indexed else [d for d in documents if d.domain == domain]
+        for document in of_domain:
             if tokens >= LEARNED_ON:
                 break
             if any(document.id not in store for store in stores.values()):

@@ -1,19 +1,25 @@
 """Measure the bits per byte of any model on any texts, in a run or outside."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fuselm.documents import corpus
+from fuselm.documents.token_counting import count_read_tokens, measure_sizes
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.command_texts import Named, cut_documents, load_vocabularies, read_rows
-from fuselm.system import progress
+from fuselm.system import part_work, progress
+from fuselm.system.part_work import Complete, Fragment
 
 if TYPE_CHECKING:
     from fuselm.results import scoring
     from fuselm.sources.servers.connection import Server
+
+    Scorer = Callable[[Sequence[corpus.Document], Callable[[int], None]], list[scoring.Score]]
 
 BATCH_TOKENS = 1024
 
@@ -65,28 +71,66 @@ def score_model(
     dtype: str,
     batch_tokens: int,
     progress: progress.Progress,
-    server: "Server | None" = None,
 ) -> "list[scoring.Score]":
-    """Compute the bits that a model gives to each document: a model loaded for it, or a server's."""
+    """Compute the bits that a model gives to each document."""
+    progress.start(sum(count_read_tokens(vocabulary, documents)), unit="tokens")
+    return open_scorer(model, vocabulary, dtype=dtype, batch_tokens=batch_tokens)(documents, progress.advance)
+
+
+def score_by_parts(
+    open_scorer: "Callable[[], Scorer]",
+    lengths: Sequence[int],
+    documents: Sequence[corpus.Document],
+    out: Path,
+    *,
+    progress: progress.Progress,
+) -> "list[scoring.Score] | None":
+    """Score documents in windows, together with all processes that do; return None if another one finished.
+
+    A process opens its model at the first window that it scores.
+    """
     from fuselm.results import scoring
 
-    progress.start(sum(vocabulary.count_tokens([d.text for d in documents])), unit="tokens")
+    windows = part_work.split_windows(measure_sizes(documents).tolist(), scoring.WINDOW_BYTES)
+    score = functools.cache(open_scorer)
+
+    def make_part(number: int) -> Complete:
+        found = score()(documents[windows[number]], progress.advance)
+        return lambda: {"documents": len(found), "sums": [one.as_row() for one in found]}
+
+    def finish(fragments: list[Fragment]) -> dict:
+        pieces = [scoring.Score(**row) for fragment in fragments for row in fragment["sums"]]
+        return {"scores": scoring.join_scores(pieces)}
+
+    sizes = [sum(lengths[window]) for window in windows]
+    made = part_work.make_parts(out, sizes, make_part, finish, progress=progress, unit="tokens")
+    return made and made["scores"]
+
+
+def open_scorer(
+    model: Model, vocabulary: Vocabulary, *, dtype: str, batch_tokens: int, server: "Server | None" = None
+) -> "Scorer":
+    """Return what scores documents and reports the tokens that are done: a model loaded for it, or a server."""
+    from fuselm.results import scoring
+
     if server is not None:
         from fuselm.sources.servers import server_capture
 
-        bits = server_capture.compute_document_bits(server, vocabulary, documents, advance=progress.advance)
-        return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
+        def ask(documents: Sequence[corpus.Document], advance: Callable[[int], None]) -> list[scoring.Score]:
+            bits = server_capture.compute_document_bits(server, vocabulary, documents, advance=advance)
+            return scoring.sum_pieces(bits, documents, scoring.count_unspelled(vocabulary, documents))
+
+        return ask
     from fuselm.models import probe
     from fuselm.system import machine
 
     machine.use_free_cores()
+    machine.use_own_gpu()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
-    return scoring.score_documents(
-        loaded,
-        layer,
-        vocabulary,
-        model.context_token,
-        documents,
-        batch_tokens=batch_tokens,
-        advance=progress.advance,
-    )
+
+    def score(documents: Sequence[corpus.Document], advance: Callable[[int], None]) -> list[scoring.Score]:
+        return scoring.score_documents(
+            loaded, layer, vocabulary, model.context_token, documents, batch_tokens=batch_tokens, advance=advance
+        )
+
+    return score

@@ -6,7 +6,7 @@ domains. Every byte that the model's tokenizer cannot spell adds 8 bits to those
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -145,6 +145,21 @@ def sum_pieces(bits: Mapping[str, float], documents: Sequence[Document], unspell
     return [
         Score(document=o, domain=domains[o], bits=whole[o], bytes=n, unspelled=lacking[o]) for o, n in sizes.items()
     ]
+
+
+def join_scores(pieces: Sequence[Score]) -> list[Score]:
+    """Add up the scores of pieces of the same document."""
+    whole: dict[str, Score] = {}
+    for piece in pieces:
+        if (known := whole.get(piece.document)) is not None:
+            piece = replace(
+                known,
+                bits=known.bits + piece.bits,
+                bytes=known.bytes + piece.bytes,
+                unspelled=known.unspelled + piece.unspelled,
+            )
+        whole[piece.document] = piece
+    return list(whole.values())
 
 
 def compute_bits_per_byte(scores: Sequence[Score]) -> dict[str, float]:

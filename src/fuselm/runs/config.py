@@ -65,6 +65,13 @@ class RunOptions(Options):
     train: TrainOptions = Field(TrainOptions(), description="Train the target in this way.")
     merge: RunMergeOptions | None = Field(None, description="Merge what was trained into the fused model in this way.")
     evaluate: EvaluateOptions = Field(EvaluateOptions(), description="Score the models in this way.")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="Let this many processes of this machine share capture, align, fuse and evaluate, each with a GPU "
+        "of its own if there are as many. null: one for capture and evaluate, and as many for align and fuse as are "
+        "worth starting.",
+    )
     seed: Seed = Field(
         0, description="Draw splits, texts and the order of training with this seed. Another one is another experiment."
     )
@@ -167,6 +174,8 @@ class RunOptions(Options):
         written = write(self)
         if self.merge is None:
             written.pop("merge", None)
+        if self.processes is None:
+            written.pop("processes", None)
         return written
 
     @property

@@ -151,6 +151,15 @@ class Inputs:
             readers[vocabulary.chat_fingerprint or ""] = Reader(name=name, vocabulary=vocabulary, max_tokens=length)
         return list(readers.values())
 
+    def find_reader(self, role: str) -> str:
+        """Return the name of the reader of `list_readers` that reads as `target` or `source NAME` does."""
+        name = role.removeprefix("source ")
+        if self._dialogues is None:
+            return (self.target if role == "target" else self.sources[name]).tokenizer_fingerprint
+        vocabulary = self.target_vocabulary if role == "target" else self.load_source_vocabulary(name)
+        readers = self._list_dialogue_readers()
+        return next(r.name for r in readers if r.vocabulary.chat_fingerprint == vocabulary.chat_fingerprint)
+
     def name_readers(self, tokenizer: str) -> str:
         """Name the target and the sources that have this tokenizer, given by its fingerprint."""
         models, tokenizer = {"target": self.target} | self.sources, tokenizer.partition(" ")[0]

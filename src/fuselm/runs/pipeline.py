@@ -15,12 +15,15 @@ from fuselm.documents.document_list import DocumentList
 from fuselm.models.locating import Model
 from fuselm.runs import checks, config, input_notes, remaining_time, run_precision, step_records
 from fuselm.runs.inputs import Inputs
+from fuselm.runs.part_workers import PartWorkers
+from fuselm.runs.ray_runs import RayRun
 from fuselm.runs.run_precision import RunPrecision
 from fuselm.runs.stage import Made, Stage
 from fuselm.runs.stages import align, capture, corpus, evaluate, fuse, merge, report, tasks, train, write
-from fuselm.runs.steps import Maker, Step, Steps
+from fuselm.runs.steps import Declared, Maker, Step, Steps
 from fuselm.runs.store_places import locate_stores
 from fuselm.system import atomic_files, processes
+from fuselm.system.progress import Progress
 from fuselm.system.remote_paths import open_path
 from fuselm.system.terminal import make_plain_text
 
@@ -53,8 +56,16 @@ class Pipeline:
         self.folder = open_path(run.output)
         self.console = console
         self.inputs = Inputs(run)
-        self.precision = RunPrecision(run, precision_file or self.folder / run_precision.FILE)
-        self._maker = Maker(console, choose_precision=lambda: self.precision.record_choices(self.local_models))
+        precision_file = precision_file or self.folder / run_precision.FILE
+        self.precision = RunPrecision(run, precision_file)
+        self._workers = PartWorkers(run, precision_file)
+        self._ray = RayRun(run, precision_file)
+        self._maker = Maker(
+            console,
+            delegate=self._delegate,
+            choose_precision=lambda: self.precision.record_choices(self.local_models),
+            find_helpers=lambda stage, folder: self._workers.help(stage, folder, int(self.documents.sizes.sum())),
+        )
         self.places = locate_stores(run)
         self.steps = Steps(self.places, self._maker)
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
@@ -137,6 +148,19 @@ class Pipeline:
     def make(self, stage: str) -> Made:
         """Make a stage, given by its name in `STAGES`, and what it needs. Return its folders."""
         return STAGES[stage].make(self)
+
+    def _delegate(self, declared: Declared, shown: Progress) -> bool:
+        """Let Ray's workers make a folder, if the run has them, and tell whether they did."""
+        is_shared = declared.by_parts or declared.stage is write.STAGE
+        if not is_shared or declared.name in self.inputs.servers or processes.world_size() > 1:
+            return False
+        return self._ray.make(declared.stage, declared.folder, shown, by_parts=declared.by_parts)
+
+    def join(self, stage: str, folder: Path) -> None:
+        """Make parts of one folder of a stage, together with the process that began it, and nothing else."""
+        helper = copy.copy(self)
+        helper.steps = Steps(self.places, Maker(self.console, choose_precision=lambda: None, only=folder))
+        STAGES[stage].make(helper)
 
     def make_corpus(self) -> Path:
         """Read, cut and split the texts."""

@@ -73,9 +73,10 @@ class RunPrecision:
 
     def record_choices(self, models: Mapping[str, Model]) -> None:
         """Choose what the run file leaves to the machine, and write that down."""
-        if processes.rank() > 0:
-            return
         left = {role: model for role, model in models.items() if self.read_option(role) == "auto"}
+        if processes.rank() > 0:
+            processes.wait_until(lambda: left.keys() <= self._read_record().keys())
+            return
         chosen = self.choose_all(left)
         if self._run.train.precision != "auto":
             del chosen[TRAIN]
@@ -116,5 +117,8 @@ def keep_dtype(out: Path, dtype: str, model: Model) -> str:
         return begun
     if dtype != "auto" and any(path.suffix in (".parquet", ".json") for path in out.iterdir()):
         dtype = precision.find_checkpoint_dtype(model) or "auto"
-    atomic_files.write_text(file, dtype)
+    if begun or not atomic_files.create_exclusively(file, dtype.encode()):
+        if not begun:
+            return file.read_text(encoding="utf-8")  # another process has begun just now
+        atomic_files.write_text(file, dtype)
     return dtype

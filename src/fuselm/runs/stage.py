@@ -48,5 +48,6 @@ class Stage:
     asks_servers: bool = False  # the server of a step's source is tried before the stage begins
     fills_stores: bool = False  # takes hours, so existing stores of the user are read whole before it begins
     is_shared: bool = False  # runs with the same recipe use the same folder, in their `store_dir`
+    is_on_cpu: bool = False  # so that several processes of one machine make its parts faster
     merges: bool = False  # the models that a run merges are compared before the first stage begins
     trains: bool = False  # what training needs is tried before the stage begins

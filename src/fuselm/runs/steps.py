@@ -44,7 +44,9 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Declared:
+class Declared:
+    """Hold what a stage declared of one folder."""
+
     stage: Stage
     name: str
     title: str
@@ -65,7 +67,7 @@ class Steps:
     def __init__(self, places: StorePlaces, maker: "Maker | None" = None):
         self._places = places
         self._maker = maker
-        self._declared: dict[Path, _Declared] = {}
+        self._declared: dict[Path, Declared] = {}
         self._keys: dict[Path, str] = {}
         self._asked_for: dict[Path, None] = {}
 
@@ -93,7 +95,7 @@ class Steps:
         """
         folder = self._places.find(stage, name, recipe.key)
         self._keys[folder] = recipe.key
-        self._declared[folder] = _Declared(
+        self._declared[folder] = Declared(
             stage=stage,
             name=name,
             title=f"{stage.name} {title or name}".strip(),
@@ -109,7 +111,7 @@ class Steps:
     def declare_existing(self, stage: Stage, name: str, folder: Path, key: str) -> Path:
         """Return a folder that the user has, in place of one that the run would make."""
         self._keys[folder] = key
-        self._declared[folder] = _Declared(
+        self._declared[folder] = Declared(
             stage=stage,
             name=name,
             title=f"{stage.name} {name}",
@@ -174,15 +176,28 @@ class Steps:
 class Maker:
     """Make folders, and show that on `console`. `has_made_anything` says whether any was made."""
 
-    def __init__(self, console: Console, *, choose_precision: Callable[[], object]):
+    def __init__(
+        self,
+        console: Console,
+        *,
+        choose_precision: Callable[[], object],
+        find_helpers: Callable[[Stage, Path], object] = lambda stage, folder: None,
+        delegate: Callable[[Declared, Progress], bool] = lambda declared, shown: False,
+        only: Path | None = None,
+    ):
         self._console = console
+        self._find_helpers = find_helpers  # called before a folder is made by parts
+        self._delegate = delegate  # lets others make a folder, and tells whether they did
+        self._only = only  # the folder that is made, in a process that helps another one with it
         self._choose_precision = choose_precision  # called before a stage that needs it
         self.has_made_anything = False
         self.remaining = RemainingTime({}, is_measured=False)  # of the steps that are foreseen
 
-    def make(self, declared: _Declared) -> None:
+    def make(self, declared: Declared) -> None:
         """Make one folder whose inputs are there."""
         folder, recipe, build = declared.folder, declared.recipe, declared.build
+        if self._only not in (None, folder):
+            return
         assert recipe is not None and build is not None
         which = self.remaining.describe(folder)
         self._console.print(
@@ -194,7 +209,11 @@ class Maker:
         stopping.note_resumption(f"it resumes in {declared.title}")
         with progress.show_progress(self._console, declared.title) as shown:
             on_wait = partial(_note_waiting, shown)
-            if declared.by_parts:
+            if self._delegate(declared, shown):
+                pass
+            elif declared.by_parts:
+                if self._only is None:
+                    self._find_helpers(declared.stage, folder)
                 part_work.build_by_parts(folder, recipe, lambda out: build(out, shown), on_wait=on_wait)
             else:
                 manifest.build_once(
@@ -202,7 +221,7 @@ class Maker:
                     recipe,
                     lambda out: build(out, shown),
                     together=declared.together,
-                    on_wait=on_wait if declared.stage.is_shared else None,
+                    on_wait=on_wait if declared.stage.is_shared or processes.is_shard() else None,
                 )
             trust.remember_output(folder)
         stopping.note_resumption("it resumes after that")
@@ -216,6 +235,6 @@ def _note_waiting(shown: Progress) -> None:
     shown.note("another fuselm process is making this; waiting for it")
 
 
-def _is_done(declared: _Declared) -> bool:
+def _is_done(declared: Declared) -> bool:
     """Tell whether a folder is there. What a user has counts as there: it was opened when it was declared."""
     return declared.recipe is None or manifest.is_finished(declared.folder)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, fit_prefix
+from fuselm.documents.token_counting import count_read_tokens
 from fuselm.models import forward, probe
 from fuselm.models.locating import Model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
@@ -57,6 +58,7 @@ class CapturedBatch:
 def load_source(model: Model, vocabulary: Vocabulary, *, dtype: str) -> LoadedSource:
     """Load a model to read with. At its first use, check that its rows can be trusted."""
     machine.use_free_cores()
+    machine.use_own_gpu()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
     return LoadedSource(
         model=loaded,
@@ -75,30 +77,53 @@ def capture_from_model(
     policy: Policy,
     prefix_tokens: int = 0,
     batch_tokens: int,
+    reader: str | None = None,
     progress: Progress,
-) -> dict:
+) -> dict | None:
     """Write traces of `documents` to `out`, which is then complete except for its manifest; return the counts.
 
     In front of each document, `prefix_tokens` of other documents of its domain are read, if there are any, up to a
-    fifth of the source's context.
+    fifth of the source's context. `reader` names the source's among the corpus's readers, which counted tokens.
 
     The capture resumes after the parts and blocks that are there. Batches don't depend on where an earlier run was cut
     off, so the bytes written don't either. A document for which the model gives NaN is left out, and named in the
-    counts' `skipped`. Raises `ValueError` if more than `MOST_SKIPPED` of them are left out.
+    counts' `skipped`. Several processes may do this together; it returns None in those that did not finish. Raises
+    `ValueError` if more than `MOST_SKIPPED` of the documents are left out.
     """
-    with announce("tokenizing"):
-        segmentations = [source.vocabulary.segment(d.text) for d in documents]
+    with announce("counting tokens"):
+        lengths = count_read_tokens(source.vocabulary, documents, reader=reader)
+    segmentations = Segmentations(source.vocabulary, documents)
 
     def read_batches(batches: list[list[Passage]]) -> Iterator[Iterable[Trace | None]]:
+        segmentations.forget()
         for batch in batches:
             yield read_passages(source, documents, segmentations, batch, policy=policy)
 
-    lengths = [len(s.read_ids) for s in segmentations]
     prefix = fit_prefix(source.vocabulary, source.context_length, prefix_tokens)
     counts = write_traces(
         read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
     )
-    return counts | {"vocabulary_size": source.vocabulary.size}
+    return counts and counts | {"vocabulary_size": source.vocabulary.size}
+
+
+class Segmentations(Sequence[Segmentation]):
+    """Make the segmentation of a document when it is first asked for, and keep it until `forget`."""
+
+    def __init__(self, vocabulary: Vocabulary, documents: Sequence[Document]):
+        self._vocabulary, self._documents = vocabulary, documents
+        self._kept: dict[int, Segmentation] = {}
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, number):
+        if number not in self._kept:
+            self._kept[number] = self._vocabulary.segment(self._documents[number].text)
+        return self._kept[number]
+
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._kept = {}
 
 
 def trace_batch(

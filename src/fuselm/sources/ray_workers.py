@@ -1,4 +1,4 @@
-"""Read the corpus with one source on several machines: Ray Data hands batches to actors that hold the model.
+"""Read the corpus with one source on several machines: Ray's actors hold the model, and are handed batches.
 
 The actors' results come back to the process that asks, which writes them as if it had made them itself. So the machines
 share no disk, the batches and therefore the store's bytes are those of one process, and an interruption costs no more
@@ -15,6 +15,7 @@ from typing import Any
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, fit_prefix
+from fuselm.documents.token_counting import count_read_tokens
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
@@ -38,43 +39,50 @@ def capture_on_ray(
     policy: Policy,
     prefix_tokens: int = 0,
     batch_tokens: int,
+    reader: str | None = None,
     progress: Progress,
-) -> dict:
+) -> dict | None:
     """Capture as `capture_from_model` does, with `workers` workers; each has a GPU if there are enough.
 
     It uses the cluster that the environment variable RAY_ADDRESS names, else starts one on this machine. Raises
     `ValueError` if Ray isn't installed, or if a worker fails other than by being killed.
     """
-    ray = _start_ray(workers)
-    gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
+    ray = start_ray(workers)
+    held: list[Any] = []
 
     def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
-        if not batches:
-            return
-        rows = [{"batch": pickle.dumps(passages.extract_batch(batch, read))} for batch in batches]
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            CaptureWorker,
-            fn_constructor_args=(model, revision, dtype, policy),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-            num_gpus=gpus,
-        )
+        if batches and not held:
+            gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
+            kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)(CaptureWorker)
+            held.extend(kind.remote(model, revision, dtype, policy) for _ in range(workers))
+        rows = [pickle.dumps(_extract(vocabulary, documents, batch)) for batch in batches]
         try:
-            for row in made.iter_rows():
-                yield pickle.loads(row["traces"])
+            yield from map(
+                pickle.loads, ray.util.ActorPool(held).map(lambda worker, row: worker.read.remote(row), rows)
+            )
         except ray.exceptions.RayError as error:
-            raise ValueError(f"{model.name}: a Ray worker failed ({_find_cause(error)})") from error
+            raise ValueError(f"{model.name}: a Ray worker failed ({find_cause(error)})") from error
 
-    # Workers tokenize texts; conversations are read here, where the run file's templates are known.
-    dialogues = {d.id: vocabulary.segment(d.text) for d in documents if not isinstance(d.text, str)}
-    read = [(document, dialogues.get(document.id)) for document in documents]
-    counts_of_texts = iter(vocabulary.count_tokens([d.text for d in documents if isinstance(d.text, str)]))
-    lengths = [next(counts_of_texts) if found is None else len(found.read_ids) for _, found in read]
+    lengths = count_read_tokens(vocabulary, documents, reader=reader)
     prefix = fit_prefix(vocabulary, model.context_length, prefix_tokens)
-    counts = write_traces(
-        read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
-    )
-    return counts | {"vocabulary_size": vocabulary.size}
+    try:
+        counts = write_traces(
+            read_batches, documents, lengths, out, prefix=prefix, batch_tokens=batch_tokens, progress=progress
+        )
+    finally:
+        for worker in held:
+            ray.kill(worker)
+    return counts and counts | {"vocabulary_size": vocabulary.size}
+
+
+def _extract(vocabulary: Vocabulary, documents: Sequence[Document], batch: Sequence[Passage]) -> tuple[list, list]:
+    """Return the documents that a batch needs, with segmentations, and the batch renumbered.
+
+    Workers tokenize texts; conversations are read here, where the run file's templates are known.
+    """
+    numbers, renumbered = passages.extract_batch(batch, range(len(documents)))
+    read = [documents[n] for n in numbers]
+    return [(d, None if isinstance(d.text, str) else vocabulary.segment(d.text)) for d in read], renumbered
 
 
 class CaptureWorker:
@@ -88,19 +96,21 @@ class CaptureWorker:
         self._policy = policy
         self._source = load_source(here, load_vocabulary(here), dtype=dtype)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        read, batch = pickle.loads(row["batch"])
+    def read(self, row: bytes) -> bytes:
+        """Return the traces of a batch, both as bytes."""
+        read, batch = pickle.loads(row)
         documents = [document for document, _ in read]
         segmentations = [found or self._source.vocabulary.segment(document.text) for document, found in read]
         traces = read_passages(self._source, documents, segmentations, batch, policy=self._policy)
-        return {"traces": pickle.dumps(list(traces))}
+        return pickle.dumps(list(traces))
 
 
-def _start_ray(workers: int):
+def start_ray(workers: int):
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; return the module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
-        import ray.data
+        import ray.util
     except ImportError:
         raise ValueError("capture.engine: ray is not installed; pip install 'fuselm[ray]'") from None
     if not ray.is_initialized():
@@ -109,14 +119,10 @@ def _start_ray(workers: int):
             ray.init(**quiet)
         else:
             ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 
-def _find_cause(error: Exception) -> str:
+def find_cause(error: Exception) -> str:
     """Return the innermost error, the one of the worker, in one line."""
     while isinstance(inner := getattr(error, "cause", None) or error.__cause__, Exception):
         error = inner

@@ -17,9 +17,11 @@ import numpy as np
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, fit_prefix
+from fuselm.documents.token_counting import count_read_tokens
 from fuselm.models.locating import Model
 from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
+from fuselm.sources.capture import Segmentations
 from fuselm.sources.resumable_writing import write_traces
 from fuselm.sources.servers.answers import PromptRows, check_row, make_entries, name_token
 from fuselm.sources.servers.prompt_logprobs import make_distributions
@@ -42,6 +44,7 @@ def capture_with_vllm(
     policy: Policy,
     prefix_tokens: int = 0,
     batch_tokens: int,
+    reader: str | None = None,
     progress: Progress,
 ) -> dict | None:
     """Capture as `capture.capture_from_model` does, by vLLM, with the entries that the policy wants of its `top_k`.
@@ -49,13 +52,14 @@ def capture_with_vllm(
     A prompt may have one token less than the source's context, because vLLM always writes one. Raises `ValueError` if
     vLLM is not installed, cannot load the model, or a document does not fit.
     """
-    segmentations = [vocabulary.segment(d.text) for d in documents]
-    lengths = [len(s.read_ids) for s in segmentations]
+    segmentations = Segmentations(vocabulary, documents)
+    lengths = count_read_tokens(vocabulary, documents, reader=reader)
     _check_lengths(model, documents, lengths)
     engine = _Engine(model, dtype=dtype, top_k=min(policy.top_k, model.output_size))
     separator = passages.tokenize_separator(vocabulary)
 
     def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
+        segmentations.forget()
         for together in _group(batches, lengths):
             read = [passage for batch in together for passage in batch]
             joined = [passages.join_tokens(passage, segmentations, separator) for passage in read]

@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-from numpy import ndarray
-
 from fuselm.documents.corpus import Document
+from fuselm.documents.token_counting import measure_sizes
 from fuselm.stores.index import write_index
 from fuselm.stores.parts import build_group_tables, part_path, read_part_number, write_tables
 from fuselm.stores.rows import Trace
@@ -18,11 +15,6 @@ from fuselm.system.part_work import Complete, Fragment, make_parts, split_window
 from fuselm.system.progress import Progress
 
 WINDOW_BYTES = 1 << 21  # of text, so that a window is the same for all sources; some 2^19 tokens
-
-
-def measure_sizes(documents: Sequence[Document]) -> Int[ndarray, "documents"]:
-    """Return the bytes of each document's text."""
-    return np.fromiter((len(d.text.encode()) for d in documents), np.int64, len(documents))
 
 
 def write_windows(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from fuselm.models.chat.messages import Dialogue
@@ -212,6 +212,10 @@ class Store:
         for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
             traces[at] = self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
         return [traces[at] for at in found]
+
+    def has_documents(self, documents: pa.Array | pa.ChunkedArray) -> Bool[ndarray, "documents"]:
+        """Flag those of many ids that are there."""
+        return pc.is_in(documents, self._names).to_numpy(zero_copy_only=False)
 
     def read_in_order(self, documents: Iterable[str]) -> Iterator[Trace]:
         """Yield the traces of those `documents` that are there, in the order in which they are read fastest."""

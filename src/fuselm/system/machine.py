@@ -67,6 +67,14 @@ def use_free_cores() -> int:
     return torch.get_num_threads()
 
 
+def use_own_gpu() -> None:
+    """Let torch take the GPU that belongs to this one of a machine's processes, where a launcher numbers them."""
+    import torch
+
+    if (number := os.environ.get("LOCAL_RANK", "")).isdecimal() and torch.cuda.is_available():
+        torch.cuda.set_device(int(number) % torch.cuda.device_count())
+
+
 def count_worker_threads() -> int:
     """Return how many threads to begin for work that does not go through torch: what the user says, else free cores."""
     chosen = next((value for name in THREAD_VARIABLES if (value := os.environ.get(name, "")).isdigit()), "")

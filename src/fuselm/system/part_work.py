@@ -23,6 +23,7 @@ from fuselm.system.progress import Progress
 from fuselm.system.remote_paths import RemotePath
 
 FRAGMENT, PREPARED = ".fragment-", ".prepared.json"
+NOT_KEPT = ("part", "sums", "skipped")  # of a fragment, in the manifest
 SECONDS_BETWEEN_LISTINGS = 1.0  # of the folder, to see what others have done
 
 Fragment = dict[str, Any]
@@ -132,6 +133,12 @@ def split_windows(sizes: Sequence[int], most: int) -> list[slice]:
     return windows
 
 
+def list_done(out: Path, count: int) -> set[int]:
+    """Return which of the first `count` parts of a folder are done."""
+    names = [path.name for path in out.glob(f"{FRAGMENT}*.json")]
+    return {number for name in names if (number := int(name[len(FRAGMENT) : -len(".json")])) < count}
+
+
 class _Parts:
     """Know which parts of a folder are done."""
 
@@ -146,7 +153,7 @@ class _Parts:
         """Remove the fragments of files that are not what was written, so that they are made again."""
         if processes.worker_number() > 0:  # the first looks
             return
-        for number in self._list_fragments():
+        for number in list_done(self._out, len(self._sizes)):
             fragment = self._read(number)
             name = None if fragment is None else fragment.get("file")
             if fragment is None or (name is not None and not _has_hash(self._out / name, fragment["sha256"])):
@@ -158,7 +165,7 @@ class _Parts:
     def list_done(self) -> int:
         """Leave out what is done, and return its size."""
         self._listed = time.monotonic()
-        done = self._list_fragments() & self._missing.keys()
+        done = list_done(self._out, len(self._sizes)) & self._missing.keys()
         for number in done:
             del self._missing[number]
         return sum(self._sizes[number] for number in done)
@@ -211,11 +218,6 @@ class _Parts:
         if done := self.list_done():
             self._progress.advance(done)
 
-    def _list_fragments(self) -> set[int]:
-        names = [path.name for path in self._out.glob(f"{FRAGMENT}*.json")]
-        found = {int(name[len(FRAGMENT) : -len(".json")]) for name in names}
-        return {number for number in found if number < len(self._sizes)}
-
     def _read(self, number: int) -> Fragment | None:
         with contextlib.suppress(OSError, ValueError):
             fragment = json.loads(self._locate(number).read_bytes())
@@ -230,7 +232,8 @@ def _list_fragments(out: Path) -> Iterator[Mapping[str, Any]]:
     """Yield what the manifest keeps of the fragments in a folder, in order; none if it was not made by parts."""
     for path in sorted(out.glob(f"{FRAGMENT}*.json")):
         fragment = json.loads(path.read_bytes())
-        yield {name: value for name, value in fragment.items() if name not in ("part", "sums")}
+        if "file" in fragment:
+            yield {name: value for name, value in fragment.items() if name not in NOT_KEPT}
 
 
 def _has_hash(path: Path, sha256: str) -> bool:

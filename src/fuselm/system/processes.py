@@ -26,6 +26,11 @@ def set_worker(number: int, count: int) -> None:
     _shard = number, count
 
 
+def is_shard() -> bool:
+    """Tell whether this process was started apart from others that it shares work with."""
+    return _shard is not None
+
+
 def worker_number() -> int:
     """Return this process's number among those that share the parts of a stage."""
     return rank() if _shard is None else _shard[0]

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuselm.alignment.choices import LEARNED
 from fuselm.runs import row_fusion
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
@@ -56,16 +55,18 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
 
     def build(out: Path, shown: Progress) -> dict | None:
         from fuselm.alignment import aligner
+        from fuselm.documents.document_texts import DocumentTexts
         from fuselm.stores import store
 
         capture.check_given_store(pipeline, name)
         source = store.Store(captured, draws=draws, vocabulary_size=inputs.sources[name].output_size)
         documents = row_fusion.choose_sample(pipeline, write.fusion_documents(pipeline))
+        learned_from = documents.take(source.has_documents(documents.ids))
         to_target = aligner.Aligner(
             inputs.load_source_vocabulary(name),
             inputs.target_vocabulary,
             **options,
-            texts=[d.text for d in documents if d.id in source] if options["method"] in LEARNED else (),
+            texts=DocumentTexts(learned_from),
         )
         return aligner.align_store(to_target, source, documents, out, progress=shown)
 
@@ -104,5 +105,11 @@ def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> fl
 
 
 STAGE = Stage(
-    name="align", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes, is_shared=True
+    name="align",
+    make=make,
+    estimate=estimate,
+    calibrate=calibrate,
+    count_passes=count_passes,
+    is_shared=True,
+    is_on_cpu=True,
 )

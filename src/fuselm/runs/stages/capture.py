@@ -63,14 +63,14 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
         },
     )
 
-    def build(out: Path, shown: Progress) -> dict:
+    def build(out: Path, shown: Progress) -> dict | None:
         return _capture(pipeline, name, out, shown)
 
     written = write.declare(pipeline).values()
-    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=list(written))
+    return pipeline.steps.declare(STAGE, name, recipe, build, inputs=list(written), by_parts=True)
 
 
-def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dict:
+def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dict | None:
     """Capture from a server, on a cluster, or here."""
     from fuselm.sources import capture
     from fuselm.stores import retention
@@ -79,6 +79,7 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
     model, vocabulary = inputs.sources[name], inputs.load_source_vocabulary(name)
     documents = write.fusion_documents(pipeline)
     asked: dict[str, Any] = {"policy": retention.Policy(**run.capture_options(name).retention), "progress": shown}
+    asked["reader"] = inputs.find_reader(f"source {name}")
     if name in inputs.servers:
         from fuselm.sources.servers import server_capture
 
@@ -90,14 +91,15 @@ def _capture(pipeline: "Pipeline", name: str, out: Path, shown: Progress) -> dic
 
         asked |= {"workers": run.capture.process_count, "revision": run.sources[name].revision}
         counts = ray_workers.capture_on_ray(model, vocabulary, documents, out, dtype=dtype, **asked)
-        return counts | {"dtype": dtype}
+        return counts and counts | {"dtype": dtype}
     if run.capture.engine == "vllm":
         from fuselm.sources import vllm_engine
 
         counts = vllm_engine.capture_with_vllm(model, vocabulary, documents, out, dtype=dtype, **asked)
         return counts and counts | {"dtype": dtype}
     source = capture.load_source(model, vocabulary, dtype=dtype)
-    return capture.capture_from_model(source, documents, out, **asked) | {"dtype": dtype}
+    counts = capture.capture_from_model(source, documents, out, **asked)
+    return counts and counts | {"dtype": dtype}
 
 
 def _find_given_store(options: LocalSourceOptions | ServerOptions) -> Path | None:

@@ -54,7 +54,8 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         },
     )
 
-    def build(out: Path, shown: Progress) -> dict:
+    def build(out: Path, shown: Progress) -> dict | None:
+        from fuselm.documents import token_counting
         from fuselm.results import bits_per_byte, scoring
 
         located = model
@@ -64,19 +65,26 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         else:
             vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
-        scores = bits_per_byte.score_model(
-            located,
-            vocabulary,
-            pipeline.documents.select("heldout"),
-            dtype=read_in,
-            batch_tokens=run.evaluate.batch_tokens,
+        documents = pipeline.documents.select("heldout")
+        scores = bits_per_byte.score_by_parts(
+            lambda: bits_per_byte.open_scorer(
+                located,
+                vocabulary,
+                dtype=read_in,
+                batch_tokens=run.evaluate.batch_tokens,
+                server=inputs.servers.get(name),
+            ),
+            token_counting.count_read_tokens(vocabulary, documents, reader=inputs.find_reader(role)),
+            documents,
+            out,
             progress=shown,
-            server=inputs.servers.get(name),
         )
+        if scores is None:
+            return None
         atomic_files.write_text(out / "scores.json", json.dumps([s.as_row() for s in scores], indent=0))
         return {"documents": len(scores), "bits_per_byte": scoring.compute_bits_per_byte(scores), "dtype": read_in}
 
-    return pipeline.steps.make(pipeline.steps.declare(STAGE, name, recipe, build))
+    return pipeline.steps.make(pipeline.steps.declare(STAGE, name, recipe, build, by_parts=True))
 
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:

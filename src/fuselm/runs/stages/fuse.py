@@ -83,4 +83,4 @@ def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> fl
     return 1.0 + sum(written.values()) if run.fuse.when == "stage" else None
 
 
-STAGE = Stage(name="fuse", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes)
+STAGE = Stage(name="fuse", make=make, estimate=estimate, calibrate=calibrate, count_passes=count_passes, is_on_cpu=True)

@@ -27,7 +27,7 @@ def make(pipeline: "Pipeline") -> Path:
     """Write `summary.json`, `report.html` and the model card, publish them, and return their folder."""
     from fuselm.results import report, run_summary
 
-    options = pipeline.run.model_dump(mode="json")
+    options = pipeline.run.model_dump(mode="json", exclude={"processes"})
     folders: dict[str, Made] = {
         corpus.STAGE.name: corpus.make(pipeline),
         write.STAGE.name: write.declare(pipeline),

@@ -3,7 +3,7 @@
 import math
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix, list_documents
+from fuselm.documents.token_counting import count_read_tokens
 from fuselm.models.vocabulary import Segmentation, Vocabulary
 from fuselm.sources.servers import client, prompt_logprobs
 from fuselm.sources.servers.client import Client, Unreachable
@@ -35,8 +36,9 @@ def capture_from_server(
     out: Path,
     *,
     policy: Policy,
+    reader: str | None = None,
     progress: Progress,
-) -> dict:
+) -> dict | None:
     """Capture as `capture_from_model` does, from a server; keep the entries that the policy wants of its `top_k`.
 
     In the counts, `unclear` is the mean mass of a token's strings that may be several tokens.
@@ -44,32 +46,41 @@ def capture_from_server(
     from fuselm.sources.resumable_writing import write_traces
     from fuselm.stores import retention
 
-    segmentations = [vocabulary.segment(d.text) for d in documents]
-    lost, tokens = 0.0, 0
+    sums = Counter[str]()
+
+    def take_sums() -> dict[str, float]:
+        taken = dict(sums)
+        sums.clear()
+        return taken
 
     with connect(server, vocabulary, top_k=policy.top_k) as connection:
 
         def read_batches(batches: list[list[Passage]]) -> Iterator[list[Trace | None]]:
-            nonlocal lost, tokens
             todo = [i for batch in batches for i in list_documents(batch)]
-            for trace, unclear in trace_documents(
-                connection, [documents[i] for i in todo], [segmentations[i] for i in todo]
-            ):
+            asked = [documents[i] for i in todo]
+            segmentations = [vocabulary.segment(d.text) for d in asked]
+            for trace, unclear in trace_documents(connection, asked, segmentations):
                 if trace is None:
                     yield [None]
                     continue
-                lost, tokens = lost + unclear, tokens + len(trace.tokens)
+                sums.update({"unclear": unclear, "asked_tokens": len(trace.tokens)})
                 yield [replace(trace, distributions=retention.drop_unwanted_entries(policy, trace.distributions))]
 
-        lengths = [len(s.read_ids) for s in segmentations]
+        lengths = count_read_tokens(vocabulary, documents, reader=reader)
         counts = write_traces(
-            read_batches, documents, lengths, out, prefix=Prefix(), batch_tokens=DOCUMENTS_PER_BATCH, progress=progress
+            read_batches,
+            documents,
+            lengths,
+            out,
+            prefix=Prefix(),
+            batch_tokens=DOCUMENTS_PER_BATCH,
+            progress=progress,
+            take_sums=take_sums,
         )
-    return counts | {
-        "api": connection.api,
-        "unclear": lost / max(tokens, 1),
-        "vocabulary_size": vocabulary.size,
-    }
+    if counts is None:
+        return None
+    unclear = counts.pop("unclear", 0.0) / max(counts.pop("asked_tokens", 0), 1)
+    return counts | {"api": connection.api, "unclear": unclear, "vocabulary_size": vocabulary.size}
 
 
 def compute_document_bits(
