@@ -19,9 +19,9 @@ from fuselm.system import atomic_files
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"
-STUDIES = ("study", "study-tokens", "study-parts", "study-prune", "study-baseline")
+STUDIES = ("study", "study-tokens", "study-parts", "study-prune", "study-pairwise", "study-baseline")
 NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl")
-STAGES = ("corpus", "train", "evaluate")  # the others' manifests would say that their stores are there
+STAGES = ("corpus", "train", "merge", "evaluate")  # the others' manifests would say that their stores are there
 BENCHMARKS = ("apart.json", "peers.json", "training.json", "full/tasks.md", "full/tasks/results.md")
 
 

@@ -82,6 +82,7 @@ def main() -> None:
         "results": {
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
+            "pairwise": study(runs / "study-pairwise"),
             "tasks": tasks(runs / "full/tasks.md"),
             "earlier_tasks": tasks(runs / "full/tasks/results.md"),
             "apart": read(runs / "apart.json"),
