@@ -14,7 +14,8 @@ from fuselm.results.seed_intervals import (
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.70620), (2, 4.30265), (4, 2.77645), (10, 2.22814), (100, 1.98397), (1e6, 1.95997)]
+    ("freedom", "quantile"),
+    [(1.0, 12.7062), (2.0, 4.30265), (4.0, 2.77645), (10.0, 2.22814), (100.0, 1.98397), (1e6, 1.95997)],
 )
 def test_quantiles_are_students(freedom, quantile):
     assert compute_student_quantile(0.975, freedom) == pytest.approx(quantile, rel=1e-4)
