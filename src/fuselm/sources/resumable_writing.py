@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fuselm.documents import passages
 from fuselm.documents.corpus import Document
 from fuselm.documents.passages import Passage, Prefix
 from fuselm.stores import part_writing, store
+from fuselm.stores.parts import read_table
 from fuselm.stores.store import Trace
 from fuselm.system import atomic_files, part_work
 from fuselm.system.background import Background
@@ -143,11 +143,11 @@ class ResumableWriter:
                 path.unlink()
         if part.exists():  # written by a process that was killed just then, or by an earlier version
             self.is_complete = True
-            table = pq.read_table(part, columns=["document", "text", "counts"])
+            table = read_table(part, columns=["document", "text", "counts"])
             self._left_out = [(name, self._domains[name]) for name in self._list_missing(table)]
             self._end(table)
             return set(self.names)
-        self._tables = [pq.read_table(block).cast(store.SCHEMA) for block in self._list_blocks()]
+        self._tables = [read_table(block).cast(store.SCHEMA) for block in self._list_blocks()]
         self._there = {document for table in self._tables for document in table["document"].to_pylist()}
         return self._there
 

@@ -131,6 +131,12 @@ def _check_claims(group: pq.RowGroupMetaData) -> None:
             )
 
 
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a part or a block of one, wherever it is; it was found whole just before."""
+    with atomic_files.hold_locally(path) as here:
+        return pq.read_table(here, columns=columns)
+
+
 def read_group(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> pa.Table:
     """Read a row group of a part. Raises one of `DAMAGED` if that fails."""
     if not 0 <= group < file.num_row_groups:
