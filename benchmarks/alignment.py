@@ -25,17 +25,18 @@ from rapidfuzz.process import cdist
 from rich.console import Console
 
 from fuselm.alignment import mined, nearest
-from fuselm.alignment.aligner import METHODS, Aligner, align_branches, align_span
+from fuselm.alignment.aligner import METHODS, Aligner, add_gold_entries, align_branches, align_span
+from fuselm.alignment.conditionals import KINDS, RELATIONS, ConditionalCounter, summarize_conditionals
 from fuselm.documents import corpus
 from fuselm.models import forward
 from fuselm.models.loading import load_model, load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.fidelity_measurement import measure_fidelity
-from fuselm.sources import capture
+from fuselm.sources import capture, sampling
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.retention import Policy
-from fuselm.stores.store import Store, Trace
+from fuselm.stores.store import Store, Trace, fingerprint_text, write_parts
 from fuselm.system import atomic_files, manifest
 from fuselm.system.progress import show_progress
 
@@ -49,6 +50,7 @@ MODELS = {
 PAIRS = [("gemma", "smollm2"), ("qwen", "smollm2"), ("smollm2", "gemma"), ("smollm2", "qwen")]
 RUNS = 5
 KEPT = 16  # entries of a row, in the speed measurements
+LIKE_SPAN = ("span", "branches")  # methods that inform every position
 SAMPLED_TOKENS, SAMPLE_LENGTH, SAMPLE_BATCH = 20_000, 256, 48
 console = Console(stderr=True)
 
@@ -58,10 +60,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--parts", default="speed,dynamic_programme,maps,fidelity", help="which to measure")
     parser.add_argument("--documents", type=int, default=10, help="held-out documents of each domain, for fidelity")
+    parser.add_argument("--tokens", type=int, default=SAMPLED_TOKENS, help="that each source writes, for conditional")
     options = parser.parse_args()
     os.chdir(ROOT)
     parts = {"speed": speed, "dynamic_programme": dynamic_programme, "maps": maps}
-    parts["fidelity"] = lambda: fidelity(options.documents)
+    parts |= {"fidelity": lambda: fidelity(options.documents), "conditional": lambda: conditional(options.tokens)}
     if unknown := set(options.parts.split(",")) - set(parts):
         parser.error(f"--parts: no part '{min(unknown)}'; there are {', '.join(parts)}")
     result = {name: parts[name]() for name in options.parts.split(",")}
@@ -282,6 +285,92 @@ def fidelity(per_domain: int) -> dict:
                 for method, of in measured["methods"].items()
             }
     return result
+
+
+# ---- all that rows say, on text that the source writes
+
+
+def conditional(tokens: int) -> dict:
+    """Compare the mass of each kind of token with how often it comes, and the loss of rows that do not look ahead.
+
+    `loss` is what `blind_rows` gives to the text beyond what `span` gives to it, which is the source's own probability,
+    as a share of the source's bits: in all, and by the kind of token where it is lost.
+    """
+    result = {}
+    for source, target in PAIRS:
+        folder = written(source, tokens)
+        texts = {row["id"]: row for row in map(json.loads, (folder / "texts.jsonl").open())}
+        learned = list(captured(source, 64))
+        aligners = {m: Aligner(*map(vocabulary, (source, target)), method=m, traces=learned) for m in LIKE_SPAN}
+        counter = ConditionalCounter(*map(vocabulary, (source, target)))
+        counts: dict[str, list] = {m: [] for m in aligners}
+        losses: list[tuple] = []
+        for trace in Store(folder):
+            row = texts[trace.document]
+            for method, aligner in aligners.items():
+                aligned = aligner.align(trace, row["text"])
+                place = {"domain": row["domain"], "begin": row["begin"]}
+                counts[method].append(counter.count(trace, aligned, row["text"], **place))
+            chosen, relations, kinds = counter.classify(aligned, row["text"], begin=row["begin"])
+            segmentation = aligner.target.segment(row["text"])
+            blind = aligner.branches.predict_tokens(add_gold_entries(trace), segmentation, row["text"].encode())
+            gold = aligned.distributions.gold.astype(np.float64)
+            losses += zip(relations, kinds, gold[chosen], blind[chosen], strict=True)
+        result[f"{source}-{target}"] = {
+            "texts": len(texts),
+            "conditional": {m: summarize_conditionals(of) for m, of in counts.items()},
+            "loss": lost_shares(losses),
+        }
+    return result
+
+
+def lost_shares(losses: list[tuple]) -> dict[str, dict[str, float]]:
+    """Return the loss beyond the source's own as a share of its bits, with the share of tokens, by kind of token."""
+    relations, kinds, gold, blind = map(np.array, zip(*losses, strict=True))
+    named = {name: relations == n for n, name in enumerate(RELATIONS)} | {k: kinds == n for n, k in enumerate(KINDS)}
+    return {
+        name: {
+            "tokens": float(chosen.mean()),
+            "lost": float((gold - blind)[chosen].sum() / -gold.sum()),
+            "bits_a_token": float(-gold[chosen].mean() / np.log(2)),
+        }
+        for name, chosen in ({"all": np.ones(len(gold), bool)} | named).items()
+        if chosen.any()
+    }
+
+
+def written(name: str, tokens: int) -> Path:
+    """Return texts that a source wrote after the beginnings of held-out documents, and its rows of them, made once."""
+    model, policy = locate_model(MODELS[name]), Policy(policy="top_k", top_k=64)
+    texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
+    after = [d for d in corpus.draw_splits(texts, dev=0.05, heldout=0.15, seed=0) if d.split == "heldout"]
+    prompts = [json.loads(line) for line in (ROOT / "benchmarks/prompts.jsonl").open()]
+    after += [dataclasses.replace(after[0], id=f"prompt-{n}", **row) for n, row in enumerate(prompts)]
+    recipe = manifest.Recipe(
+        stage="capture",
+        parameters={"tokens": tokens, **dataclasses.asdict(policy)},
+        inputs={"model": model.fingerprint, "texts": [fingerprint_text(d.text) for d in after]},
+    )
+    folder = WORK / f"written-{name}-{recipe.key}"
+
+    def build(out: Path) -> dict:
+        reader = capture.load_source(model, vocabulary(name), dtype="bfloat16")
+        with show_progress(console, f"{name} writes") as shown:
+            drawn = sampling.sample_texts(reader, after, tokens=tokens, seed=0, progress=shown)
+        lengths = [len(text.segmentation.read_ids) for text in drawn]
+
+        def read() -> Iterable[Trace]:
+            for batch in forward.group_into_batches(lengths, 1024):
+                chosen = [drawn[i].document for i in batch], [drawn[i].segmentation for i in batch]
+                yield from capture.trace_batch(reader, *chosen, policy=policy)
+
+        counts = write_parts(out, read())
+        rows = [{"id": t.document.id, "domain": t.document.domain, "text": t.document.text} for t in drawn]
+        write_rows(out / "texts.jsonl", [row | {"begin": t.begin} for row, t in zip(rows, drawn, strict=True)])
+        return {**counts, "vocabulary_size": vocabulary(name).size}
+
+    manifest.build_once(folder, recipe, build)
+    return folder
 
 
 def sampled(name: str) -> list[str]:

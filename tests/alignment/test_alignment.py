@@ -55,7 +55,7 @@ def test_span_equals_the_reference_on_random_vocabularies(source_kind, target_ki
     def equal(source, target, text, random, top_k):
         source, target = source(), target()
         trace = drawn.trace_of(source, text, random, top_k=top_k)
-        aligned = Aligner(source, target, top_k=EVERYTHING).align(trace, text)
+        aligned = Aligner(source, target, top_k=EVERYTHING, method="span").align(trace, text)
         check_distributions(aligned.distributions, target.size)
         if source.token_bytes == target.token_bytes and np.array_equal(aligned.tokens, trace.tokens):
             assert_rows_of_spelled_tokens_stay(source, trace, aligned, text)
@@ -76,7 +76,7 @@ def assert_rows_of_spelled_tokens_stay(source: Vocabulary, trace: Trace, aligned
 def test_the_same_vocabulary_keeps_even_the_entries_that_spell_nothing():
     vocabulary = drawn.word_pieces(["aa"], lower_case=True)
     trace = drawn.trace_of(vocabulary, "aé", np.random.default_rng(0), top_k=1)
-    aligned = Aligner(vocabulary, drawn.word_pieces(["aa"], lower_case=True)).align(trace, "aé")
+    aligned = Aligner(vocabulary, drawn.word_pieces(["aa"], lower_case=True), method="span").align(trace, "aé")
     assert_rows_of_spelled_tokens_stay(vocabulary, trace, aligned, "aé")
 
 
@@ -85,7 +85,7 @@ def test_span_equals_the_reference_on_real_text(source_kind, target_kind, tiny, 
     source, target = tiny[source_kind], tiny[target_kind]
     text = texts[11]["text"][:97] + "\r\n\té e\u0301 日本 ▁ <s> [UNK]"
     trace = drawn.trace_of(source, text, np.random.default_rng(0), top_k=13)
-    aligned = Aligner(source, target, top_k=EVERYTHING).align(trace, text)
+    aligned = Aligner(source, target, top_k=EVERYTHING, method="span").align(trace, text)
     if source_kind != target_kind:
         drawn.assert_same(aligned.distributions, *span_rows(source, target, trace, text))
 
@@ -102,7 +102,7 @@ def test_span_conserves_the_probability_of_a_text_if_the_source_reads_bytes(targ
     text = data.draw(texts_for(target_kind))
     assume(faithful(target, text))
     trace = drawn.trace_of(source, text, random)
-    assert total(Aligner(source, target).align(trace, text)) == pytest.approx(total(trace), rel=1e-6)
+    assert total(Aligner(source, target, method="span").align(trace, text)) == pytest.approx(total(trace), rel=1e-6)
 
 
 @pytest.mark.parametrize(("source_kind", "target_kind"), PAIRS)
@@ -115,7 +115,7 @@ def test_span_loses_nothing_if_the_source_keeps_everything(source_kind, target_k
     text = data.draw(texts_for(source_kind, target_kind))
     assume(faithful(source, text) and faithful(target, text))
     trace = drawn.trace_of(source, text, random)
-    assert total(Aligner(source, target).align(trace, text)) >= total(trace) * (1 + 1e-5) - 1e-5
+    assert total(Aligner(source, target, method="span").align(trace, text)) >= total(trace) * (1 + 1e-5) - 1e-5
 
 
 def test_span_adds_up_all_ways_of_the_source_to_a_text():
@@ -124,7 +124,7 @@ def test_span_adds_up_all_ways_of_the_source_to_a_text():
     a, b, ab = (source.id_by_bytes[s] for s in (b"a", b"b", b"ab"))
     row = {ab: 0.5, a: 0.25, b: 0.125}
     trace = drawn.trace(source.segment("ab"), drawn.distributions_of([row], [0.125], [math.log(0.5)]))
-    aligned = drawn.rows_of(Aligner(source, target).align(trace, "ab").distributions)
+    aligned = drawn.rows_of(Aligner(source, target, method="span").align(trace, "ab").distributions)
     assert aligned[0] == pytest.approx({target.id_by_bytes[b"a"]: 0.75, target.id_by_bytes[b"b"]: 0.125})
     assert aligned[1] == pytest.approx(
         {target.id_by_bytes[b"b"]: 0.5 / 0.75}
@@ -137,7 +137,7 @@ def test_span_ignores_a_space_that_only_the_source_puts_before_the_text():
     after_space = {source.id_by_bytes[b" a"]: 0.5, source.id_by_bytes[b" b"]: 0.25}
     row = after_space | {source.id_by_bytes[b"b"]: 0.25}
     trace = drawn.trace(source.segment("a"), drawn.distributions_of([row], [0.0], [math.log(0.5)]))
-    aligned = Aligner(source, target).align(trace, "a")
+    aligned = Aligner(source, target, method="span").align(trace, "a")
     expected = {target.id_by_bytes[b"a"]: 2 / 3, target.id_by_bytes[b"b"]: 1 / 3}
     assert drawn.rows_of(aligned.distributions) == [pytest.approx(expected)]
 
@@ -146,14 +146,16 @@ def test_span_accepts_a_gold_token_without_probability():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([])
     row = {source.id_by_bytes[b"b"]: 1.0}
     trace = drawn.trace(source.segment("ab"), drawn.distributions_of([row], [0.0], [-2000.0]))
-    aligned = Aligner(source, target).align(trace, "ab")
+    aligned = Aligner(source, target, method="span").align(trace, "ab")
     assert not np.isnan(aligned.distributions.gold).any()
 
 
 def test_span_aligns_one_byte_and_an_empty_text():
     source, target = drawn.byte_pairs([(0, 0)]), drawn.byte_pairs([], dummy_prefix=True)
     for text, tokens in (("", 0), ("b", 2)):
-        aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
+        aligned = Aligner(source, target, method="span").align(
+            drawn.trace_of(source, text, np.random.default_rng(0)), text
+        )
         assert len(aligned.tokens) == len(aligned.distributions) == tokens
         check_distributions(aligned.distributions, target.size)
 
@@ -294,7 +296,7 @@ def test_only_the_top_k_entries_are_kept_and_the_rest_is_tail(method, tiny, text
 def test_another_text_is_refused(tiny):
     vocabulary = tiny["byte_level"]
     trace = drawn.trace_of(vocabulary, "some text", np.random.default_rng(0))
-    aligner = Aligner(vocabulary, tiny["word_piece"])
+    aligner = Aligner(vocabulary, tiny["word_piece"], method="span")
     with pytest.raises(
         ValueError, match=r"^document d: captured from 9 bytes of text, which now has 10; capture again$"
     ):

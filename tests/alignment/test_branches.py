@@ -1,7 +1,5 @@
 """Check branches.py against explicit hypotheses, by hand, and against what every row must keep."""
 
-from collections import Counter
-
 import branch_rows
 import drawn
 import enumeration
@@ -10,7 +8,7 @@ import pytest
 
 from fuselm.alignment.aligner import Aligner, align_branches
 from fuselm.alignment.branch_splits import _find_joined_bytes
-from fuselm.alignment.followers import NOTHING, Followers, _choose, _cut_follower
+from fuselm.alignment.followers import NOTHING, Followers, _cut_follower, _draw
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 
@@ -83,11 +81,11 @@ def test_followers_are_shares_and_rare_tokens_borrow():
 
 
 def test_a_systematic_sample_has_the_shares_of_the_whole():
-    counts = Counter({bytes([n]): n for n in range(1, 101)})
-    chosen = _choose(counts, 10)
-    assert len(chosen) == 10 and sum(chosen.values()) == pytest.approx(1.0)
-    assert sum(p for s, p in chosen.items() if s[0] > 70) == pytest.approx(0.5, abs=0.11)
-    assert _choose(Counter({b"a": 3, b"b": 1}), 10) == {b"a": 0.75, b"b": 0.25}
+    spelled = [bytes([n]) for n in range(101)]
+    chosen = _draw({n: float(n) for n in range(1, 101)}, spelled, 10)
+    assert len(chosen) == 10 and sum(chosen.values()) == pytest.approx(10.0)
+    assert sum(p for n, p in chosen.items() if n > 70) == pytest.approx(5.0, abs=1.1)
+    assert _draw({1: 3.0, 2: 1.0}, spelled, 10, 1.0) == {1: 0.75, 2: 0.25}
 
 
 def test_bytes_are_joined_if_a_token_has_one_behind_the_other():

@@ -80,7 +80,7 @@ def test_a_one_hot_row_on_the_token_that_came_is_right_on_average():
 def test_every_token_counts_one_as_predicted_and_one_as_observed(make_source, make_target, text, begin):
     source, target = make_source(), make_target()
     trace = drawn.trace_of(source, text, np.random.default_rng(7), top_k=3)
-    aligned = Aligner(source, target, top_k=5).align(trace, text)
+    aligned = Aligner(source, target, top_k=5, method="span").align(trace, text)
     found = ConditionalCounter(source, target).count(trace, aligned, text, domain="d", begin=begin)
     lengths = np.diff(np.append(aligned.starts, aligned.size))
     inside = (
@@ -94,7 +94,7 @@ def test_every_token_counts_one_as_predicted_and_one_as_observed(make_source, ma
 def test_a_relation_says_how_the_source_splits_the_typed_text_and_the_token():
     source, target = drawn.byte_pairs([(0, 1)]), drawn.byte_pairs([(1, 0)])  # ab; ba
     text = "abab a b" + " " * conditionals.LAST_BYTES
-    aligned = Aligner(source, target).align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
+    aligned = Aligner(source, target, method="span").align(drawn.trace_of(source, text, np.random.default_rng(0)), text)
     assert target.spell(aligned.tokens.tolist())[:4] == [b"a", b"ba", b"b", b" "]
     rows = Distributions(
         offsets=np.array([0, 2, 3, 4]),

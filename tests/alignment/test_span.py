@@ -100,7 +100,7 @@ def vocabularies(training_texts) -> dict[str, Vocabulary]:
 @pytest.mark.parametrize(("source_kind", "target_kind"), list(itertools.permutations(KINDS, 2)))
 def test_nothing_is_lost_between_any_two_kinds(source_kind, target_kind, vocabularies):
     source, target = vocabularies[source_kind], vocabularies[target_kind]
-    aligner = Aligner(source, target, top_k=10_000)
+    aligner = Aligner(source, target, top_k=10_000, method="span")
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=7)
         aligned = aligner.align(trace, text)
@@ -129,7 +129,7 @@ def test_a_bos_on_one_side_only_is_not_text(with_bos, vocabularies):
     assert tokenizer.encode("a").ids[::2] == [bos, eos]
     marked = Vocabulary(tokenizer, other.size + 2)
     source, target = (marked, plain) if with_bos == "source" else (plain, marked)
-    aligner = Aligner(source, target, top_k=10_000)
+    aligner = Aligner(source, target, top_k=10_000, method="span")
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=7)
         aligned = aligner.align(trace, text)
@@ -142,7 +142,7 @@ def test_a_bos_on_one_side_only_is_not_text(with_bos, vocabularies):
 @pytest.mark.parametrize("target_kind", ["byte-level, digits in threes", "unigram", "characters"])
 def test_hard_texts_equal_the_reference(target_kind, vocabularies):
     source, target = vocabularies["byte-level, digits singly"], vocabularies[target_kind]
-    aligner = Aligner(source, target, top_k=10_000)
+    aligner = Aligner(source, target, top_k=10_000, method="span")
     for n, text in enumerate(HARD.values()):
         trace = drawn.trace_of(source, text, np.random.default_rng(n), top_k=5)
         drawn.assert_same(aligner.align(trace, text).distributions, *span_rows(source, target, trace, text))
@@ -158,7 +158,7 @@ def test_a_source_of_single_bytes_is_aligned_exactly(vocabularies):
             if not faithful(target, text):
                 continue
             trace = drawn.trace_of(source, text, np.random.default_rng(n))
-            aligned = Aligner(source, target, top_k=10_000).align(trace, text)
+            aligned = Aligner(source, target, top_k=10_000, method="span").align(trace, text)
             assert total(aligned) == pytest.approx(total(trace), rel=1e-5, abs=1e-5), (name, text)
 
 
@@ -172,7 +172,7 @@ def test_entries_that_agree_keep_their_share_of_the_next_token():
     assert segmentation.ids.tolist() == [ab, a]
     rows = [{ab: 0.5, abb: 0.3, a: 0.2}, {a: 0.9, b: 0.1}]
     trace = drawn.trace(segmentation, drawn.distributions_of(rows, [0.0, 0.0], np.log([0.5, 0.9]).tolist()))
-    first, second, third = drawn.rows_of(Aligner(source, target).align(trace, text).distributions)
+    first, second, third = drawn.rows_of(Aligner(source, target, method="span").align(trace, text).distributions)
     ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
     assert first == pytest.approx({ta: 1.0})
     assert second == pytest.approx({tb: 0.8})  # after a alone, nothing is known of the next token
@@ -185,7 +185,7 @@ def test_a_tail_is_shared_by_the_ids_that_were_not_kept():
     b, aa = source.id_by_bytes[b"b"], source.id_by_bytes[b"aa"]
     trace = drawn.trace(source.segment("aa"), drawn.distributions_of([{b: 0.4}], [0.6], [np.log(0.1)]))
     assert trace.tokens.tolist() == [aa]
-    first, second = drawn.rows_of(Aligner(source, target).align(trace, "aa").distributions)
+    first, second = drawn.rows_of(Aligner(source, target, method="span").align(trace, "aa").distributions)
     ta, tb = target.id_by_bytes[b"a"], target.id_by_bytes[b"b"]
     share = 0.5 / 5  # gold is taken out of the tail; five other ids were not kept
     assert first == pytest.approx({ta: 0.1 + 2 * share, tb: 0.4})
@@ -210,7 +210,7 @@ def test_gold_tokens_that_the_tokenizer_never_makes_are_followed():
     segmentation = drawn.Segmentation(ids=ids, starts=starts, spelled=np.ones(3, bool), size=3)
     rows = [{a: 0.5, b: 0.5}] * 3
     trace = drawn.trace(segmentation, drawn.distributions_of(rows, [0.0] * 3, [np.log(0.5)] * 3))
-    aligned = Aligner(source, target).align(trace, "aba")
+    aligned = Aligner(source, target, method="span").align(trace, "aba")
     assert [target.token_bytes[i] for i in aligned.tokens] == [b"a", b"ba"]
     assert total(aligned) == pytest.approx(3 * np.log(0.5))
 
@@ -232,7 +232,7 @@ def test_a_document_of_a_hundred_thousand_tokens_is_aligned(vocabularies):
         tail=np.full(tokens, 0.1, np.float32),
     )
     trace = drawn.trace(segmentation, d)
-    aligned = Aligner(source, target).align(trace, text)
+    aligned = Aligner(source, target, method="span").align(trace, text)
     check_distributions(aligned.distributions, target.size)
     assert aligned.distributions.informed.all()
     assert total(trace) * (1 + 1e-5) <= total(aligned) <= 0.9 * total(trace)

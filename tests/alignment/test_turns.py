@@ -79,7 +79,7 @@ def test_a_later_turn_may_begin_with_a_space_of_the_template():
 
 def test_span_follows_each_response_by_itself(vocabularies, dialogue, trace):
     source, target = vocabularies
-    aligner = Aligner(source, target, top_k=10_000)
+    aligner = Aligner(source, target, top_k=10_000, method="span")
     gold = aligner.align(trace, dialogue).distributions.gold
     for turn in pair_turns(source, target, trace, target.segment(dialogue), dialogue.encode()):
         parts = (turn.trace, turn.target, turn.data)
@@ -110,4 +110,4 @@ def test_a_model_of_the_same_tokens_and_ends_keeps_its_rows(vocabularies, folder
     source = replace(source_of(folders[1]), vocabulary=target)
     document = Document(id="a", origin="a", domain="a", split="train", text=dialogue)
     own = next(capture.trace_batch(source, [document], [target.segment(dialogue)], policy=WHOLE))
-    assert Aligner(target, load(folders[1])).align(own, dialogue) is own
+    assert Aligner(target, load(folders[1]), method="span").align(own, dialogue) is own

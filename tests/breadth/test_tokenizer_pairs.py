@@ -124,7 +124,7 @@ def test_pairs_of_real_tokenizers_and_families(real_models, vocabularies, excerp
 
 def check_pair(source: Vocabulary, target: Vocabulary, texts: list[str], *, full: bool = True) -> None:
     """Assert the invariants of alignment for each text; check only divergent rows unless `full`."""
-    aligner = Aligner(source, target, top_k=source.size + target.size)
+    aligner = Aligner(source, target, top_k=source.size + target.size, method="span")
     for number, text in enumerate(texts):
         random = np.random.default_rng(number)
         check_alignment(aligner, text, divergent_trace(source, text, random), is_exact=True)

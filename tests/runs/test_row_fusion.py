@@ -82,7 +82,7 @@ def test_what_is_given_to_every_run_keeps_its_keys():
 MINIMAL = "{output: a, target: b, sources: {c: d}, corpus: {files: [e]}}"
 
 
-@pytest.mark.parametrize("method", ["branches", "statistics"])
+@pytest.mark.parametrize("method", ["cooccurrence", "statistics"])
 def test_methods_that_learn_from_all_texts_are_refused(method):
     given = yaml.safe_load(MINIMAL) | {"fuse": {"when": "load"}, "align": {"method": method}}
     with pytest.raises(

@@ -43,8 +43,8 @@ class Aligner:
     Each model is given by its vocabulary, or named as for `locate_model`. `method` is `span`, `branches`, `mined`,
     `exact`, `cooccurrence` or `statistics` (choices.py says what each does), and `top_k` the largest number of entries
     of an aligned row. `cooccurrence` and `statistics` learn their maps from `texts`, which should resemble the texts
-    that are aligned; without any, they map as `mined` does. `branches` learns from `texts` what follows each of the
-    source's tokens. Maps are built once and kept.
+    that are aligned; without any, they map as `mined` does. `branches` learns from the source's `traces` what follows
+    each of its tokens, or from `texts` if there are no traces. Maps are built once and kept.
 
     >>> run = fuselm.load_run("mine.yaml", quiet=True)
     >>> document, text = next(iter(run.texts().items()))
@@ -62,6 +62,7 @@ class Aligner:
         method: str = "span",
         top_k: int = 64,
         texts: Sequence[str | Dialogue] = (),
+        traces: Iterable[Trace] = (),
     ):
         if method not in METHODS:
             raise ValueError(f"method {method!r}: unknown; needs one of {', '.join(METHODS)}")
@@ -70,6 +71,7 @@ class Aligner:
         self.source = source if isinstance(source, Vocabulary) else load_vocabulary(source)
         self.target = target if isinstance(target, Vocabulary) else load_vocabulary(target)
         self.texts = texts
+        self._traces = traces
         self.top_k = top_k
         self.method = method
         self._method = METHODS[method]
@@ -142,8 +144,8 @@ class Aligner:
 
     @functools.cached_property
     def branches(self) -> branches.BranchAligner:
-        """Return what makes rows by `branches`; it learns from the aligner's texts at the first use."""
-        return branches.BranchAligner(self.source, self.target, Followers(self.source, self.texts))
+        """Return what makes rows by `branches`; it learns from traces or texts at the first use."""
+        return branches.BranchAligner(self.source, self.target, Followers(self.source, self.texts, self._traces))
 
     def learn_map(self) -> Int[ndarray, "source_vocabulary"]:
         """Return the map that `cooccurrence` or `statistics` learn from all texts, at the first use."""
@@ -293,7 +295,7 @@ def _map_pairs(
     """
     spelled = find_spelled(aligner.source.spell(trace.tokens.tolist()), trace.starts, data)
     pairs = pairs[target.spelled[pairs[:, 0]] & spelled[pairs[:, 1]]]
-    d = _add_gold_entries(trace).distributions
+    d = add_gold_entries(trace).distributions
     entries, owner = _find_entries(d, pairs[:, 1])
     is_gold = d.ids[entries] == trace.tokens[pairs[owner, 1]]
     mapped = np.where(is_gold, target.ids[pairs[owner, 0]], ids[d.ids[entries]])
@@ -318,7 +320,7 @@ def _find_entries(d: Distributions, rows: Int[ndarray, "rows"]) -> tuple[Int[nda
     return d.offsets[rows][owner] + within, owner
 
 
-def _add_gold_entries(trace: Trace) -> Trace:
+def add_gold_entries(trace: Trace) -> Trace:
     """Return the trace with its gold tokens among the entries; the mass of one that was not there leaves the tail."""
     d = trace.distributions
     has_gold = np.zeros(len(d), bool)

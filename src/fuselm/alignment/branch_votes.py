@@ -50,7 +50,7 @@ def sum_votes(
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     """Return the offsets, ids, masses and tails of the target's rows."""
     count, filled = len(target_ids), 0
-    begun, branches, last_row = _find_branches(rows, target_ids, target_begins, splits)
+    begun, branches, last_row = find_branches(rows, target_ids, target_begins, splits)
     offsets, tail = np.zeros(count + 1, np.int64), np.ones(count, np.float32)
     ids, masses = np.empty(16 * count + 16, np.int32), np.empty(16 * count + 16)
     # `path` is the mass of the text's own branch; with that of the live ones it sums to 1
@@ -143,7 +143,7 @@ def _count(
 
 @compiled(nogil=True)
 @no_type_check
-def _find_branches(
+def find_branches(
     rows: BranchRows, target_ids: ndarray, target_begins: ndarray, splits: Splits
 ) -> tuple[ndarray, ndarray, ndarray]:
     """Return each row's range of branches, the branches, and for each target token the last row that votes there."""

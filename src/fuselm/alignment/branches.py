@@ -7,10 +7,11 @@ may be a token before the row, which it makes longer. docs/paper.md, "`branches`
 """
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
-from fuselm.alignment.branch_splits import Splitter
+from fuselm.alignment.blind_rows import predict_tokens
+from fuselm.alignment.branch_splits import Splits, Splitter
 from fuselm.alignment.branch_votes import BranchRows, sum_votes
 from fuselm.alignment.followers import Followers
 from fuselm.alignment.stretches import cut_into_stretches, place_rows
@@ -24,7 +25,8 @@ class BranchAligner:
     """Make rows of one source in one target's tokens, and remember how strings are split."""
 
     def __init__(self, source: Vocabulary, target: Vocabulary, followers: Followers):
-        self._source, self._splitter = source, Splitter(source, target, followers)
+        self._source, self._target_size = source, target.size
+        self._splitter = Splitter(source, target, followers)
 
     def align(
         self, trace: Trace, segmentation: Segmentation, data: bytes, exact: Distributions, top_k: int
@@ -41,6 +43,20 @@ class BranchAligner:
         d = place_rows(len(segmentation.ids), parts)
         return Distributions(offsets=d.offsets, ids=d.ids, logprobs=d.logprobs, gold=exact.gold, tail=d.tail)
 
+    def predict_tokens(self, trace: Trace, segmentation: Segmentation, data: bytes) -> Float[ndarray, "tokens"]:
+        """Return the natural logs of what rows that do not look give to each token that came (blind_rows.py).
+
+        The rows of `trace` must have its tokens among their entries.
+        """
+        result = np.zeros(len(segmentation.ids))
+        for at, (tokens, begins, d, target_ids, target_begins, stream) in cut_into_stretches(
+            self._source, trace, segmentation, data
+        ):
+            if len(tokens) and len(target_ids):
+                rows, splits = self._find_rows(tokens, begins, d, target_begins, stream)
+                result[at] = predict_tokens(rows, target_ids, target_begins, splits, self._target_size)
+        return result
+
     def _align_stretch(
         self,
         tokens: Int[ndarray, "rows"],
@@ -53,6 +69,21 @@ class BranchAligner:
     ) -> Distributions:
         if not len(tokens) or not len(target_ids):
             return place_rows(len(target_ids), [])
+        rows, splits = self._find_rows(tokens, begins, d, target_begins, stream)
+        offsets, ids, masses, tail = sum_votes(rows, target_ids, target_begins, splits, top_k)
+        logprobs = np.minimum(np.log(masses), 0.0).astype(np.float32)
+        return Distributions(
+            offsets=offsets, ids=ids, logprobs=logprobs, gold=np.zeros(len(tail), np.float32), tail=tail
+        )
+
+    def _find_rows(
+        self,
+        tokens: Int[ndarray, "rows"],
+        begins: Int[ndarray, "rows"],
+        d: Distributions,
+        target_begins: Int[ndarray, "edges"],
+        stream: UInt8[ndarray, "bytes"],
+    ) -> tuple[BranchRows, Splits]:
         within = (np.searchsorted(target_begins[:-1], begins, side="right") - 1).clip(0)
         slots, first_tokens, splits = self._splitter.split(begins, d, within, target_begins, stream)
         masses, gold = np.exp(d.logprobs, dtype=np.float64), np.exp(d.gold, dtype=np.float64)
@@ -62,11 +93,5 @@ class BranchAligner:
             masses[first] *= possible | is_gold
             if whole := masses[first].sum() + (0.0 if is_gold.any() else gold[0]):
                 masses[first], gold[0] = masses[first] / whole, gold[0] / whole
-        rows = BranchRows(
-            tokens, begins, within, d.offsets, d.ids, masses, gold, d.tail.astype(np.float64), slots, first_tokens
-        )
-        offsets, ids, masses, tail = sum_votes(rows, target_ids, target_begins, splits, top_k)
-        logprobs = np.minimum(np.log(masses), 0.0).astype(np.float32)
-        return Distributions(
-            offsets=offsets, ids=ids, logprobs=logprobs, gold=np.zeros(len(tail), np.float32), tail=tail
-        )
+        tail = d.tail.astype(np.float64)
+        return BranchRows(tokens, begins, within, d.offsets, d.ids, masses, gold, tail, slots, first_tokens), splits

@@ -8,4 +8,4 @@ METHODS: dict[str, str] = {
     "cooccurrence": "Pair tokens as `mined` does, and break ties by the company that tokens keep in the training text.",
     "statistics": "Pair tokens that stand at the same places of the training text most often, as FuseChat does.",
 }
-LEARNED = ("branches", "cooccurrence", "statistics")  # methods that learn from all texts before they align any
+LEARNED = ("cooccurrence", "statistics")  # methods that learn from all texts before they align any

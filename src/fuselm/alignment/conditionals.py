@@ -57,8 +57,7 @@ class ConditionalCounter:
         `trace` has the source's rows, and `aligned` has the rows that are judged.
         """
         d, starts = aligned.distributions, aligned.starts
-        ends = np.append(starts[1:], aligned.size)[: len(starts)]
-        chosen = np.flatnonzero((starts >= begin) & (ends <= aligned.size - LAST_BYTES) & (ends > starts) & d.informed)
+        chosen, ends = self._choose(aligned, begin)
         known = _find_kept_tokens(trace, starts[chosen], ends[chosen])
         rows = _append_gold(d, aligned.tokens, chosen)
         cells = self._find_cells(rows, starts[chosen], text.encode())
@@ -72,6 +71,22 @@ class ConditionalCounter:
         predicted[-1] += len(chosen) - masses.sum()
         observed = np.bincount(np.where(known, cells[is_gold], CELLS - 1), minlength=CELLS)
         return ConditionalCounts(domain=domain, predicted=predicted, observed=observed)
+
+    def classify(
+        self, aligned: Trace, text: str, *, begin: int = 0
+    ) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "chosen"], Int[ndarray, "chosen"]]:
+        """Return which tokens `count` counts, and of each that came its place in `RELATIONS` and in `KINDS`."""
+        chosen, _ = self._choose(aligned, begin)
+        rows = _append_gold(aligned.distributions, aligned.tokens, chosen)
+        cells = self._find_cells(rows, aligned.starts[chosen], text.encode())[rows.offsets[1:] - 1]
+        return chosen, cells // len(KINDS), cells % len(KINDS)
+
+    def _choose(self, aligned: Trace, begin: int) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "tokens"]]:
+        """Return which tokens are counted, and where every token ends."""
+        starts = aligned.starts
+        ends = np.append(starts[1:], aligned.size)[: len(starts)]
+        counted = (starts >= begin) & (ends <= aligned.size - LAST_BYTES) & (ends > starts)
+        return np.flatnonzero(counted & aligned.distributions.informed), ends
 
     def _find_cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
         within = np.array([_count_typed_bytes(data, start) for start in starts.tolist()], np.int64)

@@ -87,7 +87,7 @@ def describe_compared_share(result: Mapping) -> str:
     by_domain = ", ".join(f"{compared[domain]:.0%} in {domain}" for domain in result["domains"])
     return (
         f"Bits per byte cover the {compared['average']:.0%} of the text for which every source has an aligned row "
-        f"({by_domain}). `fuselm fidelity` says what an align.method loses; span loses least."
+        f"({by_domain}). `fuselm fidelity` says what an align.method loses; span and branches lose least."
     )
 
 

@@ -4,7 +4,7 @@ On the texts themselves, the token that came is measured; on text that the sourc
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,7 @@ def measure_captured_fidelity(
     documents = [d for d in documents if d.id in captured]
     if not documents:
         raise ValueError(f"{captured.folder}: has none of the run's training documents; capture again")
-    measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k)
+    measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k, traces=captured)
     with progress.show_progress(console, f"fidelity {names[0]}") as shown:
         shown.start(len(documents), unit="documents")
         for document in documents:
@@ -126,13 +126,15 @@ class _Measurement:
         *,
         methods: Sequence[str],
         top_k: int,
+        traces: "Iterable[Trace]" = (),
     ):
         from fuselm.alignment.aligner import Aligner
         from fuselm.alignment.decoding_check import DecodingCheck
         from fuselm.alignment.fidelity import Fidelity
 
         texts, domains = [d.text for d in documents], sorted({d.domain for d in documents})
-        self.aligners = {m: Aligner(*vocabularies, method=m, top_k=top_k, texts=texts) for m in methods}
+        learned = {"texts": texts, "traces": traces}
+        self.aligners = {m: Aligner(*vocabularies, method=m, top_k=top_k, **learned) for m in methods}
         self._vocabularies, self._top_k = vocabularies, top_k
         self._sums = {m: _MethodSums(average=Fidelity(), domains={d: Fidelity() for d in domains}) for m in methods}
         self._cuts: list[span_losses.Spans] = []

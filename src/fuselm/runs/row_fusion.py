@@ -65,19 +65,23 @@ def open_row_fusion(pipeline: "Pipeline", folder: Path) -> "RowFusion":
     inputs, captured = pipeline.inputs, capture.declare(pipeline)
     record = manifest.read(folder)
     names, recipe = record["counts"]["sources"], record["parameters"]
+    stores = {
+        name: Store(
+            captured[name],
+            draws=pipeline.run.is_linear_in_rows,
+            keep_tokens=KEPT_TOKENS,
+            vocabulary_size=inputs.sources[name].output_size,
+        )
+        for name in names
+    }
     return RowFusion(
-        captured={
-            name: Store(
-                captured[name],
-                draws=pipeline.run.is_linear_in_rows,
-                keep_tokens=KEPT_TOKENS,
-                vocabulary_size=inputs.sources[name].output_size,
-            )
-            for name in names
-        },
+        captured=stores,
         aligners={
             name: Aligner(
-                inputs.load_source_vocabulary(name), inputs.target_vocabulary, **pipeline.run.align.model_dump()
+                inputs.load_source_vocabulary(name),
+                inputs.target_vocabulary,
+                **pipeline.run.align.model_dump(),
+                traces=stores[name],
             )
             for name in names
         },

@@ -68,7 +68,7 @@ def case(made, random: np.random.Generator, folder: Path) -> None:
 
 def used(path: Path, source, target) -> None:
     """Read a store and bring it into the target; what comes out must be distributions."""
-    aligner = alignment.Aligner(source, target)
+    aligner = alignment.Aligner(source, target, method="span")
     for trace in store.Store(path, vocabulary_size=source.size):
         number = int(trace.document[1:]) if trace.document[1:].isdecimal() else 0
         aligned = aligner.align(trace, TEXTS[min(number, len(TEXTS) - 1)])

@@ -44,6 +44,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
         stage=STAGE.name,
         parameters=options
         | {"draws": draws}
+        | ({"followers": "rows"} if options["method"] == "branches" else {})  # versions before learned from texts
         | ({"token_bytes": "decoded"} if is_corrected else {})
         | row_fusion.describe_sample(pipeline),
         inputs={
@@ -67,6 +68,7 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
             inputs.target_vocabulary,
             **options,
             texts=DocumentTexts(learned_from),
+            traces=source,
         )
         return aligner.align_store(to_target, source, documents, out, progress=shown)
 
