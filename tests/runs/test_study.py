@@ -196,7 +196,6 @@ def test_differences_are_those_of_the_looped_bootstrap_over_documents_of_all_see
     found = comparison.compare_arms(grid)["experiments"][0]["differences"]["fused"]
     for name, triple in expected.items():
         assert [found[name]["value"], *found[name]["documents"]] == pytest.approx(triple, rel=1e-9, abs=1e-12)
-        assert found[name]["high"] - found[name]["low"] > triple[2] - triple[1]  # with seeds
 
 
 def scores_of(finished: Path, name: str, seed: int) -> list[Score]:
