@@ -50,7 +50,7 @@ STAGES = {
         "stores.rounding",
     ),
     "fuse": ("fusion.pooling", "fusion.weights"),
-    "train": ("training.batches",),
+    "train": ("training.batches", "training.order"),
     "verify": ("stores.rules",),
 }
 SECONDS = {"capture": 3.0, "align": 14.0, "fuse": 7.0, "train": 0.5, "verify": 1.0}
