@@ -118,6 +118,12 @@ def test_a_task_is_known_by_its_settings_and_its_questions(task_folder, tmp_path
     assert identify(tmp_path / "other") != first
 
 
+def test_more_examples_than_a_task_has_are_refused(task_folder):
+    assert catalogue.find_tasks(["written"], include_path=str(task_folder), num_fewshot=10).tasks
+    with pytest.raises(ValueError, match=r"num_fewshot: written has 11 examples \(got 12\); ask for fewer"):
+        catalogue.find_tasks(["written"], include_path=str(task_folder), num_fewshot=12)
+
+
 def test_a_group_stands_for_its_tasks():
     found = catalogue.find_tasks(["minimal_pairs"], limit=LIMIT)
     assert found.members["minimal_pairs"] == tuple(f"minimal_pairs_{d}" for d in ("english", "french", "german"))

@@ -109,8 +109,8 @@ def _find_tasks(
         found, by_size[name] = _load(name, manager, own.contents.get(name))
         members[name] = tuple(found)
         tasks |= found
-    for task in tasks.values():
-        _set_examples(task, num_fewshot)
+    for name, task in tasks.items():
+        _set_examples(name, task, num_fewshot)
     hashes = {name: _identify(task, limit) for name, task in tasks.items()}
     return FoundTasks(tasks=tasks, members=members, hashes=hashes, by_size=by_size)
 
@@ -152,12 +152,14 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else "; `lm_eval ls tasks` lists them"
 
 
-def _set_examples(task: "Task", num_fewshot: int | None) -> None:
-    """Set how many examples are shown, as lm-eval's own command does."""
+def _set_examples(name: str, task: "Task", num_fewshot: int | None) -> None:
+    """Set how many examples are shown, as lm-eval's own command does. Raises `ValueError` if a task has too few."""
     fixed = task.get_config("num_fewshot")
     if fixed is None or (num_fewshot is not None and fixed != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    if num_fewshot and task.get_config("num_fewshot") == num_fewshot > (count := len(task.fewshot_docs())):
+        raise ValueError(f"evaluate.num_fewshot: {name} has {count} examples (got {num_fewshot}); ask for fewer")
 
 
 def _find_folders(names: Sequence[str], include_path: str | None) -> list[Path]:
