@@ -38,6 +38,7 @@ def read_names() -> dict[str, set[str]]:
     return names
 
 
+FILES = {"py", "json", "yaml", "arrow"}  # what a cited file may end with
 NAMES = read_names()
 OPTIONS = set(re.findall(r"`(?:study\.)?([\w.]+)`", markdown_pages.read(Path("docs/options.md"))))
 
@@ -67,5 +68,5 @@ def test_cited_functions_and_options_are_there(page):
     for number, code in find_code(page):
         cited = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]+)(?:[:=(].*)?", code)
         if cited and cited[1] in NAMES and f"{cited[1]}.{cited[2]}" not in OPTIONS and not NOT_OURS.fullmatch(code):
-            missing += [] if cited[2] in NAMES[cited[1]] | {"py", "json", "yaml", "arrow"} else [f"{page}:{number}: {code}"]
+            missing += [] if cited[2] in NAMES[cited[1]] | FILES else [f"{page}:{number}: {code}"]
     assert not missing, "\n".join(missing)
