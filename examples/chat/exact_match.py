@@ -16,17 +16,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
-import run as tasks_run
-
-from fuselm.models.locating import Model
+from fuselm.models.locating import Model, locate_model
 from fuselm.system import atomic_files, fingerprints
 
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 NEW_TOKENS = 12  # the longest answer has 6 of SmolLM2's
 RESAMPLES = 10_000
 PAIRS = (("fused", "clm"), ("fused", "base"), ("clm", "base"))
+
+
+def find_models(run: Path, chosen: Sequence[str]) -> dict[str, tuple[Model, str]]:
+    """Return those models of a run with their dtypes: sources, base, clm and fused.
+
+    Servers are left out. Raises `ValueError` if the run has no model of a name.
+    """
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    folders = json.loads((run / "run.json").read_text())["folders"]
+    given = {n: of for n, of in options["sources"].items() if "server" not in of} | {"base": options["target"]}
+    names = [*given, "clm", "fused"]
+    if unknown := [name for name in chosen if name not in names]:
+        raise ValueError(f"--models: {run} has no model '{unknown[0]}'; it has {', '.join(names)}")
+    found = {}
+    for name in [name for name in names if name in chosen]:
+        if name in given:
+            found[name] = locate_model(given[name]["model"], revision=given[name]["revision"]), given[name]["dtype"]
+        else:
+            found[name] = locate_model(str(run / folders[f"train {name}"] / "model")), "auto"
+    return found
 
 
 def normalize(answer: str) -> str:
@@ -155,9 +173,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not (asked.run / "run.json").is_file():
             raise ValueError(f"{asked.run}: no finished run there; start it with `fuselm run`, or name another folder")
-        folders = json.loads((asked.run / "run.json").read_text())["folders"]
-        places = {name: asked.run / path for name, path in folders.items()}
-        models = tasks_run.find_models(asked.run, places, asked.models.split(","), set())
+        models = find_models(asked.run, asked.models.split(","))
         answers = {
             name: ask_or_recall(name, model, questions, asked.run / "exact_match", dtype=dtype, batch=asked.batch)
             for name, (model, dtype) in models.items()

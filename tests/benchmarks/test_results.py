@@ -49,8 +49,9 @@ def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     docs.mkdir()
     measured.unpack(runs)
-    outcome = fuselm("study", ROOT / "examples/study.yaml", f"output={runs}/study", "--report")
-    assert outcome.code == 0, outcome.err
+    for name in ("study", "study-pairwise"):
+        outcome = fuselm("study", ROOT / f"examples/{name}.yaml", f"output={runs}/{name}", "--report")
+        assert outcome.code == 0, outcome.err
     shutil.rmtree(runs / "study-tokens")  # of a text that is not here: examples/corpus/build.py --larger makes it
     monkeypatch.setattr(results, "DOCS", docs)
     monkeypatch.setattr("sys.argv", ["results.py", str(runs)])
@@ -62,4 +63,5 @@ def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_
 
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert without_tokens((docs / "results.md").read_text(encoding="utf-8")) == without_tokens(page)
-    assert files(docs / "figures/study") == files(ROOT / "docs/figures/study")
+    for name in ("study", "study-pairwise"):
+        assert files(docs / f"figures/{name}") == files(ROOT / f"docs/figures/{name}")

@@ -152,16 +152,14 @@ def test_models_of_a_run_are_asked_in_their_own_templates(finished, capsys):
 
 
 def test_answers_are_the_same_one_by_one_and_together(finished):
-    folders = json.loads((finished / "run.json").read_text())["folders"]
-    places = {name: finished / path for name, path in folders.items()}
-    [(model, dtype)] = exact_match.tasks_run.find_models(finished, places, ["fused"], set()).values()
+    [(model, dtype)] = exact_match.find_models(finished, ["fused"]).values()
     prompts = [question["question"] for question in QUESTIONS[::83]]
     alone = exact_match.ask(model, prompts, dtype=dtype, batch=1)
     assert exact_match.ask(model, prompts, dtype=dtype, batch=5) == alone
 
 
 def test_a_model_without_a_template_is_named(byte_level):
-    model = exact_match.tasks_run.locate_model(str(byte_level))
+    model = exact_match.locate_model(str(byte_level))
     with pytest.raises(ValueError, match="has no chat template"):
         exact_match.ask(model, ["Hello?"], dtype="auto", batch=1)
 

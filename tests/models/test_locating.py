@@ -254,10 +254,15 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     assert "check the path (models is a folder here" in message(locate_model, "models/foo")
 
 
-@pytest.mark.parametrize("spec", ["foo", "a/b/c", "owner/", "own er/name", "https://example.org/a/b"])
+@pytest.mark.parametrize("spec", ["foo", "a/b/c", "owner/", "own er/name"])
 def test_what_is_neither_a_path_nor_a_hub_id_is_refused(spec):
     wanted = f"{spec}: no such folder or GGUF file, and not a hub id (owner/name); check the path"
     assert message(locate_model, spec) == wanted
+
+
+def test_an_address_without_a_model_is_refused():
+    wanted = "https://example.org/a/b: no model there; name a folder with its weights, config.json and tokenizer"
+    assert message(locate_model, "https://example.org/a/b") == wanted
 
 
 def test_a_local_path_has_no_revision(folder):

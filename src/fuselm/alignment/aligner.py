@@ -62,7 +62,7 @@ class Aligner:
         method: str = "span",
         top_k: int = 64,
         texts: Sequence[str | Dialogue] = (),
-        traces: Iterable[Trace] = (),
+        traces: Store | Iterable[Trace] = (),
     ):
         if method not in METHODS:
             raise ValueError(f"method {method!r}: unknown; needs one of {', '.join(METHODS)}")

@@ -17,7 +17,7 @@ from numpy import ndarray
 from fuselm.alignment.plain_spelling import spell_words
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.stores.store import Trace
+from fuselm.stores.store import Store, Trace
 
 LEAST_BYTES, MOST_BYTES = 6, 40  # bytes that are kept of what follows; white space is followed to its end
 MOST_FOLLOWERS = 32  # of one token
@@ -46,7 +46,7 @@ class Followers:
     with which tokens, except for those that would make another token with it.
     """
 
-    def __init__(self, source: Vocabulary, texts: Iterable[str | Dialogue], traces: Iterable[Trace] = ()):
+    def __init__(self, source: Vocabulary, texts: Iterable[str | Dialogue], traces: Store | Iterable[Trace] = ()):
         self._source, self._token_bytes = source, source.token_bytes
         self._texts: dict[int | tuple[int, int], list[bytes]] = defaultdict(list)
         parts, left = [], MOST_ENTRIES
@@ -61,7 +61,7 @@ class Followers:
             self._learn(_Entries(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))
         self.of = functools.cache(self._find)
 
-    def _read(self, traces: Iterable[Trace], texts: Iterable[str | Dialogue]) -> Iterator[_Entries]:
+    def _read(self, traces: Store | Iterable[Trace], texts: Iterable[str | Dialogue]) -> Iterator[_Entries]:
         """Yield the entries of each document, and remember what stands behind its tokens."""
         has_traces = False
         for trace in traces:
