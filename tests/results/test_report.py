@@ -464,6 +464,12 @@ def test_figures_draw_one_point_and_equal_values():
     assert "nan" not in figures.draw_bars({"a": 0.0, "b": 0.0}, number=str, label="x")
 
 
+def test_layers_and_steps_have_whole_ticks():
+    for points, below in (([(0.0, 3.0), (1.0, 7.0)], ["0", "1"]), ([(0.5, 3.0), (1.0, 7.0)], ["0.5", "0.6"])):
+        drawn = figures.draw_curves({"one": [figures.Line(label="a", style="clm", points=points)]}, label="x")
+        assert re.findall(r'"tick middle"[^>]*>([^<]*)<', drawn)[:2] == below
+
+
 @pytest.mark.parametrize("values", [(-0.0537, -0.0336), (-0.2, -0.1), (0.004, 0.009), (-0.003, 0.002), (0.0, 0.0)])
 @pytest.mark.parametrize("width", [figures.WIDTH, figures.WIDTH // 2 - 20, figures.NARROW_WIDTH])
 def test_zero_is_drawn_and_named_in_every_figure_of_differences(values, width):

@@ -168,7 +168,8 @@ def draw_curves(
         left = _measure_labels(_format_tick(t, ticks) for t in ticks) + 10
         room = _measure_labels([f"{max(xs):,.0f}"]) + 24  # of a label
         count = min(5, max(2, int((span - left) / room)))
-        across, steps = _make_scale(min(xs), max(xs), left, span - 8, count=count, pad=0.0)
+        whole = all(float(x).is_integer() for x in xs)  # as steps and layers are
+        across, steps = _make_scale(min(xs), max(xs), left, span - 8, count=count, pad=0.0, whole=whole)
         for t in ticks:
             out.append(f'<path class="grid" d="M{left:.1f} {down(t):.1f}H{span:.1f}"/>')
             out.append(
@@ -272,9 +273,9 @@ def smooth_points(points: Sequence[Point], share: float = 0.12) -> list[Point]:
 
 
 def _make_scale(
-    low: float, high: float, begin: float, end: float, *, count: int, pad: float = 0.04
+    low: float, high: float, begin: float, end: float, *, count: int, pad: float = 0.04, whole: bool = False
 ) -> tuple[Scale, list[float]]:
-    """Return the scale from data to pixels, and round ticks within the extent of the data."""
+    """Return the scale from data to pixels, and round ticks within the extent of the data, `whole` ones if asked."""
     if high <= low:
         low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
     margin = (high - low) * pad
@@ -282,6 +283,7 @@ def _make_scale(
     wanted = (high - low) / count
     power = 10.0 ** math.floor(math.log10(wanted))
     step = min((power * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / wanted)))
+    step = max(step, 1.0) if whole else step
     ticks = [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return lambda x: begin + (x - low) / (high - low) * (end - begin), ticks
 
