@@ -13,11 +13,11 @@ from fuselm.system.terminal import make_plain_text
 
 DASH = "–"
 EXPLANATION = (
-    "moved: the length of a model's difference from the base over the length of the base. cosine: between the "
-    "differences of two models. signs: how many of the elements that both changed they changed in the same direction; "
-    "a half is chance."
+    "Moved is the length of a model's difference from the base, over the length of the base. A merge without a base is "
+    "measured from its first model. Cosine compares the differences of two models: 1 is the same direction, 0 "
+    "independent, −1 opposite. Signs is the share of the elements changed by both that they changed in the same "
+    "direction; 50% is chance."
 )
-
 
 ALIKE, APART = 0.5, 0.2  # cosines from which differences agree, and below which they are nearly independent
 
@@ -25,8 +25,8 @@ ALIKE, APART = 0.5, 0.2  # cosines from which differences agree, and below which
 def describe_distances(result: Mapping) -> str:
     """Say in a sentence how far the models moved, and whether their differences agree."""
     lengths = result["all"]["relative_lengths"]
-    moved = ", ".join(f"{name} by {_format(value, '{:.2%}')}" for name, value in lengths.items())
-    said = f"Of the base's length moved {moved}"
+    (first, moved), *others = ((name, _format(value, "{:.2%}")) for name, value in lengths.items())
+    said = f"{first} moved by {moved} of the base's length" + "".join(f", {name} by {value}" for name, value in others)
     cosines = [pair["cosine"] for pair in result["all"]["pairs"] if pair["cosine"] is not None]
     if not cosines:
         return f"{said}."
@@ -39,7 +39,7 @@ def describe_distances(result: Mapping) -> str:
         advice = "they are nearly independent, so they may be added up"
     else:
         advice = "they oppose each other, so a merge loses much of both"
-    return f"{said}. The mean cosine of their differences is {mean:.2f}: {advice}."
+    return f"{said}. The mean cosine of their differences is {_format(mean, '{:.2f}')}: {advice}."
 
 
 def draw_distances(result: Mapping) -> Table:
@@ -69,7 +69,11 @@ def list_cells(row: Mapping) -> list[str]:
 
 
 def _format(value: float | None, form: str) -> str:
-    return DASH if value is None else form.format(value)
+    """Format a number with a typographic minus, and without one where it rounds to zero."""
+    if value is None:
+        return DASH
+    text = form.format(value)
+    return (text if text.strip("-0.%") else text.removeprefix("-")).replace("-", "−")
 
 
 def render_page(result: Mapping) -> str:
@@ -79,15 +83,18 @@ def render_page(result: Mapping) -> str:
     of_pairs = {name: style_source(n) for n, name in enumerate(pairs)}
     layers = [name for name in result["layers"] if name.isdigit()]
     moved = [
-        _make_line(name, style, layers, [result["layers"][n]["relative_lengths"][name] for n in layers])
+        _make_line(name, style, layers, [result["layers"][n]["relative_lengths"][name] for n in layers], scale=100.0)
         for name, style in of_models.items()
     ]
     agreements = {
         title: [
-            _make_line(name, style, layers, [result["layers"][n]["pairs"][k][key] for n in layers])
+            _make_line(name, style, layers, [result["layers"][n]["pairs"][k][key] for n in layers], scale=scale)
             for k, (name, style) in enumerate(of_pairs.items())
         ]
-        for title, key in (("cosine of differences", "cosine"), ("same sign", "sign_agreement"))
+        for title, key, scale in (
+            ("cosine of differences", "cosine", 1.0),
+            ("same sign, % of elements", "sign_agreement", 100.0),
+        )
     }
     return rendering.render_template(
         "merge.html.jinja",
@@ -97,14 +104,14 @@ def render_page(result: Mapping) -> str:
         cells=list_cells,
         styles=of_models,
         pair_styles=of_pairs,
-        moved=_draw({"length of the difference over that of the base": moved}, "How far each model moved"),
+        moved=_draw({"moved, % of the base's length": moved}, "How far each model moved"),
         agreements=_draw(agreements, "How far models agree") if pairs else "",
         version=metadata.version("fuselm"),
     )
 
 
-def _make_line(name: str, style: str, layers: Sequence[str], values: Sequence[float | None]) -> Line:
-    points = [(float(n), value) for n, value in zip(layers, values, strict=True) if value is not None]
+def _make_line(name: str, style: str, layers: Sequence[str], values: Sequence[float | None], *, scale: float) -> Line:
+    points = [(float(n), scale * value) for n, value in zip(layers, values, strict=True) if value is not None]
     return Line(label=name, style=style, points=points, dots=True)
 
 
