@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from fuselm.models.pruning.choices import BY_GRADIENT, IMPORTANCES
 from fuselm.results.pages import figures, rendering
 from fuselm.results.pages.figures import Line
+from fuselm.results.pages.formats import format_minus
 
 STYLES = {"mlp": "fused", "groups": "clm", "layers": "source-1"}
-LABELS = {"mlp": "MLP channels", "groups": "key-value groups", "layers": "the layer skipped"}
+LABELS = {"mlp": "MLP channels", "groups": "key-value heads", "layers": "the whole layer"}
+MEANINGS = {
+    "intermediate_size": "the channels in each MLP",
+    "kv_heads": "the key-value heads in each layer",
+    "hidden_size": "the channels between layers",
+}
 
 
 def render_page(result: Mapping[str, Any], *, model: str, rows: list[tuple[str, str, str]]) -> str:
@@ -21,7 +28,7 @@ def render_page(result: Mapping[str, Any], *, model: str, rows: list[tuple[str, 
     }
     panels = {}
     if shares:
-        panels["share of importance removed"] = _draw_lines(shares)
+        panels["share of importance removed, %"] = _draw_lines(shares, scale=100.0)
     if rises:
         panels["rise of the loss, bits per token"] = _draw_lines(rises)
     used = [name for name in STYLES if name in shares or name in rises]
@@ -29,7 +36,9 @@ def render_page(result: Mapping[str, Any], *, model: str, rows: list[tuple[str, 
         "pruning.html.jinja",
         model=model,
         rows=rows,
+        meanings=", ".join(f"{name} counts {MEANINGS[name]}" for name, *_ in rows if name in MEANINGS),
         importance=result["importance"],
+        meaning=_describe_importance(result["importance"]),
         removed_layers=result["removed"].get("layers", []),
         styles={LABELS[name]: STYLES[name] for name in used},
         drawn=figures.draw_for_all_widths(
@@ -37,11 +46,21 @@ def render_page(result: Mapping[str, Any], *, model: str, rows: list[tuple[str, 
                 panels, label="What each layer lost", columns=2, axis="layer", width=width
             )
         ),
+        shares=shares,
         rises=rises,
+        format_rise=format_minus,
         most={name: max(layers, key=lambda layer: layers[layer]) for name, layers in rises.items()},
         labels=LABELS,
         version=metadata.version("fuselm"),
     )
+
+
+def _describe_importance(importance: str) -> str:
+    """Say how units were scored, and what the letters of its formula are."""
+    meaning = IMPORTANCES[importance]
+    letters = ["w is a weight"] * (importance in (*BY_GRADIENT, "magnitude")) + ["g its gradient"] * ("w g" in meaning)
+    said = meaning[0].lower() + meaning[1:].replace("w g", "w\u00a0g")
+    return f"{said} Here {' and '.join(letters)}." if letters else said
 
 
 def _average_by_layer(places: Mapping[str, float]) -> dict[int, float]:
@@ -52,12 +71,12 @@ def _average_by_layer(places: Mapping[str, float]) -> dict[int, float]:
     return {layer: sum(values) / len(values) for layer, values in found.items()}
 
 
-def _draw_lines(rows: Mapping[str, Mapping[int, float]]) -> list[Line]:
+def _draw_lines(rows: Mapping[str, Mapping[int, float]], scale: float = 1.0) -> list[Line]:
     return [
         Line(
             label=LABELS[name],
             style=STYLES[name],
-            points=[(float(layer), value) for layer, value in sorted(layers.items())],
+            points=[(float(layer), scale * value) for layer, value in sorted(layers.items())],
             dots=True,
         )
         for name, layers in rows.items()
