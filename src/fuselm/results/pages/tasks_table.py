@@ -21,8 +21,8 @@ SHARES = ("acc", "acc_norm", "exact_match", "pass@1", "pass_at_1", "f1", "mcc") 
 def describe_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each row with its numbers as text: `name`, `metric`, `questions`, `models` and `differences`.
 
-    A difference has a `value`, an `interval`, a `test` of the questions that only one model has right, and a
-    `judgement`.
+    The name of a task within a group is indented. A difference has a `value`, an `interval`, a `test` of the questions
+    that only one model has right, and a `judgement`.
     """
 
     def describe(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, str]:
@@ -35,8 +35,9 @@ def describe_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     return [
         {
-            "name": f"{'— ' if row['group'] else ''}{row['task']}",
+            "name": f"{'  ' if row['group'] else ''}{row['task']}",
             "task": row["task"],
+            "group": row["group"],
             "metric": row["metric"],
             "questions": f"{row['questions']:,}",
             "models": {name: _format_value(cell["value"], row) for name, cell in row["models"].items()},
