@@ -5,9 +5,9 @@
     python benchmarks/results.py [RUNS]
 
 Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts, RUNS/study-pairwise and RUNS/study-prune (`fuselm study`),
-RUNS/full/tasks.md (`fuselm evaluate RUNS/full --tasks offline`), and RUNS/apart.json, RUNS/peers.json and RUNS/training.json (the
-benchmarks of these names with `--json`). What is not there is left out, and the page says so; a page of which nothing
-is there stays as it is.
+RUNS/full/tasks.md (`fuselm evaluate RUNS/full --tasks offline`), and RUNS/apart.json, RUNS/peers.json and
+RUNS/training.json (the benchmarks of these names with `--json`). What is not there is left out, and the page says so;
+a page of which nothing is there stays as it is.
 """
 
 import json
