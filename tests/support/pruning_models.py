@@ -25,7 +25,9 @@ COUPLED = [(family, structure) for family, structure in PAIRS if structure != "l
 IDS = (torch.arange(17) * 11 % 384)[None]
 
 
-def make_model(family: str, layers: int = 3, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def make_model(
+    family: str, layers: int = 3, dtype: torch.dtype = torch.float32, vocabulary: int | None = None
+) -> PreTrainedModel:
     """Return a random model of a family, in which all numbers matter and grouped queries share keys."""
     config = architectures.tiny_config(family)
     given = config.to_dict()
@@ -38,6 +40,8 @@ def make_model(family: str, layers: int = 3, dtype: torch.dtype = torch.float32)
             given["layer_types"] = [kinds[n % len(kinds)] for n in range(layers)]
     else:
         given["n_layers"] = layers
+    if vocabulary is not None:
+        given["vocab_size"] = vocabulary
     config = type(config).from_dict(given)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -27,7 +27,13 @@ def prune(
     multiple: Annotated[
         int | None, typer.Option(help="With --ratio or --params, make widths a multiple of this. By default, 64.")
     ] = None,
-    importance: Annotated[str, typer.Option(help=f"Score what may go by: {', '.join(IMPORTANCES)}.")] = "activations",
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Score what may go by: {', '.join(IMPORTANCES)}. By default, activations, or param_first where "
+            "experts share one tensor."
+        ),
+    ] = None,
     texts: Annotated[
         str | None, typer.Option(help="File, folder or pattern of texts to score by: the kind that matters to you.")
     ] = None,
@@ -47,7 +53,6 @@ def prune(
     """Remove structure from a model, and write what remains as an ordinary model. Train it after that."""
     from fuselm.models.loading import load_vocabulary
     from fuselm.models.locating import locate_model
-    from fuselm.models.pruning.choices import BY_TEXT
     from fuselm.runs.pruning import calibration_texts
     from fuselm.runs.pruning import plan as planning
     from fuselm.runs.pruning.options import SAMPLES, TOKENS, read_prune_options
@@ -69,7 +74,7 @@ def prune(
         sensitivity=sensitivity,
         seed=seed,
     )
-    needs_texts = options.importance in BY_TEXT
+    needs_texts = options.reads_texts
     if plan and sensitivity:
         raise ValueError("--plan and --sensitivity: a plan reads no text; drop one")
     if texts is not None and run is not None:
@@ -77,7 +82,8 @@ def prune(
     if not needs_texts and (texts is not None or run is not None):
         raise ValueError(f"--{'texts' if run is None else 'run'}: {options.importance} reads no text; drop it")
     if needs_texts and texts is None and run is None and not plan:
-        raise ValueError(f"{options.importance} scores by texts; add --texts FILE or --run RUN.yaml")
+        scored = options.importance or "by default, what goes"
+        raise ValueError(f"{scored} is scored by texts; add --texts FILE or --run RUN.yaml")
     console = terminal.open_console(stderr=True)
     progress.use_console(console)
     with progress.announce("reading the model's shapes"):

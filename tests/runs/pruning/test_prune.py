@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pruning_models
 import pytest
 import tiny_run
 import torch
@@ -96,6 +97,19 @@ def test_every_importance_and_structure(byte_level, texts_file, tmp_path, import
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "small").config
     assert (config.num_hidden_layers, config.intermediate_size, config.hidden_size) == (1, 48, 24)
     assert (config.num_key_value_heads, config.num_attention_heads, config.head_dim) == (1, 2, 8)
+
+
+@pytest.mark.parametrize(("family", "importance"), [("llama", "activations"), ("mixtral", "param_first")])
+def test_what_is_scored_by_default_fits_the_model(byte_level, texts_file, tmp_path, family, importance):
+    """Activations of experts that share one tensor cannot be read, so gradients score those."""
+    whole = tmp_path / "whole"
+    pruning_models.make_model(family, vocabulary=locate_model(str(byte_level)).output_size).save_pretrained(whole)
+    for file in byte_level.glob("*token*.json"):
+        shutil.copy(file, whole)
+    outcome = prune(whole, tmp_path / "small", "--intermediate-size", 24, "--texts", texts_file, "--samples", 3)
+    assert outcome.code == 0, outcome.err
+    assert manifest.read(tmp_path / "small")["parameters"]["importance"] == importance
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").config.intermediate_size == 24
 
 
 def test_the_texts_may_be_the_training_documents_of_a_run(byte_level, sentence_piece, texts, tmp_path):

@@ -35,7 +35,11 @@ class PruneOptions(Options):
         None,
         description=f"Make the MLPs' and the hidden width a multiple of this; of {MULTIPLE} if nothing is given.",
     )
-    importance: Annotated[str, OneOf(IMPORTANCES)] = Field("activations", description="Score what may go in this way.")
+    importance: Annotated[str, OneOf(IMPORTANCES)] | None = Field(
+        None,
+        description="Score what may go in this way; by `activations` if nothing is given, or by `param_first` where "
+        "experts share one tensor.",
+    )
     samples: Size | None = Field(
         None, description=f"Read so many texts to score by; {SAMPLES} if nothing is given, or as many as there are."
     )
@@ -63,12 +67,17 @@ class PruneOptions(Options):
         if exact and (self.structures is not None or self.multiple is not None):
             name = "structures" if self.structures is not None else "multiple"
             raise ValueError(f"{name}: does nothing beside exact sizes; drop it")
-        if self.importance not in BY_TEXT and (self.samples is not None or self.tokens is not None):
+        if not self.reads_texts and (self.samples is not None or self.tokens is not None):
             name = "samples" if self.samples is not None else "tokens"
             raise ValueError(f"{name}: {self.importance} reads no text; drop it")
-        if self.sensitivity and self.importance not in BY_TEXT:
+        if self.sensitivity and not self.reads_texts:
             raise ValueError(f"sensitivity: is measured on texts, and {self.importance} reads none; drop it")
         return self
+
+    @property
+    def reads_texts(self) -> bool:
+        """Tell whether units are scored by what the model makes of texts."""
+        return self.importance is None or self.importance in BY_TEXT
 
     @property
     def exact_sizes(self) -> dict[str, int]:

@@ -66,6 +66,9 @@ def plan_pruning(model: Model, options: PruneOptions) -> PrunePlan:
     couplings = [find_coupling(config, name) for name in smaller_than if name != "layers"]
     if "layers" in smaller_than:
         find_layer_prefix(config)
+    if options.importance is None:
+        shares_experts = any(own.expert is not None for c in couplings for of in c.slices.values() for own in of)
+        options = options.model_copy(update={"importance": "param_first" if shares_experts else "activations"})
     try:
         smaller = resize_config(config, {name: after[name] for name in smaller_than})
         parameters = count_parameters(read_shapes(smaller))
