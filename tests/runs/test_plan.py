@@ -114,7 +114,7 @@ def test_disk_is_an_upper_bound(run_file):
     estimates = {e.title.split(",")[0]: e.disk for e in plan.estimate(pipeline)}
     assert fuselm("run", run_file).code == 0
     out = run_file.parent / "out"
-    overhead = 80_000  # of a Parquet file, a page, a log, a history, a tokenizer: next to nothing beside real stores and models
+    overhead = 80_000  # of a Parquet file, a page, a log, a tokenizer: next to nothing beside real stores and models
     for title, disk in estimates.items():
         stage, _, name = title.partition(" ")
         for folder in (out / stage).glob(f"{name}-*" if name else "*"):
