@@ -71,7 +71,7 @@ def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedPr
     environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "COLUMNS": "211"}
     environment["FUSELM_CACHE"] = str(folder / "cache")
     ended = subprocess.run([*LAUNCH, *command], env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.returncode == 0, ended.stderr[-30000:]
     return ended
 
 
