@@ -44,10 +44,26 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def cache_apart(request, tmp_path_factory, monkeypatch):
+def cache_apart(nothing_left_behind, request, tmp_path_factory, monkeypatch):
     """Keep tests out of the user's cache, except those on real models, which are converted once and kept there."""
     if "real" not in request.keywords:
         monkeypatch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fail a test that leaves this process another one: its variables, its folder, its place among shards."""
+    before = describe_process()
+    yield
+    assert describe_process() == before
+
+
+def describe_process() -> dict[str, object]:
+    """Return what later tests, and the processes that they start, would take over from this process."""
+    from fuselm.system import processes, stopping
+
+    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {"folder": os.getcwd(), "shard": processes._shard, "signal": stopping._requested} | variables
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,21 @@ def make_parts_small() -> None:
     part_work._Parts.commit = log_and_commit
 
 
+def share_first_parts(count: int, folder: Path) -> None:
+    """Let each of `count` processes wait with its first part until all have one, however slowly some of them start."""
+    claim = part_work._Parts.claim_next
+
+    def claim_and_wait(parts, claims) -> int | None:
+        number = claim(parts, claims)
+        (folder / f"has-a-part-{os.getpid()}").touch()
+        end = time.monotonic() + 97
+        while len(list(folder.glob("has-a-part-*"))) < count and time.monotonic() < end:
+            time.sleep(0.05)
+        return number
+
+    part_work._Parts.claim_next = claim_and_wait
+
+
 def kill_and_restart(count: int, *arguments: object, kills: int, log: Path, seed: int = 0) -> int:
     """Run `count` shards until all end, and kill and restart one at random moments; return how many were killed."""
     moments, killed = random.Random(seed), 0

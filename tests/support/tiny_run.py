@@ -25,7 +25,7 @@ from rich.console import Console
 from fuselm.cli import endings
 from fuselm.cli import main as cli
 from fuselm.sources import resumable_writing
-from fuselm.system import library_output, progress
+from fuselm.system import library_output, processes, progress
 from fuselm.system.progress import Progress
 
 QUIET = Progress(Console(quiet=True), "")
@@ -98,6 +98,7 @@ def fuselm(*arguments: object, cache: Path | None = None, columns: int = 211) ->
         patch.setenv("TOKENIZERS_PARALLELISM", "true")
         patch.setenv("COLUMNS", str(columns))
         patch.setattr(progress, "SECONDS_OF_SILENCE", 3600.0)  # what is said does not depend on how busy the machine is
+        patch.setattr(processes, "_shard", None)  # a command that is told its shard tells nobody else
         patch.setattr(sys, "warnoptions", ["error"])  # so that the command leaves warnings errors, as tests have them
         for name, value in library_output.QUIET.items():
             patch.setenv(name, value)
@@ -118,7 +119,7 @@ WATCHED = ("numpy", "torch", "transformers")
 COMMAND = f"""
 import atexit, os, sys
 from fuselm.cli import main as cli
-from fuselm.system import library_output, progress
+from fuselm.system import library_output, processes, progress
 progress.SECONDS_OF_SILENCE = 3600.0
 atexit.register(lambda: open(os.environ["LOADED"], "w").write(" ".join(m for m in {WATCHED} if m in sys.modules)))
 cli.main()

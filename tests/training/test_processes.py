@@ -147,12 +147,14 @@ def test_the_example_for_8_gpus_is_one_that_accelerate_and_fuselm_take():
 
 
 RUN = """
-import sys
+import os, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import shards
 from fuselm.cli import main
 shards.make_parts_small()
+shards.share_first_parts(int(os.environ.get("WORLD_SIZE", "1")), Path(__file__).parent)
 sys.argv = ["fuselm", "run", *sys.argv[1:]]
 main.main()
 """
@@ -161,7 +163,6 @@ main.main()
 def test_two_processes_share_every_stage_of_a_run_and_end_with_what_one_has(
     tmp_path, byte_level, sentence_piece, texts, monkeypatch
 ):
-    (tmp_path / "script.py").write_text(RUN)
     rows, summaries, files = tiny_run.short(texts), [], []
     for name, options in (("one", {"gradient_accumulation": 2}), ("two", {})):
         run_file = tiny_run.write(
@@ -171,7 +172,8 @@ def test_two_processes_share_every_stage_of_a_run_and_end_with_what_one_has(
             rows=rows,
             train=tiny_run.TRAIN | options,
         )
-        command = [str(tmp_path / "script.py"), str(run_file)]
+        (tmp_path / name / "script.py").write_text(RUN)
+        command = [str(tmp_path / name / "script.py"), str(run_file)]
         monkeypatch.setenv(shards.LOG, str(tmp_path / f"{name}.log"))
         if name == "one":
             environment = os.environ | {"PYTHONPATH": python_path(), "FUSELM_CACHE": str(tmp_path / "cache")}

@@ -24,12 +24,16 @@ ShardOption = Annotated[
 
 
 def join_shards(shard: str | None) -> None:
-    """Let this process share the parts of stages with the other shards. Raises `ValueError` on no such shard."""
-    if shard is None:
-        return
+    """Let this process share the parts of stages with the other shards, or be alone if no shard is asked for.
+
+    Raises `ValueError` on no such shard.
+    """
     from fuselm.system import processes
 
-    processes.set_worker(*(_find_shard() if shard == AUTO else _parse_shard(shard)))
+    if shard is None:
+        processes.leave_workers()
+    else:
+        processes.set_worker(*(_find_shard() if shard == AUTO else _parse_shard(shard)))
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:

@@ -26,6 +26,12 @@ def set_worker(number: int, count: int) -> None:
     _shard = number, count
 
 
+def leave_workers() -> None:
+    """Say that this process shares work with nobody that was started apart, whatever was said before."""
+    global _shard
+    _shard = None
+
+
 def is_shard() -> bool:
     """Tell whether this process was started apart from others that it shares work with."""
     return _shard is not None
