@@ -38,7 +38,7 @@ LARGEST_PROMPT = 500  # bytes
 SYSTEM = 0.25  # share of conversations with a system prompt
 TURNS = {1: 0.75, 2: 0.18, 3: 0.07}  # share of conversations with so many turns of the assistant
 SPLITS = {"heldout": 36, "dev": 8, "train": 60}  # conversations of a domain
-QUESTIONS = {"heldout": 300, "dev": 60, "train": 240}  # likewise, of reasoning
+QUESTIONS = {"heldout": 300, "dev": 120, "train": 800}  # likewise, of reasoning
 CHECKED_OF_TASK = 50  # questions of each task in questions.jsonl
 FROM_PAGE, FROM_MODULE = 1, 3  # conversations at most
 
