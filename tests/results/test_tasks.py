@@ -13,7 +13,7 @@ from fuselm.models.locating import locate_model
 from fuselm.results.tasks import answers, asking, catalogue, choices
 from fuselm.results.tasks.answers import TaskAnswers
 from fuselm.results.tasks.comparison import compare_models, compute_mcnemar_p, judge_difference
-from fuselm.results.tasks.reading import plan_reading
+from fuselm.results.tasks.reading import cut_input, keep_apart
 
 LIMIT = 7
 TASKS = ("minimal_pairs_french", "copying_words", "copying_numbers")
@@ -71,22 +71,22 @@ def test_the_numbers_are_those_of_lm_evals_own_model(byte_level, task_folder):
 
 
 def test_sequences_that_others_begin_with_are_not_read_again():
-    chance, requests = random.Random(0), []
+    chance = random.Random(0)
     text = [chance.randrange(3) for _ in range(19)]
+    sequences = []
     for _ in range(40):
         end = chance.randrange(2, 20)
-        size = chance.randrange(1, end)
-        other = [*text[: end - 1], 7] if chance.random() < 0.3 else text[:end]
-        requests.append((None, other[: end - size], other[end - size :]))
-    for longest in (5, 100):
-        asked, sequences = plan_reading(requests, longest)
-        assert len(set(sequences)) == len(sequences)
-        assert not any(a is not b and b[: len(a)] == a for a in sequences for b in sequences)
-        for (_, context, continuation), place in zip(requests, asked, strict=True):
-            read = (context + continuation)[-(longest + 1) :][:-1]
-            owner = sequences[place.owner]
-            assert list(owner[: len(read)]) == read
-            assert place.first == len(read) - len(continuation) and place.continuation == continuation
+        sequences.append(tuple([*text[: end - 1], 7] if chance.random() < 0.3 else text[:end]))
+    rows, places = keep_apart(sequences)
+    assert not any(a is not b and b.tokens[: len(a.tokens)] == a.tokens for a in rows for b in rows)
+    for sequence in sequences:
+        row, path = places[sequence]
+        assert tuple(rows[row].tokens[at] for at in path) == sequence
+
+
+def test_what_is_too_long_for_a_model_is_cut_on_the_left():
+    assert cut_input([1, 2, 3], [4, 5], 100) == (1, 2, 3, 4)
+    assert cut_input([1, 2, 3], [4, 5], 3) == (2, 3, 4)
 
 
 def test_answers_come_back_from_their_folder(tmp_path, byte_level):

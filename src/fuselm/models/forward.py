@@ -107,7 +107,7 @@ def find_output_layer(model: PreTrainedModel) -> OutputLayer:
         probe = torch.arange(2, device=model.device)[None]
         expected = model(input_ids=probe, use_cache=False).logits[0].float()
         hidden = find_decoder(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
-        same = hidden.shape[-1] == head.in_features and _are_close(layer.compute_logits(hidden), expected, model)
+        same = hidden.shape[-1] == head.in_features and are_close(layer.compute_logits(hidden), expected, model)
     return layer if same and _is_exact(layer, model, head) else through_logits
 
 
@@ -189,10 +189,10 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
             return False
         documents = ids.split(lengths, dim=1)
         alone = torch.cat([model(input_ids=own, use_cache=False).logits[0].float() for own in documents])
-    return _are_close(packed, alone, model)
+    return are_close(packed, alone, model)
 
 
-def _are_close(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
+def are_close(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
     """Tell whether values are equal up to the model's rounding; a small difference may be large on other tokens."""
     rounds = model.dtype in (torch.bfloat16, torch.float16) or getattr(model, "is_loaded_in_4bit", False)
     tolerance = 2e-2 if rounds else 1e-3

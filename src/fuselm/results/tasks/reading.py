@@ -1,30 +1,22 @@
 """Compute the log-probabilities that lm-eval asks for, so that questions about one text cost one reading of it.
 
-lm-eval reads every context with every continuation by itself. Here a sequence that another one begins with is not read
-again: what comes after it changes nothing. Logits are made for the continuations alone.
+lm-eval reads every context with every continuation by itself. Here what several of them begin with is read once: the
+question before its choices, the examples before all questions. Logits are made for the continuations alone. A model
+that takes no mask of its own reads each sequence by itself, and only skips those that another one begins with.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from fuselm.models import forward
+from fuselm.models.token_trees import TokenTree, can_read_trees, compute_tree_states, grow_trees
 from fuselm.system.progress import Progress
 
 GENERATED_AT_ONCE = 64  # questions between two lines of progress
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts, the tokens of context and continuation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """Hold where in which sequence a request is answered."""
-
-    owner: int
-    first: int  # row of the first token of the continuation
-    continuation: Sequence[int]
 
 
 class SharedReadingLM(HFLM):
@@ -41,24 +33,32 @@ class SharedReadingLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked, sequences = plan_reading(requests, self.max_length)
-        by_owner: dict[int, list[int]] = {}
-        for number, request in enumerate(asked):
-            by_owner.setdefault(request.owner, []).append(number)
+        inputs = [cut_input(context, continuation, self.max_length) for _, context, continuation in requests]
+        shares = can_read_trees(self.model, self._layer, max(map(len, inputs), default=0))
+        trees, places = grow_trees(inputs, self._batch_tokens) if shares else keep_apart(inputs)
+        by_tree: dict[int, list[int]] = {}
+        for number, sequence in enumerate(inputs):
+            by_tree.setdefault(places[sequence][0], []).append(number)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        self._progress.start(sum(map(len, sequences)), unit="tokens")
-        for batch in forward.group_into_batches([len(s) for s in sequences], self._batch_tokens):
-            hidden = self._read([sequences[i] for i in batch])
-            numbers = [(row, number) for row, i in enumerate(batch) for number in by_owner[i]]
-            rows = torch.cat(
-                [hidden[row, asked[n].first : asked[n].first + len(asked[n].continuation)] for row, n in numbers]
-            )
-            gold = torch.tensor([t for _, n in numbers for t in asked[n].continuation], device=rows.device)
-            logprobs, greedy = self._score(rows, gold)
-            sizes = [len(asked[n].continuation) for _, n in numbers]
-            for (_, number), own, hits in zip(numbers, logprobs.split(sizes), greedy.split(sizes), strict=True):
+        sizes = [len(tree.tokens) for tree in trees]
+        self._progress.start(sum(sizes), unit="tokens")
+        for batch in forward.group_into_batches(sizes, self._batch_tokens):
+            some = [trees[i] for i in batch]
+            hidden = compute_tree_states(self.model, self._layer, some) if shares else self._read_rows(some)
+            numbers = [(row, number) for row, i in enumerate(batch) for number in by_tree[i]]
+            continuations = [requests[number][2] for _, number in numbers]
+            lines = [row for (row, _), own in zip(numbers, continuations, strict=True) for _ in own]
+            at = [
+                place
+                for (_, number), own in zip(numbers, continuations, strict=True)
+                for place in places[inputs[number]][1][-len(own) :]
+            ]
+            gold = torch.tensor([token for own in continuations for token in own], device=hidden.device)
+            logprobs, greedy = self._score(hidden[lines, at], gold)
+            counts = [len(own) for own in continuations]
+            for (_, number), own, hits in zip(numbers, logprobs.split(counts), greedy.split(counts), strict=True):
                 answers[number] = (float(own.sum()), bool(hits.all()))
-            self._progress.advance(sum(len(sequences[i]) for i in batch))
+            self._progress.advance(sum(sizes[i] for i in batch))
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -84,15 +84,14 @@ class SharedReadingLM(HFLM):
             self._progress.advance(len(some))
         return [written[n] for n in range(len(requests))]
 
-    def _read(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        width = max(map(len, sequences))
-        ids, mask = torch.zeros(len(sequences), width, dtype=torch.long), torch.zeros(len(sequences), width)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence), 1
+    def _read_rows(self, rows: Sequence[TokenTree]) -> torch.Tensor:
+        """Return the hidden states of sequences, each a row of its own."""
+        width = max(len(row.tokens) for row in rows)
+        ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.tokens)], mask[number, : len(row.tokens)] = torch.tensor(row.tokens), 1
         with torch.inference_mode():
-            return forward.compute_hidden_states(
-                self.model, self._layer, ids.to(self.device), mask.long().to(self.device)
-            )
+            return forward.compute_hidden_states(self.model, self._layer, ids.to(self.device), mask.to(self.device))
 
     def _score(self, hidden: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probability of each token in float32, and whether it is the most probable one."""
@@ -106,20 +105,19 @@ class SharedReadingLM(HFLM):
         return torch.cat(logprobs).double().cpu(), torch.cat(greedy).cpu()
 
 
-def plan_reading(requests: Sequence[Request], max_length: int) -> tuple[list[_Asked], list[tuple[int, ...]]]:
-    """Return where each request is answered, and the sequences to read: none is the beginning of another.
+def cut_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
+    """Return the tokens to read for a request, cut on the left to the model's context, as lm-eval does."""
+    return tuple([*context, *continuation][-(max_length + 1) :][:-1])
 
-    Sequences are cut on the left to the model's context, as lm-eval does.
-    """
-    inputs = [tuple((context + continuation)[-(max_length + 1) :][:-1]) for _, context, continuation in requests]
-    owners: dict[tuple[int, ...], int] = {}
-    sequences: list[tuple[int, ...]] = []
-    for sequence in sorted(set(inputs), reverse=True):
-        if not sequences or sequences[-1][: len(sequence)] != sequence:
-            sequences.append(sequence)
-        owners[sequence] = len(sequences) - 1
-    asked = [
-        _Asked(owner=owners[sequence], first=len(sequence) - len(continuation), continuation=continuation)
-        for sequence, (_, _, continuation) in zip(inputs, requests, strict=True)
-    ]
-    return asked, sequences
+
+def keep_apart(
+    sequences: Sequence[tuple[int, ...]],
+) -> tuple[list[TokenTree], dict[tuple[int, ...], tuple[int, list[int]]]]:
+    """Return rows and places as `grow_trees` does, where a row is one sequence; none is the beginning of another."""
+    rows: list[TokenTree] = []
+    places: dict[tuple[int, ...], tuple[int, list[int]]] = {}
+    for sequence in sorted(set(sequences), reverse=True):
+        if not rows or tuple(rows[-1].tokens[: len(sequence)]) != sequence:
+            rows.append(TokenTree(tokens=list(sequence)))
+        places[sequence] = len(rows) - 1, list(range(len(sequence)))
+    return rows, places

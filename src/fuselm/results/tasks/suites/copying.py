@@ -14,7 +14,7 @@ WORDS = "river stone apple window garden letter music winter paper silver mornin
 NAMES = "Anna Peter Marie Paul Laura David Sarah Thomas Julia Robert Emma Daniel Alice Martin Clara Victor Helen Simon Nora Oscar Irene Felix Diana Hugo".split()
 LENGTH, ASKED = 16, (4, 9, 14)  # words of a list, and after how many of its repetition the next is asked for
 PAIRS = 8  # names with numbers
-LISTS, RECALLS = 200, 500
+LISTS, RECALLS = 200, (125, 4)  # lists of words; of names, and how many of each are asked about
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -38,11 +38,12 @@ def repeat_strings(r: random.Random) -> list[dict[str, Any]]:
 def recall_numbers(r: random.Random) -> list[dict[str, Any]]:
     """Ask for the number that a name has, among others."""
     rows = []
-    for n in range(RECALLS):
+    lists, asked = RECALLS
+    for n in range(lists):
         pairs = list(zip(r.sample(NAMES, PAIRS), r.sample(range(100, 1000), PAIRS), strict=True))
-        name, number = r.choice(pairs)
         told = "".join(f"{who}: {what}\n" for who, what in pairs)
-        rows.append({"document": f"{n}", "context": f"{told}{name}:", "word": str(number)})
+        for name, number in r.sample(pairs, asked):
+            rows.append({"document": f"{n}", "context": f"{told}{name}:", "word": str(number)})
     return rows
 
 
