@@ -21,6 +21,7 @@ from fuselm.runs import config, plan, reuse, run_precision, step_records
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import capture, evaluate, merge, tasks, train, write
 from fuselm.runs.steps import Step
+from fuselm.runs.studies import answer_copies
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
 from fuselm.system.durations import format_duration
@@ -258,6 +259,7 @@ def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     state = grid.read_state(arm, seed)
     assert state.best_trial is not None
+    answer_copies.take_answers(grid.study.output, state.best_trial.task_steps)
     _build_scores(arm)(grid.open_pipeline(arm, seed, state.trials.index(state.best_trial)))
     gc.collect()
 
