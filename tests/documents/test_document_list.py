@@ -1,6 +1,7 @@
 """document_list.py: documents that are read from their parts when they are asked for."""
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fuselm.documents.document import SPLITS, Document
 from fuselm.documents.document_list import DocumentList, identify_documents, open_folder, read_documents
+from fuselm.documents.document_texts import TextsById
 from fuselm.documents.document_writing import INDEX, ONE_PART, DocumentWriter, name_part
 from fuselm.models.chat.messages import Dialogue, Message
 
@@ -170,3 +172,18 @@ def test_damage_is_named(tmp_path, name, harm):
         list(DocumentList([open_folder(made)]))
     what = "missing" if harm == "missing" else "damaged"
     assert str(caught.value) == f"{path}: {what}; delete {made} and run again"
+
+
+def test_texts_are_found_by_the_ids_of_their_documents(folder):
+    texts, expected = TextsById(read_documents(folder)), {d.id: d.text for d in DOCUMENTS}
+    assert list(texts) == list(expected) and len(texts) == 601 and dict(texts) == expected
+    assert "000000" not in texts and 7 not in texts
+    with pytest.raises(KeyError):
+        texts["z"]
+
+
+@given(st.text())
+def test_a_line_is_what_json_writes(text):
+    document = Document(id="a", origin='"', domain=text, split="train", text=text)
+    line = json.dumps(document.as_row(), ensure_ascii=False) + "\n"
+    assert document.as_line() == line.encode("utf-8", "backslashreplace")

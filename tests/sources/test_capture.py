@@ -108,7 +108,7 @@ def test_a_document_with_nan_is_named_skipped_and_counted(tmp_path, byte_level, 
     assert counts["skipped"] == bad and f"skipped document {bad[0]} (" in shown.getvalue()
     found = store.Store(tmp_path / "store")
     assert found.documents == [d.id for d in documents if d.id not in bad]
-    found.require_inputs({}, {d.id: d.text for d in documents}, where="here")
+    found.require_inputs({}, documents, where="here")
 
 
 def test_too_many_documents_with_nan_stop_the_capture(tmp_path, byte_level, documents):

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fuselm.documents.document_texts import TextsById
 from fuselm.models.chat.messages import Dialogue
 from fuselm.results import diagnosis, fidelity_measurement, inspection
 from fuselm.results.run_result import RunResult, load_result
@@ -61,9 +62,12 @@ class FusionRun:
         """Return what you may want to change before anything is made, such as too few held-out documents."""
         return self._pipeline.notes
 
-    def texts(self) -> dict[str, str | Dialogue]:
-        """Return the texts that distributions are captured of, by the names that documents have in stores."""
-        return {document.id: document.text for document in write.fusion_documents(self._pipeline)}
+    def texts(self) -> Mapping[str, str | Dialogue]:
+        """Return the texts that distributions are captured of, by the names that documents have in stores.
+
+        Each is read from disk when it is asked for.
+        """
+        return TextsById(write.fusion_documents(self._pipeline))
 
     def capture(self) -> dict[str, Store]:
         """Capture every source's next-token distributions over the training documents; return the stores by source."""

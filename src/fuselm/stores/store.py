@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from fuselm.documents.document import Document
+from fuselm.documents.document_list import DocumentList
 from fuselm.models.chat.messages import Dialogue
 from fuselm.stores import parts, rules, trust
 from fuselm.stores.index import (
@@ -246,11 +248,10 @@ class Store:
         """Return the bytes of each document's text, in the order of the index."""
         return self._sizes
 
-    def require_inputs(self, wanted: Mapping[str, str], texts: Mapping[str, str | Dialogue], *, where: str) -> None:
-        """Raise `ValueError` unless the store was made from `wanted` and holds `texts`.
+    def require_inputs(self, wanted: Mapping[str, str], documents: Sequence[Document], *, where: str) -> None:
+        """Raise `ValueError` unless the store was made from `wanted` and holds the texts of `documents`.
 
-        `wanted` maps names of inputs to fingerprints, `texts` maps documents to their text. Documents that the capture
-        had to skip may be missing.
+        `wanted` maps names of inputs to fingerprints. Documents that the capture had to skip may be missing.
         """
         if self.manifest["stage"] != "capture":
             raise ValueError(f"{where}: {self.folder} is of stage {self.manifest['stage']}, needs a capture")
@@ -265,17 +266,16 @@ class Store:
                     f"capture again, or point to the {name} it was made with"
                 )
         skipped = set(self.manifest["counts"].get("skipped", []))
-        for document, text in texts.items():
-            at = self._find(document)
-            if at is None:
-                if document in skipped:
+        ids = documents.ids if isinstance(documents, DocumentList) else pa.array([d.id for d in documents], pa.string())
+        again = "capture this run's corpus again"
+        for document, at in zip(documents, self.find_documents(ids), strict=True):
+            if at < 0:
+                if document.id in skipped:
                     continue
-                raise ValueError(f"{where}: {self.folder} has no document {document}; capture this run's corpus again")
-            stored = self.index["text"][at].as_py() or None
-            if stored not in (None, fingerprint_text(text)) or self.index["bytes"][at].as_py() != len(text.encode()):
-                raise ValueError(
-                    f"{where}: {self.folder} has another text of document {document}; capture this run's corpus again"
-                )
+                raise ValueError(f"{where}: {self.folder} has no document {document.id}; {again}")
+            stored, text = self._texts[at].as_py() or None, document.text
+            if stored not in (None, fingerprint_text(text)) or self._sizes[at] != len(text.encode()):
+                raise ValueError(f"{where}: {self.folder} has another text of document {document.id}; {again}")
 
     def _locate(self, document: str) -> int:
         if not isinstance(document, str):

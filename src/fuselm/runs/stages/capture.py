@@ -124,8 +124,7 @@ def check_given_store(pipeline: "Pipeline", name: str) -> None:
     wanted = {"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint}
     wanted |= pipeline.inputs.identify_chat(f"source {name}")
     if all(manifest.is_finished(path) for path in write.declare(pipeline).values()):
-        texts = {document.id: document.text for document in write.fusion_documents(pipeline)}
-        found.require_inputs(wanted, texts, where=f"sources.{name}.store")
+        found.require_inputs(wanted, write.fusion_documents(pipeline), where=f"sources.{name}.store")
         pipeline.trusted_stores.add(folder)
 
 
