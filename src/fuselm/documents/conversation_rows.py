@@ -43,6 +43,8 @@ def find_form(record: Mapping[str, Any], names: Mapping[str, str]) -> str | None
     `names` says which fields of the row stand for those of the forms.
     """
     for form, fields in FORMS.items():
+        if record.get(names.get(form, form)) is None:
+            continue
         needed = [record.get(names.get(field, field)) for field in fields if field != "input"]
         if any(value != "" for value in needed) and all(value is not None for value in needed):
             return form

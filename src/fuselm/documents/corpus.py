@@ -92,7 +92,7 @@ def prepare_corpus(
     sums = _Sums([reader.name for reader in readers])
     writer = DocumentWriter(out, [reader.name for reader in readers])
     documents = (
-        Document(id=f"{n:06d}", origin=f"{n:06d}", domain=row.domain, split=SPLITS[splits[n]], text=row.text)
+        Document(id=(name := f"{n:06d}"), origin=name, domain=row.domain, split=SPLITS[splits[n]], text=row.text)
         for n, row in _pick(read_rows, scanned, chosen)
     )
     for piece in cut_and_count(documents, readers, max_bytes, advance=progress.advance):
@@ -318,7 +318,7 @@ def _compute_shares(lacking: Counter[str], whole: Counter[str]) -> dict:
 
 def is_empty(text: str | Dialogue) -> bool:
     """Tell whether there is nothing in a text; a conversation has always something."""
-    return isinstance(text, str) and not text.strip()
+    return isinstance(text, str) and (not text or text.isspace())
 
 
 def count_characters(text: str | Dialogue) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import Any
 
 from fuselm.models.chat.messages import Dialogue, read_dialogue
@@ -30,7 +31,10 @@ class Document:
 
     def as_line(self) -> bytes:
         """Return the document as the line of a file of documents."""
-        return (json.dumps(self.as_row(), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        if not isinstance(self.text, str):
+            return (json.dumps(self.as_row(), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        fields = ", ".join([f'"{name}": {encode_basestring(getattr(self, name))}' for name in (*_NAMES, "text")])
+        return f"{{{fields}}}\n".encode("utf-8", "backslashreplace")  # as `json.dumps`, in half the time
 
 
 def parse_line(line: bytes) -> Document:

@@ -46,8 +46,15 @@ def _split_lines(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _read_lines(file: Path, blocks: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    needed = "one object a line is needed"
+    needed, name, scan = "one object a line is needed", str(file), _DECODER.scan_once
     for number, line in enumerate(_split_lines(blocks), 1):
+        try:
+            value, end = scan(line, 0)
+        except (StopIteration, ValueError, RecursionError):
+            end = -1
+        if end == len(line):
+            yield f"{name}:{number}", value
+            continue
         line = line.strip("\ufeff")  # concatenated files each have a byte order mark
         if line.strip():
             value, end = _parse(file, line, _skip_space(line, 0), needed, first_line=number)

@@ -83,7 +83,8 @@ def read_texts(
     unseen = set(renamed.values()) if kind in JSON else set()
     where = ""
     for where, record in records:
-        unseen -= record.keys() if unseen and isinstance(record, Mapping) else set()
+        if unseen and isinstance(record, Mapping):
+            unseen -= record.keys()
         try:
             yield _parse_row(where, record, domain, names, renamed)
         except BadRow as error:
@@ -100,7 +101,7 @@ def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str], r
     said, own = record.get(names["split"]), record.get(names["domain"])
     if isinstance(text, str) and has_surrogate(text):
         raise ValueError(f"{where}: '{text_name}' has half of a surrogate pair, which is no text; fix or drop it")
-    if said not in (None, *SPLITS):
+    if said is not None and said not in SPLITS:
         known = SYNONYMS.get(said.lower()) if isinstance(said, str) else None
         rename = f"rename it to {known}" if known else "rename it"
         raise ValueError(
@@ -108,20 +109,23 @@ def _parse_row(where: str, record: Any, domain: str, names: Mapping[str, str], r
             "or leave it out to have it drawn"
         )
     if own is not None:
-        if not isinstance(own, str | int | float):
+        if not isinstance(own, (str, int, float)):
             raise ValueError(f"{where}: '{names['domain']}' is {_shorten(own)}; it needs to be a name, or left out")
         domain = str(own)
-    named = "the name of the file, its domain," if own is None else f"'{names['domain']}'"
-    _check_domain(domain, f"{where}: {named}")
+    if _find_problem(domain) is not None:
+        named = "the name of the file, its domain," if own is None else f"'{names['domain']}'"
+        _check_domain(domain, f"{where}: {named}")
     return TextRow(domain=domain, text=text, split=said, where=where)
 
 
 def _find_text(where: str, record: Any, names: Mapping[str, str], renamed: Mapping[str, str]) -> str | Dialogue:
     """Return a row's text or conversation: what `columns` names first, then `text`, then a conversation."""
-    text_name = names["text"]
-    text = record.get(text_name) if isinstance(record, Mapping) else None
+    text_name, is_object = names["text"], type(record) is dict or isinstance(record, Mapping)
+    text = record.get(text_name) if is_object else None
+    form = conversation_rows.find_form(record, names) if is_object else None
+    if form is None and isinstance(text, str) and not renamed:
+        return text
     is_conversation_named = any(name in renamed for name in conversation_rows.FIELDS) and "text" not in renamed
-    form = conversation_rows.find_form(record, names) if isinstance(record, Mapping) else None
     is_text = isinstance(text, str) and bool(text.strip() or form is None) and not is_conversation_named
     if form is not None and not is_text:
         try:
@@ -175,6 +179,8 @@ def _find_problem(domain: str) -> str | None:
 
 def has_surrogate(text: str) -> bool:
     """Tell whether a text has half of a surrogate pair, which UTF-8 cannot spell."""
+    if text.isascii():
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:
