@@ -1,12 +1,14 @@
 """Measure what merging a chat model back wins: bits per byte of held-out texts, and of answers in conversations.
 
-    python benchmarks/merge_back.py [CHAT] [--rate 5e-4] [--json]
+    python benchmarks/merge_back.py [CHAT] [--fused FUSED] [--rate 5e-4] [--json]
 
 CHAT is a model that learned conversations, by default that of `fuselm run examples/chat.yaml`. Text is fused into it as
-examples/quickstart.yaml does, at a higher rate. Scored are the model that CHAT comes from (`base`), CHAT (`chat`), the
-model that text was fused into (`fused`), and merges of the last two. The texts are the first of the held-out documents
-of each domain; the answers are those of the first held-out conversations of each domain of examples/chat. Merges are
-not kept.
+examples/quickstart.yaml does, at a higher rate, or was before (FUSED). Scored are the model that CHAT comes from
+(`base`), CHAT (`chat`), the model that text was fused into (`fused`), and merges of the last two. The texts are the
+first of the held-out documents of each domain; the answers are those of the first held-out conversations of each domain
+of examples/chat. Merges are not kept. `soup` learns its shares on the development split of both. `fisher` weights every
+weight of CHAT and FUSED by its mean squared gradient on development conversations and texts (Matena and Raffel, arXiv
+2111.09832), scaled so that both models' sum to the same; fuselm has no such method.
 """
 
 import argparse
@@ -18,10 +20,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fuselm
+from fuselm.models.pruning.gradients import compute_gradients
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
 
@@ -38,38 +43,78 @@ MERGES: dict[str, dict[str, Any]] = {  # of `chat` and `fused`
     "dare_linear, density 0.5": {"method": "dare_linear", "parameters": {"weight": 0.5, "density": 0.5}},
     "sce": {"method": "sce"},
     "widen": {"method": "widen"},
+    "soup": {"method": "soup", "parameters": {"steps": 40}},  # its texts are added
 }
+FISHER_TOKENS = 512  # of a text
 
 
-def measure(chat: Path, rate: float, show: Callable[[str, dict[str, float]], None]) -> dict[str, dict[str, float]]:
+def measure(
+    chat: Path, fused: Path | None, rate: float, show: Callable[[str, dict[str, float]], None]
+) -> dict[str, dict[str, float]]:
     """Return bits per byte of `texts` and `answers`, by model."""
     changes = [f"target={chat}", f"train.learning_rate={rate}", f"output={ROOT / 'runs/merge-back-chat'}"]
     run = config.load(RUN_FILE, changes)
     pipeline = Pipeline(run, Console(stderr=True))
-    fused = pipeline.train_method("fused") / "model"
+    fused = fused or pipeline.train_method("fused") / "model"
+    split = {name: read_split(pipeline, name) for name in ("dev", "heldout")}
     result: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        held_out = [{"text": d.text, "domain": d.domain} for d in pipeline.documents if d.split == "heldout"]
-        rows = map(json.loads, CONVERSATIONS.read_text().splitlines())
-        answers = [{"messages": r["messages"], "domain": r["domain"]} for r in rows if r["split"] == "heldout"]
-        files = {"texts": take(held_out, TEXTS), "answers": take(answers, ANSWERS)}
-        for name, taken in files.items():
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in taken))
+        for what, rows in split["heldout"].items():
+            write(folder / f"{what}.jsonl", rows)
+        write(folder / "dev.jsonl", [row for rows in split["dev"].values() for row in rows])
 
         def score(name: str, model: str | Path) -> None:
-            scored = {f: fuselm.score_texts(model, folder / f"{f}.jsonl", quiet=True) for f in files}
-            result[name] = {f: found["average"]["bits_per_byte"] for f, found in scored.items()}
+            scored = {w: fuselm.score_texts(model, folder / f"{w}.jsonl", quiet=True) for w in split["heldout"]}
+            result[name] = {what: found["average"]["bits_per_byte"] for what, found in scored.items()}
             show(name, result[name])
 
         for name, model in {"base": BASE, "chat": chat, "fused": fused}.items():
             score(name, model)
         for name, how in MERGES.items():
-            is_arc = how["method"] == "slerp"
-            models, start = ([fused], chat) if is_arc else ([chat, fused], BASE)
-            merged = fuselm.merge_models(models, folder / "merged" / name, base=start, quiet=True, **how)
+            models, base = ([fused], chat) if how["method"] == "slerp" else ([chat, fused], BASE)
+            texts = folder / "dev.jsonl" if how["method"] == "soup" else None
+            base = None if texts else base
+            merged = fuselm.merge_models(models, folder / "merged" / name, base=base, texts=texts, quiet=True, **how)
             score(name, merged)
+        score("fisher", merge_by_fisher(chat, fused, split["dev"], folder / "merged" / "fisher"))
     return result
+
+
+def read_split(pipeline: Pipeline, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the first texts and conversations of each domain."""
+    texts = [{"text": d.text, "domain": d.domain} for d in pipeline.documents if d.split == split]
+    rows = map(json.loads, CONVERSATIONS.read_text().splitlines())
+    answers = [{"messages": r["messages"], "domain": r["domain"]} for r in rows if r["split"] == split]
+    return {"texts": take(texts, TEXTS), "answers": take(answers, ANSWERS)}
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def merge_by_fisher(chat: Path, fused: Path, rows: dict[str, list[dict[str, Any]]], out: Path) -> Path:
+    """Write the mean of two models, each weight weighted by its mean squared gradient on its model's own texts."""
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    conversations = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows["answers"]]
+    models, squares = [], []
+    for folder, texts in ((chat, conversations), (fused, [row["text"] for row in rows["texts"]])):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        samples = [torch.tensor(tokenizer(text)["input_ids"][:FISHER_TOKENS]) for text in texts]
+        found = compute_gradients(model, samples, squares=True, advance=lambda tokens: None).squares
+        assert found is not None
+        total = sum(float(tensor.sum()) for tensor in found.values())
+        squares.append({name: tensor / total for name, tensor in found.items()})
+        models.append(model)
+    merged, other = models
+    with torch.no_grad():
+        for (name, mine), theirs in zip(merged.named_parameters(), other.parameters(), strict=True):
+            least = torch.finfo(torch.float32).tiny
+            first, second = (square[name].double() + least for square in squares)
+            mine.copy_((first * mine + second * theirs) / (first + second))
+    merged.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
 
 
 def take(rows: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -86,6 +131,7 @@ def take(rows: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chat", nargs="?", type=Path, default=CHAT, help="a folder with a model")
+    parser.add_argument("--fused", type=Path, help="a folder with a model that text was fused into; else it is trained")
     parser.add_argument("--rate", type=float, default=5e-4, help="of learning the text")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -95,7 +141,7 @@ def main() -> None:
 
     if not arguments.chat.is_dir():
         parser.error(f"{arguments.chat}: no model there; run `fuselm run examples/chat.yaml` first")
-    found = measure(arguments.chat, arguments.rate, show)
+    found = measure(arguments.chat, arguments.fused, arguments.rate, show)
     if arguments.json:
         json.dump(found, sys.stdout)
         return
