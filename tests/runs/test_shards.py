@@ -10,7 +10,7 @@ from tiny_run import fuselm
 
 from fuselm.system import manifest
 
-STAGES = ("corpus", "capture", "align", "fuse")
+STAGES = ("corpus", "write", "capture", "align", "fuse")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,7 @@ def whole(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
         target=byte_level,
         sources={"own": byte_level, "other": sentence_piece},
         rows=tiny_run.short(texts),
+        write={"ratio": {"other": 0.3}, "prompt_tokens": 3, "tokens": 13},
         fuse={"weights": "learned"},
     )
     process = shards.start("fuse", run_file, log=folder / "log")

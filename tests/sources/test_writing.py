@@ -17,7 +17,7 @@ from fuselm.documents.cutting import Reader
 from fuselm.models.loading import load_tokenizer
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Vocabulary
-from fuselm.sources import capture, writing
+from fuselm.sources import capture, prompts, writing
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
@@ -49,7 +49,7 @@ def write(source: capture.LoadedSource, documents: list[Document], out: Path, **
         "seed": 0,
     } | options
     writing.write_texts(source, documents, out, **asked, progress=Progress(Console(file=io.StringIO()), "write"))
-    assert {p.name for p in out.iterdir()} == {document_writing.ONE_PART, document_writing.INDEX}
+    assert {p.name for p in out.glob("[!.]*")} == {document_writing.ONE_PART, document_writing.INDEX}
     return document_list.read_documents(out)
 
 
@@ -85,11 +85,23 @@ def test_domains_may_be_asked_for_more_or_nothing(tmp_path, byte_level, document
     assert set(tokens) == {"french", "german"} and tokens["french"] > 2 * tokens["german"]
 
 
-def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
+def make_prompts(vocabulary: Vocabulary, documents: list[Document], size: float, length: int, tokens: int):
+    options = prompts.PromptOptions(size=size, length=length, tokens=tokens, seed="0")
+    return prompts.PromptBatches(vocabulary, documents, options)
+
+
+@pytest.fixture(params=["few", "many"])
+def how_many(request, monkeypatch) -> str:
+    """Make prompts as those of few documents or as those of many."""
+    monkeypatch.setattr(prompts, "FEW", 0 if request.param == "many" else prompts.FEW)
+    return request.param
+
+
+def test_a_text_comes_after_documents_of_its_domain(byte_level, documents, how_many):
     vocabulary = load(byte_level).vocabulary
     between = passages.tokenize_separator(vocabulary).tolist()
     ids = {d.id: [*vocabulary.segment(d.text).ids.tolist(), *between] for d in documents}
-    batches = list(writing._make_prompt_batches(vocabulary, documents, 0.3, 401, 11, random.Random(0)))
+    batches = list(make_prompts(vocabulary, documents, 0.3, 401, 11))
     assert {d.domain for batch in batches for d, _ in batch} == {d.domain for d in documents}
     for last, prompt in (of for batch in batches for of in batch):
         assert prompt[-len(ids[last.id]) :] == ids[last.id][-len(prompt) :] and len(prompt) == 401
@@ -97,13 +109,36 @@ def test_a_text_comes_after_documents_of_its_domain(byte_level, documents):
     assert len({tuple(prompt) for prompt in first}) > len(first) // 2
 
 
-def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level):
+def test_prompts_of_few_documents_are_those_of_earlier_versions(byte_level, documents):
+    vocabulary = load(byte_level).vocabulary
+    between = passages.tokenize_separator(vocabulary).tolist()
+    drawn, expected = random.Random("0"), []
+    for domain in sorted({d.domain for d in documents}):
+        members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
+        read = sum(len(ids) for _, ids in members)
+        for _ in range(round(0.3 * read / 11)):
+            order = drawn.sample(members, len(members))
+            expected.append((order[0][0], [i for _, ids in reversed(order) for i in ids][-101:]))
+    assert [prompt for batch in make_prompts(vocabulary, documents, 0.3, 101, 11) for prompt in batch] == expected
+
+
+def test_prompts_of_many_documents_need_no_batch_before_theirs(byte_level, documents, monkeypatch):
+    monkeypatch.setattr(prompts, "FEW", 0)
+    monkeypatch.setattr(prompts, "BATCH", 7)
+    vocabulary = load(byte_level).vocabulary
+    batches = make_prompts(vocabulary, documents, 0.3, 401, 11)
+    assert [len(batch) for batch in batches] == batches.sizes and max(batches.sizes) == 7
+    assert [batches[n] for n in reversed(range(len(batches)))] == list(batches)[::-1]
+    assert len({tuple(ids) for batch in batches for _, ids in batch}) > 0.5 * sum(batches.sizes)
+
+
+def test_a_domain_with_less_than_a_prompt_is_read_whole(byte_level, how_many):
     short = [Document(id=t, origin=t, domain="brief", split="train", text=t) for t in ("some words", "and more words")]
     vocabulary = load(byte_level).vocabulary
     read = sum(
         len(passages.tokenize_separator(vocabulary)) + n for n in vocabulary.count_tokens([d.text for d in short])
     )
-    ((batch,),) = [list(writing._make_prompt_batches(vocabulary, short, 3.0, 997, 5, random.Random(0)))]
+    (batch,) = make_prompts(vocabulary, short, 3.0, 997, 5)
     assert {len(prompt) for _, prompt in batch} == {read} and {d.id for d, _ in batch} <= {d.id for d in short}
 
 
@@ -130,7 +165,7 @@ def test_text_without_tokens_for_a_reader_is_not_kept(tmp_path, byte_level, word
 
 
 def test_interrupted_writing_resumes_and_ends_with_the_same_bytes(tmp_path, byte_level, documents, monkeypatch):
-    monkeypatch.setattr(writing, "BATCH", 7)
+    monkeypatch.setattr(prompts, "BATCH", 7)
     source = load(byte_level)
     write(source, documents, tmp_path / "whole")
     drawn, sample = [], writing._generate
@@ -144,7 +179,7 @@ def test_interrupted_writing_resumes_and_ends_with_the_same_bytes(tmp_path, byte
     monkeypatch.setattr(writing, "_generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         write(source, documents, tmp_path / "cut")
-    assert len(list((tmp_path / "cut").iterdir())) == 2
+    assert len(list((tmp_path / "cut").glob(".batch-*"))) == 2
     write(source, documents, tmp_path / "cut")
     assert drawn[2] == drawn[3] and len(set(drawn)) == len(drawn) - 1  # no batch is written twice
     assert (tmp_path / "cut" / document_writing.ONE_PART).read_bytes() == (

@@ -12,7 +12,7 @@ from pathlib import Path
 import tiny_run
 
 from fuselm.results import scoring
-from fuselm.sources import resumable_writing
+from fuselm.sources import prompts, resumable_writing
 from fuselm.stores import part_writing
 from fuselm.system import part_work
 
@@ -44,6 +44,7 @@ def make_parts_small() -> None:
     """Let a part hold a few documents, and log who completes it if `LOG` is set."""
     resumable_writing.WINDOW_TOKENS, resumable_writing.WINDOW_BATCHES = 211, 0
     part_writing.WINDOW_BYTES = scoring.WINDOW_BYTES = 307
+    prompts.BATCH = 5
     commit = part_work._Parts.commit
 
     def log_and_commit(parts, made) -> None:

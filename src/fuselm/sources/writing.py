@@ -9,25 +9,26 @@ of the domain's documents. Improbable tokens are excluded, because a small model
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from fuselm.documents import corpus, passages
+from fuselm.documents import corpus
 from fuselm.documents.corpus import Document
 from fuselm.documents.cutting import Reader
 from fuselm.documents.document_writing import DocumentWriter
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.sources.capture import LoadedSource
-from fuselm.system import atomic_files
+from fuselm.sources.prompts import PromptBatches, PromptOptions
+from fuselm.system import atomic_files, part_work
 from fuselm.system.errors import name_model_errors
+from fuselm.system.part_work import Complete, Fragment
 from fuselm.system.progress import Progress
-
-BATCH = 64  # texts that are written together
-Prompt = tuple[Document, list[int]]
 
 
 def write_texts(
@@ -42,58 +43,67 @@ def write_texts(
     tokens: int,
     min_p: float | None,
     seed: int,
+    reader: str | None = None,
     progress: Progress,
-) -> dict:
-    """Write about `size` bytes for each byte of `documents` to `out/documents.jsonl`; return counts.
+) -> dict | None:
+    """Write about `size` bytes for each byte of `documents` to `out`, as a folder of documents; return counts.
 
     `size` is one number for all domains, or one by domain. A prompt is the last `prompt_tokens` tokens of a domain's
     documents in random order, one behind another. A text is up to `tokens` tokens that come next, in pieces where a
-    reader can't take all of it. Writing resumes after the batches that are there; each batch has a seed of its own.
-    Raises `ValueError` where there is nothing to write.
+    reader can't take all of it. `reader` names the source's among the corpus's readers, which counted tokens.
+
+    Writing resumes after the batches that are there; each batch has a seed of its own. Several processes may share
+    them; it returns None in those that did not finish. Raises `ValueError` where there is nothing to write.
     """
-    drawn = random.Random(f"{seed} {name}")
-    batches = list(_make_prompt_batches(source.vocabulary, documents, size, prompt_tokens, tokens, drawn))
-    if not batches:
+    asked = PromptOptions(size=size, length=prompt_tokens, tokens=tokens, seed=f"{seed} {name}")
+    batches = PromptBatches(source.vocabulary, documents, asked, reader=reader)
+    if not len(batches):
         raise ValueError(
             f"write {name}: write.ratio asks for less than a text of {tokens} tokens in each domain; raise it"
         )
-    paths = [out / f"batch-{n:05d}.json" for n in range(len(batches))]
-    progress.start(
-        sum(map(len, batches)),
-        unit="texts",
-        done=sum(len(b) for b, p in zip(batches, paths, strict=True) if p.exists()),
-    )
     source.model.generation_config = make_generation_config(source, tokens=tokens, min_p=min_p)
-    for n, (batch, path) in enumerate(zip(batches, paths, strict=True)):
-        if not path.exists():
-            texts = _generate(
-                source, [ids for _, ids in batch], seed=random.Random(f"{seed} {name} {n}").getrandbits(63)
-            )
-            atomic_files.write_text(path, json.dumps(texts, ensure_ascii=False))
-            progress.advance(len(batch))
-    written = []
-    for batch, path in zip(batches, paths, strict=True):
-        for (prompt, _), text in zip(batch, json.loads(path.read_text(encoding="utf-8")), strict=True):
+
+    def write_batch(number: int) -> Complete:
+        path, batch = _locate_batch(out, number), batches[number]
+        seed_of_batch = random.Random(f"{seed} {name} {number}").getrandbits(63)
+        is_there = path.exists()  # of a process that was killed just then
+        texts = [] if is_there else _generate(source, [ids for _, ids in batch], seed=seed_of_batch)
+        progress.advance(len(batch))
+
+        def complete() -> Fragment:
+            if not is_there:
+                rows = [[prompt.origin, prompt.domain, text] for (prompt, _), text in zip(batch, texts, strict=True)]
+                atomic_files.write_text(path, json.dumps(rows, ensure_ascii=False))
+            return {"documents": len(batch)}
+
+        return complete
+
+    def finish(fragments: list[Fragment]) -> dict[str, Any]:
+        sizes = Counter(dict.fromkeys(sorted(batches.domains), 0))
+        writer, written = DocumentWriter(out, [reader.name for reader in readers]), 0
+        for piece in corpus.cut_and_count(_read_batches(out, len(fragments), name), readers):
+            if piece.is_read:
+                writer.add(piece.document, piece.tokens)
+                written += 1
+                sizes[piece.document.domain] += len(piece.document.text.encode())
+        writer.finish()
+        return {"documents": written, "bytes": dict(sizes)}
+
+    return part_work.make_parts(out, batches.sizes, write_batch, finish, progress=progress, unit="texts")
+
+
+def _locate_batch(out: Path, number: int) -> Path:
+    return out / f".batch-{number:05d}.json"
+
+
+def _read_batches(out: Path, count: int, name: str) -> Iterator[Document]:
+    """Yield the texts of all batches in order, except empty ones, as training documents."""
+    numbers = itertools.count()
+    for batch in range(count):
+        for origin, domain, text in json.loads(_locate_batch(out, batch).read_text(encoding="utf-8")):
             if text.strip():
-                document = Document(
-                    id=f"{name}-{len(written):06d}",
-                    origin=prompt.origin,
-                    domain=prompt.domain,
-                    split="train",
-                    text=text,
-                )
-                written.append(document)
-    pieces = list(corpus.cut_to_fit(written, readers))
-    written = write_readable(pieces, out, readers)
-    for path in paths:
-        path.unlink()
-    return {
-        "documents": len(written),
-        "bytes": {
-            domain: sum(len(d.text.encode()) for d in written if d.domain == domain)
-            for domain in sorted({d.domain for d in documents})
-        },
-    }
+                number = f"{name}-{next(numbers):06d}"
+                yield Document(id=number, origin=origin, domain=domain, split="train", text=text)
 
 
 def write_readable(pieces: Sequence[Document], out: Path, readers: Sequence[Reader]) -> list[Document]:
@@ -107,34 +117,6 @@ def write_readable(pieces: Sequence[Document], out: Path, readers: Sequence[Read
             written.append(piece)
     writer.finish()
     return written
-
-
-def _make_prompt_batches(
-    vocabulary: Vocabulary,
-    documents: Sequence[Document],
-    size: float | Mapping[str, float],
-    length: int,
-    tokens: int,
-    rng: random.Random,
-) -> Iterator[list[Prompt]]:
-    """Yield prompts for as many texts in each domain as its size needs; those of a batch are equally long."""
-    between = passages.tokenize_separator(vocabulary).tolist()
-    for domain in sorted({d.domain for d in documents}):
-        members = [(d, vocabulary.segment(d.text).ids.tolist() + between) for d in documents if d.domain == domain]
-        read = sum(len(ids) for _, ids in members)
-        of_domain = size.get(domain, 0.0) if isinstance(size, Mapping) else size
-        prompts = [_make_prompt(members, min(length, read), rng) for _ in range(round(of_domain * read / tokens))]
-        yield from (prompts[n : n + BATCH] for n in range(0, len(prompts), BATCH))
-
-
-def _make_prompt(members: Sequence[tuple[Document, list[int]]], length: int, rng: random.Random) -> Prompt:
-    order = rng.sample(members, len(members))
-    ids: list[int] = []
-    for _, of_document in order:
-        if len(ids) >= length:
-            break
-        ids = of_document + ids
-    return order[0][0], ids[len(ids) - length :]
 
 
 def make_generation_config(source: LoadedSource, *, tokens: int, min_p: float | None) -> GenerationConfig:

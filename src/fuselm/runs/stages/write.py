@@ -56,18 +56,25 @@ def _declare_for_source(pipeline: "Pipeline", name: str) -> Path:
         | inputs.contexts,
     )
 
-    def build(out: Path, shown: Progress) -> dict:
+    def build(out: Path, shown: Progress) -> dict | None:
         from fuselm.sources import capture, writing
 
         dtype = pipeline.precision.resume_dtype(role, model, out)
         source = capture.load_source(model, inputs.load_source_vocabulary(name), dtype=dtype)
         documents = _choose_prompts(pipeline.documents.select("train"))
         counts = writing.write_texts(
-            source, documents, out, readers=inputs.list_readers(), name=name, **asked, progress=shown
+            source,
+            documents,
+            out,
+            readers=inputs.list_readers(),
+            name=name,
+            reader=inputs.find_reader(role),
+            **asked,
+            progress=shown,
         )
-        return counts | {"dtype": dtype}
+        return counts and counts | {"dtype": dtype}
 
-    return pipeline.steps.declare(STAGE, name, recipe, build)
+    return pipeline.steps.declare(STAGE, name, recipe, build, by_parts=True)
 
 
 def _choose_prompts(documents: DocumentList) -> DocumentList:
