@@ -1,5 +1,6 @@
 """Test part_workers.py: a run starts processes where they pay, and they make parts of its stages."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import shards
 import tiny_run
+from object_store import memory_folder  # noqa: F401
 from rich.console import Console
 from tiny_run import fuselm
 
@@ -18,6 +20,7 @@ from fuselm.runs.pipeline import STAGES
 from fuselm.sources import resumable_writing
 from fuselm.stores import part_writing
 from fuselm.system import machine, manifest, part_work, processes
+from fuselm.system.remote_paths import is_remote
 
 SMALL = """
 import sys, shards
@@ -99,3 +102,26 @@ def list_files(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for stage in ("capture", "align", "fuse"):
         for folder in (out / stage).iterdir():
             yield folder.name, manifest.read(folder)["files"]
+
+
+def test_a_worker_is_told_a_folder_on_an_object_store(run_file, tmp_path, monkeypatch, memory_folder):
+    joined = []
+
+    class Opened:
+        def __init__(self, options, console, *, precision_file):
+            joined.append(precision_file)
+
+        def join(self, stage, folder):
+            joined.append(folder)
+
+    monkeypatch.setattr("fuselm.runs.pipeline.Pipeline", Opened)
+    monkeypatch.setattr(processes, "_shard", None)
+    monkeypatch.setattr(part_workers, "SECONDS_OF_IDLENESS", 0.5)
+    monkeypatch.setattr(part_workers, "_listen", lambda lines, folders: folders.put(json.loads(lines.readline())))
+    asked = {"run": config.load(run_file).model_dump(mode="json"), "precision": f"{memory_folder}/p.json"}
+    lines = [asked | {"number": 1, "count": 2}, {"stage": "align", "folder": f"{memory_folder}/align/x"}]
+    (tmp_path / "lines").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with open(tmp_path / "lines") as file:
+        part_workers.work(file)
+    assert joined == [memory_folder / "p.json", memory_folder / "align" / "x"]
+    assert all(map(is_remote, joined))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fuselm.system import machine, processes
+from fuselm.system.remote_paths import open_path
 
 if TYPE_CHECKING:
     from fuselm.runs.config import RunOptions
@@ -105,10 +106,10 @@ def work(lines: IO[str]) -> None:
 
     processes.set_worker(asked["number"], asked["count"])
     options = RunOptions.model_validate(asked["run"])
-    pipeline = Pipeline(options, Console(quiet=True), precision_file=Path(asked["precision"]))
+    pipeline = Pipeline(options, Console(quiet=True), precision_file=open_path(asked["precision"]))
     with contextlib.suppress(queue.Empty):
         while named := folders.get(timeout=SECONDS_OF_IDLENESS):
-            pipeline.join(named["stage"], Path(named["folder"]))
+            pipeline.join(named["stage"], open_path(named["folder"]))
 
 
 def _listen(lines: IO[str], folders: "queue.SimpleQueue[dict]") -> None:

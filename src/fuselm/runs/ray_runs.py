@@ -15,6 +15,7 @@ from fuselm.system import manifest
 from fuselm.system.errors import summarize_error
 from fuselm.system.part_work import list_done
 from fuselm.system.progress import Progress
+from fuselm.system.remote_paths import open_path
 
 if TYPE_CHECKING:
     from fuselm.runs.config import RunOptions
@@ -62,9 +63,9 @@ class RayRun:
         count = self._run.capture.process_count
         gpus = int(ray.cluster_resources().get("GPU", 0) >= count)
         kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
-        output = Path(self._run.output)
+        output = open_path(self._run.output)
         probe = output / f".probe-{uuid.uuid4().hex[:16]}"
-        probe.touch()
+        probe.write_bytes(b"")
         try:
             local = self._run.capture.model_copy(update={"engine": "local", "workers": None})
             options = self._run.model_copy(update={"capture": local, "processes": 1}).model_dump(mode="json")
@@ -94,8 +95,8 @@ class RayWorker:
         """Open the run; return what is wrong, if it cannot be opened here."""
         try:
             os.chdir(self._asked["folder"])
-            if not Path(probe).exists():
-                return f"{Path(probe).parent} is another folder there"
+            if not open_path(probe).exists():
+                return f"{open_path(probe).parent} is another folder there"
             self._open()
         except (OSError, ValueError) as error:
             return summarize_error(error)
@@ -106,7 +107,7 @@ class RayWorker:
         if self._pipeline is None:  # it was killed, and started again
             os.chdir(self._asked["folder"])
             self._open()
-        self._pipeline.join(stage, Path(folder))
+        self._pipeline.join(stage, open_path(folder))
 
     def _open(self) -> None:
         from rich.console import Console
@@ -117,4 +118,4 @@ class RayWorker:
 
         processes.set_worker(self._number, self._count)
         options = RunOptions.model_validate(self._asked["run"])
-        self._pipeline = Pipeline(options, Console(quiet=True), precision_file=Path(self._asked["precision"]))
+        self._pipeline = Pipeline(options, Console(quiet=True), precision_file=open_path(self._asked["precision"]))
