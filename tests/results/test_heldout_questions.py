@@ -1,5 +1,6 @@
 """Questions about held-out documents: what is asked, and that it depends on the documents alone."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -68,3 +69,14 @@ def test_little_text_gives_no_questions(domains):
     ]
     assert questions.ask_last_words(short) == questions.ask_continuations(short) == []
     assert questions.ask_continuations(domains["english"][:3]) == []
+
+
+def test_a_right_choice_has_its_bits_among_the_choices():
+    results = [(-3.0, False), (-1.0, True), (-2.0, False)]
+    shares = [math.exp(-3), math.exp(-1), math.exp(-2)]
+    scores = questions.score_choice({"choices": ["ab", "c", "defgh"], "gold": 2}, results)
+    assert scores == {"acc": 0.0, "acc_norm": 1.0, "bits": pytest.approx(-math.log2(shares[2] / sum(shares)))}
+    assert questions.score_choice({"good": "a", "bad": "b"}, results[1:]) == {
+        "acc": 1.0,
+        "bits": pytest.approx(-math.log2(shares[1] / (shares[1] + shares[2]))),
+    }

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fuselm.documents.corpus import Document
@@ -77,6 +78,22 @@ def score_word(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) ->
     return {"acc": float(is_greedy), "bits": -logprob / math.log(2)}
 
 
+def score_choice(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Return whether the right choice is the most probable one, and its bits among the choices.
+
+    The bits tell models apart where few answers change: they are the surprise at the right choice for somebody who
+    knows that it is one of these, and guesses by what the model says. Where a question has its `choices`, `acc_norm`
+    compares them by character; else the right one is the first.
+    """
+    logprobs, gold = np.array([logprob for logprob, _ in results]), doc.get("gold", 0)
+    bits = float(np.logaddexp.reduce(logprobs) - logprobs[gold]) / math.log(2)
+    scores = {"acc": float(logprobs.argmax() == gold), "bits": bits}
+    if "choices" in doc:
+        lengths = np.array([len(choice) for choice in doc["choices"]])
+        scores["acc_norm"] = float((logprobs / lengths).argmax() == gold)
+    return scores
+
+
 def _load(rows: Sequence[Mapping[str, Any]], **_: Any) -> dict[str, Any]:
     from datasets import Dataset
 
@@ -102,7 +119,12 @@ _CONTINUATIONS: dict[str, Any] = {
     "doc_to_text": "{{context}}",
     "doc_to_choice": "choices",
     "doc_to_target": "gold",
-    "metric_list": [_name_mean("acc", higher_is_better=True), _name_mean("acc_norm", higher_is_better=True)],
+    "process_results": score_choice,
+    "metric_list": [
+        _name_mean("acc", higher_is_better=True),
+        _name_mean("acc_norm", higher_is_better=True),
+        _name_mean("bits", higher_is_better=False),
+    ],
     "metadata": {"version": 1.0},
 }
 
