@@ -22,11 +22,16 @@ docs: setup
 
 results: models examples/corpus/larger.jsonl
 	$(BIN)/python benchmarks/measured.py unpack
-	$(MAKE) runs/apart.json runs/peers.json runs/training.json runs/full/tasks.md
+	$(MAKE) runs/apart.json runs/peers.json runs/training.json
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks,lora]'
 	$(BIN)/fuselm study examples/study.yaml
 	$(BIN)/fuselm study examples/study-tokens.yaml
 	$(BIN)/fuselm study examples/study-parts.yaml
 	$(BIN)/fuselm study examples/study-pairwise.yaml
+	$(BIN)/fuselm study examples/study-tasks.yaml
+	$(BIN)/fuselm study examples/study-baseline.yaml
+	$(BIN)/fuselm study examples/study-controls.yaml
+	$(BIN)/fuselm study examples/study-second-target.yaml
 	$(BIN)/fuselm prune models/smollm2-135m-instruct.gguf runs/pruned --ratio 0.2 --importance param_first --run examples/prune.yaml
 	$(BIN)/fuselm study examples/study-prune.yaml
 	$(BIN)/python benchmarks/measured.py keep
@@ -39,11 +44,6 @@ runs/%.json: | models
 runs/training.json: | models
 	$(BIN)/python benchmarks/training.py --json > $@.partial
 	mv $@.partial $@
-
-runs/full/tasks.md: | models
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks]'
-	$(BIN)/fuselm run examples/full.yaml
-	$(BIN)/fuselm evaluate runs/full --tasks offline
 
 runs/peers.json: | models
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'

@@ -4,10 +4,12 @@
     python benchmarks/measured.py unpack [RUNS]
 
 With it `fuselm study` resumes on another machine where it was on this one: an arm whose history and scores are there is
-not trained again, unless its recipe has changed; nor is a benchmark run again whose outcome is there. `make results`
-unpacks first. What is kept stays until the archive is deleted.
+not trained again, unless its recipe has changed; nor is a benchmark run again whose outcome is there. Of what models
+answered to tasks the values are kept, and not the texts. `make results` unpacks first. What is kept stays until the
+archive is deleted.
 """
 
+import csv
 import io
 import lzma
 import sys
@@ -15,14 +17,37 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fuselm.results.tasks import answers
 from fuselm.system import atomic_files
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/measured.tar.xz"
-STUDIES = ("study", "study-tokens", "study-parts", "study-prune", "study-pairwise", "study-baseline")
-NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl")
-STAGES = ("corpus", "train", "merge", "evaluate")  # the others' manifests would say that their stores are there
-BENCHMARKS = ("apart.json", "peers.json", "training.json", "full/tasks.md", "full/tasks/results.md")
+STUDIES = (
+    "study",
+    "study-tokens",
+    "study-parts",
+    "study-prune",
+    "study-pairwise",
+    "study-baseline",
+    "study-controls",
+    "study-second-target",
+    "study-tasks",
+)
+NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl", answers.NUMBERS)
+STAGES = (
+    "corpus",
+    "train",
+    "merge",
+    "evaluate",
+    "tasks",
+)  # the others' manifests would say that their stores are there
+ANSWERS = "answers.csv"  # what is kept of a table of answers: its numbers, not its texts
+KEPT_COLUMNS = ("task", "question", "document", "metric", "filter", "value")
+DIGITS = 5  # of a value that is kept
+BENCHMARKS = ("apart.json", "peers.json", "training.json", "full/tasks/results.md")
 
 
 def measured(runs: Path) -> Iterator[Path]:
@@ -30,8 +55,31 @@ def measured(runs: Path) -> Iterator[Path]:
     for study in STUDIES:
         for path in sorted(runs.glob(f"{study}/seed-*/*/*/manifest.json")):
             if path.parts[-3] in STAGES and not path.parent.name.endswith(".partial"):
-                yield from (path.parent / name for name in NAMES if (path.parent / name).is_file())
+                yield from (path.parent / n for n in (*NAMES, answers.ROWS) if (path.parent / n).is_file())
     yield from (runs / name for name in BENCHMARKS if (runs / name).is_file())
+
+
+def write_answers_as_text(table: bytes) -> bytes:
+    """Return the values of a table of answers as lines of text, which compress together with those of other models."""
+    rows = pq.read_table(io.BytesIO(table), columns=list(KEPT_COLUMNS)).to_pylist()
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(KEPT_COLUMNS)
+    for row in rows:
+        value = "" if row["value"] is None else f"{row['value']:.{DIGITS}g}"
+        writer.writerow([*(row[name] for name in KEPT_COLUMNS[:-1]), value])
+    return stream.getvalue().encode()
+
+
+def read_answers_from_text(lines: bytes) -> bytes:
+    """Return the table of answers that these lines are of, without the texts of questions and answers."""
+    rows = [
+        {**row, "question": int(row["question"]), "value": float(row["value"]) if row["value"] else None}
+        for row in csv.DictReader(io.StringIO(lines.decode()))
+    ]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=answers.SCHEMA), stream)
+    return stream.getvalue()
 
 
 def _whole(name: str) -> str:
@@ -44,7 +92,7 @@ def keep(runs: Path, kept: Path = KEPT) -> int:
 
     The same files give the same bytes. Raises `ValueError` where there are none.
     """
-    found = {str(path.relative_to(runs)): path.read_bytes() for path in measured(runs)}
+    found = dict(_take_file(runs, path) for path in measured(runs))
     if not found:
         raise ValueError(f"{runs}: nothing there that was measured; name the folder that has study/ in it")
     added = {_whole(name) for name in found}
@@ -59,6 +107,13 @@ def keep(runs: Path, kept: Path = KEPT) -> int:
     return len(found)
 
 
+def _take_file(runs: Path, path: Path) -> tuple[str, bytes]:
+    """Return a file's name in the archive and what is kept of it."""
+    if path.name == answers.ROWS:
+        return str(path.with_name(ANSWERS).relative_to(runs)), write_answers_as_text(path.read_bytes())
+    return str(path.relative_to(runs)), path.read_bytes()
+
+
 def unpack(runs: Path, kept: Path = KEPT) -> int:
     """Write into `runs` what is not there yet; return the number of files.
 
@@ -66,10 +121,15 @@ def unpack(runs: Path, kept: Path = KEPT) -> int:
     """
     if not kept.is_file():
         raise ValueError(f"{kept}: no such file; `keep` writes it")
-    missing = {name: data for name, data in _read(kept).items() if not (runs / name).exists()}
+    missing = {}
+    for name, data in _read(kept).items():
+        is_table = name.endswith(f"/{ANSWERS}")
+        name = f"{name.removesuffix(ANSWERS)}{answers.ROWS}" if is_table else name
+        if not (runs / name).exists():
+            missing[name] = read_answers_from_text(data) if is_table else data
     for name in sorted(missing, key=lambda name: name.endswith("manifest.json")):
         (runs / name).parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_text(runs / name, missing[name].decode())
+        atomic_files.write_file(runs / name, lambda path, data=missing[name]: path.write_bytes(data))
     return len(missing)
 
 

@@ -4,10 +4,10 @@
 
     python benchmarks/results.py [RUNS]
 
-Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts, RUNS/study-pairwise and RUNS/study-prune (`fuselm study`),
-RUNS/full/tasks.md (`fuselm evaluate RUNS/full --tasks offline`), and RUNS/apart.json, RUNS/peers.json and
-RUNS/training.json (the benchmarks of these names with `--json`). What is not there is left out, and the page says so;
-a page of which nothing is there stays as it is.
+Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts, RUNS/study-pairwise, RUNS/study-prune, RUNS/study-tasks,
+RUNS/study-baseline, RUNS/study-controls and RUNS/study-second-target (`fuselm study`), and RUNS/apart.json,
+RUNS/peers.json and RUNS/training.json (the benchmarks of these names with `--json`). What is not there is left out, and
+the page says so; a page of which nothing is there stays as it is.
 """
 
 import json
@@ -83,7 +83,10 @@ def main() -> None:
             "study": study(runs / "study"),
             "tokens": study(runs / "study-tokens"),
             "pairwise": study(runs / "study-pairwise"),
-            "tasks": tasks(runs / "full/tasks.md"),
+            "baseline": study(runs / "study-baseline"),
+            "controls": study(runs / "study-controls"),
+            "second": study(runs / "study-second-target"),
+            "tasks": study(runs / "study-tasks"),
             "earlier_tasks": tasks(runs / "full/tasks/results.md"),
             "apart": read(runs / "apart.json"),
             "peers": read(runs / "peers.json"),

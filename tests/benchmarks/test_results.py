@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import measured
+import pyarrow.parquet as pq
 import pytest
 import results
 from tiny_run import fuselm
+
+from fuselm.results.tasks import answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,28 @@ def test_what_is_kept_comes_out_as_it_was_and_more_is_added(tmp_path):
 
 
 @pytest.mark.real
+def test_answers_to_tasks_are_kept_without_their_texts(tmp_path):
+    folder = tmp_path / "a/study-tasks/seed-0/tasks/fused-copying-1"
+    folder.mkdir(parents=True)
+    shared = {"task": "copying", "document": "a, b", "filter": "none", "target": "long", "answer": "text"}
+    rows = [
+        {**shared, "question": n, "metric": "bits", "value": value}
+        for n, value in enumerate([1 / 3, None, 0.0, 12345.6])
+    ]
+    answers.write_answers(folder, rows, {"copying": {"questions": 4}})
+    (folder / "manifest.json").write_text("{}")
+    kept = tmp_path / "kept.tar.xz"
+    assert measured.keep(tmp_path / "a", kept) == 3 and measured.unpack(tmp_path / "b", kept) == 3
+    again = tmp_path / "b/study-tasks/seed-0/tasks/fused-copying-1"
+    table = pq.read_table(again / answers.ROWS)
+    assert table.schema == answers.SCHEMA and table["value"].to_pylist() == [0.33333, None, 0.0, 12346.0]
+    assert table["document"].to_pylist() == ["a, b"] * 4 and table["answer"].null_count == 4
+    assert (again / answers.NUMBERS).read_bytes() == (folder / answers.NUMBERS).read_bytes()
+    once = kept.read_bytes()
+    assert measured.keep(tmp_path / "b", kept) == 3 and kept.read_bytes() == once  # rounded once
+    assert measured.unpack(tmp_path / "b", kept) == 0
+
+
 def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_path, monkeypatch):
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     docs.mkdir()
