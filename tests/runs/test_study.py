@@ -637,9 +637,11 @@ def test_prose_is_text_with_a_little_markup():
 
 def test_the_examples_are_valid():
     examples = Path(__file__).parents[2] / "examples"
-    names = {name: study.load(examples / f"{name}.yaml") for name in ("study", "study-parts", "study-tokens")}
+    names = {path.stem: study.load(path) for path in sorted(examples.glob("study*.yaml"))}
     shown = {name: {e.name for e in of.experiments} for name, of in names.items()}
     assert {"main", "sources", "single", "written"} <= shown["study"] and shown["study-tokens"] == {"tokens"}
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
     assert len(names["study-tokens"].arms) == 9
+    tried = {name: sum(len(arm.trials) for arm in of.arms.values() if arm.method) for name, of in names.items()}
+    assert tried["study-baseline"] == 36 and tried["study-controls"] == 15
     assert verdicts.TARGETS == ("base", "clm", "fused")

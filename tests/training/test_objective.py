@@ -426,3 +426,21 @@ def test_a_bucket_too_small_for_float32_still_pulls():
     loss = fusion_loss(hidden, layer, torch.tensor([1]), fused, 0.0)
     (gradient,) = torch.autograd.grad(loss.total, [hidden])
     torch.testing.assert_close(gradient, torch.tensor([[-0.25, 0.5, -0.25]]))
+
+
+@pytest.mark.parametrize("lambda_clm", [1.0, 0.3])
+@pytest.mark.parametrize("through_logits", [False, True])
+def test_label_smoothing_is_that_of_the_dense_loss(lambda_clm, through_logits):
+    c, smooth = case(seed=5, bias=not through_logits, through_logits=through_logits), 0.2
+    logits = c.hidden
+    if c.layer.weight is not None:
+        logits = c.hidden @ c.layer.weight.T + c.layer.bias
+    gold = torch.tensor(c.gold)
+    fused = None if lambda_clm == 1 else c.fused
+    ours = fusion_loss(c.hidden, c.layer, gold, fused, lambda_clm, label_smoothing=smooth)
+    smoothed = torch.nn.functional.cross_entropy(logits, gold, label_smoothing=smooth, reduction="sum")
+    expected = lambda_clm * smoothed + (1 - lambda_clm) * c.dense(0.0)[2]
+    torch.testing.assert_close(ours.total, expected, rtol=1e-10, atol=1e-10)
+    mine, theirs = torch.autograd.grad(ours.total, c.inputs()), torch.autograd.grad(expected, c.inputs())
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

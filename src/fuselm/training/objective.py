@@ -154,13 +154,14 @@ def fusion_loss(
     divergence: Divergence = Divergence(),
     *,
     count: int | float | Tensor = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """Compute the fusion objective of some tokens, without their logits in memory, and its gradient.
 
     `layer`, the model's output layer, makes logits of the states `hidden`. `gold` holds the tokens that come, `fused`
     their rows, or None for the causal-LM loss alone, which equals that of lambda 1 bit for bit. `lambda_clm` weighs the
     causal-LM loss: it is one number, or one for each token. The loss is the sum over tokens divided by `count`; for a
-    mean, `count` is their number.
+    mean, `count` is their number. `label_smoothing` gives this share of what each gold token asks for to all ids alike.
 
     >>> import torch
     >>> from fuselm.models.forward import OutputLayer
@@ -178,7 +179,9 @@ def fusion_loss(
     weights = hidden.new_ones(len(hidden), dtype=_choose_sum_dtype(hidden))
     if fused is not None:
         weights = weights * lambda_clm
-    job = _LossArguments(layer, gold, fused, weights, divergence, 1.0 / count, bool((weights != 1).any()))
+    job = _LossArguments(
+        layer, gold, fused, weights, divergence, 1.0 / count, bool((weights != 1).any()), label_smoothing
+    )
     total, clm, fusion = _FusionLoss.apply(hidden, layer.weight, layer.bias, job, needs_gradient)
     return Loss(total=total, clm=clm, fusion=fusion)
 
@@ -193,6 +196,7 @@ class _LossArguments(NamedTuple):
     divergence: Divergence
     share: int | float | Tensor  # one token's share of the loss
     has_fusion: bool  # does the fusion loss have any weight? If not, it is measured without a gradient
+    label_smoothing: float
 
     def take_rows(self, rows: slice) -> "_LossArguments":
         fused = self.fused
@@ -299,7 +303,9 @@ def _compute_row_losses(
 ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
     """Compute both terms of each row. The gradient of their weighted sum takes the logits' memory."""
     fused, gold, weight = job.fused, job.gold[:, None], job.lambda_clm
-    gold_logit = logits.gather(1, gold)[:, 0]
+    gold_logit, smooth = logits.gather(1, gold)[:, 0], job.label_smoothing
+    if smooth:
+        gold_logit = (1 - smooth) * gold_logit + smooth * logits.mean(1)  # as if the gold token were a little of all
     kept = None if fused is None else _FusedOutcomes.gather(fused, logits)
     if kept is not None and job.has_fusion:
         logits.scatter_(1, kept.ids, torch.where(kept.has_entries, -torch.inf, kept.logits))
@@ -328,7 +334,9 @@ def _compute_row_losses(
         p = (kept.logits - log_z[:, None]).exp() * ((weight - other * total) * job.share)[:, None]
         logits.scatter_(1, kept.ids, torch.where(kept.has_entries, p, logits.gather(1, kept.ids)))
         logits.scatter_add_(1, kept.ids, torch.where(kept.is_entry, slope[:, :-1] * (other * job.share)[:, None], 0))
-    logits.scatter_add_(1, gold, (-weight * job.share)[:, None])
+    if smooth:
+        logits -= (weight * job.share * smooth / logits.shape[1])[:, None]
+    logits.scatter_add_(1, gold, (-weight * job.share * (1 - smooth))[:, None])
     return clm, fusion
 
 

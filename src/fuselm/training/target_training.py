@@ -33,6 +33,7 @@ from fuselm.system.library_output import hide_library_output
 from fuselm.system.progress import Progress
 from fuselm.training import adapters, companions, needs, reload, sharded_checkpoints
 from fuselm.training.batches import Batches, Collator
+from fuselm.training.dropout import drop_what_layers_add
 from fuselm.training.fusing import RowFusion
 from fuselm.training.scalar_log import ScalarLog
 from fuselm.training.trainable import compute_loss_in_forward
@@ -241,6 +242,8 @@ def load_target(target: Model, settings: TrainingSettings, progress: Progress) -
         )  # newer and older names
         enable({"use_reentrant": False})
     compute_loss_in_forward(model, layer)
+    if settings.dropout:
+        drop_what_layers_add(model, settings.dropout)
     if settings.lora_rank is None:
         return model
     transformers.set_seed(settings.seed)  # adapters start from random numbers, and the Trainer seeds later

@@ -62,6 +62,8 @@ class TrainingSettings:
     seed: int
     on: str = "assistant"
     loader_workers: int | None = None
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
 
     def build_divergence(self) -> Divergence:
         """Return the divergence that these settings name."""
@@ -131,7 +133,8 @@ class FusionTrainer(Trainer):
             weights = 1 - (1 - weights) * CONFIDENCES[self._settings.confidence](fused, labels[token_mask])
 
         def loss_fn(hidden, layer):
-            loss = fusion_loss(hidden, layer, labels[token_mask], fused, weights, divergence, count=count)
+            smoothing = {"label_smoothing": self._settings.label_smoothing}
+            loss = fusion_loss(hidden, layer, labels[token_mask], fused, weights, divergence, count=count, **smoothing)
             return {"loss": loss.total, "terms": torch.stack([loss.clm, loss.fusion])}
 
         result = model(**inputs, token_mask=token_mask, loss_fn=loss_fn)

@@ -130,6 +130,15 @@ class TrainOptions(Options):
         description="Stop after this many evaluations without a better one. If nothing is given, all passes are made.",
     )
     on: Annotated[str, OneOf(LEARNED)] = Field("assistant", description="Train on this part of conversations.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Give this share of what the causal-LM loss asks of the token that comes to all ids alike.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Drop this share of what each of the target's layers adds, while it is trained."
+    )
     weight_decay: NotNegative = Field(0.1, description="Decay the weights by AdamW with this factor.")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the norm of the gradient to this.")
     precision: Annotated[str, OneOf(PRECISIONS)] = Field("auto", description="Train in this precision.")
@@ -197,9 +206,9 @@ class TrainOptions(Options):
 
     @model_serializer(mode="wrap")
     def _omit_unused(self, write: Any) -> dict[str, Any]:
-        """Leave out `on` and `loader_workers` at their defaults: what was trained before they existed keeps its key."""
+        """Leave out newer options at their defaults: what was trained before they existed keeps its key."""
         written = write(self)
-        for name in ("on", "loader_workers"):
+        for name in ("on", "loader_workers", "label_smoothing", "dropout"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 written.pop(name, None)
         return written
