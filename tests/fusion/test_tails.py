@@ -107,3 +107,22 @@ def test_an_id_of_the_tail_is_never_more_probable_than_a_kept_one():
     rows = [({0: 0.5, 1: 0.1}, 0.4), ({0: 0.9}, 0.1), ({0: 1 - 1e-7}, 1e-7)]
     found = tails.fit_tails(build_rows(rows), VOCAB)
     assert (found.logprobs <= np.log([0.1, 0.9, 1.0]) + 1e-6).all()
+
+
+def bisect(ratio: float, most: float) -> float:
+    """Find the x, at most `most`, with (e^x - 1) / x = ratio, by 60 halvings."""
+    low, high = max(-1.0 / ratio, tails.STEEPEST_SLOPE), most
+    for _ in range(60):
+        middle = (low + high) / 2
+        grown = 1.0 + middle / 2 if abs(middle) < 1e-8 else math.expm1(middle) / middle
+        low, high = (low, middle) if grown > ratio else (middle, high)
+    return (low + high) / 2
+
+
+def test_slopes_are_those_of_bisection_to_the_bit():
+    random = np.random.default_rng(0)
+    ratios = np.append(np.exp(random.uniform(math.log(1e-11), math.log(1e3), 2000)), [0.5, 1.0, 1.0 + 1e-12, 1e-9])
+    most = np.log(random.integers(2, 200_000, len(ratios)) / random.integers(1, 2, len(ratios)))
+    found = tails._solve_slopes(ratios, np.ones_like(ratios), most, np.zeros(len(ratios), bool))
+    assert found.tolist() == list(map(bisect, ratios.tolist(), most.tolist()))
+    assert np.array_equal(tails._solve_slopes(ratios, ratios, most, np.ones(len(ratios), bool)), most)

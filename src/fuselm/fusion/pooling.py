@@ -11,9 +11,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from fuselm.fusion import tails
+from fuselm.fusion.sorted_sums import add_sorted, sort_values, sum_sorted
 from fuselm.stores.distributions import Distributions
 from fuselm.system import index_checks
 from fuselm.system.compiling import compiled
+
+SORTED_BY_INSERTION = 64  # more numbers take longer so than otherwise
 
 
 class _StackedRows(NamedTuple):
@@ -26,11 +29,11 @@ class _StackedRows(NamedTuple):
 
 def pool_arithmetic(rows: Sequence[Distributions], weights: Float[ndarray, "tokens sources"]) -> Distributions:
     """Mix the rows: sum w p over sources. A row where all weights are 0 has no information."""
-    tail = _sum_sorted(weights * np.stack([d.tail for d in rows], axis=1))
+    tail = sum_sorted(weights * np.stack([d.tail for d in rows], axis=1))
     gold = np.where(weights > 0, np.stack([d.gold for d in rows], axis=1).astype(np.float64), -np.inf)
     best = np.maximum(gold.max(axis=1), np.finfo(np.float64).min)
     with np.errstate(divide="ignore"):
-        gold = best + np.log(_sum_sorted(weights * np.exp(gold - best[:, None])))
+        gold = best + np.log(sum_sorted(weights * np.exp(gold - best[:, None])))
     return _build_distributions(weights, gold, tail, *_mix(*_stack_rows(rows), weights))
 
 
@@ -48,7 +51,7 @@ def pool_geometric(
     mass, typical = np.stack([t.mass for t in fitted], axis=1), np.stack([t.logprobs for t in fitted], axis=1)
     counts, ids, logprobs, tail, log_total = _pool(*_stack_rows(rows), weights, mass, typical, vocabulary_size)
     gold = np.stack([d.gold for d in rows], axis=1).astype(np.float64)
-    pooled = _sum_sorted(weights * np.where(weights > 0, gold, 0.0)) - log_total
+    pooled = sum_sorted(weights * np.where(weights > 0, gold, 0.0)) - log_total
     return _build_distributions(weights, pooled, tail, counts, ids, logprobs)
 
 
@@ -63,10 +66,6 @@ def _stack_rows(rows: Sequence[Distributions]) -> _StackedRows:
         logprobs=np.concatenate([d.logprobs for d in rows]).astype(np.float64),
         edges=np.stack([d.offsets + begin for d, begin in zip(rows, begins[:-1], strict=True)]),
     )
-
-
-def _sum_sorted(values: Float[ndarray, "tokens sources"]) -> Float[ndarray, "tokens"]:
-    return np.sort(values, axis=1).sum(axis=1)
 
 
 def _build_distributions(
@@ -94,12 +93,7 @@ def _mix(ids, logprobs, edges, weights):
     tokens, sources = weights.shape
     out_ids, out_logprobs = np.empty(len(ids), np.int64), np.empty(len(ids), np.float64)
     counts, written = np.zeros(tokens, np.int64), 0
-    most = 1
-    for i in range(tokens):
-        total = 0
-        for s in range(sources):
-            total += edges[s, i + 1] - edges[s, i]
-        most = max(most, total)
+    most = _count_most(edges)
     bits = 1
     while 1 << bits < 2 * most:
         bits += 1
@@ -146,19 +140,14 @@ def _find_slot(table, bits, keys, key):
 @compiled(nogil=True)
 def _add_logs(logs, count):
     """Return the log of the sum of exponentials of the first `count` values, which are sorted in place for that."""
-    for n in range(1, count):
-        value, at = logs[n], n
-        while at > 0 and logs[at - 1] > value:
-            logs[at] = logs[at - 1]
-            at -= 1
-        logs[at] = value
+    sort_values(logs, count)
     largest = logs[count - 1]
     if count == 1:
         return largest
     total = 0.0
-    for n in range(count):
+    for n in range(count - 1):
         total += np.exp(logs[n] - largest)
-    return largest + np.log(total)
+    return largest + np.log(total + 1.0)
 
 
 @no_type_check
@@ -189,37 +178,55 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
     counts, written = np.zeros(tokens, np.int64), 0
     tails, log_totals = np.zeros(tokens), np.zeros(tokens)
     unkept, left, without = np.zeros(sources), np.zeros(sources), np.empty(sources, np.int64)
+    most = max(_count_most(edges), sources)
+    order, who, given = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float64)
+    keys, values, part = np.empty(most, np.int64), np.empty(most, np.float64), np.empty(most, np.float64)
     for i in range(tokens):
-        keys, values, who = _gather(i, ids, logprobs, edges, weights)
-        if len(keys) == 0:
+        count = 0
+        for s in range(sources):
+            if weights[i, s] > 0:
+                for entry in range(edges[s, i], edges[s, i + 1]):
+                    order[count] = np.int64(ids[entry]) << 32 | count  # so that only one number moves
+                    given[count], who[count] = logprobs[entry], s
+                    count += 1
+        if count == 0:
             continue
-        union, begin = 0, 0
-        while begin < len(keys):
-            begin = _find_run_end(keys, begin)
-            union += 1
+        _sort_numbers(order, count)
+        union, last = 0, -1
+        for n in range(count):
+            union += order[n] >> 32 != last
+            last = order[n] >> 32
         rest = 1 if vocabulary_size > union else 0
         for s in range(sources):
-            unkept[s], left[s] = 0.0, 0.0
+            unkept[s], left[s], without[s] = 0.0, 0.0, 0
             if weights[i, s] > 0:
                 without[s] = union - (edges[s, i + 1] - edges[s, i])  # ids that only others have kept
                 if without[s] > 0:
                     unkept[s] = min(typical[i, s], np.log(tail[i, s] / (without[s] + rest)))
                 if rest == 1:
                     left[s] = weights[i, s] * np.log(tail[i, s] - without[s] * np.exp(unkept[s]))
-        base = 0.0
-        for value in np.sort(weights[i] * unkept):
-            base += value
+            part[s] = weights[i, s] * unkept[s]
+        base = add_sorted(part, sources)
         kept, begin = 0, 0
-        while begin < len(keys):
-            end = _find_run_end(keys, begin)
-            for n in range(begin, end):
-                values[n] = weights[i, who[n]] * (values[n] - (unkept[who[n]] if without[who[n]] > 0 else 0.0))
-            keys[kept], values[kept] = keys[begin], base + np.sort(values[begin:end]).sum()
+        while begin < count:
+            key, end = order[begin] >> 32, begin
+            while end < count and order[end] >> 32 == key:
+                n = order[end] & 0xFFFFFFFF
+                s = who[n]
+                part[end - begin] = weights[i, s] * (given[n] - (unkept[s] if without[s] > 0 else 0.0))
+                end += 1
+            keys[kept], values[kept] = key, base + add_sorted(part, end - begin)
             kept, begin = kept + 1, end
-        beyond = np.sort(left).sum() if rest == 1 else -np.inf
-        best = max(values[:kept].max(), beyond)
-        log_total = best + np.log(np.exp(values[:kept] - best).sum() + np.exp(beyond - best))
-        values[:kept] -= log_total
+        beyond = add_sorted(left, sources) if rest == 1 else -np.inf
+        best = beyond
+        for n in range(kept):
+            best = max(best, values[n])
+        total = 0.0
+        for n in range(kept):
+            total += np.exp(values[n] - best)
+        log_total = best + np.log(total + np.exp(beyond - best))
+        for n in range(kept):
+            values[n] -= log_total
         counts[i], tails[i], log_totals[i] = kept, np.exp(beyond - log_total), log_total
         _sort_by_probability(keys, values, kept)
         out_ids[written : written + kept], out_logprobs[written : written + kept] = keys[:kept], values[:kept]
@@ -229,29 +236,27 @@ def _pool(ids, logprobs, edges, weights, tail, typical, vocabulary_size):
 
 @no_type_check
 @compiled(nogil=True)
-def _gather(i, ids, logprobs, edges, weights):
-    """Collect ids, log-probabilities and sources of the entries that count at token i, sorted by id."""
-    sources = weights.shape[1]
-    total = 0
-    for s in range(sources):
-        if weights[i, s] > 0:
+def _count_most(edges):
+    """Return the number of entries of the token that has the most in all sources, and at least 1."""
+    most = 1
+    for i in range(edges.shape[1] - 1):
+        total = 0
+        for s in range(len(edges)):
             total += edges[s, i + 1] - edges[s, i]
-    keys, values, who = np.empty(total, np.int64), np.empty(total, np.float64), np.empty(total, np.int64)
-    n = 0
-    for s in range(sources):
-        if weights[i, s] > 0:
-            for entry in range(edges[s, i], edges[s, i + 1]):
-                keys[n], values[n], who[n] = ids[entry], logprobs[entry], s
-                n += 1
-    order = np.argsort(keys, kind="mergesort")
-    return keys[order], values[order], who[order]
+        most = max(most, total)
+    return most
 
 
 @no_type_check
 @compiled(nogil=True)
-def _find_run_end(keys, begin):
-    """Return the index after the keys that equal the one at `begin`."""
-    end = begin + 1
-    while end < len(keys) and keys[end] == keys[begin]:
-        end += 1
-    return end
+def _sort_numbers(numbers, count):
+    """Sort the first `count` numbers in place."""
+    if count > SORTED_BY_INSERTION:
+        numbers[:count].sort()
+        return
+    for n in range(1, count):
+        number, at = numbers[n], n
+        while at > 0 and numbers[at - 1] > number:
+            numbers[at] = numbers[at - 1]
+            at -= 1
+        numbers[at] = number

@@ -9,15 +9,21 @@ t = p_k k c (e^x - 1) / x.
 """
 
 from dataclasses import dataclass, replace
+from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm.stores.distributions import Distributions
+from fuselm.system import index_checks
+from fuselm.system.compiling import compiled
 
 LEAST_MASS = 2.0**-24  # the precision of a tail, which is 1 minus a sum of float32
 STEEPEST_SLOPE = -1e9  # the x of a tail without mass
+HALVINGS = 60
+NEWTON_STEPS = 30  # at most; one to eight are needed
+DOUBT = 1e-12  # how far from a solution, over 1 + |x|, rounding could mistake on which side of it a value is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +46,17 @@ class Tails:
 def fit_tails(distributions: Distributions, vocabulary_size: int) -> Tails:
     """Fit the tails of all rows. A row without entries has all its mass in the tail, spread evenly."""
     d = distributions
+    index_checks.require_offsets("rows", d.offsets, len(d.logprobs))
+    index_checks.require_lengths("rows", len(d), d.tail, d.offsets[1:])
     counts = d.counts
-    last = np.full(len(d), -np.log(vocabulary_size))
-    if d.informed.any():
-        last[d.informed] = np.minimum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
     ids = np.maximum(vocabulary_size - counts, 0)
-    mass = np.where(ids > 0, np.maximum(d.tail.astype(np.float64), LEAST_MASS), 0.0)
+    last, mass = _find_edges(d.offsets, d.logprobs, d.tail, ids, -np.log(vocabulary_size))
     reach = np.log(vocabulary_size / np.clip(counts, 1, vocabulary_size))
-    flat = mass >= np.exp(last) * ids  # the tail's mean is the least kept entry or more, so there is no decay
-    last = np.where(flat & (ids > 0), np.log(np.maximum(mass, LEAST_MASS) / np.maximum(ids, 1)), last)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = mass / (np.exp(last) * np.clip(counts, 1, None) * reach)
-    slope = np.where(flat, reach, _solve_slope(np.where(ids > 0, ratio, 0.0), reach))
+    least = np.exp(last)
+    flat = mass >= least * ids  # the tail's mean is the least kept entry or more, so there is no decay
+    slope = _solve_slopes(mass, least * np.clip(counts, 1, None) * reach, reach, flat)
+    if (even := flat & (ids > 0)).any():
+        last[even] = np.log(mass[even] / ids[even])
     return Tails(mass=mass, last=last, reach=reach, slope=slope, ids=ids)
 
 
@@ -59,7 +64,7 @@ def compute_entropy(distributions: Distributions, vocabulary_size: int) -> Float
     """Return each row's entropy in nats, tail included; a row without information has log of the vocabulary's size."""
     d, tails = distributions, fit_tails(distributions, vocabulary_size)
     logprobs = d.logprobs.astype(np.float64)
-    kept = np.bincount(d.rows, weights=-np.exp(logprobs) * logprobs, minlength=len(d))
+    kept = _sum_rows(d.offsets, -np.exp(logprobs) * logprobs)
     return np.where(d.informed, kept - tails.mass * tails.logprobs, np.log(vocabulary_size))
 
 
@@ -75,17 +80,18 @@ def apply_temperature(distributions: Distributions, temperature: float, vocabula
     largest = np.zeros(len(d))  # each row's largest log-probability, so that powers of small ones do not vanish
     if d.informed.any():
         largest[d.informed] = np.maximum.reduceat(d.logprobs.astype(np.float64), d.offsets[:-1][d.informed])
-    logprobs = (d.logprobs.astype(np.float64) - largest[d.rows]) / temperature
+    rows = d.rows
+    logprobs = (d.logprobs.astype(np.float64) - largest[rows]) / temperature
     slope = tails.reach - (tails.reach - tails.slope) / temperature  # 1 - a/T times c
     counts = np.clip(d.counts, 1, None)
     tail = np.where(
         tails.ids > 0, np.exp((tails.last - largest) / temperature) * counts * tails.reach * _grow(slope), 0.0
     )
-    total = np.bincount(d.rows, weights=np.exp(logprobs), minlength=len(d)) + tail
+    total = _sum_rows(d.offsets, np.exp(logprobs)) + tail
     log_total = np.log(np.where(d.informed, total, 1.0))
     return replace(
         d,
-        logprobs=(logprobs - log_total[d.rows]).astype(np.float32),
+        logprobs=(logprobs - log_total[rows]).astype(np.float32),
         gold=np.minimum(np.where(d.informed, (d.gold - largest) / temperature - log_total, d.gold), 0.0).astype(
             np.float32
         ),
@@ -105,13 +111,109 @@ def _average_position(x: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
         return -1.0 / np.expm1(-safe) - 1.0 / safe
 
 
-def _solve_slope(ratio: Float[ndarray, "tokens"], most: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
-    """Find by bisection the x, at most `most`, with (e^x - 1) / x = ratio, which grows with x; x > -1 / ratio."""
-    with np.errstate(divide="ignore"):
-        low = np.maximum(-1.0 / ratio, STEEPEST_SLOPE)
-    high = most.copy()
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = _grow(middle) > ratio
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return (low + high) / 2
+def _sum_rows(offsets: Int[ndarray, "edges"], values: Float[ndarray, "entries"]) -> Float[ndarray, "tokens"]:
+    index_checks.require_offsets("rows", offsets, len(values))
+    return _sum_entries(offsets, values)
+
+
+@no_type_check
+@compiled(nogil=True)
+def _sum_entries(offsets, values):
+    sums = np.zeros(len(offsets) - 1)
+    for row in range(len(sums)):
+        for entry in range(offsets[row], offsets[row + 1]):
+            sums[row] += values[entry]
+    return sums
+
+
+@no_type_check
+@compiled(nogil=True)
+def _find_edges(offsets, logprobs, tail, ids, even):
+    """Return each row's least log-probability, which is `even` without entries, and the mass of its tail."""
+    last, mass = np.full(len(tail), even), np.zeros(len(tail))
+    for row in range(len(tail)):
+        for entry in range(offsets[row], offsets[row + 1]):
+            value = np.float64(logprobs[entry])
+            if entry == offsets[row] or value < last[row]:
+                last[row] = value
+        if ids[row] > 0:
+            mass[row] = max(np.float64(tail[row]), LEAST_MASS)
+    return last, mass
+
+
+def _solve_slopes(
+    mass: Float[ndarray, "tokens"],
+    steepest: Float[ndarray, "tokens"],
+    most: Float[ndarray, "tokens"],
+    flat: Bool[ndarray, "tokens"],
+) -> Float[ndarray, "tokens"]:
+    """Return the x of each row, which is at most `most`: (e^x - 1) / x = mass / steepest. In a flat tail it is `most`.
+
+    The left side grows with x, and x > -steepest / mass.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = mass / steepest
+        return _solve(ratios, np.maximum(-1.0 / ratios, STEEPEST_SLOPE), most, flat)
+
+
+@no_type_check
+@compiled(nogil=True)
+def _solve(ratios, lowest, most, flat):
+    """Return what `HALVINGS` steps of bisection find.
+
+    Newton's method finds the solution first. So the left side is computed for those halvings alone that are so close to
+    it that rounding decides.
+    """
+    slopes = most.copy()
+    for row in range(len(slopes)):
+        if flat[row]:
+            continue
+        ratio, low, high = ratios[row], lowest[row], most[row]
+        solution, doubt = low, np.inf
+        if low > STEEPEST_SLOPE and high > low and ratio < 1e300:
+            solution = _approach(ratio, low, high)
+            doubt = DOUBT * (1.0 + abs(solution))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            is_last = False
+            if abs(middle - solution) > doubt:
+                is_above = middle > solution
+            else:
+                is_above = _grow_one(middle) > ratio
+                is_last = middle == low or middle == high  # there is no number between them
+            low, high = low if is_above else middle, middle if is_above else high
+            if is_last:
+                break
+        slopes[row] = (low + high) / 2
+    return slopes
+
+
+@no_type_check
+@compiled(nogil=True)
+def _approach(ratio, low, high):
+    """Find the x with log((e^x - 1) / x) = log(ratio) by Newton's method; the left side is convex."""
+    wanted = np.log(ratio)
+    x = low if ratio < 0.5 else min(max(2.0 * wanted, low), high)
+    for _ in range(NEWTON_STEPS):
+        grown = _grow_one(x)
+        step = (np.log(grown) - wanted) / _find_position(x)
+        before, x = x, min(max(x - step, low), high)
+        if abs(x - before) <= 1e-15 * (1.0 + abs(x)):
+            break
+    return x
+
+
+@no_type_check
+@compiled(nogil=True)
+def _find_position(x):
+    """Return what `_average_position` does: the derivative of log((e^x - 1) / x)."""
+    if abs(x) < 1e-4:
+        return 0.5 + x / 12
+    return -1.0 / np.expm1(-x) - 1.0 / x if x > -700.0 else -1.0 / x
+
+
+@no_type_check
+@compiled(nogil=True)
+def _grow_one(x):
+    """Return (e^x - 1) / x."""
+    return 1.0 + x / 2 if abs(x) < 1e-8 else np.expm1(x) / x

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm.fusion import tails
+from fuselm.fusion.sorted_sums import sum_sorted
 from fuselm.stores.store import Trace
 from fuselm.system.compiling import compiled
 
@@ -161,7 +162,7 @@ def _softmax(costs: Matrix, evidence: Evidence) -> Matrix:
 
 def _normalize(weights: Matrix) -> Matrix:
     """Divide weights by their sum; the order of the sum does not depend on the order of the sources."""
-    total = np.sort(weights, axis=1).sum(axis=1, keepdims=True)
+    total = sum_sorted(weights)[:, None]
     return weights / np.where(total > 0, total, 1.0)
 
 

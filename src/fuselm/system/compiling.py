@@ -49,7 +49,7 @@ STAGES = {
         ),
         "stores.rounding",
     ),
-    "fuse": ("fusion.pooling", "fusion.weights"),
+    "fuse": ("fusion.pooling", "fusion.sorted_sums", "fusion.tails", "fusion.weights"),
     "train": ("training.batches", "training.order"),
     "verify": ("stores.rules",),
 }
