@@ -87,8 +87,11 @@ COMMANDS = (
     ("inspect", "{out}", "--doc", "1"),
     ("fidelity", "{out}"),
     ("fidelity", "--source", "{other}", "--target", "{target}", "--texts", "{texts}", "--sampled-tokens", "0"),
+    ("fidelity", "--source", "{other}", "--target", "{target}", "--texts", "{texts}", "--sampled-tokens", "400"),
+    ("fidelity", "--source={base}", "--target={target}", "--texts={texts}", "--template=target", "--sampled-tokens=0"),
     ("diagnose", "{out}"),
     ("evaluate", "{target}", "--texts", "{texts}"),
+    ("evaluate", "{base}", "--texts", "{texts}", "--template", "plain"),
     ("plan", "{run}"),
     ("plan", "{run}", "train.passes=2"),  # what is not done is timed
     ("store", "head", "{aligned}", "--rows", "300"),
@@ -106,6 +109,32 @@ def test_commands_read_conversations(finished, models, command):
         assert "assistant, turn 1: " in outcome.out
     if command[0] == "inspect" or command[:2] == ("store", "head"):
         assert "(end)" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ("evaluate", "{base}", "--texts", "{texts}"),
+            "so it reads no conversations; add --template (plain, or a file), or take a model that was trained on",
+        ),
+        (
+            ("evaluate", "{target}", "--texts", "{texts}", "--template", "plain"),
+            "every model has a template",
+        ),
+        (("evaluate", "{base}", "--texts", "{plain}", "--template", "plain"), "because the texts have no conversation"),
+        (("evaluate", "{base}", "--texts", "{texts}", "--template", "none.jinja"), "--template: no file none.jinja"),
+        (("evaluate", "{out}", "--template", "plain"), "--template: is for a model with --texts"),
+        (("fidelity", "{out}", "--template", "plain"), "--template: has no effect on a run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_template_that_is_missing_or_does_nothing_is_one_line(finished, models, tmp_path, command, said):
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text('{"text": "words"}\n')
+    places = {"out": finished, "texts": finished.parent / "corpus.jsonl", "plain": plain, **models}
+    outcome = tiny_run.fuselm(*(part.format(**places) for part in command))
+    assert outcome.code == 2 and said in outcome.err.splitlines()[-1]
 
 
 def test_the_model_keeps_its_template_and_its_card_shows_how_to_talk_to_it(finished, models):

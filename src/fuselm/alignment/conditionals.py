@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from fuselm.alignment import continuation, span_losses
 from fuselm.alignment.continuation import RowStarts
+from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
@@ -24,12 +25,13 @@ from fuselm.stores.store import Trace
 # How the source splits the text typed so far and the token: it has the same token, or several tokens, or a token that
 # begins before it.
 RELATIONS = ("one_source_token", "several_source_tokens", "crossing_source_tokens")
-PARTS = "parts_of_characters"
-KINDS = (*span_losses.CATEGORIES[: span_losses.CATEGORIES.index("unknown_tokens")], PARTS)
+PARTS, ENDS = "parts_of_characters", "ends_of_turns"
+KINDS = (*span_losses.CATEGORIES[: span_losses.CATEGORIES.index("unknown_tokens")], PARTS, ENDS)
 BEYOND = "beyond_the_kept"  # tokens that the source spells with a token it did not keep
 CELLS = len(RELATIONS) * len(KINDS) + 1
 MOST_TYPED_BYTES = 16  # bytes before a token, at most, that decide how the source splits it
-LAST_BYTES = 16  # bytes at the end of a text, which are skipped: their split depends on what would follow
+LAST_BYTES = 16  # bytes at the end of a text, which are skipped: their split depends on what would follow, unless
+# a turn ends there
 LEAST_TOKENS = 200  # tokens that a class needs to be judged
 RESAMPLES = 1000
 
@@ -51,13 +53,15 @@ class ConditionalCounter:
         self._kinds = np.array([_classify_token(b) for b in target.token_bytes])
         self._lengths = np.diff(source.packed_bytes[0])
 
-    def count(self, trace: Trace, aligned: Trace, text: str, *, domain: str, begin: int = 0) -> ConditionalCounts:
+    def count(
+        self, trace: Trace, aligned: Trace, text: str | Dialogue, *, domain: str, begin: int = 0
+    ) -> ConditionalCounts:
         """Count the tokens that begin at byte `begin` or later, except those at the end.
 
         `trace` has the source's rows, and `aligned` has the rows that are judged.
         """
         d, starts = aligned.distributions, aligned.starts
-        chosen, ends = self._choose(aligned, begin)
+        chosen, ends = self._choose(aligned, begin, text.encode())
         known = _find_kept_tokens(trace, starts[chosen], ends[chosen])
         rows = _append_gold(d, aligned.tokens, chosen)
         cells = self._find_cells(rows, starts[chosen], text.encode())
@@ -73,19 +77,23 @@ class ConditionalCounter:
         return ConditionalCounts(domain=domain, predicted=predicted, observed=observed)
 
     def classify(
-        self, aligned: Trace, text: str, *, begin: int = 0
+        self, aligned: Trace, text: str | Dialogue, *, begin: int = 0
     ) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "chosen"], Int[ndarray, "chosen"]]:
         """Return which tokens `count` counts, and of each that came its place in `RELATIONS` and in `KINDS`."""
-        chosen, _ = self._choose(aligned, begin)
+        chosen, _ = self._choose(aligned, begin, text.encode())
         rows = _append_gold(aligned.distributions, aligned.tokens, chosen)
         cells = self._find_cells(rows, aligned.starts[chosen], text.encode())[rows.offsets[1:] - 1]
         return chosen, cells // len(KINDS), cells % len(KINDS)
 
-    def _choose(self, aligned: Trace, begin: int) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "tokens"]]:
+    def _choose(self, aligned: Trace, begin: int, data: bytes) -> tuple[Int[ndarray, "chosen"], Int[ndarray, "tokens"]]:
         """Return which tokens are counted, and where every token ends."""
         starts = aligned.starts
         ends = np.append(starts[1:], aligned.size)[: len(starts)]
-        counted = (starts >= begin) & (ends <= aligned.size - LAST_BYTES) & (ends > starts)
+        counted = (
+            (starts >= begin)
+            & (ends <= aligned.size - (0 if data.endswith(END_OF_TURN) else LAST_BYTES))
+            & (ends > starts)
+        )
         return np.flatnonzero(counted & aligned.distributions.informed), ends
 
     def _find_cells(self, rows: Distributions, starts: Int[ndarray, "rows"], data: bytes) -> Int[ndarray, "entries"]:
@@ -146,6 +154,8 @@ def _count_typed_bytes(data: bytes, end: int) -> int:
 
 def _classify_token(string: bytes | None) -> int:
     """Return the index in `KINDS` of the kind that most of a token's characters have."""
+    if string == END_OF_TURN:
+        return KINDS.index(ENDS)
     try:
         text = (string or b"").decode()
     except UnicodeDecodeError:

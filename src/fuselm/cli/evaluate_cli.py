@@ -10,6 +10,7 @@ from fuselm.cli.openings import (
     DTYPES_HELP,
     ColumnOption,
     Overrides,
+    TemplateOption,
     TextsOption,
     open_checked_run,
     open_stderr,
@@ -41,6 +42,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "auto",
     column: Annotated[list[str] | None, ColumnOption] = None,
+    template: Annotated[str | None, TemplateOption] = None,
     shard: ShardOption = None,
 ) -> None:
     """Score in bits per byte, or on tasks: a run's models, or any model on any texts."""
@@ -60,6 +62,8 @@ def evaluate(
         raise ValueError(
             f"--{next(iter(asked)).replace('_', '-')}: does nothing without --tasks; name some, or drop it"
         )
+    if template is not None and texts is None:
+        raise ValueError("--template: is for a model with --texts; a run file gives chat.template, so drop it")
     if tasks is not None and texts is not None:
         raise ValueError("--texts and --tasks: take one, as each is another measurement")
     if tasks is not None:
@@ -76,7 +80,7 @@ def evaluate(
     from fuselm.results import bits_per_byte
 
     scores = bits_per_byte.measure_bits_per_byte(
-        model, texts, dtype=dtype, console=open_stderr(), columns=read_columns(column)
+        model, texts, dtype=dtype, console=open_stderr(), columns=read_columns(column), template=template
     )
     return print_scores(scores, as_json)
 

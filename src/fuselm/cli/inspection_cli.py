@@ -14,6 +14,7 @@ from fuselm.cli.openings import (
     DTYPES_HELP,
     ColumnOption,
     ReadingOverrides,
+    TemplateOption,
     TextsOption,
     open_checked_run,
     open_stderr,
@@ -184,11 +185,12 @@ def fidelity(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write: what is lost, where and why.")] = None,
     column: Annotated[list[str] | None, ColumnOption] = None,
+    template: Annotated[str | None, TemplateOption] = None,
 ) -> None:
     """Measure how much of a source survives alignment to a target, on any texts or those of a run, before training."""
     if run is not None:
         refused = {"--target": target, "--texts": texts, "--sampled-tokens": sampled_tokens}
-        refused["--column"] = column
+        refused |= {"--column": column, "--template": template}
         if given := next((name for name, value in refused.items() if value is not None), None):
             raise ValueError(f"{given}: has no effect on a run, whose own captures are measured; drop it")
         return _measure_run_fidelity(run, overrides, source, _select_given(method, top_k), as_json, report)
@@ -205,6 +207,7 @@ def fidelity(
         dtype=dtype,
         console=open_stderr(),
         columns=read_columns(column),
+        template=template,
         report=report,
     )
     print_scores(result, as_json)

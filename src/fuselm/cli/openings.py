@@ -28,6 +28,11 @@ ColumnOption = typer.Option(
 )
 
 
+TemplateOption = typer.Option(
+    help="Chat template of a model without one: plain, a file, or target for the other model's.", show_default=False
+)
+
+
 def read_columns(given: list[str] | None) -> dict[str, str]:
     """Return fields of files by what they stand for, from options such as text=content."""
     if not given:

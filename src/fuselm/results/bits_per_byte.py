@@ -25,14 +25,23 @@ BATCH_TOKENS = 1024
 
 
 def measure_bits_per_byte(
-    spec: str, texts: Named, *, dtype: str, console: Console, columns: Mapping[str, str] | None = None
+    spec: str,
+    texts: Named,
+    *,
+    dtype: str,
+    console: Console,
+    columns: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> dict:
-    """Return bits per byte, documents and bytes by domain and on average, and any unspelled share."""
+    """Return bits per byte, documents and bytes by domain and on average, and any unspelled share.
+
+    `template` is the chat template of a model without one, as for `load_vocabularies`.
+    """
     title = f"evaluate {spec}"
     rows = read_rows(texts, title, console, columns)
     with progress.announce(f"reading {spec}"):
         model = locate_model(spec)
-    (vocabulary,) = load_vocabularies(rows, [model])
+    (vocabulary,) = load_vocabularies(rows, [model], template)
     documents = cut_documents(rows, [(model, vocabulary)], title, console)
 
     with progress.announce("starting torch"):

@@ -61,15 +61,33 @@ def cut_documents(
 
 
 def load_vocabularies(
-    rows: Sequence[texts.TextRow], models: Sequence[Model], template: str | None = None
+    rows: Sequence[texts.TextRow],
+    models: Sequence[Model],
+    template: str | None = None,
+    *,
+    option: str | None = "--template",
 ) -> list[Vocabulary]:
     """Return each model's vocabulary, which reads conversations if any row is one.
 
-    Raises `ValueError` if one is and a model has no chat template.
+    `template` is for models without one: a name, a file, a template's text, or `target` for that of the last model.
+    `option` is what gives it, None if nothing does. Raises `ValueError` if a row is a conversation and a model has no
+    chat template, or if `template` does nothing.
     """
-    from fuselm.models.chat.dialogue_reading import add_chat_template
+    from fuselm.models.chat import dialogue_reading, templates
 
     found = [load_vocabulary(model) for model in models]
+    lacking = [model.name for model in models if not templates.has_template(model)]
     if all(isinstance(row.text, str) for row in rows):
+        if template is not None:
+            raise ValueError(f"{option}: does nothing here, because the texts have no conversation; drop it")
         return found
-    return [add_chat_template(m, v, template=template) for m, v in zip(models, found, strict=True)]
+    if template is not None and not lacking:
+        raise ValueError(f"{option}: does nothing here, because every model has a template of its own; drop it")
+    if template is None and lacking:
+        remedy = f"add {option} ({', '.join(templates.NAMED)}, or a file), or " if option else ""
+        raise ValueError(
+            f"{lacking[0]}: has no chat template, so it reads no conversations; {remedy}take a model that was trained "
+            "on conversations"
+        )
+    read = templates.read_template(template, models[-1], option=option or "")
+    return [dialogue_reading.add_chat_template(m, v, template=read) for m, v in zip(models, found, strict=True)]

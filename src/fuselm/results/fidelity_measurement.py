@@ -49,6 +49,7 @@ def measure_fidelity(
     dtype: str,
     console: Console,
     columns: Mapping[str, str] | None = None,
+    template: str | None = None,
     report: Path | None = None,
 ) -> dict:
     """Return how much of one source survives alignment to one target's tokens, by each method; write a page of it.
@@ -67,7 +68,7 @@ def measure_fidelity(
     rows = read_rows(texts, title, console, columns)
     with progress.announce(f"reading {source_spec} and {target_spec}"):
         source, target = locate_model(source_spec), locate_model(target_spec)
-    own, other = load_vocabularies(rows, [source, target])
+    own, other = load_vocabularies(rows, [source, target], template)
     vocabularies = own, other
     documents = cut_documents(rows, list(zip((source, target), vocabularies, strict=True)), title, console)
 
@@ -201,10 +202,6 @@ def measure_conditionals(
     if not tokens:
         return {}
     with progress.show_progress(console, f"{title}: drawing texts") as shown:
-        documents = [document for document in documents if isinstance(document.text, str)]
-        if not documents:
-            shown.note("the source writes after texts, not in conversations, so there is no conditional fidelity")
-            return {}
         if not sampling.can_sample(reader):
             shown.note("the source cannot write text, so there is no conditional fidelity")
             return {}

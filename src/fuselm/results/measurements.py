@@ -14,6 +14,7 @@ def score_texts(
     texts: Named,
     *,
     columns: Mapping[str, str] | None = None,
+    template: str | None = None,
     dtype: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def score_texts(
 
     `model` is a hub id, a folder, a GGUF file or a run's folder. `texts` names files as `fuselm evaluate --texts` does:
     a file, a folder, a pattern, or a list of these. `columns` says which fields of them are `text` and `domain`, if
-    they have other names. On texts that a model was trained on, it looks better than it is. Returns `domains`, with
+    they have other names. `template` is the chat template that a model without one reads conversations in: `plain`, a
+    file or a template's text. On texts that a model was trained on, it looks better than it is. Returns `domains`, with
     `bits_per_byte`, `documents` and `bytes` by domain, and the `average` over domains.
 
     Raises:
@@ -34,7 +36,7 @@ def score_texts(
     True
     """
     return bits_per_byte.measure_bits_per_byte(
-        str(model), texts, dtype=dtype, console=_open_console(quiet), columns=columns
+        str(model), texts, dtype=dtype, console=_open_console(quiet), columns=columns, template=template
     )
 
 
@@ -47,6 +49,7 @@ def measure_fidelity(
     methods: Sequence[str] = ("span",),
     top_k: int = 64,
     sampled_tokens: int = 8192,
+    template: str | None = None,
     dtype: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def measure_fidelity(
 
     Returns what `fuselm fidelity --json` prints: numbers by domain and on average, where information is lost and why,
     and a `verdict`. Of the target only the tokenizer is used. The source writes `sampled_tokens` tokens, on which the
-    rows' other candidates are judged; 0 leaves that out.
+    rows' other candidates are judged; 0 leaves that out. `template` is that of `score_texts`, or `target` for the
+    target's.
 
     Raises:
         ValueError: If a model, a text or a method cannot be used; the message is one line that says what to do.
@@ -73,6 +77,7 @@ def measure_fidelity(
         dtype=dtype,
         console=_open_console(quiet),
         columns=columns,
+        template=template,
     )
 
 

@@ -1,7 +1,6 @@
 """Say how each model of a run reads conversations: in its own chat template, or in the one that the run file gives."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from fuselm.models.chat import dialogue_reading, templates
 from fuselm.models.locating import Model
@@ -17,11 +16,11 @@ class DialogueOptions:
 
     def __init__(self, run: config.RunOptions, target: Model):
         self._systems = {f"source {name}": source.system for name, source in run.sources.items()}
-        self._template = _read_template(run.chat.template, target)
+        self._template = templates.read_template(run.chat.template, target)
 
     def check_use(self, models: Iterable[Model]) -> None:
         """Raise `ValueError` if the run file gives a template and every model has one of its own."""
-        if self._template is not None and all(map(has_template, models)):
+        if self._template is not None and all(map(templates.has_template, models)):
             raise ValueError("chat.template: does nothing here, because every model has a template of its own; drop it")
 
     def add_template(self, role: str, model: Model, vocabulary: Vocabulary) -> Vocabulary:
@@ -41,27 +40,3 @@ def check_unused(run: config.RunOptions) -> None:
     }
     for option in (option for option, is_given in given.items() if is_given):
         raise ValueError(f"{option}: does nothing here, because the texts have no conversation; drop it")
-
-
-def has_template(model: Model) -> bool:
-    """Tell whether a model has a chat template of its own."""
-    try:
-        return templates.find_template(model.folder).is_own
-    except ValueError:
-        return False
-
-
-def _read_template(given: str | None, target: Model) -> str | None:
-    """Return the template that is given: by its name, as the target's, as a file, or as it is."""
-    if given is None or given in templates.NAMED or "{" in given:
-        return given
-    if given == "target":
-        try:
-            return templates.find_template(target.folder).text
-        except ValueError:
-            raise ValueError(f"chat.template: target, but {target.name} has no template; take another") from None
-    path = Path(given)
-    if not path.is_file():
-        known = ", ".join((*templates.NAMED, "target"))
-        raise ValueError(f"chat.template: no file {given}; name one, take one of {known}, or give the template's text")
-    return path.read_text(encoding="utf-8")

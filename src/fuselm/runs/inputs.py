@@ -10,11 +10,12 @@ from fuselm.documents import corpus, fetched_datasets, text_files, texts
 from fuselm.documents.cutting import Reader
 from fuselm.fusion import priors
 from fuselm.models import token_bytes
+from fuselm.models.chat.templates import has_template
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.runs import config
-from fuselm.runs.dialogue_options import DialogueOptions, check_unused, has_template
+from fuselm.runs.dialogue_options import DialogueOptions, check_unused
 from fuselm.runs.options.merging import OtherModelOptions
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import fingerprints, progress

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fuselm.models.checkpoints import read_json
+from fuselm.models.locating import Model
 
 PLAIN = """\
 {%- for message in messages %}
@@ -59,6 +60,33 @@ def find_template(folder: Path, instead: str | None = None) -> Template:
     return Template(
         text=NAMED.get(instead, instead), with_tools=None, names=_read_names(folder, settings), is_own=False
     )
+
+
+def read_template(given: str | None, target: Model, *, option: str = "chat.template") -> str | None:
+    """Return the template that `option` gives: by its name, as the target's, as a file, or as it is.
+
+    Raises `ValueError` if there is no such template.
+    """
+    if given is None or given in NAMED or "{" in given:
+        return given
+    if given == "target":
+        try:
+            return find_template(target.folder).text
+        except ValueError:
+            raise ValueError(f"{option}: target, but {target.name} has no template; take another") from None
+    path = Path(given)
+    if not path.is_file():
+        known = ", ".join((*NAMED, "target"))
+        raise ValueError(f"{option}: no file {given}; name one, take one of {known}, or give the template's text")
+    return path.read_text(encoding="utf-8")
+
+
+def has_template(model: Model) -> bool:
+    """Tell whether a model has a chat template of its own."""
+    try:
+        return find_template(model.folder).is_own
+    except ValueError:
+        return False
 
 
 def read_end_tokens(folder: Path, names: Mapping[str, str]) -> list[int | str]:

@@ -82,5 +82,5 @@ def read_documents(texts: str, model: Model, console: Console) -> dict[str, Any]
     Raises `ValueError` if there are conversations and the model has no chat template.
     """
     rows = read_rows(texts, "merge", console)
-    (vocabulary,) = load_vocabularies(rows, [model])
+    (vocabulary,) = load_vocabularies(rows, [model], option=None)
     return {"documents": cut_documents(rows, [(model, vocabulary)], "merge", console), "vocabulary": vocabulary}
