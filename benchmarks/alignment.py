@@ -52,6 +52,7 @@ RUNS = 5
 KEPT = 16  # entries of a row, in the speed measurements
 LIKE_SPAN = ("span", "branches")  # methods that inform every position
 SAMPLED_TOKENS, SAMPLE_LENGTH, SAMPLE_BATCH = 20_000, 256, 48
+WRITTEN_TOKENS = 10_080  # of a part of what a source writes, whose texts are drawn all at once
 console = Console(stderr=True)
 
 
@@ -339,38 +340,46 @@ def lost_shares(losses: list[tuple]) -> dict[str, dict[str, float]]:
     }
 
 
-def written(name: str, tokens: int) -> Path:
-    """Return texts that a source wrote after the beginnings of held-out documents, and its rows of them, made once."""
+def written(name: str, tokens: int) -> list[Path]:
+    """Return texts that a source wrote after the beginnings of held-out documents, and its rows of them.
+
+    They are made by parts of `WRITTEN_TOKENS`, each of which is made once.
+    """
     model, policy = locate_model(MODELS[name]), Policy(policy="top_k", top_k=64)
     texts = list(corpus.read_texts(ROOT / "examples/corpus/quickstart.jsonl"))
     after = [d for d in corpus.draw_splits(texts, dev=0.05, heldout=0.15, seed=0) if d.split == "heldout"]
     prompts = [json.loads(line) for line in (ROOT / "benchmarks/prompts.jsonl").open()]
     after += [dataclasses.replace(after[0], id=f"prompt-{n}", **row) for n, row in enumerate(prompts)]
-    recipe = manifest.Recipe(
-        stage="capture",
-        parameters={"tokens": tokens, **dataclasses.asdict(policy)},
-        inputs={"model": model.fingerprint, "texts": [fingerprint_text(d.text) for d in after]},
-    )
-    folder = WORK / f"written-{name}-{recipe.key}"
+    load = functools.cache(lambda: capture.load_source(model, vocabulary(name), dtype="bfloat16"))
+    folders = []
+    for seed in range(-(-tokens // WRITTEN_TOKENS)):
+        recipe = manifest.Recipe(
+            stage="capture",
+            parameters={"tokens": WRITTEN_TOKENS, "seed": seed, **dataclasses.asdict(policy)},
+            inputs={"model": model.fingerprint, "texts": [fingerprint_text(d.text) for d in after]},
+        )
+        folders.append(WORK / f"written-{name}-{recipe.key}")
 
-    def build(out: Path) -> dict:
-        reader = capture.load_source(model, vocabulary(name), dtype="bfloat16")
-        with show_progress(console, f"{name} writes") as shown:
-            drawn = sampling.sample_texts(reader, after, tokens=tokens, seed=0, progress=shown)
-        lengths = [len(text.segmentation.read_ids) for text in drawn]
+        def build(out: Path, seed: int = seed) -> dict:
+            reader = load()
+            with show_progress(console, f"{name} writes") as shown:
+                drawn = sampling.sample_texts(
+                    reader, after, tokens=WRITTEN_TOKENS, seed=seed, progress=shown, batch=WRITTEN_TOKENS
+                )
+            lengths = [len(text.segmentation.read_ids) for text in drawn]
 
-        def read() -> Iterable[Trace]:
-            for batch in forward.group_into_batches(lengths, 1024):
-                chosen = [drawn[i].document for i in batch], [drawn[i].segmentation for i in batch]
-                yield from capture.trace_batch(reader, *chosen, policy=policy)
+            def read() -> Iterable[Trace]:
+                for batch in forward.group_into_batches(lengths, 1024):
+                    chosen = [drawn[i].document for i in batch], [drawn[i].segmentation for i in batch]
+                    yield from capture.trace_batch(reader, *chosen, policy=policy)
 
-        counts = write_parts(out, read())
-        rows = [{"id": t.document.id, "domain": t.document.domain, "text": t.document.text} for t in drawn]
-        write_rows(out / "texts.jsonl", [row | {"begin": t.begin} for row, t in zip(rows, drawn, strict=True)])
-        return {**counts, "vocabulary_size": vocabulary(name).size}
+            counts = write_parts(out, read())
+            rows = [{"id": t.document.id, "domain": t.document.domain, "text": t.document.text} for t in drawn]
+            write_rows(out / "texts.jsonl", [row | {"begin": t.begin} for row, t in zip(rows, drawn, strict=True)])
+            return {**counts, "vocabulary_size": vocabulary(name).size}
 
-    manifest.build_once(folder, recipe, build)
-    return folder
+        manifest.build_once(folders[-1], recipe, build)
+    return folders
 
 
 def sampled(name: str) -> list[str]:

@@ -55,12 +55,19 @@ def can_sample(source: LoadedSource) -> bool:
 
 
 def sample_texts(
-    source: LoadedSource, documents: Sequence[Document], *, tokens: int, seed: int, progress: Progress
+    source: LoadedSource,
+    documents: Sequence[Document],
+    *,
+    tokens: int,
+    seed: int,
+    progress: Progress,
+    batch: int = BATCH,
 ) -> list[SampledText]:
     """Draw about `tokens` tokens after the beginnings of documents in random order, taking domains in turn.
 
-    A text ends before bytes that are not characters. Documents shorter than a prompt are not used; if all of them are
-    shorter, texts begin with the source's context token. Conversations and texts get tokens by their numbers.
+    `batch` texts are drawn at a time. A text ends before bytes that are not characters. Documents shorter than a
+    prompt are not used; if all of them are shorter, texts begin with the source's context token. Conversations and
+    texts get tokens by their numbers.
     """
     count = -(-tokens // LENGTH)
     progress.start(count * LENGTH, unit="tokens drawn")
@@ -73,11 +80,11 @@ def sample_texts(
         for chosen, wanted in ((plain, count - of_talks), (talks, of_talks)):
             prompts = _cycle_prompts(source, chosen, random.Random(seed))
             source.model.generation_config = _make_generation_config(source, is_talk=chosen is talks)
-            for begin in range(0, wanted, BATCH):
-                if not (batch := list(itertools.islice(prompts, min(BATCH, wanted - begin)))):
+            for begin in range(0, wanted, batch):
+                if not (begun := list(itertools.islice(prompts, min(batch, wanted - begin)))):
                     break
-                drawn = _generate(source, [[*prompt.before, *prompt.ids] for prompt in batch], progress)
-                for prompt, ids in zip(batch, drawn, strict=True):
+                drawn = _generate(source, [[*prompt.before, *prompt.ids] for prompt in begun], progress)
+                for prompt, ids in zip(begun, drawn, strict=True):
                     named = replace(prompt.document, id=f"sampled-{len(texts):06d}", origin=prompt.document.id)
                     cut = _cut_response if chosen is talks else _cut_to_whole_characters
                     text = cut(source, replace(prompt, document=named), ids)
