@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fuselm.alignment.aligner import Aligner, align_branches
-from fuselm.alignment.branch_splits import _find_joined_bytes
-from fuselm.alignment.followers import NOTHING, Followers, _cut_follower, _draw
+from fuselm.alignment.branch_tails import _find_joined_bytes
+from fuselm.alignment.follower_draws import draw_evenly, find_follower_end
+from fuselm.alignment.followers import NOTHING, Followers
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 
@@ -81,11 +82,11 @@ def test_followers_are_shares_and_rare_tokens_borrow():
 
 
 def test_a_systematic_sample_has_the_shares_of_the_whole():
-    spelled = [bytes([n]) for n in range(101)]
-    chosen = _draw({n: float(n) for n in range(1, 101)}, spelled, 10)
-    assert len(chosen) == 10 and sum(chosen.values()) == pytest.approx(10.0)
-    assert sum(p for n, p in chosen.items() if n > 70) == pytest.approx(5.0, abs=1.1)
-    assert _draw({1: 3.0, 2: 1.0}, spelled, 10, 1.0) == {1: 0.75, 2: 0.25}
+    chosen = draw_evenly(np.arange(1.0, 101.0), 10)
+    assert (chosen > 0).sum() == 10 and chosen.sum() == pytest.approx(10.0)
+    assert chosen[70:].sum() == pytest.approx(5.0, abs=1.1)
+    assert draw_evenly(np.array([3.0, 1.0]), 10).tolist() == [7.5, 2.5]
+    assert not len(draw_evenly(np.zeros(0), 10)) and not draw_evenly(np.zeros(2), 10).any()
 
 
 def test_bytes_are_joined_if_a_token_has_one_behind_the_other():
@@ -95,8 +96,11 @@ def test_bytes_are_joined_if_a_token_has_one_behind_the_other():
 
 
 def test_what_follows_ends_with_the_turn():
-    assert [_cut_follower(b"ab\xffabcdefgh", begin) for begin in (1, 2, 3, 11)] == [b"b\xff", b"\xff", b"", b""]
-    assert _cut_follower(b"a       bc", 1) == b"       b"
+    def cut(data: bytes, begin: int) -> bytes:
+        return data[begin : find_follower_end(np.frombuffer(data, np.uint8), begin)]
+
+    assert [cut(b"ab\xffabcdefgh", begin) for begin in (1, 2, 3, 11)] == [b"b\xff", b"\xff", b"", b""]
+    assert [cut(data, 1) for data in (b"a       bc", b"a  ", "aééééé".encode())] == [b"       b", b"", "ééé".encode()]
 
 
 def test_the_end_of_a_turn_is_a_token_like_others():

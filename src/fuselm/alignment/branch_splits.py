@@ -1,18 +1,21 @@
 """Split a source's entries as a target's tokenizer does, after the text before them and before what may follow."""
 
-import functools
+import itertools
 import threading
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
+from fuselm.alignment.branch_tails import TailFinder, Tails
 from fuselm.alignment.continuation import lengthen
+from fuselm.alignment.follower_draws import IS_SPACE
 from fuselm.alignment.followers import Followers
-from fuselm.alignment.plain_spelling import PlainSpeller
+from fuselm.alignment.key_tables import GrowingArray, KeyTable
+from fuselm.alignment.plain_spelling import find_merges_of_words, is_plain
+from fuselm.alignment.spelling import join_sequences
 from fuselm.models import bpe
-from fuselm.models.chat.messages import END_OF_TURN
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.system.compiling import compiled
@@ -24,35 +27,45 @@ MOST_SPLITS = 1 << 20  # strings whose splits are remembered
 class Splits(NamedTuple):
     """Hold how strings are split: string k has the splits `first[k]` to `first[k + 1]`, each with a weight.
 
-    The tokens of split s are those from `token_first[s]` to `token_first[s + 1]`.
+    The tokens of split s are those from `token_first[s]` to `token_first[s + 1]`. After them comes one of
+    `next_tokens[next_first[s]:next_stop[s]]`, with the weights that sum to the split's, unless nothing is known.
     """
 
     first: Int[ndarray, "_"]
     weights: Float[ndarray, "_"]
     token_first: Int[ndarray, "_"]
     tokens: Int[ndarray, "_"]
+    next_first: Int[ndarray, "_"]
+    next_stop: Int[ndarray, "_"]
+    next_tokens: Int[ndarray, "_"]
+    next_weights: Float[ndarray, "_"]
 
 
-class _Tail(NamedTuple):
-    """Hold bytes that may change the splits of what they follow, and the first tokens of what comes after them.
+class _Strings(NamedTuple):
+    """Hold the strings that are to be split: the text before, the source's token, and what may follow it.
 
-    `is_cut` says that nothing is known after them.
+    The first `hidden` bytes of a token are not in the string if its text before is number `hidden_context`.
     """
 
-    joined: bytes
-    is_cut: bool
-    first_tokens: dict[int, float]  # with probabilities; `UNMAPPED` if the token is not known
+    contexts: Int[ndarray, "strings"]
+    ids: Int[ndarray, "strings"]
+    slots: Int[ndarray, "strings"]
+    context_edges: Int[ndarray, "contexts+1"]
+    context_bytes: UInt8[ndarray, "_"]
+    offsets: Int[ndarray, "vocabulary+1"]
+    packed: UInt8[ndarray, "_"]
+    hidden_context: int
+    hidden: UInt8[ndarray, "hidden"]
 
 
 class Splitter:
     """Split entries, and remember how: most are the same after any text, as no token has bytes of both."""
 
     def __init__(self, source: Vocabulary, target: Vocabulary, followers: Followers):
-        self._source, self._target, self._followers = source, target, followers
-        self._joined = _find_joined_bytes(target)
+        self._source, self._target = source, target
+        self._tails = TailFinder(source, target, followers)
+        self._merges = find_merges_of_words(target)
         self._lock = threading.Lock()
-        self._spell = PlainSpeller(target).spell
-        self._tails_of = functools.cache(self._find_tails)
         self._forget()
 
     def split(
@@ -74,141 +87,98 @@ class Splitter:
         firsts[has_text] = packed[byte_offsets[d.ids[has_text]]]
         before = stream[(begins - 1).clip(0)][rows]
         meets = (target_begins[within] == begins)[rows]
-        is_free = meets & ~_IS_SPACE[before] & ~self._joined[before, firsts] | (begins == target_begins[contexts])[rows]
+        is_joined = IS_SPACE[before] | self._tails.joined_bytes[before, firsts]
+        is_free = (meets & ~is_joined) | (begins == target_begins[contexts])[rows]
         hidden = max(int(target_begins[0] - begins[0]), 0)
         if hidden:
             is_free[: d.offsets[1]] = False
         typed = [
             stream[target_begins[c] : b].tobytes() for c, b in zip(contexts.tolist(), begins.tolist(), strict=True)
         ]
-        unseen = stream[:hidden].tobytes()
         with self._lock:
-            if self._store.strings > MOST_SPLITS:
+            if self._table.count > MOST_SPLITS:
                 self._forget()
-            of_row = np.array([self._contexts.setdefault(t, len(self._contexts)) for t in typed], np.int64)
+            of_row = np.array([self._number(t) for t in typed], np.int64)
             if hidden:
-                of_row[:1] = self._contexts.setdefault(None, len(self._contexts))
+                of_row[:1] = self._number(None)
             keys = np.where(is_free, 0, of_row[rows]) << 32 | d.ids
             slots = np.full(len(d.ids), -1, np.int64)
-            slots[has_text] = _find_places(self._table, self._places, keys[has_text])
+            slots[has_text] = self._table.find(keys[has_text])
             missing = np.unique(keys[has_text & (slots < 0)])
             if len(missing):
-                self._split_strings(missing, unseen)
-                slots[has_text] = _find_places(self._table, self._places, keys[has_text])
-            splits = self._store.splits()
+                self._split_strings(missing, stream[:hidden])
+                slots[has_text] = self._table.find(keys[has_text])
+            splits = self._splits
         return slots, np.where(is_free, within[rows], contexts[rows]), splits
 
-    def _split_strings(self, keys: Int[ndarray, "keys"], unseen: bytes) -> None:
-        """Split each string with all that may follow it, and remember the splits. The context `None` hides bytes."""
-        contexts, strings, tails = list(self._contexts), [], []
-        for key in keys.tolist():
-            context, string = contexts[key >> 32], self._source.token_bytes[key & 0xFFFFFFFF] or b""
-            if context is None:
-                string = string[len(unseen) :] if string.startswith(unseen) else b""
-            string = (context or b"") + string
-            strings.append(string)
-            tails.append(self._tails_of(key & 0xFFFFFFFF) if string else ())
-        encoded = iter(self._spell([s + tail.joined for s, of in zip(strings, tails, strict=True) for tail in of]))
-        places = []
-        for string, of in zip(strings, tails, strict=True):
-            merged: dict[tuple[int, ...], float] = {}
-            for tail in of:
-                size = len(string) + len(tail.joined)
-                tokens, is_whole = self._cut(next(encoded), len(string), size, tail.is_cut)
-                for first, weight in tail.first_tokens.items():
-                    split = tokens if is_whole or first == UNMAPPED else (*tokens, first)
-                    merged[split] = merged.get(split, 0.0) + weight
-            places.append(self._store.add(merged))
-        if 2 * self._store.strings > len(self._table):
-            old = self._table != bpe.NOTHING
-            known, at = self._table[old], self._places[old]
-            self._table = bpe.make_table(4 * self._store.strings)
-            self._places = np.zeros(len(self._table), np.int64)
-            _insert(self._table, self._places, known, at)
-        _insert(self._table, self._places, keys, np.array(places, np.int64))
+    def _split_strings(self, keys: Int[ndarray, "keys"], hidden: UInt8[ndarray, "hidden"]) -> None:
+        """Split each string with all that may follow it, and remember the splits."""
+        ids = keys & 0xFFFFFFFF
+        slots, tails = self._tails.find(ids)
+        strings = _Strings(
+            contexts=keys >> 32,
+            ids=ids,
+            slots=slots,
+            context_edges=self._context_edges.items,
+            context_bytes=self._context_bytes.items,
+            offsets=self._source.packed_bytes[0],
+            packed=self._source.packed_bytes[1],
+            hidden_context=self._contexts.get(None, -1),
+            hidden=hidden,
+        )
+        others, edges = _list_others(strings, tails, self._merges is not None)
+        whole, listed = others.tobytes(), edges.tolist()
+        spelled = self._target.encode_bytes([whole[a:b] for a, b in itertools.pairwise(listed)])
+        spelled_first, spelled_tokens = join_sequences(spelled)
+        first, weights, token_first, tokens, next_first, next_stop = _split_all(
+            strings,
+            tails,
+            self._merges is not None,
+            self._merges or bpe.compile_merges((), {}, {}),
+            spelled_first,
+            spelled_tokens,
+            np.diff(self._target.packed_bytes[0]),
+        )
+        self._first.append(first[1:] + self._weights.count)
+        self._token_first.append(token_first[1:] + self._tokens.count)
+        for array, items in (
+            (self._weights, weights),
+            (self._tokens, tokens),
+            (self._next_first, next_first),
+            (self._next_stop, next_stop),
+        ):
+            array.append(items)
+        self._table.add(keys)
+        self._splits = Splits(
+            first=self._first.items,
+            weights=self._weights.items,
+            token_first=self._token_first.items,
+            tokens=self._tokens.items,
+            next_first=self._next_first.items,
+            next_stop=self._next_stop.items,
+            next_tokens=tails.next_tokens,
+            next_weights=tails.weights,
+        )
 
-    def _cut(self, encoded: tuple[int, ...], end: int, size: int, is_cut: bool) -> tuple[tuple[int, ...], bool]:
-        """Return the tokens that begin before `end`, and the next one; tell whether no other may be put behind them.
-
-        A last token is left out if what follows may make it longer.
-        """
-        tokens, reached = [], 0
-        for token in encoded:
-            follows = reached >= end
-            reached += len(self._target.token_bytes[token] or b"") if token != UNMAPPED else 0
-            if token == UNMAPPED or (is_cut and reached == size > end):
-                return tuple(tokens), True
-            tokens.append(token)
-            if follows:
-                return tuple(tokens), True
-        return tuple(tokens), is_cut
-
-    def _find_tails(self, token: int) -> list[_Tail]:
-        """List what may follow a token."""
-        followers, last = self._followers.of(token), (self._source.token_bytes[token] or b"")[-1:]
-        parts = []
-        for follower, weight in followers.items():
-            size, string = 0, last + follower
-            while size < len(follower) and (_IS_SPACE[string[size]] or self._joined[string[size], string[size + 1]]):
-                size += 1
-            parts.append((follower[:size], follower[size:], weight))
-        firsts = self._spell([rest for _, rest, _ in parts])
-        tails: dict[tuple[bytes, bool], _Tail] = {}
-        for (joined, rest, weight), tokens in zip(parts, firsts, strict=True):
-            is_cut = bool(joined) and not rest
-            first = tokens[0] if len(tokens) > 1 or rest.endswith(END_OF_TURN) else UNMAPPED
-            tail = tails.setdefault((joined, is_cut), _Tail(joined, is_cut, {}))
-            tail.first_tokens[first] = tail.first_tokens.get(first, 0.0) + weight
-        return list(tails.values())
+    def _number(self, context: bytes | None) -> int:
+        """Return the number of a text before entries. `None` stands for one whose last bytes entries begin with."""
+        number = self._contexts.setdefault(context, len(self._contexts))
+        if number == self._context_edges.count - 1:
+            self._context_bytes.append(np.frombuffer(context or b"", np.uint8))
+            self._context_edges.append(np.array([self._context_bytes.count]))
+        return number
 
     def _forget(self) -> None:
         self._contexts: dict[bytes | None, int] = {b"": 0}
-        self._table = bpe.make_table(1 << 12)
-        self._places = np.zeros(len(self._table), np.int64)
-        self._store = _SplitStore()
-
-
-class _SplitStore:
-    """Grow the arrays of `Splits`; those that were given out before stay as they were."""
-
-    def __init__(self) -> None:
-        self.strings = self._split_count = self._token_count = 0
-        self._first, self._weights = np.zeros(1024, np.int64), np.zeros(1024)
-        self._token_first, self._tokens = np.zeros(1024, np.int64), np.zeros(1024, np.int32)
-
-    def add(self, splits: dict[tuple[int, ...], float]) -> int:
-        """Add one string's splits with their weights; return its place."""
-        place = self.strings
-        for tokens, weight in splits.items():
-            s, t = self._split_count, self._token_count
-            if s + 2 > len(self._weights):
-                self._weights, self._token_first = lengthen(self._weights, 4 * s), lengthen(self._token_first, 4 * s)
-            if t + len(tokens) > len(self._tokens):
-                self._tokens = lengthen(self._tokens, 4 * (t + len(tokens)))
-            self._tokens[t : t + len(tokens)] = tokens
-            self._weights[s], self._token_first[s + 1] = weight, t + len(tokens)
-            self._split_count, self._token_count = s + 1, t + len(tokens)
-        if place + 2 > len(self._first):
-            self._first = lengthen(self._first, 4 * place)
-        self._first[place + 1] = self._split_count
-        self.strings += 1
-        return place
-
-    def splits(self) -> Splits:
-        return Splits(self._first, self._weights, self._token_first, self._tokens)
-
-
-_IS_SPACE: Bool[ndarray, "256"] = np.array([bytes([b]).isspace() for b in range(256)])
-
-
-def _find_joined_bytes(vocabulary: Vocabulary) -> Bool[ndarray, "256 256"]:
-    """Tell for two bytes whether some token has one behind the other."""
-    offsets, packed = vocabulary.packed_bytes
-    joined, ends = np.zeros((256, 256), bool), np.zeros(len(packed) + 1, bool)
-    ends[offsets[1:]] = True
-    inside = ~ends[1:-1] if len(packed) > 1 else np.zeros(0, bool)
-    joined[packed[:-1][inside], packed[1:][inside]] = True
-    return joined
+        self._context_edges, self._context_bytes = GrowingArray(np.int64, (0, 0)), GrowingArray(np.uint8)
+        self._table = KeyTable()
+        self._first, self._token_first = GrowingArray(np.int64, (0,)), GrowingArray(np.int64, (0,))
+        self._weights, self._tokens = GrowingArray(np.float64), GrowingArray(np.int32)
+        self._next_first, self._next_stop = GrowingArray(np.int64), GrowingArray(np.int64)
+        numbers, shares = np.zeros(0, np.int64), np.zeros(0)
+        self._splits = Splits(
+            self._first.items, shares, self._token_first.items, np.zeros(0, np.int32), numbers, numbers, numbers, shares
+        )
 
 
 def _find_contexts(
@@ -221,9 +191,9 @@ def _find_contexts(
 
     That is the first of the word that is being spelled, with the white space before it, `MOST_BACK` tokens of each.
     """
-    spaces = np.append(0, np.cumsum(_IS_SPACE[stream]))
+    spaces = np.append(0, np.cumsum(IS_SPACE[stream]))
     begin, end = target_begins[:-1], target_begins[1:]
-    opens = _IS_SPACE[stream[begin.clip(0, len(stream) - 1)]]
+    opens = IS_SPACE[stream[begin.clip(0, len(stream) - 1)]]
     is_white = spaces[end] - spaces[begin] == end - begin
     context = np.where(begin[within] == begins, within - 1, within).clip(0)
     for _ in range(MOST_BACK):
@@ -235,18 +205,123 @@ def _find_contexts(
 
 @compiled(nogil=True)
 @no_type_check  # numba cannot cache a function that a type checker wraps
-def _find_places(table: ndarray, places: ndarray, keys: ndarray) -> Int[ndarray, "keys"]:
-    """Return where the splits of each key are, or -1."""
-    result = np.empty(len(keys), np.int64)
-    for k in range(len(keys)):
-        slot = bpe.find_slot(table, keys[k])
-        result[k] = places[slot] if table[slot] == keys[k] else -1
-    return result
+def _write_string(strings: _Strings, n: int, result: ndarray) -> tuple[ndarray, int]:
+    """Write the text before an entry and its own into `result`; return it, or a longer one, and the string's length.
+
+    The length is 0 if the entry does not begin with the hidden bytes.
+    """
+    context, id_ = strings.contexts[n], strings.ids[n]
+    begin, stop = strings.context_edges[context], strings.context_edges[context + 1]
+    own, own_stop = strings.offsets[id_], strings.offsets[id_ + 1]
+    if context == strings.hidden_context:
+        for k in range(len(strings.hidden)):
+            if own == own_stop or strings.packed[own] != strings.hidden[k]:
+                return result, 0
+            own += 1
+    size = stop - begin + own_stop - own
+    if size > len(result):
+        result = lengthen(result, 2 * size)
+    result[: stop - begin] = strings.context_bytes[begin:stop]
+    result[stop - begin : size] = strings.packed[own:own_stop]
+    return result, size
 
 
 @compiled(nogil=True)
 @no_type_check
-def _insert(table: ndarray, places: ndarray, keys: ndarray, at: ndarray) -> None:
-    for k in range(len(keys)):
-        slot = bpe.find_slot(table, keys[k])
-        table[slot], places[slot] = keys[k], at[k]
+def _write_joined(tails: Tails, tail: int, string: ndarray, end: int) -> tuple[ndarray, int]:
+    """Write what a tail joins behind the first `end` bytes; return the array, or a longer one, and the length."""
+    begin, stop = tails.edges[tails.joined[tail]], tails.edges[tails.joined[tail] + 1]
+    if end + stop - begin > len(string):
+        string = lengthen(string, 2 * (end + stop - begin))
+    string[end : end + stop - begin] = tails.packed[begin:stop]
+    return string, end + stop - begin
+
+
+@compiled(nogil=True)
+@no_type_check
+def _list_others(strings: _Strings, tails: Tails, has_merges: bool) -> tuple[ndarray, ndarray]:
+    """Return the bytes of all strings that merges alone cannot split, and where each begins, in order."""
+    packed, edges, count, filled = np.empty(1024, np.uint8), np.zeros(1024, np.int64), 0, 0
+    string = np.empty(1024, np.uint8)
+    for n in range(len(strings.ids)):
+        string, end = _write_string(strings, n, string)
+        for tail in range(tails.first[strings.slots[n]], tails.first[strings.slots[n] + 1] if end else 0):
+            string, size = _write_joined(tails, tail, string, end)
+            if has_merges and is_plain(string[:size]):
+                continue
+            if tail > tails.first[strings.slots[n]] and tails.joined[tail] == tails.joined[tail - 1]:
+                continue
+            if filled + size > len(packed):
+                packed = lengthen(packed, 2 * (filled + size))
+            if count + 2 > len(edges):
+                edges = lengthen(edges, 2 * len(edges))
+            packed[filled : filled + size] = string[:size]
+            filled += size
+            count += 1
+            edges[count] = filled
+    return packed[:filled].copy(), edges[: count + 1].copy()
+
+
+@compiled(nogil=True)
+@no_type_check
+def _split_all(
+    strings: _Strings,
+    tails: Tails,
+    has_merges: bool,
+    merges: bpe.Merges,
+    spelled_first: ndarray,
+    spelled: ndarray,
+    lengths: ndarray,
+) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, ndarray]:
+    """Return the fields of `Splits`, without those that are the tails'. `spelled` has the tokens of the others."""
+    most, other = 0, 0
+    for n in range(len(strings.ids)):
+        most += tails.first[strings.slots[n] + 1] - tails.first[strings.slots[n]]
+    first, weights, token_first = np.zeros(len(strings.ids) + 1, np.int64), np.empty(most), np.zeros(most + 1, np.int64)
+    tokens, filled, splits = np.empty(4 * most + 64, np.int32), 0, 0
+    next_first, next_stop = np.zeros(most, np.int64), np.zeros(most, np.int64)
+    string, ids, ranked = np.empty(1024, np.uint8), np.empty(1024, np.int32), np.empty(1024, np.int64)
+    for n in range(len(strings.ids)):
+        string, end = _write_string(strings, n, string)
+        count = 0
+        for tail in range(tails.first[strings.slots[n]], tails.first[strings.slots[n] + 1] if end else 0):
+            string, size = _write_joined(tails, tail, string, end)
+            if size >= len(ids):
+                ids, ranked = np.empty(2 * size, np.int32), np.empty(2 * size, np.int64)
+            if tail == tails.first[strings.slots[n]] or tails.joined[tail] != tails.joined[tail - 1]:
+                if has_merges and is_plain(string[:size]):
+                    count = bpe.encode(merges, string[:size], ids, ranked)
+                else:
+                    count = spelled_first[other + 1] - spelled_first[other]
+                    ids[:count] = spelled[spelled_first[other] : spelled_first[other + 1]]
+                    other += 1
+            if filled + count > len(tokens):
+                tokens = lengthen(tokens, 2 * (filled + count))
+            reached, is_whole = 0, tails.is_cut[tail]
+            # The tokens that begin before `end`, and the next one, which nothing after them changes. A last token is
+            # left out if what follows may make it longer.
+            for k in range(count):
+                follows = reached >= end
+                reached += lengths[ids[k]] if ids[k] >= 0 else 0
+                if ids[k] == UNMAPPED or (tails.is_cut[tail] and reached == size and size > end):
+                    is_whole = True
+                    break
+                tokens[filled] = ids[k]
+                filled += 1
+                if follows:
+                    is_whole = True
+                    break
+            token_first[splits + 1] = filled
+            weights[splits] = tails.weights[tails.begins[tail] : tails.begins[tail + 1]].sum()
+            if not is_whole:
+                next_first[splits], next_stop[splits] = tails.begins[tail], tails.begins[tail + 1]
+            splits += 1
+        first[n + 1] = splits
+    return (
+        first,
+        weights[:splits].copy(),
+        token_first[: splits + 1].copy(),
+        tokens[:filled].copy(),
+        next_first[:splits].copy(),
+        next_stop[:splits].copy(),
+    )

@@ -147,22 +147,17 @@ def find_branches(
     rows: BranchRows, target_ids: ndarray, target_begins: ndarray, splits: Splits
 ) -> tuple[ndarray, ndarray, ndarray]:
     """Return each row's range of branches, the branches, and for each target token the last row that votes there."""
-    most, count = len(rows.tokens), len(target_ids)
-    for slot in rows.slots:
-        most += splits.first[slot + 1] - splits.first[slot] if slot >= 0 else 1
-    begun, branches, filled = np.zeros(len(rows.tokens) + 1, np.int64), np.empty(most, BRANCH), 0
-    last_row = np.full(count, -1, np.int64)
+    begun, branches, filled = np.zeros(len(rows.tokens) + 1, np.int64), np.empty(8 * len(rows.ids) + 64, BRANCH), 0
+    last_row = np.full(len(target_ids), -1, np.int64)
     for r in range(len(rows.tokens)):
         rest, gold_is_kept = rows.tail[r], False
         for e in range(rows.offsets[r], rows.offsets[r + 1]):
             if rows.ids[e] == rows.tokens[r]:
                 gold_is_kept = True
                 continue
-            slot = rows.slots[e]
+            slot, own = rows.slots[e], filled
             if slot < 0:
-                branch = branches[filled]
-                branch.mass, branch.place, branch.vote = rows.masses[e], rows.within[r], UNKNOWN
-                filled += 1
+                branches, filled = _add(branches, own, filled, rows.masses[e], rows.within[r], UNKNOWN)
                 continue
             for s in range(splits.first[slot], splits.first[slot + 1]):
                 place, vote = _compare(
@@ -171,19 +166,44 @@ def find_branches(
                     target_begins,
                     rows.first_tokens[e],
                 )
-                branch = branches[filled]
-                branch.mass, branch.place, branch.vote = rows.masses[e] * splits.weights[s], place, vote
-                filled += 1
-                if vote != UNKNOWN:
-                    last_row[place] = max(last_row[place], r)
+                if vote != UNKNOWN or place == len(target_ids) or splits.next_first[s] == splits.next_stop[s]:
+                    mass = rows.masses[e] * splits.weights[s]
+                    branches, filled = _add(branches, own, filled, mass, place, vote)
+                    continue
+                following = place
+                while following < len(target_ids) and target_begins[following] == target_begins[following + 1]:
+                    following += 1
+                for n in range(splits.next_first[s], splits.next_stop[s]):
+                    token, mass = splits.next_tokens[n], rows.masses[e] * splits.next_weights[n]
+                    if token < 0 or following == len(target_ids):
+                        branches, filled = _add(branches, own, filled, mass, place if token < 0 else following, UNKNOWN)
+                    elif token == target_ids[following]:
+                        branches, filled = _add(branches, own, filled, mass, following + 1, UNKNOWN)
+                    else:
+                        branches, filled = _add(branches, own, filled, mass, following, token)
+            for b in range(own, filled):
+                if branches[b].vote != UNKNOWN:
+                    last_row[branches[b].place] = max(last_row[branches[b].place], r)
         if not gold_is_kept:
             rest -= rows.gold[r]
         if rest > 0.0:
-            branch = branches[filled]
-            branch.mass, branch.place, branch.vote = rest, rows.within[r], OUTSIDE
-            filled += 1
+            branches, filled = _add(branches, filled, filled, rest, rows.within[r], OUTSIDE)
         begun[r + 1] = filled
     return begun, branches[:filled], last_row
+
+
+@compiled(nogil=True)
+@no_type_check
+def _add(branches: ndarray, own: int, filled: int, mass: float, place: int, vote: int) -> tuple[ndarray, int]:
+    """Add a branch to those of its entry, which begin at `own`, or its mass to one that votes alike."""
+    for b in range(own, filled):
+        if branches[b].place == place and branches[b].vote == vote:
+            branches[b].mass += mass
+            return branches, filled
+    if filled == len(branches):
+        branches = lengthen(branches, 2 * filled)
+    branches[filled].mass, branches[filled].place, branches[filled].vote = mass, place, vote
+    return branches, filled + 1
 
 
 @compiled(nogil=True)

@@ -1,34 +1,28 @@
 """Learn what comes after each token of a source; branches.py puts it after tokens that did not come.
 
 The source's own rows say it: all of those that stand behind a token, on average, and not only the token that came
-there. Where no rows are at hand, texts stand in for them.
+there. Where no rows are at hand, texts stand in for them. follower_draws.py draws from it, compiled.
 """
 
-import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
-from fuselm.alignment.plain_spelling import spell_words
+from fuselm.alignment import separation
+from fuselm.alignment.follower_draws import MOST_POOLED, Drawn, Learned, cut_followers, draw_evenly, draw_followers
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
 
-LEAST_BYTES, MOST_BYTES = 6, 40  # bytes that are kept of what follows; white space is followed to its end
-MOST_FOLLOWERS = 32  # of one token
-MOST_POOLED = 64  # tokens that go on with a word, or that do not, of one class
 MOST_REMEMBERED = 32  # texts behind a token, and behind a pair of tokens
 MOST_ENTRIES = 1 << 20  # of rows that are learned from
-PRIOR = 2.0  # what tokens of the same class are followed by counts as much as this many rows
 NOTHING = b""  # stands for all that changes no tokens before it
 LONGEST_WORD_PART = 6  # characters that tell classes of letters apart
-
-Shares = dict[int, float]  # weights of ids
+KINDS = ("letter", "line end", "space", "spaces", "digit", "other")  # of the last character of a token
 
 
 class _Entries(NamedTuple):
@@ -48,198 +42,201 @@ class Followers:
 
     def __init__(self, source: Vocabulary, texts: Iterable[str | Dialogue], traces: Store | Iterable[Trace] = ()):
         self._source, self._token_bytes = source, source.token_bytes
-        self._texts: dict[int | tuple[int, int], list[bytes]] = defaultdict(list)
-        parts, left = [], MOST_ENTRIES
-        for part in self._read(traces, texts):
-            parts.append(part)
-            left -= len(part.ids)
+        offsets, packed = source.packed_bytes
+        self._has_text = offsets[1:] > offsets[:-1]
+        self._ends_turn = np.zeros(source.size, bool)
+        self._ends_turn[[i for i in np.flatnonzero(offsets[1:] - offsets[:-1] == 1) if packed[offsets[i]] == 0xFF]] = (
+            True
+        )
+        documents, parts, left = [], [], MOST_ENTRIES
+        for tokens, entries in self._read(traces, texts):
+            documents.append(tokens)
+            parts.append(entries)
+            left -= len(entries.ids)
             if left <= 0:
                 break
-        self._own: dict[int, Shares] = defaultdict(dict)
-        self._pools: dict[tuple, _Pool] = {}
-        if parts:
-            self._learn(_Entries(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))
-        self.of = functools.cache(self._find)
+        nothing = _Entries(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        entries = _Entries(*(np.concatenate(arrays) for arrays in zip(nothing, *parts, strict=True)))
+        self._learned = self._learn(entries, self._remember(documents))
 
-    def _read(self, traces: Store | Iterable[Trace], texts: Iterable[str | Dialogue]) -> Iterator[_Entries]:
-        """Yield the entries of each document, and remember what stands behind its tokens."""
+    def draw(self, tokens: Int[ndarray, "tokens"]) -> Drawn:
+        """Return what may follow each of some tokens with text, each with probabilities that sum to 1."""
+        classes = [self._class_of(t) for t in tokens.tolist()]
+        kinds, rates = np.array([k for k, _ in classes], np.int64), np.array([r for _, r in classes], np.float64)
+        return draw_followers(self._learned, self._find_separate(tokens, kinds), tokens, kinds, rates)
+
+    def spell(self, token: int, text: int) -> bytes:
+        """Return the bytes of a token that follows, or of none if it is -1, and of the text behind it."""
+        return (self._token_bytes[token] or b"" if token >= 0 else b"") + self.texts[text]
+
+    def of(self, token: int) -> dict[bytes, float]:
+        """Return what may follow a token, with probabilities that sum to 1."""
+        result: dict[bytes, float] = defaultdict(float)
+        drawn = self.draw(np.array([token], np.int64))
+        for y, text, weight in zip(drawn.ids.tolist(), drawn.texts.tolist(), drawn.weights.tolist(), strict=True):
+            result[self.spell(y, text)] += weight
+        return dict(result)
+
+    def _read(
+        self, traces: Store | Iterable[Trace], texts: Iterable[str | Dialogue]
+    ) -> Iterator[tuple[Int[ndarray, "tokens"], _Entries]]:
+        """Yield the tokens of each document, and what may come after them."""
         has_traces = False
         for trace in traces:
             has_traces, d = True, trace.distributions
-            self._remember(trace.tokens)
-            probabilities = np.exp(d.logprobs.astype(np.float64))
-            totals = np.bincount(d.rows, weights=probabilities, minlength=len(d))
-            chosen = (d.rows > 0) & (totals[d.rows] > 0)
-            rows = d.rows[chosen]
-            yield self._drop_ends(_Entries(trace.tokens[rows - 1], d.ids[chosen], probabilities[chosen] / totals[rows]))
+            probabilities, rows = np.exp(d.logprobs.astype(np.float64)), d.rows
+            totals = np.bincount(rows, weights=probabilities, minlength=len(d))
+            chosen = (rows > 0) & (totals[rows] > 0)
+            rows = rows[chosen]
+            yield (
+                trace.tokens,
+                self._drop_ends(_Entries(trace.tokens[rows - 1], d.ids[chosen], probabilities[chosen] / totals[rows])),
+            )
         for text in () if has_traces else texts:
             ids = self._source.segment(text).ids
-            self._remember(ids)
-            yield self._drop_ends(_Entries(ids[:-1], ids[1:], np.ones(max(len(ids) - 1, 0))))
+            yield ids, self._drop_ends(_Entries(ids[:-1], ids[1:], np.ones(max(len(ids) - 1, 0))))
 
     def _drop_ends(self, entries: _Entries) -> _Entries:
         """Drop what comes after the end of a turn, which nothing follows, and entries without text."""
-        kept = [
-            bool(b) and b != END_OF_TURN and bool(y)
-            for b, y in zip(self._spell(entries.before), self._spell(entries.ids), strict=True)
-        ]
+        before, ids, _ = entries
+        kept = self._has_text[before] & ~self._ends_turn[before] & self._has_text[ids]
         return _Entries(*(array[kept] for array in entries))
 
-    def _spell(self, ids: Int[ndarray, "tokens"]) -> list[bytes]:
-        return [self._token_bytes[i] or b"" for i in ids.tolist()]
+    def _remember(self, documents: Sequence[Int[ndarray, "_"]]) -> dict[str, ndarray]:
+        """Return the texts behind tokens and behind pairs of tokens, some of each, in the fields of `Learned`."""
+        offsets, packed = self._source.packed_bytes
+        keys, spelled = [], []
+        for tokens in documents:
+            data, begins, ends = cut_followers(tokens, offsets, packed)
+            there, before = np.flatnonzero(ends > begins), np.append(-1, tokens[:-1])[: len(tokens)].astype(np.int64)
+            keys.append(np.stack([tokens[there].astype(np.int64), before[there]]))
+            whole = data.tobytes()
+            spelled += [whole[a:b] for a, b in zip(begins[there].tolist(), ends[there].tolist(), strict=True)]
+        tokens, before = np.concatenate([np.zeros((2, 0), np.int64), *keys], axis=1)
+        known = {NOTHING: 0}
+        text_ids = np.array([known.setdefault(string, len(known)) for string in spelled], np.int64)
+        self.texts = list(known)
+        first, places = _group(tokens, self._source.size)
+        paired = np.flatnonzero(before >= 0)
+        pairs, of = np.unique(before[paired] << 32 | tokens[paired], return_inverse=True)
+        pair_first, pair_places = _group(of, len(pairs))
+        return {
+            "text_first": first,
+            "text_ids": text_ids[places],
+            "pairs": pairs,
+            "pair_first": pair_first,
+            "pair_texts": text_ids[paired][pair_places],
+        }
 
-    def _remember(self, tokens: Int[ndarray, "tokens"]) -> None:
-        strings = self._spell(tokens)
-        data = b"".join(strings)
-        before = None
-        for token, end in zip(tokens.tolist(), itertools.accumulate(map(len, strings)), strict=True):
-            if follower := _cut_follower(data, end):
-                for key in (token,) if before is None else (token, (before, token)):
-                    if len(self._texts[key]) < MOST_REMEMBERED:
-                        self._texts[key].append(follower)
-            before = token
-
-    def _learn(self, entries: _Entries) -> None:
-        keys, place = np.unique(entries.before.astype(np.int64) << 32 | entries.ids, return_inverse=True)
-        sums = np.bincount(place, weights=entries.shares, minlength=len(keys))
-        pooled: dict[tuple, Shares] = defaultdict(dict)
-        for before, token, share in zip(
-            (keys >> 32).tolist(), (keys & 0xFFFFFFFF).tolist(), sums.tolist(), strict=True
-        ):
-            self._own[before][token] = share
-        for before, own in self._own.items():
-            _add(pooled[_classify(self._token_bytes[before])], own)
-        kinds: dict[str, Shares] = defaultdict(dict)
-        for (kind, *_), counts in pooled.items():
-            _add(kinds[kind], counts)
-        by_kind = {kind: _Pool.build(counts, self._token_bytes) for kind, counts in kinds.items()}
-        for of, counts in pooled.items():
-            self._pools[of] = by_kind[of[0]]._replace(
-                rate=_sum_continuing(counts, self._token_bytes) / sum(counts.values())
-            )
-        for kind, pool in by_kind.items():  # for classes of which no token was seen
-            self._pools[(kind,)] = pool
-
-    def _find(self, token: int) -> dict[bytes, float]:
-        """Return what may follow a token, with probabilities that sum to 1."""
-        shares = self._borrow(token)
-        if (own := self._own.get(token)) is not None:
-            total_own = sum(own.values())
-            share = total_own / (total_own + PRIOR) if shares else 1.0
-            shares = {y: p * (1 - share) for y, p in shares.items()}
-            for y, p in own.items():
-                shares[y] = shares.get(y, 0.0) + p * share / total_own
-        result: dict[bytes, float] = defaultdict(float)
-        for y, draws in _draw(shares, self._token_bytes, MOST_FOLLOWERS).items():
-            behind = self._texts.get((token, y)) or self._texts.get(y) or [NOTHING]
-            few = behind[: max(round(draws), 1)]
-            for text in few:
-                result[(self._token_bytes[y] or b"") + text] += draws / len(few)
-        total = sum(result.values())
-        return {string: p / total for string, p in result.items()} if total else {NOTHING: 1.0}
-
-    def _borrow(self, token: int) -> Shares:
-        """Return what follows the tokens of the same class, without what would make another token with this one."""
-        string = self._token_bytes[token]
-        of = _classify(string)
-        pool = self._pools.get(of) or self._pools.get(of[:1])
-        if pool is None or not string:
-            return {}
-        separate = self._are_separate(token, pool)
-        continuing = {y: p for y, p, kept in zip(pool.ids, pool.shares, separate, strict=True) if kept}
-        total, rate = sum(continuing.values(), 0.0), pool.rate
-        if not total:
-            continuing, total, rate = {}, 1.0, 0.0
-        result = {y: p * rate / total for y, p in continuing.items()}
-        for y, p in pool.others.items():
-            result[y] = result.get(y, 0.0) + p * (1 - rate)
-        return result if pool.others or rate else {}
-
-    def _are_separate(self, token: int, pool: "_Pool") -> list[bool]:
-        """Tell for each of a pool's ids whether the tokenizer leaves it and `token` apart, one behind the other."""
-        if self._source.merges is None:
-            return [True] * len(pool.ids)
-        string = self._token_bytes[token] or b""
-        spelled = spell_words(self._source.merges, [string + (self._token_bytes[y] or b"") for y in pool.ids])
-        return [ids == (token, y) for ids, y in zip(spelled, pool.ids, strict=True)]
-
-
-class _Pool(NamedTuple):
-    """Hold what follows the tokens of a class: with `rate`, one of `ids`, which go on with a word; else, `others`."""
-
-    ids: list[int]
-    shares: list[float]
-    rate: float
-    others: Shares
-
-    @classmethod
-    def build(cls, counts: Shares, token_bytes: Sequence[bytes | None]) -> "_Pool":
-        continuing = {y: c for y, c in counts.items() if _continues_word(token_bytes[y])}
-        others = {y: c for y, c in counts.items() if y not in continuing}
-        ids = sorted(continuing, key=lambda y: (-continuing[y], y))[:MOST_POOLED]
-        return cls(
+    def _learn(self, entries: _Entries, texts: dict[str, ndarray]) -> Learned:
+        ids = np.array(
+            sorted(np.unique(entries.ids).tolist(), key=lambda y: (self._token_bytes[y] or b"", y)), np.int64
+        )
+        place = np.zeros(self._source.size, np.int64)
+        place[ids] = np.arange(len(ids))
+        keys, of = np.unique(entries.before.astype(np.int64) << 32 | place[entries.ids], return_inverse=True)
+        sums = np.bincount(of, weights=entries.shares, minlength=len(keys)).astype(np.float64)
+        before, own_ids = keys >> 32, keys & 0xFFFFFFFF
+        continues = np.array([_continues_word(self._token_bytes[y]) for y in ids.tolist()], bool)
+        self._kinds: list[int | None] = [None] * len(KINDS)
+        counted = self._count_classes(before, own_ids, sums, continues)
+        pools: list[tuple[ndarray, ...]] = []
+        for kind, counts in counted.items():
+            self._kinds[kind] = len(pools)
+            pools.append(_build_pool(counts, ids, continues))
+        pool_first, other_first = (np.cumsum([0, *(len(pool[k]) for pool in pools)]) for k in (0, 2))
+        joined = [np.concatenate([np.zeros(0), *(pool[k] for pool in pools)]) for k in range(4)]
+        self._pool_ids = [ids[pool[0]] for pool in pools]
+        return Learned(
             ids=ids,
-            shares=[continuing[y] for y in ids],
-            rate=sum(continuing.values()) / sum(counts.values()),
-            others=_draw(others, token_bytes, MOST_POOLED, 1.0),
+            own_first=np.searchsorted(before, np.arange(self._source.size + 1)),
+            own_ids=own_ids,
+            own_shares=sums,
+            pool_first=pool_first,
+            pool_ids=joined[0].astype(np.int64),
+            pool_shares=joined[1],
+            other_first=other_first,
+            other_ids=joined[2].astype(np.int64),
+            other_shares=joined[3],
+            **texts,
         )
 
+    def _count_classes(
+        self,
+        before: Int[ndarray, "keys"],
+        ids: Int[ndarray, "keys"],
+        sums: Float[ndarray, "keys"],
+        continues: Bool[ndarray, "known"],
+    ) -> dict[int, Float[ndarray, "known"]]:
+        """Return what follows each kind of token; remember how often a word goes on behind each class of tokens."""
+        tokens, of = np.unique(before, return_inverse=True)
+        classes = [_classify(self._token_bytes[t]) for t in tokens.tolist()]
+        named = list(dict.fromkeys(classes))
+        by_token = np.array([named.index(c) for c in classes], np.int64)
+        totals = np.bincount(by_token[of], weights=sums, minlength=len(named))
+        continuing = np.bincount(by_token[of], weights=sums * continues[ids], minlength=len(named))
+        self._rates = {c: float(k / n) for c, k, n in zip(named, continuing, totals, strict=True)}
+        result = {}
+        for kind in dict.fromkeys(c[0] for c in named):
+            chosen = np.array([c[0] == kind for c in named], bool)[by_token][of]
+            result[kind] = np.bincount(ids[chosen], weights=sums[chosen], minlength=len(continues))
+            self._rates.setdefault((kind,), float(result[kind][continues].sum() / result[kind].sum()))
+        return result
 
-def _add(sums: Shares, more: Shares) -> None:
-    for y, weight in more.items():
-        sums[y] = sums.get(y, 0.0) + weight
+    def _class_of(self, token: int) -> tuple[int, float]:
+        """Return which pool a token borrows from, or -1, and how often a word goes on behind tokens of its class."""
+        of = _classify(self._token_bytes[token])
+        pool = self._kinds[of[0]]
+        if pool is None or not self._token_bytes[token]:
+            return -1, 0.0
+        return pool, self._rates[of if of in self._rates else of[:1]]
+
+    def _find_separate(
+        self, tokens: Int[ndarray, "tokens"], kinds: Int[ndarray, "tokens"]
+    ) -> Bool[ndarray, "tokens pooled"]:
+        """Tell for each id of a token's pool whether the tokenizer leaves it and the token apart."""
+        result = np.ones((len(tokens), MOST_POOLED), bool)
+        if self._source.merges is None:
+            return result
+        for kind, ids in enumerate(self._pool_ids):
+            chosen = np.flatnonzero(kinds == kind)
+            result[chosen, : len(ids)] = separation.find_separate(
+                self._source.merges, *self._source.packed_bytes, tokens[chosen], ids
+            )
+        return result
 
 
-def _draw(counts: Shares, token_bytes: Sequence[bytes | None], most: int, total: float | None = None) -> Shares:
-    """Return all ids or, if there are more than `most`, a systematic sample in alphabetical order; it sums to `most`.
-
-    `total` is what it sums to instead.
-    """
-    ids = sorted(counts, key=lambda y: (token_bytes[y] or b"", y))
-    weights = np.array([counts[y] for y in ids], np.float64)
-    if not len(ids) or not weights.sum():
-        return {}
-    shares = weights / weights.sum()
-    if len(ids) > most:
-        index = np.searchsorted(np.cumsum(shares), (np.arange(most) + 0.5) / most).clip(max=len(ids) - 1)
-        shares = np.bincount(index, minlength=len(ids)) / most
-    scale = most if total is None else total
-    return {y: float(p) * scale for y, p in zip(ids, shares, strict=True) if p > 0}
+def _group(keys: Int[ndarray, "items"], size: int) -> tuple[Int[ndarray, "firsts"], Int[ndarray, "places"]]:
+    """Return the places of the first `MOST_REMEMBERED` items of each key, and where each key's begin."""
+    order = np.argsort(keys, kind="stable")
+    rank = np.arange(len(keys)) - np.searchsorted(keys[order], keys[order])
+    order = order[rank < MOST_REMEMBERED]
+    return np.searchsorted(keys[order], np.arange(size + 1)), order
 
 
-def _sum_continuing(counts: Shares, token_bytes: Sequence[bytes | None]) -> float:
-    return sum((c for y, c in counts.items() if _continues_word(token_bytes[y])), 0.0)
+def _build_pool(
+    counts: Float[ndarray, "known"], ids: Int[ndarray, "known"], continues: Bool[ndarray, "known"]
+) -> tuple[Shaped[ndarray, "_"], ...]:
+    """Return which ids go on with a word after tokens of a kind and how often, and shares of the others."""
+    going_on = np.flatnonzero((counts > 0) & continues)
+    going_on = going_on[np.lexsort((ids[going_on], -counts[going_on]))][:MOST_POOLED]
+    others = np.flatnonzero((counts > 0) & ~continues)
+    draws = draw_evenly(counts[others], MOST_POOLED) / MOST_POOLED
+    return going_on, counts[going_on], others[draws > 0], draws[draws > 0]
 
 
 def _continues_word(string: bytes | None) -> bool:
     return bool(string) and (string[:1].isalpha() or string[:1] >= b"\x80") and string != END_OF_TURN
 
 
-def _cut_follower(data: bytes, begin: int) -> bytes:
-    """Return some bytes from `begin` on that do not end in white space or inside a character, or end a turn.
-
-    Nothing follows the end of a text or of a turn.
-    """
-    if data[begin - 1 : begin] == END_OF_TURN:
-        return b""
-    end = min(begin + LEAST_BYTES, len(data))
-    while end < min(len(data), begin + MOST_BYTES) and data[end - 1 : end].isspace():
-        end += 1
-    while end < len(data) and data[end] & 0xC0 == 0x80:
-        end += 1
-    if (turn_ends := data.find(END_OF_TURN, begin, end)) >= 0:
-        return data[begin : turn_ends + 1]
-    return b"" if data[end - 1 : end].isspace() else data[begin:end]
-
-
-def _classify(string: bytes | None) -> tuple:
+def _classify(string: bytes | None) -> tuple[int, ...]:
     """Return the class of a token: the kind of its last character, and for letters how long a part of a word it is."""
     string = string or b""
     last = string[-1:]
     if last.isalpha() or last >= b"\x80":
-        return "letter", string[:1].isspace(), min(len(string.strip()), LONGEST_WORD_PART)
+        return KINDS.index("letter"), int(string[:1].isspace()), min(len(string.strip()), LONGEST_WORD_PART)
     if last in (b"\n", b"\r"):
-        return ("line end",)
+        return (KINDS.index("line end"),)
     if last.isspace():
-        return ("space" if string == b" " else "spaces",)
-    return ("digit" if last.isdigit() else "other",)
+        return (KINDS.index("space" if string == b" " else "spaces"),)
+    return (KINDS.index("digit" if last.isdigit() else "other"),)

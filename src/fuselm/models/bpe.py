@@ -100,9 +100,9 @@ def _mixed(key: int) -> int:
 @no_type_check
 def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> int:
     """Put the tokens of `string` (bytes) into `ids`, and return their number. Both arrays have at least its length."""
-    count = _characters(merges, string, ids)
+    count = split_characters(merges, string, ids)
     for i in range(count - 1):
-        ranked[i] = _merge(merges, ids[i], ids[i + 1])
+        ranked[i] = find_merge(merges, ids[i], ids[i + 1])
     while count > 1:
         best = 0
         for i in range(1, count - 1):
@@ -116,13 +116,14 @@ def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> in
             ids[i] = ids[i + 1]
             ranked[i - 1] = ranked[i]
         for i in range(max(best - 1, 0), min(best + 1, count - 1)):
-            ranked[i] = _merge(merges, ids[i], ids[i + 1])
+            ranked[i] = find_merge(merges, ids[i], ids[i + 1])
     return count
 
 
 @compiled()
 @no_type_check
-def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
+def split_characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
+    """Put the tokens that merging begins with into `ids`, and return their number."""
     count = i = 0
     while i < len(string):
         first = string[i]
@@ -147,7 +148,7 @@ def _characters(merges: Merges, string: ndarray, ids: ndarray) -> int:
 
 @compiled()
 @no_type_check
-def _merge(merges: Merges, left: int, right: int) -> int:
+def find_merge(merges: Merges, left: int, right: int) -> int:
     """Return rank << 32 | merged id of two neighbours."""
     if left < 0 or right < 0:
         return NEVER
