@@ -64,3 +64,12 @@ def test_rows_come_back_whole_and_in_order(counts, seed):
         exact = dict(zip(ids[at].tolist(), rows[row][1:], strict=True))
         error = [np.sqrt(np.exp(b)) - np.sqrt(exact[i]) for i, b in zip(back_ids[at].tolist(), back[at], strict=True)]
         assert np.abs(error).max(initial=0) < 0.02
+
+
+def test_entries_round_to_the_grid_of_the_formula_to_the_bit():
+    exact = LOGPROBS.astype(np.float64)
+    roots = np.maximum(np.round(np.exp(exact / 2) * rounding.ROOTS), rounding.SMALLEST_ROOT)
+    least = 2 * np.log(rounding.SMALLEST_ROOT / rounding.ROOTS)
+    by_ratio = least + np.round((exact - least) * rounding.QUARTERS) / rounding.QUARTERS
+    expected = np.where(exact >= least, 2 * np.log(roots / rounding.ROOTS), by_ratio).astype(np.float32)
+    assert np.array_equal(rounding.round_logprobs(LOGPROBS), expected)

@@ -78,10 +78,11 @@ class Aligner:
         self._maps: dict[str, Int[ndarray, "source_vocabulary"]] = {}
         self._same_vocabulary = self.source.token_bytes == self.target.token_bytes
 
-    def align(self, trace: Trace, text: str | Dialogue) -> Trace:
+    def align(self, trace: Trace, text: str | Dialogue, segmentation: Segmentation | None = None) -> Trace:
         """Return the trace in the target's tokens; if both models have the same tokens, return the trace itself.
 
-        A conversation is aligned response by response, each model having read it in its own template.
+        A conversation is aligned response by response, each model having read it in its own template. `segmentation` is
+        the target's of this text, if it is known.
 
         Tokens that do not spell their bytes carry no information, and each such byte of the source adds to `nats`.
 
@@ -96,7 +97,7 @@ class Aligner:
             )
         span.require_trace(trace, self.source.size, len(data))
         self._require_spelled(trace, text, data)
-        target = self.target.segment(text)
+        target = self.target.segment(text) if segmentation is None else segmentation
         spelled = self.source.find_spelled(trace.tokens, trace.starts, text)
         unspelled = count_unspelled(trace.starts, spelled, trace.size)
         nats = trace.nats + BITS_PER_UNSPELLED_BYTE * math.log(2) * unspelled
@@ -119,12 +120,8 @@ class Aligner:
 
     def _require_spelled(self, trace: Trace, text: str | Dialogue, data: bytes) -> None:
         """Raise `ValueError` unless a trace's tokens spell its text or equal what the tokenizer makes of it."""
-        spelled = [self.source.token_bytes[i] or b"" for i in trace.tokens.tolist()]
-        joined = b"".join(spelled)
-        if joined in (data, b" " + data):
-            lengths = np.fromiter(map(len, spelled), np.int64, len(spelled))
-            if np.array_equal(np.cumsum(lengths) - lengths - (len(joined) - len(data)), trace.starts):
-                return
+        if self.source.is_spelled_by(trace.tokens, trace.starts, data):
+            return
         own = self.source.segment(text)
         if not (np.array_equal(own.ids, trace.tokens) and np.array_equal(own.starts, trace.starts)):
             raise ValueError(

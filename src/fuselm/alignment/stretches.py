@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
-from fuselm.models.segmentation import Segmentation, find_spelled
+from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.distributions import Distributions
 from fuselm.stores.store import Trace
@@ -40,7 +40,7 @@ def cut_into_stretches(
     stream = np.frombuffer(b" " + data, np.uint8)
     begins = trace.starts.astype(np.int64) + 1
     target_begins = np.append(segmentation.starts.astype(np.int64) + 1, len(stream))
-    spelled = find_spelled(source.spell(trace.tokens.tolist()), trace.starts, data)
+    spelled = source.find_spelled_bytes(trace.tokens, trace.starts, data)
     edges = np.append(begins, len(stream))
     for rows, tokens in find_stretches(edges, spelled, target_begins, segmentation.spelled):
         yield (

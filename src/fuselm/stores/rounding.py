@@ -28,6 +28,7 @@ GRIDS = {  # for the fields' metadata
     "weights": f"multiples of 1/{WEIGHT_STEPS}",
 }
 _LOG_SMALLEST = 2 * np.log(SMALLEST_ROOT / ROOTS)
+_LOGS_OF_ROOTS = 2 * np.log(np.maximum(np.arange(ROOTS + 1), SMALLEST_ROOT) / ROOTS)
 _SORTED_BY_INSERTION = 64  # longer rows take longer so than by merging
 
 
@@ -37,9 +38,7 @@ def round_logprobs(logprobs: Float[ndarray, "entries"]) -> Float[ndarray, "entri
     The square root of a probability moves by at most 1/320; a probability below 1/400 moves by at most 1/8 nat.
     """
     exact = logprobs.astype(np.float64)
-    roots = np.maximum(np.round(np.exp(exact / 2) * ROOTS), SMALLEST_ROOT)
-    by_ratio = _LOG_SMALLEST + np.round((exact - _LOG_SMALLEST) * QUARTERS) / QUARTERS
-    return np.where(exact >= _LOG_SMALLEST, 2 * np.log(roots / ROOTS), by_ratio).astype(np.float32)
+    return _round_to_grid(exact, np.exp(exact / 2), _LOGS_OF_ROOTS)  # numpy's exp takes many at a time
 
 
 def round_gold(gold: Float[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
@@ -97,6 +96,20 @@ def normalise_rows(
 def _require_rows(offsets: Int[ndarray, "edges"], ids: Int[ndarray, "_"], logprobs: Float[ndarray, "_"]) -> None:
     index_checks.require_offsets("rows", offsets, len(ids))
     index_checks.require_lengths("rows", len(ids), logprobs)
+
+
+@compiled(nogil=True)
+@no_type_check
+def _round_to_grid(exact: ndarray, roots: ndarray, logs_of_roots: ndarray) -> ndarray:
+    """Round log-probabilities, given the square roots of the probabilities, and the logs of what roots round to."""
+    rounded = np.empty(len(exact), np.float32)
+    for n in range(len(exact)):
+        if exact[n] >= _LOG_SMALLEST:
+            root = np.rint(roots[n] * ROOTS)
+            rounded[n] = logs_of_roots[np.int64(root)] if root <= ROOTS else 2 * np.log(root / ROOTS)
+        else:
+            rounded[n] = _LOG_SMALLEST + np.rint((exact[n] - _LOG_SMALLEST) * QUARTERS) / QUARTERS
+    return rounded
 
 
 @compiled(nogil=True)

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -261,12 +261,33 @@ def read_traces(table: pa.Table, *, draws: bool = True) -> list[Trace]:
 
 def round_trace(trace: Trace) -> Trace:
     """Return a trace as it is read after it was written."""
-    return read_traces(build_table([trace]))[0]
+    d, count = trace.distributions, len(trace.tokens)
+    offsets = d.offsets.astype(np.int64)
+    ids, logprobs, tail = rounding.restore_rows(offsets, *_round_rows(d))
+    weights = rounding.round_weights(trace.weights.ravel())
+    return replace(
+        trace,
+        tokens=trace.tokens.astype(np.int32),
+        starts=trace.starts.astype(np.int32),
+        distributions=Distributions(
+            offsets=offsets, ids=ids, logprobs=logprobs, gold=rounding.round_gold(d.gold), tail=tail
+        ),
+        weights=weights.reshape(count, -1) if count else np.zeros((0, 0), np.float32),
+    )
 
 
 def round_training_rows(trace: Trace) -> TrainingRows:
     """Return what training reads of a trace after it was written."""
-    return RowGroup(flatten_columns(build_table([trace]))).read_training_rows(0)
+    offsets = trace.distributions.offsets.astype(np.int64)
+    ids, logprobs, tail = _round_rows(trace.distributions)
+    logprobs, tail = rounding.normalise_rows(offsets, logprobs, tail)
+    return TrainingRows(tokens=trace.tokens.astype(np.int32), offsets=offsets, ids=ids, logprobs=logprobs, tail=tail)
+
+
+def _round_rows(d: Distributions) -> tuple[Int[ndarray, "entries"], Float[ndarray, "entries"], Float[ndarray, "_"]]:
+    """Return the entries and tails of rows as they are on disk."""
+    ids, logprobs = rounding.sort_rows_by_id(d.offsets, d.ids, d.logprobs)
+    return ids, rounding.round_logprobs(logprobs), rounding.round_tail(d.tail)
 
 
 def join_chunks(table: pa.Table, name: str) -> pa.Array:

@@ -28,7 +28,7 @@ CHECKSUM_BYTES = 32
 # Where kernels are, by the stage that first needs them; and the seconds that they took to compile, with all that they
 # call, on one core of an AMD EPYC of 2024 with nothing beside it.
 STAGES = {
-    "capture": ("models.scan", "system.index_checks"),
+    "capture": ("models.joined_bytes", "models.scan", "system.index_checks"),
     "align": (
         "models.bpe",
         *(

@@ -13,6 +13,7 @@ import numpy as np
 from fuselm.alignment.aligner import Aligner
 from fuselm.documents.document import Document
 from fuselm.fusion.fuse import fuse
+from fuselm.models.segmentation import Segmentation
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.rows import TrainingRows, round_trace, round_training_rows
 from fuselm.stores.store import Store, Trace
@@ -40,15 +41,19 @@ class RowFusion:
         found = np.all([store.find_documents(ids) >= 0 for store in self.captured.values()], axis=0)
         return reading.take(documents, found)
 
-    def fuse_document(self, document: Document) -> TrainingRows:
-        """Return the fused rows of a document, as training would read them from a store."""
-        traces = [self._align(name, document) for name in self.captured]
+    def fuse_document(self, document: Document, segmentation: Segmentation) -> TrainingRows:
+        """Return the fused rows of a document, as training would read them from a store.
+
+        `segmentation` is the document in the target's tokens.
+        """
+        traces = [self._align(name, document, segmentation) for name in self.captured]
         weights = self.weights[document.domain]
         fused = fuse(traces, prior=weights, temperatures=self.temperatures, **self.options)
         return round_training_rows(fused)
 
-    def _align(self, name: str, document: Document) -> Trace:
-        return round_trace(self.aligners[name].align(self.captured[name].read(document.id), document.text))
+    def _align(self, name: str, document: Document, segmentation: Segmentation) -> Trace:
+        trace = self.captured[name].read(document.id)
+        return round_trace(self.aligners[name].align(trace, document.text, segmentation))
 
 
 class FusingReader:
@@ -65,7 +70,5 @@ class FusingReader:
         return [self._read_document(self._documents[i]) for i in numbers]
 
     def _read_document(self, document: Document) -> dict:
-        rows = self._fusion.fuse_document(document)
-        if isinstance(document.text, str):
-            return {"tokens": rows.tokens, "kept": np.ones(len(rows.tokens), bool), "first": None, "fused": rows}
-        return reading.describe_reading(self._vocabulary.segment(document.text)) | {"fused": rows}
+        read = self._vocabulary.segment(document.text)
+        return reading.describe_reading(read) | {"fused": self._fusion.fuse_document(document, read)}
