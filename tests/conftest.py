@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as a command does, before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches here are tiny
+os.environ.setdefault("DISABLE_MULTIPROC", "1")  # as `catalogue` does for lm-eval
+os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")  # as importing lm-eval does
 
 import hypothesis
 import pytest

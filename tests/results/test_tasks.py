@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import QUIET
 
+from fuselm.models.forward import OutputLayer
 from fuselm.models.locating import locate_model
 from fuselm.results.tasks import answers, asking, catalogue, choices
 from fuselm.results.tasks.answers import TaskAnswers
 from fuselm.results.tasks.comparison import compare_models, compute_mcnemar_p, judge_difference
-from fuselm.results.tasks.reading import cut_input, keep_apart
+from fuselm.results.tasks.reading import cut_input, keep_apart, score_tokens
 
 LIMIT = 7
 TASKS = ("minimal_pairs_french", "copying_words", "copying_numbers")
@@ -82,6 +84,22 @@ def test_sequences_that_others_begin_with_are_not_read_again():
     for sequence in sequences:
         row, path = places[sequence]
         assert tuple(rows[row].tokens[at] for at in path) == sequence
+
+
+@pytest.mark.parametrize("vocab", [5, 4099])
+def test_tokens_after_one_state_are_scored_by_one_row_of_logits(vocab):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(23, 7, generator=generator), torch.randn(vocab, 7, generator=generator)
+    weight[2] = weight[3]  # two ids have the same logits
+    layer = OutputLayer(weight=weight, bias=None, scale=1.0, soft_cap=None)
+    scores = torch.log_softmax(hidden @ weight.T, dim=1)
+    at = torch.randint(0, 23, (101,), generator=generator)
+    gold = torch.randint(0, vocab, (101,), generator=generator)
+    gold[:50] = scores[at[:50]].argmax(1)
+    at[50:53], gold[50:53] = scores[:, 2].argmax(), torch.tensor([2, 3, 4])
+    logprobs, greedy = score_tokens(hidden, layer, at, gold)
+    torch.testing.assert_close(logprobs, scores[at, gold].double(), rtol=1e-5, atol=1e-5)
+    assert greedy.tolist() == (scores[at].argmax(1) == gold).tolist() and greedy[:50].all()
 
 
 def test_what_is_too_long_for_a_model_is_cut_on_the_left():

@@ -8,7 +8,9 @@ that takes no mask of its own reads each sequence by itself, and only skips thos
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fuselm.models import forward
@@ -47,14 +49,16 @@ class SharedReadingLM(HFLM):
             hidden = compute_tree_states(self.model, self._layer, some) if shares else self._read_rows(some)
             numbers = [(row, number) for row, i in enumerate(batch) for number in by_tree[i]]
             continuations = [requests[number][2] for _, number in numbers]
-            lines = [row for (row, _), own in zip(numbers, continuations, strict=True) for _ in own]
+            width = hidden.shape[1]
             at = [
-                place
-                for (_, number), own in zip(numbers, continuations, strict=True)
+                row * width + place
+                for (row, number), own in zip(numbers, continuations, strict=True)
                 for place in places[inputs[number]][1][-len(own) :]
             ]
             gold = torch.tensor([token for own in continuations for token in own], device=hidden.device)
-            logprobs, greedy = self._score(hidden[lines, at], gold)
+            logprobs, greedy = score_tokens(
+                hidden.flatten(0, 1), self._layer, torch.tensor(at, device=gold.device), gold
+            )
             counts = [len(own) for own in continuations]
             for (_, number), own, hits in zip(numbers, logprobs.split(counts), greedy.split(counts), strict=True):
                 answers[number] = (float(own.sum()), bool(hits.all()))
@@ -93,16 +97,33 @@ class SharedReadingLM(HFLM):
         with torch.inference_mode():
             return forward.compute_hidden_states(self.model, self._layer, ids.to(self.device), mask.to(self.device))
 
-    def _score(self, hidden: torch.Tensor, gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-probability of each token in float32, and whether it is the most probable one."""
-        logprobs, greedy = [], []
-        width = hidden.shape[-1] if self._layer.weight is None else len(self._layer.weight)
-        with torch.inference_mode():
-            for rows in forward.slice_rows(len(hidden), width):
-                scores = torch.log_softmax(self._layer.compute_logits(hidden[rows]), dim=-1)
-                logprobs.append(scores.gather(1, gold[rows, None])[:, 0])
-                greedy.append(scores.argmax(dim=-1) == gold[rows])
-        return torch.cat(logprobs).double().cpu(), torch.cat(greedy).cpu()
+
+def score_tokens(
+    hidden: Float[Tensor, "states hidden"],
+    layer: forward.OutputLayer,
+    at: Int[Tensor, "asked"],
+    gold: Int[Tensor, "asked"],
+) -> tuple[Float[Tensor, "asked"], Bool[Tensor, "asked"]]:
+    """Return the log-probability of each asked-for token after state `at`, and whether it is the most probable one.
+
+    Several may come after one state; its logits are made once, a chunk of states at a time.
+    """
+    states, place = torch.unique(at, return_inverse=True)
+    order = place.argsort()
+    ends = torch.bincount(place, minlength=len(states)).cumsum(0).tolist()
+    logprobs, greedy = torch.zeros(len(at), dtype=torch.float64), torch.zeros(len(at), dtype=torch.bool)
+    with torch.inference_mode():
+        for rows, logits in layer.compute_logits_by_chunk(hidden[states]):
+            own = order[ends[rows.start - 1] if rows.start else 0 : ends[rows.stop - 1]]
+            row, token = place[own] - rows.start, gold[own]
+            survey, found = forward.survey_logits(logits), logits[row, token]
+            logprobs[own.cpu()] = (found.float() - survey.log_z[row]).double().cpu()
+            largest = survey.maxima.float().amax(1) if survey.maxima.shape[1] else survey.log_z - torch.inf
+            maybe = (found.float() >= largest[row]).nonzero()[:, 0]  # several ids may have the largest logit
+            tops = {n: int(logits[n].argmax()) for n in set(row[maybe].tolist())}
+            hits = [tops[n] == t for n, t in zip(row[maybe].tolist(), token[maybe].tolist(), strict=True)]
+            greedy[own[maybe].cpu()] = torch.tensor(hits, dtype=torch.bool)
+    return logprobs, greedy
 
 
 def cut_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
