@@ -6,7 +6,8 @@ import random
 import time
 from pathlib import Path
 
-from object_store import s3_address, s3_bucket  # noqa: F401
+import pytest
+from object_store import memory_folder, s3_address, s3_bucket  # noqa: F401
 from rich.console import Console
 
 from fuselm.system import atomic_files, manifest, part_work
@@ -80,3 +81,16 @@ def test_killed_processes_leave_the_bytes_of_one(s3_bucket, tmp_path):
     assert (one["files"], one["counts"], one["parts"]) == (shared["files"], shared["counts"], shared["parts"])
     assert all((folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes() for name in one["files"])
     assert len(log.read_text().split()) <= PARTS + 2 * KILLS  # a killed process had two at most: one made, one begun
+
+
+def test_what_others_finish_and_sweep_meanwhile_is_no_error(memory_folder):
+    recipe = Recipe(stage="parts")
+
+    def build_late(out: Path) -> None:
+        manifest.write_manifest(out, recipe, {}, 0.0)
+        raise FileNotFoundError(2, "a block of a part is gone")
+
+    assert part_work.build_by_parts(memory_folder / "shared", recipe, build_late)
+    assert manifest.is_finished(memory_folder / "shared")
+    with pytest.raises(FileNotFoundError):
+        part_work.build_by_parts(memory_folder / "other", recipe, lambda out: (out / "absent").read_bytes())

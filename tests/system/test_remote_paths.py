@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from object_store import KEY, SECRET, memory_folder, s3_address, s3_bucket  # noqa: F401
 
-from fuselm.system import atomic_files, remote_paths
+from fuselm.system import atomic_files, local_copies, remote_paths, temporaries
 from fuselm.system.remote_paths import RemotePath, open_path
 
 
@@ -132,3 +132,14 @@ def _open_without_retries(path):
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs={"retries": {"max_attempts": 0}})
     filesystem.retries = 1
     return filesystem
+
+
+def test_a_copy_of_a_folder_keeps_what_another_process_is_copying(memory_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSELM_CACHE", str(tmp_path))
+    (memory_folder / "a").write_bytes(b"one")
+    copy = local_copies.fetch_folder(memory_folder)
+    begun, old = temporaries.name_temporary(copy / "b"), copy / "c"
+    begun.write_bytes(b"tw")
+    old.write_bytes(b"three")
+    assert local_copies.fetch_folder(memory_folder) == copy
+    assert begun.exists() and not old.exists() and (copy / "a").read_bytes() == b"one"

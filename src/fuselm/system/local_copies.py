@@ -11,7 +11,7 @@ from pathlib import Path
 from fuselm.system import progress
 from fuselm.system.fingerprints import find_cache_folder
 from fuselm.system.remote_paths import RemotePath
-from fuselm.system.temporaries import name_temporary, sweep_temporaries
+from fuselm.system.temporaries import is_temporary, name_temporary, sweep_temporaries
 
 FOLDER = "remote"  # in the cache's folder
 
@@ -39,7 +39,7 @@ def fetch_folder(folder: Path) -> Path:
             for name in missing:
                 _fetch(folder / name, copy / name, found[name])
     for path in sorted(copy.rglob("*")):
-        if path.is_file() and str(path.relative_to(copy)) not in found:
+        if path.is_file() and str(path.relative_to(copy)) not in found and not is_temporary(path):
             path.unlink(missing_ok=True)
     return copy
 

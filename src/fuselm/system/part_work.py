@@ -76,7 +76,13 @@ def _build_in_place(folder: RemotePath, recipe: Recipe, build: Callable[[Path], 
     """Fill a remote folder under its own name, because nothing can be renamed there; its manifest makes it finished."""
     began = time.perf_counter()
     with open_claims(folder):
-        if (counts := build(folder)) is not None:
+        try:
+            counts = build(folder)
+        except OSError:
+            if not manifest.is_finished(folder):
+                raise
+            counts = None  # others finished, and swept what this process was about to read
+        if counts is not None:
             seconds = time.perf_counter() - began
             manifest.write_manifest(folder, recipe, counts, seconds, parts=list(_list_fragments(folder)))
     if manifest.is_finished(folder):

@@ -18,6 +18,11 @@ def name_temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{identify_machine()}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell whether a file is one that a process is writing, or was when it was killed."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def sweep_temporaries(path: Path) -> None:
     """Remove what killed processes left of writing `path`, and nothing that a live one is writing."""
     for leftover in path.parent.glob(f".{escape(path.name)}.*.tmp"):
