@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from tiny_run import fuselm
 from transformers import AutoModelForCausalLM
 
 from fuselm.cli import main as cli
-from fuselm.runs import calibration, config, plan
-from fuselm.runs.estimates import sum_disk
+from fuselm.runs import calibration, config, plan, plan_advice
+from fuselm.runs.estimates import Estimate, sum_disk
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import train
+from fuselm.sources import resumable_writing
 from fuselm.system import compiling, manifest
 from fuselm.training import adapters
 from fuselm.training.objective import fusion_loss
@@ -331,3 +333,40 @@ class _Recorder(io.StringIO):
     def write(self, text: str) -> int:
         self._order.append((self._name, text))
         return len(text)
+
+
+def test_a_plan_of_a_sample_estimates_all_texts_and_reads_few(tmp_path, run_file, byte_level, texts):
+    rows, texts_file = tiny_run.short(texts), tmp_path / "many.jsonl"
+    with open(texts_file, "w") as file:
+        for n in range(1200):
+            file.writelines(json.dumps(row | {"text": f"{n} {row['text']}"}) + "\n" for row in rows)
+    options = [f"corpus.files=[{texts_file}]", f"output={tmp_path / 'sampled'}"]
+    outcome = fuselm("plan", run_file, "--json", "--sample", "1", *options)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["sampled_factor"] == pytest.approx(texts_file.stat().st_size / 1e6, rel=0.05)
+    vocabulary = Pipeline(config.load(run_file), Console(file=io.StringIO())).inputs.target_vocabulary
+    whole = sum(vocabulary.count_tokens([json.loads(line)["text"] for line in texts_file.read_text().splitlines()]))
+    assert sum(found["tokens"]["target"].values()) == pytest.approx(whole, rel=0.1)
+    parts = {stage["title"]: stage["parts"] for stage in found["stages"]}
+    assert parts["capture own"] == -(-found["tokens"]["own"]["train"] // resumable_writing.WINDOW_TOKENS)
+    assert parts["align own"] == parts["fuse"] >= 1 and parts["report"] == 0
+    assert not (tmp_path / "sampled").exists()
+
+
+def test_advice_is_to_share_long_stages_and_to_make_many_rows_while_training(run_file):
+    hours = {"capture own": 130.0, "align own": 13.0, "train clm": 99.0}
+    rows = [
+        Estimate(title=title, tokens=1, disk=30 << 30, seconds=3600 * taken, parts=0 if "train" in title else 1009)
+        for title, taken in hours.items()
+    ]
+    share, other, load = plan_advice.advise(config.load(run_file), rows)
+    assert share.startswith("capture own: ") and "let 11 share its 1,009 parts" in share and "let 2 share" in other
+    assert "30 GiB; fuse.when=load" in load
+    assert len(plan_advice.advise(config.load(run_file, ["fuse.when=load"]), rows)) == 2
+    assert plan_advice.advise(config.load(run_file), [replace(row, seconds=1.0, disk=1) for row in rows]) == []
+
+
+def test_a_dataset_is_not_sampled(run_file, tmp_path):
+    outcome = fuselm("plan", run_file, "--sample", "1", "corpus.files=[]", f"corpus.dataset={tmp_path}")
+    assert outcome.code == 2 and "set corpus.dataset.limit instead" in outcome.err

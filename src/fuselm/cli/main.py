@@ -1,5 +1,6 @@
 """Define the commands: what each takes, and which functions it calls."""
 
+import contextlib
 import io
 import json
 import logging
@@ -7,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,6 +39,9 @@ from fuselm.system.foreign_text import escape_controls
 from fuselm.system.library_output import silence_libraries
 from fuselm.system.own_command import write_command
 from fuselm.system.streams import print_line
+
+if TYPE_CHECKING:
+    from fuselm.runs.pipeline import Pipeline
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -147,16 +151,39 @@ def report(run_file: RunFile, overrides: Overrides = None) -> None:
 def plan(
     run_file: RunFile,
     overrides: Overrides = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample", min=1, help="Read about so many MB of the texts, and estimate the rest.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what a run will take: tokens, disk, memory and time, from a short calibration."""
-    from fuselm.runs import plan, reuse
+    from fuselm.system import progress
+
+    if sample is None:
+        _print_plan(open_run(run_file, overrides), as_json)
+        return
+    from fuselm.runs import config, plan_advice
+    from fuselm.system.remote_paths import open_path
+
+    run, console = config.load(run_file, overrides or []), open_stderr()
+    with contextlib.ExitStack() as stack:
+        with progress.announce(f"reading a sample of the texts of {run_file}, and its models"):
+            pipeline = stack.enter_context(plan_advice.open_sample(run, sample, console))
+        _print_plan(pipeline, as_json, output=open_path(run.output))
+
+
+def _print_plan(pipeline: "Pipeline", as_json: bool, *, output: Path | None = None) -> None:
+    """Print what a run will take. `output` is where it will be made, if it is opened over a sample."""
+    from fuselm.runs import plan, plan_advice, reuse
     from fuselm.system import terminal
     from fuselm.system.durations import format_duration
 
     began = time.monotonic()
-    pipeline, console, failed = open_run(run_file, overrides), terminal.open_console(), []
-    for check in (lambda: plan.check_disk(pipeline), lambda: pipeline.check("capture")):
+    console, failed = terminal.open_console(), []
+    for check in (lambda: plan.check_disk(pipeline, output=output), lambda: pipeline.check("capture")):
         try:
             check()
         except ValueError as error:
@@ -166,15 +193,16 @@ def plan(
         console.print(plan.draw_token_counts(pipeline))
     rows, chosen, not_calibrated = plan.calibrate(pipeline)
     failed += not_calibrated
-    captures = reuse.explain_captures(pipeline, pipeline.dry_run())
+    captures = [] if output else reuse.explain_captures(pipeline, pipeline.dry_run())
+    advice = plan_advice.advise(pipeline.run, rows)
     if as_json:
-        described = plan.describe_estimates(pipeline, rows, chosen)
+        described = plan.describe_estimates(pipeline, rows, chosen) | {"advice": advice}
         print_line(json.dumps(described | {"captures": captures, "problems": failed}))
     else:
         if chosen:
             console.print(plan.draw_machine(chosen))
         console.print(plan.draw_estimates(rows))
-        for line in captures:
+        for line in (*captures, *advice):
             console.print(line, soft_wrap=True)
         console.print(f"planned in {format_duration(time.monotonic() - began, decimals=0)}")
     if failed:

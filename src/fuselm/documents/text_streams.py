@@ -5,7 +5,7 @@ Only what a format needs whole, such as a list in JSON, is read whole.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,18 @@ def open_bytes(file: Path) -> Iterator[IO[bytes]]:
     except Exception as error:  # each library has errors of its own for damage
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"{file}: cannot be decompressed as {how} ({said}); write the file again") from None
+
+
+@contextlib.contextmanager
+def open_counted(file: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """Open a file's bytes, decompressed, with a function that says how many bytes on disk were read for them."""
+    how = COMPRESSED.get(file.suffix.lower())
+    with file.open("rb") as raw:
+        if how is None:
+            yield raw, raw.tell
+        else:
+            with _decompress(raw, how) as opened:
+                yield opened, raw.tell
 
 
 class UndecodableError(ValueError):

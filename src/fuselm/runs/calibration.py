@@ -130,7 +130,8 @@ class Calibration:
     def count_tokens(self, split: str) -> int:
         """Count the target's tokens in a split of the corpus."""
         counts = manifest.read(self.pipeline.make_corpus())["counts"]["tokens"]
-        return counts[self.pipeline.inputs.target.tokenizer_fingerprint][split]
+        count = counts[self.pipeline.inputs.target.tokenizer_fingerprint][split]
+        return round(count * self.pipeline.sampled_factor)
 
     def add_kernel_time(self, step: "Step", row: Estimate, *, spelled: int = 0) -> Estimate:
         """Return an estimate with the time of aligning or fusing, and of compiling that before the first step.
@@ -200,7 +201,7 @@ def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Documen
         kept = capture.read_batch(source, documents, segmentations, read, policy=policy).kept
         seconds = time.perf_counter() - began
     speed = sum(row.prefix + sum(lengths[n] for n in row.documents) for row in batch) / seconds
-    is_whole = len(documents) == len(pipeline.documents.select("train"))
+    is_whole = len(documents) == len(pipeline.documents.select("train")) and pipeline.sampled_factor == 1
     return Measured(
         speed=speed,
         capture_speed=speed * _find_share_of_documents(prefix, planned, lengths, is_whole=is_whole),

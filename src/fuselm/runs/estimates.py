@@ -1,5 +1,6 @@
 """Estimate what a folder of a run will take: tokens, disk, memory and time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,10 +29,14 @@ class Estimate:
     seconds: float | None = None
     memory: int | None = None  # bytes
     is_shared: bool = False  # it is in `store_dir`
+    parts: int = 0  # that several processes can share; 0 where one makes all of it
 
 
-def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0) -> Estimate:
-    """Return the estimate of a step, with what an interrupted attempt has already written."""
+def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0, parts: float = 0.0) -> Estimate:
+    """Return the estimate of a step, with what an interrupted attempt has already written.
+
+    `parts` is how many parts' worth of work there is; each begun one is a part.
+    """
     there = manifest.measure_partial(step.folder)
     return Estimate(
         title=step.title,
@@ -40,6 +45,7 @@ def estimate_step(step: "Step", *, tokens: int, disk: int = 0, scratch: int = 0)
         scratch=scratch,
         there=there,
         is_shared=step.stage.is_shared,
+        parts=math.ceil(parts),
     )
 
 

@@ -69,6 +69,7 @@ class Pipeline:
         self.places = locate_stores(run)
         self.steps = Steps(self.places, self._maker)
         self.trusted_stores: set[Path] = set()  # existing stores that are known to hold this run's texts
+        self.sampled_factor = 1.0  # more in a plan: so many times as large are the texts that these are a sample of
 
     @cached_property
     def documents(self) -> DocumentList:

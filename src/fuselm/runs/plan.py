@@ -40,7 +40,12 @@ def estimate(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> lis
 
 
 def _count_tokens(pipeline: "Pipeline") -> TokenCounts:
-    return manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+    """Return the tokens of the corpus; of a sample, as many as all texts have about."""
+    counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+    return {
+        name: {split: round(count * pipeline.sampled_factor) for split, count in of.items()}
+        for name, of in counted.items()
+    }
 
 
 def _estimate_steps(pipeline: "Pipeline", steps: "Sequence[Step]") -> list[Estimate]:
@@ -68,11 +73,14 @@ def calibrate(pipeline: "Pipeline") -> tuple[list[Estimate], Mapping[str, str], 
     return [*rows, published], calibration.chosen, calibration.failures
 
 
-def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None) -> None:
-    """Raise `ValueError` if a disk has less room than the steps that are not done may need on it."""
+def check_disk(pipeline: "Pipeline", steps: "Sequence[Step] | None" = None, *, output: Path | None = None) -> None:
+    """Raise `ValueError` if a disk has less room than the steps that are not done may need on it.
+
+    `output` is the folder that they will be made in, if it is not the pipeline's.
+    """
     rows = estimate(pipeline, steps)
-    folder = find_disk(pipeline.folder)
-    shared = None if pipeline.places.shared is None else find_disk(pipeline.places.shared)
+    folder = find_disk(output or pipeline.folder)
+    shared = None if pipeline.places.shared is None or output else find_disk(pipeline.places.shared)
     if shared is None or shared.stat().st_dev == folder.stat().st_dev:
         _check_room(pipeline, "output", folder, rows)
     else:
@@ -92,7 +100,7 @@ def _check_room(pipeline: "Pipeline", option: str, folder: Path, rows: Sequence[
 
 def draw_estimates(rows: Sequence[Estimate]) -> Table:
     """Return estimates as a table for the terminal."""
-    numbers = ("tokens", "disk", "kept", "memory", "time")
+    numbers = ("tokens", "parts", "disk", "kept", "memory", "time")
     result = Table("stage", "keeps", *map(_align_right, numbers), box=box.SIMPLE_HEAD, pad_edge=False)
     if any(e.keeps for e in rows):
         result.caption = (
@@ -103,14 +111,15 @@ def draw_estimates(rows: Sequence[Estimate]) -> Table:
         memory = f"{e.memory / GIB:.1f} GiB" if e.memory else ""
         seconds = "" if e.seconds is None else format_duration(e.seconds, decimals=0)
         disk, kept = format_size(e.disk + e.scratch), format_size(e.disk if e.kept is None else e.kept)
-        result.add_row(e.title, e.keeps, f"{e.tokens:,}" if e.tokens else "", disk, kept, memory, seconds)
+        tokens, parts = (f"{count:,}" if count else "" for count in (e.tokens, e.parts))
+        result.add_row(e.title, e.keeps, tokens, parts, disk, kept, memory, seconds)
     if not rows:
-        result.add_row("nothing to do", *[""] * 6)
+        result.add_row("nothing to do", *[""] * 7)
     result.add_section()
     peak = max((e.memory or 0 for e in rows), default=0)
     result.add_row(
         "in all",
-        *[""] * 2,
+        *[""] * 3,
         format_size(sum_disk(rows)),
         format_size(sum(e.disk if e.kept is None else e.kept for e in rows)),
         f"{peak / GIB:.1f} GiB",
@@ -131,6 +140,7 @@ def describe_estimates(pipeline: "Pipeline", rows: Sequence[Estimate], chosen: M
                 "title": e.title,
                 "keeps": e.keeps,
                 "tokens": e.tokens,
+                "parts": e.parts,
                 "disk_bytes": e.disk + e.scratch,
                 "kept_bytes": e.disk if e.kept is None else e.kept,
                 "memory_bytes": e.memory,
@@ -142,6 +152,7 @@ def describe_estimates(pipeline: "Pipeline", rows: Sequence[Estimate], chosen: M
         "memory_bytes": max((e.memory or 0 for e in rows), default=0),
         "seconds": sum((e.seconds or 0.0 for e in rows), start=0.0),
         "notes": pipeline.notes,
+        "sampled_factor": pipeline.sampled_factor,
     }
 
 

@@ -9,7 +9,8 @@ from fuselm.runs import row_fusion
 from fuselm.runs.config import RunOptions
 from fuselm.runs.estimates import ENTRY_BYTES, ROW_BYTES, Estimate, estimate_row_bytes, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
-from fuselm.runs.stages import capture, write
+from fuselm.runs.stages import capture, corpus, write
+from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 
@@ -87,7 +88,17 @@ def estimate_aligned(pipeline: "Pipeline", tokens: TokenCounts) -> tuple[int, in
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate one aligned store."""
     count, disk = estimate_aligned(pipeline, tokens)
-    return estimate_step(step, tokens=count, disk=disk)
+    return estimate_step(step, tokens=count, disk=disk, parts=estimate_parts(pipeline, tokens, count))
+
+
+def estimate_parts(pipeline: "Pipeline", tokens: TokenCounts, count: int) -> float:
+    """Return in how many parts so many of the target's tokens are aligned or fused, about."""
+    from fuselm.stores import part_writing
+
+    counted = manifest.read(corpus.make(pipeline))["counts"]
+    tokenizer = pipeline.inputs.target.tokenizer_fingerprint
+    size = counted["bytes"]["train"] / max(counted["tokens"][tokenizer]["train"], 1)
+    return count * size / part_writing.WINDOW_BYTES
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:

@@ -130,10 +130,13 @@ def check_given_store(pipeline: "Pipeline", name: str) -> None:
 
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens that a source reads, and its store with as many entries as a row can have."""
+    from fuselm.sources import resumable_writing
+
     model = pipeline.inputs.sources[step.name]
     read = round(tokens[model.tokenizer_fingerprint]["train"] * write.compute_text_ratio(pipeline))
     entries = min(_most_entries(pipeline.run.capture_options(step.name)), model.output_size)
-    return estimate_step(step, tokens=read, disk=int(read * (ROW_BYTES + ENTRY_BYTES * entries)))
+    window = max(resumable_writing.WINDOW_TOKENS, resumable_writing.WINDOW_BATCHES * pipeline.run.capture.batch_tokens)
+    return estimate_step(step, tokens=read, disk=int(read * (ROW_BYTES + ENTRY_BYTES * entries)), parts=read / window)
 
 
 def _most_entries(options: CaptureOptions) -> int:

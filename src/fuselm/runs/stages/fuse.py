@@ -63,7 +63,8 @@ def make(pipeline: "Pipeline") -> Made:
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the fused store, whose rows may have the entries of all sources."""
     count, disk = align.estimate_aligned(pipeline, tokens)
-    return estimate_step(step, tokens=count, disk=disk * len(pipeline.inputs.list_fused_sources(step.name or None)))
+    disk *= len(pipeline.inputs.list_fused_sources(step.name or None))
+    return estimate_step(step, tokens=count, disk=disk, parts=align.estimate_parts(pipeline, tokens, count))
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:
