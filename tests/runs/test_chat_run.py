@@ -12,12 +12,15 @@ import tiny_run
 from rich.console import Console
 
 from fuselm.documents import document_list
-from fuselm.models.chat.messages import END_OF_TURN, Dialogue
+from fuselm.documents.document import Document
+from fuselm.models.chat.messages import END_OF_TURN, Dialogue, read_dialogue
+from fuselm.results import bits_per_byte
 from fuselm.runs import config
 from fuselm.runs.estimates import estimate_row_bytes
 from fuselm.runs.pipeline import Pipeline
 from fuselm.sources import answering
 from fuselm.stores.store import Store
+from fuselm.system.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,35 @@ def test_a_source_answers_and_the_target_is_trained_on_its_best_answers(models, 
     store = Store(find(tmp_path, "out/fuse/*"))
     assert all(document.id in store for document in written)
     assert tiny_run.fuselm("train", file, *asked).stages == []
+
+
+def test_the_best_answer_is_the_most_probable_one_per_byte_to_all_sources(
+    models, word_piece, texts, tmp_path, monkeypatch
+):
+    said = ["Yes, indeed it is.", "Yes it is.", "Perhaps, perhaps not."]
+    monkeypatch.setattr(answering, "_answer", lambda source, prompts, count, seed: [said[:count]] * len(prompts))
+    sources = {"other": models["other"], "third": chat_models.add_template(word_piece, tmp_path / "third")}
+    file = tiny_run.write(tmp_path, target=models["target"], sources=sources, rows=chat_models.make_rows(texts)[:12])
+    outcome = tiny_run.fuselm("capture", file, "write.answers={other: 3}")
+    assert outcome.code == 0, outcome.err
+    pairs = [json.loads(line) for line in find(tmp_path, "**/other+answers-*/pairs.jsonl").read_text().splitlines()]
+    assert pairs
+    pipeline, quiet = Pipeline(config.load(file), Console(quiet=True)), Progress(Console(quiet=True), "")
+    for pair in pairs[:3]:
+        before = [m | ({"weight": 0} if m["role"] == "assistant" else {}) for m in pair["prompt"]]
+        talks = [read_dialogue({"messages": [*before, {"role": "assistant", "content": answer}]}) for answer in said]
+        asked = [Document(id=f"{n}", origin=f"{n}", domain="d", split="train", text=t) for n, t in enumerate(talks)]
+        bits = []
+        for name in sources:
+            model, vocabulary = pipeline.inputs.sources[name], pipeline.inputs.load_source_vocabulary(name)
+            dtype = pipeline.precision.choose_dtype(f"source {name}", model)
+            read = {"dtype": dtype, "batch_tokens": 64, "progress": quiet}
+            scores = bits_per_byte.score_model(model, vocabulary, asked, **read)
+            bits.append([score.bits for score in sorted(scores, key=lambda score: score.document)])
+        numbers = np.log(np.exp2(-np.array(bits)).mean(axis=0)) / [len(t.encode()) for t in talks]
+        (best,), (worst,) = pair["chosen"], pair["rejected"]
+        assert numbers[said.index(best["content"])] == pytest.approx(numbers.max(), abs=1e-3)
+        assert numbers[said.index(worst["content"])] == pytest.approx(numbers.min(), abs=1e-3)
 
 
 def test_a_run_without_a_source_that_can_answer_is_refused(models, word_piece, texts, tmp_path):
