@@ -3,10 +3,14 @@
 `waiting`: the share of a step that waits for data where training takes 10,000 tokens a second (a sleep stands for the
 model), with rows from a fused store and with rows that are aligned and fused as they are read. On captures of two of
 the demo's models (`make models` fetches them) over the training documents of its corpus, which are made once and kept
-under `runs/benchmarks`. `start`: seconds until the first batch, and memory, with a synthetic store of many documents.
+under `runs/benchmarks`.
+`start`: seconds until the first batch, and memory, with a synthetic store of many documents; bytes a document are those
+that it takes more than a store of a tenth of them.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import shutil
@@ -33,7 +37,7 @@ from fuselm.fusion.fuse import fuse_stores
 from fuselm.models.loading import load_vocabulary
 from fuselm.models.locating import locate_model
 from fuselm.runs.options.fusion import FuseOptions
-from fuselm.stores import store
+from fuselm.stores import store, trust
 from fuselm.stores.store import Store
 from fuselm.system import manifest
 from fuselm.system.manifest import Recipe
@@ -60,10 +64,11 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=10_000, help="tokens a second that training takes")
     parser.add_argument("--documents", type=int, default=MANY, help="of the synthetic store")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.chdir(ROOT)
     if options.worker:
-        print(json.dumps(measure_first_batch(Path(options.worker))))
+        print(json.dumps(measure_first_batch(Path(options.worker), options.way)))
         return
     parts = {"waiting": lambda: measure_waiting(options.rate), "start": lambda: measure_start(options.documents)}
     result = {name: parts[name]() for name in options.parts.split(",")}
@@ -154,9 +159,19 @@ def measure_start(count: int) -> dict:
     """Return seconds until the first batch and peak memory, in a process that trains on a synthetic store."""
     folder = Path(tempfile.mkdtemp(dir=ROOT / "runs"))
     try:
-        write_synthetic(folder, count)
-        worker = [sys.executable, __file__, "--worker", str(folder)]
-        return json.loads(subprocess.run(worker, check=True, capture_output=True, text=True).stdout)
+        found = []
+        for number in (count // 10, count):
+            (own := folder / str(number)).mkdir()
+            write_synthetic(own, number)
+            runs = [[sys.executable, __file__, "--worker", str(own), "--way", way] for way in ("fused", "clm")]
+            texts = [subprocess.run(run, check=True, capture_output=True, text=True).stdout for run in runs]
+            found.append(dict(zip(("fused", "clm"), map(json.loads, texts), strict=True)))
+        few, many = found
+        for way, of in many.items():
+            more = of["documents"] - few[way]["documents"]
+            for name in ("held", "peak"):
+                of[f"{name}_bytes_a_document"] = (of[f"{name}_bytes"] - few[way][f"{name}_bytes"]) / more
+        return many
     finally:
         shutil.rmtree(folder)
 
@@ -172,6 +187,7 @@ def write_synthetic(folder: Path, count: int) -> None:
         writer.add(document, [SYNTHETIC_TOKENS])
     writer.finish()
     manifest.build_once(folder / "fused", Recipe(stage="fuse"), lambda out: write_store(out, tokens, count))
+    trust.remember_output(folder / "fused")  # as the stage does
 
 
 def write_store(out: Path, tokens: np.ndarray, count: int) -> dict:
@@ -209,24 +225,33 @@ def store_row(tokens: np.ndarray):
     )
 
 
-def measure_first_batch(folder: Path) -> dict:
-    """Open the corpus and the store, and read the first batch."""
+def measure_first_batch(folder: Path, way: str) -> dict:
+    """Open the corpus, and the store if rows are fused; read the first batch, and then some more."""
     located = locate_model(TARGET)
     vocabulary = load_vocabulary(located)
-    before = measure_memory()
-    result = {}
-    for way in ("fused", "clm"):
-        began = time.perf_counter()
-        chosen = read_documents(folder / "corpus", "train")
-        rows = Store(folder / "fused", keep_tokens=KEPT_TOKENS) if way == "fused" else None
-        dataset = Batches(chosen, vocabulary, rows, **ORDER, reader="target")
-        Collator(located.context_token, packed=False)([dataset[0]])
-        result[f"{way}_seconds"] = time.perf_counter() - began
-    return result | {
+    began = time.perf_counter()
+    chosen = read_documents(folder / "corpus", "train")
+    rows = Store(folder / "fused", keep_tokens=KEPT_TOKENS) if way == "fused" else None
+    dataset = Batches(chosen, vocabulary, rows, **ORDER, reader="target")
+    if rows is not None:
+        rows.forget_names()
+    Collator(located.context_token, packed=False)([dataset[0]])
+    seconds = time.perf_counter() - began
+    dataset[len(dataset) - 1]  # of the last pass, so that the orders of two passes are there
+    return {
+        "seconds": seconds,
         "documents": len(chosen),
-        "bytes_a_document": (measure_memory() - before) / len(chosen),
+        "held_bytes": measure_held_memory(),
         "peak_bytes": measure_memory(),
     }
+
+
+def measure_held_memory() -> int:
+    """Return the bytes that this process holds, without those that its allocators keep for later."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -114,8 +114,21 @@ def test_row_groups_that_are_kept_are_not_read_again(fused, monkeypatch, keep_to
     for _ in range(2):
         for document in DOCUMENTS:
             found.read_for_training(document.id)
-    held = sum(rows.tokens for rows in found._kept.values())
+    held = found._kept.tokens
     groups = len(set(read))
     assert groups == 3
     assert held <= keep_tokens or len(found._kept) == 1
     assert len(read) == groups if keep_tokens == 1000 else len(read) == 2 * groups
+
+
+def test_rows_are_read_after_a_store_forgot_the_names_of_its_documents(fused):
+    fused.forget_names()
+    assert len(fused) == len(DOCUMENTS)  # it is not known to be sound yet
+    dataset = made(fused)
+    expected = [item for n in range(len(dataset)) for item in dataset[n]]
+    fused.forget_names()
+    assert DOCUMENTS[0].id not in fused
+    again = [item for n in range(len(dataset)) for item in dataset[n]]
+    for one, other in zip(expected, again, strict=True):
+        assert np.array_equal(one["tokens"], other["tokens"])
+        assert np.array_equal(one["fused"].logprobs, other["fused"].logprobs)

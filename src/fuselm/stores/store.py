@@ -8,7 +8,6 @@ after its last part.
 import bisect
 import functools
 import hashlib
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from fuselm.stores.index import (
     write_part,
     write_parts,
 )
+from fuselm.stores.kept_groups import KeptGroups
 from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
 from fuselm.stores.rows import (
     SCHEMA,
@@ -125,12 +125,11 @@ class Store:
         self._order = np.lexsort((self._rows, self._groups)).astype(np.int32)  # as they are on disk
         self._groups_in_order = self._groups[self._order]
         self._file = functools.lru_cache(OPEN_FILES)(self._open_part)
-        self._keep_tokens = keep_tokens
-        self._kept: OrderedDict[tuple[int, Sequence[str] | None], RowGroup] = OrderedDict()  # least recently read first
-        self._kept_tokens = 0
+        self._kept = KeptGroups(keep_tokens)
         self._unchecked = set() if is_known else set(np.unique(self._groups).tolist())
         self._unhashed = set() if is_known or salvage else {group >> 32 for group in self._unchecked}
         self._largest, self._entries = -1, 0  # among what was checked
+        self._has_names = True
 
     def _read_index(self, is_known: bool) -> pa.Table:
         path = self.folder / INDEX
@@ -143,6 +142,16 @@ class Store:
         except DAMAGED as error:
             raise ValueError(self._damaged(path, "damaged", error)) from None
         return index
+
+    def forget_names(self) -> None:
+        """Free what finding documents by id takes, if all is known to be sound; then only places can be read."""
+        if self._unchecked:
+            return
+        self._has_names = False
+        self.index = INDEX_SCHEMA.empty_table().select(self.index.column_names)
+        self._names = self._texts = pa.array([], pa.string())
+        self._sizes = self._lengths = self._order = np.zeros(0, np.int32)
+        self._groups_in_order, self._some_names = np.zeros(0, np.int64), []
 
     def check(self) -> None:
         """Check everything that was not checked yet, so that nothing is found wrong later. Raises `ValueError`."""
@@ -212,7 +221,7 @@ class Store:
         found = list(map(self._locate, documents))
         traces: dict[int, Trace] = {}
         for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
-            traces[at] = self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
+            traces[at] = self.read_at(at)
         return [traces[at] for at in found]
 
     def has_documents(self, documents: pa.Array | pa.ChunkedArray) -> Bool[ndarray, "documents"]:
@@ -224,7 +233,11 @@ class Store:
         found = np.array([at for document in documents if (at := self._find(document)) is not None], np.int64)
         groups = self._groups[found]
         for at in found[np.lexsort((self._rows[found], groups))].tolist():
-            yield self._keep_group(int(self._groups[at])).read_trace(int(self._rows[at]))
+            yield self.read_at(at)
+
+    def read_at(self, place: int) -> Trace:
+        """Read the document at a place that `find_documents` returns."""
+        return self._keep_group(int(self._groups[place])).read_trace(int(self._rows[place]))
 
     def read_for_training(self, document: str) -> TrainingRows:
         """Read what training needs of a document, in three quarters of the time. Raises as `read` does."""
@@ -291,15 +304,7 @@ class Store:
         return at if at < len(self) and self._names[at].as_py() == document else None
 
     def _keep_group(self, group: int, columns: Sequence[str] | None = None) -> RowGroup:
-        key = group, columns
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        rows = self._kept[key] = self._read_group(group, columns)
-        self._kept_tokens += rows.tokens
-        while len(self._kept) > 1 and self._kept_tokens > self._keep_tokens:
-            self._kept_tokens -= self._kept.popitem(last=False)[1].tokens
-        return rows
+        return self._kept.find((group, columns), lambda: self._read_group(group, columns))
 
     def _read_group(self, group: int, columns: Sequence[str] | None = None) -> RowGroup:
         table, found = self._read_checked(group, columns)
@@ -323,7 +328,7 @@ class Store:
             names, found = list(columns) if columns is not None and is_checked else None, None
             table = parts.read_group(file, group & 0xFFFFFFFF, names)
             at = self._order[slice(*np.searchsorted(self._groups_in_order, (group, group + 1)))]
-            if not join_chunks(table, "document").equals(self._names.take(pa.array(at))):
+            if self._has_names and not join_chunks(table, "document").equals(self._names.take(pa.array(at))):
                 raise ValueError("other documents than the index says")
             if not is_checked:
                 found = self._check_group(group, table, at, wanted if self._salvage else None)

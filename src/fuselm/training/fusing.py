@@ -41,18 +41,18 @@ class RowFusion:
         found = np.all([store.find_documents(ids) >= 0 for store in self.captured.values()], axis=0)
         return reading.take(documents, found)
 
-    def fuse_document(self, document: Document, segmentation: Segmentation) -> TrainingRows:
+    def fuse_document(self, document: Document, segmentation: Segmentation, places: Mapping[str, int]) -> TrainingRows:
         """Return the fused rows of a document, as training would read them from a store.
 
-        `segmentation` is the document in the target's tokens.
+        `segmentation` is the document in the target's tokens, and `places` says where it is in each captured store.
         """
-        traces = [self._align(name, document, segmentation) for name in self.captured]
+        traces = [self._align(name, document, segmentation, places[name]) for name in self.captured]
         weights = self.weights[document.domain]
         fused = fuse(traces, prior=weights, temperatures=self.temperatures, **self.options)
         return round_training_rows(fused)
 
-    def _align(self, name: str, document: Document, segmentation: Segmentation) -> Trace:
-        trace = self.captured[name].read(document.id)
+    def _align(self, name: str, document: Document, segmentation: Segmentation, place: int) -> Trace:
+        trace = self.captured[name].read_at(place)
         return round_trace(self.aligners[name].align(trace, document.text, segmentation))
 
 
@@ -64,11 +64,17 @@ class FusingReader:
     ):
         self._documents, self._vocabulary, self._fusion = documents, vocabulary, fusion
         self.lengths = reading.count_tokens(documents, vocabulary, reader)
+        ids = reading.list_ids(documents)
+        self._places = {name: store.find_documents(ids).astype(np.int32) for name, store in fusion.captured.items()}
+        if len(documents):  # what aligners spell and learn first is then there for all processes that read ahead
+            self.read([0])
 
     def read(self, numbers: Sequence[int]) -> list[dict]:
         """Return the tokens of some documents, with their fused rows."""
-        return [self._read_document(self._documents[i]) for i in numbers]
+        return [self._read_document(int(i)) for i in numbers]
 
-    def _read_document(self, document: Document) -> dict:
+    def _read_document(self, i: int) -> dict:
+        document = self._documents[i]
         read = self._vocabulary.segment(document.text)
-        return reading.describe_reading(read) | {"fused": self._fusion.fuse_document(document, read)}
+        rows = self._fusion.fuse_document(document, read, {name: int(at[i]) for name, at in self._places.items()})
+        return reading.describe_reading(read) | {"fused": rows}

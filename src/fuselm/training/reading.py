@@ -42,11 +42,11 @@ class StoreReader:
         self, documents: Sequence[Document], vocabulary: Vocabulary, store: Store, *, reader: str | None = None
     ):
         self._documents, self._vocabulary, self._store = documents, vocabulary, store
-        self._places = store.find_documents(list_ids(documents))
+        self._places = store.find_documents(list_ids(documents)).astype(np.int32)
         if (self._places < 0).any():
             raise KeyError(documents[int(np.argmax(self._places < 0))].id)
         self._is_dialogue = flag_dialogues(documents)
-        self.lengths = store.token_counts[self._places].astype(np.int32)
+        self.lengths = store.token_counts[self._places].astype(np.int32, copy=False)
         if self._is_dialogue.any():
             self.lengths[self._is_dialogue] = count_tokens(documents, vocabulary, reader, only=self._is_dialogue)
         self._check_tokens()

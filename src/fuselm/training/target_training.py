@@ -68,7 +68,8 @@ def train_target(
 
     Training resumes from the last whole checkpoint in `out/checkpoints`, also with another number of processes: its
     steps are those of the first start. `reader` is the name under which the documents have the target's token counts.
-    Returns what was counted. All processes call this, and the first one writes.
+    Stores in `fused` forget the names of their documents, to save memory. Returns what was counted. All processes call
+    this, and the first one writes.
     """
     checkpoints, ended = out / "checkpoints", out / ".ended.json"
     if ended.is_file():  # only the checkpoints are left to delete
@@ -92,6 +93,8 @@ def train_target(
         batches_of_step=batches_of_step,
         reader=reader,
     )
+    for store in () if fused is None else [fused] if isinstance(fused, Store) else fused.captured.values():
+        store.forget_names()
     steps = dataset.count_steps()
     settings = replace(settings, gradient_accumulation=-(-batches_of_step // world))
     arguments = _build_arguments(out, settings, steps, workers=_choose_workers(settings, fused))
