@@ -8,7 +8,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from fuselm.system import claims, manifest, part_work
@@ -133,3 +136,15 @@ def test_windows_hold_about_so_much_and_every_document(tmp_path):
     windows = part_work.split_windows([3, 1, 4, 1, 5, 9, 2, 6], 5)
     assert windows == [slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 8)]
     assert part_work.split_windows([], 5) == []
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=30), most=st.integers(0, 40))
+def test_a_window_ends_with_the_document_that_fills_it(sizes, most):
+    expected, begin, total = [], 0, 0
+    for n, size in enumerate(sizes):
+        total += size
+        if total >= most or n == len(sizes) - 1:
+            expected.append(slice(begin, n + 1))
+            begin, total = n + 1, 0
+    assert part_work.split_windows(sizes, most) == expected
+    assert part_work.split_windows(np.array(sizes, np.int32), most) == expected

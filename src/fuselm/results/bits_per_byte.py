@@ -100,7 +100,7 @@ def score_by_parts(
     """
     from fuselm.results import scoring
 
-    windows = part_work.split_windows(measure_sizes(documents).tolist(), scoring.WINDOW_BYTES)
+    windows = part_work.split_windows(measure_sizes(documents), scoring.WINDOW_BYTES)
     score = functools.cache(open_scorer)
 
     def make_part(number: int) -> Complete:

@@ -29,7 +29,7 @@ def write_windows(
     `trace_window` returns a window's traces and a function that sums them up, as JSON has it, when they were taken.
     Return the counts of the index and the sums of all windows in order; None if another process finished the store.
     """
-    windows = split_windows(measure_sizes(documents).tolist(), WINDOW_BYTES)
+    windows = split_windows(measure_sizes(documents), WINDOW_BYTES)
 
     def make_part(number: int) -> Complete:
         traces, sums = trace_window(documents[windows[number]])

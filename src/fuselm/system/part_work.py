@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
 from fuselm.system import atomic_files, manifest, processes
 from fuselm.system.background import Background
 from fuselm.system.claims import MOST_SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LOOKS, Claims, open_claims
@@ -128,14 +132,17 @@ def prepare_once(out: Path, make: Callable[[], Any]) -> Any:
         return json.loads(path.read_bytes())
 
 
-def split_windows(sizes: Sequence[int], most: int) -> list[slice]:
-    """Split documents, in their order, into windows of about `most` of what `sizes` count."""
-    windows, begin, total = [], 0, 0
-    for n, size in enumerate(sizes):
-        total += size
-        if total >= most or n == len(sizes) - 1:
-            windows.append(slice(begin, n + 1))
-            begin, total = n + 1, 0
+def split_windows(sizes: Sequence[int] | Int[ndarray, "documents"], most: int) -> list[slice]:
+    """Split documents, in their order, into windows of about `most` of what `sizes` count.
+
+    A window ends with the document that fills it.
+    """
+    sums, windows, begin = np.cumsum(np.asarray(sizes, np.int64)), [], 0
+    while begin < len(sums):
+        before = int(sums[begin - 1]) if begin else 0
+        end = min(max(int(np.searchsorted(sums, before + most)), begin) + 1, len(sums))
+        windows.append(slice(begin, end))
+        begin = end
     return windows
 
 
