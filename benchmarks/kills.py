@@ -4,24 +4,30 @@
 
 The summary and all files are compared, from the corpus to what is published. With `--capture`, one capture is killed
 again and again, and must end in the same bytes. With `--shards`, four processes share the stages up to fusion, and are
-killed and started again.
+killed and started again; with `--ray`, the workers of two Ray nodes are. With `--s3`, these write to an S3 server that
+is started on loopback.
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
+import object_store
 import shards
 import tiny_run
 import torch
@@ -29,8 +35,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fuselm.runs import ray_runs
 from fuselm.stores.store import Store
 from fuselm.system import atomic_files, manifest
+from fuselm.system.remote_paths import open_path
 
 CORPUS = Path(__file__).parents[1] / "examples" / "corpus" / "quickstart.jsonl"
 STAGES = ("corpus", "write", "capture", "align", "fuse", "train", "evaluate", "report", "publish")
@@ -43,12 +51,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--capture", action="store_true", help="over one capture")
     parser.add_argument("--shards", action="store_true", help="over four shards of the stages up to fusion")
+    parser.add_argument("--ray", action="store_true", help="over the workers of two Ray nodes, up to fusion")
+    parser.add_argument("--s3", action="store_true", help="let shards or Ray's workers write to an S3 server")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FUSELM_CACHE"] = f"{folder}/cache"
-        chosen = measure if options.capture else measure_shards if options.shards else measure_runs
-        result = chosen(Path(folder), options.kills)
+        if options.shards or options.ray:
+            share = share_on_ray if options.ray else share_in_shards
+            with start_object_store() if options.s3 else contextlib.nullcontext(folder) as place:
+                result = measure_shared(Path(folder), options.kills, place, share)
+        else:
+            result = (measure if options.capture else measure_runs)(Path(folder), options.kills)
     print(json.dumps(result) if options.json else json.dumps(result, indent=1))
 
 
@@ -165,22 +179,25 @@ def measure(folder: Path, kills: int) -> dict:
     }
 
 
-def measure_shards(folder: Path, kills: int) -> dict:
-    """Kill four shards of a run's stages up to fusion until there are as many kills, in one run after the other."""
+def measure_shared(folder: Path, kills: int, place: str, share) -> dict:
+    """Kill processes that share a run's stages up to fusion until there are as many kills, in one run after the other.
+
+    The runs' folders are in `place`; `share` makes one, and returns how many processes it killed.
+    """
     run_file, began = run_of_all_stages(folder), time.monotonic()
     alone = shards.start("fuse", run_file, f"output={folder / 'whole'}", log=folder / "whole.log")
     alone.join()
     assert alone.exitcode == 0
-    killed = runs = same = twice = 0
+    expected, killed = hash_stores(folder / "whole"), 0
+    runs = same = twice = 0
     while killed < kills:
-        cut, log = folder / f"cut-{runs}", folder / f"cut-{runs}.log"
-        killed += shards.kill_and_restart(
-            4, "fuse", run_file, f"output={cut}", kills=kills - killed, log=log, seed=runs
-        )
-        runs += 1
-        same += hash_stores(cut) == hash_stores(folder / "whole")
+        log = folder / f"cut-{runs}.log"
+        killed += share(run_file, f"{place}/cut-{runs}", kills - killed, log, runs)
+        same += hash_stores(open_path(f"{place}/cut-{runs}")) == expected
         made = collections.Counter(tuple(line.split()[:2]) for line in log.read_text().splitlines())
         twice += sum(count > 1 for count in made.values())
+        runs += 1
+        print(f"run {runs}: {killed} killed, {same} with the same bytes", file=sys.stderr, flush=True)
     return {
         "killed": killed,
         "runs": runs,
@@ -189,6 +206,77 @@ def measure_shards(folder: Path, kills: int) -> dict:
         "parts_finished_twice": twice,
         "seconds": time.monotonic() - began,
     }
+
+
+def share_in_shards(run_file: Path, out: str, kills: int, log: Path, seed: int) -> int:
+    """Make a run in four shards, and kill and restart one at random moments."""
+    return shards.kill_and_restart(4, "fuse", run_file, f"output={out}", kills=kills, log=log, seed=seed)
+
+
+def share_on_ray(run_file: Path, out: str, kills: int, log: Path, seed: int) -> int:
+    """Make a run in a worker on each of two Ray nodes, and kill one at random moments; Ray restarts it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    support = Path(__file__).parents[1] / "tests" / "support"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(support), *sys.path])
+    os.environ[shards.LOG] = str(log)
+    log.touch()
+    size = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=size | {"include_dashboard": False})
+    killed, ended = [], threading.Event()
+    try:
+        cluster.add_node(**size)
+        ray.init(address=cluster.address, log_to_driver=False)
+        ray_runs.RayWorker = shards.SmallRayWorker
+        killer = threading.Thread(target=kill_workers, args=(kills, seed, killed, ended))
+        killer.start()
+        outcome = tiny_run.fuselm("fuse", run_file, f"output={out}", "capture.engine=ray", "capture.workers=2")
+        assert outcome.code == 0, outcome.err
+    finally:
+        ended.set()
+        ray.shutdown()
+        cluster.shutdown()
+    return len(killed)
+
+
+def kill_workers(kills: int, seed: int, killed: list[int], ended: threading.Event) -> None:
+    """Kill workers of Ray that this process's nodes started, one after the other, until the run has ended."""
+    moments = random.Random(seed)
+    while len(killed) < kills and not ended.wait(moments.uniform(0.1, 4)):
+        if workers := list_own_workers():
+            killed.append(moments.choice(workers))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(killed[-1], signal.SIGKILL)
+
+
+def list_own_workers() -> list[int]:
+    """Return the processes below this one that hold a worker of a run."""
+    parents, workers = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if (path / "cmdline").read_bytes().startswith(b"ray::SmallRayWorker"):
+                workers.append(int(path.name))
+
+    def is_own(process: int) -> bool:
+        while process > 1 and process != os.getpid():
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    return list(filter(is_own, workers))
+
+
+@contextlib.contextmanager
+def start_object_store() -> Iterator[str]:
+    """Serve S3 on loopback, for this process and those that it starts, and yield the address of a bucket."""
+    server = object_store.s3_address.__wrapped__()
+    os.environ |= {**object_store.ENVIRONMENT, "AWS_ENDPOINT_URL": next(server)}
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+    open_path("s3://kills").filesystem.mkdir("kills")
+    yield "s3://kills"
+    next(server, None)
 
 
 def hash_stores(out: Path) -> dict[str, dict[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import tiny_run
 
 from fuselm.results import scoring
+from fuselm.runs import ray_runs
 from fuselm.sources import prompts, resumable_writing
 from fuselm.stores import part_writing
 from fuselm.system import part_work
@@ -69,6 +70,14 @@ def share_first_parts(count: int, folder: Path) -> None:
         return number
 
     part_work._Parts.claim_next = claim_and_wait
+
+
+class SmallRayWorker(ray_runs.RayWorker):
+    """Make small parts of a run in a worker of Ray."""
+
+    def __init__(self, *arguments):
+        make_parts_small()
+        super().__init__(*arguments)
 
 
 def kill_and_restart(count: int, *arguments: object, kills: int, log: Path, seed: int = 0) -> int:
