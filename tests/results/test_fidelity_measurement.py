@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 from tiny_run import fuselm
 
+from fuselm.alignment import aligner
 from fuselm.results.fidelity_measurement import _describe_cost
 from fuselm.results.notes import FIDELITY_SCALE
 from fuselm.runs import run_folders
@@ -97,3 +98,22 @@ def test_what_a_measurement_costs_is_said_before_it_begins():
         "the source reads 3 documents, 1,234 tokens; then it writes 8,192 tokens and reads them, which takes longest "
         "(--sampled-tokens 0 leaves that out)"
     )
+
+
+@pytest.mark.parametrize(("method", "learns"), [("span", False), ("branches", True)])
+def test_branches_learns_from_the_rows_that_fidelity_reads(
+    tmp_path, byte_level, sentence_piece, texts, monkeypatch, method, learns
+):
+    learned = []
+
+    class Kept(aligner.Followers):
+        def __init__(self, source, texts, traces=()):
+            learned.extend(trace.document for trace in traces)
+            super().__init__(source, texts, traces)
+
+    monkeypatch.setattr(aligner, "Followers", Kept)
+    rows = tiny_run.write_rows(tmp_path / "texts.jsonl", tiny_run.short(texts, length=97)[:3])
+    arguments = ("fidelity", "--source", sentence_piece, "--target", byte_level, "--texts", rows, "--method", method)
+    outcome = fuselm(*arguments, "--sampled-tokens", 0, "--json")
+    assert outcome.code == 0, outcome.err
+    assert bool(learned) == learns

@@ -92,15 +92,21 @@ class Splitter:
         hidden = max(int(target_begins[0] - begins[0]), 0)
         if hidden:
             is_free[: d.offsets[1]] = False
-        typed = [
-            stream[target_begins[c] : b].tobytes() for c, b in zip(contexts.tolist(), begins.tolist(), strict=True)
-        ]
+        needs_context = np.zeros(len(begins), bool)
+        needs_context[rows[~is_free & has_text]] = True
+        split_rows, data = np.flatnonzero(needs_context), stream.tobytes()
+        edges = zip(target_begins[contexts[split_rows]].tolist(), begins[split_rows].tolist(), strict=True)
+        typed = [data[a:b] for a, b in edges]
+        of_row = np.zeros(len(begins), np.int64)
         with self._lock:
             if self._table.count > MOST_SPLITS:
                 self._forget()
-            of_row = np.array([self._number(t) for t in typed], np.int64)
+            numbers = list(map(self._contexts.get, typed))
+            if None in numbers:
+                numbers = list(map(self._number, typed))
+            of_row[split_rows] = numbers
             if hidden:
-                of_row[:1] = self._number(None)
+                of_row[0] = self._number(None)
             keys = np.where(is_free, 0, of_row[rows]) << 32 | d.ids
             slots = np.full(len(d.ids), -1, np.int64)
             slots[has_text] = self._table.find(keys[has_text])

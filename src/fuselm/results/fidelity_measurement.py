@@ -4,6 +4,7 @@ On the texts themselves, the token that came is measured; on text that the sourc
 """
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,11 +77,14 @@ def measure_fidelity(
         from fuselm.sources import capture
 
     reader = capture.load_source(source, vocabularies[0], dtype=dtype)
-    measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k)
     segmentations = [vocabularies[0].segment(d.text) for d in documents]
     with progress.show_progress(console, title) as shown:
         shown.note(_describe_cost(len(documents), sum(len(s.ids) for s in segmentations), sampled_tokens))
-        for document, trace in _trace_documents(reader, documents, segmentations, top_k, shown):
+        read = _trace_documents(reader, documents, segmentations, top_k, shown)
+        first = _take_learned(read) if "branches" in methods else []
+        traces = [trace for _, trace in first]
+        measurement = _Measurement(documents, vocabularies, methods=methods, top_k=top_k, traces=traces)
+        for document, trace in itertools.chain(first, read):
             measurement.add(document, trace)
     conditional = measure_conditionals(reader, documents, measurement.aligners, sampled_tokens, top_k, title, console)
     return measurement.finish(conditional, source=source_spec, target=target_spec, report=report)
@@ -173,6 +177,19 @@ class _Measurement:
             page = fidelity_page.render_page(results, self._cuts, outcomes, self._vocabularies, **named)
             atomic_files.write_text(report, page)
         return next(iter(results.values())) | ({"methods": results} if len(results) > 1 else {})
+
+
+def _take_learned(
+    read: "Iterator[tuple[corpus.Document, Trace]]",
+) -> "list[tuple[corpus.Document, Trace]]":
+    """Take the first documents that are read, as many as `branches` learns from."""
+    from fuselm.alignment.followers import MOST_ENTRIES
+
+    taken, entries = [], 0
+    while entries < MOST_ENTRIES and (pair := next(read, None)) is not None:
+        taken.append(pair)
+        entries += len(pair[1].distributions.ids)
+    return taken
 
 
 def _describe_cost(documents: int, tokens: int, sampled_tokens: int) -> str:
