@@ -35,6 +35,7 @@ STUDIES = (
     "study-controls",
     "study-second-target",
     "study-tasks",
+    "study-chat",
 )
 NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl", answers.NUMBERS)
 STAGES = (
