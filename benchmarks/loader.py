@@ -247,11 +247,12 @@ def measure_first_batch(folder: Path, way: str) -> dict:
 
 
 def measure_held_memory() -> int:
-    """Return the bytes that this process holds, without those that its allocators keep for later."""
+    """Return the bytes that this process holds, without mapped files and what its allocators keep for later."""
     gc.collect()
     pa.default_memory_pool().release_unused()
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 if __name__ == "__main__":
