@@ -121,7 +121,7 @@ def bisect(ratio: float, most: float) -> float:
 
 def test_slopes_are_those_of_bisection_to_the_bit():
     random = np.random.default_rng(0)
-    ratios = np.append(np.exp(random.uniform(math.log(1e-11), math.log(1e3), 2000)), [0.5, 1.0, 1.0 + 1e-12, 1e-9])
+    ratios = np.append(np.exp(random.uniform(math.log(1e-11), math.log(1e3), 5000)), [0.5, 1.0, 1.0 + 1e-12, 1e-9])
     most = np.log(random.integers(2, 200_000, len(ratios)) / random.integers(1, 2, len(ratios)))
     found = tails._solve_slopes(ratios, np.ones_like(ratios), most, np.zeros(len(ratios), bool))
     assert found.tolist() == list(map(bisect, ratios.tolist(), most.tolist()))

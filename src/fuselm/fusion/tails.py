@@ -21,6 +21,7 @@ from fuselm.system.compiling import compiled
 
 LEAST_MASS = 2.0**-24  # the precision of a tail, which is 1 minus a sum of float32
 STEEPEST_SLOPE = -1e9  # the x of a tail without mass
+STEEP = -45.0  # below this x, e^x - 1 is -1 in float64
 HALVINGS = 60
 NEWTON_STEPS = 30  # at most; one to eight are needed
 DOUBT = 1e-12  # how far from a solution, over 1 + |x|, rounding could mistake on which side of it a value is
@@ -169,6 +170,9 @@ def _solve(ratios, lowest, most, flat):
         if flat[row]:
             continue
         ratio, low, high = ratios[row], lowest[row], most[row]
+        if STEEPEST_SLOPE < low < STEEP:
+            slopes[row] = _solve_steep(ratio, low)
+            continue
         solution, doubt = low, np.inf
         if low > STEEPEST_SLOPE and high > low and ratio < 1e300:
             solution = _approach(ratio, low, high)
@@ -186,6 +190,16 @@ def _solve(ratios, lowest, most, flat):
                 break
         slopes[row] = (low + high) / 2
     return slopes
+
+
+@no_type_check
+@compiled(nogil=True)
+def _solve_steep(ratio, low):
+    """Return what bisection finds where the left side is -1 / x, from the x that is -1 / ratio but for rounding."""
+    following = np.nextafter(low, 0.0)
+    while -1.0 / following <= ratio:
+        low, following = following, np.nextafter(following, 0.0)
+    return (low + following) / 2
 
 
 @no_type_check
