@@ -18,7 +18,7 @@ from fuselm.runs import calibration, config, plan, plan_advice
 from fuselm.runs.estimates import Estimate, sum_disk
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import train
-from fuselm.sources import resumable_writing
+from fuselm.sources import prompts, resumable_writing
 from fuselm.system import compiling, manifest
 from fuselm.training import adapters
 from fuselm.training.objective import fusion_loss
@@ -370,3 +370,10 @@ def test_advice_is_to_share_long_stages_and_to_make_many_rows_while_training(run
 def test_a_dataset_is_not_sampled(run_file, tmp_path):
     outcome = fuselm("plan", run_file, "--sample", "1", "corpus.files=[]", f"corpus.dataset={tmp_path}")
     assert outcome.code == 2 and "set corpus.dataset.limit instead" in outcome.err
+
+
+def test_texts_that_a_source_writes_are_made_in_batches(run_file, monkeypatch):
+    monkeypatch.setattr(prompts, "BATCH", 2)
+    pipeline = pipeline_of(run_file, "write.ratio={other: 0.5}", "write.tokens=13")
+    (written,) = [row for row in plan.estimate(pipeline) if row.title == "write other"]
+    assert written.parts == -(-written.tokens // (2 * 13)) > 1

@@ -125,8 +125,12 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     """Estimate the tokens that a source writes. Nobody knows before it is tried how fast a model writes."""
     name = step.name.removesuffix(answers.SUFFIX)
     given = tokens[pipeline.inputs.sources[name].tokenizer_fingerprint]["train"]
-    times = 1 if step.name == name else pipeline.inputs.answerers[name]
-    return estimate_step(step, tokens=round(given * times * compute_written_ratio(pipeline, step.name)))
+    written = given * compute_written_ratio(pipeline, step.name)
+    if step.name != name:
+        return estimate_step(step, tokens=round(written * pipeline.inputs.answerers[name]))
+    from fuselm.sources import prompts
+
+    return estimate_step(step, tokens=round(written), parts=written / pipeline.run.write.tokens / prompts.BATCH)
 
 
 def count_passes(run: RunOptions, name: str, written: Mapping[str, float]) -> float:
