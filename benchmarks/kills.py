@@ -221,7 +221,7 @@ def share_on_ray(run_file: Path, out: str, kills: int, log: Path, seed: int) -> 
     support = Path(__file__).parents[1] / "tests" / "support"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(support), *sys.path])
     os.environ[shards.LOG] = str(log)
-    os.environ["RAY_worker_niceness"] = "0"  # workers of a busy machine would hardly start
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # else workers hardly start where all is busy
     log.touch()
     size = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=size | {"include_dashboard": False})
