@@ -68,9 +68,9 @@ class RunOptions(Options):
     processes: int | None = Field(
         None,
         ge=1,
-        description="Let this many processes of this machine share capture, align, fuse and evaluate, each with a GPU "
-        "of its own if there are as many. null: one for capture and evaluate, and as many for align and fuse as are "
-        "worth starting.",
+        description="Let this many processes of this machine share write, capture, align, fuse and evaluate, each with "
+        "a GPU of its own if there are as many. null: one for write, capture and evaluate, and as many for align and "
+        "fuse as are worth starting.",
     )
     seed: Seed = Field(
         0, description="Draw splits, texts and the order of training with this seed. Another one is another experiment."
