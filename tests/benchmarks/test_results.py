@@ -74,7 +74,7 @@ def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     docs.mkdir()
     measured.unpack(runs)
-    for name in ("study", "study-pairwise"):
+    for name in ("study", "study-pairwise", "study-tasks"):
         outcome = fuselm("study", ROOT / f"examples/{name}.yaml", f"output={runs}/{name}", "--report")
         assert outcome.code == 0, outcome.err
     shutil.rmtree(runs / "study-tokens")  # of a text that is not here: examples/corpus/build.py --larger makes it
