@@ -28,6 +28,7 @@ results: models examples/corpus/larger.jsonl
 	$(BIN)/fuselm study examples/study-tokens.yaml
 	$(BIN)/fuselm study examples/study-parts.yaml
 	$(BIN)/fuselm study examples/study-pairwise.yaml
+	$(BIN)/fuselm study examples/study-branches.yaml
 	$(BIN)/fuselm study examples/study-tasks.yaml
 	$(BIN)/fuselm study examples/study-baseline.yaml
 	$(BIN)/fuselm study examples/study-controls.yaml

@@ -31,6 +31,7 @@ STUDIES = (
     "study-parts",
     "study-prune",
     "study-pairwise",
+    "study-branches",
     "study-baseline",
     "study-controls",
     "study-second-target",

@@ -204,7 +204,7 @@ def test_summary_has_every_number_of_the_run(make, run, tmp_path):
         "qwen": 5_100,
     }
     assert summary["stages"].keys() >= {"corpus", "capture gemma", "train fused", "evaluate base"}
-    assert "output" not in summary["config"] and summary["config"]["align"]["method"] == "span"
+    assert "output" not in summary["config"] and summary["config"]["align"]["method"] == "branches"
 
 
 def test_differences_are_those_of_the_bootstrap(make, run):

@@ -77,6 +77,7 @@ def write_model(folder: Path, seed: int) -> Path:
 
 OPTIONS = {
     "defaults": {"capture": {}, "train": {"precision": "bf16"}},
+    "span": {"capture": {}, "align": {"method": "span"}, "train": {"precision": "bf16"}},  # the default of before
     "options": {
         "capture": {"policy": "threshold", "top_k": 7, "threshold": 0.01, "prefix_tokens": 0},
         "align": {"method": "mined"},
@@ -87,6 +88,20 @@ OPTIONS = {
 }
 KEYS = {
     "defaults": [
+        "corpus/ef020358b8dbe003",
+        "capture/own-40d131268d7c2bd6",
+        "capture/other-0d9c44716a036a3a",
+        "align/own-426edaa98e658d61",
+        "align/other-fca2fdf0c73214b9",
+        "fuse/1f977a8c964f1c4d",
+        "train/clm-beaf471950cb4fe5",
+        "train/fused-677dadfead284038",
+        "evaluate/base-8a52364cd8521d35",
+        "evaluate/other-988a799fd8071cf7",
+        "evaluate/clm-520a376a700ffc6f",
+        "evaluate/fused-1ad175530ead9dc6",
+    ],
+    "span": [
         "corpus/ef020358b8dbe003",
         "capture/own-40d131268d7c2bd6",
         "capture/other-0d9c44716a036a3a",
@@ -118,7 +133,7 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("name", ["defaults", "options"])
+@pytest.mark.parametrize("name", list(OPTIONS))
 def test_the_same_recipe_finds_the_folders_of_before(tmp_path, name):
     models = {n: write_model(tmp_path / n, seed) for seed, n in enumerate(("target", "other"))}
     rows = [{"domain": f"d{n % 2}", "text": f"Text number {n} of this corpus. " * 3} for n in range(12)]

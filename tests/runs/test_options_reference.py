@@ -128,7 +128,7 @@ def test_one_option_is_printed_with_its_choices():
     assert outcome.code == 0
     assert (
         outcome.out.startswith("align: ")
-        and "  align.method\n      one of the names below; default span\n" in outcome.out
+        and "  align.method\n      one of the names below; default branches\n" in outcome.out
     )
     assert "mined: Pair tokens one to one" in outcome.out and "align.top_k" not in outcome.out
 

@@ -116,8 +116,8 @@ def diagnose(
     for domain, share in compared.items():
         if share == 0:
             raise ValueError(
-                f"no token of domain '{domain}' has rows of all sources; take another align.method, such as span, or "
-                "other sources"
+                f"no token of domain '{domain}' has rows of all sources; take another align.method, such as branches, "
+                "or other sources"
             )
     for domain, silent in left_out.items():
         for name in silent:

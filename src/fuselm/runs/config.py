@@ -119,7 +119,7 @@ class RunOptions(Options):
         if self.fuse.when == "load" and self.align.method in LEARNED:
             raise ValueError(
                 f"fuse.when: load aligns documents as they are read, and align.method {self.align.method} learns from "
-                "all of them first; take align.method: span, or fuse.when: stage"
+                "all of them first; take align.method: branches, or fuse.when: stage"
             )
         if self.corpus.dev + self.corpus.heldout >= 1:
             raise ValueError(

@@ -11,5 +11,5 @@ from fuselm.runs.options.base import OneOf, Options
 class AlignOptions(Options):
     """Say how a source's distributions are brought into the target's tokens."""
 
-    method: Annotated[str, OneOf(METHODS)] = Field("span", description="Align with this method.")
+    method: Annotated[str, OneOf(METHODS)] = Field("branches", description="Align with this method.")
     top_k: int = Field(64, ge=1, description="Keep at most this many entries of each aligned row.")
