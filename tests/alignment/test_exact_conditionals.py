@@ -23,7 +23,6 @@ PAIRS = {
 SETTLED = ("same", "coarse to fine")  # pairs where the source's rows determine the target's
 LENGTH, BEFORE = 7, 4  # letters of a text; the end of the text splits tokens that begin after BEFORE
 SEEDS = (0, 1, 2)
-UNLEARNED = pytest.mark.xfail(reason="rows of branches that the text did not take keep their short token", strict=True)
 
 
 @functools.cache
@@ -60,11 +59,15 @@ def test_a_table_by_token_is_exact_only_if_the_source_determines_the_spelling(pa
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("pair", ["same", *(pytest.param(p, marks=UNLEARNED) for p in PAIRS if p != "same")])
-def test_the_mean_row_of_span_is_as_close_to_the_exact_conditional_as_a_table_allows(pair, seed):
+@pytest.mark.parametrize("pair", PAIRS)
+def test_span_keeps_the_short_token_where_the_text_did_not_go(pair, seed):
+    """Its rows are off by that, while its gold probabilities are exact; `branches` is closer."""
     found, least = measure_distance(pair, seed, "span"), measure_bound(pair, seed)
-    assert found.variation <= least.variation + 0.02
-    assert found.divergence <= least.divergence + 0.01
+    if pair == "same":
+        assert found.variation < 1e-6 and found.divergence < 1e-6
+    else:
+        assert least.variation + 0.02 < found.variation < 0.33 and least.divergence < found.divergence < 0.55
+        assert measure_distance(pair, seed, "branches").variation < found.variation
 
 
 @pytest.mark.parametrize("seed", SEEDS)
