@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as a command does,
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches here are tiny
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # as `catalogue` does for lm-eval
 os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")  # as importing lm-eval does
+os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")  # the same
 
 import hypothesis
 import pytest
