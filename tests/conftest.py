@@ -65,7 +65,8 @@ def describe_process() -> dict[str, object]:
     """Return what later tests, and the processes that they start, would take over from this process."""
     from fuselm.system import processes, stopping
 
-    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    of_libraries = ("PYTEST_CURRENT_TEST", "PYTHONBREAKPOINT", "RAY_")  # ray leaves some of its own
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(of_libraries)}
     return {"folder": os.getcwd(), "shard": processes._shard, "signal": stopping._requested} | variables
 
 

@@ -423,4 +423,4 @@ def test_the_resolved_options_are_written_into_the_run(run_file):
     outcome = fuselm("capture", run_file, "train.lambda_clm=0.25")
     assert outcome.code == 0
     written = yaml.safe_load((run_file.parent / "out" / "config.yaml").read_text())
-    assert written["train"]["lambda_clm"] == 0.25 and written["align"] == {"method": "span", "top_k": 64}
+    assert written["train"]["lambda_clm"] == 0.25 and written["align"] == {"method": "branches", "top_k": 64}

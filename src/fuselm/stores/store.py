@@ -247,7 +247,7 @@ class Store:
         """Read what training needs of the document at a place that `find_documents` returns."""
         return self._keep_group(int(self._groups[place]), TRAINING_COLUMNS).read_training_rows(int(self._rows[place]))
 
-    def find_documents(self, documents: pa.Array) -> Int[ndarray, "documents"]:
+    def find_documents(self, documents: pa.Array | pa.ChunkedArray) -> Int[ndarray, "documents"]:
         """Return the place of each document in the index, with which `token_counts` begins; -1 if it isn't there."""
         return pc.fill_null(pc.index_in(documents, value_set=self._names), -1).to_numpy(zero_copy_only=False)
 
