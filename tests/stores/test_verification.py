@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_run
 from rich.console import Console
+from tiny_run import fuselm
 
+from fuselm.alignment.choices import METHODS
 from fuselm.stores import store
 from fuselm.stores.rows import read_traces
 from fuselm.stores.store import part_path, write_index, write_part
@@ -55,6 +58,22 @@ def test_a_whole_store_has_no_problems(whole):
 def test_the_golden_store_is_whole():
     golden = Path(__file__).parents[1] / "data" / "store"
     assert verify_store(golden, progress=QUIET).problems == ()
+
+
+@pytest.fixture(scope="module")
+def captured_run(tmp_path_factory, byte_level, sentence_piece, texts) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    rows = tiny_run.short(texts)
+    return tiny_run.write(folder, target=byte_level, sources={"other": sentence_piece}, rows=rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_aligns_is_whole(captured_run, method):
+    assert fuselm("align", captured_run, f"align.method={method}").code == 0
+    folders = (captured_run.parent / "out" / "align").glob("other-*")
+    (made,) = (f for f in folders if manifest.read(f)["parameters"]["method"] == method)
+    outcome = fuselm("store", "verify", made)
+    assert outcome.code == 0, outcome.out
 
 
 @pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
