@@ -67,10 +67,17 @@ for arguments, settings, environment, interrupted, resumes in pickle.loads(Path(
 """
 
 
+class GlooCrashed(Exception):
+    """Report what happened once in some 60 runs: a thread of gloo's own, pt_gloo_runloop, crashed within malloc."""
+
+
 def in_two_processes(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "COLUMNS": "211"}
-    environment["FUSELM_CACHE"] = str(folder / "cache")
+    environment |= {"FUSELM_CACHE": str(folder / "cache"), "PYTHONFAULTHANDLER": "1"}
     ended = subprocess.run([*LAUNCH, *command], env=environment, capture_output=True, text=True, check=False)
+    crash = ended.stderr.partition("Fatal Python error: Segmentation fault")[2]
+    if crash and "Current thread" not in crash:  # so it was no thread of Python's
+        raise GlooCrashed(ended.stderr[-30000:])
     assert ended.returncode == 0, ended.stderr[-30000:]
     return ended
 
@@ -105,6 +112,15 @@ def test_two_processes_padded_packed_or_interrupted_have_the_losses_of_one_over_
     fused,
     is_sharded,
 ):
+    try:
+        compare_with_one(tmp_path / "once", target, documents, fused, is_sharded)
+    except GlooCrashed:
+        compare_with_one(tmp_path / "again", target, documents, fused, is_sharded)
+
+
+def compare_with_one(folder: Path, target, documents, fused, is_sharded: bool) -> None:
+    """Train in one process and in two, and hold the losses and weights of the two to those of the one."""
+    folder.mkdir()
     accelerated = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp-8gpu.yaml"))
     fsdp = {name.upper(): str(value) for name, value in accelerated.fsdp_config.items()} | {
         "ACCELERATE_USE_FSDP": "true"
@@ -117,7 +133,7 @@ def test_two_processes_padded_packed_or_interrupted_have_the_losses_of_one_over_
     ways = {name: way for name, way in ways.items() if name.startswith(("sharded", "split")) == is_sharded}
     jobs = []
     for name, settings in ways.items():
-        one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
+        one, two = folder / f"{name}-one", folder / f"{name}-two"
         train(one, target, documents, fused, gradient_accumulation=2, **common, **settings)
         two.mkdir()
         if name == "joined":
@@ -127,11 +143,11 @@ def test_two_processes_padded_packed_or_interrupted_have_the_losses_of_one_over_
             environment = fsdp | {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
         stops = name.endswith("interrupted")
         jobs.append(((two, target, documents, fused), common | settings, environment, stops, stops or name == "joined"))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
-    in_two_processes([str(tmp_path / "script.py"), str(tmp_path / "jobs")], tmp_path)
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "jobs").write_bytes(pickle.dumps(jobs))
+    in_two_processes([str(folder / "script.py"), str(folder / "jobs")], folder)
     for name in ways:
-        one, two = (tmp_path / f"{name}-{processes}" for processes in ("one", "two"))
+        one, two = (folder / f"{name}-{processes}" for processes in ("one", "two"))
         mine, theirs = (json.loads((out / "history.json").read_text()) for out in (one, two))
         assert len(mine["log"]) >= 20
         for a, b in zip(mine["log"] + mine["dev"], theirs["log"] + theirs["dev"], strict=True):
