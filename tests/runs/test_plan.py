@@ -19,7 +19,7 @@ from fuselm.runs.estimates import Estimate, sum_disk
 from fuselm.runs.pipeline import Pipeline
 from fuselm.runs.stages import train
 from fuselm.sources import prompts, resumable_writing
-from fuselm.system import compiling, manifest
+from fuselm.system import compiling, library_output, manifest
 from fuselm.training import adapters
 from fuselm.training.objective import fusion_loss
 
@@ -307,7 +307,8 @@ def test_an_error_comes_below_the_tables_and_leaves_out_one_stage_alone(run_file
     monkeypatch.setattr("sys.stdout", _Recorder(order, "out"))
     monkeypatch.setattr("sys.stderr", _Recorder(order, "err"))
     monkeypatch.setattr("sys.argv", ["fuselm", "plan", str(run_file)])
-    monkeypatch.setenv("COLUMNS", "211")
+    for name, value in {**library_output.QUIET, "COLUMNS": "211"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
