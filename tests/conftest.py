@@ -7,9 +7,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as a command does, before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches here are tiny
-os.environ.setdefault("DISABLE_MULTIPROC", "1")  # as `catalogue` does for lm-eval
-os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")  # as importing lm-eval does
-os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")  # the same
 
 import hypothesis
 import pytest
@@ -53,6 +50,10 @@ def cache_apart(nothing_left_behind, request, tmp_path_factory, monkeypatch):
         monkeypatch.setenv("FUSELM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+OURS = ("FUSELM_", "HF_HUB_", "TRANSFORMERS_", "TQDM_", "TOKENIZERS_", "COLUMNS", "SLURM_", "JOB_", "SHARD_LOG")
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "FSDP_", "OMP_", "CUDA_", "PYTHONPATH")
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """Fail a test that leaves this process another one: its variables, its folder, its place among shards."""
@@ -62,11 +63,10 @@ def nothing_left_behind():
 
 
 def describe_process() -> dict[str, object]:
-    """Return what later tests, and the processes that they start, would take over from this process."""
+    """Return what later tests, and the processes that they start, would take over; libraries set more when imported."""
     from fuselm.system import processes, stopping
 
-    of_libraries = ("PYTEST_CURRENT_TEST", "PYTHONBREAKPOINT", "RAY_")  # ray leaves some of its own
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(of_libraries)}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(OURS + OF_LAUNCHERS)}
     return {"folder": os.getcwd(), "shard": processes._shard, "signal": stopping._requested} | variables
 
 
