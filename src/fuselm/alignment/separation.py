@@ -99,20 +99,10 @@ def _trace_merges(
     for i in range(count - 1):
         ranked[i] = bpe.find_merge(merges, ids[i], ids[i + 1])
     while count > 1:
-        best = 0
-        for i in range(1, count - 1):
-            if ranked[i] < ranked[best]:
-                best = i
-        if ranked[best] == bpe.NEVER:
+        ranks[steps] = bpe.join_best(merges, ids, ranked, count)
+        if ranks[steps] == bpe.NEVER:
             return -1
-        ranks[steps] = ranked[best]
-        ids[best] = ranked[best] & 0xFFFFFFFF
         count -= 1
-        for i in range(best + 1, count):
-            ids[i] = ids[i + 1]
-            ranked[i - 1] = ranked[i]
-        for i in range(max(best - 1, 0), min(best + 1, count - 1)):
-            ranked[i] = bpe.find_merge(merges, ids[i], ids[i + 1])
         steps += 1
         edges[steps] = ids[count - 1] if is_left else ids[0]
     return steps if count == 1 and ids[0] == token else -1

@@ -253,10 +253,5 @@ def _sort_numbers(numbers, count):
     """Sort the first `count` numbers in place."""
     if count > SORTED_BY_INSERTION:
         numbers[:count].sort()
-        return
-    for n in range(1, count):
-        number, at = numbers[n], n
-        while at > 0 and numbers[at - 1] > number:
-            numbers[at] = numbers[at - 1]
-            at -= 1
-        numbers[at] = number
+    else:
+        sort_values(numbers, count)

@@ -103,21 +103,29 @@ def encode(merges: Merges, string: ndarray, ids: ndarray, ranked: ndarray) -> in
     count = split_characters(merges, string, ids)
     for i in range(count - 1):
         ranked[i] = find_merge(merges, ids[i], ids[i + 1])
-    while count > 1:
-        best = 0
-        for i in range(1, count - 1):
-            if ranked[i] < ranked[best]:
-                best = i
-        if ranked[best] == NEVER:
-            break
-        ids[best] = ranked[best] & 0xFFFFFFFF
+    while count > 1 and join_best(merges, ids, ranked, count) != NEVER:
         count -= 1
-        for i in range(best + 1, count):
-            ids[i] = ids[i + 1]
-            ranked[i - 1] = ranked[i]
-        for i in range(max(best - 1, 0), min(best + 1, count - 1)):
-            ranked[i] = find_merge(merges, ids[i], ids[i + 1])
     return count
+
+
+@compiled()
+@no_type_check
+def join_best(merges: Merges, ids: ndarray, ranked: ndarray, count: int) -> int:
+    """Join the pair of the first `count` tokens that is merged first, and return its merge; `NEVER` if none is."""
+    best = 0
+    for i in range(1, count - 1):
+        if ranked[i] < ranked[best]:
+            best = i
+    merge = ranked[best]
+    if merge == NEVER:
+        return merge
+    ids[best] = merge & 0xFFFFFFFF
+    for i in range(best + 1, count - 1):
+        ids[i] = ids[i + 1]
+        ranked[i - 1] = ranked[i]
+    for i in range(max(best - 1, 0), min(best + 1, count - 2)):
+        ranked[i] = find_merge(merges, ids[i], ids[i + 1])
+    return merge
 
 
 @compiled()
