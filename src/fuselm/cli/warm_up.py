@@ -21,6 +21,7 @@ from fuselm.fusion.fuse import fuse_stores
 from fuselm.models import scan
 from fuselm.models.locating import locate_model
 from fuselm.models.vocabulary import Segmentation, Vocabulary
+from fuselm.runs.options.alignment import AlignOptions
 from fuselm.runs.options.fusion import FuseOptions
 from fuselm.stores import retention, store
 from fuselm.stores.distributions import Distributions
@@ -42,7 +43,7 @@ def compile_kernels(folder: Path, progress: Progress) -> None:
     for name, vocabulary in zip(("first", "second"), vocabularies, strict=True):
         captured = folder / name
         manifest.build_once(captured, Recipe(stage="capture"), lambda out, v=vocabulary: _write(v, documents, out))
-        aligner = Aligner(vocabulary, vocabularies[0])
+        aligner = Aligner(vocabulary, vocabularies[0], method=AlignOptions().method, traces=store.Store(captured))
         manifest.build_once(
             folder / f"{name} aligned",
             Recipe(stage="align"),
