@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a capture is ended by it, also where it was ignored
     if options.worker:
         WORKERS[options.worker[0]](Path(options.worker[1]))
         return
