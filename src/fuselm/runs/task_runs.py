@@ -8,15 +8,15 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from fuselm.models.locating import locate_model
-from fuselm.results.tasks import answers, asking, catalogue, choices
+from fuselm.results.tasks import asking, catalogue, choices
 from fuselm.results.tasks.summary import summarize_answers
 from fuselm.runs import config
 from fuselm.runs.options.evaluation import EvaluateOptions
 from fuselm.runs.options.problems import describe_first_problem
 from fuselm.runs.pipeline import Pipeline
+from fuselm.runs.stages import tasks as stage
 from fuselm.system import atomic_files, fingerprints, manifest, progress
 from fuselm.system.foreign_text import write_json
-from fuselm.system.manifest import Recipe
 
 FILE = "tasks.json"  # in a run's folder: the rows of what was asked last
 CACHE = "answers"  # in the cache folder: what models outside of runs answered
@@ -65,37 +65,14 @@ def ask_model(spec: str, asked: Mapping[str, Any], *, dtype: str, console: Conso
     folders = {}
     for name in found.members:
         tasks = found.choose(name)
-        recipe = Recipe(
-            stage="tasks",
-            parameters={
-                "tasks": {task: found.hashes[task] for task in tasks},
-                "limit": options.limit,
-                "num_fewshot": {task: of.get_config("num_fewshot") for task, of in tasks.items()},
-                "chat_template": options.chat_template,
-                "dtype": dtype,
-                "lm_eval": catalogue.find_version(),
-            },
-            inputs={"model": model.fingerprint, "tokenizer": model.tokenizer_fingerprint},
-            about={"name": name, "by_size": found.by_size[name]},
-        )
+        recipe = stage.make_recipe(options, found, name, model=model, fingerprint=model.fingerprint, dtype=dtype)
         folders[f"model {name}"] = folder = fingerprints.find_cache_folder() / CACHE / recipe.key
         if manifest.is_finished(folder):
             continue
         with progress.show_progress(console, f"{name}: {spec}") as shown:
 
-            def build(out: Path, tasks=tasks, shown=shown) -> dict[str, Any]:
-                rows, numbers = asking.ask_model(
-                    model,
-                    tasks,
-                    dtype=dtype,
-                    batch_tokens=options.batch_tokens,
-                    limit=options.limit,
-                    chat_template=options.chat_template,
-                    run_code=options.run_code,
-                    progress=shown,
-                )
-                answers.write_answers(out, rows, numbers)
-                return {"tasks": len(tasks), "questions": sum(of["questions"] for of in numbers.values())}
+            def build(out: Path, tasks=tasks, shown=shown) -> dict[str, int]:
+                return stage.answer_tasks(out, options, tasks, model, dtype=dtype, progress=shown)
 
             manifest.build_once(folder, recipe, build)
     return summarize_answers(folders)

@@ -51,13 +51,13 @@ def _lock_newest(path: Path) -> Iterator[IO[str]]:
     while True:
         with open(path, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _has_name(file, path):
+            if has_name(file, path):
                 yield file
                 return
 
 
-def _has_name(file: IO[str], path: Path) -> bool:
-    """Tell whether `path` names the open file, and not another one or none."""
+def has_name(file: IO[str], path: Path) -> bool:
+    """Tell whether a path names the open file, and not another one or none."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fuselm.system import atomic_files, file_lock, processes
 from fuselm.system.disk_errors import name_disk_errors
@@ -287,14 +287,6 @@ def lock_folder(partial: Path, on_wait: Callable[[], object] | None, *, shared: 
                     ) from None
                 on_wait()
                 fcntl.flock(lock, kind)
-            if _has_name(lock, partial / ".lock"):
+            if file_lock.has_name(lock, partial / ".lock"):
                 yield
                 return
-
-
-def _has_name(file: IO[str], path: Path) -> bool:
-    """Tell whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -10,6 +10,7 @@ from fuselm.models.locating import Model, locate_model
 from fuselm.results.tasks import answers, asking, catalogue, choices, heldout_questions
 from fuselm.results.tasks.catalogue import FoundTasks
 from fuselm.runs.estimates import Estimate, estimate_step
+from fuselm.runs.options.evaluation import EvaluateOptions
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import merge, train
 from fuselm.system.manifest import Recipe
@@ -71,6 +72,44 @@ def find_tasks(pipeline: "Pipeline") -> FoundTasks:
     return found
 
 
+def make_recipe(
+    options: EvaluateOptions, found: FoundTasks, name: str, *, model: Model, fingerprint: str, dtype: str
+) -> Recipe:
+    """Return what the answers of a model to the tasks of a name are made from."""
+    tasks = found.choose(name)
+    return Recipe(
+        stage=STAGE.name,
+        parameters={
+            "tasks": {task: found.hashes[task] for task in tasks},
+            "limit": options.limit,
+            "num_fewshot": {task: of.get_config("num_fewshot") for task, of in tasks.items()},
+            "chat_template": options.chat_template,
+            "dtype": dtype,
+            "lm_eval": catalogue.find_version(),
+        },
+        inputs={"model": fingerprint, "tokenizer": model.tokenizer_fingerprint},
+        about={"name": name, "by_size": found.by_size[name]},
+    )
+
+
+def answer_tasks(
+    out: Path, options: EvaluateOptions, tasks: Mapping[str, Any], model: Model, *, dtype: str, progress: Progress
+) -> dict[str, int]:
+    """Ask a model the questions of some tasks, write its answers to a folder, and count both."""
+    rows, numbers = asking.ask_model(
+        model,
+        tasks,
+        dtype=dtype,
+        batch_tokens=options.batch_tokens,
+        limit=options.limit,
+        chat_template=options.chat_template,
+        run_code=options.run_code,
+        progress=progress,
+    )
+    answers.write_answers(out, rows, numbers)
+    return {"tasks": len(tasks), "questions": sum(of["questions"] for of in numbers.values())}
+
+
 def _identify(pipeline: "Pipeline", name: str) -> _Asked:
     inputs, run, precision = pipeline.inputs, pipeline.run, pipeline.precision
     if name in METHODS:
@@ -88,39 +127,19 @@ def _identify(pipeline: "Pipeline", name: str) -> _Asked:
 
 def _declare(pipeline: "Pipeline", asked: _Asked, name: str, found: FoundTasks) -> Path:
     options, tasks = pipeline.run.evaluate, found.choose(name)
-    recipe = Recipe(
-        stage=STAGE.name,
-        parameters={
-            "tasks": {task: found.hashes[task] for task in tasks},
-            "limit": options.limit,
-            "num_fewshot": {task: of.get_config("num_fewshot") for task, of in tasks.items()},
-            "chat_template": options.chat_template,
-            "dtype": asked.dtype,
-            "lm_eval": catalogue.find_version(),
-        },
-        inputs={"model": asked.fingerprint, "tokenizer": asked.model.tokenizer_fingerprint},
-        about={"name": name, "by_size": found.by_size[name]},
-    )
+    recipe = make_recipe(options, found, name, model=asked.model, fingerprint=asked.fingerprint, dtype=asked.dtype)
 
     def build(out: Path, shown: Progress) -> dict:
         located = asked.model
         if asked.name in METHODS:
             located = locate_model(str(merge.find_trained(pipeline, asked.name) / train.WEIGHTS))
-        rows, numbers = asking.ask_model(
-            located,
-            tasks,
-            dtype=pipeline.precision.choose_dtype(asked.role, located),
-            batch_tokens=options.batch_tokens,
-            limit=options.limit,
-            chat_template=options.chat_template,
-            run_code=options.run_code,
-            progress=shown,
+        counts = answer_tasks(
+            out, options, tasks, located, dtype=pipeline.precision.choose_dtype(asked.role, located), progress=shown
         )
-        answers.write_answers(out, rows, numbers)
         for task in tasks.values():
             if name in choices.HELDOUT:
                 heldout_questions.write_task_files(task.config.to_dict(keep_callable=True), out)
-        return {"tasks": len(tasks), "questions": sum(of["questions"] for of in numbers.values())}
+        return counts
 
     folder = re.sub(r"[^\w.-]+", "_", f"{asked.name}-{name}")
     return pipeline.steps.declare(STAGE, folder, recipe, build, f"{asked.name} {name}")
