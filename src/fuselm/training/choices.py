@@ -32,6 +32,10 @@ PRECISIONS: dict[str, str] = {
     "bf16": "Compute in bfloat16 by autocast, with weights in float32.",
     "float32": "Compute in float32.",
 }
+DECAYS: dict[str, str] = {
+    "zero": "Pull weights towards zero, as AdamW does.",
+    "start": "Pull weights towards what they were before training, so that less is forgotten.",
+}
 LEARNED: dict[str, str] = {
     "assistant": "Learn what the assistant says, and where its turns end.",
     "all": "Learn all tokens, those of users and of the chat template among them. Only responses have fused rows.",

@@ -20,6 +20,7 @@ from fuselm.system import atomic_files, stopping
 from fuselm.system.errors import name_model_errors
 from fuselm.system.progress import Progress
 from fuselm.training.averaging import Averaging
+from fuselm.training.decay import decay_towards_start
 from fuselm.training.loader_processes import BatchesAhead, name_worker_errors
 from fuselm.training.objective import CONFIDENCES, Divergence, FusedRows, fusion_loss
 from fuselm.training.sharded_checkpoints import ShardedCheckpoints
@@ -64,6 +65,7 @@ class TrainingSettings:
     loader_workers: int | None = None
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    decay_towards: str = "zero"
 
     def build_divergence(self) -> Divergence:
         """Return the divergence that these settings name."""
@@ -97,6 +99,8 @@ class FusionTrainer(Trainer):
 
     def create_optimizer(self, *arguments):
         optimizer = super().create_optimizer(*arguments)
+        if self._settings.decay_towards == "start":
+            decay_towards_start(optimizer)
         if self._averaging is not None:
             self._averaging.watch(optimizer)
         return optimizer

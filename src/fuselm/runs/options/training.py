@@ -7,6 +7,7 @@ from pydantic import Field, model_serializer, model_validator
 from fuselm.runs.options.base import NotNegative, OneOf, Options, Positive
 from fuselm.training.choices import (
     CONFIDENCES,
+    DECAYS,
     DIVERGENCES,
     LEARNED,
     PRECISIONS,
@@ -140,6 +141,11 @@ class TrainOptions(Options):
         0.0, ge=0, lt=1, description="Drop this share of what each of the target's layers adds, while it is trained."
     )
     weight_decay: NotNegative = Field(0.1, description="Decay the weights by AdamW with this factor.")
+    decay_towards: Annotated[str, OneOf(DECAYS)] = Field(
+        "zero",
+        description="Let `weight_decay` pull weights towards this. `start` needs far greater factors, because a step "
+        "pulls by the learning rate times the factor: 30 and more.",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the norm of the gradient to this.")
     precision: Annotated[str, OneOf(PRECISIONS)] = Field("auto", description="Train in this precision.")
     lora_rank: int | None = Field(
@@ -180,6 +186,7 @@ class TrainOptions(Options):
         """Raise `ValueError` on an option that would do nothing, and on options that exclude each other."""
         without_lora = self.lora_rank is None and "lora_rank is not set"
         unused = {
+            "decay_towards": self.decay_towards == "start" and self.weight_decay == 0 and "weight_decay is 0",
             "jsd_beta": self.divergence != "jsd" and "divergence is not jsd",
             "batch_documents": self.pack_tokens is not None and "pack_tokens says what a batch is",
             **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_modules", "quantize"), without_lora),
@@ -208,7 +215,7 @@ class TrainOptions(Options):
     def _omit_unused(self, write: Any) -> dict[str, Any]:
         """Leave out newer options at their defaults: what was trained before they existed keeps its key."""
         written = write(self)
-        for name in ("on", "loader_workers", "label_smoothing", "dropout"):
+        for name in ("on", "loader_workers", "label_smoothing", "dropout", "decay_towards"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 written.pop(name, None)
         return written

@@ -28,7 +28,7 @@ FUSED_ONLY_OPTIONS = ("lambda_final", "confidence", "divergence", "jsd_beta", "t
 NOT_IN_KEYS = ("trackers", "loader_workers")  # options that change nothing of what is trained
 WEIGHTS = "model"  # folder of a trained model in its stage's folder
 STATE_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
-MEAN_BYTES = 4  # more for the mean of the weight, where there is one
+MEAN_BYTES = 4  # more for the mean of the weight, where there is one, and for its start where it decays to that
 CHECKPOINTS = 3  # the best, the last, and the one being written
 
 
@@ -154,7 +154,7 @@ def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimat
     target, options = pipeline.inputs.target, pipeline.run.train.for_method(step.name)
     given = tokens[target.tokenizer_fingerprint]["train"]
     read = round(given * write.compute_text_ratio(pipeline)) if step.name != "clm" else given
-    state = STATE_BYTES + (MEAN_BYTES if options.average else 0)
+    state = STATE_BYTES + _count_more_bytes(options)
     return estimate_step(
         step,
         tokens=read * options.passes,
@@ -191,11 +191,16 @@ def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estima
     evaluations = options.passes * options.evaluations_per_pass
     dev = calibration.count_tokens("dev")
     scored = (1 + evaluations) * dev + 2 * min(dev, SAMPLE_TOKENS)
-    mean = MEAN_BYTES if options.average else 0
-    written = evaluations * (STATE_BYTES + mean) * parameters + target.parameters_bytes
+    more = _count_more_bytes(options)
+    written = evaluations * (STATE_BYTES + more) * parameters + target.parameters_bytes
     seconds = row.tokens / measured.speed + scored / reading.speed
     seconds += 3 * measured.loading + calibration.time_writing(written)
-    return replace(row, seconds=seconds, memory=measured.memory + mean * parameters)
+    return replace(row, seconds=seconds, memory=measured.memory + more * parameters)
+
+
+def _count_more_bytes(options: config.TrainOptions) -> int:
+    """Return the bytes that a checkpoint has for each parameter, beside its weight and moments."""
+    return MEAN_BYTES * (bool(options.average) + (options.decay_towards == "start"))
 
 
 def count_passes(run: config.RunOptions, name: str, written: Mapping[str, float]) -> float:
