@@ -119,7 +119,7 @@ def test_what_was_meant_is_found_by_other_names_and_in_other_sections(given, hin
     [
         ("experiments.1.titel", "did you mean 'title'?"),
         ("arms.fused.methods", "did you mean 'method'?"),
-        ("arms.fused.trials", "known: like, method, sources, set, try, seeds"),
+        ("arms.fused.trials", "known: like, method, sources, set, try, best_of, chosen_on, seeds"),
         ("experiment", "did you mean 'experiments'?"),
     ],
 )

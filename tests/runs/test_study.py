@@ -152,6 +152,43 @@ def test_the_trial_that_is_best_on_the_development_split_is_scored(finished):
         assert manifest.read(scored)["inputs"]["model"] == key[best["settings"]["train.learning_rate"]]
 
 
+def test_one_seed_chooses_among_several_arms_for_all(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    given = yaml.safe_load((tmp_path / "copy/study.yaml").read_text())
+    arms = {
+        "clm": {**given["arms"]["clm"], "seeds": [1]},
+        "other-clm": {"method": "clm", "set": {"train.learning_rate": 1e-6}, "seeds": [1]},
+        "best": {"best_of": ["other-clm", "clm"], "chosen_on": 1},
+    }
+    shown = [{"name": "main", "title": "Main", "arms": list(arms), "against": "best"}]
+    study_file = tmp_path / "copy/study.yaml"
+    study_file.write_text(
+        yaml.safe_dump(given | {"arms": arms, "experiments": shown, "output": str(tmp_path / "copy/study")})
+    )
+    outcome = fuselm("study", study_file)
+    assert outcome.code == 0 and "train" not in outcome.stages, outcome.err  # all of it was trained before
+    titles = [line for line in outcome.err.splitlines() if line.startswith("arm ")]
+    assert titles[0] == "arm 2 of 3, seed 1: other-clm"  # the seed that chooses comes first
+    best = result_of(tmp_path / "copy")["arms"]["best"]["seeds"]
+    trials = best["1"]["trials"]
+    assert [t["settings"]["train.learning_rate"] for t in trials] == [1e-6, 3e-3]  # each once
+    (chosen,) = (t for t in trials if t["chosen"])
+    assert chosen["dev_bits_per_byte"] == min(t["dev_bits_per_byte"] for t in trials)
+    assert [t["settings"] for t in best["0"]["trials"]] == [chosen["settings"]] and best["0"]["trials"][0]["chosen"]
+    page = (tmp_path / "copy/study/results.md").read_text()
+    assert page.count("\n| best | ") >= 3  # a row of scores, and one of each trial
+
+
+def test_a_seed_waits_for_the_one_that_chooses(tmp_path, byte_level, sentence_piece, texts):
+    arms = ARMS | {"clm": ARMS["clm"] | {"chosen_on": 1}}
+    study_file = write(tmp_path, byte_level, sentence_piece, texts, arms=arms)
+    grid = trials.Grid(study.load(study_file), Console(quiet=True))
+    assert [seed for seed, arm in grid.iterate_arms() if arm.name == "clm"] == [1, 0]
+    waiting = grid.read_state(grid.study.arms["clm"], 0)
+    assert waiting.awaits_choice and waiting.best_trial is None and not waiting.is_measured
+    assert len(waiting.trials) == 1 and len(grid.read_state(grid.study.arms["clm"], 1).trials) == 2
+
+
 def test_weights_are_dropped_and_nothing_is_made_again(finished, tmp_path):
     assert not list((finished / "study").glob("seed-*/train/*/model"))
     assert len(list((finished / "study").glob("seed-*/train/*/history.json"))) == 3 * 2 + 2
@@ -450,6 +487,26 @@ BAD = {
         },
         "experiments.a: no seed is one of all its arms', so nothing can be compared; set their seeds",
     ),
+    "nothing to choose": (
+        {"arms": ARMS | {"fused": ARMS["fused"] | {"chosen_on": 0}}},
+        "arms.fused.chosen_on: does nothing, because there is nothing to choose; give it a `try`",
+    ),
+    "a choice by another's seed": (
+        {"arms": ARMS | {"clm": ARMS["clm"] | {"chosen_on": 7}}},
+        "arms.clm.chosen_on: 7 is not one of the arm's seeds; add it to seeds",
+    ),
+    "the best of what is not trained": (
+        {"arms": ARMS | {"best": {"best_of": ["clm", "base"]}}},
+        "arms.best.best_of: no trained arm 'base'; known: clm, fused, half, alone",
+    ),
+    "the best of two methods": (
+        {"arms": ARMS | {"best": {"best_of": ["clm", "fused"]}}},
+        "arms.best.best_of: 'fused' has another method or other sources than 'clm'; name arms that share both",
+    ),
+    "options beside the best of others": (
+        {"arms": ARMS | {"best": {"best_of": ["clm"], "set": {"train.passes": 1}}}},
+        "arms.best.set: does nothing beside best_of, which takes arms as they are; drop one",
+    ),
     "no title": (
         {"experiments": [{"name": "a", "arms": ["clm"]}]}, "experiments.1.title: missing; every study needs it"
     ),
@@ -643,5 +700,5 @@ def test_the_examples_are_valid():
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
     assert len(names["study-tokens"].arms) == 9
     tried = {name: sum(len(arm.trials) for arm in of.arms.values() if arm.method) for name, of in names.items()}
-    assert tried["study-baseline"] == 36 and tried["study-controls"] == 15
+    assert tried["study-baseline"] == 50 and tried["study-controls"] == 13
     assert verdicts.TARGETS == ("base", "clm", "fused")

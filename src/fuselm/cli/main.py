@@ -223,7 +223,7 @@ def study(
         raise ValueError("--plan and --report: take one, as --plan writes no pages")
     console = open_stderr()
     from fuselm.results.pages import study_page
-    from fuselm.runs.studies import comparison, study, trials
+    from fuselm.runs.studies import comparison, study, study_plan, trials
     from fuselm.system import progress, terminal
 
     with progress.announce(f"reading {study_file}, its texts and models"):
@@ -234,7 +234,7 @@ def study(
         grid.check_texts()
     if plan:
         shown = terminal.open_console()
-        shown.print(trials.draw_progress(grid))
+        shown.print(study_plan.draw_progress(grid))
         for line in trials.explain_captures(grid):
             shown.print(line, soft_wrap=True)
         return

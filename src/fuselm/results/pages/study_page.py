@@ -181,19 +181,23 @@ def _list_needed_tokens(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _list_trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:
     """Return what each trial gave by seed, for arms with several trials."""
-    chosen = {n: arms[n]["seeds"] for n in names if len(next(iter(arms[n]["seeds"].values()))["trials"]) > 1}
+    longest = {n: max((of["trials"] for of in arms[n]["seeds"].values()), key=len) for n in names}
+    chosen = {n: arms[n]["seeds"] for n in names if len(longest[n]) > 1}
     seeds = sorted({seed for by_seed in chosen.values() for seed in by_seed}, key=int)
     rows = []
     for name, by_seed in chosen.items():
-        for n, trial in enumerate(next(iter(by_seed.values()))["trials"]):
-            cells = [_show_dev(by_seed[seed]["trials"][n]) if seed in by_seed else (DASH, False) for seed in seeds]
+        for trial in longest[name]:
+            cells = [_show_dev(trial["settings"], by_seed.get(seed)) for seed in seeds]
             rows.append({"arm": name, "trial": describe_settings(trial["settings"]), "cells": cells})
     return {"seeds": seeds, "rows": rows}
 
 
-def _show_dev(trial: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return a trial's bits per byte of the development split, and whether it was chosen."""
-    return f"{trial['dev_bits_per_byte']:.4f}" if trial["done"] else DASH, trial["chosen"]
+def _show_dev(settings: Mapping[str, Any], seed: Mapping[str, Any] | None) -> tuple[str, bool]:
+    """Return what the trial with these settings gave on a seed's development split, and whether it was chosen."""
+    trials = [trial for trial in (seed or {"trials": []})["trials"] if trial["settings"] == settings]
+    if not trials:
+        return DASH, False
+    return f"{trials[0]['dev_bits_per_byte']:.4f}" if trials[0]["done"] else DASH, trials[0]["chosen"]
 
 
 def _list_trainings(result: Mapping[str, Any]) -> list[dict[str, Any]]:

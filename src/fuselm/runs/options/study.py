@@ -62,6 +62,16 @@ class ArmOptions(Options):
         description="Train with each combination of these values, `{train.learning_rate: [5e-5, 1e-4]}`, and keep the "
         "best on the development split.",
     )
+    best_of: Names | None = Field(
+        None,
+        description="Take the best of these arms' trainings on the development split, instead of any options of its "
+        "own. They are trained once, for all.",
+    )
+    chosen_on: Seed | None = Field(
+        None,
+        description="Choose among the trainings with this seed, and train with the others what was best there. If "
+        "nothing is given, each seed chooses for itself.",
+    )
     seeds: Seeds | None = Field(None, description="Train with these seeds; with the study's if nothing is given.")
 
 

@@ -37,6 +37,7 @@ class Arm:
     sources: Sequence[str]
     trials: Sequence[Mapping[str, Any]]  # the options of each, beside `settings`
     seeds: Sequence[int]
+    chosen_on: int | None = None  # the seed that chooses a trial for all; None: each for itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,8 @@ def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
     for name in read.arms:
         if name in as_they_are or name == "average":
             raise ValueError(f"arms.{name}: the name of a model as it is; take another")
-    known = as_they_are | {name: _build_arm(name, read, sources) for name in read.arms}
+    known = as_they_are | {name: _build_arm(name, read, sources) for name in read.arms if not read.arms[name].best_of}
+    known |= {name: _join_arms(name, read, known) for name in read.arms if read.arms[name].best_of}
     _check_experiments(read.experiments, known)
     shown = {name for experiment in read.experiments for name in list_arms(experiment)}
     arms = {}
@@ -143,11 +145,11 @@ def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
 
 def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     """Return an arm with everything that it takes from the arms that it is like."""
-    merged: dict[str, Any] = {"method": None, "sources": None, "seeds": None, "set": {}, "try": {}}
+    merged: dict[str, Any] = {"method": None, "sources": None, "seeds": None, "chosen_on": None, "set": {}, "try": {}}
     for of in reversed(_list_ancestors(name, read.arms)):
         merged["set"] = {n: v for n, v in merged["set"].items() if n not in of.trials} | of.set
         merged["try"] = {n: v for n, v in merged["try"].items() if n not in of.set} | of.trials
-        for option in ("method", "sources", "seeds"):
+        for option in ("method", "sources", "seeds", "chosen_on"):
             if (value := getattr(of, option)) is not None:
                 merged[option] = value
     where = f"arms.{name}"
@@ -163,6 +165,8 @@ def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     for source in merged["sources"] or ():
         if source not in sources:
             raise ValueError(f"{where}.sources: no source '{source}'; {suggest_name(source, list(sources))}")
+    seeds = merged["seeds"] or read.seeds
+    _check_choice(where, merged["chosen_on"], seeds, has_trials=bool(merged["try"]))
     combined = [dict(zip(merged["try"], values, strict=True)) for values in itertools.product(*merged["try"].values())]
     return Arm(
         name=name,
@@ -170,8 +174,53 @@ def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
         settings=merged["set"],
         sources=merged["sources"] or list(sources),
         trials=combined,
-        seeds=merged["seeds"] or read.seeds,
+        seeds=seeds,
+        chosen_on=merged["chosen_on"],
     )
+
+
+def _join_arms(name: str, read: StudyOptions, known: Mapping[str, Arm]) -> Arm:
+    """Return the arm whose trials are those of others together."""
+    given, where = read.arms[name], f"arms.{name}"
+    names = given.best_of or []
+    own = [option for option in ("like", "method", "sources") if getattr(given, option) is not None]
+    own += [option for option, of in (("set", given.set), ("try", given.trials)) if of]
+    if own:
+        raise ValueError(f"{where}.{own[0]}: does nothing beside best_of, which takes arms as they are; drop one")
+    for other in names:
+        if other not in known or known[other].method is None:
+            able = [n for n, arm in known.items() if arm.method is not None]
+            raise ValueError(f"{where}.best_of: no trained arm '{other}'; {suggest_name(other, able)}")
+    arms = [known[other] for other in names]
+    for arm in arms[1:]:
+        if (arm.method, set(arm.sources)) != (arms[0].method, set(arms[0].sources)):
+            raise ValueError(
+                f"{where}.best_of: '{arm.name}' has another method or other sources than '{names[0]}'; name arms that "
+                "share both"
+            )
+    trials: list[Mapping[str, Any]] = []
+    for arm in arms:
+        trials += [t for trial in arm.trials if (t := {**arm.settings, **trial}) not in trials]
+    seeds = given.seeds or read.seeds
+    _check_choice(where, given.chosen_on, seeds, has_trials=True)
+    return Arm(
+        name=name,
+        method=arms[0].method,
+        settings={},
+        sources=arms[0].sources,
+        trials=trials,
+        seeds=seeds,
+        chosen_on=given.chosen_on,
+    )
+
+
+def _check_choice(where: str, chosen_on: int | None, seeds: Sequence[int], *, has_trials: bool) -> None:
+    if chosen_on is None:
+        return
+    if not has_trials:
+        raise ValueError(f"{where}.chosen_on: does nothing, because there is nothing to choose; give it a `try`")
+    if chosen_on not in seeds:
+        raise ValueError(f"{where}.chosen_on: {chosen_on} is not one of the arm's seeds; add it to seeds")
 
 
 def _check_use(where: str, arm: ArmOptions, method: str) -> None:

@@ -5,14 +5,12 @@ resumes. Nothing else is remembered: what is done is what is there.
 """
 
 import gc
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from fuselm.documents.document import SPLITS
 from fuselm.documents.document_list import DocumentList, read_documents
@@ -24,19 +22,15 @@ from fuselm.runs.steps import Step
 from fuselm.runs.studies import answer_copies
 from fuselm.runs.studies.study import Arm, Study
 from fuselm.system import manifest
-from fuselm.system.durations import format_duration
 from fuselm.system.foreign_text import put_on_one_line
 from fuselm.system.terminal import make_plain_text
-from fuselm.training.choices import METHODS
-
-if TYPE_CHECKING:
-    from fuselm.runs.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """Hold one training of an arm. A model as it is has one trial without training."""
 
+    number: int  # among the arm's trials
     settings: Mapping[str, Any]
     run: config.RunOptions
     given_tokens: int  # of training text in the target's tokens, without what sources write
@@ -73,12 +67,15 @@ class State:
     arm: Arm
     seed: int
     trials: Sequence[Trial]
+    awaits_choice: bool = False  # another seed has to choose first, and the trial here stands for the one to come
 
     @property
     def best_trial(self) -> Trial | None:
         """Return the trial that is best on the development split, or None before all are trained."""
         if self.arm.method is None:
             return self.trials[0]
+        if self.awaits_choice:
+            return None
         scores = [trial.dev_bits_per_byte for trial in self.trials]
         known = [score for score in scores if score is not None]
         return self.trials[scores.index(min(known))] if len(known) == len(scores) else None
@@ -113,9 +110,10 @@ class Grid:
         self._dry_pipelines: dict[tuple[str, int, int], Pipeline] = {}  # only look, so they hold no text
 
     def iterate_arms(self) -> Iterator[tuple[int, Arm]]:
-        """Yield (seed, arm): all arms of one seed before any of the next."""
+        """Yield (seed, arm): all arms of one seed before any of the next, first the seeds that choose for others."""
         arms = self.study.arms.values()
-        for seed in dict.fromkeys(seed for arm in arms for seed in arm.seeds):
+        choosing = [arm.chosen_on for arm in arms if arm.chosen_on is not None]
+        for seed in dict.fromkeys([*choosing, *(seed for arm in arms for seed in arm.seeds)]):
             yield from ((seed, arm) for arm in arms if seed in arm.seeds)
 
     def check(self) -> None:
@@ -180,20 +178,26 @@ class Grid:
 
     def read_state(self, arm: Arm, seed: int) -> State:
         """Return how far an arm is. Makes the corpus and nothing else."""
-        trials = []
-        for number, settings in enumerate(arm.trials):
-            pipeline = self.open_once(arm, seed, number)
-            steps = pipeline.dry_run(_build_scores(arm))
-            counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
-            trial = Trial(
-                settings=settings,
-                run=pipeline.run,
-                given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
-                written={name: write.compute_written_ratio(pipeline, name) for name in write.list_steps(pipeline)},
-                steps=steps,
-            )
-            trials.append(trial)
-        return State(arm=arm, seed=seed, trials=trials)
+        numbers: Sequence[int] = range(len(arm.trials))
+        awaits_choice = False
+        if arm.chosen_on not in (None, seed):
+            chosen = self.read_state(arm, arm.chosen_on).best_trial
+            numbers, awaits_choice = [0 if chosen is None else chosen.number], chosen is None
+        trials = [self._read_trial(arm, seed, number) for number in numbers]
+        return State(arm=arm, seed=seed, trials=trials, awaits_choice=awaits_choice)
+
+    def _read_trial(self, arm: Arm, seed: int, number: int) -> Trial:
+        pipeline = self.open_once(arm, seed, number)
+        steps = pipeline.dry_run(_build_scores(arm))
+        counted = manifest.read(pipeline.make_corpus())["counts"]["tokens"]
+        return Trial(
+            number=number,
+            settings=arm.trials[number],
+            run=pipeline.run,
+            given_tokens=counted[pipeline.inputs.target.tokenizer_fingerprint]["train"],
+            written={name: write.compute_written_ratio(pipeline, name) for name in write.list_steps(pipeline)},
+            steps=steps,
+        )
 
 
 def _build_scores(arm: Arm) -> Callable[[Pipeline], object]:
@@ -247,20 +251,22 @@ def run_study(grid: Grid, after_arm: Callable[[], None]) -> list[str]:
 
 
 def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
-    for number, trial in enumerate(grid.read_state(arm, seed).trials):
+    for trial in grid.read_state(arm, seed).trials:
         if arm.method is None or (trial.training_step is not None and trial.training_step.done):
             continue
-        pipeline = grid.open_pipeline(arm, seed, number)
+        pipeline = grid.open_pipeline(arm, seed, trial.number)
         plan.check_disk(pipeline, trial.steps)
         if len(arm.trials) > 1:
-            title = f"trial {number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
+            title = f"trial {trial.number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
             grid.console.print(make_plain_text(title), soft_wrap=True)
         pipeline.train_method(arm.method, needs_weights=False)
         gc.collect()  # a trainer holds itself, and with it the weights and their moments
     state = grid.read_state(arm, seed)
+    if state.awaits_choice:
+        raise ValueError(f"seed {arm.chosen_on} has not chosen yet; see there")
     assert state.best_trial is not None
     answer_copies.take_answers(grid.study.output, state.best_trial.task_steps)
-    _build_scores(arm)(grid.open_pipeline(arm, seed, state.trials.index(state.best_trial)))
+    _build_scores(arm)(grid.open_pipeline(arm, seed, state.best_trial.number))
     gc.collect()
 
 
@@ -280,114 +286,14 @@ def _drop_weights(grid: Grid, seed: int) -> None:
         train.drop_weights(folder)
 
 
-def draw_progress(grid: Grid) -> Table:
-    """Return a table of what is done and what is left, with the time that it should take.
-
-    Steps take the time of such steps so far. If there are none yet, one batch of their work is measured.
-    """
-    rows = [(seed, arm, grid.read_state(arm, seed)) for seed, arm in grid.iterate_arms()]
-    speed = _measure_speeds(rows)
-    result = Table("seed", "arm", Column("trials", justify="right"), "state", Column("left", justify="right"))
-    calibrations = Calibrations(grid)
-    planned: set[Path] = set()
-    total, unknown = 0.0, 0
-    for seed, arm, state in rows:
-        trial_steps = [
-            (step, trial)
-            for trial in state.trials
-            for step in trial.steps
-            if step.stage not in (evaluate.STAGE, tasks.STAGE)
-        ]
-        scored = state.best_trial or state.trials[0]
-        measuring = [(step, scored) for step in (scored.scoring_step, *scored.task_steps)]
-        makes = [] if state.is_measured else [*trial_steps, *measuring]
-        left = {s.folder: (s, t) for s, t in makes if s.is_needed and s.folder not in planned}
-        planned |= left.keys()
-        times = [
-            _estimate_seconds(step, trial, speed) or calibrations.estimate_seconds(arm, seed, state, trial, step)
-            for step, trial in left.values()
-        ]
-        known = sum(t for t in times if t is not None)
-        unknown += None in times
-        total += known
-        trained = sum(t.training_step is not None and t.training_step.done for t in state.trials)
-        done = "done" if state.is_measured else f"{trained} trained" if trained else "to do"
-        time = "" if not times else "unknown" if None in times else format_duration(known)
-        result.add_row(str(seed), make_plain_text(arm.name), str(len(state.trials)) if arm.method else "", done, time)
-    result.add_section()
-    count = f"{sum(state.is_measured for _, _, state in rows)} of {len(rows)} done"
-    result.add_row("", "in all", "", count, format_duration(total) + (" without what is unknown" if unknown else ""))
-    if calibrations.failures:
-        result.caption = f"unknown: {calibrations.failures[0]}"
-    return result
-
-
-class Calibrations:
-    """Estimate steps by measuring one batch of their work. Trials share what is measured."""
-
-    def __init__(self, grid: Grid):
-        self._grid = grid
-        self._by_trial: dict[tuple[str, int, int], "Calibration"] = {}
-
-    @property
-    def failures(self) -> list[str]:
-        """Return why some work could not be tried, one line each."""
-        return [line for calibration in list(self._by_trial.values())[:1] for line in calibration.failures]
-
-    def estimate_seconds(self, arm: Arm, seed: int, state: State, trial: Trial, step: Step) -> float | None:
-        """Return the seconds that a step should take; None if that cannot be tried."""
-        from fuselm.runs.calibration import Calibration
-
-        key = arm.name, seed, state.trials.index(trial)
-        if key not in self._by_trial:
-            earlier = next(iter(self._by_trial.values()), None)
-            self._by_trial[key] = Calibration(self._grid.open_pipeline(arm, seed, key[2]), earlier)
-        calibration = self._by_trial[key]
-        counts = manifest.read(calibration.pipeline.make_corpus())["counts"]["tokens"]
-        row = step.stage.estimate(calibration.pipeline, step, counts)
-        return step.stage.calibrate(calibration, step, row).seconds
-
-
 def explain_captures(grid: Grid) -> list[str]:
     """Return a line for each source and seed that has to be captured: why no capture that is there can be used."""
     lines: dict[Path, str] = {}
     for seed, arm in grid.iterate_arms():
         state = grid.read_state(arm, seed)
-        for number, trial in enumerate(() if state.is_measured else state.trials):
+        for trial in () if state.is_measured else state.trials:
             missing = [s for s in trial.steps if s.is_needed and s.stage is capture.STAGE and s.folder not in lines]
-            pipeline = grid.open_once(arm, seed, number)
+            pipeline = grid.open_once(arm, seed, trial.number)
             explained = reuse.explain_captures(pipeline, missing) if missing else []
             lines |= {step.folder: f"seed {seed}, {line}" for step, line in zip(missing, explained, strict=True)}
     return list(lines.values())
-
-
-def _measure_speeds(rows: Sequence[tuple[int, Arm, State]]) -> dict[str, list[float]]:
-    """Return the seconds for each token of steps that are done, by `_name_kind`."""
-    speeds: dict[str, list[float]] = {}
-    seen = {}
-    for _, _, state in rows:
-        for trial in state.trials:
-            seen |= {step.folder: (step, trial) for step in trial.steps if step.done}
-    for step, trial in seen.values():
-        seconds = float(manifest.read(step.folder)["seconds"])
-        speeds.setdefault(_name_kind(step), []).append(seconds / _count_work(step, trial))
-    return speeds
-
-
-def _count_work(step: Step, trial: Trial) -> float:
-    """Return the tokens of training text that a step reads or writes; 1 where its time does not depend on them."""
-    passes = step.stage.count_passes(trial.run, step.name, trial.written)
-    return 1.0 if passes is None else float(trial.given_tokens) * passes
-
-
-def _name_kind(step: Step) -> str:
-    """Name the steps that are equally fast. Trained models are all of one size, whatever they were trained on."""
-    if step.stage is evaluate.STAGE and step.name in METHODS:
-        return "evaluate target"
-    name = config.FUSED if step.stage is train.STAGE and step.name != "clm" else step.name
-    return f"{step.stage.name} {name}"
-
-
-def _estimate_seconds(step: Step, trial: Trial, speeds: Mapping[str, list[float]]) -> float | None:
-    measured = speeds.get(_name_kind(step))
-    return None if measured is None else statistics.median(measured) * _count_work(step, trial)
