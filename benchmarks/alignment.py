@@ -299,15 +299,13 @@ def conditional(tokens: int) -> dict:
     """
     result = {}
     for source, target in PAIRS:
-        folder = written(source, tokens)
-        texts = {row["id"]: row for row in map(json.loads, (folder / "texts.jsonl").open())}
+        folders = written(source, tokens)
         learned = list(captured(source, 64))
         aligners = {m: Aligner(*map(vocabulary, (source, target)), method=m, traces=learned) for m in LIKE_SPAN}
         counter = ConditionalCounter(*map(vocabulary, (source, target)))
         counts: dict[str, list] = {m: [] for m in aligners}
         losses: list[tuple] = []
-        for trace in Store(folder):
-            row = texts[trace.document]
+        for trace, row in read_written(folders):
             for method, aligner in aligners.items():
                 aligned = aligner.align(trace, row["text"])
                 place = {"domain": row["domain"], "begin": row["begin"]}
@@ -318,11 +316,17 @@ def conditional(tokens: int) -> dict:
             gold = aligned.distributions.gold.astype(np.float64)
             losses += zip(relations, kinds, gold[chosen], blind[chosen], strict=True)
         result[f"{source}-{target}"] = {
-            "texts": len(texts),
             "conditional": {m: summarize_conditionals(of) for m, of in counts.items()},
             "loss": lost_shares(losses),
         }
     return result
+
+
+def read_written(folders: list[Path]) -> Iterable[tuple[Trace, dict]]:
+    """Yield the rows of what a source wrote, each trace with its text, its domain and where drawn tokens begin."""
+    for folder in folders:
+        texts = {row["id"]: row for row in map(json.loads, (folder / "texts.jsonl").open())}
+        yield from ((trace, texts[trace.document]) for trace in Store(folder))
 
 
 def lost_shares(losses: list[tuple]) -> dict[str, dict[str, float]]:
@@ -341,7 +345,7 @@ def lost_shares(losses: list[tuple]) -> dict[str, dict[str, float]]:
 
 
 def written(name: str, tokens: int) -> list[Path]:
-    """Return texts that a source wrote after the beginnings of held-out documents, and its rows of them.
+    """Return folders of texts that a source wrote after the beginnings of held-out documents, and its rows of them.
 
     They are made by parts of `WRITTEN_TOKENS`, each of which is made once.
     """

@@ -170,7 +170,7 @@ def summarize_conditionals(texts: Sequence[ConditionalCounts]) -> dict:
 
     Classes are relations, kinds, and the relations within each domain; classes without a token are left out. `mass` and
     `came` are shares of all tokens or, in a domain's classes, of the domain's tokens. The interval of a ratio holds
-    95 % of bootstrap resamples of texts.
+    95 % of bootstrap resamples of texts, and its error is their standard deviation.
 
     `conditional_fidelity` says how far the worst class with `LEAST_TOKENS` tokens or more deviates for certain: it is
     the ratio, or its inverse where the mass is too large, at the end of its interval that is nearest to 1. It is 1 if
@@ -213,13 +213,14 @@ def _compare(
     drawn = np.random.default_rng(0).multinomial(len(came), np.full(len(came), 1 / len(came)), RESAMPLES)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = (drawn @ mass) / (drawn @ came)
-    interval = np.quantile(ratios[np.isfinite(ratios)], (0.025, 0.975)) if came.sum() else np.zeros(2)
+    ratios = ratios[np.isfinite(ratios)] if came.sum() else np.zeros(1)
     return {
         "tokens": int(came.sum()),
         "came": float(came.sum() / max(tokens, 1)),
         "mass": float(mass.sum() / max(tokens, 1)),
         "ratio": float(mass.sum() / came.sum()) if came.sum() else 1.0,
-        "interval": interval.tolist(),
+        "error": float(ratios.std()),
+        "interval": np.quantile(ratios, (0.025, 0.975)).tolist(),
     }
 
 
