@@ -255,6 +255,17 @@ def test_text_that_continues_gets_no_space_of_its_own(vocabularies):
     assert spelled(vocabulary, bare) == b"the"
 
 
+def test_few_strings_are_remembered(vocabularies, monkeypatch):
+    from fuselm.models import vocabulary as module
+
+    vocabulary, strings = vocabularies["byte_level"], [b"%d?" % n for n in range(101)]
+    monkeypatch.setattr(module, "MOST_ENCODED", 7)
+    expected = [vocabulary.encode_bytes([string])[0] for string in strings]
+    for begin in range(0, 101, 5):
+        assert vocabulary.encode_bytes(strings[begin : begin + 8]) == expected[begin : begin + 8]
+        assert len(vocabulary._encoded) <= 8
+
+
 def test_capitals_are_not_spelled_by_a_vocabulary_without_them(vocabularies):
     assert vocabularies["word_piece"].encode_bytes([b" The"]) == [(UNMAPPED,)]
 

@@ -21,7 +21,7 @@ from fuselm.stores.distributions import Distributions
 from fuselm.system.compiling import compiled
 
 MOST_BACK = 3  # target tokens before a row that an entry may change, in a word; and as many of white space before it
-MOST_SPLITS = 1 << 20  # strings whose splits are remembered
+MOST_BYTES = 400 << 20  # of splits that are remembered
 
 
 class Splits(NamedTuple):
@@ -99,7 +99,7 @@ class Splitter:
         typed = [data[a:b] for a, b in edges]
         of_row = np.zeros(len(begins), np.int64)
         with self._lock:
-            if self._table.count > MOST_SPLITS:
+            if self._table.nbytes + sum(array.nbytes for array in self._arrays) > MOST_BYTES:
                 self._forget()
             numbers = list(map(self._contexts.get, typed))
             if None in numbers:
@@ -181,6 +181,8 @@ class Splitter:
         self._first, self._token_first = GrowingArray(np.int64, (0,)), GrowingArray(np.int64, (0,))
         self._weights, self._tokens = GrowingArray(np.float64), GrowingArray(np.int32)
         self._next_first, self._next_stop = GrowingArray(np.int64), GrowingArray(np.int64)
+        self._arrays = (self._context_bytes, self._first, self._token_first, self._weights, self._tokens)
+        self._arrays += (self._next_first, self._next_stop)
         numbers, shares = np.zeros(0, np.int64), np.zeros(0)
         self._splits = Splits(
             self._first.items, shares, self._token_first.items, np.zeros(0, np.int32), numbers, numbers, numbers, shares

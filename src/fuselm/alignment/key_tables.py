@@ -1,5 +1,9 @@
-"""Remember where things are by number: an open-addressed table that grows."""
+"""Remember where things are by number: an open-addressed table that grows, and arrays that do.
 
+Long arrays are pages of their own, which take memory as they are filled, and none when they are replaced.
+"""
+
+import mmap
 from typing import no_type_check
 
 import numpy as np
@@ -8,6 +12,8 @@ from numpy import ndarray
 
 from fuselm.models import bpe
 from fuselm.system.compiling import compiled
+
+OWN_PAGES = 1 << 18  # bytes from which an array has pages of its own
 
 
 class KeyTable:
@@ -28,10 +34,14 @@ class KeyTable:
             there = self._keys != bpe.NOTHING
             known, places = self._keys[there], self._places[there]
             self._keys = bpe.make_table(2 * (self.count + len(keys)))
-            self._places = np.zeros(len(self._keys), np.int64)
+            self._places = _make_zeros(len(self._keys), np.int64)
             _insert(self._keys, self._places, known, places)
         _insert(self._keys, self._places, keys, np.arange(self.count, self.count + len(keys)))
         self.count += len(keys)
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._places.nbytes
 
 
 class GrowingArray:
@@ -44,7 +54,7 @@ class GrowingArray:
 
     def append(self, items: ndarray) -> None:
         if self.count + len(items) > len(self._items):
-            longer = np.zeros(2 * (self.count + len(items)), self._items.dtype)
+            longer = _make_zeros(2 * (self.count + len(items)), self._items.dtype)
             longer[: self.count] = self._items[: self.count]
             self._items = longer
         self._items[self.count : self.count + len(items)] = items
@@ -53,6 +63,17 @@ class GrowingArray:
     @property
     def items(self) -> ndarray:
         return self._items[: self.count]
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self._items.itemsize
+
+
+def _make_zeros(size: int, dtype: type | np.dtype) -> ndarray:
+    """Return zeros, as `numpy.zeros` does; many of them are pages that no other process sees."""
+    if (count := size * np.dtype(dtype).itemsize) < OWN_PAGES:
+        return np.zeros(size, dtype)
+    return np.frombuffer(mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype)
 
 
 @compiled(nogil=True)

@@ -20,6 +20,7 @@ from fuselm.models.segmentation import Segmentation
 from fuselm.system.errors import name_tokenizer_errors
 
 UNMAPPED = -1  # ends the ids of a string that tokens do not spell to its end
+MOST_ENCODED = 1 << 18  # strings whose tokens are remembered
 
 
 class Vocabulary:
@@ -251,7 +252,10 @@ class Vocabulary:
 
         Bytes that are no text, or that the tokenizer would change, get the longest tokens that spell them.
         """
-        missing = list({s for s in strings if s not in self._encoded})
+        known = self._encoded  # other threads may replace it
+        missing = list({s for s in strings if s not in known})
+        if missing and len(known) + len(missing) > MOST_ENCODED:
+            known = self._encoded = {s: known[s] for s in strings if s in known}
         texts = [s.decode("utf-8", "ignore") for s in missing]
         with name_tokenizer_errors():
             encodings = self._continuing_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -260,8 +264,8 @@ class Vocabulary:
             spelled = b"".join(self.token_bytes[i] or b"\xff" for i in ids)  # 0xff is in no text
             if not s.startswith(spelled):
                 ids, spelled = (), b""
-            self._encoded[s] = ids if spelled == s else ids + self._cut_greedily(s[len(spelled) :])
-        return [self._encoded[s] for s in strings]
+            known[s] = ids if spelled == s else ids + self._cut_greedily(s[len(spelled) :])
+        return [known[s] for s in strings]
 
     def _cut_greedily(self, string: bytes) -> tuple[int, ...]:
         ids = []
