@@ -33,17 +33,16 @@ def source(byte_level, tmp_path_factory):
 @pytest.fixture
 def ended(source, monkeypatch):
     """Let the model, which knows nothing, say nothing but ASCII and end each turn at last."""
-    generate, (letter,) = source.model.generate, source.vocabulary.segment("a").ids.tolist()
+    draw_continuations, (letter,) = answering.draw_continuations, source.vocabulary.segment("a").ids.tolist()
     others = torch.tensor([not (spelled or b"\xff").isascii() for spelled in source.vocabulary.token_bytes])
 
-    def generate_and_end(inputs, **kwargs):
-        rows = generate(inputs, **kwargs)
-        new = rows[:, inputs.shape[1] :]
-        new[others[new]] = letter
-        new[:, -1] = answering.find_ends(source)[0]
-        return rows
+    def draw_and_end(*args, **kwargs):
+        drawn = draw_continuations(*args, **kwargs)
+        drawn[others[drawn]] = letter
+        drawn[:, -1] = answering.find_ends(source)[0]
+        return drawn
 
-    monkeypatch.setattr(source.model, "generate", generate_and_end)
+    monkeypatch.setattr(answering, "draw_continuations", draw_and_end)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +60,12 @@ def draw(source, documents, monkeypatch, drawn):
     ends = answering.find_ends(source)[:1]
     said = iter(drawn)
 
-    def generate(inputs, *, attention_mask, num_return_sequences):
-        assert inputs.shape == attention_mask.shape
-        rows = [source.vocabulary.segment(next(said)).ids.tolist() for _ in range(len(inputs) * num_return_sequences)]
-        rows = [ids + ends for ids in rows]
+    def draw_said(model, prompts, *, each, padding):
+        rows = [source.vocabulary.segment(next(said)).ids.tolist() + ends for _ in range(len(prompts) * each)]
         longest = max(map(len, rows))
-        padded = [ids + ends * (longest - len(ids)) for ids in rows]
-        return torch.cat([inputs.repeat_interleave(num_return_sequences, 0), torch.tensor(padded)], 1)
+        return torch.tensor([ids + [padding] * (longest - len(ids)) for ids in rows])
 
-    monkeypatch.setattr(source.model, "generate", generate)
+    monkeypatch.setattr(answering, "draw_continuations", draw_said)
 
 
 def answer(source, documents, out, **options):
@@ -129,16 +125,16 @@ def test_answers_are_drawn_again_with_the_same_seed(source, ended, documents, tm
 def test_answering_resumes_after_the_batches_that_are_there(source, ended, documents, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "SEQUENCES", 2 * ANSWERS)
     whole = answer(source, documents, tmp_path / "whole")
-    generate, calls = source.model.generate, []
+    draw_continuations, calls = answering.draw_continuations, []
 
     def stop_at_the_second(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(*args, **kwargs)
+        return draw_continuations(*args, **kwargs)
 
-    monkeypatch.setattr(source.model, "generate", stop_at_the_second)
+    monkeypatch.setattr(answering, "draw_continuations", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         answer(source, documents, tmp_path / "cut")
-    monkeypatch.setattr(source.model, "generate", generate)
+    monkeypatch.setattr(answering, "draw_continuations", draw_continuations)
     assert answer(source, documents, tmp_path / "cut") == whole

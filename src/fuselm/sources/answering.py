@@ -19,6 +19,7 @@ from fuselm.documents.cutting import Reader
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.sources.answer_choice import Answers, Choose, split_last_response
 from fuselm.sources.capture import LoadedSource
+from fuselm.sources.drawing import draw_continuations
 from fuselm.sources.writing import make_generation_config, write_readable
 from fuselm.system import atomic_files
 from fuselm.system.errors import name_model_errors
@@ -107,14 +108,12 @@ def _make_batches(prompts: Sequence[list[int]], answers: int) -> list[list[int]]
 
 def _answer(source: LoadedSource, prompts: Sequence[list[int]], answers: int, *, seed: int) -> list[list[str]]:
     """Return the answers to each prompt that were ended and say something."""
-    device, longest = source.model.device, max(map(len, prompts))
-    inputs = torch.tensor([[source.context_token] * (longest - len(ids)) + ids for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    device = source.model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         with name_model_errors(source.model.name_or_path, "answering conversations"):
-            outputs = source.model.generate(inputs, attention_mask=mask, num_return_sequences=answers)
-    rows = outputs[:, longest:].cpu().numpy().reshape(len(prompts), answers, -1)
+            drawn = draw_continuations(source.model, prompts, each=answers, padding=source.context_token)
+    rows = drawn.cpu().numpy().reshape(len(prompts), answers, -1)
     return [[text for row in of if (text := _spell_answer(source, row)) is not None] for of in rows]
 
 

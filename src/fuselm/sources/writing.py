@@ -130,7 +130,8 @@ def make_generation_config(source: LoadedSource, *, tokens: int, min_p: float | 
     silent = [i for i, spelled in enumerate(source.vocabulary.token_bytes) if spelled is None and i not in ends]
     whole = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": min_p}
     drawn = source.model.generation_config.to_diff_dict() if min_p is None else whole
-    drawn |= {"max_length": None, "max_new_tokens": tokens, "do_sample": True, "eos_token_id": sorted(ends) or None}
+    drawn |= {"max_length": None, "max_new_tokens": tokens, "do_sample": True, "num_beams": 1}
+    drawn["eos_token_id"] = sorted(ends) or None
     return GenerationConfig(**{**drawn, "pad_token_id": source.context_token, "suppress_tokens": silent or None})
 
 
