@@ -1,7 +1,9 @@
 """machine.py: how many cores and how much memory are free, from files as Linux writes them."""
 
+import gc
 import os
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,25 @@ def test_processors_with_other_instructions_have_other_keys(system):
         system.write("proc/cpuinfo", f"model name\t: Some CPU\nflags\t\t: {flags}\n\nmodel name\t: Some CPU\n")
         keys.add(machine.hash_processor())
     assert len(keys) == 2 and machine.name_processor() == "Some CPU"
+
+
+@pytest.mark.parametrize(("large", "is_kept"), [(0, False), (1 << 60, True)])
+def test_a_large_process_gives_back_what_holds_itself(large, is_kept, monkeypatch):
+    class Trainer:
+        pass
+
+    monkeypatch.setattr(machine, "LARGE_PROCESS", large)
+    gc.collect()
+    gc.disable()
+    try:
+        trainer = Trainer()
+        trainer.own, found = trainer, weakref.ref(trainer)
+        del trainer
+        machine.release_memory()
+        assert (found() is not None) is is_kept
+    finally:
+        gc.enable()
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50 << 20 < machine.measure_peak_memory() < 1 << 40

@@ -5,8 +5,6 @@ trained on one batch, as the run will do it. Loading models and writing checkpoi
 measured too, because they take most of a small run.
 """
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -142,7 +140,9 @@ class Calibration:
         compilation = 0.0 if stage in self._compiled else compiling.estimate_seconds(stage)
         self._compiled.add(stage)
         return replace(
-            row, seconds=row.tokens * ALIGN_SECONDS + spelled * SPELL_SECONDS + compilation, memory=peak_memory()
+            row,
+            seconds=row.tokens * ALIGN_SECONDS + spelled * SPELL_SECONDS + compilation,
+            memory=machine.measure_peak_memory(),
         )
 
     def _find_target_among_sources(self) -> str:
@@ -168,16 +168,11 @@ class Calibration:
         if key not in self._measured:
             self.pipeline.console.print(make_plain_text(f"calibrating: {title}", style="dim"))
             try:
-                self._measured[key] = replace(measure(), memory=peak_memory())
+                self._measured[key] = replace(measure(), memory=machine.measure_peak_memory())
             except ValueError as error:
                 self._measured[key] = None
                 self.failures.append(str(error))
         return self._measured[key]
-
-
-def peak_memory() -> int:
-    """Return the most that this process has held so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure_reading(pipeline: "Pipeline", name: str, documents: Sequence[Document], *, dtype: str) -> Measured:

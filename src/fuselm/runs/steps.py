@@ -18,7 +18,7 @@ from fuselm.runs.remaining_time import RemainingTime
 from fuselm.runs.stage import Stage
 from fuselm.runs.store_places import StorePlaces
 from fuselm.stores import trust
-from fuselm.system import manifest, part_work, processes, progress, stopping
+from fuselm.system import machine, manifest, part_work, processes, progress, stopping
 from fuselm.system.durations import format_duration
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
@@ -224,6 +224,7 @@ class Maker:
                     on_wait=on_wait if declared.stage.is_shared or processes.is_shard() else None,
                 )
             trust.remember_output(folder)
+        machine.release_memory()
         stopping.note_resumption("it resumes after that")
         self.remaining.count(folder, time.monotonic() - began)
         done_in = make_plain_text(f"  done in {format_duration(time.monotonic() - began)}  ")

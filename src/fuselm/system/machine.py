@@ -4,10 +4,14 @@ Threads of a matrix product wait for each other, so on two cores beside a busy p
 """
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import math
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ SECONDS_OF_SAMPLE = 0.2  # in which the load of others is measured
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # with either, the user has chosen
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+LARGE_PROCESS = 2 << 30  # bytes above which a process looks for memory to give back
 
 _largest: int | None = None  # threads that torch had before `use_free_cores` changed it
 _chosen: int | None = None  # threads that `use_free_cores` gave it
@@ -118,6 +123,25 @@ def measure_available_memory() -> int | None:
                 reclaimable = sum(int(count) for name, count in stat if name == "inactive_file")
                 known.append(max(int(limit - now) + reclaimable, 0))
     return min(known, default=None)
+
+
+def measure_peak_memory() -> int:
+    """Return the most bytes of memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def release_memory() -> None:
+    """Give back memory that a stage left behind, if this process has ever had more than `LARGE_PROCESS`.
+
+    A trainer holds itself, so its weights and moments stay until the garbage collector looks for such cycles; and the C
+    library keeps small pieces of what was freed.
+    """
+    if measure_peak_memory() <= LARGE_PROCESS:
+        return
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _list_cores() -> set[int]:

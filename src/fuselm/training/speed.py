@@ -1,11 +1,11 @@
 """Measure the speed of training: tokens a second, the time that steps wait for data, and memory."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 
 import torch
+
+from fuselm.system import machine
 
 
 class SpeedCounts:
@@ -53,5 +53,4 @@ def measure_memory() -> int:
     """Return the most bytes that this process has held: on its GPU, or else in the machine's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return machine.measure_peak_memory()

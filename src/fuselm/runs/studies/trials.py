@@ -4,7 +4,6 @@ Stage folders are keyed by their recipes, so what arms have in common is made on
 resumes. Nothing else is remembered: what is done is what is there.
 """
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,14 +259,12 @@ def _make_arm(grid: Grid, arm: Arm, seed: int) -> None:
             title = f"trial {trial.number + 1} of {len(arm.trials)}: {describe_settings(trial.settings)}"
             grid.console.print(make_plain_text(title), soft_wrap=True)
         pipeline.train_method(arm.method, needs_weights=False)
-        gc.collect()  # a trainer holds itself, and with it the weights and their moments
     state = grid.read_state(arm, seed)
     if state.awaits_choice:
         raise ValueError(f"seed {arm.chosen_on} has not chosen yet; see there")
     assert state.best_trial is not None
     answer_copies.take_answers(grid.study.output, state.best_trial.task_steps)
     _build_scores(arm)(grid.open_pipeline(arm, seed, state.best_trial.number))
-    gc.collect()
 
 
 def _drop_weights(grid: Grid, seed: int) -> None:
