@@ -205,7 +205,7 @@ def test_templates_are_found_wherever_a_model_has_them(base, tmp_path):
     ("text", "message"),
     [
         ("{{ raise_exception('never') }}", "refuses a question and its answer .*never.*; correct it"),
-        ("{{ 'nothing' }}", "its chat template does not write what messages say; correct it"),
+        ("{{ 'nothing' }}", "its chat template does not write what messages say, in their order; correct it"),
         ("{% if %}", "refuses a question and its answer .*Expected an expression"),
     ],
 )

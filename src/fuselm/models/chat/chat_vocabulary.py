@@ -172,8 +172,10 @@ class ChatVocabulary:
             tokens, starts = turns.choose_content_tokens(encoded, span, strings)
             if turns.is_merged(encoded, span, tokens, starts):
                 differences.append(Difference(message=item.place, what="merged"))
-            if turns.is_swallowed(encoded, span, tokens):
-                differences.append(Difference(message=item.place, what="trimmed" if tokens else "missing"))
+            if not tokens:
+                differences.append(Difference(message=item.place, what=contents.MISSING))
+            elif turns.is_swallowed(encoded, span, tokens):
+                differences.append(Difference(message=item.place, what=contents.TRIMMED))
             end = turns.find_end(encoded, span, set(self.end_ids), anywhere="tool_calls" in item.message.extra)
             if end is None:
                 end = turns.find_next(encoded, span, tokens)
@@ -229,17 +231,17 @@ class ChatVocabulary:
 
 def _probe(name: str, template: templates.Template) -> tuple[Prompting, probing.Probe]:
     """Return how to render a template, and what it writes. Raises `ValueError` if it writes no contents."""
-    refusal = None
+    refusals = []
     for in_parts in (False, True):
         prompting = Prompting(name, template, in_parts=in_parts)
         try:
             if (probe := probing.probe_template(prompting.render)) is not None:
                 return prompting, probe
         except TemplateRefusal as error:
-            refusal = refusal or error
-    if refusal is not None:
-        raise ValueError(f"{name}: its chat template refuses a question and its answer ({refusal}); correct it")
-    raise ValueError(f"{name}: its chat template does not write what messages say; correct it")
+            refusals.append(error)
+    if len(refusals) == 2:  # contents as texts, and in parts
+        raise ValueError(f"{name}: its chat template refuses a question and its answer ({refusals[0]}); correct it")
+    raise ValueError(f"{name}: its chat template does not write what messages say, in their order; correct it")
 
 
 def _list_edges(place: Placed) -> list[int]:

@@ -11,7 +11,7 @@ DIFFERENCES = {
     "trimmed": "white space at a content's ends is left out; the token beside it is not aligned",
     "dropped": "a part of the content is left out, such as `<think>`; the rest is aligned",
     "rewritten": "the content is changed; what is left as it was is aligned",
-    "missing": "the content is left out; the end of the turn is read, and not aligned",
+    "missing": "nothing of the content is left as it was; the end of the turn is read, and not aligned",
     "merged": "a token has some of the template's text and some of the content's; it is not aligned",
     "no end": "no end token stands behind the content; this end is not aligned",
     "end added": "nothing stands behind the last content; the model's end token is put there",
