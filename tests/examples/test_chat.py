@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import chat_models
+import numpy as np
 import pytest
 import tiny_run
 
@@ -106,11 +107,26 @@ def test_an_answer_is_right_up_to_space_case_and_a_full_stop(given, right):
 def test_summary_counts_by_task_and_compares_the_same_questions():
     questions = [{"task": t, "answer": f"{n}"} for t in "ab" for n in range(20)]
     wrong, half = ["x"] * 40, [f"{n}" for n in range(20)] + ["x"] * 20
-    summary = exact_match.summarize(questions, {"base": wrong, "clm": half, "fused": half})
+    summary = exact_match.summarize(questions, [{"base": wrong, "clm": half, "fused": half}])
     assert summary["right"]["clm"] == {"a": 1, "b": 0, "all": 0.5}
-    assert summary["differences"]["fused-clm"] == {"value": 0, "low": 0, "high": 0}
-    assert summary["differences"]["fused-base"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # drawn within each task
+    assert summary["differences"]["fused-clm"]["all"] == {"value": 0, "low": 0, "high": 0}
+    gained = summary["differences"]["fused-base"]
+    assert gained["all"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # drawn within each task
+    assert [gained[task]["value"] for task in "ab"] == [1, 0]
     assert "fused-base: +50.0 [+50.0, +50.0]" in exact_match.render_table(summary)
+
+
+def test_several_runs_are_compared_over_seeds_and_questions():
+    questions = [{"task": t, "answer": f"{n}"} for t in "ab" for n in range(20)]
+    right, some = [f"{n}" for n in range(20)] * 2, [f"{n}" for n in range(20)] + ["x"] * 20
+    runs = [{"clm": some, "fused": right}, {"clm": some, "fused": some}, {"clm": right, "fused": right}]
+    summary = exact_match.summarize(questions, runs)
+    found = summary["differences"]["fused-clm"]["all"]
+    assert found["by_run"] == [0.5, 0, 0] and found["value"] == pytest.approx(1 / 6)
+    reach = 4.302653 * np.std([0.5, 0, 0], ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert (found["low"], found["high"]) == pytest.approx((1 / 6 - reach, 1 / 6 + reach), abs=1e-4)
+    assert summary["right"]["fused"]["all"] == pytest.approx(5 / 6)
+    assert "; by run +50.0, +0.0, +0.0" in exact_match.render_table(summary)
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
@@ -138,7 +154,7 @@ def finished(byte_level, sentence_piece, tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def test_models_of_a_run_are_asked_in_their_own_templates(finished, capsys):
+def test_models_of_a_run_are_asked_in_their_own_templates(finished, tmp_path, capsys):
     arguments = [str(finished), "--models", "base,other,clm,fused", "--limit", "2"]
     assert exact_match.main([*arguments, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -148,7 +164,14 @@ def test_models_of_a_run_are_asked_in_their_own_templates(finished, capsys):
     kept = sorted((finished / "exact_match").iterdir())
     assert exact_match.main([*arguments, "--batch", "3"]) == 0
     assert sorted((finished / "exact_match").iterdir()) == kept  # not asked again
-    assert "| exactly right, % | other | base | clm | fused |" in capsys.readouterr().out
+    assert "| exactly right, % | other | base | clm | fused | fused - clm |" in capsys.readouterr().out
+    (again := tmp_path / "again").mkdir()
+    for name in ("run.json", "config.yaml"):
+        (again / name).write_bytes((finished / name).read_bytes())
+    (again / "train").symlink_to(finished / "train")
+    assert exact_match.main([str(finished), str(again), *arguments[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"]["fused-clm"]["all"]["by_run"] == [0, 0]
+    assert not (again / "exact_match").exists()  # the same models, asked before
 
 
 def test_answers_are_the_same_one_by_one_and_together(finished):
