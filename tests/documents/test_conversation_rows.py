@@ -135,6 +135,8 @@ BAD = {
     "'conversations': turn 1 is from 'alien'; needed is one of": {"conversations": [{"from": "alien", "value": "a"}]},
     "'conversations': turn 1 has no 'value' string": {"conversations": [{"from": "human"}]},
     "'output' is no text": {"instruction": "a", "output": 7},
+    "'messages' is null, so there is no conversation; drop the row": {"messages": None, "domain": "a"},
+    "'completion' is null, so there is no conversation; drop the row": {"prompt": "a", "completion": None},
     "message 2 has half of a surrogate pair": {"prompt": "a", "completion": "\ud800"},
 }
 

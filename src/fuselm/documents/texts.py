@@ -134,6 +134,9 @@ def _find_text(where: str, record: Any, names: Mapping[str, str], renamed: Mappi
             raise BadRow(f"{where}: {error}") from None
     if isinstance(text, str):
         return text
+    fields = [names.get(field, field) for field in conversation_rows.FORMS]
+    if is_object and text is None and (empty := next((f for f in fields if f in record and record[f] is None), None)):
+        raise BadRow(f"{where}: '{empty}' is null, so there is no conversation; drop the row")
     raise ValueError(f"{where}: no '{text_name}' string{_describe_missing_text(record, text_name)}")
 
 
