@@ -64,6 +64,14 @@ def test_a_store_reads_back_what_was_written(folder, traces):
     assert found.manifest["counts"] == {"documents": len(traces), "tokens": tokens, "entries": entries}
 
 
+def test_gold_log_probabilities_are_those_of_whole_traces(folder, traces):
+    found = Store(folder)
+    for trace in map(found.read, found.documents):
+        gold, informed = found.read_gold(trace.document)
+        np.testing.assert_array_equal(gold, trace.distributions.gold)
+        np.testing.assert_array_equal(informed, trace.distributions.informed)
+
+
 def test_a_folder_may_be_a_string_in_the_users_home(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     assert [trace.document for trace in Store("~/store")] == list(TEXTS)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
 
 from fuselm.documents.document import Document
 from fuselm.documents.document_list import DocumentList
@@ -278,11 +280,11 @@ def learn_domain_weights(
             if any(document.id not in store for store in stores.values()):
                 continue
             rows = [
-                tails.apply_temperature(store.read(document.id).distributions, temperature, vocabulary_size)
+                _read_gold(store, document.id, temperature, vocabulary_size)
                 for store, temperature in zip(stores.values(), temperatures, strict=True)
             ]
-            gold.append(np.stack([d.gold for d in rows], axis=1).astype(np.float64))
-            allowed.append(np.stack([d.informed for d in rows], axis=1))
+            gold.append(np.stack([of for of, _ in rows], axis=1).astype(np.float64))
+            allowed.append(np.stack([informed for _, informed in rows], axis=1))
             tokens += len(gold[-1])
         start = np.array(prior, np.float64)
         comparable = np.array([shares.get(domain, 0.0) <= COMPARABLE for shares in unspelled])
@@ -291,3 +293,13 @@ def learn_domain_weights(
         best = learn_weights(np.concatenate(gold), np.concatenate(allowed), start) if gold else start
         learned[domain] = best.tolist()
     return learned
+
+
+def _read_gold(
+    store: Store, document: str, temperature: float, vocabulary_size: int
+) -> tuple[Float[ndarray, "tokens"], Bool[ndarray, "tokens"]]:
+    """Return the gold log-probabilities of a document's rows at a temperature, and which rows carry information."""
+    if temperature == 1.0:
+        return store.read_gold(document)
+    rows = tails.apply_temperature(store.read(document).distributions, temperature, vocabulary_size)
+    return rows.gold, rows.informed

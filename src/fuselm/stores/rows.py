@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm.models.segmentation import count_bytes
@@ -95,6 +95,9 @@ class TrainingRows:
 
 
 TRAINING_COLUMNS = ("document", "tokens", "tail", "counts", "ids", "logprobs")  # the columns that `TrainingRows` needs
+
+
+GOLD_COLUMNS = ("document", "tokens", "gold", "counts")
 
 
 def build_table(traces: Iterable[Trace]) -> pa.Table:
@@ -186,7 +189,8 @@ def flatten_columns(table: pa.Table) -> FlatColumns:
 class RowGroup:
     """Read the documents of a row group from its flat columns, which this object takes over.
 
-    `read_training_rows` needs only `TRAINING_COLUMNS`; `read_trace` needs all columns. `draws` is as in `Store`.
+    `read_training_rows` needs only `TRAINING_COLUMNS`, and `read_gold` only `GOLD_COLUMNS`; `read_trace` needs all
+    columns. `draws` is as in `Store`.
     """
 
     def __init__(self, columns: FlatColumns, *, draws: bool = True):
@@ -220,6 +224,11 @@ class RowGroup:
             logprobs=logprobs[entries],
             tail=tail[tokens],
         )
+
+    def read_gold(self, n: int) -> tuple[Float[ndarray, "tokens"], Bool[ndarray, "tokens"]]:
+        """Return the gold log-probabilities of a document's tokens, and which of them have entries."""
+        tokens = self._slice("tokens", n)
+        return self._flat["gold"][tokens], self._flat["counts"][tokens] > 0
 
     @functools.cached_property
     def _normalised(self) -> tuple[Float[ndarray, "entries"], Float[ndarray, "tokens"]]:

