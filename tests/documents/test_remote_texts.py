@@ -1,7 +1,10 @@
-"""Texts that are read from an S3 server and an HTTP server on loopback equal those on a disk."""
+"""Texts that are read from object stores, the Hub and an HTTP server on loopback equal those on a disk."""
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import s3_address, s3_bucket  # noqa: F401
+from hub_server import TOKEN, Repository, hub  # noqa: F401
+from object_store import az_address, az_bucket, gs_address, gs_bucket, s3_address, s3_bucket  # noqa: F401
 
 from fuselm.documents import file_samples
 from fuselm.documents.text_files import find_files, strip_endings
@@ -58,14 +62,16 @@ def read(names: list[str]) -> list[TextRow]:
     return [row for file in find_files(names) for row in read_texts(file)]
 
 
-def test_texts_on_an_object_store_are_those_of_a_disk(folder, s3_bucket):
+@pytest.mark.parametrize("bucket", ["s3_bucket", "gs_bucket", "az_bucket"])
+def test_texts_on_an_object_store_are_those_of_a_disk(folder, bucket, request):
+    bucket = request.getfixturevalue(bucket)
     for name in NAMES:
-        (s3_bucket / "texts" / name).send(folder / name)
+        (bucket / "texts" / name).send(folder / name)
     expected = read([str(folder)])
     assert len(expected) == 4 * 1009 + 1
-    assert read([f"{s3_bucket}/texts"]) == expected
-    assert read([f"{s3_bucket}/texts/{name}" for name in NAMES]) == expected
-    assert read([f"{s3_bucket}/texts/*.jsonl.zst"]) == read([str(folder / "b.jsonl.zst")])
+    assert read([f"{bucket}/texts"]) == expected
+    assert read([f"{bucket}/texts/{name}" for name in NAMES]) == expected
+    assert read([f"{bucket}/texts/*.jsonl.zst"]) == read([str(folder / "b.jsonl.zst")])
 
 
 def test_a_sample_of_texts_on_an_object_store_is_copied(folder, s3_bucket, tmp_path, monkeypatch):
@@ -86,3 +92,26 @@ def test_texts_behind_a_web_address_are_those_of_a_disk(folder, web_address, mon
     assert read([f"{web_address}/{name}" for name in NAMES]) == read([str(folder)])
     with pytest.raises(ValueError, match=f"{web_address}/absent.jsonl: "):
         read([f"{web_address}/absent.jsonl"])
+
+
+def test_texts_on_the_hub_are_those_of_a_disk(folder, hub, tmp_path):
+    files = {f"data/{name}": (folder / name).read_bytes() for name in NAMES}
+    hub.repositories["datasets", "me/texts"] = Repository(private=True, files=files, commits=1)
+    script = """if True:
+        import json, sys
+        from fuselm.documents.text_files import find_files
+        from fuselm.documents.texts import read_texts
+        rows = [[row for file in find_files([name]) for row in read_texts(file)] for name in sys.argv[1:]]
+        print(json.dumps([[row.text for row in of_name] for of_name in rows]))
+    """
+    names = [f"hf://datasets/me/texts/data{below}" for below in ("", "/*.jsonl.zst", "/c.parquet")]
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("HF_") and "_proxy" not in n.lower()}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    found = subprocess.run(
+        [sys.executable, "-c", script, *names],
+        env=environment | {"HF_HUB_DISABLE_XET": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(found.stdout) == [[row.text for row in read([str(folder)])], TEXTS, TEXTS]

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from object_store import KEY, SECRET, s3_address, s3_bucket  # noqa: F401
+from object_store import (  # noqa: F401
+    AZURE_KEY,
+    KEY,
+    SECRET,
+    az_address,
+    az_bucket,
+    gs_address,
+    gs_bucket,
+    s3_address,
+    s3_bucket,
+)
 from tiny_run import fuselm, summary
 
 
@@ -25,8 +35,9 @@ def run_file(tmp_path, texts, byte_level, sentence_piece) -> Path:
     return tiny_run.write(tmp_path, target=byte_level, sources=sources, rows=tiny_run.short(texts))
 
 
-def test_a_run_on_an_object_store_equals_one_on_a_disk(run_file, tmp_path, s3_bucket):
-    remote = s3_bucket / "runs" / "mine"
+@pytest.mark.parametrize("bucket", ["s3_bucket", "gs_bucket", "az_bucket"])
+def test_a_run_on_an_object_store_equals_one_on_a_disk(run_file, tmp_path, bucket, request):
+    remote = request.getfixturevalue(bucket) / "runs" / "mine"
     outcome = fuselm("run", run_file, cache=tmp_path / "cache")
     assert outcome.code == 0, outcome.err
     outcome = fuselm("run", run_file, f"output={remote}", cache=tmp_path / "other")
@@ -39,5 +50,5 @@ def test_a_run_on_an_object_store_equals_one_on_a_disk(run_file, tmp_path, s3_bu
     assert again.code == 0 and again.stages == [], again.err
     for path in remote.rglob("*"):
         data = path.read_bytes()
-        assert KEY.encode() not in data and SECRET.encode() not in data, path
-    assert KEY not in outcome.err + outcome.out and SECRET not in outcome.err + outcome.out
+        assert not any(secret.encode() in data for secret in (KEY, SECRET, AZURE_KEY)), path
+    assert not any(secret in outcome.err + outcome.out for secret in (KEY, SECRET, AZURE_KEY))

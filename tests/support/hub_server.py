@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -29,7 +29,8 @@ ROUTES = [
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("GET", rf"/api/{REPOSITORY}(/revision/(?P<revision>[^/]+))?", "info"),
-    ("GET", rf"/api/{REPOSITORY}/tree/(?P<revision>[^/]+)", "tree"),
+    ("GET", rf"/api/{REPOSITORY}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+    ("POST", rf"/api/{REPOSITORY}/paths-info/(?P<revision>[^/]+)", "paths_info"),
     ("POST", rf"/api/{REPOSITORY}/preupload/main", "preupload"),
     ("POST", rf"/api/{REPOSITORY}/commit/main", "commit"),
     ("POST", r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
@@ -139,9 +140,22 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in found.files]
         self.send({"id": repo, "sha": found.sha, "private": found.private, "siblings": siblings})
 
-    def answer_tree(self, body: bytes, kind: str, repo: str, revision: str) -> None:
-        found = self.find_readable(kind, repo)
-        self.send([{"type": "file", "path": name} | describe(name, data) for name, data in found.files.items()])
+    def answer_tree(self, body: bytes, kind: str, repo: str, revision: str, folder: str | None) -> None:
+        found, begin = self.find_readable(kind, repo), f"{folder}/" if folder else ""
+        inside = {name: data for name, data in found.files.items() if name.startswith(begin)}
+        if folder and not inside:
+            raise Refusal(404, "EntryNotFound")
+        files = [{"type": "file", "path": name} | describe(name, data) for name, data in inside.items()]
+        if "recursive=true" not in self.path.lower():
+            below = dict.fromkeys(name[len(begin) :].partition("/")[0] for name in inside if "/" in name[len(begin) :])
+            files = [file for file in files if "/" not in file["path"][len(begin) :]]
+            files += [{"type": "directory", "path": begin + name, "oid": "", "size": 0} for name in below]
+        self.send(files)
+
+    def answer_paths_info(self, body: bytes, kind: str, repo: str, revision: str) -> None:
+        found, paths = self.find_readable(kind, repo), parse_qs(body.decode()).get("paths", [])
+        names = [name for name in found.files if name in paths]
+        self.send([{"type": "file", "path": name} | describe(name, found.files[name]) for name in names])
 
     def answer_preupload(self, body: bytes, kind: str, repo: str) -> None:
         self.require_token()
@@ -195,7 +209,11 @@ class Handler(BaseHTTPRequestHandler):
         if path not in found.files:
             raise Refusal(404, "EntryNotFound")
         data = found.files[path]
-        self.send(data, ETag=f'"{find_oid(path, data)}"', **{"X-Repo-Commit": found.sha, "Accept-Ranges": "none"})
+        status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        headers = {"X-Repo-Commit": found.sha, "Accept-Ranges": "none", "ETag": f'"{find_oid(path, data)}"'}
+        if asked:
+            status, data = 206, data[int(asked[1]) : int(asked[2]) + 1]
+        self.send(data, status=status, **headers)
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""

@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from object_store import memory_folder, s3_address, s3_bucket  # noqa: F401
+from object_store import (  # noqa: F401
+    az_address,
+    az_bucket,
+    gs_address,
+    gs_bucket,
+    memory_folder,
+    s3_address,
+    s3_bucket,
+)
 from rich.console import Console
 
 from fuselm.system import atomic_files, manifest, part_work
@@ -49,9 +57,11 @@ def work(folder: str, log: str, environment: dict[str, str]) -> None:
     build(folder, log, SECONDS_PER_PART)
 
 
-def test_killed_processes_leave_the_bytes_of_one(s3_bucket, tmp_path):
+@pytest.mark.parametrize("bucket", ["s3_bucket", "gs_bucket", "az_bucket"])
+def test_killed_processes_leave_the_bytes_of_one(bucket, tmp_path, request):
+    bucket = request.getfixturevalue(bucket)
     build(str(tmp_path / "one"), str(tmp_path / "one.log"), 0.0)
-    folder, log = s3_bucket / "shared", tmp_path / "shared.log"
+    folder, log = bucket / "shared", tmp_path / "shared.log"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["s3fs", "fuselm.system.part_work", "test_remote_parts"])
 

@@ -5,13 +5,23 @@ import pickle
 from pathlib import Path
 
 import pytest
-from object_store import KEY, SECRET, memory_folder, s3_address, s3_bucket  # noqa: F401
+from object_store import (  # noqa: F401
+    KEY,
+    SECRET,
+    az_address,
+    az_bucket,
+    gs_address,
+    gs_bucket,
+    memory_folder,
+    s3_address,
+    s3_bucket,
+)
 
 from fuselm.system import atomic_files, local_copies, remote_paths, temporaries
 from fuselm.system.remote_paths import RemotePath, open_path
 
 
-@pytest.fixture(params=["memory_folder", "s3_bucket", "tmp_path"])
+@pytest.fixture(params=["memory_folder", "s3_bucket", "gs_bucket", "az_bucket", "tmp_path"])
 def folder(request):
     return request.getfixturevalue(request.param) / "run"
 
