@@ -200,7 +200,7 @@ def test_a_source_answers_and_the_target_is_trained_on_its_best_answers(models, 
     asked = ["write.answers={other: 3}", "train.passes=1"]
     asked += ["train.clm.passes=1", f"write.choose={tmp_path}/mine.py:shortest"]
     assert tiny_run.fuselm("plan", file, *asked).code == 0
-    outcome = tiny_run.fuselm("train", file, *asked)
+    outcome = tiny_run.fuselm("run", file, *asked)
     assert outcome.code == 0, outcome.err
     folder = find(tmp_path, "**/write/other+answers-*")
     documents, written = (
@@ -213,6 +213,9 @@ def test_a_source_answers_and_the_target_is_trained_on_its_best_answers(models, 
     store = Store(find(tmp_path, "out/fuse/*"))
     assert all(document.id in store for document in written)
     assert tiny_run.fuselm("train", file, *asked).stages == []
+    size = len(b"Yes it is.\xff") * len(written)
+    for name in ("report.html", "model/README.md"):
+        assert f"{size:,} bytes" in (tmp_path / "out" / name).read_text(encoding="utf-8")
 
 
 def test_the_best_answer_is_the_most_probable_one_per_byte_to_all_sources(

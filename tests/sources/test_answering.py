@@ -96,7 +96,8 @@ def test_the_best_answers_are_conversations_and_the_best_and_worst_pairs(source,
     assert [(d.id, d.origin) for d in written] == [(f"some-answer-{d.id}", d.origin) for d in asked]
     assert all(d.text.responses == [d.text.messages[-1]] for d in written)
     pairs = [json.loads(line) for line in (tmp_path / answering.PAIRS_FILE).read_text().splitlines()]
-    assert counts == {"documents": 5, "asked": 5, "pairs": 5} and len(pairs) == 5
+    size = 5 * len(b"yes\xff")
+    assert counts == {"documents": 5, "bytes": {"a": size}, "asked": 5, "pairs": 5} and len(pairs) == 5
     for pair, document in zip(pairs, asked, strict=True):
         assert pair["chosen"] == [{"role": "assistant", "content": "yes"}]
         assert pair["rejected"] == [{"role": "assistant", "content": "no"}]

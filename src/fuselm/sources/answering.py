@@ -7,6 +7,7 @@ with which preferences can be trained (FuseChat-3.0: Yang et al. 2025, arXiv 250
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def write_answers(
     written = write_readable(written, out, readers)
     for path in paths:
         path.unlink()
-    return {"documents": len(written), "asked": len(prompts), "pairs": len(pairs)}
+    sizes: Counter[str] = Counter()
+    for document in written:
+        sizes[document.domain] += len(document.text.encode())
+    return {"documents": len(written), "bytes": dict(sizes), "asked": len(prompts), "pairs": len(pairs)}
 
 
 def encode_prompt(source: LoadedSource, dialogue: Dialogue) -> list[int]:

@@ -198,7 +198,7 @@ def _render_for_run(template: str, summary: Mapping, **context) -> str:
         verdict=describe_outcome(summary),
         unspelled=describe_unspelled({name: select_unspelled_shares(row) for name, row in summary["models"].items()}),
         mark=lambda name, domain: mark_incomparable(select_unspelled_shares(summary["models"][name]), domain),
-        written_bytes=sum(sum(of["bytes"].values()) for of in summary["written"].values()),
+        written_bytes=sum(sum(of.get("bytes", {}).values()) for of in summary["written"].values()),
         **context,
     )
 
