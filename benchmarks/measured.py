@@ -5,12 +5,13 @@
 
 With it `fuselm study` resumes on another machine where it was on this one: an arm whose history and scores are there is
 not trained again, unless its recipe has changed; nor is a benchmark run again whose outcome is there. Of what models
-answered to tasks the values are kept, and not the texts. `make results` unpacks first. What is kept stays until the
-archive is deleted.
+answered to tasks the values are kept, and not the texts; of a training's history the scores, and not the loss of every
+step. `make results` unpacks first. What is kept stays until the archive is deleted.
 """
 
 import csv
 import io
+import json
 import lzma
 import sys
 import tarfile
@@ -38,7 +39,8 @@ STUDIES = (
     "study-tasks",
     "study-chat",
 )
-NAMES = ("manifest.json", "history.json", "scores.json", "documents.jsonl", answers.NUMBERS)
+HISTORY = "history.json"
+NAMES = ("manifest.json", HISTORY, "scores.json", "documents.jsonl", answers.NUMBERS)
 STAGES = (
     "corpus",
     "train",
@@ -113,7 +115,10 @@ def _take_file(runs: Path, path: Path) -> tuple[str, bytes]:
     """Return a file's name in the archive and what is kept of it."""
     if path.name == answers.ROWS:
         return str(path.with_name(ANSWERS).relative_to(runs)), write_answers_as_text(path.read_bytes())
-    return str(path.relative_to(runs)), path.read_bytes()
+    data = path.read_bytes()
+    if path.name == HISTORY:
+        data = json.dumps({"dev": json.loads(data)["dev"]}, sort_keys=True).encode()
+    return str(path.relative_to(runs)), data
 
 
 def unpack(runs: Path, kept: Path = KEPT) -> int:

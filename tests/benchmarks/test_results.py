@@ -1,5 +1,6 @@
 """benchmarks/measured.py and results.py: what was measured is kept, and the page of results comes of that alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def test_what_is_kept_comes_out_as_it_was_and_more_is_added(tmp_path):
     assert measured.unpack(put(out, **{"apart.json": "there"}), kept) == 5
     wanted = stage("clm-1", 1) | stage("fused-2", 2) | {"peers.json": "anew", "apart.json": "there"}
     assert files(out) == {name: text.encode() for name, text in wanted.items()}
+
+
+def test_of_a_history_only_the_scores_are_kept(tmp_path):
+    name = "study/seed-0/train/clm-1"
+    history = {f"{name}/history.json": '{"dev": [{"step": 0, "average": 1.25}], "log": [{"loss": 3.0}], "speed": []}'}
+    put(tmp_path / "a", **history, **{f"{name}/manifest.json": "{}"})
+    measured.keep(tmp_path / "a", tmp_path / "kept")
+    measured.unpack(tmp_path / "b", tmp_path / "kept")
+    kept = {"dev": [{"average": 1.25, "step": 0}]}
+    assert json.loads((tmp_path / "b" / name / "history.json").read_text()) == kept
 
 
 @pytest.mark.real
