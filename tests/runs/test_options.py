@@ -106,7 +106,10 @@ def test_a_name_of_ours_is_no_other_name_of_the_same_section():
         ("fuse.temperature", "did you mean 'temperatures'?"),
         ("sources.a.torch_dtype", "did you mean 'dtype'?"),
         ("sources.a.path", "did you mean 'model'?"),
-        ("evaluate.zzz", "known: batch_tokens, tasks, include_path, limit, num_fewshot, chat_template, run_code"),
+        (
+            "evaluate.zzz",
+            "known: batch_tokens, prefix_tokens, tasks, include_path, limit, num_fewshot, chat_template, run_code",
+        ),
         ("train.lam", "did you mean 'lambda_clm'?"),
     ],
 )

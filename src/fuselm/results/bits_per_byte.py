@@ -12,6 +12,7 @@ from fuselm.documents.token_counting import count_read_tokens, measure_sizes
 from fuselm.models.locating import Model, locate_model
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.results.command_texts import Named, cut_documents, load_vocabularies, read_rows
+from fuselm.results.texts_in_front import TextsInFront, segment_behind
 from fuselm.system import part_work, progress
 from fuselm.system.part_work import Complete, Fragment
 
@@ -117,9 +118,18 @@ def score_by_parts(
 
 
 def open_scorer(
-    model: Model, vocabulary: Vocabulary, *, dtype: str, batch_tokens: int, server: "Server | None" = None
+    model: Model,
+    vocabulary: Vocabulary,
+    *,
+    dtype: str,
+    batch_tokens: int,
+    server: "Server | None" = None,
+    front: TextsInFront | None = None,
 ) -> "Scorer":
-    """Return what scores documents and reports the tokens that are done: a model loaded for it, or a server."""
+    """Return what scores documents and reports the tokens that are done: a model loaded for it, or a server.
+
+    The model reads the texts of `front` in front of documents; a server reads documents by themselves.
+    """
     from fuselm.results import scoring
 
     if server is not None:
@@ -137,9 +147,11 @@ def open_scorer(
     machine.use_own_gpu()
     loaded, layer = probe.load_tried_model(model, dtype=dtype)
 
+    given = {"context_token": model.context_token, "context_length": model.context_length}
+    behind = None if front is None else functools.partial(segment_behind, front, vocabulary=vocabulary, **given)
+
     def score(documents: Sequence[corpus.Document], advance: Callable[[int], None]) -> list[scoring.Score]:
-        return scoring.score_documents(
-            loaded, layer, vocabulary, model.context_token, documents, batch_tokens=batch_tokens, advance=advance
-        )
+        options = {"batch_tokens": batch_tokens, "advance": advance, "segment": behind}
+        return scoring.score_documents(loaded, layer, vocabulary, model.context_token, documents, **options)
 
     return score

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from fuselm.documents.document import Document
-from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE
+from fuselm.models.segmentation import BITS_PER_UNSPELLED_BYTE, COMPARABLE, Segmentation
 
+Segmenter = Callable[[Document], Segmentation]
 WINDOW_BYTES = 1 << 22  # of text are in memory, tokenized, and grouped into batches by length
 
 
@@ -40,11 +41,13 @@ def score_documents(
     *,
     batch_tokens: int = 1024,
     advance: Callable[[int], None] = lambda tokens: None,
+    segment: Segmenter | None = None,
 ) -> list[Score]:
     """Score a model on documents; the pieces of one document are added up.
 
     `model` is a `transformers` causal LM and `layer` its `forward.OutputLayer`. `advance` is called with the number of
-    tokens that are done. Raises `ValueError` where the model gives NaN.
+    tokens that are done. `segment` says what is read of a document, if that is more than its own tokens. Raises
+    `ValueError` where the model gives NaN.
     """
     import torch
 
@@ -63,6 +66,7 @@ def score_documents(
             documents,
             batch_tokens=batch_tokens,
             advance=advance,
+            segment=segment,
         )
     return sum_pieces(bits, documents, count_unspelled(vocabulary, documents))
 
@@ -77,6 +81,7 @@ def compute_document_bits(
     batch_tokens: int = 1024,
     advance: Callable[[int], None] = lambda tokens: None,
     share: tuple[int, int] = (0, 1),
+    segment: Segmenter | None = None,
 ) -> dict[str, float]:
     """Compute the bits of the tokens of each document, by its id.
 
@@ -91,7 +96,7 @@ def compute_document_bits(
 
     bits: dict[str, float] = {}
     for window in _cut_into_windows(documents):
-        segmentations = [vocabulary.segment(d.text) for d in window]
+        segmentations = [vocabulary.segment(d.text) if segment is None else segment(d) for d in window]
         batches = forward.group_into_batches([len(s.read_ids) for s in segmentations], batch_tokens)
         for number in range(share[0], -(-len(batches) // share[1]) * share[1], share[1]):
             batch = batches[min(number, len(batches) - 1)]  # a share that is short of one computes the last one again

@@ -116,6 +116,12 @@ class RunOptions(Options):
             raise ValueError(
                 "capture.prefix_tokens: does nothing here, because every source is a server or has a store; drop it"
             )
+        servers = [name for name, source in self.sources.items() if isinstance(source, ServerOptions)]
+        if self.evaluate.prefix_tokens and servers:
+            raise ValueError(
+                f"evaluate.prefix_tokens: sources.{servers[0]} is a server, which reads documents by themselves; drop "
+                "one of them"
+            )
         if self.fuse.when == "load" and self.align.method in LEARNED:
             raise ValueError(
                 f"fuse.when: load aligns documents as they are read, and align.method {self.align.method} learns from "

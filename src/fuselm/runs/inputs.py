@@ -37,6 +37,8 @@ class Inputs:
             self.files.append(fetched_datasets.fetch_dataset(request))
             self.file_columns.append({})
         self._check_texts(run.corpus)
+        if self.has_dialogues and run.evaluate.prefix_tokens:
+            raise ValueError("evaluate.prefix_tokens: conversations are scored by themselves; drop it")
         self.target = locate_model(run.target.model, revision=run.target.revision)
         self.servers = {
             name: _build_server(s) for name, s in run.sources.items() if isinstance(s, config.ServerOptions)

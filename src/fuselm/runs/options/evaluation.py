@@ -15,6 +15,12 @@ class EvaluateOptions(Options):
         ge=1,
         description="Read at most this many tokens in one forward pass. The default suits a CPU; raise it on a GPU.",
     )
+    prefix_tokens: int = Field(
+        0,
+        ge=0,
+        description="Let every model read so many tokens of training documents of the domain in front of each held-out "
+        "document, as sources do in capture. Models that run here alone can, and texts alone.",
+    )
     tasks: list[str] = Field(
         [],
         description="Ask all models these tasks of lm-eval: names of tasks, of groups and of tags. `offline` stands "

@@ -9,6 +9,7 @@ from fuselm.runs.options.base import OneOf, Options, Seed
 from fuselm.training.choices import METHODS
 
 SECTIONS = ("corpus", "write", "capture", "align", "fuse", "train", "merge", "evaluate")
+ARM_METHODS: dict[str, str] = {**METHODS, "base": "Train nothing: score the target as it was."}
 FIGURES: dict[str, str] = {
     "bars": "Draw a bar for each arm and domain.",
     "steps": "Draw the development split's bits per byte over the steps of training.",
@@ -49,7 +50,7 @@ class ArmOptions(Options):
     """Define an arm: one way to train."""
 
     like: str | None = Field(None, description="Take everything from this arm that is not given here.")
-    method: Annotated[str, OneOf(METHODS)] | None = Field(
+    method: Annotated[str, OneOf(ARM_METHODS)] | None = Field(
         None, description="Train by this method. An arm needs one, of its own or of the arm that it is `like`."
     )
     sources: Names | None = Field(None, description="Use only these of the run's sources; all if nothing is given.")

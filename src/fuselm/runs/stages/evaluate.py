@@ -9,7 +9,7 @@ from fuselm.models.locating import locate_model
 from fuselm.runs.estimates import Estimate, estimate_step
 from fuselm.runs.stage import Stage, TokenCounts
 from fuselm.runs.stages import corpus, merge, train
-from fuselm.system import atomic_files
+from fuselm.system import atomic_files, manifest
 from fuselm.system.manifest import Recipe
 from fuselm.system.progress import Progress
 from fuselm.training.choices import METHODS
@@ -43,9 +43,10 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         else:
             role = f"source {name}"
         model, fingerprint, dtype = source, source.fingerprint, source_dtype
+    prefix = {"prefix_tokens": run.evaluate.prefix_tokens} if run.evaluate.prefix_tokens else {}
     recipe = Recipe(
         stage=STAGE.name,
-        parameters={"batch_tokens": run.evaluate.batch_tokens, "dtype": dtype, "split": "heldout"},
+        parameters={"batch_tokens": run.evaluate.batch_tokens, "dtype": dtype, "split": "heldout"} | prefix,
         inputs={
             "model": fingerprint,
             "tokenizer": model.tokenizer_fingerprint,
@@ -56,7 +57,7 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
 
     def build(out: Path, shown: Progress) -> dict | None:
         from fuselm.documents import token_counting
-        from fuselm.results import bits_per_byte, scoring
+        from fuselm.results import bits_per_byte, scoring, texts_in_front
 
         located = model
         if name in METHODS:
@@ -65,7 +66,11 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
         else:
             vocabulary = inputs.load_source_vocabulary(name) if name in inputs.sources else inputs.target_vocabulary
         read_in = dtype if name in inputs.servers else precision.choose_dtype(role, located)
-        documents = pipeline.documents.select("heldout")
+        documents, front = pipeline.documents.select("heldout"), None
+        lengths = token_counting.count_read_tokens(vocabulary, documents, reader=inputs.find_reader(role))
+        if tokens := run.evaluate.prefix_tokens:
+            front = texts_in_front.choose_texts_in_front(pipeline.documents.select("train"), tokens)
+            lengths = [length + tokens for length in lengths]
         scores = bits_per_byte.score_by_parts(
             lambda: bits_per_byte.open_scorer(
                 located,
@@ -73,8 +78,9 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
                 dtype=read_in,
                 batch_tokens=run.evaluate.batch_tokens,
                 server=inputs.servers.get(name),
+                front=front,
             ),
-            token_counting.count_read_tokens(vocabulary, documents, reader=inputs.find_reader(role)),
+            lengths,
             documents,
             out,
             progress=shown,
@@ -90,7 +96,11 @@ def evaluate_model(pipeline: "Pipeline", name: str) -> Path:
 def estimate(pipeline: "Pipeline", step: "Step", tokens: TokenCounts) -> Estimate:
     """Estimate the tokens that a model is scored on."""
     model = pipeline.inputs.sources.get(step.name, pipeline.inputs.target)
-    return estimate_step(step, tokens=tokens[model.tokenizer_fingerprint]["heldout"])
+    read = tokens[model.tokenizer_fingerprint]["heldout"]
+    if prefix := pipeline.run.evaluate.prefix_tokens:
+        counts = manifest.read(corpus.make(pipeline))["counts"]["documents"]
+        read += prefix * sum(count for of, count in counts.items() if of.endswith("/heldout"))
+    return estimate_step(step, tokens=read)
 
 
 def calibrate(calibration: "Calibration", step: "Step", row: Estimate) -> Estimate:

@@ -22,7 +22,8 @@ from fuselm.runs.stages.train import FUSED_ONLY_OPTIONS
 from fuselm.system.foreign_text import escape_controls
 
 # Arms may differ in these. All of them hold out the same text: `trials.Grid.check_texts` makes sure of it.
-ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train", "merge")
+SCORED_WITH = "evaluate.prefix_tokens"  # the option of scoring that arms may differ in
+ARM_OPTIONS = ("corpus.files", "corpus.share", "write", "capture", "align", "fuse", "train", "merge", SCORED_WITH)
 FUSED_ONLY_SECTIONS = ("sources", "write", "capture", "align", "fuse", "merge")  # do nothing to clm
 FORBIDDEN = ("output", "seed")  # a study has its own
 
@@ -32,6 +33,7 @@ class Arm:
     """Hold one row of a study. Without a method it is a model as it is: `base`, or a source."""
 
     name: str
+    model: str  # what is scored: the method, `base`, or a source
     method: str | None
     settings: Mapping[str, Any]  # its options of the run, beside its trials'
     sources: Sequence[str]
@@ -124,7 +126,7 @@ def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
         experiments=read.experiments,
     )
     as_they_are = {
-        name: Arm(name=name, method=None, settings={}, sources=sources, trials=({},), seeds=read.seeds)
+        name: Arm(name=name, model=name, method=None, settings={}, sources=sources, trials=({},), seeds=read.seeds)
         for name in ("base", *sources)
     }
     for name in read.arms:
@@ -154,7 +156,7 @@ def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
                 merged[option] = value
     where = f"arms.{name}"
     if merged["method"] is None:
-        raise ValueError(f"{where}.method: missing; clm or fused, or `like` an arm that has one")
+        raise ValueError(f"{where}.method: missing; clm, fused or base, or `like` an arm that has one")
     for option in (*merged["set"], *merged["try"]):
         if "." not in option or not {option, option.split(".")[0]} & set(ARM_OPTIONS):
             raise ValueError(
@@ -170,7 +172,8 @@ def _build_arm(name: str, read: StudyOptions, sources: Sequence[str]) -> Arm:
     combined = [dict(zip(merged["try"], values, strict=True)) for values in itertools.product(*merged["try"].values())]
     return Arm(
         name=name,
-        method=merged["method"],
+        model=merged["method"],
+        method=None if merged["method"] == "base" else merged["method"],
         settings=merged["set"],
         sources=merged["sources"] or list(sources),
         trials=combined,
@@ -205,6 +208,7 @@ def _join_arms(name: str, read: StudyOptions, known: Mapping[str, Arm]) -> Arm:
     _check_choice(where, given.chosen_on, seeds, has_trials=True)
     return Arm(
         name=name,
+        model=arms[0].model,
         method=arms[0].method,
         settings={},
         sources=arms[0].sources,
@@ -230,6 +234,8 @@ def _check_use(where: str, arm: ArmOptions, method: str) -> None:
     given = [*arm.set, *arm.trials, *(["sources"] if arm.sources is not None else [])]
     for option in given:
         stage, _, rest = option.partition(".")
+        if method == "base" and (option != SCORED_WITH or option in arm.trials):
+            raise ValueError(f"{where}: {option}: does nothing to base, which is not trained; drop it")
         of_rows = stage in FUSED_ONLY_SECTIONS or (stage == "train" and rest in ("lambda_clm", *FUSED_ONLY_OPTIONS))
         if of_rows and method == "clm":
             raise ValueError(f"{where}: {option}: does nothing to clm, which is trained on the text alone; drop it")

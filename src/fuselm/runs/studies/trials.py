@@ -203,8 +203,8 @@ def _build_scores(arm: Arm) -> Callable[[Pipeline], object]:
     """Return a function that makes the scores of an arm, for a dry run."""
 
     def measure(pipeline: Pipeline) -> None:
-        pipeline.evaluate_model(arm.method or arm.name)
-        pipeline.ask_model(arm.method or arm.name)
+        pipeline.evaluate_model(arm.model)
+        pipeline.ask_model(arm.model)
 
     return measure
 
