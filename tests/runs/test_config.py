@@ -109,6 +109,22 @@ def test_the_baseline_has_its_own_settings_where_it_says_any(run_file):
     assert (clm.passes, clm.average, clm.lr_schedule) == (3, 2.0, "cosine")
 
 
+def test_the_baseline_may_be_regularised_by_itself(run_file):
+    given = ["train.weight_decay=2", "train.clm={lora_rank: 8, weight_decay: 0, dropout: 0.25}"]
+    train = config.load(run_file(), given).train
+    fused, clm = train.for_method("fused"), train.for_method("clm")
+    assert (fused.weight_decay, fused.lora_rank, fused.dropout) == (2, None, 0)
+    assert (clm.weight_decay, clm.lora_rank, clm.dropout) == (0, 8, 0.25)
+    always = ["learning_rate", "lr_schedule", "passes", "average"]
+    assert list(train.model_dump()["clm"]) == [*always, "weight_decay", "dropout", "lora_rank"]
+
+
+@pytest.mark.parametrize("where", ["train", "train.clm"])
+def test_decay_towards_the_start_needs_a_factor(run_file, where):
+    with pytest.raises(ValueError, match=rf"{where}\.decay_towards: does nothing here, because weight_decay is 0"):
+        config.load(run_file(), [f"{where}={{decay_towards: start, weight_decay: 0}}"])
+
+
 def test_by_default_weights_are_averaged_from_the_first_pass_on_or_half_of_one(run_file):
     for passes, average in ((4, 1), (2, 1), (1, 0.5)):
         train = config.load(run_file(), [f"train.passes={passes}"]).train

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 from fuselm.runs.options.sources import LocalSourceOptions
 from fuselm.system import processes
 from fuselm.system.remote_paths import open_path
+from fuselm.training.choices import METHODS
 
 if TYPE_CHECKING:
     from fuselm.runs.pipeline import Pipeline
     from fuselm.runs.steps import Step
+
+CHECKED = {"trackers", "lora_rank", "lora_modules", "quantize"}  # options of training that may need what is not there
 
 
 def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
@@ -28,8 +31,9 @@ def check_needs(pipeline: "Pipeline", steps: "Sequence[Step]") -> None:
     if any(step.stage.trains for step in steps):
         from fuselm.training import needs
 
-        options = run.train.model_dump(include={"trackers", "lora_rank", "lora_modules", "quantize"})
-        needs.check_training(inputs.target, **options)
+        for method in METHODS:
+            options = run.train.for_method(method).model_dump(include=CHECKED)
+            needs.check_training(inputs.target, **options)
     if any(step.stage.merges for step in steps):
         from fuselm.runs.stages import merge
 

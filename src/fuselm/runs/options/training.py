@@ -20,6 +20,7 @@ from fuselm.training.choices import (
 Rates = Annotated[list[Positive], Field(min_length=1)]
 Average = Literal[False] | Positive
 Schedule = Annotated[str, OneOf(SCHEDULES)]
+OLDER = ("learning_rate", "lr_schedule", "passes", "average")  # options of the baseline that are always written down
 
 
 class BaselineOptions(Options):
@@ -42,6 +43,26 @@ class BaselineOptions(Options):
         description="Keep the mean of the weights of `clm` since this many passes; false keeps the last weights, and "
         "null does as `train`.",
     )
+    weight_decay: NotNegative | None = Field(
+        None, description="Decay the weights of `clm` with this factor; with `train`'s if null."
+    )
+    decay_towards: Annotated[str, OneOf(DECAYS)] | None = Field(
+        None, description="Pull the weights of `clm` towards this; towards what `train` says if null."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Drop this share of what each layer adds while `clm` is trained; `train`'s if null."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Smooth the labels of `clm` by this share; by `train`'s if null."
+    )
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train `clm` by low-rank adapters of this rank; as `train` says if null."
+    )
+
+    @model_serializer(mode="wrap")
+    def _omit_unused(self, write: Any) -> dict[str, Any]:
+        """Leave out newer options without a value, as there were none when older runs were written down."""
+        return {name: value for name, value in write(self).items() if name in OLDER or value is not None}
 
 
 class TrainOptions(Options):
@@ -184,9 +205,8 @@ class TrainOptions(Options):
     @model_validator(mode="after")
     def _check_use(self) -> "TrainOptions":
         """Raise `ValueError` on an option that would do nothing, and on options that exclude each other."""
-        without_lora = self.lora_rank is None and "lora_rank is not set"
+        without_lora = self.lora_rank is None and self.clm.lora_rank is None and "lora_rank is not set"
         unused = {
-            "decay_towards": self.decay_towards == "start" and self.weight_decay == 0 and "weight_decay is 0",
             "jsd_beta": self.divergence != "jsd" and "divergence is not jsd",
             "batch_documents": self.pack_tokens is not None and "pack_tokens says what a batch is",
             **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_modules", "quantize"), without_lora),
@@ -195,6 +215,8 @@ class TrainOptions(Options):
             if why and getattr(self, name) is not None:
                 raise ValueError(f"train.{name}: does nothing here, because {why}; drop one or set the other")
         for where, options in (("train", self.for_method("fused")), ("train.clm", self.for_method("clm"))):
+            if options.decay_towards == "start" and options.weight_decay == 0:
+                raise ValueError(f"{where}.decay_towards: does nothing here, because weight_decay is 0; drop one")
             if options.average >= options.passes:
                 raise ValueError(f"{where}.average: must be below passes, {options.passes} (got {options.average:g})")
         if self.divergence == "reverse_kl" and self.tail == "renormalise":
