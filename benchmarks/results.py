@@ -6,8 +6,8 @@
 
 Takes RUNS/study, RUNS/study-tokens, RUNS/study-parts, RUNS/study-pairwise, RUNS/study-prune, RUNS/study-tasks,
 RUNS/study-baseline, RUNS/study-controls and RUNS/study-second-target (`fuselm study`), and RUNS/apart.json,
-RUNS/peers.json and RUNS/training.json (the benchmarks of these names with `--json`). What is not there is left out, and
-the page says so; a page of which nothing is there stays as it is.
+RUNS/peers.json and RUNS/training.json (the benchmarks of these names with `--json`). Where something is not there, the
+page's section stays as it is, or says so; a page of which nothing is there stays as it is.
 """
 
 import json
@@ -26,6 +26,7 @@ from fuselm.system import atomic_files
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 COLUMNS = 100
+ABSENT = "` has not been run."  # ends what a section says without its experiment
 
 
 def read(path: Path) -> dict | None:
@@ -55,6 +56,19 @@ def wrap(page: str) -> str:
         kept = {"break_long_words": False, "break_on_hyphens": False}
         lines += [line] if is_whole else textwrap.wrap(line, COLUMNS, subsequent_indent=indent, **kept)
     return "\n".join(lines)
+
+
+def keep_sections(made: str, before: str) -> str:
+    """Return the page with those sections of before whose experiment is not there, if they had any numbers."""
+    known = dict(split_sections(before))
+    kept = {n: known[n] for n, text in split_sections(made) if ABSENT in text and ABSENT not in known.get(n, ABSENT)}
+    return "".join(kept.get(name, text) for name, text in split_sections(made))
+
+
+def split_sections(page: str) -> list[tuple[str, str]]:
+    """Return the headings of the page's sections with the text of each; what precedes the first has none."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    return [(part.partition("\n")[0] if part.startswith("## ") else "", part) for part in parts]
 
 
 def tasks(page: Path) -> str | None:
@@ -107,7 +121,9 @@ def main() -> None:
         if len(absent) == len(found):
             print(f"{page}: as it was, for nothing of it is in {runs}")
             continue
-        atomic_files.write_text(page, wrap(environment.get_template(f"{name}.md.jinja").render(found)) + "\n")
+        made = wrap(environment.get_template(f"{name}.md.jinja").render(found)) + "\n"
+        before = page.read_text(encoding="utf-8") if page.is_file() else ""
+        atomic_files.write_text(page, keep_sections(made, before))
         print(f"{page}{': without ' + ', '.join(absent) if absent else ''}")
 
 

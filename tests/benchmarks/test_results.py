@@ -101,3 +101,12 @@ def test_the_page_of_results_is_what_its_commands_make_of_what_was_measured(tmp_
     assert without_tokens((docs / "results.md").read_text(encoding="utf-8")) == without_tokens(page)
     for name in ("study", "study-pairwise"):
         assert files(docs / f"figures/{name}") == files(ROOT / f"docs/figures/{name}")
+
+
+def test_a_section_whose_experiment_is_not_there_stays_as_it_was():
+    absent = f"`fuselm study x.yaml{results.ABSENT}\n\n"
+    made = f"# A\n\n## B\n\n{absent}## C\n\nnew\n\n## D\n\n{absent}"
+    before = f"# Old\n\n## B\n\nnumbers\n\n### B 1\n\nmore\n\n## C\n\nold\n\n## D\n\n{absent}"
+    kept = "# A\n\n## B\n\nnumbers\n\n### B 1\n\nmore\n\n## C\n\nnew\n\n## D\n\n" + absent
+    assert results.keep_sections(made, before) == kept
+    assert results.keep_sections(made, "") == made

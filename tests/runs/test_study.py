@@ -21,6 +21,7 @@ from fuselm.results import bootstrap, verdicts
 from fuselm.results.bootstrap import Bootstrap, pool_seeds
 from fuselm.results.pages import study_page
 from fuselm.results.scoring import Score, compute_bits_per_byte
+from fuselm.runs.options.study import ExperimentOptions
 from fuselm.runs.pipeline import STAGES
 from fuselm.runs.steps import Step
 from fuselm.runs.studies import comparison, study, trials
@@ -177,6 +178,37 @@ def test_one_seed_chooses_among_several_arms_for_all(finished, tmp_path):
     assert [t["settings"] for t in best["0"]["trials"]] == [chosen["settings"]] and best["0"]["trials"][0]["chosen"]
     page = (tmp_path / "copy/study/results.md").read_text()
     assert page.count("\n| best | ") >= 3  # a row of scores, and one of each trial
+
+
+def test_models_as_they_are_may_be_scored_behind_other_texts(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    given = yaml.safe_load((tmp_path / "copy/study.yaml").read_text())
+    arms = {"behind": {"method": "base", "set": {"evaluate.prefix_tokens": 17}, "seeds": [0]}}
+    shown = [{"name": "main", "title": "Main", "arms": ["base", "behind"], "against": "base"}]
+    changed = given | {"arms": arms, "experiments": shown, "output": str(tmp_path / "copy/study")}
+    (tmp_path / "copy/study.yaml").write_text(yaml.safe_dump(changed))
+    outcome = fuselm("study", tmp_path / "copy/study.yaml")
+    assert outcome.code == 0 and outcome.stages == ["evaluate base"], outcome.err
+    (experiment,) = result_of(tmp_path / "copy")["experiments"]
+    assert experiment["differences"]["behind"]["average"]["value"] != 0
+    for method in ("clm", "base"):
+        bad = {"method": method, "set": {"evaluate.batch_tokens" if method == "clm" else "train.passes": 7}}
+        (tmp_path / "copy/study.yaml").write_text(yaml.safe_dump(changed | {"arms": {"behind": bad}}))
+        outcome = fuselm("study", tmp_path / "copy/study.yaml")
+        assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+        assert ("arms differ in" if method == "clm" else "does nothing to base") in outcome.err
+
+
+def test_a_difference_of_one_seed_may_be_too_small_to_judge():
+    rows = [Score(document=str(n), domain="d", bits=1000.0 + n, bytes=1000) for n in range(60)]
+    for more, is_small in ((2.9, True), (3.1, False)):
+        others = [Score(document=s.document, domain="d", bits=s.bits + more, bytes=1000) for s in rows]
+        pools = comparison.Pools({"a": {0: rows, 1: rows}, "b": {0: others, 1: others}})
+        cell = pools.compute_intervals((0,), "b", "a")["average"]
+        assert cell["too_small"] is is_small and verdicts.judge(cell) == ("unknown" if is_small else "worse")
+        several = pools.compute_intervals((0, 1), "b", "a")["average"]
+        assert "too_small" not in several and verdicts.judge(several) == "worse"
+        assert "too_small" not in pools.compute_intervals((0,), "b")["average"]
 
 
 def test_a_seed_waits_for_the_one_that_chooses(tmp_path, byte_level, sentence_piece, texts):
@@ -378,7 +410,7 @@ BAD = {
         "arms.clm.methd: unknown option; did you mean 'method'?",
     ),
     "no method": (
-        {"arms": ARMS | {"clm": {}}}, "arms.clm.method: missing; clm or fused, or `like` an arm that has one"
+        {"arms": ARMS | {"clm": {}}}, "arms.clm.method: missing; clm, fused or base, or `like` an arm that has one"
     ),
     "like nothing": ({"arms": ARMS | {"clm": {"like": "fsed"}}}, "arms.clm.like: no arm 'fsed'; did you mean 'fused'?"),
     "like itself": (
@@ -686,6 +718,22 @@ def test_tokens_needed_are_interpolated_in_their_logarithm(value, expected):
     assert (tokens, bound) == (pytest.approx(expected[0]), expected[1])
 
 
+@pytest.mark.parametrize(("bits", "low", "high"), [(950.0, 2**0.5, 2**0.5), (900.0, None, None), (700.0, None, None)])
+def test_the_tokens_needed_have_an_interval_over_documents(bits, low, high):
+    lines = {"clm": ["clm-1", "clm-2"], "fused": ["fused-1"]}
+    given = {"clm-1": (1000.0, 1000.0), "clm-2": (2000.0, 900.0), "fused-1": (1000.0, bits)}
+    scores = {  # all documents are alike, so there is nothing to be uncertain of
+        name: {0: [Score(document=str(n), domain="d", bits=of, bytes=1000) for n in range(7)]}
+        for name, (_, of) in given.items()
+    }
+    pools = comparison.Pools(scores)
+    values = {name: pools.compute_intervals((0,), name) for name in scores}
+    options = ExperimentOptions(name="a", title="A", lines=lines, against="clm")
+    arms = {name: {"given_tokens": tokens} for name, (tokens, _) in given.items()}
+    (needed,) = comparison._compute_curves(options, arms, values, pools, (0,))["needed"].values()
+    assert (needed["low"], needed["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
 def test_prose_is_text_with_a_little_markup():
     assert study_page.render_prose("a <b> `c<d`\n\n**e** [f](https://g.h/)") == (
         '<p class="note">a &lt;b&gt; <b>c&lt;d</b></p><p class="note"><b>e</b> <a href="https://g.h/">f</a></p>'
@@ -700,5 +748,5 @@ def test_the_examples_are_valid():
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
     assert len(names["study-tokens"].arms) == 9
     tried = {name: sum(len(arm.trials) for arm in of.arms.values() if arm.method) for name, of in names.items()}
-    assert tried["study-baseline"] == 50 and tried["study-controls"] == 13
+    assert tried["study-baseline"] == 50 and tried["study-controls"] == 15
     assert verdicts.TARGETS == ("base", "clm", "fused")

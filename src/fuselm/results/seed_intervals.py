@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
+SMALLEST = 0.003  # bits per byte: another training order alone may change as much, so one seed cannot tell less
 STEPS = 20_000  # of an integral over angles; the quantiles are good to four digits
 LARGEST = 1e6  # degrees of freedom beyond which Student's distribution is the normal one
 

@@ -21,9 +21,9 @@ def judge(difference: Mapping[str, float | None]) -> str:
     """Judge a difference of bits per byte by its interval.
 
     It is `better` if the interval is below zero, `worse` if above, `level` if it holds zero, and `unknown` if there is
-    none.
+    none, or if it is of one seed and too small for that.
     """
-    if difference["low"] is None:
+    if difference["low"] is None or difference.get("too_small"):
         return "unknown"
     if difference["high"] < 0:
         return "better"

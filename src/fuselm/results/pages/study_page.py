@@ -16,6 +16,7 @@ from fuselm.results.pages.figures import Line, Mark
 from fuselm.results.pages.formats import describe_settings, format_bits, format_interval, format_minus
 from fuselm.results.pages.styles import style_source
 from fuselm.results.pages.tasks_table import describe_rows, write_markdown
+from fuselm.results.seed_intervals import SMALLEST
 from fuselm.results.verdicts import judge
 from fuselm.system import atomic_files
 from fuselm.system.foreign_text import escape_controls
@@ -43,7 +44,7 @@ def write_pages(out: Path, result: Mapping[str, Any]) -> None:
             svg = figures.make_standalone(draw(figures.WIDTH), css, experiment["legends"].get(kind, {}))
             atomic_files.write_text(out / "figures" / f"{experiment['name']}-{kind}.svg", svg)
     shared = {"result": result, "experiments": shown, "captions": FIGURES, "arms": _list_trainings(result)}
-    shared |= {"dash": DASH, "describe_settings": describe_settings}
+    shared |= {"dash": DASH, "describe_settings": describe_settings, "smallest": SMALLEST}
     atomic_files.write_text(out / "results.md", rendering.render_template("study.md.jinja", **shared))
     shared |= {"judge": judge, "interval": format_interval, "minus": format_minus, "prose": render_prose}
     shared |= {"verdict": describe_comparisons(result), "draw": figures.draw_for_all_widths}
@@ -173,10 +174,17 @@ def _list_needed_tokens(experiment: Mapping[str, Any]) -> list[dict[str, Any]]:
             "value": p["value"],
             "needed": f"{bounds[needed[p['arm']]['bound']]}{needed[p['arm']]['tokens']:,.0f}",
             "times": f"{bounds[needed[p['arm']]['bound']]}{needed[p['arm']]['times']:.1f}",
+            "interval": _format_times(needed[p["arm"]]),
         }
         for p in points
         if p["arm"] in needed
     ]
+
+
+def _format_times(needed: Mapping[str, Any]) -> str:
+    """Format an interval over documents; an end that the line does not reach is a dash, and nothing is known of two."""
+    ends = [DASH if needed[end] is None else f"{needed[end]:.2f}" for end in ("low", "high")]
+    return "" if ends == [DASH, DASH] else f"[{', '.join(ends)}]"
 
 
 def _list_trials(names: Sequence[str], arms: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from fuselm.results import bootstrap, scoring
 from fuselm.results.bootstrap import Bootstrap, Interval, Resampled
 from fuselm.results.json_numbers import replace_nonfinite
 from fuselm.results.scoring import Score
-from fuselm.results.seed_intervals import adjust_for_comparisons, find_seed_interval
+from fuselm.results.seed_intervals import SMALLEST, adjust_for_comparisons, find_seed_interval
 from fuselm.results.tasks.summary import summarize_seeds
 from fuselm.runs.options.study import ExperimentOptions
 from fuselm.runs.studies import trials
@@ -28,6 +30,7 @@ from fuselm.system import atomic_files, manifest
 from fuselm.system.foreign_text import write_json
 from fuselm.system.public_names import name_options_publicly
 
+ROUNDING = 1e-9  # so near to an end of a line a point is that end
 Scores = Mapping[str, Mapping[int, Sequence[Score]]]  # of arms, by seed
 
 
@@ -63,6 +66,7 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
             "run": study.run_file.name,
             "seeds": list(study.seeds),
             "set": name_options_publicly(study.settings),
+            "models": _name_models(study),
             "sources": list(study.sources),
             "domains": pools.domains,
             "heldout": _count_heldout(scores),
@@ -71,6 +75,15 @@ def compare_arms(grid: trials.Grid) -> dict[str, Any]:
             "version": metadata.version("fuselm"),
         }
     )
+
+
+def _name_models(study: Study) -> dict[str, str]:
+    """Return the file, folder or hub id of the target, as `base`, and of each source that arms have."""
+    names: dict[str, str] = {}
+    for arm in study.arms.values():
+        run = study.run_options(arm, arm.seeds[0], arm.trials[0])
+        names |= {"base": run.target.model, **{name: source.model for name, source in run.sources.items()}}
+    return {name: Path(model).name for name, model in names.items()}
 
 
 class Pools:
@@ -96,7 +109,14 @@ class Pools:
         intervals, errors = drawn.compare(*resampled), drawn.compute_errors(*resampled)
         each = [[scoring.compute_bits_per_byte(self._scores[name][seed]) for name in names] for seed in seeds]
         by_seed = {n: [of[0][n] - sum(rival[n] for rival in of[1:]) for of in each if n in of[0]] for n in intervals}
-        return {name: _widen(interval, by_seed[name], errors[name]) for name, interval in intervals.items()}
+        cells = {name: _widen(interval, by_seed[name], errors[name]) for name, interval in intervals.items()}
+        for cell in cells.values() if against is not None and len(seeds) == 1 else ():
+            cell["too_small"] = abs(cell["value"]) < SMALLEST
+        return cells
+
+    def sample_averages(self, seeds: tuple[int, ...], arm: str) -> Float[ndarray, "resamples"]:
+        """Return an arm's average bits per byte on each resample of documents."""
+        return self._resample(arm, seeds).samples[:, -1]
 
     def compute_averages(self, seeds: tuple[int, ...], arm: str) -> dict[str, float]:
         """Return an arm's average bits per byte, by seed."""
@@ -210,7 +230,7 @@ def _compute_experiment(
     result["p_adjusted"] = _adjust_p_values(result["differences"])
     shares = {name: found for name in names if (found := pools.compute_unspelled_shares(seeds, name))}
     result |= {"unspelled": shares} if shares else {}
-    return result | {"curves": _compute_curves(options, arms, values)} if options.lines else result
+    return result | {"curves": _compute_curves(options, arms, values, pools, seeds)} if options.lines else result
 
 
 def _compare_answers(
@@ -236,8 +256,17 @@ def _find_rivals(options: ExperimentOptions) -> dict[str, str]:
     return {a: b for names in others.values() for a, b in zip(names, rival, strict=False)}
 
 
-def _compute_curves(options: ExperimentOptions, arms: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the points of each line, and the tokens that line `against` needs to reach each point of the others."""
+def _compute_curves(
+    options: ExperimentOptions,
+    arms: Mapping[str, Any],
+    values: Mapping[str, Any],
+    pools: Pools,
+    seeds: tuple[int, ...],
+) -> dict[str, Any]:
+    """Return the points of each line, and the tokens that line `against` needs to reach each point of the others.
+
+    Intervals of tokens are over documents. An end is None where the line does not reach as far.
+    """
     lines = {
         line: [
             {"arm": n, "tokens": arms[n]["given_tokens"], **values[n]["average"]}
@@ -246,11 +275,27 @@ def _compute_curves(options: ExperimentOptions, arms: Mapping[str, Any], values:
         ]
         for line, names in (options.lines or {}).items()
     }
-    rival = [(p["tokens"], p["value"]) for p in lines.get(options.against or "", [])]
+    against = lines.get(options.against or "", [])
+    rival = [(p["tokens"], p["value"]) for p in against]
+    known = [pools.sample_averages(seeds, p["arm"]) for p in against]
     needed = {}
     for point in [p for line, points in lines.items() if line != options.against for p in points] if rival else []:
         tokens, bound = interpolate_tokens_needed(rival, point["value"])
-        needed[point["arm"]] = {"tokens": tokens, "bound": bound, "times": tokens / point["tokens"]}
+        drawn = zip(*known, pools.sample_averages(seeds, point["arm"]), strict=True)
+        found = [
+            interpolate_tokens_needed([(p["tokens"], y) for p, y in zip(against, ys, strict=True)], value)[0]
+            for *ys, value in drawn
+        ]
+        ends = np.quantile(found, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2], method="nearest").tolist()
+        least, most = min(rival)[0] * (1 + ROUNDING), max(rival)[0] * (1 - ROUNDING)
+        low, high = (end / point["tokens"] if least < end < most else None for end in ends)
+        needed[point["arm"]] = {
+            "tokens": tokens,
+            "bound": bound,
+            "times": tokens / point["tokens"],
+            "low": low,
+            "high": high,
+        }
     return {"lines": lines, "needed": needed}
 
 
