@@ -214,7 +214,7 @@ def share_in_shards(run_file: Path, out: str, kills: int, log: Path, seed: int) 
 
 
 def share_on_ray(run_file: Path, out: str, kills: int, log: Path, seed: int) -> int:
-    """Make a run in a worker on each of two Ray nodes, and kill one at random moments; Ray restarts it."""
+    """Make a run in a worker on each of two Ray nodes; kill workers after their first part, and Ray restarts them."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -230,7 +230,7 @@ def share_on_ray(run_file: Path, out: str, kills: int, log: Path, seed: int) -> 
         cluster.add_node(**size)
         ray.init(address=cluster.address, log_to_driver=False)
         ray_runs.RayWorker = shards.SmallRayWorker
-        killer = threading.Thread(target=kill_workers, args=(kills, seed, killed, ended))
+        killer = threading.Thread(target=kill_workers, args=(kills, seed, killed, log, ended))
         killer.start()
         outcome = tiny_run.fuselm("fuse", run_file, f"output={out}", "capture.engine=ray", "capture.workers=2")
         assert outcome.code == 0, outcome.err
@@ -241,11 +241,15 @@ def share_on_ray(run_file: Path, out: str, kills: int, log: Path, seed: int) -> 
     return len(killed)
 
 
-def kill_workers(kills: int, seed: int, killed: list[int], ended: threading.Event) -> None:
-    """Kill workers of Ray that this process's nodes started, one after the other, until the run has ended."""
+def kill_workers(kills: int, seed: int, killed: list[int], log: Path, ended: threading.Event) -> None:
+    """Kill workers of Ray that this process's nodes started, one after the other, until the run has ended.
+
+    Each has made a part before, or on a slow machine none would ever come to make one.
+    """
     moments = random.Random(seed)
-    while len(killed) < kills and not ended.wait(moments.uniform(0.1, 4)):
-        if workers := list_own_workers():
+    while len(killed) < kills and not ended.wait(moments.uniform(0.01, 0.3)):
+        made = {int(line.split()[2]) for line in log.read_text().splitlines()}
+        if workers := [worker for worker in list_own_workers() if worker in made]:
             killed.append(moments.choice(workers))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(killed[-1], signal.SIGKILL)

@@ -1,9 +1,10 @@
 """Measure how training reads its batches, in one run: `python benchmarks/loader.py [--json]`.
 
 `waiting`: the share of a step that waits for data where training takes 10,000 tokens a second (a sleep stands for the
-model), with rows from a fused store and with rows that are aligned and fused as they are read. On captures of two of
-the demo's models (`make models` fetches them) over the training documents of its corpus, which are made once and kept
-under `runs/benchmarks`.
+model), with rows from a fused store and with rows that are aligned and fused as they are read, by each of `--methods`;
+and the microseconds of a core that reading takes, when texts are new to the process and when it has read them before.
+On captures of two of the demo's models (`make models` fetches them) over the training documents of its corpus, which
+are made once and kept under `runs/benchmarks`.
 `start`: seconds until the first batch, and memory, with a synthetic store of many documents; bytes a document are those
 that it takes more than a store of a tenth of them.
 """
@@ -52,6 +53,7 @@ TARGET = "models/smollm2-135m-instruct.gguf"
 SOURCES = ("gemma", "qwen")
 STEPS = 150
 WARM_UP = 10  # steps that are not counted: kernels are read, and maps made
+PASSES = 99  # more than the steps take
 MANY = 1_000_000
 SYNTHETIC_TOKENS = 16  # of a document of the synthetic store
 ORDER = {"passes": 4, "batch_documents": 4, "pack_tokens": None, "seed": 0, "processes": 1}
@@ -61,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON on one line")
     parser.add_argument("--parts", default="waiting,start", help="which to measure")
+    parser.add_argument("--methods", default="branches,span", help="of alignment, for `waiting`")
     parser.add_argument("--rate", type=int, default=10_000, help="tokens a second that training takes")
     parser.add_argument("--documents", type=int, default=MANY, help="of the synthetic store")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -70,7 +73,10 @@ def main() -> None:
     if options.worker:
         print(json.dumps(measure_first_batch(Path(options.worker), options.way)))
         return
-    parts = {"waiting": lambda: measure_waiting(options.rate), "start": lambda: measure_start(options.documents)}
+    parts = {
+        "waiting": lambda: measure_waiting(options.methods.split(","), options.rate),
+        "start": lambda: measure_start(options.documents),
+    }
     result = {name: parts[name]() for name in options.parts.split(",")}
     print(json.dumps(result, indent=None if options.json else 1))
 
@@ -78,32 +84,41 @@ def main() -> None:
 # ---- waiting for data
 
 
-def measure_waiting(rate: int) -> dict:
-    """Return the share of time that steps wait, for each way and number of processes that read ahead."""
+def measure_waiting(methods: list[str], rate: int) -> dict:
+    """Return the share of time that steps wait, by method, way and number of processes that read ahead."""
     target = locate_model(TARGET)
     vocabulary, chosen = load_vocabulary(target), documents()
     vocabularies = {name: load_vocabulary(model_of(name)[0]) for name in SOURCES}
-    with tempfile.TemporaryDirectory() as temporary:
-        fused, fusion = make_both(Path(temporary), target, vocabulary, vocabularies, chosen)
-        ways = {"stored, 0 processes": (fused, 0), "stored, 1 process": (fused, 1)}
-        ways |= {f"load, {n} process{'es' * (n > 1)}": (fusion, n) for n in (1, FUSING_WORKERS)}
-        result, microseconds = {}, {}
-        for name, (rows, workers) in ways.items():
-            dataset = Batches(fusion.choose_documents(chosen), vocabulary, rows, **ORDER | {"passes": 99})
-            result[name] = time_steps(dataset, target.context_token, workers, rate)
-            microseconds[name.partition(",")[0]] = time_reading(dataset)
-    return {"tokens_per_second": rate, "share_of_time": result, "microseconds_a_token": microseconds}
+    result: dict[str, dict] = {"tokens_per_second": rate}
+    for method in methods:
+        with tempfile.TemporaryDirectory() as temporary:
+            fused, fusion = make_both(Path(temporary), method, target, vocabulary, vocabularies, chosen)
+            ways = {"stored, 0 processes": (fused, 0), "stored, 1 process": (fused, 1)} if method == methods[0] else {}
+            ways |= {f"load, {n} process{'es' * (n > 1)}": (fusion, n) for n in (1, FUSING_WORKERS)}
+            shares, microseconds = {}, {}
+            for name, (rows, workers) in ways.items():
+                dataset = Batches(fusion.choose_documents(chosen), vocabulary, rows, **ORDER | {"passes": PASSES})
+                shares[name] = time_steps(dataset, target.context_token, workers, rate)
+                if (way := name.partition(",")[0]) not in microseconds:
+                    microseconds[way] = time_reading(dataset)
+        result[method] = {"share_of_time": shares, "microseconds_a_token": microseconds}
+    return result
 
 
-def make_both(folder: Path, target, vocabulary, vocabularies, chosen) -> tuple[Store, RowFusion]:
+def make_both(folder: Path, method: str, target, vocabulary, vocabularies, chosen) -> tuple[Store, RowFusion]:
     """Return a fused store and the way to make its rows."""
     captures = {name: captured(name, DEFAULT) for name in SOURCES}
-    aligners = {name: Aligner(vocabularies[name], vocabulary) for name in SOURCES}
+
+    def make_aligner(name: str) -> Aligner:
+        return Aligner(vocabularies[name], vocabulary, method=method, traces=Store(captures[name]))
+
     for name in SOURCES:
         manifest.build_once(
             folder / name,
             Recipe(stage="align"),
-            lambda out, name=name: align_store(aligners[name], Store(captures[name]), chosen, out, progress=quiet()),
+            lambda out, name=name: align_store(
+                make_aligner(name), Store(captures[name]), chosen, out, progress=quiet()
+            ),
         )
     recipe = FuseOptions().recipe | {"vocabulary_size": target.output_size}
     aligned = {name: Store(folder / name) for name in SOURCES}
@@ -114,7 +129,7 @@ def make_both(folder: Path, target, vocabulary, vocabularies, chosen) -> tuple[S
     )
     fusion = RowFusion(
         captured={name: Store(captures[name], keep_tokens=KEPT_TOKENS) for name in SOURCES},
-        aligners=aligners,
+        aligners={name: make_aligner(name) for name in SOURCES},
         weights=manifest.read(folder / "fused")["counts"]["weights"],
         temperatures=[1.0] * len(SOURCES),
         options={name: recipe[name] for name in FUSE_OPTIONS},
@@ -142,12 +157,15 @@ def time_steps(dataset: Batches, context_token: int, workers: int, rate: int) ->
     return waited / took
 
 
-def time_reading(dataset: Batches) -> float:
-    """Return the microseconds of one core that it takes to make a batch, for each of its tokens."""
-    for step in range(WARM_UP):
-        dataset[step]
-    began, tokens = time.process_time(), 0
-    for step in range(WARM_UP, STEPS):
+def time_reading(dataset: Batches) -> dict[str, float]:
+    """Return the microseconds of one core for each token, when a text is read first, and when all have been."""
+    return {"first": time_pass(dataset, 0), "later": time_pass(dataset, 1)}
+
+
+def time_pass(dataset: Batches, number: int) -> float:
+    """Return the microseconds of one core for each token of a pass."""
+    began, tokens, steps = time.process_time(), 0, len(dataset) // PASSES
+    for step in range(number * steps, (number + 1) * steps):
         tokens += sum(len(item["tokens"]) for item in dataset[step])
     return 1e6 * (time.process_time() - began) / tokens
 

@@ -4,10 +4,10 @@ Each stage runs in a process of its own, as users run it: seconds and peak memor
 demo's models (`make models` fetches them), models are tiny. Texts are cut from the demo's corpus and repeated.
 
 Two series keep it bounded. Texts of 1 KB go through all stages at 10 and 100 thousand documents, and at a million
-through the corpus stage and a capture. At a million, the other stages are measured with texts of 100 bytes, and so are
-100 thousand of those. A capture is ended after `--seconds`, when its process has opened all documents and read some.
-Then the sources' rows over each text, captured once, are written for all its repetitions, and aligned and fused.
-`texts` is the corpus stage without tokenizers, `first batch` the start of training.
+through the corpus stage and a capture. At a million, all stages are measured with texts of 100 bytes, and so are 100
+thousand of those. Capture, align and fuse are ended when they have used `--seconds` of a core since the first documents
+were on disk, which come with all that is learned first. What a stage needs is made of each text once and then written
+for all its repetitions. `texts` is the corpus stage without tokenizers, `first batch` the start of training.
 
 Measured pieces are kept in `runs/scale/measured.json`; `--series`, `--documents` and `--stages` choose some to measure
 now. `--parts processes` compares align and fuse in one process and in two instead, and needs two free cores.
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,7 +39,7 @@ from fuselm.documents import corpus
 from fuselm.models.locating import locate_model
 from fuselm.runs import config
 from fuselm.runs.pipeline import Pipeline
-from fuselm.stores import store
+from fuselm.stores import store, trust
 from fuselm.system import manifest
 from fuselm.system.progress import Progress
 
@@ -50,12 +51,14 @@ SOURCES = ("one", "two")
 TEXTS = 400  # that are not equal
 HELD_OUT = 20  # of them, in dev and as many in held-out
 STAGES = ("texts", "corpus", "capture", "align", "fuse", "first batch")
-STORED = ("align", "fuse", "first batch")  # what needs captures
+NEEDED = {"align": ("capture",), "fuse": ("capture", "align"), "first batch": ("capture", "align", "fuse")}  # stores
+ENDED = ("capture", "align", "fuse")  # before they are done
 SERIES = {  # bytes of a text: documents, and the stages that they go through
     1000: {10_000: STAGES, 100_000: STAGES, 1_000_000: ("texts", "corpus", "capture")},
     100: {100_000: STAGES, 1_000_000: STAGES},
 }
-COMPARED = 40_000  # documents of 1 KB that are aligned and fused in one process and in two
+COMPARED = 40_000  # documents of 1 KB that are aligned and fused in one process and in two,
+REPEATED = 40  # with so many different texts: each process splits the strings of their rows once
 
 
 def main() -> None:
@@ -65,7 +68,8 @@ def main() -> None:
     parser.add_argument("--series", type=int, choices=sorted(SERIES), help="texts of so many bytes alone")
     parser.add_argument("--documents", type=int, help="a corpus of so many alone")
     parser.add_argument("--stages", default=",".join(STAGES), help="which to measure, in this order")
-    parser.add_argument("--seconds", type=int, default=60, help="after which a capture is ended")
+    parser.add_argument("--method", default="branches", help="of alignment, for `processes`")
+    parser.add_argument("--seconds", type=int, default=60, help="of a core, after which a stage is ended")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -77,7 +81,7 @@ def main() -> None:
     if unknown := set(stages) - set(STAGES):
         parser.error(f"--stages: no stage '{min(unknown)}'; there are {', '.join(STAGES)}")
     if options.parts == "processes":
-        result = measure_processes(options.documents or COMPARED)
+        result = measure_processes(options.documents or COMPARED, options.method)
     else:
         for text_bytes in [options.series] if options.series else SERIES:
             known = SERIES[text_bytes]
@@ -91,13 +95,13 @@ def main() -> None:
 # ---- what is measured on
 
 
-def make_texts(text_bytes: int) -> list[str]:
+def make_texts(text_bytes: int, count: int = TEXTS) -> list[str]:
     """Return texts of about so many bytes, none twice."""
     lines = (ROOT / "examples/corpus/quickstart.jsonl").read_text(encoding="utf-8").splitlines()
     whole = "\n".join(json.loads(line)["text"] for line in lines)
     texts = dict.fromkeys(whole[at : at + text_bytes].strip() for at in range(0, len(whole) - text_bytes, text_bytes))
     texts.pop("", None)
-    return list(texts)[:TEXTS]
+    return list(texts)[:count]
 
 
 def make_model(role: str) -> Path:
@@ -124,10 +128,12 @@ def make_model(role: str) -> Path:
     return folder
 
 
-def write_run(folder: Path, text_bytes: int, size: int | None) -> Path:
+def write_run(
+    folder: Path, text_bytes: int, size: int | None, different: int = TEXTS, sources: Sequence[str] = SOURCES
+) -> Path:
     """Write the texts, each as often as it takes to have `size` to train on (None: once), and a run file."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = make_texts(text_bytes)
+    texts = make_texts(text_bytes, different + 2 * HELD_OUT)
     trained = texts[2 * HELD_OUT :]
     if not (folder / "texts.jsonl").exists():
         rows = [json.dumps({"text": text, "split": "train", "domain": "a"}) + "\n" for text in trained]
@@ -140,7 +146,7 @@ def write_run(folder: Path, text_bytes: int, size: int | None) -> Path:
         "output": str(folder / "run"),
         "store_dir": str(folder / "run"),
         "target": str(make_model("target")),
-        "sources": {name: str(make_model(name)) for name in SOURCES},
+        "sources": {name: str(make_model(name)) for name in sources},
         "corpus": {"files": [str(folder / "texts.jsonl")]},
         "capture": {"policy": "top_k", "top_k": 8},
         "align": {"top_k": 8},
@@ -149,25 +155,26 @@ def write_run(folder: Path, text_bytes: int, size: int | None) -> Path:
     return folder / "run.yaml"
 
 
-def capture_once(text_bytes: int) -> Path:
-    """Return the folder of a run whose sources' rows over each text are captured."""
-    folder = WORK / f"once-{text_bytes}"
-    if not (folder / "captured").exists():
-        measure([sys.executable, "-m", "fuselm", "capture", str(write_run(folder, text_bytes, None))])
-        (folder / "captured").touch()
+def make_once(text_bytes: int, stage: str, different: int = TEXTS) -> Path:
+    """Return the folder of a run that has gone through a stage with each text once."""
+    folder = WORK / (f"once-{text_bytes}" if different == TEXTS else f"once-{text_bytes}-{different}")
+    if not (folder / f"made-{stage}").exists():
+        measure([sys.executable, "-m", "fuselm", stage, str(write_run(folder, text_bytes, None, different))])
+        (folder / f"made-{stage}").touch()
     return folder
 
 
-def repeat_captures(once: Path, folder: Path) -> None:
-    """Write the rows of each text under the ids of all documents with that text, as the run's captures."""
+def repeat_stores(once: Path, folder: Path, stage: str) -> None:
+    """Write a stage's rows of each text under the ids of all documents with that text, as that of the run."""
     pipeline = open_pipeline(folder)
     documents = pipeline.documents.select(split="train")
-    for step in pipeline.dry_run(Pipeline.capture):
-        if step.stage.name != "capture" or manifest.is_finished(step.folder):
+    for step in pipeline.dry_run(getattr(Pipeline, stage)):
+        if step.stage.name != stage or manifest.is_finished(step.folder):
             continue
         shutil.rmtree(step.folder.with_name(step.folder.name + ".partial"), ignore_errors=True)
-        (captured,) = (once / "run" / "capture").glob(f"{step.name}-*")
-        repeat_store(captured, documents.ids, step.folder, step.recipe)
+        (made,) = (once / "run" / stage).glob(f"{step.name}-*" if step.name else "*")
+        repeat_store(made, documents.ids, step.folder, step.recipe)
+        trust.remember_output(step.folder)  # as the stage does
 
 
 def repeat_store(captured: Path, names: pa.ChunkedArray, out: Path, recipe: manifest.Recipe) -> None:
@@ -194,12 +201,12 @@ def measure_size(size: int, text_bytes: int, stages: list[str], seconds: int) ->
     folder = WORK / f"{text_bytes}-{size}"
     run_file = write_run(folder, text_bytes, size)
     for stage in stages:
-        if stage in ("corpus", "align", "fuse"):
+        if stage in ("corpus", *ENDED):
             shutil.rmtree(folder / "run" / stage, ignore_errors=True)
-        if stage in STORED:
-            repeat_captures(capture_once(text_bytes), folder)
-        if stage == "capture":
-            found = measure_capture(run_file, folder / "run" / "capture", seconds)
+        for needed in NEEDED.get(stage, ()):
+            repeat_stores(make_once(text_bytes, needed), folder, needed)
+        if stage in ENDED:
+            found = measure_for(seconds, run_file, stage)
         else:
             found = measure([sys.executable, __file__, "--worker", stage, str(folder)]) | {"documents": size}
         found["megabytes"] = (folder / "texts.jsonl").stat().st_size / 1e6
@@ -222,51 +229,72 @@ def measure(command: list[str], watch=lambda process: None) -> dict:
     return {"seconds": took, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}
 
 
-def measure_capture(run_file: Path, folder: Path, seconds: int) -> dict:
-    """Capture for so many seconds after the first documents are on disk, and count those that come after them."""
+def measure_for(seconds: int, run_file: Path, stage: str) -> dict:
+    """Let a stage use so many seconds of a core after the first documents are on disk, and count those after them."""
+    folder, known = run_file.parent / "run" / stage, dict[Path, int]()
     seen: list[tuple[float, int]] = []
+    looked = 0.0
 
     def watch(process: subprocess.Popen) -> None:
-        if (not seen or time.perf_counter() - seen[-1][0] > 2) and (count := count_captured(folder)):
-            seen.append((time.perf_counter(), count))
-        if seen and time.perf_counter() - seen[0][0] > seconds:
+        nonlocal looked
+        if time.perf_counter() - looked < 0.5:
+            return
+        used, looked = read_cpu_seconds(process.pid), time.perf_counter()
+        if (count := count_documents(folder, known)) > (seen[-1][1] if seen else 0):
+            seen.append((used, count))
+        if seen and used - seen[0][0] > seconds:
             process.send_signal(signal.SIGINT)
             time.sleep(1)
 
-    shutil.rmtree(folder, ignore_errors=True)
-    found = measure([sys.executable, "-m", "fuselm", "capture", str(run_file)], watch)
+    found = measure([sys.executable, "-m", "fuselm", stage, str(run_file)], watch)
     (began, first), (ended, last) = seen[0], seen[-1]
     each = 1e6 * (ended - began) / max(last - first, 1)
     return found | {"documents": last - first, "microseconds_a_document": each}
 
 
-def count_captured(folder: Path) -> int:
-    """Count the documents in a capture's parts and blocks."""
-    total = 0
-    for path in folder.rglob("*.parquet"):
-        try:
-            total += pq.ParquetFile(path).metadata.num_rows * ("index" not in path.name)
-        except (OSError, pa.ArrowException):  # a block has just become a part
-            continue
-    return total
+def read_cpu_seconds(process: int) -> float:
+    """Return the seconds of a core that a process has used; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_processes(size: int) -> dict:
-    """Return the seconds that align and fuse take in one process and in two, and whether the bytes are the same."""
-    folder = WORK / f"1000-{size}"
-    run_file = write_run(folder, 1000, size)
-    repeat_captures(capture_once(1000), folder)
+def count_documents(folder: Path, known: dict[Path, int]) -> int:
+    """Count the documents in the parts and blocks of a stage's first store; `known` has those that were counted."""
+    for store_folder in sorted(folder.glob("*"))[:1]:
+        name = store_folder.name.removesuffix(".partial")
+        for path in folder.rglob("*.parquet"):
+            if name in str(path) and path not in known and "index" not in path.name:
+                try:
+                    known[path] = pq.ParquetFile(path).metadata.num_rows
+                except (OSError, pa.ArrowException):  # a block has just become a part
+                    continue
+    return sum(known[path] for path in known if path.exists())
+
+
+def measure_processes(size: int, method: str) -> dict:
+    """Return the seconds that align and fuse take in one process and in two, and whether the bytes are the same.
+
+    One source is aligned, and two are fused.
+    """
     result: dict[str, dict] = {}
-    for stage in ("align", "fuse"):
+    for stage, needed, sources in (("align", ["capture"], SOURCES[:1]), ("fuse", ["capture", "align"], SOURCES)):
+        folder = WORK / f"{stage}-in-processes-{size}"
+        run_file = write_run(folder, 1000, size, REPEATED, sources)
+        for before in needed:
+            repeat_stores(make_once(1000, before, REPEATED), folder, before)
         seconds, hashes = {}, {}
         for count in (1, 2):
             shutil.rmtree(folder / "run" / stage, ignore_errors=True)
             command = [sys.executable, "-m", "fuselm", stage, str(run_file), f"processes={count}"]
-            seconds[count] = measure(command)["seconds"]
-            made = (folder / "run" / stage).glob("*/manifest.json")
-            hashes[count] = {path.parent.name: manifest.read(path.parent)["files"] for path in made}
+            seconds[count] = measure(command + [f"align.method={method}"] * (stage == "align"))["seconds"]
+            found = (folder / "run" / stage).glob("*/manifest.json")
+            hashes[count] = {path.parent.name: manifest.read(path.parent)["files"] for path in found}
         is_same = bool(hashes[1]) and hashes[1] == hashes[2]
         result[stage] = {"seconds": seconds, "ratio": seconds[1] / seconds[2], "same_bytes": is_same}
+        print(f"{stage}: {result[stage]}", file=sys.stderr, flush=True)
     return result
 
 
@@ -278,7 +306,7 @@ def read_measured() -> dict:
         for smaller, size in zip([None, *ordered], ordered, strict=False):
             for stage, found in sizes[size].items():
                 before = {} if smaller is None else sizes[smaller].get(stage, {})
-                if before and stage not in ("capture", "first batch"):
+                if before and stage not in (*ENDED, "first batch"):
                     more = found["documents"] - before["documents"]
                     found["microseconds_a_document"] = 1e6 * (found["cpu_seconds"] - before["cpu_seconds"]) / more
     return measured
@@ -339,8 +367,6 @@ def read_first_batch(folder: Path) -> None:
 WORKERS = {
     "texts": read_texts,
     "corpus": lambda folder: open_pipeline(folder).make_corpus(),
-    "align": lambda folder: open_pipeline(folder).align(),
-    "fuse": lambda folder: open_pipeline(folder).fuse(),
     "first batch": read_first_batch,
 }
 
