@@ -163,9 +163,8 @@ def test_one_seed_chooses_among_several_arms_for_all(finished, tmp_path):
     }
     shown = [{"name": "main", "title": "Main", "arms": list(arms), "against": "best"}]
     study_file = tmp_path / "copy/study.yaml"
-    study_file.write_text(
-        yaml.safe_dump(given | {"arms": arms, "experiments": shown, "output": str(tmp_path / "copy/study")})
-    )
+    changed = given | {"arms": arms, "experiments": shown, "output": str(tmp_path / "copy/study")}
+    study_file.write_text(yaml.safe_dump(changed, sort_keys=False))
     outcome = fuselm("study", study_file)
     assert outcome.code == 0 and "train" not in outcome.stages, outcome.err  # all of it was trained before
     titles = [line for line in outcome.err.splitlines() if line.startswith("arm ")]
@@ -748,5 +747,5 @@ def test_the_examples_are_valid():
     assert {"paper", "alignment", "fusion", "sources", "lambda", "averaging", "largest"} <= shown["study-parts"]
     assert len(names["study-tokens"].arms) == 9
     tried = {name: sum(len(arm.trials) for arm in of.arms.values() if arm.method) for name, of in names.items()}
-    assert tried["study-baseline"] == 50 and tried["study-controls"] == 15
+    assert tried["study-baseline"] == 65 and tried["study-controls"] == 15
     assert verdicts.TARGETS == ("base", "clm", "fused")

@@ -133,7 +133,10 @@ def _check_study(file: Path, run_file: Path, read: StudyOptions) -> Study:
         if name in as_they_are or name == "average":
             raise ValueError(f"arms.{name}: the name of a model as it is; take another")
     known = as_they_are | {name: _build_arm(name, read, sources) for name in read.arms if not read.arms[name].best_of}
-    known |= {name: _join_arms(name, read, known) for name in read.arms if read.arms[name].best_of}
+    for name in read.arms:  # the best of others may be one of those that are named after it
+        if read.arms[name].best_of:
+            known[name] = _join_arms(name, read, known)
+    known = {name: known[name] for name in (*as_they_are, *read.arms)}  # in the file's order
     _check_experiments(read.experiments, known)
     shown = {name for experiment in read.experiments for name in list_arms(experiment)}
     arms = {}
