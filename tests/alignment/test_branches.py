@@ -6,8 +6,9 @@ import enumeration
 import numpy as np
 import pytest
 
-from fuselm.alignment.aligner import Aligner, align_branches
-from fuselm.alignment.branch_tails import _find_joined_bytes
+from fuselm.alignment import branch_splits
+from fuselm.alignment.aligner import METHODS, Aligner, align_branches
+from fuselm.alignment.branch_tails import _find_joined_bytes, _group_followers
 from fuselm.alignment.follower_draws import draw_evenly, find_follower_end
 from fuselm.alignment.followers import NOTHING, Followers
 from fuselm.models.loading import load_vocabulary
@@ -70,6 +71,37 @@ def test_the_gold_probability_is_that_of_span_and_as_many_tokens_are_informed(by
         )
         np.testing.assert_array_equal(branches.gold, span.gold)
         np.testing.assert_array_equal(branches.informed, span.informed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_do_not_depend_on_what_was_aligned_before(method, byte_level, sentence_piece, texts, monkeypatch):
+    source, target = (load_vocabulary(locate_model(str(folder))) for folder in (byte_level, sentence_piece))
+    documents = [row["text"] for row in texts[:12]]
+    traces = [drawn.trace_of(source, text, np.random.default_rng(0), top_k=12) for text in documents]
+    for trace in traces:  # as equal as a store makes them, so that many entries are level at the cut
+        trace.distributions.logprobs[:] = np.round(trace.distributions.logprobs) - 0.5
+
+    def align(order, most_bytes=branch_splits.MOST_BYTES):
+        monkeypatch.setattr(branch_splits, "MOST_BYTES", most_bytes)
+        aligner = Aligner(source, target, method=method, texts=documents, top_k=6)
+        return {n: aligner.align(traces[n], documents[n]).distributions for n in order}
+
+    forwards = align(range(12))
+    for other in (align(reversed(range(12))), align(range(12), most_bytes=0)):
+        for n in range(12):
+            for field in ("offsets", "ids", "logprobs", "gold", "tail"):
+                np.testing.assert_array_equal(getattr(other[n], field), getattr(forwards[n], field))
+
+
+def test_what_follows_is_in_one_order_however_its_strings_are_numbered():
+    first, cut = np.array([0, 4, 7]), np.zeros(7, bool)
+    joined, following = np.array([3, 1, 3, 2, 0, 2, 0]), np.array([5, -1, 4, 7, 9, 9, 8])
+    renumbered = np.array([2, 3, 0, 1])
+    one = _group_followers(first, np.arange(1.0, 8.0), joined, cut, following)
+    other = _group_followers(first, np.arange(1.0, 8.0), renumbered[joined], cut, following)
+    np.testing.assert_array_equal(renumbered[one[1]], other[1])
+    for k in (0, 2, 3, 4, 5):
+        np.testing.assert_array_equal(one[k], other[k])
 
 
 def test_followers_are_shares_and_rare_tokens_borrow():

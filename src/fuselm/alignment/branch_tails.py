@@ -128,13 +128,21 @@ class TailFinder:
 def _group_followers(
     first: ndarray, weights: ndarray, joined: ndarray, is_cut: ndarray, next_tokens: ndarray
 ) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, ndarray]:
-    """Return the fields `first` to `weights` of `Tails` for tokens whose followers are `first[n]` to `first[n + 1]`."""
+    """Return the fields `first` to `weights` of `Tails` for tokens whose followers are `first[n]` to `first[n + 1]`.
+
+    Strings are in the order in which they first follow a token, as their numbers depend on what was asked before.
+    """
     count, tails, filled = len(first) - 1, 0, 0
     tail_first, begins = np.zeros(count + 1, np.int64), np.zeros(len(joined) + 1, np.int64)
     tail_joined, tail_cut = np.empty(len(joined), np.int64), np.empty(len(joined), np.bool_)
     grouped_next, grouped_weights = np.empty(len(joined), np.int64), np.empty(len(joined))
-    keys = joined << 33 | is_cut.astype(np.int64) << 32 | (next_tokens + 1)
+    keys = is_cut.astype(np.int64) << 32 | (next_tokens + 1)
     for n in range(count):
+        for place in range(first[n], first[n + 1]):
+            same = first[n]
+            while joined[same] != joined[place]:
+                same += 1
+            keys[place] |= (same - first[n]) << 33
         order = first[n] + np.argsort(keys[first[n] : first[n + 1]], kind="mergesort")
         before = np.int64(-1)
         for place in order:
