@@ -53,9 +53,10 @@ def test_rows_equal_explicit_hypotheses(seed):
     chain = enumeration.random_chain(seed)
     texts = [chain.write(40, np.random.default_rng(n)) for n in range(5)]
     aligner, followers = Aligner(source, target, method="branches", texts=texts, top_k=50), Followers(source, texts)
+    follow = branch_rows.follow_with_words(source, target, followers)
     for text, trace in enumeration.write_documents(chain, source, count=7, length=13):
         segmentation = target.segment(text)
-        expected = branch_rows.branch_rows(source, target, trace, segmentation, text.encode(), followers.of)
+        expected = branch_rows.branch_rows(source, target, trace, segmentation, text.encode(), follow)
         found = drawn.rows_of(aligner.align(trace, text).distributions)
         for row, slow in zip(found, expected, strict=True):
             assert row == pytest.approx(slow, abs=1e-5)

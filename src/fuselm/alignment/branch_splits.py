@@ -15,6 +15,7 @@ from fuselm.alignment.followers import Followers
 from fuselm.alignment.key_tables import GrowingArray, KeyTable
 from fuselm.alignment.plain_spelling import find_merges_of_words, is_plain
 from fuselm.alignment.spelling import join_sequences
+from fuselm.alignment.split_groups import group_splits
 from fuselm.models import bpe
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.stores.distributions import Distributions
@@ -29,6 +30,9 @@ class Splits(NamedTuple):
 
     The tokens of split s are those from `token_first[s]` to `token_first[s + 1]`. After them comes one of
     `next_tokens[next_first[s]:next_stop[s]]`, with the weights that sum to the split's, unless nothing is known.
+
+    Splits with the same first token are beside each other: `alike[s]` of them from the first such split on, whose
+    weights sum to `sums[s]`.
     """
 
     first: Int[ndarray, "_"]
@@ -39,6 +43,8 @@ class Splits(NamedTuple):
     next_stop: Int[ndarray, "_"]
     next_tokens: Int[ndarray, "_"]
     next_weights: Float[ndarray, "_"]
+    alike: Int[ndarray, "_"]
+    sums: Float[ndarray, "_"]
 
 
 class _Strings(NamedTuple):
@@ -99,7 +105,7 @@ class Splitter:
         typed = [data[a:b] for a, b in edges]
         of_row = np.zeros(len(begins), np.int64)
         with self._lock:
-            if self._table.nbytes + sum(array.nbytes for array in self._arrays) > MOST_BYTES:
+            if self._table.nbytes + self._tails.nbytes + sum(array.nbytes for array in self._arrays) > MOST_BYTES:
                 self._forget()
             numbers = list(map(self._contexts.get, typed))
             if None in numbers:
@@ -120,7 +126,7 @@ class Splitter:
     def _split_strings(self, keys: Int[ndarray, "keys"], hidden: UInt8[ndarray, "hidden"]) -> None:
         """Split each string with all that may follow it, and remember the splits."""
         ids = keys & 0xFFFFFFFF
-        slots, tails = self._tails.find(ids)
+        slots, tails = self._tails.find(keys >> 32, ids, self._context_edges.items, self._context_bytes.items)
         strings = _Strings(
             contexts=keys >> 32,
             ids=ids,
@@ -136,14 +142,16 @@ class Splitter:
         whole, listed = others.tobytes(), edges.tolist()
         spelled = self._target.encode_bytes([whole[a:b] for a, b in itertools.pairwise(listed)])
         spelled_first, spelled_tokens = join_sequences(spelled)
-        first, weights, token_first, tokens, next_first, next_stop = _split_all(
-            strings,
-            tails,
-            self._merges is not None,
-            self._merges or bpe.compile_merges((), {}, {}),
-            spelled_first,
-            spelled_tokens,
-            np.diff(self._target.packed_bytes[0]),
+        first, weights, token_first, tokens, next_first, next_stop, alike, sums = group_splits(
+            *_split_all(
+                strings,
+                tails,
+                self._merges is not None,
+                self._merges or bpe.compile_merges((), {}, {}),
+                spelled_first,
+                spelled_tokens,
+                np.diff(self._target.packed_bytes[0]),
+            )
         )
         self._first.append(first[1:] + self._weights.count)
         self._token_first.append(token_first[1:] + self._tokens.count)
@@ -152,6 +160,8 @@ class Splitter:
             (self._tokens, tokens),
             (self._next_first, next_first),
             (self._next_stop, next_stop),
+            (self._alike, alike),
+            (self._sums, sums),
         ):
             array.append(items)
         self._table.add(keys)
@@ -164,6 +174,8 @@ class Splitter:
             next_stop=self._next_stop.items,
             next_tokens=tails.next_tokens,
             next_weights=tails.weights,
+            alike=self._alike.items,
+            sums=self._sums.items,
         )
 
     def _number(self, context: bytes | None) -> int:
@@ -181,11 +193,22 @@ class Splitter:
         self._first, self._token_first = GrowingArray(np.int64, (0,)), GrowingArray(np.int64, (0,))
         self._weights, self._tokens = GrowingArray(np.float64), GrowingArray(np.int32)
         self._next_first, self._next_stop = GrowingArray(np.int64), GrowingArray(np.int64)
+        self._alike, self._sums = GrowingArray(np.int64), GrowingArray(np.float64)
         self._arrays = (self._context_bytes, self._first, self._token_first, self._weights, self._tokens)
-        self._arrays += (self._next_first, self._next_stop)
+        self._arrays += (self._next_first, self._next_stop, self._alike, self._sums)
+        self._tails.forget()
         numbers, shares = np.zeros(0, np.int64), np.zeros(0)
         self._splits = Splits(
-            self._first.items, shares, self._token_first.items, np.zeros(0, np.int32), numbers, numbers, numbers, shares
+            first=self._first.items,
+            weights=shares,
+            token_first=self._token_first.items,
+            tokens=np.zeros(0, np.int32),
+            next_first=numbers,
+            next_stop=numbers,
+            next_tokens=numbers,
+            next_weights=shares,
+            alike=numbers,
+            sums=shares,
         )
 
 
@@ -247,6 +270,13 @@ def _write_joined(tails: Tails, tail: int, string: ndarray, end: int) -> tuple[n
 
 @compiled(nogil=True)
 @no_type_check
+def _is_word(tails: Tails, tail: int, end: int) -> bool:
+    """Tell whether what a tail joins makes all `end` bytes before it a token of the target."""
+    return tails.joined[tail] < len(tails.words) and tails.begun[tails.joined[tail]] == end
+
+
+@compiled(nogil=True)
+@no_type_check
 def _list_others(strings: _Strings, tails: Tails, has_merges: bool) -> tuple[ndarray, ndarray]:
     """Return the bytes of all strings that merges alone cannot split, and where each begins, in order."""
     packed, edges, count, filled = np.empty(1024, np.uint8), np.zeros(1024, np.int64), 0, 0
@@ -254,6 +284,8 @@ def _list_others(strings: _Strings, tails: Tails, has_merges: bool) -> tuple[nda
     for n in range(len(strings.ids)):
         string, end = _write_string(strings, n, string)
         for tail in range(tails.first[strings.slots[n]], tails.first[strings.slots[n] + 1] if end else 0):
+            if _is_word(tails, tail, end):
+                continue
             string, size = _write_joined(tails, tail, string, end)
             if has_merges and is_plain(string[:size]):
                 continue
@@ -296,7 +328,9 @@ def _split_all(
             string, size = _write_joined(tails, tail, string, end)
             if size >= len(ids):
                 ids, ranked = np.empty(2 * size, np.int32), np.empty(2 * size, np.int64)
-            if tail == tails.first[strings.slots[n]] or tails.joined[tail] != tails.joined[tail - 1]:
+            if _is_word(tails, tail, end):
+                count, ids[0] = 1, tails.words[tails.joined[tail]]
+            elif tail == tails.first[strings.slots[n]] or tails.joined[tail] != tails.joined[tail - 1]:
                 if has_merges and is_plain(string[:size]):
                     count = bpe.encode(merges, string[:size], ids, ranked)
                 else:

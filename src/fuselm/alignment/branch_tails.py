@@ -6,13 +6,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 
-from fuselm.alignment.follower_draws import IS_SPACE
+from fuselm.alignment import completions
+from fuselm.alignment.completions import Completions
+from fuselm.alignment.follower_draws import IS_SPACE, PRIOR, draw_evenly
 from fuselm.alignment.followers import Followers
 from fuselm.alignment.key_tables import GrowingArray, KeyTable
 from fuselm.alignment.plain_spelling import PlainSpeller
 from fuselm.models.chat.messages import END_OF_TURN
 from fuselm.models.vocabulary import UNMAPPED, Vocabulary
 from fuselm.system.compiling import compiled
+
+FEW_ROWS = 16.0  # from so many rows behind a token on, what they say counts more than which words there are
+MOST_WORDS, WORDS_DRAWN = 24, 8  # that complete a beginning: the most frequent, and so many that stand for all others
 
 
 class Tails(NamedTuple):
@@ -31,6 +36,8 @@ class Tails(NamedTuple):
     weights: Float[ndarray, "_"]
     edges: Int[ndarray, "strings+1"]  # of the strings that are joined
     packed: UInt8[ndarray, "bytes"]
+    words: Int[ndarray, "completing"]  # tokens that the first strings complete
+    begun: Int[ndarray, "completing"]  # bytes of them that are before
 
 
 class TailFinder:
@@ -39,22 +46,51 @@ class TailFinder:
     def __init__(self, source: Vocabulary, target: Vocabulary, followers: Followers):
         self._source, self._followers, self._speller = source, followers, PlainSpeller(target)
         self.joined_bytes = _find_joined_bytes(target)
+        self.completions = Completions(source, target, self.joined_bytes, followers.documents)
+        # The strings that complete words come first, then the empty one
+        completing = self.completions.edges
+        self._empty = len(completing) - 1
+        self._strings: dict[bytes, int] = {b"": self._empty}
+        self._edges, self._packed = GrowingArray(np.int64), GrowingArray(np.uint8)
+        self._edges.append(np.append(completing, completing[-1]))
+        self._packed.append(self.completions.packed)
+        self._goes_on = GrowingArray(np.bool_)
+        self._goes_on.append(np.append(np.ones(self._empty, bool), False))
+        self._known = KeyTable()  # followers, by id, text, and whether the token before them joins them
+        self._known_joined, self._known_cut = GrowingArray(np.int64), GrowingArray(np.bool_)
+        self._known_next = GrowingArray(np.int64)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the tails of all tokens."""
         self._slots = KeyTable()
         self._first, self._begins = GrowingArray(np.int64, (0,)), GrowingArray(np.int64, (0,))
         self._joined, self._is_cut = GrowingArray(np.int64), GrowingArray(np.bool_)
         self._next_tokens, self._weights = GrowingArray(np.int64), GrowingArray(np.float64)
-        self._strings: dict[bytes, int] = {b"": 0}
-        self._edges, self._packed = GrowingArray(np.int64, (0, 0)), GrowingArray(np.uint8)
-        self._known = KeyTable()  # followers, by id, text, and whether the token before them joins them
-        self._known_joined, self._known_cut = GrowingArray(np.int64), GrowingArray(np.bool_)
-        self._known_next = GrowingArray(np.int64)
 
-    def find(self, tokens: Int[ndarray, "tokens"]) -> tuple[Int[ndarray, "tokens"], Tails]:
-        """Return the slot of each token, which must have text, and the tails of all slots."""
-        slots = self._slots.find(tokens)
-        if len(missing := np.unique(tokens[slots < 0])):
-            self._add(missing)
-            slots = self._slots.find(tokens)
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tails."""
+        arrays = (self._first, self._begins, self._joined, self._is_cut, self._next_tokens, self._weights)
+        return self._slots.nbytes + sum(array.nbytes for array in arrays)
+
+    def find(
+        self,
+        contexts: Int[ndarray, "tokens"],
+        tokens: Int[ndarray, "tokens"],
+        context_edges: Int[ndarray, "edges"],
+        context_bytes: UInt8[ndarray, "_"],
+    ) -> tuple[Int[ndarray, "tokens"], Tails]:
+        """Return the slot of each token behind its context, and the tails of all slots. Tokens must have text."""
+        of_words = completions.find_groups(
+            self.completions.table, contexts, tokens, context_edges, context_bytes, *self._source.packed_bytes
+        )
+        keys = (of_words[:, 0] + 1) << 32 | tokens
+        slots = self._slots.find(keys)
+        missing, first = np.unique(keys[slots < 0], return_index=True)
+        if len(missing):
+            self._add(missing, of_words[slots < 0][first])
+            slots = self._slots.find(keys)
         return slots, Tails(
             first=self._first.items,
             joined=self._joined.items,
@@ -64,9 +100,51 @@ class TailFinder:
             weights=self._weights.items,
             edges=self._edges.items,
             packed=self._packed.items,
+            words=self.completions.words,
+            begun=self.completions.begun,
         )
 
-    def _add(self, tokens: Int[ndarray, "tokens"]) -> None:
+    def _add(self, keys: Int[ndarray, "keys"], of_words: Int[ndarray, "keys 4"]) -> None:
+        tokens, of = np.unique(keys & 0xFFFFFFFF, return_inverse=True)
+        grouped = self._group_followers(tokens)
+        stands_alone = of_words[:, 2] == 0
+        shifts = np.where(stands_alone, self._shift_rates(tokens)[of], 0.0)
+        own = PRIOR / self._followers.find_rates(tokens)[1] - PRIOR
+        trusts = (FEW_ROWS / (own + FEW_ROWS))[of]
+        first, joined, is_cut, begins, next_tokens, weights = _complete_words(
+            of,
+            of_words,
+            shifts,
+            trusts,
+            *grouped,
+            self._goes_on.items,
+            self.completions.first,
+            self.completions.weights,
+            self.completions.shares,
+        )
+        self._first.append(first[1:] + self._joined.count)
+        self._begins.append(begins[1:] + self._weights.count)
+        self._joined.append(joined)
+        self._is_cut.append(is_cut)
+        self._next_tokens.append(next_tokens)
+        self._weights.append(weights)
+        self._slots.add(keys)
+
+    def _shift_rates(self, tokens: Int[ndarray, "tokens"]) -> Float[ndarray, "tokens"]:
+        """Return how much more often words go on behind tokens that begin them than followers say.
+
+        Of what a token borrows from its class, half (in logits) is what the target's words say.
+        """
+        rates, borrowed = self._followers.find_rates(tokens)
+        of_words = self.completions.find_rates(self._source, tokens)
+        chosen = (rates > 0) & (rates < 1) & np.isfinite(of_words)
+        both = rates[chosen] / (1 - rates[chosen]) * (of_words[chosen] / (1 - of_words[chosen]))
+        shifts = np.zeros(len(tokens))
+        shifts[chosen] = borrowed[chosen] * (np.sqrt(both) / (1 + np.sqrt(both)) - rates[chosen])
+        return shifts
+
+    def _group_followers(self, tokens: Int[ndarray, "tokens"]) -> tuple[ndarray, ...]:
+        """Return what follows tokens, whatever is before them, in the fields `first` to `weights` of `Tails`."""
         drawn = self._followers.draw(tokens)
         offsets, packed = self._source.packed_bytes
         last = packed[offsets[tokens + 1] - 1][np.repeat(np.arange(len(tokens)), np.diff(drawn.first))]
@@ -77,20 +155,13 @@ class TailFinder:
         if len(missing := np.unique(keys[found < 0])):
             self._learn(missing)
             found = self._known.find(keys)
-        first, joined, is_cut, begins, next_tokens, weights = _group_followers(
+        return _group_followers(
             drawn.first,
             drawn.weights,
             self._known_joined.items[found],
             self._known_cut.items[found],
             self._known_next.items[found],
         )
-        self._first.append(first[1:] + self._joined.count)
-        self._begins.append(begins[1:] + self._weights.count)
-        self._joined.append(joined)
-        self._is_cut.append(is_cut)
-        self._next_tokens.append(next_tokens)
-        self._weights.append(weights)
-        self._slots.add(tokens)
 
     def _learn(self, keys: Int[ndarray, "keys"]) -> None:
         """Split followers into the bytes that join the token before them and the first target token of the rest."""
@@ -117,9 +188,11 @@ class TailFinder:
         self._known_next.append(np.array(next_tokens, np.int64))
 
     def _number(self, string: bytes) -> int:
-        if (number := self._strings.setdefault(string, len(self._strings))) == self._edges.count - 1:
+        number = self._strings.setdefault(string, self._empty + len(self._strings))
+        if number == self._edges.count - 1:
             self._packed.append(np.frombuffer(string, np.uint8))
             self._edges.append(np.array([self._packed.count]))
+            self._goes_on.append(np.array([self.completions.table.is_letter[string[0]]]))
         return number
 
 
@@ -164,6 +237,104 @@ def _group_followers(
         grouped_next[:filled].copy(),
         grouped_weights[:filled].copy(),
     )
+
+
+@compiled(nogil=True)
+@no_type_check
+def _complete_words(
+    of: ndarray,
+    of_words: ndarray,
+    shifts: ndarray,
+    trusts: ndarray,
+    first: ndarray,
+    joined: ndarray,
+    is_cut: ndarray,
+    begins: ndarray,
+    next_tokens: ndarray,
+    weights: ndarray,
+    goes_on: ndarray,
+    group_first: ndarray,
+    word_weights: ndarray,
+    shares: ndarray,
+) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, ndarray]:
+    """Return the fields `first` to `weights` of `Tails` for tokens behind contexts, from those of their tokens `of`.
+
+    Of what goes on with a word, a share completes it (completions.py). Nothing else follows part of a character.
+    """
+    most_tails, most_next = 0, 0
+    for n in range(len(of)):
+        most_tails += first[of[n] + 1] - first[of[n]] + 2 * MOST_WORDS
+        most_next += begins[first[of[n] + 1]] - begins[first[of[n]]] + 2 * MOST_WORDS
+    new_first, new_begins = np.zeros(len(of) + 1, np.int64), np.zeros(most_tails + 1, np.int64)
+    new_joined, new_cut = np.empty(most_tails, np.int64), np.empty(most_tails, np.bool_)
+    new_next, new_weights = np.empty(most_next, np.int64), np.empty(most_next)
+    tails, filled = 0, 0
+    for n in range(len(of)):
+        group, shorter, is_open = of_words[n, 0], of_words[n, 1], of_words[n, 3]
+        going_on, all_of_it = 0.0, 0.0
+        for tail in range(first[of[n]], first[of[n] + 1]):
+            mass = weights[begins[tail] : begins[tail + 1]].sum()
+            all_of_it += mass
+            going_on += mass if goes_on[joined[tail]] else 0.0
+        longer, other = 1.0, 1.0  # factors of what goes on, and of what does not
+        if shifts[n] != 0.0 and 0.0 < going_on < all_of_it:
+            shifted = min(max(going_on + shifts[n], 1e-3 * going_on), 0.999 * all_of_it)
+            longer, other = shifted / going_on, (all_of_it - shifted) / (all_of_it - going_on)
+            going_on = shifted
+        share, shorter_share = 0.0, 0.0
+        if group >= 0:
+            share = shares[of_words[n, 2]] * (1.0 if is_open else trusts[n])
+            if shorter >= 0:
+                shorter_share = (1.0 - share) * (1.0 if is_open else shares[0] * trusts[n])
+            elif is_open:
+                share = 1.0
+        if group >= 0 and is_open:
+            going_on = all_of_it
+        rest = 1.0 - share - shorter_share
+        for tail in range(first[of[n]], first[of[n] + 1]):
+            factor = longer * rest if goes_on[joined[tail]] else 0.0 if is_open and group >= 0 else other
+            if factor <= 0.0:
+                continue
+            new_joined[tails], new_cut[tails] = joined[tail], is_cut[tail]
+            for k in range(begins[tail], begins[tail + 1]):
+                new_next[filled], new_weights[filled] = next_tokens[k], factor * weights[k]
+                filled += 1
+            tails += 1
+            new_begins[tails] = filled
+        if going_on > 0.0:
+            for chosen, mass in ((group, share * going_on), (shorter, shorter_share * going_on)):
+                if mass <= 0.0:
+                    continue
+                shares_of_words = _choose_words(word_weights[group_first[chosen] : group_first[chosen + 1]])
+                for k in range(len(shares_of_words)):
+                    if shares_of_words[k] > 0:
+                        new_joined[tails], new_cut[tails] = group_first[chosen] + k, False
+                        new_next[filled], new_weights[filled] = UNMAPPED, mass * shares_of_words[k]
+                        filled += 1
+                        tails += 1
+                        new_begins[tails] = filled
+        new_first[n + 1] = tails
+    return (
+        new_first,
+        new_joined[:tails].copy(),
+        new_cut[:tails].copy(),
+        new_begins[: tails + 1].copy(),
+        new_next[:filled].copy(),
+        new_weights[:filled].copy(),
+    )
+
+
+@compiled(nogil=True)
+@no_type_check
+def _choose_words(weights: ndarray) -> ndarray:
+    """Return shares that sum to 1: the own ones of the heaviest words, and those of all others on a few of them."""
+    shares = weights / weights.sum()
+    if len(weights) <= MOST_WORDS:
+        return shares
+    light = np.argsort(-weights, kind="mergesort")[MOST_WORDS - WORDS_DRAWN :]
+    light.sort()
+    shares[light] = shares[light].sum() * draw_evenly(weights[light], WORDS_DRAWN) / WORDS_DRAWN
+    return shares
 
 
 def _find_joined_bytes(vocabulary: Vocabulary) -> Bool[ndarray, "256 256"]:

@@ -159,16 +159,27 @@ def find_branches(
             if slot < 0:
                 branches, filled = _add(branches, own, filled, rows.masses[e], rows.within[r], UNKNOWN)
                 continue
-            for s in range(splits.first[slot], splits.first[slot + 1]):
+            begin = rows.first_tokens[e]
+            while begin < len(target_ids) and target_begins[begin] == target_begins[begin + 1]:
+                begin += 1
+            s, stop = splits.first[slot], splits.first[slot + 1]
+            while s < stop:
+                at = splits.token_first[s]
+                token = splits.tokens[at] if at < splits.token_first[s + 1] else -1
+                if token >= 0 and begin < len(target_ids) and token != target_ids[begin] and splits.alike[s] > 0:
+                    branches, filled = _add(branches, own, filled, rows.masses[e] * splits.sums[s], begin, token)
+                    s += splits.alike[s]
+                    continue
                 place, vote = _compare(
                     splits.tokens[splits.token_first[s] : splits.token_first[s + 1]],
                     target_ids,
                     target_begins,
-                    rows.first_tokens[e],
+                    begin,
                 )
                 if vote != UNKNOWN or place == len(target_ids) or splits.next_first[s] == splits.next_stop[s]:
                     mass = rows.masses[e] * splits.weights[s]
                     branches, filled = _add(branches, own, filled, mass, place, vote)
+                    s += 1
                     continue
                 following = place
                 while following < len(target_ids) and target_begins[following] == target_begins[following + 1]:
@@ -181,6 +192,7 @@ def find_branches(
                         branches, filled = _add(branches, own, filled, mass, following + 1, UNKNOWN)
                     else:
                         branches, filled = _add(branches, own, filled, mass, following, token)
+                s += 1
             for b in range(own, filled):
                 if branches[b].vote != UNKNOWN:
                     last_row[branches[b].place] = max(last_row[branches[b].place], r)

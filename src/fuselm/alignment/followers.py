@@ -13,7 +13,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from fuselm.alignment import separation
-from fuselm.alignment.follower_draws import MOST_POOLED, Drawn, Learned, cut_followers, draw_evenly, draw_followers
+from fuselm.alignment.follower_draws import (
+    MOST_POOLED,
+    PRIOR,
+    Drawn,
+    Learned,
+    cut_followers,
+    draw_evenly,
+    draw_followers,
+)
 from fuselm.models.chat.messages import END_OF_TURN, Dialogue
 from fuselm.models.vocabulary import Vocabulary
 from fuselm.stores.store import Store, Trace
@@ -57,6 +65,7 @@ class Followers:
                 break
         nothing = _Entries(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
         entries = _Entries(*(np.concatenate(arrays) for arrays in zip(nothing, *parts, strict=True)))
+        self.documents = documents
         self._learned = self._learn(entries, self._remember(documents))
 
     def draw(self, tokens: Int[ndarray, "tokens"]) -> Drawn:
@@ -64,6 +73,18 @@ class Followers:
         classes = [self._class_of(t) for t in tokens.tolist()]
         kinds, rates = np.array([k for k, _ in classes], np.int64), np.array([r for _, r in classes], np.float64)
         return draw_followers(self._learned, self._find_separate(tokens, kinds), tokens, kinds, rates)
+
+    def find_rates(self, tokens: Int[ndarray, "tokens"]) -> tuple[Float[ndarray, "tokens"], Float[ndarray, "tokens"]]:
+        """Return how often words go on behind tokens of each one's class, and which share it borrows from its class.
+
+        The rate is 0 for a token that does not end with a letter.
+        """
+        letter = KINDS.index("letter")
+        classes = [(_classify(self._token_bytes[t])[0] == letter, self._class_of(t)[1]) for t in tokens.tolist()]
+        rates = np.array([rate if is_word else 0.0 for is_word, rate in classes])
+        sums = np.append(0.0, np.cumsum(self._learned.own_shares))
+        own = sums[self._learned.own_first[tokens + 1]] - sums[self._learned.own_first[tokens]]
+        return rates, PRIOR / (own + PRIOR)
 
     def spell(self, token: int, text: int) -> bytes:
         """Return the bytes of a token that follows, or of none if it is -1, and of the text behind it."""

@@ -28,6 +28,11 @@ class KeyTable:
         """Return the number of each key, or -1."""
         return _find_places(self._keys, self._places, keys)
 
+    @property
+    def arrays(self) -> tuple[Int[ndarray, "slots"], Int[ndarray, "slots"]]:
+        """Return the table of keys, in which compiled code finds a slot, and the number of the key in each slot."""
+        return self._keys, self._places
+
     def add(self, keys: Int[ndarray, "keys"]) -> None:
         """Give the next numbers to keys that have none; each comes once."""
         if 2 * (self.count + len(keys)) > len(self._keys):

@@ -41,6 +41,8 @@ STAGES = {
                 "branch_votes",
                 "branch_splits",
                 "branch_tails",
+                "completions",
+                "split_groups",
                 "follower_draws",
                 "key_tables",
                 "separation",

@@ -45,7 +45,8 @@ def _declare_for_source(pipeline: "Pipeline", name: str, captured: Path, draws: 
         stage=STAGE.name,
         parameters=options
         | {"draws": draws}
-        | ({"followers": "rows"} if options["method"] == "branches" else {})  # versions before learned from texts
+        # Versions before learned from texts, or from rows without the target's words.
+        | ({"followers": "rows and words"} if options["method"] == "branches" else {})
         | ({"token_bytes": "decoded"} if is_corrected else {})
         | row_fusion.describe_sample(pipeline),
         inputs={
