@@ -598,7 +598,7 @@ def test_what_sources_write_is_not_counted_as_text_that_was_given(tmp_path, byte
 def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentence_piece, texts):
     checked = study.load(write(tmp_path, byte_level, sentence_piece, texts))
     run = checked.run_options(checked.arms["fused"], 0, {"train.passes": 3, "train.clm.passes": 2})
-    trial = trials.Trial(settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
+    trial = trials.Trial(number=0, settings={}, run=run, given_tokens=101, written={"other": 0.5, "own": 1.5}, steps=[])
 
     def work(stage: str, name: str) -> float:
         state = {"done": False, "is_asked_for": True, "is_needed": True}

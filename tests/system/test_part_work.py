@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -109,6 +110,36 @@ def test_a_part_that_was_damaged_is_made_again(tmp_path):
 
 def fail() -> None:
     raise RuntimeError
+
+
+def test_what_was_begun_is_ended_when_an_earlier_part_fails(tmp_path):
+    begun, ended, third, failed = [], [], threading.Event(), threading.Event()
+
+    def make_part(number: int):
+        begun.append(number)
+        if number == 2:
+            third.set()
+            failed.wait(60)
+            time.sleep(0.2)
+
+        def complete() -> dict:
+            ended.append(number)
+            if number == 0:
+                third.wait(60)
+                failed.set()
+                raise OSError("full")
+            if number == 2:
+                raise ValueError("not to hide that the disk is full")
+            return {}
+
+        return complete
+
+    (tmp_path / "made.partial").mkdir()
+    progress = Progress(Console(file=io.StringIO()), "parts")
+    with pytest.raises(OSError, match="full"):
+        part_work.make_parts(tmp_path / "made.partial", SIZES, make_part, lambda found: {}, progress=progress, unit="")
+    assert sorted(ended) == begun == [0, 1, 2]
+    assert not list(tmp_path.rglob(".fragment-*"))
 
 
 def test_a_worker_of_another_machine_is_dead_when_it_has_been_silent(tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ Item = TypeVar("Item")
 class Background:
     """Call `work` on each item that is put, in order, in one thread; at most `ahead` items wait.
 
-    The next `put`, or the end of the `with` block, raises what `work` raised; later items are dropped.
+    The next `put`, or the end of the `with` block, raises what `work` raised; `drop` is called on later items, the one
+    of that `put` among them.
     """
 
-    def __init__(self, work: Callable[[Any], None], *, ahead: int = 2):
-        self._work = work
+    def __init__(self, work: Callable[[Any], None], *, ahead: int = 2, drop: Callable[[Any], None] = lambda item: None):
+        self._work, self._drop = work, drop
         self._waiting: queue.Queue = queue.Queue(ahead)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -37,8 +38,12 @@ class Background:
 
     def put(self, item: Any) -> None:
         """Hand over an item; wait while `ahead` items are waiting. Raises what `work` raised of an earlier one."""
-        self._raise()
-        self._waiting.put(item)
+        try:
+            self._raise()
+            self._waiting.put(item)
+        except BaseException:
+            self._drop(item)
+            raise
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -46,12 +51,13 @@ class Background:
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
-            if self._error is not None:
-                continue  # so that nobody waits for room
             try:
-                self._work(item)
+                if self._error is None:
+                    self._work(item)
+                else:  # go on, so that nobody waits for room
+                    self._drop(item)
             except BaseException as error:
-                self._error = error
+                self._error = self._error or error
 
 
 def read_ahead(items: Iterator[Item], ahead: int = 2) -> Iterator[Item]:

@@ -113,7 +113,7 @@ def make_parts(
     with open_claims(out) as claims:
         parts.drop_damaged()
         progress.start(sum(sizes), unit=unit, done=parts.list_done())
-        with Background(parts.commit, ahead=1) as background:
+        with Background(parts.commit, ahead=1, drop=_end_making) as background:
             while (number := parts.claim_next(claims)) is not None:
                 background.put((number, make_part(number)))
         while (number := parts.wait_for_next(claims, folder)) is not None:
@@ -121,6 +121,12 @@ def make_parts(
         if claims.wait_for("finish", lambda: manifest.is_finished(folder)):
             return finish(parts.read_fragments())
     return None
+
+
+def _end_making(made: tuple[int, Complete]) -> None:
+    """End the writing of a part that is not committed, because an earlier one failed; it is resumed later."""
+    with contextlib.suppress(Exception):
+        made[1]()
 
 
 def prepare_once(out: Path, make: Callable[[], Any]) -> Any:
