@@ -24,7 +24,7 @@ from fuselm.results.scoring import Score, compute_bits_per_byte
 from fuselm.runs.options.study import ExperimentOptions
 from fuselm.runs.pipeline import STAGES
 from fuselm.runs.steps import Step
-from fuselm.runs.studies import comparison, study, trials
+from fuselm.runs.studies import comparison, study, study_plan, trials
 from fuselm.system import manifest
 
 ARMS = {
@@ -603,7 +603,7 @@ def test_a_plan_goes_by_the_tokens_that_steps_read(tmp_path, byte_level, sentenc
     def work(stage: str, name: str) -> float:
         state = {"done": False, "is_asked_for": True, "is_needed": True}
         step = Step(stage=STAGES[stage], name=name, title="", folder=tmp_path, recipe=None, inputs=(), **state)
-        return trials._count_work(step, trial)
+        return study_plan._count_work(step, trial)
 
     assert (work("write", "own"), work("capture", "own"), work("fuse", "")) == (151.5, 303, 303)
     assert (work("train", "fused"), work("train", "clm"), work("evaluate", "fused")) == (909, 202, 1)
